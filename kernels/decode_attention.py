@@ -1,0 +1,54 @@
+"""Decode attention of one query over keys that lie in several runs (gathered pages, the tail).
+
+Shapes  q [G, R, D]   runs: list of (k [G, n_i, D], v [G, n_i, D])   out [G, R, D]   lse [G, R] fp32
+Formula one softmax over all runs: out = softmax(scale * q [k_1 .. k_m]^T) [v_1 .. v_m]
+Dtypes  fp16/bf16/fp32; scores, softmax and sum in fp32. Runs may be strided; none may be empty in
+        total.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def decode_attention_reference(
+    q: Tensor, runs: Sequence[tuple[Tensor, Tensor]], *, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The formula, on concatenated runs."""
+    keys = torch.cat([k for k, _ in runs], 1).float()
+    values = torch.cat([v for _, v in runs], 1).float()
+    scores = q.float() @ keys.transpose(1, 2) * scale
+    lse = scores.logsumexp(-1)
+    return (torch.exp(scores - lse.unsqueeze(-1)) @ values).to(q.dtype), lse
+
+
+def decode_attention(
+    q: Tensor, runs: Sequence[tuple[Tensor, Tensor]], *, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Without concatenating: scores of every run go into one buffer, values are summed run by run.
+
+    Raises ValueError if the runs hold no key.
+    """
+    total = sum(k.shape[1] for k, _ in runs)
+    if total == 0:
+        raise ValueError("decode attention over no keys: at least the new token must be among them")
+    scaled = q.float() * scale
+    scores = torch.empty(*q.shape[:2], total, dtype=torch.float32, device=q.device)
+    start = 0
+    for k, _ in runs:
+        stop = start + k.shape[1]
+        torch.matmul(scaled, k.float().transpose(1, 2), out=scores[:, :, start:stop])
+        start = stop
+    top = scores.amax(-1, keepdim=True)
+    weights = scores.sub_(top).exp_()
+    norm = weights.sum(-1, keepdim=True)
+    out = torch.zeros_like(scaled)
+    start = 0
+    for _, v in runs:
+        stop = start + v.shape[1]
+        out = torch.baddbmm(out, weights[:, :, start:stop], v.float())
+        start = stop
+    return (out / norm).to(q.dtype), (norm.log() + top).squeeze(-1)

@@ -1,0 +1,50 @@
+"""Attention of a run of queries over one block of keys, with the log-sum-exp to merge blocks.
+
+Shapes  q [H, T, D]   k, v [G, S, D]   out [H, T, D]   lse [H, T] fp32      (H = G*R)
+Formula out = softmax(scale * q k^T) v;  lse = log sum exp(scale * q k^T)
+Masks   causal: T == S and row t sees columns 0..t
+Dtypes  fp16/bf16/fp32; scores, softmax and lse in fp32
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def prefill_attention_reference(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float, causal: bool
+) -> tuple[Tensor, Tensor]:
+    """The formula, written for the eye."""
+    repeats = q.shape[0] // k.shape[0]
+    keys, values = k.repeat_interleave(repeats, 0).float(), v.repeat_interleave(repeats, 0).float()
+    scores = q.float() @ keys.transpose(1, 2) * scale
+    if causal:
+        seen = torch.ones(scores.shape[1:], dtype=torch.bool, device=q.device).tril()
+        scores = scores.masked_fill(~seen, float("-inf"))
+    lse = scores.logsumexp(-1)
+    return (torch.exp(scores - lse.unsqueeze(-1)) @ values).to(q.dtype), lse
+
+
+def prefill_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
+    """PyTorch's fused attention where it also returns the lse, the reference elsewhere.
+
+    Raises ValueError on shapes that do not fit the contract.
+    """
+    if k.shape != v.shape or q.shape[0] % k.shape[0] or q.shape[2] != k.shape[2]:
+        raise ValueError(f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}: expected [H,T,D], [G,S,D] twice")
+    if causal and q.shape[1] != k.shape[1]:
+        raise ValueError(f"causal attention needs T == S, got {q.shape[1]} and {k.shape[1]}")
+    if q.is_cuda and q.dtype != torch.float32:
+        repeats = q.shape[0] // k.shape[0]
+        k, v = k.repeat_interleave(repeats, 0), v.repeat_interleave(repeats, 0)
+        out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
+            q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0), 0.0, causal, scale=scale
+        )
+        return out[0], lse[0, :, : q.shape[1]]
+    if q.device.type == "cpu" and q.dtype != torch.float16:
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0), 0.0, causal, scale=scale
+        )
+        return out[0], lse[0]
+    return prefill_attention_reference(q, k, v, scale=scale, causal=causal)

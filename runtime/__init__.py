@@ -1,0 +1,46 @@
+"""stratakv: chat with documents far larger than the GPU's memory.
+
+    from stratakv.runtime import Runtime, KVConfig
+
+    rt = Runtime.load("smollm2")
+    chat = rt.chat()
+    chat.read("book.txt")
+    print(chat.send("Who hid the letter?").text)
+
+Names are imported on first use: importing this package loads no model library and starts nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .chat import Chat
+    from .config import GenerationConfig, KVConfig
+    from .errors import DoesNotFitError, ModelFileError, SessionError, StratakvError
+    from .reply import Reply
+    from .runtime import Runtime
+
+__all__ = [
+    "Chat", "DoesNotFitError", "GenerationConfig", "KVConfig", "ModelFileError", "Reply", "Runtime",
+    "SessionError", "StratakvError",
+]  # fmt: skip
+
+_HOMES = {
+    "Chat": "chat",
+    "DoesNotFitError": "errors",
+    "GenerationConfig": "config",
+    "KVConfig": "config",
+    "ModelFileError": "errors",
+    "Reply": "reply",
+    "Runtime": "runtime",
+    "SessionError": "errors",
+    "StratakvError": "errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

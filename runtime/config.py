@@ -1,0 +1,133 @@
+"""What a user may set."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ..retrieval import IndexParams, index_names
+from ..storage.codecs import CODECS
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KVConfig:
+    """Where the KV cache may live and how much of it a decode step reads. 1 GB is 10**9 bytes."""
+
+    gpu_gb: float | None = None
+    """Cap of the device tier. None: from free GPU memory; on a CPU-only machine, no such tier."""
+    host_gb: float | None = None
+    """Cap of the host tier. None: half of the memory that is free once the model is loaded."""
+    disk_gb: float | None = None
+    """Cap of the disk tier; 0 switches it off. None: half of the free disk, at most 64 GB."""
+    path: str | Path | None = None
+    """Store folder. None: `stratakv/kv` in the user's cache directory."""
+    index: str = "auto"
+    """How the tokens that matter are found; see `stratakv.retrieval`."""
+    budget: int | float = 2048
+    """Tokens read per KV head and layer at each decode step, sinks, window and tail included; or a
+    fraction of the context, in (0, 1)."""
+    sink: int = 16
+    """First tokens of the context, always read."""
+    local: int = 64
+    """Most recent tokens, always read."""
+    page_size: int = 16
+    """Tokens per page."""
+    codec: str = "zstd"
+    """Codec of the disk edge: `zstd` (lossless) or `raw`."""
+
+    def __post_init__(self) -> None:
+        for name in ("gpu_gb", "host_gb", "disk_gb"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} is a number of gigabytes from 0, not {value}")
+        if self.host_gb == 0 or self.gpu_gb == 0:
+            raise ValueError("gpu_gb and host_gb are more than 0; leave them out for the default")
+        if self.index not in index_names():
+            raise ValueError(f"index is one of {', '.join(index_names())}; not {self.index!r}")
+        if self.codec not in CODECS:
+            raise ValueError(f"codec is one of {', '.join(sorted(CODECS))}; not {self.codec!r}")
+        self.index_params()
+        self._check_budget()
+
+    def _check_budget(self) -> None:
+        if isinstance(self.budget, float) and not self.budget.is_integer():
+            if not 0 < self.budget < 1:
+                raise ValueError(f"budget is a whole number of tokens or a fraction in (0, 1), not {self.budget}")
+        elif self.budget < self.min_budget:
+            raise ValueError(
+                f"budget is at least {self.min_budget} tokens, not {int(self.budget)}: "
+                f"sink {self.sink} + local {self.local} + two pages of {self.page_size}"
+            )
+
+    @property
+    def min_budget(self) -> int:
+        """Forced tokens, rounded up to pages, the unsealed tail, and one page to choose."""
+        params, size = self.index_params(), self.page_size
+        return (params.units(self.sink, size) + params.units(self.local, size) + 2) * size
+
+    def budget_tokens(self, context: int) -> int:
+        """Tokens to read at a context length."""
+        if self.budget >= 1:
+            return int(self.budget)
+        return max(self.min_budget, math.ceil(self.budget * context))
+
+    def index_params(self) -> IndexParams:
+        return IndexParams(page_size=self.page_size, sink=self.sink, local=self.local)
+
+    def retrieval_settings(self) -> dict[str, Any]:
+        """What the KV of generated tokens depends on."""
+        return {name: getattr(self, name) for name in ("index", "budget", "sink", "local", "page_size")}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerationConfig:
+    """How tokens are chosen; names as in Hugging Face's `GenerationConfig`."""
+
+    max_new_tokens: int = 512
+    do_sample: bool = False
+    temperature: float = 0.7
+    """Used only with `do_sample`, like the next three."""
+    top_p: float = 0.95
+    top_k: int = 50
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop_strings: tuple[str, ...] = ()
+    seed: int | None = None
+    """None: fresh randomness each time."""
+    ignore_eos: bool = False
+    """Go on past the end-of-sequence token (benchmarks)."""
+
+    def __post_init__(self) -> None:
+        checks = {
+            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+            "temperature": (self.temperature > 0, "above 0; for greedy decoding leave do_sample off"),
+            "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
+            "top_k": (self.top_k >= 0, "at least 0 (0 switches it off)"),
+            "min_p": (0 <= self.min_p < 1, "in [0, 1)"),
+            "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
+        }
+        for name, (good, range_text) in checks.items():
+            if not good:
+                raise ValueError(f"{name} is {range_text}, not {getattr(self, name)}")
+
+    @classmethod
+    def from_kwargs(cls, base: GenerationConfig | None = None, **kwargs: Any) -> GenerationConfig:
+        """Keyword arguments over `base`; knows the aliases `max_tokens` and `stop`.
+
+        Raises ValueError for an unknown name.
+        """
+        for alias, name in (("max_tokens", "max_new_tokens"), ("stop", "stop_strings")):
+            if alias in kwargs:
+                kwargs[name] = kwargs.pop(alias)
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(kwargs) - known)
+        if unknown:
+            raise ValueError(f"unknown generation argument(s) {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        stops = kwargs.get("stop_strings")
+        if isinstance(stops, str):
+            kwargs["stop_strings"] = (stops,)
+        elif stops is not None:
+            kwargs["stop_strings"] = tuple(stops)
+        return cls(**{**(asdict(base) if base else {}), **kwargs})

@@ -1,0 +1,331 @@
+"""Prefill and decode.
+
+Prefill is layer-major: a span of tokens goes through layer l before any of it enters layer l + 1,
+so only one layer's K and V need room on the compute device. Rows go in chunks on a fixed grid of
+positions; a prompt longer than one span is several spans, and what earlier spans sealed survives an
+interruption.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ..retrieval import Index
+from ..storage import CorruptPageError, RecordError, TieredStore
+from .config import KVConfig
+from .interrupt import Interrupts
+from .layer_cache import SlidingLayer, TieredLayer
+from .model import Model
+from .sequence import GENERATED, PROMPT, Sequence
+from .workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+STATE_EVERY = 256
+"""A prefill of at least this many tokens leaves the sliding layers' state for later prefixes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a prefill is. `processed` counts whole-model tokens; both include `cached` ones."""
+
+    total: int
+    cached: int
+    processed: int
+    elapsed_s: float
+
+    @property
+    def eta_s(self) -> float:
+        """Seconds to go at the average speed so far; infinite before the first step."""
+        done = self.processed - self.cached
+        return self.elapsed_s * (self.total - self.processed) / done if done else float("inf")
+
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """What a prefill did. `logits` `[vocabulary]` of the last token, unless they were not wanted."""
+
+    logits: Tensor | None
+    num_cached: int
+    num_computed: int
+
+
+class Engine:
+    """One model over one store. Not re-entrant: one call at a time."""
+
+    def __init__(
+        self, model: Model, store: TieredStore, index: Index, config: KVConfig, workspace: Workspace, chunk: int
+    ) -> None:
+        self.model, self.store, self.index, self.config = model, store, index, config
+        self.workspace, self.chunk = workspace, chunk
+        self.interrupts = Interrupts()
+        self.num_steps = 0
+        self.tokens_read = 0
+        settings = json.dumps({**config.retrieval_settings(), "index": index.name}, sort_keys=True)
+        self.salt = hashlib.blake2b(settings.encode(), digest_size=16).digest()
+
+    def new_sequence(self) -> Sequence:
+        sequence = Sequence([], self.config.page_size, self.salt)
+        layout, model = self.store.layout, self.model
+        for layer, window in enumerate(model.windows):
+            if window is not None:
+                sequence.layers.append(SlidingLayer(layer, window, layout, model.dtype, model.device))
+            else:
+                recover = lambda pids, layer=layer: self._recompute(sequence, layer, pids)  # noqa: E731
+                sequence.layers.append(
+                    TieredLayer(layer, self.store, self.index, self.workspace, self.config.budget_tokens, recover)
+                )
+        return sequence
+
+    # Prefill
+
+    @torch.inference_mode()
+    def prefill(
+        self,
+        sequence: Sequence,
+        tokens: np.ndarray,
+        *,
+        want_logits: bool = True,
+        reuse: bool = True,
+        on_progress: OnProgress | None = None,
+    ) -> Prefilled:
+        """Append prompt tokens, reusing pages the store already has.
+
+        An exception or Ctrl-C leaves the sequence after its last whole span.
+
+        Raises:
+            ValueError: no tokens, or more than the model's window; nothing was done.
+            CapacityError: the tiers are full.
+        """
+        total = len(tokens)
+        if total == 0:
+            raise ValueError("prefill needs at least one token")
+        started = time.perf_counter()
+        cached = self._reuse(sequence, tokens, want_logits) if reuse else 0
+        done, logits = cached, None
+        with self.interrupts.deferred():
+            for stop in self._span_ends(sequence.num_tokens, total - cached):
+                span = tokens[done : done + stop - sequence.num_tokens]
+                is_last = done + len(span) == total
+                report = lambda share, done=done, span=span: (  # noqa: E731
+                    on_progress(
+                        Progress(total, cached, done + int(share * len(span)), time.perf_counter() - started)
+                    )
+                    if on_progress
+                    else None
+                )
+                logits = self._span(sequence, span, want_logits and is_last, report)
+                done += len(span)
+        if total - cached >= STATE_EVERY:
+            self._leave_state(sequence)
+        return Prefilled(logits, cached, total - cached)
+
+    def _span_ends(self, start: int, count: int) -> Iterator[int]:
+        """Ends of spans, on the chunk grid except for the last."""
+        end = start + count
+        while start < end:
+            start = min(end, (start + self.workspace.span_tokens) // self.chunk * self.chunk)
+            yield start
+
+    def _span(
+        self, sequence: Sequence, tokens: np.ndarray, want_logits: bool, report: Callable[[float], None]
+    ) -> Tensor | None:
+        start, count = sequence.num_tokens, len(tokens)
+        model = self.model
+        chains, pages = sequence.chains_for(tokens, np.full(count, PROMPT, dtype=np.uint8))
+        length = sequence.tail_len + count
+        snapshot = sequence.snapshot()
+        hidden = model.embed(torch.from_numpy(tokens.astype(np.int64)).to(model.device).unsqueeze(0))
+        cuts = [start, *range(start // self.chunk * self.chunk + self.chunk, start + count, self.chunk), start + count]
+        chunks = list(zip(cuts, cuts[1:], strict=False))
+        tables = [model.rotary(torch.arange(a, b, device=model.device).unsqueeze(0)) for a, b in chunks]
+        try:
+            for layer, cache in enumerate(sequence.layers):
+                cache.begin()
+                for i, (a, b) in enumerate(chunks):
+                    self.interrupts.check()
+
+                    def attend(
+                        layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float,
+                        cache: TieredLayer | SlidingLayer = cache, a: int = a, table: dict[str, tuple[Tensor, Tensor]] = tables[i],
+                    ) -> Tensor:  # fmt: skip
+                        q, k = model.rotate(layer, q, k, table)
+                        return cache.extend(q[0], k[0], v[0], a, scale).unsqueeze(0)
+
+                    rows = slice(a - start, b - start)
+                    hidden[:, rows] = model.run_layer(layer, hidden[:, rows], attend)
+                    report((layer + (b - start) / count) / model.num_layers)
+                if isinstance(cache, TieredLayer):
+                    cache.finish(chains, pages, length)
+        except BaseException:
+            sequence.rollback(snapshot)
+            raise
+        sequence.log(tokens, PROMPT)
+        sequence.chains += chains
+        return model.logits(hidden[:, -1])[0].float() if want_logits else None
+
+    # Reuse of stored prefixes
+
+    def _reuse(self, sequence: Sequence, tokens: np.ndarray, want_logits: bool) -> int:
+        """Adopt stored pages that continue the sequence; returns how many new tokens they cover."""
+        chains, pages = sequence.chains_for(tokens, np.full(len(tokens), PROMPT, dtype=np.uint8))
+        tail, size = sequence.tail_len, self.config.page_size
+        if want_logits and len(chains) * size == tail + len(tokens):
+            chains = chains[:-1]  # the last token must be computed to have logits
+        known = self._num_reusable(sequence, chains)
+        if known * size <= tail:
+            return 0
+        snapshot = sequence.snapshot()
+        try:
+            for cache in sequence.layers:
+                if isinstance(cache, TieredLayer):
+                    cache.adopt(chains[:known], pages[:known])
+                else:
+                    state = self._stored_state(chains[known - 1])
+                    cache.restore(state[f"{cache.layer}"], sequence.num_sealed + known * size)
+        except BaseException:
+            sequence.rollback(snapshot)
+            raise
+        covered = known * size - tail
+        sequence.log(tokens[:covered], PROMPT)
+        sequence.chains += chains[:known]
+        return covered
+
+    def _num_reusable(self, sequence: Sequence, chains: list[bytes]) -> int:
+        known = self.store.num_known(chains, self.model.tiered)
+        if len(self.model.tiered) == self.model.num_layers:
+            return known
+        disk = self.store.disk
+        while known and not (disk is not None and disk.has_state(chains[known - 1])):
+            known -= 1
+        return known
+
+    def _leave_state(self, sequence: Sequence) -> None:
+        """Store the sliding layers' state at the last page boundary, under its chain."""
+        sliding = [cache for cache in sequence.layers if isinstance(cache, SlidingLayer)]
+        if not sliding or self.store.disk is None or self.store.disk_error or not sequence.chains:
+            return
+        states = {f"{cache.layer}": cache.at_boundary(sequence.tail_len).cpu() for cache in sliding}
+        self.store.disk.put_state(sequence.chains[-1], safetensors.torch.save(states))
+
+    def _stored_state(self, chain: bytes) -> dict[str, Tensor]:
+        assert self.store.disk is not None
+        payload = self.store.disk.get_state(chain)
+        if payload is None:
+            raise RecordError(f"state {chain.hex()}: the record vanished")
+        return safetensors.torch.load(payload)
+
+    # Decode
+
+    @torch.inference_mode()
+    def decode(self, sequences: list[Sequence], tokens: list[int]) -> Tensor:
+        """One step for several sequences of any lengths: append a token each, return their logits.
+
+        An exception or Ctrl-C leaves every sequence as it was.
+
+        Returns:
+            fp32 `[len(sequences), vocabulary]`.
+        """
+        model = self.model
+        lengths = [sequence.tail_len for sequence in sequences]
+        progress = [0]
+        positions = torch.tensor([[s.num_tokens] for s in sequences], device=model.device)
+        table = model.rotary(positions)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+            q, k = model.rotate(layer, q, k, table)
+            progress[0] = layer + 1
+            outs = [
+                sequence.layers[layer].step(q[b, :, 0], k[b, :, 0], v[b, :, 0], scale)
+                for b, sequence in enumerate(sequences)
+            ]
+            return torch.stack(outs).unsqueeze(2)
+
+        with self.interrupts.deferred():
+            try:
+                hidden = model.embed(torch.tensor(tokens, device=model.device).unsqueeze(1))
+                for layer in range(model.num_layers):
+                    hidden = model.run_layer(layer, hidden, attend)
+            except BaseException:
+                self._undo(sequences, lengths)
+                raise
+            for sequence, token in zip(sequences, tokens, strict=True):
+                self._commit(sequence, token)
+        self.num_steps += 1
+        self.tokens_read = max(
+            (cache.tokens_read for s in sequences for cache in s.layers if isinstance(cache, TieredLayer)), default=0
+        )
+        return model.logits(hidden[:, -1]).float()
+
+    def _undo(self, sequences: list[Sequence], lengths: list[int]) -> None:
+        for sequence, length in zip(sequences, lengths, strict=True):
+            for cache in sequence.layers:
+                cache.undo_step(length, sequence.num_tokens)
+
+    def _commit(self, sequence: Sequence, token: int) -> None:
+        """The step is complete: log its token, seal the page it filled."""
+        chains, pages = sequence.chains_for(np.array([token]), np.array([GENERATED], dtype=np.uint8))
+        for cache in sequence.layers:
+            if chains and isinstance(cache, TieredLayer):
+                cache.seal(chains[0], pages[0])
+        sequence.log(np.array([token], dtype=np.uint32), GENERATED)
+        sequence.chains += chains
+
+    # Damage
+
+    @torch.inference_mode()
+    def _recompute(self, sequence: Sequence, layer: int, pids: list[int]) -> None:
+        """Rebuild damaged pages from their tokens, reading only the pages before them.
+
+        The rebuilt KV is that of an exact prefill; where the page held generated tokens it replaces
+        KV that sparse decoding had produced.
+
+        Raises:
+            CorruptPageError: the model has sliding layers, whose past is gone. The records are
+                deleted, so that reading the text again computes them.
+        """
+        model, size = self.model, self.config.page_size
+        if len(model.tiered) < model.num_layers:
+            names = self.store.delete_damaged(pids)
+            raise CorruptPageError(
+                f"{len(pids)} stored page(s) of layer {layer} are damaged ({names}) and cannot be recomputed alone "
+                "for a model with sliding-window layers; start a new conversation and read the text again",
+                pids,
+            )
+        for pid in pids:
+            cache = sequence.layers[layer]
+            assert isinstance(cache, TieredLayer)
+            start = int(np.flatnonzero(cache.pids == pid)[0]) * size
+            tokens, name = self.store.describe(pid)
+            logger.warning("page %s (layer %d, tokens %d-%d) was damaged: recomputing it", name, layer, start, start + size - 1)
+            table = model.rotary(torch.arange(start, start + size, device=model.device).unsqueeze(0))
+            found: list[Tensor] = []
+
+            def attend(at: int, q: Tensor, k: Tensor, v: Tensor, scale: float, start: int = start,
+                       table: dict[str, tuple[Tensor, Tensor]] = table, found: list[Tensor] = found) -> Tensor:  # fmt: skip
+                q, k = model.rotate(at, q, k, table)
+                if at == layer:
+                    found.extend((k[0], v[0]))
+                    return torch.zeros_like(q)
+                below = sequence.layers[at]
+                assert isinstance(below, TieredLayer)
+                return below.attend(q[0], k[0], v[0], start, scale).unsqueeze(0)
+
+            hidden = model.embed(torch.from_numpy(tokens.astype(np.int64)).to(model.device).unsqueeze(0))
+            for at in range(layer + 1):
+                hidden = model.run_layer(at, hidden, attend)
+            page = torch.stack(found, 1).contiguous()
+            self.store.replace(pid, page.view(torch.uint8).view(-1))

@@ -1,0 +1,19 @@
+"""Errors a user can act on. The command line prints their message as one line and exits with 2."""
+
+from __future__ import annotations
+
+
+class StratakvError(Exception):
+    """Base of the runtime's own errors."""
+
+
+class ModelFileError(StratakvError):
+    """The model cannot be found, read or understood. Names the file and what is wrong."""
+
+
+class DoesNotFitError(StratakvError):
+    """A prompt exceeds the model's window or the configured tiers. Shows the sum."""
+
+
+class SessionError(StratakvError):
+    """A session cannot be saved or loaded; the running conversation is untouched."""

@@ -1,0 +1,118 @@
+"""The decode loop: from logits to tokens to text, for one sequence or a ragged batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from tokenizers.decoders import DecodeStream
+from torch import Tensor
+
+from .config import GenerationConfig
+from .engine import Engine
+from .reply import Reply
+from .sampling import Sampler
+from .sequence import Sequence
+
+
+class Stream:
+    """Tokens in, text pieces out; watches for stop strings that may span pieces."""
+
+    def __init__(self, tokenizer: Any, stop_strings: tuple[str, ...]) -> None:
+        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._backend = tokenizer.backend_tokenizer
+        self._stops = stop_strings
+        self._hold = max((len(stop) for stop in stop_strings), default=1) - 1
+        self._pending = ""
+        self.stopped = False
+
+    def push(self, token: int) -> str:
+        """The text that is now certain. Sets `stopped` when a stop string is complete."""
+        self._pending += self._decoder.step(self._backend, token) or ""
+        found = [at for stop in self._stops if (at := self._pending.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            text, self._pending = self._pending[: min(found)], ""
+            return text
+        cut = len(self._pending) - self._hold
+        if cut <= 0:
+            return ""
+        text, self._pending = self._pending[:cut], self._pending[cut:]
+        return text
+
+    def rest(self) -> str:
+        """What was held back for a stop string that did not come."""
+        text, self._pending = self._pending, ""
+        return text
+
+
+class _Job:
+    """One sequence being generated."""
+
+    def __init__(self, engine: Engine, sequence: Sequence, config: GenerationConfig, reply: Reply) -> None:
+        self.sequence, self.config, self.reply = sequence, config, reply
+        self.sampler = Sampler(config, engine.model.device)
+        self.stream = Stream(engine.model.tokenizer, config.stop_strings)
+        self.eos = frozenset() if config.ignore_eos else engine.model.eos_ids
+        self.limit = min(config.max_new_tokens, engine.model.max_positions - sequence.num_tokens)
+        self.done = False
+
+    def take(self, logits: Tensor) -> str:
+        """Choose a token; returns new text and sets `done` when this was the last."""
+        token = self.sampler.choose(logits, self.sequence.tokens)
+        self.reply.tokens.append(token)
+        self.reply.usage.completion_tokens += 1
+        self.reply.timings.predicted_n += 1
+        if token in self.eos:
+            return self._finish("eos", self.stream.rest())
+        text = self.stream.push(token)
+        if self.stream.stopped:
+            return self._finish("stop", text)
+        if len(self.reply.tokens) >= self.limit:
+            return self._finish("length", text + self.stream.rest())
+        self.reply.text += text
+        return text
+
+    def _finish(self, reason: str, text: str) -> str:
+        self.done, self.reply.finish_reason = True, reason
+        self.reply.text += text
+        return text
+
+
+def generate(
+    engine: Engine, sequences: list[Sequence], logits: list[Tensor], configs: list[GenerationConfig],
+    replies: list[Reply], started: float,
+) -> Iterator[tuple[int, str]]:  # fmt: skip
+    """Decode until every sequence is done; yields (which, text piece) as text becomes certain.
+
+    The last token of a finished reply is not yet in its sequence: whoever continues it feeds it.
+
+    Args:
+        logits: of each sequence's last token, fp32 `[vocabulary]`.
+        started: `time.perf_counter()` when the request arrived, for TTFT.
+    """
+    jobs = [_Job(engine, *job) for job in zip(sequences, configs, replies, strict=True)]
+    begun = time.perf_counter()
+    rows = list(logits)
+    active = list(range(len(jobs)))
+    try:
+        while active:
+            for i in active:
+                job = jobs[i]
+                text = job.take(rows[i])
+                if len(job.reply.tokens) == 1:
+                    job.reply.timings.ttft_ms = 1000 * (time.perf_counter() - started)
+                if text:
+                    yield i, text
+            active = [i for i in active if not jobs[i].done]
+            if active:
+                new = engine.decode([jobs[i].sequence for i in active], [jobs[i].reply.tokens[-1] for i in active])
+                for i, row in zip(active, new, strict=True):
+                    rows[i] = row
+            for job in jobs:
+                job.reply.timings.predicted_ms = 1000 * (time.perf_counter() - begun)
+    finally:
+        for job in jobs:
+            if not job.done:
+                job.reply.text += job.stream.rest()

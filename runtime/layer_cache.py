@@ -1,0 +1,370 @@
+"""The KV of one layer of one sequence, and attention over it.
+
+`TieredLayer` is where a page id meets a tier: sealed pages live in the store and are found by an
+index; the last, unsealed page (the *tail*) is open in the compute tier. `SlidingLayer` keeps the
+small state of a sliding-window layer as it is.
+
+    position  0 ............ sealed ............ | tail | new rows of a prefill span
+              pages in the store, any tier         open    span buffer in the workspace
+
+Both answer `extend` (prefill: many queries, exact) and `step` (decode: one query). What a result is
+computed from depends only on positions, never on where pages lie: row chunks and key blocks sit on
+a fixed grid, so that spilling changes no bit.
+
+Shapes  G KV heads, R query heads each (H = G*R), L page size, D head dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..kernels.decode_attention import decode_attention
+from ..kernels.merge_states import merge_states
+from ..kernels.prefill_attention import prefill_attention
+from ..retrieval import Index
+from ..storage import CorruptPageError, OpenPage, PageLayout, TieredStore
+from .workspace import KEY_BLOCK, Workspace
+
+Recover = Callable[[list[int]], None]
+"""Recompute damaged pages, given their page ids."""
+
+_NO_PIDS = np.empty(0, dtype=np.int64)
+
+
+class TieredLayer:
+    """A full-attention layer. `budget_of(context)` gives the tokens one step may read."""
+
+    def __init__(
+        self,
+        layer: int,
+        store: TieredStore,
+        index: Index,
+        workspace: Workspace,
+        budget_of: Callable[[int], int],
+        recover: Recover,
+    ) -> None:
+        self.layer, self.store, self.index, self.workspace = layer, store, index, workspace
+        self.layout: PageLayout = store.layout
+        self.budget_of, self.recover = budget_of, recover
+        self.pids = _NO_PIDS
+        self.tail_len = 0
+        self.state: Any = None
+        self.indexed = 0
+        self.tokens_read = 0
+        self._tail: OpenPage | None = None
+        self._dtype = workspace.dtype
+
+    @property
+    def sealed(self) -> int:
+        return len(self.pids) * self.layout.page_size
+
+    # Prefill
+
+    def begin(self) -> None:
+        """Start a span: the tail's tokens go first in the span buffer."""
+        if self.tail_len:
+            self.workspace.span[:, :, : self.tail_len] = self._tail_kv()[:, :, : self.tail_len]
+
+    def extend(self, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float) -> Tensor:
+        """Exact causal attention of rows `start ..`; q `[H,T,D]`, k and v `[G,T,D]`, rotated."""
+        span, rows = self.workspace.span, q.shape[1]
+        first = start - self.sealed
+        span[0, :, first : first + rows] = k
+        span[1, :, first : first + rows] = v
+        return self.attend(q, k, v, start, scale)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float) -> Tensor:
+        """Rows `start ..` against all keys before them, block by block, and against themselves."""
+        out, lse = prefill_attention(q, k, v, scale=scale, causal=True)
+        outs, lses = [out], [lse]
+        for begin in range(0, start, KEY_BLOCK):
+            keys, values = self._block(begin, min(begin + KEY_BLOCK, start))
+            out, lse = prefill_attention(q, keys, values, scale=scale, causal=False)
+            outs.append(out)
+            lses.append(lse)
+        return merge_states(outs, lses)[0]
+
+    def finish(self, chains: list[bytes], tokens: np.ndarray, length: int) -> None:
+        """End a span of which the buffer holds `length` tokens: seal whole pages, keep the rest open.
+
+        Args:
+            chains: chain hash of each whole page. tokens: uint32 `[pages, L]`.
+        """
+        size, span = self.layout.page_size, self.workspace.span
+        whole = len(chains) * size
+        if chains:
+            kv = span[:, :, :whole].reshape(2, -1, len(chains), size, self.layout.head_dim)
+            pages = kv.permute(2, 1, 0, 3, 4).reshape(len(chains), -1).contiguous()
+            pids = self.store.put(self.layer, chains, tokens, pages.view(torch.uint8))
+            self._add_sealed(pids, span[0, :, :whole])
+        self.tail_len = 0
+        if length > whole:
+            self._open_tail()[:, :, : length - whole] = span[:, :, whole:length]
+            self.tail_len = length - whole
+        else:
+            self._drop_tail()
+
+    def adopt(self, chains: list[bytes], tokens: np.ndarray) -> None:
+        """Continue with pages the store already has; they replace the tail. Reads their keys once."""
+        self._drop_tail()
+        pids = self.store.adopt(self.layer, chains, tokens)
+        known = self.indexed
+        self.pids = np.concatenate([self.pids, pids])
+        for begin in range(known, self.sealed, KEY_BLOCK):
+            self._index(self._block(begin, min(begin + KEY_BLOCK, self.sealed))[0])
+
+    # Decode
+
+    def step(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Attention of one new token; q `[H,D]`, k and v `[G,D]`, rotated. Returns `[H,D]`."""
+        tail = self._open_tail()
+        tail[0, :, self.tail_len] = k
+        tail[1, :, self.tail_len] = v
+        self.tail_len += 1
+        query = q.view(self.layout.num_heads, -1, self.layout.head_dim)
+        last = (tail[0, :, : self.tail_len], tail[1, :, : self.tail_len])
+        ids, unit = self._choose(query, scale)
+        count = ids.shape[1] if ids is not None else 0
+        self.tokens_read = count * unit + self.tail_len
+        if ids is None:
+            return decode_attention(query, [last], scale=scale)[0].view_as(q)
+        outs, lses = [], []
+        block = max(1, KEY_BLOCK // unit)
+        for begin in range(0, count, block):
+            run = self._gather(ids[:, begin : begin + block], unit)
+            runs = [run, last] if begin + block >= count else [run]
+            out, lse = decode_attention(query, runs, scale=scale)
+            outs.append(out)
+            lses.append(lse)
+        return merge_states(outs, lses)[0].reshape(q.shape)
+
+    def undo_step(self, tail_len: int, num_tokens: int) -> None:
+        """Forget a step that did not complete: back to `num_tokens`, of which the tail held some."""
+        self.tail_len = tail_len
+
+    @property
+    def is_full(self) -> bool:
+        return self.tail_len == self.layout.page_size
+
+    def seal(self, chain: bytes, tokens: np.ndarray) -> None:
+        """The tail is a whole page: hand it to the store and index it."""
+        assert self._tail is not None and self.is_full
+        keys = self._tail_kv()[0].clone()
+        pid = self.store.seal(self._tail, chain, tokens)
+        self._tail, self.tail_len = None, 0
+        self._add_sealed(np.array([pid]), keys)
+
+    def _choose(self, query: Tensor, scale: float) -> tuple[np.ndarray | None, int]:
+        """Unit ids `[G, n]` and tokens per unit; None when nothing is sealed yet."""
+        if not self.sealed:
+            return None, 1
+        budget = self.budget_of(self.sealed + self.tail_len) - self.tail_len
+        if budget >= self.sealed:
+            pages = np.arange(len(self.pids))
+            return np.broadcast_to(pages, (self.layout.num_heads, len(pages))), self.layout.page_size
+        chosen = self.index.select(self.state, query.float() * scale, self.sealed, budget)
+        return chosen.ids.cpu().numpy(), chosen.unit
+
+    # Blocks of pages
+
+    def _gather(self, ids: np.ndarray, unit: int) -> tuple[Tensor, Tensor]:
+        """K and V `[G, n*unit, D]` of units `[G, n]`, in the workspace until the next gather."""
+        groups, count = ids.shape
+        size = self.layout.page_size
+        parts_per_run = size // unit
+        unique, inverse = np.unique(ids // parts_per_run, return_inverse=True)
+        pages = np.broadcast_to(inverse.reshape(1, groups, count), (2, groups, count)).reshape(-1)
+        runs = np.arange(groups).reshape(1, -1, 1) * 2 + np.arange(2).reshape(-1, 1, 1)
+        parts = (runs * parts_per_run + (ids % parts_per_run)[None]).reshape(-1)
+        out = self.workspace.stage(2 * groups * count, unit * self.layout.head_dim)
+        self._read(self.pids[unique], pages, parts, 2 * groups * parts_per_run, out)
+        kv = out.view(2, groups, count * unit, self.layout.head_dim)
+        return kv[0], kv[1]
+
+    def _read(self, pids: np.ndarray, pages: np.ndarray, parts_of: np.ndarray, parts: int, out: Tensor) -> None:
+        try:
+            self.store.gather(pids, pages, parts_of, parts, out)
+        except CorruptPageError as error:
+            self.recover(error.pages)
+            self.store.gather(pids, pages, parts_of, parts, out)
+
+    def _block(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        """K and V `[G, end-begin, D]` by position, from the store, the span buffer, or both."""
+        size, sealed, span = self.layout.page_size, self.sealed, self.workspace.span
+        if begin >= sealed:
+            here = span[:, :, begin - sealed : end - sealed]
+            return here[0], here[1]
+        pages = np.arange(begin // size, min(end, sealed) // size)
+        keys, values = self._gather(np.broadcast_to(pages, (self.layout.num_heads, len(pages))), size)
+        if end <= sealed:
+            return keys, values
+        rest = span[:, :, : end - sealed]
+        return torch.cat([keys, rest[0]], 1), torch.cat([values, rest[1]], 1)
+
+    # Tail and index
+
+    def _tail_kv(self) -> Tensor:
+        """The open page as `[2, G, L, D]`."""
+        assert self._tail is not None
+        shape = (self.layout.num_heads, 2, self.layout.page_size, self.layout.head_dim)
+        return self._tail.bytes.view(self._dtype).view(shape).transpose(0, 1)
+
+    def _open_tail(self) -> Tensor:
+        if self._tail is None:
+            self._tail = self.store.open_page(self.layer)
+        return self._tail_kv()
+
+    def _drop_tail(self) -> None:
+        if self._tail is not None:
+            self.store.discard(self._tail)
+        self._tail, self.tail_len = None, 0
+
+    def _add_sealed(self, pids: np.ndarray, keys: Tensor) -> None:
+        self.pids = np.concatenate([self.pids, pids])
+        self._index(keys)
+
+    def _index(self, keys: Tensor) -> None:
+        if self.indexed:
+            self.index.append(self.state, keys)
+        else:
+            self.state = self.index.build(keys)
+        self.indexed += keys.shape[1]
+
+    # Copies
+
+    def tail_copy(self) -> Tensor:
+        """The tail's K and V `[2, G, tail_len, D]`, a copy."""
+        if not self.tail_len:
+            shape = (2, self.layout.num_heads, 0, self.layout.head_dim)
+            return torch.empty(shape, dtype=self._dtype)
+        return self._tail_kv()[:, :, : self.tail_len].contiguous().clone()
+
+    def set_tail(self, kv: Tensor) -> None:
+        self._drop_tail()
+        if kv.shape[2]:
+            self._open_tail()[:, :, : kv.shape[2]] = kv
+            self.tail_len = kv.shape[2]
+
+    def snapshot(self) -> tuple[int, Tensor]:
+        return len(self.pids), self.tail_copy()
+
+    def rollback(self, snapshot: tuple[int, Tensor]) -> None:
+        """Back to an earlier snapshot of this layer."""
+        count, tail = snapshot
+        self.store.release(self.pids[count:])
+        self.pids = self.pids[:count]
+        if self.indexed > self.sealed:
+            self.index.truncate(self.state, self.sealed)
+            self.indexed = self.sealed
+        self.set_tail(tail)
+
+    def fork(self) -> TieredLayer:
+        twin = TieredLayer(self.layer, self.store, self.index, self.workspace, self.budget_of, self.recover)
+        twin.pids, twin.indexed = self.pids.copy(), self.indexed
+        self.store.retain(self.pids)
+        twin.state = self.index.copy(self.state) if self.indexed else None
+        twin.set_tail(self.tail_copy())
+        return twin
+
+    def export(self) -> dict[str, Tensor]:
+        """Everything a session keeps besides the pages."""
+        state = self.index.export(self.state) if self.indexed else {}
+        return {"tail": self.tail_copy(), **{f"index.{name}": t.clone() for name, t in state.items()}}
+
+    def restore(self, tensors: dict[str, Tensor], chains: list[bytes], tokens: np.ndarray) -> None:
+        """Take over what `export` gave and the pages named by `chains`. Moves no page."""
+        self.pids = self.store.adopt(self.layer, chains, tokens)
+        state = {name.removeprefix("index."): t for name, t in tensors.items() if name.startswith("index.")}
+        device = self.workspace.span.device
+        self.state = self.index.restore({name: t.to(device) for name, t in state.items()})
+        self.indexed = self.sealed
+        self.set_tail(tensors["tail"])
+
+    def close(self) -> None:
+        self._drop_tail()
+        self.store.release(self.pids)
+        self.pids, self.state, self.indexed = _NO_PIDS, None, 0
+
+
+class SlidingLayer:
+    """A sliding-window layer: the last `window - 1` tokens, plus up to a page so that the state at
+    the last page boundary can be cut out of it. Never tiered."""
+
+    def __init__(self, layer: int, window: int, layout: PageLayout, dtype: torch.dtype, device: torch.device) -> None:
+        self.layer, self.window, self.layout = layer, window, layout
+        self.keep = window - 1 + layout.page_size
+        shape = (2, layout.num_heads, 2 * self.keep, layout.head_dim)
+        self._buffer = torch.empty(shape, dtype=dtype, device=device)
+        self._count = 0
+        self._end = 0
+
+    def begin(self) -> None:
+        pass
+
+    def extend(self, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float) -> Tensor:
+        """As `TieredLayer.extend`, with keys more than `window - 1` positions back unseen."""
+        rows, past = q.shape[1], self._count
+        keys = torch.cat([self._buffer[0, :, :past], k], 1)
+        values = torch.cat([self._buffer[1, :, :past], v], 1)
+        query = torch.arange(past, past + rows, device=q.device).unsqueeze(1)
+        key = torch.arange(past + rows, device=q.device).unsqueeze(0)
+        seen = (key <= query) & (query - key < self.window)
+        out = F.scaled_dot_product_attention(
+            q.unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0), attn_mask=seen, scale=scale, enable_gqa=True
+        )
+        kept = min(self.keep, past + rows)
+        self.restore(torch.stack([keys[:, past + rows - kept :], values[:, past + rows - kept :]]), start + rows)
+        return out[0]
+
+    def step(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        if self._count == self._buffer.shape[2]:
+            self._buffer[:, :, : self.keep] = self._buffer[:, :, self._count - self.keep :].clone()
+            self._count = self.keep
+        self._buffer[0, :, self._count] = k
+        self._buffer[1, :, self._count] = v
+        self._count += 1
+        self._end += 1
+        here = self._buffer[:, :, max(0, self._count - self.window) : self._count]
+        query = q.view(self.layout.num_heads, -1, self.layout.head_dim)
+        return decode_attention(query, [(here[0], here[1])], scale=scale)[0].view_as(q)
+
+    def undo_step(self, tail_len: int, num_tokens: int) -> None:
+        self._count -= self._end - num_tokens
+        self._end = num_tokens
+
+    def _kept(self, back: int = 0) -> Tensor:
+        end = self._count - back
+        return self._buffer[:, :, max(0, end - self.keep) : end].clone()
+
+    def snapshot(self) -> tuple[int, Tensor]:
+        """Its length, and K and V `[2, G, n, D]` of the tokens it keeps, a copy."""
+        return self._end, self._kept()
+
+    def at_boundary(self, tail_len: int) -> Tensor:
+        """K and V as they were `tail_len` tokens (less than a page) ago, for prefix reuse."""
+        return self._kept(tail_len)
+
+    def rollback(self, snapshot: tuple[int, Tensor]) -> None:
+        self.restore(snapshot[1], snapshot[0])
+
+    def restore(self, kv: Tensor, end: int) -> None:
+        """Hold `kv` `[2, G, n, D]`, the last n of `end` tokens."""
+        self._count, self._end = kv.shape[2], end
+        self._buffer[:, :, : self._count] = kv
+
+    def fork(self) -> SlidingLayer:
+        twin = SlidingLayer(self.layer, self.window, self.layout, self._buffer.dtype, self._buffer.device)
+        twin.rollback(self.snapshot())
+        return twin
+
+    def export(self) -> dict[str, Tensor]:
+        return {"window": self._kept()}
+
+    def close(self) -> None:
+        self._count = self._end = 0

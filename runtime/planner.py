@@ -1,0 +1,142 @@
+"""Deciding before any work what lives where, and saying so when it cannot be done."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from ..storage import PageLayout
+from .config import KVConfig
+from .errors import DoesNotFitError
+from .workspace import Workspace
+
+GB = 10**9
+_DEFAULT_SPAN = 8192
+_DEFAULT_DISK = 64 * GB
+_PAGES_PER_LAYER = 4
+"""Fewest slots per tiered layer in the compute tier: the open page and a few to read."""
+_RECORD_OVERHEAD = 1.2
+"""An incompressible page on disk against its raw bytes: header and LMDB's 4 KiB rounding."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """Byte caps per tier and how prefill works inside them."""
+
+    layout: PageLayout
+    num_tiered: int
+    """Layers whose KV is tiered."""
+    gpu_bytes: int | None
+    host_bytes: int
+    disk_bytes: int
+    span_tokens: int
+    """Rows of one layer-major prefill span."""
+
+    @property
+    def token_bytes(self) -> int:
+        """KV of one token over all tiered layers."""
+        return self.layout.token_bytes * self.num_tiered
+
+    @property
+    def workspace_bytes(self) -> int:
+        return Workspace.bytes_for(self.layout, self.span_tokens)
+
+    @property
+    def compute_pool_bytes(self) -> int:
+        """What the compute tier has left for pages beside the workspace."""
+        return (self.gpu_bytes if self.gpu_bytes is not None else self.host_bytes) - self.workspace_bytes
+
+    @property
+    def host_pool_bytes(self) -> int:
+        return self.host_bytes if self.gpu_bytes is not None else self.compute_pool_bytes
+
+    def capacity_tokens(self) -> int:
+        """Tokens whose sealed pages the tiers can keep. GPU copies are spare and add nothing."""
+        if self.disk_bytes:
+            return int(self.disk_bytes / _RECORD_OVERHEAD) // self.token_bytes
+        return self.host_pool_bytes // self.token_bytes - self.layout.page_size
+
+    def check(self, tokens: int, what: str) -> None:
+        """Raises DoesNotFitError, with the sum, if `tokens` exceed what the tiers can keep."""
+        if tokens <= self.capacity_tokens():
+            return
+        tiers = f"host {_gb(self.host_pool_bytes)}"
+        if self.disk_bytes:
+            tiers = f"disk {_gb(self.disk_bytes)} (pages leave host memory only for disk, {_RECORD_OVERHEAD}x when incompressible)"
+        knob = "--disk-kv-gb" if self.disk_bytes else "--host-kv-gb, or allow the disk tier (--disk-kv-gb)"
+        raise DoesNotFitError(
+            f"{what} does not fit: {tokens} tokens x {self.token_bytes} bytes = {_gb(tokens * self.token_bytes)}, "
+            f"but there is {tiers}, enough for {max(0, self.capacity_tokens())} tokens; raise {knob}"
+        )
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """(tier, cap, tokens whose pages it holds), for people."""
+        found = []
+        if self.gpu_bytes is not None:
+            pool = self.compute_pool_bytes
+            found.append(("gpu", _gb(self.gpu_bytes), f"{pool // self.token_bytes} + {_gb(self.workspace_bytes)} workspace"))
+        found.append(("host", _gb(self.host_bytes), f"{self.host_pool_bytes // self.token_bytes}"))
+        found.append(("disk", _gb(self.disk_bytes), f"{int(self.disk_bytes / _RECORD_OVERHEAD) // self.token_bytes}"))
+        return found
+
+
+def make_plan(config: KVConfig, layout: PageLayout, num_tiered: int, device: torch.device, chunk: int, folder: Path) -> Plan:
+    """Caps from the configuration, or from what is free now.
+
+    Raises DoesNotFitError if the compute tier cannot hold its workspace and a few pages per layer.
+    """
+    gpu = None
+    if config.gpu_gb is not None:
+        gpu = int(config.gpu_gb * GB)
+    elif device.type == "cuda":
+        gpu = int(torch.cuda.mem_get_info(device)[0] * 0.8)
+    host = int(config.host_gb * GB) if config.host_gb is not None else available_memory() // 2
+    disk = int(config.disk_gb * GB) if config.disk_gb is not None else min(_DEFAULT_DISK, _free_disk(folder) // 2)
+    compute = gpu if gpu is not None else host
+    pages = _PAGES_PER_LAYER * num_tiered * layout.page_bytes
+    span = min(_DEFAULT_SPAN, ((compute - pages) // 2 // layout.token_bytes - layout.page_size) // chunk * chunk)
+    plan = Plan(
+        layout=layout, num_tiered=num_tiered, gpu_bytes=gpu, host_bytes=host, disk_bytes=disk, span_tokens=max(span, chunk),
+    )  # fmt: skip
+    if plan.compute_pool_bytes < pages:
+        name, knob = ("device", "--gpu-kv-gb") if gpu is not None else ("host", "--host-kv-gb")
+        raise DoesNotFitError(
+            f"{name} cap {_gb(compute)} is too small: {_gb(plan.workspace_bytes)} workspace + "
+            f"{_PAGES_PER_LAYER} pages x {num_tiered} layers x {layout.page_bytes} bytes = "
+            f"{_gb(plan.workspace_bytes + pages)}; raise {knob}"
+        )
+    if plan.host_pool_bytes < 2 * num_tiered * layout.page_bytes:
+        raise DoesNotFitError(
+            f"host cap {_gb(host)} is too small: 2 pages x {num_tiered} layers x {layout.page_bytes} bytes = "
+            f"{_gb(2 * num_tiered * layout.page_bytes)}; raise --host-kv-gb"
+        )
+    return plan
+
+
+def available_memory() -> int:
+    """Bytes that can be taken now: what the system has free, or the control group allows."""
+    free = int(psutil.virtual_memory().available)
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            room = int(Path(limit).read_text()) - int(Path(used).read_text())
+        except (OSError, ValueError):  # no such controller, or "max": no limit
+            continue
+        free = min(free, max(room, 0))
+    return free
+
+
+def _free_disk(folder: Path) -> int:
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _gb(count: int) -> str:
+    return f"{count / GB:.3g} GB"

@@ -1,0 +1,251 @@
+"""The front door: a model, a store, and what is done with them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from ..retrieval import make_index
+from ..storage import Arena, DiskTier, PageLayout, TieredStore
+from . import session
+from .chat import Chat
+from .config import GenerationConfig, KVConfig
+from .engine import Engine
+from .errors import DoesNotFitError
+from .generate import generate
+from .locate import cache_dir, locate, weights_digest
+from .model import Model
+from .planner import Plan, make_plan
+from .reply import Reply
+from .template import Template, as_array
+from .workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+_CHUNK = {"cpu": 512, "cuda": 2048}
+"""Prefill rows per layer call. On the grid of positions, so that results do not depend on caps."""
+_FORMAT = 1
+
+
+class Runtime:
+    """A loaded model over a tiered KV store. Make one with `Runtime.load`; close it, or use `with`."""
+
+    def __init__(self, model: Model, store: TieredStore, engine: Engine, plan: Plan, config: KVConfig, name: str) -> None:
+        self.model, self.store, self.engine, self.plan, self.config = model, store, engine, plan, config
+        self.name = name
+        self._finalizer = weakref.finalize(self, store.close)
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        kv: KVConfig | None = None,
+        local_files_only: bool = False,
+        on_convert: Callable[[str], None] = lambda name: logger.info("converting %s once", name),
+    ) -> Runtime:
+        """Load a model and open its store.
+
+        Args:
+            model: alias (`smollm2`, `gemma3-270m`), hub id, Hugging Face directory or `.gguf` path.
+            device: `auto`, `cpu`, `cuda` or `cuda:N`.
+            dtype: `auto`, `float32`, `bfloat16` or `float16`. `auto` is bfloat16 where the hardware
+                multiplies it, else float32.
+            kv: where the cache may live and how it is read.
+            on_convert: told a GGUF file's name before it is converted (once per file).
+
+        Raises:
+            ModelFileError: the model is not there or not usable. ValueError: device or dtype unknown.
+            DoesNotFitError: the tiers' caps are too small to work in.
+            StoreUnavailableError: the store folder cannot be used.
+        """
+        kv = kv or KVConfig()
+        where = _device(device)
+        kind = _dtype(dtype, where)
+        directory = locate(str(model), kind, local_files_only=local_files_only, on_convert=on_convert)
+        loaded = Model.load(directory, where, getattr(torch, kind))
+        layout = PageLayout(
+            num_heads=loaded.num_kv_heads, page_size=kv.page_size, head_dim=loaded.head_dim, dtype=kind
+        )
+        folder = Path(kv.path).expanduser() if kv.path is not None else cache_dir() / "kv"
+        plan = make_plan(kv, layout, len(loaded.tiered), where, _CHUNK[where.type], folder)
+        store = _open_store(plan, loaded, directory, str(model), kv, folder, where)
+        engine = Engine(
+            loaded, store, make_index(kv.index, kv.index_params()), kv,
+            Workspace(layout, plan.span_tokens, where), _CHUNK[where.type],
+        )  # fmt: skip
+        return cls(loaded, store, engine, plan, kv, str(model))
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's Hugging Face tokenizer."""
+        return self.model.tokenizer
+
+    def chat(self, system: str | None = None, session: str | None = None) -> Chat:
+        """A conversation; `session` resumes one that was saved under that name.
+
+        Raises SessionError if there is no such session; ValueError if `system` cannot be used.
+        """
+        if session is not None:
+            if system is not None:
+                raise ValueError("a resumed session has its system prompt already; give session or system, not both")
+            return Chat.resume(self, session)
+        return Chat(self, self.engine.new_sequence(), system=system)
+
+    def generate(self, prompts: list[str], **generation: Any) -> list[Reply]:
+        """Continue several prompts of any lengths in one batch; a `Reply` per prompt, in order.
+
+        Prompts are continued as they are, without a chat template (special tokens in them count).
+
+        Raises:
+            ValueError: a prompt is empty, or a generation argument is unknown or out of range.
+            DoesNotFitError: together they exceed the tiers, or one exceeds the model's window.
+        """
+        config = GenerationConfig.from_kwargs(**generation)
+        template = Template(self.tokenizer)
+        ids = [template.encode(prompt) for prompt in prompts]
+        for number, prompt in enumerate(ids):
+            if not prompt:
+                raise ValueError(f"prompt {number} is empty")
+            self.check_fits(0, len(prompt) + 1, f"prompt {number}")
+        self.plan.check(sum(len(prompt) + config.max_new_tokens for prompt in ids), "the batch")
+        started = time.perf_counter()
+        sequences = [self.engine.new_sequence() for _ in ids]
+        replies, logits = [Reply() for _ in ids], []
+        try:
+            for sequence, prompt, reply in zip(sequences, ids, replies, strict=True):
+                begun = time.perf_counter()
+                done = self.engine.prefill(sequence, as_array(prompt))
+                assert done.logits is not None
+                logits.append(done.logits)
+                reply.usage.prompt_tokens, reply.usage.cached_tokens = len(prompt), done.num_cached
+                reply.timings.prompt_n, reply.timings.cache_n = done.num_computed, done.num_cached
+                reply.timings.prompt_ms = 1000 * (time.perf_counter() - begun)
+            for _ in generate(self.engine, sequences, logits, [config] * len(ids), replies, started):
+                pass
+        finally:
+            for sequence in sequences:
+                sequence.close()
+        return replies
+
+    def check_fits(self, held: int, new: int, what: str) -> None:
+        """Raises DoesNotFitError if `held + new` tokens exceed the model's window or the tiers."""
+        total = held + new
+        if total > self.model.max_positions:
+            raise DoesNotFitError(
+                f"{what} does not fit: {held} tokens in context + {new} new = {total}, but {self.name} was trained for "
+                f"{self.model.max_positions}; shorten it, start a new conversation, or use a model with a longer window (--model)"
+            )
+        self.plan.check(total, what)
+
+    def stats(self) -> dict[str, Any]:
+        """Bytes and pages per tier, reads by tier, bytes moved per edge, stalls."""
+        counters = self.store.counters
+        tiers: dict[str, Any] = {}
+        reads = {"gpu": counters.gpu_reads, "host": counters.host_reads, "disk": counters.disk_reads}
+        for tier in (self.store.gpu, self.store.host, self.store.disk):
+            if tier is not None:
+                tiers[tier.name] = {
+                    "cap_bytes": tier.cap_bytes, "used_bytes": tier.used_bytes,
+                    "pages": tier.num_pages, "page_reads": reads[tier.name],
+                }  # fmt: skip
+        return {
+            "model": self.name,
+            "device": str(self.model.device),
+            "dtype": self.store.layout.dtype,
+            "index": self.engine.index.name,
+            "budget": self.config.budget,
+            "tokens_read": self.engine.tokens_read,
+            "tiers": tiers,
+            "hit_rate": counters.hit_rate,
+            "edges": {
+                "host_to_gpu_bytes": counters.host_to_gpu_bytes,
+                "gpu_to_host_bytes": counters.gpu_to_host_bytes,
+                "disk_to_host_bytes": counters.disk_to_host_bytes,
+                "host_to_disk_bytes": counters.host_to_disk_bytes,
+            },
+            "pages_written": counters.pages_written,
+            "pages_shared": counters.pages_shared,
+            "pages_recomputed": counters.pages_recomputed,
+            "stall_s": counters.stall_s,
+            "disk_error": str(self.store.disk_error) if self.store.disk_error else None,
+        }
+
+    def sessions(self) -> list[str]:
+        """Names of the sessions saved for this model and these settings."""
+        return session.names(self.store.disk) if self.store.disk is not None else []
+
+    def close(self) -> None:
+        """Finish writing and close the store. Safe to call twice."""
+        self._finalizer()
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _open_store(
+    plan: Plan, model: Model, directory: Path, name: str, kv: KVConfig, folder: Path, device: torch.device
+) -> TieredStore:
+    layout = plan.layout
+    disk = None
+    if plan.disk_bytes:
+        identity = {
+            "format": _FORMAT,
+            "weights": weights_digest(directory),
+            "rope": getattr(model.config, "rope_parameters", None),
+            "layout": {field: getattr(layout, field) for field in layout.__slots__},
+        }
+        fingerprint = hashlib.blake2b(json.dumps(identity, sort_keys=True, default=str).encode(), digest_size=16).digest()
+        place = folder / f"{Path(name).stem or 'model'}_{fingerprint.hex()}"
+        disk = DiskTier(place, plan.disk_bytes, fingerprint, {"model": name, **identity})
+    workspace_cap = plan.workspace_bytes
+    cuda = device.type == "cuda"
+    cpu = torch.device("cpu")
+    gpu = None
+    if plan.gpu_bytes is not None:
+        gpu = Arena("gpu", plan.gpu_bytes, layout.page_bytes, device, reserved_bytes=workspace_cap)
+        workspace_cap = 0
+    host = Arena("host", plan.host_bytes, layout.page_bytes, cpu, pin=cuda, reserved_bytes=workspace_cap)
+    store = TieredStore(layout, model.num_layers, host=host, gpu=gpu, disk=disk, codec=kv.codec)
+    if disk is not None:
+        store.keep_on_sweep = lambda chain: chain in session.chains_of_all(disk)
+    return store
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device is auto, cpu, cuda or cuda:N, not {name!r}") from None
+    if device.type not in _CHUNK:
+        raise ValueError(f"device is auto, cpu, cuda or cuda:N, not {name!r}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda was asked for, but PyTorch finds no CUDA device; use device=cpu")
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> str:
+    if name == "auto":
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return "bfloat16" if fast else "float32"
+    if name not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"dtype is auto, float32, bfloat16 or float16, not {name!r}")
+    return name

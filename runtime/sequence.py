@@ -1,0 +1,101 @@
+"""A sequence: its token log, its chain of page names, and one cache per layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..storage import ROOT, next_chain
+from .layer_cache import SlidingLayer, TieredLayer
+
+PROMPT, GENERATED = 0, 1
+
+
+class Sequence:
+    """Append-only: tokens are added at the end or dropped from it, never re-rendered.
+
+    `origins` tells prompt tokens from generated ones: pages with generated tokens are salted with
+    the retrieval settings, because their KV depends on them.
+    """
+
+    def __init__(self, layers: list[TieredLayer | SlidingLayer], page_size: int, salt: bytes) -> None:
+        self.layers, self.page_size, self.salt = layers, page_size, salt
+        self.chains: list[bytes] = []
+        self._tokens = np.empty(1024, dtype=np.uint32)
+        self._origins = np.empty(1024, dtype=np.uint8)
+        self.num_tokens = 0
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """uint32 `[num_tokens]`, a view."""
+        return self._tokens[: self.num_tokens]
+
+    @property
+    def origins(self) -> np.ndarray:
+        return self._origins[: self.num_tokens]
+
+    @property
+    def num_sealed(self) -> int:
+        return len(self.chains) * self.page_size
+
+    @property
+    def tail_len(self) -> int:
+        return self.num_tokens - self.num_sealed
+
+    def log(self, tokens: np.ndarray, origin: int) -> None:
+        needed = self.num_tokens + len(tokens)
+        while needed > len(self._tokens):
+            self._tokens = np.concatenate([self._tokens, np.empty_like(self._tokens)])
+            self._origins = np.concatenate([self._origins, np.empty_like(self._origins)])
+        self._tokens[self.num_tokens : needed] = tokens
+        self._origins[self.num_tokens : needed] = origin
+        self.num_tokens = needed
+
+    def chains_for(self, tokens: np.ndarray, origins: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+        """Names and token ids `[pages, L]` of the whole pages in `tail + tokens`."""
+        tokens = np.concatenate([self.tokens[self.num_sealed :], tokens.astype(np.uint32)])
+        origins = np.concatenate([self.origins[self.num_sealed :], origins])
+        whole = len(tokens) // self.page_size
+        pages = tokens[: whole * self.page_size].reshape(whole, self.page_size)
+        salted = origins[: whole * self.page_size].reshape(whole, self.page_size).any(1)
+        chains, previous = [], self.chains[-1] if self.chains else ROOT
+        for page, is_salted in zip(pages, salted, strict=True):
+            previous = next_chain(previous, page, self.salt if is_salted else b"")
+            chains.append(previous)
+        return chains, pages
+
+    def snapshot(self) -> Snapshot:
+        """Enough to come back to this point: what `rollback` takes."""
+        return Snapshot(self.num_tokens, len(self.chains), [layer.snapshot() for layer in self.layers])
+
+    def rollback(self, snapshot: Snapshot) -> None:
+        """Drop everything after `snapshot`."""
+        self.num_tokens = snapshot.num_tokens
+        del self.chains[snapshot.num_chains :]
+        for layer, saved in zip(self.layers, snapshot.layers, strict=True):
+            layer.rollback(saved)
+
+    def fork(self) -> Sequence:
+        """An independent sequence with the same past; pages are shared."""
+        twin = Sequence([layer.fork() for layer in self.layers], self.page_size, self.salt)
+        twin.chains = list(self.chains)
+        twin.log(self.tokens, PROMPT)
+        twin._origins[: self.num_tokens] = self.origins
+        return twin
+
+    def close(self) -> None:
+        """Give up all pages. They stay in the store as cache."""
+        for layer in self.layers:
+            layer.close()
+        self.chains.clear()
+        self.num_tokens = 0
+
+
+class Snapshot:
+    """A point in a sequence's past."""
+
+    __slots__ = ("layers", "num_chains", "num_tokens")
+
+    def __init__(self, num_tokens: int, num_chains: int, layers: list[Any]) -> None:
+        self.num_tokens, self.num_chains, self.layers = num_tokens, num_chains, layers

@@ -1,0 +1,162 @@
+"""Sessions: a conversation in the store, so that a restart costs no prefill.
+
+A session is one record, published in one transaction after all of its pages are durable: the token
+log, the chain of page names, the unsealed tails, the sliding layers' state and the index states.
+The payload is a safetensors file; nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ..storage import CapacityError, DiskTier, RecordError, StorageError
+from .engine import Engine
+from .errors import SessionError
+from .layer_cache import SlidingLayer, TieredLayer
+from .sequence import Sequence
+
+_VERSION = 1
+_MAX_NAME = 200
+
+
+def check_name(name: str) -> str:
+    """Raises SessionError unless `name` is 1 to 200 printable bytes without slashes."""
+    if not name or len(name.encode()) > _MAX_NAME or not name.isprintable() or set(name) & set("/\\"):
+        raise SessionError(f"a session name is 1 to {_MAX_NAME} printable bytes without slashes, not {name!r}")
+    return name
+
+
+def save(engine: Engine, sequence: Sequence, name: str, notes: dict[str, Any]) -> None:
+    """Publish `sequence` under `name`, replacing an earlier session of that name.
+
+    Args:
+        notes: JSON-serialisable, returned by `load` as it is.
+
+    Raises:
+        SessionError: there is no disk tier, or it is full; an earlier session stays as it was.
+    """
+    disk = _disk(engine)
+    check_name(name)
+    tensors: dict[str, Tensor] = {
+        "tokens": torch.from_numpy(sequence.tokens.astype(np.int64)),
+        "origins": torch.from_numpy(sequence.origins.copy()),
+        "chains": torch.frombuffer(bytearray(b"".join(sequence.chains)) or bytearray(1), dtype=torch.uint8),
+    }
+    for layer, cache in enumerate(sequence.layers):
+        tensors |= {f"layer.{layer}.{part}": t.cpu().contiguous() for part, t in cache.export().items()}
+    header = {"version": _VERSION, "index": engine.index.name, "num_pages": len(sequence.chains), "notes": notes}
+    try:
+        engine.store.flush()
+        disk.put_session(name, safetensors.torch.save(tensors, {"stratakv": json.dumps(header)}))
+    except StorageError as error:
+        raise SessionError(f"session {name!r} was not saved: {error}") from error
+
+
+def load(engine: Engine, name: str) -> tuple[Sequence, dict[str, Any], int]:
+    """The sequence saved as `name`, its notes, and how many tokens had to be computed again (0 when
+    every page is still stored).
+
+    Raises SessionError if there is no such session for this model, or its record is damaged.
+    """
+    disk = _disk(engine)
+    check_name(name)
+    try:
+        payload = disk.get_session(name)
+    except RecordError as error:
+        raise SessionError(f"session {name!r} is damaged ({error})") from error
+    if payload is None:
+        known = ", ".join(disk.session_names()) or "none"
+        raise SessionError(f"no session {name!r} for this model and these settings; saved: {known}")
+    header, tensors = _open(payload)
+    if header["version"] != _VERSION:
+        raise SessionError(f"session {name!r} has format {header['version']}, this program reads {_VERSION}")
+    sequence = engine.new_sequence()
+    computed = _fill(engine, sequence, header, tensors)
+    return sequence, header["notes"], computed
+
+
+def names(disk: DiskTier) -> list[str]:
+    return disk.session_names()
+
+
+def chains_of_all(disk: DiskTier) -> set[bytes]:
+    """The page chains any readable session refers to."""
+    found: set[bytes] = set()
+    for name in disk.session_names():
+        try:
+            payload = disk.get_session(name)
+        except RecordError:
+            continue
+        if payload is not None:
+            found.update(_chains(*_open(payload)))
+    return found
+
+
+def _fill(engine: Engine, sequence: Sequence, header: dict[str, Any], tensors: dict[str, Tensor]) -> int:
+    tokens = tensors["tokens"].numpy().astype(np.uint32)
+    origins = tensors["origins"].numpy()
+    chains = _chains(header, tensors)
+    size = sequence.page_size
+    pages = tokens[: len(chains) * size].reshape(-1, size)
+    known = engine.store.num_known(chains, engine.model.tiered)
+    if known < len(chains):
+        return _recompute_rest(engine, sequence, tokens, origins, chains[:known])
+    for layer, cache in enumerate(sequence.layers):
+        prefix = f"layer.{layer}."
+        parts = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        if isinstance(cache, SlidingLayer):
+            cache.restore(parts["window"], len(tokens))
+        elif header["index"] == engine.index.name and chains:
+            cache.restore(parts, chains, pages)
+        else:
+            cache.adopt(chains, pages)
+            cache.set_tail(parts["tail"])
+    sequence.log(tokens, 0)
+    sequence.origins[:] = origins
+    sequence.chains = list(chains)
+    return 0
+
+
+def _recompute_rest(
+    engine: Engine, sequence: Sequence, tokens: np.ndarray, origins: np.ndarray, chains: list[bytes]
+) -> int:
+    """Some pages are gone: keep the stored prefix, prefill what follows it."""
+    if any(isinstance(cache, SlidingLayer) for cache in sequence.layers):
+        chains = []
+    kept = len(chains) * sequence.page_size
+    for cache in sequence.layers:
+        if chains and isinstance(cache, TieredLayer):
+            cache.adopt(chains, tokens[:kept].reshape(-1, sequence.page_size))
+    sequence.log(tokens[:kept], 0)
+    sequence.origins[:] = origins[:kept]
+    sequence.chains = list(chains)
+    try:
+        engine.prefill(sequence, tokens[kept:], want_logits=False)
+    except CapacityError as error:
+        raise SessionError(f"the session's missing pages cannot be computed again: {error}") from error
+    return len(tokens) - kept
+
+
+def _open(payload: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    length = int.from_bytes(payload[:8], "little")
+    metadata = json.loads(payload[8 : 8 + length])["__metadata__"]
+    header: dict[str, Any] = json.loads(metadata["stratakv"])
+    return header, safetensors.torch.load(payload)
+
+
+def _chains(header: dict[str, Any], tensors: dict[str, Tensor]) -> list[bytes]:
+    packed = bytes(tensors["chains"].numpy())
+    return [packed[16 * i : 16 * i + 16] for i in range(header["num_pages"])]
+
+
+def _disk(engine: Engine) -> DiskTier:
+    if engine.store.disk is None:
+        raise SessionError("sessions need the disk tier; it is switched off (disk_gb=0)")
+    return engine.store.disk

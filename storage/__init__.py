@@ -1,0 +1,23 @@
+"""Tiered storage of KV pages: GPU, host and disk. Opaque bytes only; see `tiered_store`."""
+
+from .arena import Arena
+from .counters import Counters
+from .disk_tier import DiskTier
+from .errors import (
+    CapacityError,
+    ClosedError,
+    CorruptPageError,
+    RecordError,
+    StorageError,
+    StorageFullError,
+    StoreUnavailableError,
+)
+from .page import ROOT, PageLayout, next_chain, page_key
+from .tier import Tier
+from .tiered_store import OpenPage, TieredStore
+
+__all__ = [
+    "ROOT", "Arena", "CapacityError", "ClosedError", "CorruptPageError", "Counters", "DiskTier",
+    "OpenPage", "PageLayout", "RecordError", "StorageError", "StorageFullError",
+    "StoreUnavailableError", "Tier", "TieredStore", "next_chain", "page_key",
+]  # fmt: skip

@@ -1,0 +1,24 @@
+"""The identity codec."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..errors import RecordError
+
+
+class RawCodec:
+    """Bytes as they are."""
+
+    code = 0
+
+    def __init__(self, *, item_bytes: int) -> None:
+        del item_bytes
+
+    def encode(self, raw: np.ndarray) -> bytes:
+        return raw.tobytes()
+
+    def decode(self, payload: memoryview, out: np.ndarray) -> None:
+        if len(payload) != out.nbytes:
+            raise RecordError(f"payload: {len(payload)} bytes, expected {out.nbytes}")
+        out[:] = np.frombuffer(payload, dtype=np.uint8)

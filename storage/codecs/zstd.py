@@ -1,0 +1,50 @@
+"""Lossless: byte planes, then zstd.
+
+Idea   The sign and exponent bytes of neighbouring floats repeat, the mantissa bytes do not. Laying
+       equal bytes of all elements side by side lets zstd find the first and skip the second.
+Cost   About a third off bf16 KV and an eighth off fp32 KV at level 1.
+Safety A frame is opened only if it declares exactly the expected size: zstd ignores an output limit
+       when the frame states a larger one, so the header is checked first (no decompression bombs).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import zstandard
+
+from ..errors import RecordError
+
+_MAX_WINDOW = 8 << 20
+
+
+class ZstdCodec:
+    """Byte planes of `item_bytes` each, zstd level 1, with the frame's own checksum."""
+
+    code = 1
+
+    def __init__(self, *, item_bytes: int) -> None:
+        self._item_bytes = item_bytes
+        self._compressor = zstandard.ZstdCompressor(level=1, write_checksum=True)
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
+
+    def encode(self, raw: np.ndarray) -> bytes:
+        planes = np.ascontiguousarray(raw.reshape(-1, self._item_bytes).T)
+        return self._compressor.compress(planes)
+
+    def decode(self, payload: memoryview, out: np.ndarray) -> None:
+        try:
+            frame = zstandard.get_frame_parameters(payload)
+        except zstandard.ZstdError as error:
+            raise RecordError(f"payload: not a zstd frame ({error})") from error
+        if frame.content_size != out.nbytes or frame.window_size > _MAX_WINDOW:
+            raise RecordError(
+                f"payload: frame of {frame.content_size} bytes, window {frame.window_size}; "
+                f"expected {out.nbytes} bytes, window up to {_MAX_WINDOW}"
+            )
+        try:
+            planes = self._decompressor.decompress(payload, max_output_size=out.nbytes)
+        except zstandard.ZstdError as error:
+            raise RecordError(f"payload: {error}") from error
+        out.reshape(-1, self._item_bytes)[:] = np.frombuffer(planes, dtype=np.uint8).reshape(
+            self._item_bytes, -1
+        ).T

@@ -1,0 +1,35 @@
+"""What the store counted. Plain numbers, added up where the thing happens."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(slots=True)
+class Counters:
+    """Page reads by the tier that served them, bytes moved per tier edge, and time spent waiting."""
+
+    gpu_reads: int = 0
+    host_reads: int = 0
+    disk_reads: int = 0
+    host_to_gpu_bytes: int = 0
+    gpu_to_host_bytes: int = 0
+    disk_to_host_bytes: int = 0
+    host_to_disk_bytes: int = 0
+    pages_written: int = 0
+    pages_shared: int = 0
+    pages_recomputed: int = 0
+    stall_s: float = 0.0
+    """Time the caller waited for disk reads or for room in the host tier."""
+
+    @property
+    def reads(self) -> int:
+        return self.gpu_reads + self.host_reads + self.disk_reads
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of page reads that needed no disk."""
+        return 1.0 - self.disk_reads / self.reads if self.reads else 1.0
+
+    def as_dict(self) -> dict[str, int | float]:
+        return {**asdict(self), "hit_rate": self.hit_rate}

@@ -1,0 +1,35 @@
+"""What can go wrong in the store, one class per thing the caller would do differently."""
+
+from __future__ import annotations
+
+
+class StorageError(Exception):
+    """Base of all errors raised by `stratakv.storage`."""
+
+
+class CapacityError(StorageError):
+    """A tier is full and nothing in it may be evicted. Names the tier and its cap."""
+
+
+class StorageFullError(StorageError):
+    """The disk tier cannot take more: its byte cap or the file system is full."""
+
+
+class CorruptPageError(StorageError):
+    """Stored pages failed verification or vanished; `pages` are their page ids."""
+
+    def __init__(self, message: str, pages: list[int]) -> None:
+        super().__init__(message)
+        self.pages = pages
+
+
+class RecordError(StorageError):
+    """A record's bytes are damaged or not what was asked for. Names the field."""
+
+
+class StoreUnavailableError(StorageError):
+    """The store folder cannot be created, written or locked."""
+
+
+class ClosedError(StorageError):
+    """An operation on a store that was closed."""

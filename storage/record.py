@@ -1,0 +1,104 @@
+"""Records: the bytes of one LMDB value.
+
+    offset  size  field
+    0       4     magic  b"SKVR"
+    4       2     version (1)
+    6       1     kind    0 page, 1 session, 2 state
+    7       1     codec   0 raw, 1 zstd (pages); 0 otherwise
+    8       16    fingerprint of model, dtype, RoPE and page layout
+    24      18    key this record was stored under (layer, chain), zero-filled for sessions
+    42      2     number of tokens n
+    44      8     raw bytes after decoding
+    52      8     payload bytes
+    60      8     xxh3-64 of everything else in the record
+    68      4n    token ids, little-endian uint32
+    68+4n   …     payload, exactly to the record's end
+
+All integers little-endian. Forbidden, each with what it stops: trailing bytes (smuggled data), a
+fingerprint or key that differs from the one asked for (another model's KV, a swapped page), token
+ids that differ from the caller's (a hash collision), sizes that disagree (a decompression bomb).
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+import xxhash
+
+from .errors import RecordError
+from .page import CHAIN_BYTES
+
+VERSION = 1
+PAGE, SESSION, STATE = 0, 1, 2
+KEY_BYTES = 2 + CHAIN_BYTES
+_MAGIC = b"SKVR"
+_HEAD = struct.Struct("<4sHBB16s18sHQQ")
+_SUM = struct.Struct("<Q")
+_FIXED = _HEAD.size + _SUM.size
+_NO_TOKENS = np.empty(0, dtype=np.uint32)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A verified record. `payload` borrows the buffer it was read from."""
+
+    kind: int
+    codec: int
+    raw_bytes: int
+    tokens: np.ndarray
+    payload: memoryview
+
+
+def pack(
+    kind: int,
+    fingerprint: bytes,
+    key: bytes,
+    payload: bytes,
+    *,
+    codec: int = 0,
+    raw_bytes: int | None = None,
+    tokens: np.ndarray = _NO_TOKENS,
+) -> bytes:
+    """One record as bytes."""
+    ids = np.ascontiguousarray(tokens, dtype="<u4").tobytes()
+    raw = len(payload) if raw_bytes is None else raw_bytes
+    head = _HEAD.pack(
+        _MAGIC, VERSION, kind, codec, fingerprint, key.ljust(KEY_BYTES, b"\0")[:KEY_BYTES],
+        len(tokens), raw, len(payload),
+    )  # fmt: skip
+    return b"".join((head, _SUM.pack(_checksum(head, ids, payload)), ids, payload))
+
+
+def unpack(buffer: memoryview | bytes, kind: int, fingerprint: bytes, key: bytes) -> Record:
+    """Verify a record and name what is wrong with it. Raises RecordError."""
+    view = memoryview(buffer)
+    if len(view) < _FIXED:
+        raise RecordError(f"length: {len(view)} bytes, a record has at least {_FIXED}")
+    head = view[: _HEAD.size]
+    magic, version, found_kind, codec, found_print, found_key, count, raw, size = _HEAD.unpack(head)
+    if magic != _MAGIC:
+        raise RecordError(f"magic: {magic!r}, expected {_MAGIC!r}")
+    if version != VERSION:
+        raise RecordError(f"version: {version}, this program reads {VERSION}")
+    if len(view) != _FIXED + 4 * count + size:
+        raise RecordError(f"length: {len(view)} bytes, header says {_FIXED + 4 * count + size}")
+    ids, payload = view[_FIXED : _FIXED + 4 * count], view[_FIXED + 4 * count :]
+    (stored_sum,) = _SUM.unpack(view[_HEAD.size : _FIXED])
+    if stored_sum != _checksum(head, ids, payload):
+        raise RecordError("checksum: the record's bytes changed since they were written")
+    if found_kind != kind:
+        raise RecordError(f"kind: {found_kind}, expected {kind}")
+    if found_print != fingerprint:
+        raise RecordError(f"fingerprint: {found_print.hex()}, expected {fingerprint.hex()}")
+    if found_key != key.ljust(KEY_BYTES, b"\0")[:KEY_BYTES]:
+        raise RecordError(f"key: {found_key.hex()}, expected {key.hex()}")
+    return Record(found_kind, codec, raw, np.frombuffer(ids, dtype="<u4"), payload)
+
+
+def _checksum(*parts: bytes | memoryview) -> int:
+    digest = xxhash.xxh3_64()
+    for part in parts:
+        digest.update(part)
+    return digest.intdigest()
