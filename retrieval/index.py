@@ -13,33 +13,12 @@ size counts them: a budget is what is truly read.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class IndexParams:
-    """What every index needs to know."""
-
-    page_size: int = 16
-    """Tokens per page; selections of pages refer to it."""
-    sink: int = 16
-    """First tokens, always read (StreamingLLM, arXiv 2309.17453)."""
-    local: int = 64
-    """Most recent sealed tokens, always read."""
-
-    def __post_init__(self) -> None:
-        if self.page_size < 1:
-            raise ValueError(f"page_size is at least 1 token, not {self.page_size}")
-        if self.sink < 0 or self.local < 0:
-            raise ValueError(f"sink and local are at least 0 tokens, not {self.sink} and {self.local}")
-
-    def units(self, tokens: int, unit: int) -> int:
-        """How many units cover `tokens`."""
-        return -(-tokens // unit)
+from .params import IndexParams
 
 
 class Selection(NamedTuple):
@@ -120,7 +99,7 @@ class Rows:
         needed = self.count + rows.shape[1]
         if needed > self._buffer.shape[1]:
             groups, held, width = self._buffer.shape
-            room = max(needed, held + held // 4 + 8)
+            room = max(needed, held + held // 8 + 8)
             grown = torch.empty(groups, room, width, dtype=rows.dtype, device=rows.device)
             grown[:, : self.count] = self.data
             self._buffer = grown

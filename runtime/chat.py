@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import session
 from .config import GenerationConfig
+from .documents import read_text_file
 from .engine import OnProgress
 from .generate import generate
 from .reply import Reply
@@ -204,20 +205,3 @@ class Chat:
         """Forget the conversation. Its pages stay in the store as cache."""
         self._sequence.close()
         self._draft = None
-
-
-def read_text_file(path: Path) -> str:
-    """A text file's contents. Raises OSError, or ValueError if it is not UTF-8 text."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a directory, not a text file")
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}): only text files can be read") from None
-    if "\0" in text:
-        raise ValueError(f"{path} is a binary file: only text files can be read")
-    return text

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ..retrieval import IndexParams, index_names
-from ..storage.codecs import CODECS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,8 +45,6 @@ class KVConfig:
             raise ValueError("gpu_gb and host_gb are more than 0; leave them out for the default")
         if self.index not in index_names():
             raise ValueError(f"index is one of {', '.join(index_names())}; not {self.index!r}")
-        if self.codec not in CODECS:
-            raise ValueError(f"codec is one of {', '.join(sorted(CODECS))}; not {self.codec!r}")
         self.index_params()
         self._check_budget()
 

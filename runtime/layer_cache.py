@@ -34,6 +34,8 @@ from .workspace import KEY_BLOCK, Workspace
 Recover = Callable[[list[int]], None]
 """Recompute damaged pages, given their page ids."""
 
+PUT_PAGES = 64
+"""Pages handed to the store at a time: bounds the copy that lays them out."""
 _NO_PIDS = np.empty(0, dtype=np.int64)
 
 
@@ -98,11 +100,12 @@ class TieredLayer:
         """
         size, span = self.layout.page_size, self.workspace.span
         whole = len(chains) * size
-        if chains:
-            kv = span[:, :, :whole].reshape(2, -1, len(chains), size, self.layout.head_dim)
-            pages = kv.permute(2, 1, 0, 3, 4).reshape(len(chains), -1).contiguous()
-            pids = self.store.put(self.layer, chains, tokens, pages.view(torch.uint8))
-            self._add_sealed(pids, span[0, :, :whole])
+        for first in range(0, len(chains), PUT_PAGES):
+            some = slice(first, first + PUT_PAGES)
+            kv = span[:, :, first * size : min(whole, (first + PUT_PAGES) * size)]
+            pages = kv.unflatten(2, (-1, size)).permute(2, 1, 0, 3, 4).flatten(1)
+            pids = self.store.put(self.layer, chains[some], tokens[some], pages.view(torch.uint8))
+            self._add_sealed(pids, kv[0])
         self.tail_len = 0
         if length > whole:
             self._open_tail()[:, :, : length - whole] = span[:, :, whole:length]

@@ -222,7 +222,7 @@ def _open_store(
         gpu = Arena("gpu", plan.gpu_bytes, layout.page_bytes, device, reserved_bytes=workspace_cap)
         workspace_cap = 0
     host = Arena("host", plan.host_bytes, layout.page_bytes, cpu, pin=cuda, reserved_bytes=workspace_cap)
-    store = TieredStore(layout, model.num_layers, host=host, gpu=gpu, disk=disk, codec=kv.codec)
+    store = TieredStore(layout, len(model.tiered), host=host, gpu=gpu, disk=disk, codec=kv.codec)
     if disk is not None:
         store.keep_on_sweep = lambda chain: chain in session.chains_of_all(disk)
     return store

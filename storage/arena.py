@@ -88,23 +88,31 @@ class Arena:
         self.page[slots] = NO_PAGE
         self._freed.extend(slots.tolist())
 
-    def victims(self, count: int, evictable: np.ndarray, num_layers: int) -> np.ndarray:
-        """Up to `count` resident, unleased slots to evict, least recently used first.
+    def victims(self, count: int, evictable: np.ndarray, layer: int, num_layers: int, *, force: bool) -> np.ndarray:
+        """Up to `count` resident, unleased slots to evict to make room for `layer`.
 
-        Layers that hold more than their even share give first: without that, a prefill that runs
-        layer by layer would leave the last layers resident and the first ones on disk.
+        Layers are read one after the other, step after step: plain least-recently-used order would
+        always evict the layer that is read next. So each layer has an even share. What others hold
+        beyond theirs goes first, oldest first; then `layer` gives its own oldest; the rest only with
+        `force`, when the room is needed whatever it costs.
 
         Args:
             evictable: bool `[num_slots]`, what the owner allows to go.
         """
-        candidates = np.flatnonzero((self.state == RESIDENT) & (self.leases == 0) & evictable)
-        if len(candidates) <= count:
-            return candidates
-        share = self.num_slots // max(num_layers, 1)
-        held = np.bincount(self.layer[self.state == RESIDENT], minlength=num_layers)
-        within_share = held[self.layer[candidates]] <= share
-        order = self.last_use[candidates] + within_share * (np.int64(1) << 40)
-        return candidates[np.argpartition(order, count)[:count]]
+        resident = self.state == RESIDENT
+        candidates = np.flatnonzero(resident & (self.leases == 0) & evictable)
+        layers = self.layer[candidates]
+        excess = np.bincount(self.layer[resident], minlength=int(self.layer.max()) + 1)
+        excess -= self.num_slots // max(num_layers, 1)
+        by_age = np.lexsort((self.last_use[candidates], layers))
+        starts = np.searchsorted(layers[by_age], layers[by_age])
+        age = np.empty(len(candidates), dtype=np.int64)
+        age[by_age] = np.arange(len(candidates)) - starts
+        rank = np.where(age < excess[layers], 0, np.where(layers == layer, 1, 2))
+        order = np.lexsort((self.last_use[candidates], rank))
+        if not force:
+            order = order[rank[order] < 2]
+        return candidates[order[:count]]
 
     def rows(self, parts: int) -> torch.Tensor:
         """The pool as `[num_slots * parts, page_bytes // parts]` bytes: row `slot * parts + part`."""

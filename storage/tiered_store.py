@@ -54,7 +54,7 @@ class TieredStore:
 
     Args:
         layout: shape of a page; `layout.page_bytes` is all the store uses of it, and its tokens.
-        num_layers: how many layers share the tiers (each gets an even share before others' excess).
+        num_layers: how many layers share the tiers; each has an even share (see `Arena.victims`).
         host: the host tier. Without `gpu` it is also where attention reads.
         gpu: the device pool, or None.
         disk: the disk tier, or None (then nothing can leave host memory).
@@ -381,7 +381,7 @@ class TieredStore:
     def _room(self, arena: Arena, count: int, layer: int) -> np.ndarray:
         """1 to `count` slots, waiting for the writer if every page is still dirty."""
         started = time.perf_counter()
-        while not len(slots := self._take_or_evict(arena, count, layer)):
+        while not len(slots := self._take_or_evict(arena, count, layer, force=True)):
             if self.disk is None or self.disk_error or not (self._queue or self._in_flight):
                 raise CapacityError(self._full_message(arena))
             self._lock.wait()
@@ -397,12 +397,13 @@ class TieredStore:
             f"under a cap of {arena.cap_bytes}, none of which may leave it; raise {knob}{reason}"
         )
 
-    def _take_or_evict(self, arena: Arena, count: int, layer: int) -> np.ndarray:
+    def _take_or_evict(self, arena: Arena, count: int, layer: int, *, force: bool = False) -> np.ndarray:
         slots = arena.take(count, layer)
         if len(slots) == count:
             return slots
         evictable = self._table.stored[arena.page] if arena is self.host else np.True_
-        victims = arena.victims(count - len(slots), np.broadcast_to(evictable, arena.num_slots), self.num_layers)
+        evictable = np.broadcast_to(evictable, arena.num_slots)
+        victims = arena.victims(count - len(slots), evictable, layer, self.num_layers, force=force)
         if len(victims):
             (self._drop_gpu if arena is self.gpu else self._drop_host)(victims)
             slots = np.concatenate([slots, arena.take(len(victims), layer)])

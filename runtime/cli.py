@@ -1,0 +1,198 @@
+"""The console command `stratakv`. Thin: options in, library calls, one clear line when it cannot be."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+app = typer.Typer(
+    name="stratakv",
+    help="Chat with documents far larger than the GPU's memory.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ModelOption = Annotated[str, typer.Option("-m", "--model", help="Alias, hub id, model directory or .gguf file.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+DtypeOption = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
+GpuOption = Annotated[float | None, typer.Option("--gpu-kv-gb", help="Cap of the device tier in GB (10^9 bytes). Default: free GPU memory.")]  # fmt: skip
+HostOption = Annotated[float | None, typer.Option("--host-kv-gb", help="Cap of the host tier in GB. Default: half of free memory.")]  # fmt: skip
+DiskOption = Annotated[float | None, typer.Option("--disk-kv-gb", help="Cap of the disk tier in GB; 0: no disk. Default: half of free disk, at most 64.")]  # fmt: skip
+PathOption = Annotated[Path | None, typer.Option("--kv-dir", help="Store folder. Default: the user's cache directory.")]
+IndexOption = Annotated[str, typer.Option("--index", help="How tokens are found: auto, bounds, dense, oracle, window.")]
+BudgetOption = Annotated[float, typer.Option("--budget", help="Tokens read per KV head and step; below 1: share of the context.")]  # fmt: skip
+
+
+def main() -> None:
+    """Entry point: user errors become one line on stderr and exit code 2."""
+    try:
+        app()
+    except BrokenPipeError:
+        sys.exit(141)
+
+
+def fail(error: BaseException) -> NoReturn:
+    """One clear line, exit code 2."""
+    print(f"stratakv: {' '.join(str(error).split())}", file=sys.stderr)
+    raise typer.Exit(2)
+
+
+def user_errors() -> tuple[type[BaseException], ...]:
+    """What a user can cause and act on. Imported late: `--help` needs no model library."""
+    from ..storage import StorageError
+    from .errors import StratakvError
+
+    return (StratakvError, StorageError, ValueError, OSError)
+
+
+def kv_config(**options: Any) -> Any:
+    from .config import KVConfig
+
+    budget = options.pop("budget")
+    return KVConfig(budget=int(budget) if float(budget).is_integer() else budget, **options)
+
+
+@app.command()
+def chat(
+    model: ModelOption = "smollm2",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    gpu_kv_gb: GpuOption = None,
+    host_kv_gb: HostOption = None,
+    disk_kv_gb: DiskOption = None,
+    kv_dir: PathOption = None,
+    index: IndexOption = "auto",
+    budget: BudgetOption = 2048,
+    file: Annotated[list[Path] | None, typer.Option("-f", "--file", help="Read this document first; repeatable.")] = None,
+    prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Ask once, print the reply, exit.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With -p: print one JSON object.")] = False,
+    session: Annotated[str | None, typer.Option("--session", help="Resume this saved session.")] = None,
+    system: Annotated[str | None, typer.Option("-sys", "--system-prompt", help="System prompt.")] = None,
+    n_predict: Annotated[int, typer.Option("-n", "--n-predict", help="Most tokens in a reply.")] = 512,
+    temp: Annotated[float, typer.Option("--temp", help="Sampling temperature; 0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option("--top-p")] = 0.95,
+    top_k: Annotated[int, typer.Option("--top-k")] = 50,
+    min_p: Annotated[float, typer.Option("--min-p")] = 0.0,
+    seed: Annotated[int | None, typer.Option("--seed")] = None,
+) -> None:
+    """Chat over documents; with -p, or with text piped in, answer once."""
+    from .repl import Options, one_shot, run
+
+    if prompt is None and not sys.stdin.isatty():
+        prompt = sys.stdin.read()
+    generation: dict[str, Any] = {"max_new_tokens": n_predict}
+    if temp:
+        generation |= {"do_sample": True, "temperature": temp, "top_p": top_p, "top_k": top_k, "min_p": min_p}
+    if seed is not None:
+        generation["seed"] = seed
+    try:
+        kv = kv_config(
+            gpu_gb=gpu_kv_gb, host_gb=host_kv_gb, disk_gb=disk_kv_gb, path=kv_dir, index=index, budget=budget
+        )
+        options = Options(model, device, dtype, kv, file or [], session, system, generation)
+        if prompt is None:
+            run(options)
+        else:
+            one_shot(options, prompt, as_json)
+    except user_errors() as error:
+        fail(error)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def plan(
+    context: Annotated[int, typer.Argument(help="Context length in tokens.")],
+    model: ModelOption = "smollm2",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    gpu_kv_gb: GpuOption = None,
+    host_kv_gb: HostOption = None,
+    disk_kv_gb: DiskOption = None,
+    kv_dir: PathOption = None,
+) -> None:
+    """Show what would live where, and whether a context of that length fits."""
+    from .runtime import Runtime
+
+    try:
+        kv = kv_config(gpu_gb=gpu_kv_gb, host_gb=host_kv_gb, disk_gb=disk_kv_gb, path=kv_dir, budget=2048)
+        with Runtime.load(model, device=device, dtype=dtype, kv=kv) as runtime:
+            found = runtime.plan
+            print(f"{found.token_bytes} bytes of KV per token; {context} tokens need {context * found.token_bytes / 1e9:.3g} GB")
+            for tier, cap, tokens in found.rows():
+                print(f"  {tier:5} cap {cap:>8}  holds {tokens} tokens")
+            runtime.check_fits(0, context, f"a context of {context} tokens")
+            print("it fits")
+    except user_errors() as error:
+        fail(error)
+
+
+sessions = typer.Typer(help="Saved sessions of a model.", no_args_is_help=True)
+app.add_typer(sessions, name="sessions")
+
+
+@sessions.command("list")
+def sessions_list(model: ModelOption = "smollm2", kv_dir: PathOption = None, dtype: DtypeOption = "auto") -> None:
+    """Names of the sessions saved for a model."""
+    _with_runtime(model, kv_dir, dtype, lambda runtime: print("\n".join(runtime.sessions()) or "no sessions"))
+
+
+@sessions.command("rm")
+def sessions_rm(name: str, model: ModelOption = "smollm2", kv_dir: PathOption = None, dtype: DtypeOption = "auto") -> None:
+    """Delete a session. Its pages stay in the store as cache until their room is needed."""
+
+    def remove(runtime: Any) -> None:
+        if not runtime.store.disk.delete_session(name):
+            raise ValueError(f"no session {name!r}; saved: {', '.join(runtime.sessions()) or 'none'}")
+
+    _with_runtime(model, kv_dir, dtype, remove)
+
+
+def _with_runtime(model: str, kv_dir: Path | None, dtype: str, action: Any) -> None:
+    from .config import KVConfig
+    from .runtime import Runtime
+
+    try:
+        with Runtime.load(model, dtype=dtype, kv=KVConfig(path=kv_dir)) as runtime:
+            action(runtime)
+    except user_errors() as error:
+        fail(error)
+
+
+@app.command()
+def bench(
+    model: ModelOption = "smollm2",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    gpu_kv_gb: GpuOption = None,
+    host_kv_gb: HostOption = None,
+    index: IndexOption = "bounds",
+    budget: BudgetOption = 1024,
+    contexts: Annotated[str, typer.Option("--contexts", help="Comma-separated context lengths in tokens.")] = "512,8000",
+    steps: Annotated[int, typer.Option("--steps", help="Timed decode steps per measurement.")] = 64,
+    text: Annotated[Path | None, typer.Option("--text", help="Text to fill the context; default: the bundled document.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Also write the JSON here.")] = None,
+) -> None:
+    """Decode speed over context, beside transformers' dense decode in the same run; correctness first."""
+    from .bench import run_bench
+
+    try:
+        kv = {"gpu_gb": gpu_kv_gb, "host_gb": host_kv_gb, "index": index, "budget": int(budget)}
+        lengths = [int(part) for part in contexts.split(",")]
+        result = run_bench(model, device, dtype, kv, lengths, steps, text, log=lambda line: print(line, file=sys.stderr))
+    except user_errors() as error:
+        fail(error)
+    line = json.dumps(result, indent=2)
+    print(line)
+    if out is not None:
+        out.write_text(line + "\n")
+
+
+if __name__ == "__main__":
+    main()
