@@ -98,10 +98,11 @@ def make_plan(config: KVConfig, layout: PageLayout, num_tiered: int, device: tor
     disk = int(config.disk_gb * GB) if config.disk_gb is not None else min(_DEFAULT_DISK, _free_disk(folder) // 2)
     compute = gpu if gpu is not None else host
     pages = _PAGES_PER_LAYER * num_tiered * layout.page_bytes
-    span = min(_DEFAULT_SPAN, ((compute - pages) // 2 // layout.token_bytes - layout.page_size) // chunk * chunk)
+    spare = compute - pages - Workspace.bytes_for(layout, 0)
+    span = max(chunk, min(_DEFAULT_SPAN, spare // 2 // layout.token_bytes // chunk * chunk))
     plan = Plan(
-        layout=layout, num_tiered=num_tiered, gpu_bytes=gpu, host_bytes=host, disk_bytes=disk, span_tokens=max(span, chunk),
-    )  # fmt: skip
+        layout=layout, num_tiered=num_tiered, gpu_bytes=gpu, host_bytes=host, disk_bytes=disk, span_tokens=span
+    )
     if plan.compute_pool_bytes < pages:
         name, knob = ("device", "--gpu-kv-gb") if gpu is not None else ("host", "--host-kv-gb")
         raise DoesNotFitError(

@@ -102,7 +102,7 @@ class Arena:
         resident = self.state == RESIDENT
         candidates = np.flatnonzero(resident & (self.leases == 0) & evictable)
         layers = self.layer[candidates]
-        excess = np.bincount(self.layer[resident], minlength=int(self.layer.max()) + 1)
+        excess = np.bincount(self.layer[resident], minlength=int(self.layer.max(initial=0)) + 1)
         excess -= self.num_slots // max(num_layers, 1)
         by_age = np.lexsort((self.last_use[candidates], layers))
         starts = np.searchsorted(layers[by_age], layers[by_age])

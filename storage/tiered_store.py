@@ -104,6 +104,7 @@ class TieredStore:
     def open_page(self, layer: int) -> OpenPage:
         """A fresh page to fill. Raises CapacityError."""
         with self._lock:
+            self._require_open()
             slot = int(self._room(self.compute, 1, layer)[0])
         return OpenPage(layer, slot, self.compute.data[slot])
 
@@ -115,6 +116,7 @@ class TieredStore:
     def seal(self, page: OpenPage, chain: bytes, tokens: np.ndarray) -> int:
         """An open page is full: name it, keep it, queue it for disk. Returns its page id."""
         with self._lock:
+            self._require_open()
             known = self._share(page_key(page.layer, chain), tokens)
             slot = np.array([page.slot])
             if known is not None:
@@ -140,11 +142,12 @@ class TieredStore:
             data: `[n, page_bytes]` bytes on any device.
 
         Raises:
-            CapacityError: the host tier is full of pages that may not leave it.
+            CapacityError: the host tier is full of pages that may not leave it; none is kept.
         """
         pids = np.empty(len(chains), dtype=np.int64)
         done = 0
         with self._lock:
+            self._require_open()
             while done < len(chains):
                 known = self._share(page_key(layer, chains[done]), tokens[done])
                 if known is not None:
@@ -154,7 +157,11 @@ class TieredStore:
                 run = done + 1
                 while run < len(chains) and page_key(layer, chains[run]) not in self._pids:
                     run += 1
-                slots = self._room(self.host, run - done, layer)
+                try:
+                    slots = self._room(self.host, run - done, layer)
+                except CapacityError:
+                    self.release(pids[:done])
+                    raise
                 stop = done + len(slots)
                 fresh = [self._new_pid(layer, chains[i], tokens[i]) for i in range(done, stop)]
                 self.host.data[torch.from_numpy(slots)] = data[done:stop].to(self.host.data.device)
@@ -168,6 +175,9 @@ class TieredStore:
     def replace(self, pid: int, data: torch.Tensor) -> None:
         """Overwrite a damaged page with recomputed bytes (uint8 `[page_bytes]`) and store it again."""
         with self._lock:
+            self._require_open()
+            while self._in_flight:  # the page may be among those being encoded
+                self._lock.wait()
             slot = int(self._table.host_slot[pid])
             if slot == NO_SLOT:
                 slots = self._room(self.host, 1, int(self._table.layer[pid]))
@@ -180,7 +190,8 @@ class TieredStore:
                 self._drop_gpu(np.array([gpu_slot]))
             self._table.stored[pid] = False
             self.counters.pages_recomputed += 1
-            self._enqueue(pid)
+            if pid not in self._queue:
+                self._enqueue(pid)
 
     def describe(self, pid: int) -> tuple[np.ndarray, str]:
         """A page's token ids (uint32 `[L]`) and its key in hexadecimal."""
@@ -198,6 +209,7 @@ class TieredStore:
     def num_known(self, chains: list[bytes], layers: Sequence[int]) -> int:
         """How many leading `chains` exist, in memory or on disk, in every one of `layers`."""
         with self._lock:
+            self._require_open()
             in_memory = 0
             for chain in chains:
                 if not all(page_key(layer, chain) in self._pids for layer in layers):
@@ -214,6 +226,7 @@ class TieredStore:
     def adopt(self, layer: int, chains: Sequence[bytes], tokens: np.ndarray) -> np.ndarray:
         """Page ids for pages that `num_known` counted, one reference each. Moves no bytes."""
         with self._lock:
+            self._require_open()
             pids = []
             for chain, ids in zip(chains, tokens, strict=True):
                 pid = self._share(page_key(layer, chain), ids)
@@ -232,7 +245,7 @@ class TieredStore:
         with self._lock:
             np.subtract.at(self._table.refs, pids, 1)
             assert (self._table.refs[pids] >= 0).all(), "a page was released twice"
-            for pid in pids[self._table.refs[pids] == 0].tolist():
+            for pid in np.unique(pids[self._table.refs[pids] == 0]).tolist():
                 unbacked = self.disk is None or (self.disk_error and not self._table.stored[pid])
                 if unbacked or not self.is_resident(np.array([pid]))[0]:
                     self._forget(pid)
@@ -253,8 +266,7 @@ class TieredStore:
             CorruptPageError: pages on disk failed verification; `out` is then unspecified.
         """
         with self._lock:
-            if self._closed:
-                raise ClosedError("the store is closed")
+            self._require_open()
             self._clock += 1
             spill = self._load(pids)
             if self.gpu is not None:
@@ -411,8 +423,11 @@ class TieredStore:
 
     def _drop_gpu(self, slots: np.ndarray) -> None:
         assert self.gpu is not None
-        self._table.gpu_slot[self.gpu.page[slots]] = NO_SLOT
+        pids = self.gpu.page[slots]
+        self._table.gpu_slot[pids] = NO_SLOT
         self.gpu.free(slots)
+        for pid in pids[(self._table.refs[pids] == 0) & (self._table.host_slot[pids] == NO_SLOT)].tolist():
+            self._forget(pid)
 
     def _drop_host(self, slots: np.ndarray) -> None:
         pids = self.host.page[slots]
@@ -487,13 +502,20 @@ class TieredStore:
                 else:
                     self.disk_error = error
                     self._queue.clear()
+                    self._forget_unbacked()
                     logger.warning("pages stay in host memory: %s", error)
                 self._lock.notify_all()
 
+    def _forget_unbacked(self) -> None:
+        """No page will be written any more: those that nobody refers to would only hold room."""
+        pids = self.host.page[self.host.page != NO_PAGE]
+        for pid in pids[(self._table.refs[pids] == 0) & ~self._table.stored[pids]].tolist():
+            self._forget(pid)
+
     def _try_write(self, pids: list[int]) -> StorageFullError | None:
         assert self.disk is not None
-        records = [(self._keys[pid], self._pack(pid)) for pid in pids]
         try:
+            records = [(self._keys[pid], self._pack(pid)) for pid in pids]
             try:
                 self.disk.write_pages(records)
             except StorageFullError:
@@ -502,6 +524,8 @@ class TieredStore:
                 self.disk.write_pages(records)
         except StorageFullError as error:
             return error
+        except Exception as error:  # callers wait for this thread: whatever stops it is told to them
+            return StorageFullError(f"writing pages stopped: {error!r}")
         self.counters.host_to_disk_bytes += sum(len(packed) for _, packed in records)
         return None
 
@@ -523,9 +547,13 @@ class TieredStore:
         keep = self.keep_on_sweep
         if keep is None or self.disk is None:
             return 0
-        with self._lock:
+        with self._lock:  # no page may gain its first reference while its record is deleted
             live = {key[-CHAIN_BYTES:] for key, pid in self._pids.items() if self._table.refs[pid] > 0}
-        return self.disk.sweep(lambda key: key[-CHAIN_BYTES:] in live or keep(key[-CHAIN_BYTES:]))
+            removed = self.disk.sweep(lambda key: key[-CHAIN_BYTES:] in live or keep(key[-CHAIN_BYTES:]))
+            for key, pid in list(self._pids.items()):
+                if self._table.stored[pid] and not self._table.refs[pid] and not self.disk.contains(key):
+                    self._forget(pid)
+        return removed
 
     def flush(self) -> None:
         """Wait until every sealed page is durable. Raises StorageFullError if that cannot be."""
@@ -546,6 +574,10 @@ class TieredStore:
             self._writer.join()
             self.disk.close()
 
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ClosedError("the store is closed")
+
     def check_integrity(self) -> None:
         """Every invariant at the top of this file, re-added from scratch."""
         with self._lock:
@@ -562,6 +594,7 @@ class TieredStore:
             somewhere = (table.host_slot[live] >= 0) | table.stored[live]
             assert somewhere[table.refs[live] > 0].all(), "a referenced page is nowhere"
             assert (table.refs[live] >= 0).all(), "negative references"
+            assert self.is_resident(live[table.refs[live] == 0]).all(), "a page nobody can use has an id"
             assert all(self._keys[pid] == key for key, pid in self._pids.items()), "keys and ids differ"
 
 

@@ -42,7 +42,7 @@ class ZstdCodec:
                 f"expected {out.nbytes} bytes, window up to {_MAX_WINDOW}"
             )
         try:
-            planes = self._decompressor.decompress(payload, max_output_size=out.nbytes)
+            planes = self._decompressor.decompress(payload, max_output_size=out.nbytes, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise RecordError(f"payload: {error}") from error
         out.reshape(-1, self._item_bytes)[:] = np.frombuffer(planes, dtype=np.uint8).reshape(

@@ -1,0 +1,49 @@
+"""Every supported family, with everything read, equals transformers' own dense model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from stratakv.runtime import KVConfig, ModelFileError, Runtime
+from stratakv.runtime.model import FAMILIES as SUPPORTED
+from tiny_models import FAMILIES, VOCABULARY, reference_model, save_tiny_model
+
+TOLERANCE = 1e-5
+"""fp32, as a share of the largest logit: sums are taken in another order, nothing else differs."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prefill_decode_and_second_turn_equal_transformers(family: str, tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "model", family)
+    reference = reference_model(folder)
+    rng = np.random.default_rng(1)
+    first, second = rng.integers(3, VOCABULARY, 90), rng.integers(3, VOCABULARY, 45)
+    with Runtime.load(folder, dtype="float32", kv=KVConfig(path=tmp_path / "kv", index="dense")) as runtime, torch.inference_mode():
+        sequence = runtime.engine.new_sequence()
+        fed = np.empty(0, dtype=np.int64)
+        for turn in (first, second):
+            fed = np.concatenate([fed, turn])
+            logits = runtime.engine.prefill(sequence, turn.astype(np.uint32)).logits
+            for _ in range(8):
+                expected = reference(torch.from_numpy(fed)[None]).logits[0, -1]
+                assert logits is not None
+                assert (logits - expected).abs().max() <= TOLERANCE * expected.abs().max()
+                token = int(expected.argmax())
+                fed = np.append(fed, token)
+                logits = runtime.engine.decode([sequence], [token])[0]
+        runtime.store.check_integrity()
+
+
+def test_every_supported_family_is_compared() -> None:
+    assert {name.split("-")[0] for name in FAMILIES} == SUPPORTED
+
+
+def test_other_families_are_refused_by_name(tiny_llama: Path, tmp_path: Path) -> None:
+    config = (tiny_llama / "config.json").read_text().replace('"llama"', '"gpt2"')
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ModelFileError, match="'gpt2' is not supported"):
+        Runtime.load(tmp_path, kv=KVConfig(path=tmp_path / "kv"))

@@ -1,0 +1,140 @@
+"""The arena: slots, and which page gives way."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from kv_pages import SMALL, arena
+
+from stratakv.storage import Arena
+
+
+def filled(num_slots: int, pages: list[tuple[int, int]]) -> Arena:
+    """An arena whose slot i holds page i of `pages`: (layer, time of last use)."""
+    pool = arena("host", SMALL, num_slots)
+    for page, (layer, now) in enumerate(pages):
+        pool.settle(pool.take(1, layer), np.array([page]), now)
+    return pool
+
+
+def victims(pool: Arena, count: int, *, layer: int = 0, num_layers: int = 2, force: bool = False) -> list[int]:
+    everything = np.ones(pool.num_slots, dtype=bool)
+    return pool.victims(count, everything, layer, num_layers, force=force).tolist()
+
+
+def test_slots_are_counted_under_the_cap() -> None:
+    pool = Arena("host", 10_000, 512, torch.device("cpu"), reserved_bytes=3000)
+    assert pool.num_slots == 13
+    assert pool.data.nbytes + pool.reserved_bytes <= pool.cap_bytes
+    assert pool.used_bytes == 3000
+    pool.take(99, layer=0)
+    assert (pool.num_free, pool.used_bytes) == (0, 3000 + 13 * 512)
+    pool.check_integrity()
+
+
+def test_take_settle_free() -> None:
+    pool = arena("host", SMALL, 4)
+    first = pool.take(3, layer=1)
+    assert len(set(first.tolist())) == 3
+    assert (pool.num_free, pool.num_pages) == (1, 0)
+    pool.settle(first[:2], np.array([10, 11]), now=1)
+    pool.check_integrity()
+    assert (pool.num_free, pool.num_pages) == (1, 2)
+    pool.free(first[1:])
+    pool.check_integrity()
+    assert (pool.num_free, pool.num_pages) == (3, 1)
+    assert set(pool.take(9, layer=0).tolist()) == set(range(4)) - {int(first[0])}
+    assert len(pool.take(1, layer=0)) == 0
+
+
+def test_a_leased_slot_is_not_freed() -> None:
+    pool = filled(2, [(0, 1), (0, 2)])
+    pool.leases[0] += 1
+    with pytest.raises(AssertionError, match="leased"):
+        pool.free(np.array([0]))
+
+
+def test_check_integrity_finds_a_slot_freed_twice() -> None:
+    pool = filled(2, [(0, 1)])
+    pool.free(np.array([0]))
+    pool.free(np.array([0]))
+    with pytest.raises(AssertionError, match="2 free by state, 3 by list"):
+        pool.check_integrity()
+
+
+def test_check_integrity_finds_a_page_with_two_slots() -> None:
+    pool = filled(2, [(0, 1), (0, 1)])
+    pool.page[1] = 0
+    with pytest.raises(AssertionError, match="two slots"):
+        pool.check_integrity()
+
+
+def test_rows_are_parts_of_slots() -> None:
+    pool = arena("host", SMALL, 3)
+    pool.data[:] = torch.arange(3 * SMALL.page_bytes).view(3, -1).to(torch.uint8)
+    rows = pool.rows(4)
+    assert torch.equal(rows[2 * 4 + 1], pool.data[2].view(4, -1)[1])
+
+
+def test_an_arena_without_slots_gives_none() -> None:
+    pool = Arena("host", SMALL.page_bytes - 1, SMALL.page_bytes, torch.device("cpu"))
+    assert len(pool.take(1, layer=0)) == 0
+    assert victims(pool, 1, force=True) == []
+    pool.check_integrity()
+
+
+def test_victims_are_least_recently_used_first() -> None:
+    pool = filled(4, [(0, 30), (0, 10), (0, 20), (0, 40)])
+    assert victims(pool, 1, num_layers=1) == [1]
+    assert victims(pool, 3, num_layers=1) == [1, 2, 0]
+    pool.last_use[1] = 50
+    assert victims(pool, 1, num_layers=1) == [2]
+
+
+def test_only_resident_unleased_allowed_slots_are_victims() -> None:
+    pool = filled(5, [(0, 1), (0, 2), (0, 3), (0, 4)])
+    pool.take(1, layer=0)
+    pool.leases[0] += 1
+    allowed = np.array([True, False, True, True, True])
+    assert pool.victims(5, allowed, 0, 1, force=True).tolist() == [2, 3]
+
+
+def test_a_layer_beyond_its_share_gives_first() -> None:
+    """Two layers share six slots; layer 0 holds four, so its oldest is in excess, though layer 1's are older."""
+    pool = filled(6, [(0, 10), (0, 11), (0, 12), (0, 13), (1, 1), (1, 2)])
+    assert victims(pool, 1, layer=1) == [0]
+
+
+def test_then_the_asking_layer_gives_its_own() -> None:
+    """Reading layer after layer, the oldest page is the one needed next: others keep their share."""
+    pool = filled(6, [(0, 10), (0, 11), (0, 12), (1, 1), (1, 2), (1, 3)])
+    assert victims(pool, 2, layer=0) == [0, 1]
+    assert victims(pool, 9, layer=0) == [0, 1, 2]
+
+
+def test_other_layers_within_their_share_give_only_by_force() -> None:
+    pool = filled(4, [(1, 1), (1, 2)])
+    assert victims(pool, 2, layer=0) == []
+    assert victims(pool, 2, layer=0, force=True) == [0, 1]
+
+
+def test_layers_read_in_turn_keep_part_of_their_pages() -> None:
+    """What plain least-recently-used order gets wrong: two layers of four pages each, over four slots."""
+    pool = arena("host", SMALL, 4)
+    now = 0
+    for _ in range(10):
+        for page in range(8):
+            now += 1
+            held = np.flatnonzero(pool.page == page)
+            if len(held):
+                pool.last_use[held] = now
+                continue
+            layer = page // 4
+            slots = pool.take(1, layer)
+            if not len(slots):
+                pool.free(np.array(victims(pool, 1, layer=layer, force=True)))
+                slots = pool.take(1, layer)
+            pool.settle(slots, np.array([page]), now)
+            pool.check_integrity()
+    assert np.bincount(pool.layer[pool.state == 2], minlength=2).tolist() == [2, 2]

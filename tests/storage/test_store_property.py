@@ -1,0 +1,246 @@
+"""The tiered store against a plain dict, over random runs of every operation it has."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from kv_pages import SMALL, arena, disk_tier, text
+
+from stratakv.storage import CapacityError, OpenPage, TieredStore, page_key
+
+LAYERS = 3
+TEXTS = [text(SMALL, 5, seed=seed) for seed in range(2)]
+PARTS = (1, 2 * SMALL.num_heads, 2 * SMALL.num_heads * SMALL.page_size)
+"""Whole pages, one head's keys or values, one token of them."""
+
+layers = st.integers(0, LAYERS - 1)
+texts = st.integers(0, len(TEXTS) - 1)
+pages = st.integers(0, len(TEXTS[0].chains) - 1)
+seeds = st.integers(0, 2**32 - 1)
+
+Name = tuple[int, bytes]
+"""Layer and chain."""
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """`book` is the dict: what every page ever put must read as. `held` counts our references."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.book: dict[Name, np.ndarray] = {}
+        self.held: Counter[Name] = Counter()
+        self.pids: dict[Name, int] = {}
+        self.open: OpenPage | None = None
+
+    @initialize(
+        host_slots=st.integers(3, 7),
+        gpu_slots=st.sampled_from([None, 2, 4]),
+        has_disk=st.sampled_from([True, True, False]),
+        codec=st.sampled_from(["raw", "zstd"]),
+    )
+    def create(self, host_slots: int, gpu_slots: int | None, has_disk: bool, codec: str) -> None:
+        self.shape = host_slots, gpu_slots, has_disk, codec
+        self.start()
+
+    def start(self) -> None:
+        host_slots, gpu_slots, has_disk, codec = self.shape
+        self.store = TieredStore(
+            SMALL,
+            LAYERS,
+            host=arena("host", SMALL, host_slots),
+            gpu=arena("gpu", SMALL, gpu_slots) if gpu_slots else None,
+            disk=disk_tier(Path(self.folder.name), cap_bytes=4 << 20) if has_disk else None,
+            codec=codec,
+        )
+
+    def teardown(self) -> None:
+        if hasattr(self, "store"):
+            self.store.close()
+        self.folder.cleanup()
+
+    # Pages in
+
+    def content(self, name: Name) -> np.ndarray:
+        """The bytes of a page: drawn once, for a name stands for one content."""
+        if name not in self.book:
+            rng = np.random.default_rng(len(self.book))
+            self.book[name] = rng.integers(0, 256, SMALL.page_bytes, dtype=np.uint8)
+        return self.book[name]
+
+    def hold(self, name: Name, pid: int) -> None:
+        if self.held[name]:
+            assert pid == self.pids[name], "two ids for one page"
+        assert all(other == name for other, known in self.pids.items() if known == pid), "two pages under one id"
+        self.held[name] += 1
+        self.pids[name] = pid
+
+    def allow_full(self) -> None:
+        assert self.store.disk is None, "a tier with a disk below it was full"
+
+    @rule(layer=layers, of=texts, first=pages, count=st.integers(1, 5))
+    def put(self, layer: int, of: int, first: int, count: int) -> None:
+        chains = TEXTS[of].chains[first : first + count]
+        names = [(layer, chain) for chain in chains]
+        data = torch.from_numpy(np.stack([self.content(name) for name in names]))
+        try:
+            pids = self.store.put(layer, chains, TEXTS[of].tokens[first : first + count], data)
+        except CapacityError:
+            self.allow_full()
+            return
+        for name, pid in zip(names, pids.tolist(), strict=True):
+            self.hold(name, pid)
+
+    @precondition(lambda self: self.open is None)
+    @rule(layer=layers)
+    def open_page(self, layer: int) -> None:
+        try:
+            self.open = self.store.open_page(layer)
+        except CapacityError:
+            self.allow_full()
+
+    @precondition(lambda self: self.open is not None)
+    @rule(of=texts, page=pages)
+    def seal(self, of: int, page: int) -> None:
+        assert self.open is not None
+        name = (self.open.layer, TEXTS[of].chains[page])
+        self.open.bytes.copy_(torch.from_numpy(self.content(name)))
+        try:
+            pid = self.store.seal(self.open, name[1], TEXTS[of].tokens[page])
+        except CapacityError:
+            self.allow_full()
+            return
+        self.open = None
+        self.hold(name, pid)
+
+    @precondition(lambda self: self.open is not None)
+    @rule(byte=st.integers(0, 255))
+    def scribble(self, byte: int) -> None:
+        """An open page is ours alone: writing to it changes nothing else."""
+        assert self.open is not None
+        self.open.bytes.fill_(byte)
+
+    @precondition(lambda self: self.open is not None)
+    @rule()
+    def discard(self) -> None:
+        assert self.open is not None
+        self.store.discard(self.open)
+        self.open = None
+
+    @precondition(lambda self: self.held)
+    @rule(seed=seeds)
+    def replace(self, seed: int) -> None:
+        name = sorted(self.held)[seed % len(self.held)]
+        try:
+            self.store.replace(self.pids[name], torch.from_numpy(self.content(name)))
+        except CapacityError:
+            self.allow_full()
+
+    # References
+
+    def some_held(self, seed: int) -> list[Name]:
+        """A random sample of our references, a name as often as we hold it."""
+        references = sorted(self.held.elements())
+        rng = np.random.default_rng(seed)
+        count = rng.integers(1, len(references) + 1)
+        return [references[i] for i in rng.choice(len(references), count, replace=False)]
+
+    @precondition(lambda self: self.held)
+    @rule(seed=seeds)
+    def retain(self, seed: int) -> None:
+        names = self.some_held(seed)
+        self.store.retain(np.array([self.pids[name] for name in names]))
+        self.held.update(names)
+
+    @precondition(lambda self: self.held)
+    @rule(seed=seeds)
+    def release(self, seed: int) -> None:
+        names = self.some_held(seed)
+        self.store.release(np.array([self.pids[name] for name in names]))
+        self.held -= Counter(names)
+        self.pids = {name: pid for name, pid in self.pids.items() if name in self.held}
+
+    @rule(of=texts, wanted=st.sets(layers, min_size=1), most=st.integers(0, 5))
+    def adopt(self, of: int, wanted: set[int], most: int) -> None:
+        """Known is exactly what was ever put; without a disk, what is still held."""
+        chains = TEXTS[of].chains
+        kept = self.book if self.store.disk is not None else self.held
+        expected = 0
+        while expected < len(chains) and all((layer, chains[expected]) in kept for layer in wanted):
+            expected += 1
+        assert self.store.num_known(chains, sorted(wanted)) == expected
+        count = min(expected, most)
+        for layer in wanted:
+            pids = self.store.adopt(layer, chains[:count], TEXTS[of].tokens[:count])
+            for chain, pid in zip(chains[:count], pids.tolist(), strict=True):
+                self.hold((layer, chain), pid)
+
+    # Pages out
+
+    @precondition(lambda self: self.held)
+    @rule(parts=st.sampled_from(PARTS), num_rows=st.integers(1, 40), seed=seeds)
+    def gather(self, parts: int, num_rows: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        names = sorted(set(self.some_held(seed)))
+        rng.shuffle(names)
+        of_page = rng.integers(0, len(names), num_rows)
+        of_part = rng.integers(0, parts, num_rows)
+        out = torch.empty(num_rows, SMALL.page_bytes // parts // SMALL.item_bytes, dtype=torch.float32)
+        reads = self.store.counters.reads
+        self.store.gather(np.array([self.pids[name] for name in names]), of_page, of_part, parts, out)
+        expected = [
+            self.book[names[page]].reshape(parts, -1)[part] for page, part in zip(of_page, of_part, strict=True)
+        ]
+        np.testing.assert_array_equal(out.view(torch.uint8).numpy(), np.stack(expected))
+        assert self.store.counters.reads == reads + len(names)
+
+    # Life of the store
+
+    @rule()
+    def flush(self) -> None:
+        self.store.flush()
+        if self.store.disk is not None:
+            for layer, chain in self.book:
+                assert self.store.disk.contains(page_key(layer, chain)), "flushed, but not on disk"
+
+    @rule()
+    def reopen(self) -> None:
+        """Close writes what is queued; page ids and references end with the process."""
+        self.store.close()
+        self.held.clear()
+        self.pids.clear()
+        self.open = None
+        if self.store.disk is None:
+            self.book.clear()
+        self.start()
+
+    @invariant()
+    def is_sound(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        self.store.check_integrity()
+        for tier in (self.store.gpu, self.store.host):
+            if tier is not None:
+                assert tier.data.nbytes + tier.reserved_bytes <= tier.cap_bytes
+                assert tier.used_bytes <= tier.cap_bytes
+        if self.store.disk is not None:
+            self.store.disk.check_integrity()
+            assert self.store.disk.used_bytes <= self.store.disk.cap_bytes
+        assert self.store.disk_error is None
+
+
+TestStoreMachine = StoreMachine.TestCase
+TestStoreMachine.settings = settings(
+    max_examples=50,
+    stateful_step_count=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
