@@ -23,9 +23,11 @@ check: $(READY) $(MODEL)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-# Needs a CUDA device and an environment that has the dependencies; downloads nothing.
+# Needs a CUDA device, and a Python that has the dependencies already; downloads nothing.
 gpu:
-	PYTHONPATH=build/gpu $(PYTHON) tests/run_gpu.py $(ARGS)
+	@mkdir -p build/gpu/stratakv
+	@for p in runtime storage retrieval kernels; do ln -sfn ../../../$$p build/gpu/stratakv/$$p; done
+	PYTHONPATH=build/gpu $(PYTHON) -m pytest -m gpu $(ARGS)
 
 bench: $(READY) $(MODEL)
 	$(BIN)/stratakv bench $(ARGS)

@@ -25,9 +25,7 @@ def decode_attention_reference(
     return (torch.exp(scores - lse.unsqueeze(-1)) @ values).to(q.dtype), lse
 
 
-def decode_attention(
-    q: Tensor, runs: Sequence[tuple[Tensor, Tensor]], *, scale: float
-) -> tuple[Tensor, Tensor]:
+def decode_attention(q: Tensor, runs: Sequence[tuple[Tensor, Tensor]], *, scale: float) -> tuple[Tensor, Tensor]:
     """Without concatenating: scores of every run go into one buffer, values are summed run by run.
 
     Raises ValueError if the runs hold no key.

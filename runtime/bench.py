@@ -26,6 +26,7 @@ from .documents import read_text_file
 from .engine import Engine
 from .runtime import Runtime
 
+_WARM_UP = 4
 _TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 """Largest logit difference, as a share of the largest logit. bf16 keeps 8 bits, fp16 11."""
 
@@ -48,34 +49,39 @@ def run_bench(
     source = read_text_file(text or _bundled_text())
     with tempfile.TemporaryDirectory(prefix="stratakv-bench-") as folder:
         with Runtime.load(model, device=device, dtype=dtype, kv=KVConfig(path=folder, **kv)) as runtime:
-            runtime.check_fits(0, max(contexts) + steps, "the longest context")
+            runtime.check_fits(0, max(contexts) + steps + _WARM_UP, "the longest context")
             ids = _tokens(runtime, source, max(contexts))
             base = private_bytes()
             with PeakMemory() as memory:
-                ours = [_measure_ours(runtime.engine, ids[:context], steps, log) for context in contexts]
-            stats = runtime.stats()
+                ours = [_Ours(runtime.engine, ids[:context], log) for context in contexts]
+                for side in ours:
+                    side.step()
             reference = _Reference(runtime)
-            theirs = [
-                _measure_theirs(reference, ids[:context], row["tokens"], log)
-                for context, row in zip(contexts, ours, strict=True)
-            ]
+            theirs = [_Theirs(reference, ids[:context], log) for context in contexts]
+            for _ in range(steps + _WARM_UP):  # in turn, so that a slow spell of the machine hits all alike
+                for mine, other in zip(ours, theirs, strict=True):
+                    other.step(mine.token)
+                    mine.step()
+            stats = runtime.stats()
         error = _check(model, device, dtype, folder, reference, ids[: min(contexts)], log)
     rows = []
     for context, mine, other in zip(contexts, ours, theirs, strict=True):
-        del mine["tokens"]
-        ratio = mine["decode_ms_median"] / other["decode_ms_median"]
-        rows.append({"context": context, "stratakv": mine, "transformers_dense": other, "ratio": ratio})
+        row = {"context": context, "stratakv": mine.result(), "transformers_dense": other.result()}
+        row["ratio"] = mine.median / other.median
+        rows.append(row)
         log(
-            f"{context:>6} tokens: stratakv {mine['decode_ms_median']:.1f} ms, transformers dense "
-            f"{other['decode_ms_median']:.1f} ms per token, ratio {ratio:.2f}"
+            f"{context:>6} tokens: stratakv {mine.median:.1f} ms, transformers dense {other.median:.1f} ms "
+            f"per token, ratio {row['ratio']:.2f}"
         )
-    growth = rows[-1]["stratakv"]["decode_ms_median"] / rows[0]["stratakv"]["decode_ms_median"]
+    growth = ours[-1].median / ours[0].median
     log(f"decode at {contexts[-1]} tokens costs {growth:.2f}x decode at {contexts[0]}")
+    log(f"private memory peaked {(memory.peak - base) / 1e6:.0f} MB above the loaded model's {base / 1e6:.0f} MB")
     return {
         "command": "stratakv " + " ".join(sys.argv[1:]),
         "hardware": hardware(),
         "model": model,
         "dtype": stats["dtype"],
+        "kv_dtype": stats["kv_dtype"],
         "index": stats["index"],
         "budget": stats["budget"],
         "steps": steps,
@@ -88,21 +94,66 @@ def run_bench(
     }
 
 
-def _measure_ours(engine: Engine, ids: np.ndarray, steps: int, log: Callable[[str], None]) -> dict[str, Any]:
-    sequence = engine.new_sequence()
-    started = time.perf_counter()
-    done = engine.prefill(sequence, ids, reuse=False)
-    ttft = time.perf_counter() - started
-    log(f"{len(ids):>6} tokens prefilled in {ttft:.1f} s")
-    assert done.logits is not None
-    token, times, tokens = int(done.logits.argmax()), [], []
-    for _ in range(steps + 4):
-        tokens.append(token)
+class _Side:
+    """One context being decoded, and how long each step took."""
+
+    ttft_s: float
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    @property
+    def _timed(self) -> list[float]:
+        return sorted(1000 * seconds for seconds in self.times[-self._steps :])
+
+    @property
+    def _steps(self) -> int:
+        return max(1, len(self.times) - _WARM_UP)
+
+    @property
+    def median(self) -> float:
+        """Milliseconds per token."""
+        return statistics.median(self._timed)
+
+    def result(self) -> dict[str, float]:
+        timed = self._timed
+        p90 = timed[min(len(timed) - 1, int(0.9 * len(timed)))]
+        return {"ttft_s": self.ttft_s, "decode_ms_median": self.median, "decode_ms_p90": p90}
+
+
+class _Ours(_Side):
+    def __init__(self, engine: Engine, ids: np.ndarray, log: Callable[[str], None]) -> None:
+        super().__init__()
+        self.engine, self.sequence = engine, engine.new_sequence()
         started = time.perf_counter()
-        token = int(engine.decode([sequence], [token])[0].argmax())
-        times.append(time.perf_counter() - started)
-    sequence.close()
-    return {"ttft_s": ttft, **_times(times[4:]), "tokens_read": engine.tokens_read, "tokens": tokens}
+        logits = engine.prefill(self.sequence, ids, reuse=False).logits
+        self.ttft_s = time.perf_counter() - started
+        log(f"{len(ids):>6} tokens prefilled in {self.ttft_s:.1f} s")
+        assert logits is not None
+        self.token = int(logits.argmax())
+
+    def step(self) -> None:
+        started = time.perf_counter()
+        self.token = int(self.engine.decode([self.sequence], [self.token])[0].argmax())
+        self.times.append(time.perf_counter() - started)
+
+    def result(self) -> dict[str, float]:
+        return {**super().result(), "tokens_read": self.engine.tokens_read}
+
+
+class _Theirs(_Side):
+    def __init__(self, reference: _Reference, ids: np.ndarray, log: Callable[[str], None]) -> None:
+        super().__init__()
+        self.reference = reference
+        started = time.perf_counter()
+        self.cache, _ = reference.start(ids)
+        self.ttft_s = time.perf_counter() - started
+        log(f"{len(ids):>6} tokens prefilled by transformers in {self.ttft_s:.1f} s")
+
+    def step(self, token: int) -> None:
+        started = time.perf_counter()
+        self.reference.step(self.cache, token)
+        self.times.append(time.perf_counter() - started)
 
 
 class _Reference:
@@ -133,21 +184,6 @@ class _Reference:
         return out.logits[0, -1].float()  # type: ignore[no-any-return]
 
 
-def _measure_theirs(
-    reference: _Reference, ids: np.ndarray, tokens: list[int], log: Callable[[str], None]
-) -> dict[str, Any]:
-    started = time.perf_counter()
-    cache, _ = reference.start(ids)
-    ttft = time.perf_counter() - started
-    log(f"{len(ids):>6} tokens prefilled by transformers in {ttft:.1f} s")
-    times = []
-    for token in tokens:
-        started = time.perf_counter()
-        reference.step(cache, token)
-        times.append(time.perf_counter() - started)
-    return {"ttft_s": ttft, **_times(times[4:])}
-
-
 def _check(
     model: str, device: str, dtype: str, folder: str, reference: _Reference, ids: np.ndarray, log: Callable[[str], None]
 ) -> float:
@@ -162,19 +198,11 @@ def _check(
             worst = max(worst, float((mine - other).abs().max() / other.abs().max()))
             token = int(other.argmax())
             mine, other = runtime.engine.decode([sequence], [token])[0], reference.step(cache, token)
-        kind = runtime.store.layout.dtype
+        kind = runtime.stats()["dtype"]
     if worst > _TOLERANCE[kind]:
         raise RuntimeError(f"logits differ from transformers' by {worst:.2e} of their size; no speed is reported")
     log(f"logits equal transformers' within {worst:.1e} of their size when everything is read")
     return worst
-
-
-def _times(seconds: list[float]) -> dict[str, float]:
-    ordered = sorted(1000 * s for s in seconds)
-    return {
-        "decode_ms_median": statistics.median(ordered),
-        "decode_ms_p90": ordered[min(len(ordered) - 1, int(0.9 * len(ordered)))],
-    }
 
 
 def _tokens(runtime: Runtime, text: str, count: int) -> np.ndarray:

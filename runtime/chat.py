@@ -144,7 +144,9 @@ class Chat:
         if room < config.max_new_tokens:
             config = GenerationConfig.from_kwargs(config, max_new_tokens=max(1, room))
         try:
-            for _, piece in generate(self._runtime.engine, [self._sequence], [draft.logits], [config], [reply], started):
+            for _, piece in generate(
+                self._runtime.engine, [self._sequence], [draft.logits], [config], [reply], started
+            ):
                 yield piece
         finally:
             fed = self._sequence.num_tokens - draft.snapshot.num_tokens

@@ -21,12 +21,25 @@ app = typer.Typer(
 ModelOption = Annotated[str, typer.Option("-m", "--model", help="Alias, hub id, model directory or .gguf file.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
-GpuOption = Annotated[float | None, typer.Option("--gpu-kv-gb", help="Cap of the device tier in GB (10^9 bytes). Default: free GPU memory.")]  # fmt: skip
-HostOption = Annotated[float | None, typer.Option("--host-kv-gb", help="Cap of the host tier in GB. Default: half of free memory.")]  # fmt: skip
-DiskOption = Annotated[float | None, typer.Option("--disk-kv-gb", help="Cap of the disk tier in GB; 0: no disk. Default: half of free disk, at most 64.")]  # fmt: skip
+GpuOption = Annotated[
+    float | None,
+    typer.Option("--gpu-kv-gb", help="Cap of the device tier in GB (10^9 bytes). Default: free GPU memory."),
+]
+HostOption = Annotated[
+    float | None, typer.Option("--host-kv-gb", help="Cap of the host tier in GB. Default: half of free memory.")
+]
+DiskOption = Annotated[
+    float | None,
+    typer.Option(
+        "--disk-kv-gb", help="Cap of the disk tier in GB; 0: no disk. Default: half of free disk, at most 64."
+    ),
+]
 PathOption = Annotated[Path | None, typer.Option("--kv-dir", help="Store folder. Default: the user's cache directory.")]
 IndexOption = Annotated[str, typer.Option("--index", help="How tokens are found: auto, bounds, dense, oracle, window.")]
-BudgetOption = Annotated[float, typer.Option("--budget", help="Tokens read per KV head and step; below 1: share of the context.")]  # fmt: skip
+KvDtypeOption = Annotated[str, typer.Option("--kv-dtype", help="Element type of the cache; auto: the model's.")]
+BudgetOption = Annotated[
+    float, typer.Option("--budget", help="Tokens read per KV head and step; below 1: share of the context.")
+]
 
 
 def main() -> None:
@@ -69,7 +82,10 @@ def chat(
     kv_dir: PathOption = None,
     index: IndexOption = "auto",
     budget: BudgetOption = 2048,
-    file: Annotated[list[Path] | None, typer.Option("-f", "--file", help="Read this document first; repeatable.")] = None,
+    kv_dtype: KvDtypeOption = "auto",
+    file: Annotated[
+        list[Path] | None, typer.Option("-f", "--file", help="Read this document first; repeatable.")
+    ] = None,
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Ask once, print the reply, exit.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="With -p: print one JSON object.")] = False,
     session: Annotated[str | None, typer.Option("--session", help="Resume this saved session.")] = None,
@@ -93,8 +109,9 @@ def chat(
         generation["seed"] = seed
     try:
         kv = kv_config(
-            gpu_gb=gpu_kv_gb, host_gb=host_kv_gb, disk_gb=disk_kv_gb, path=kv_dir, index=index, budget=budget
-        )
+            gpu_gb=gpu_kv_gb, host_gb=host_kv_gb, disk_gb=disk_kv_gb, path=kv_dir, index=index, budget=budget,
+            dtype=kv_dtype,
+        )  # fmt: skip
         options = Options(model, device, dtype, kv, file or [], session, system, generation)
         if prompt is None:
             run(options)
@@ -124,7 +141,10 @@ def plan(
         kv = kv_config(gpu_gb=gpu_kv_gb, host_gb=host_kv_gb, disk_gb=disk_kv_gb, path=kv_dir, budget=2048)
         with Runtime.load(model, device=device, dtype=dtype, kv=kv) as runtime:
             found = runtime.plan
-            print(f"{found.token_bytes} bytes of KV per token; {context} tokens need {context * found.token_bytes / 1e9:.3g} GB")
+            print(
+                f"{found.token_bytes} bytes of KV per token; {context} tokens need "
+                f"{context * found.token_bytes / 1e9:.3g} GB"
+            )
             for tier, cap, tokens in found.rows():
                 print(f"  {tier:5} cap {cap:>8}  holds {tokens} tokens")
             runtime.check_fits(0, context, f"a context of {context} tokens")
@@ -144,7 +164,9 @@ def sessions_list(model: ModelOption = "smollm2", kv_dir: PathOption = None, dty
 
 
 @sessions.command("rm")
-def sessions_rm(name: str, model: ModelOption = "smollm2", kv_dir: PathOption = None, dtype: DtypeOption = "auto") -> None:
+def sessions_rm(
+    name: str, model: ModelOption = "smollm2", kv_dir: PathOption = None, dtype: DtypeOption = "auto"
+) -> None:
     """Delete a session. Its pages stay in the store as cache until their room is needed."""
 
     def remove(runtime: Any) -> None:
@@ -174,18 +196,25 @@ def bench(
     host_kv_gb: HostOption = None,
     index: IndexOption = "bounds",
     budget: BudgetOption = 1024,
-    contexts: Annotated[str, typer.Option("--contexts", help="Comma-separated context lengths in tokens.")] = "512,8000",
+    kv_dtype: KvDtypeOption = "auto",
+    contexts: Annotated[
+        str, typer.Option("--contexts", help="Comma-separated context lengths in tokens.")
+    ] = "512,8000",
     steps: Annotated[int, typer.Option("--steps", help="Timed decode steps per measurement.")] = 64,
-    text: Annotated[Path | None, typer.Option("--text", help="Text to fill the context; default: the bundled document.")] = None,
+    text: Annotated[
+        Path | None, typer.Option("--text", help="Text to fill the context; default: the bundled document.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Also write the JSON here.")] = None,
 ) -> None:
     """Decode speed over context, beside transformers' dense decode in the same run; correctness first."""
     from .bench import run_bench
 
     try:
-        kv = {"gpu_gb": gpu_kv_gb, "host_gb": host_kv_gb, "index": index, "budget": int(budget)}
+        kv = {"gpu_gb": gpu_kv_gb, "host_gb": host_kv_gb, "index": index, "budget": int(budget), "dtype": kv_dtype}
         lengths = [int(part) for part in contexts.split(",")]
-        result = run_bench(model, device, dtype, kv, lengths, steps, text, log=lambda line: print(line, file=sys.stderr))
+        result = run_bench(
+            model, device, dtype, kv, lengths, steps, text, log=lambda line: print(line, file=sys.stderr)
+        )
     except user_errors() as error:
         fail(error)
     line = json.dumps(result, indent=2)

@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import safetensors.torch
@@ -25,7 +26,7 @@ from ..storage import CorruptPageError, RecordError, TieredStore
 from .config import KVConfig
 from .interrupt import Interrupts
 from .layer_cache import SlidingLayer, TieredLayer
-from .model import Model
+from .model import Attend, Model, RotaryTables
 from .sequence import GENERATED, PROMPT, Sequence
 from .workspace import Workspace
 
@@ -116,17 +117,16 @@ class Engine:
         started = time.perf_counter()
         cached = self._reuse(sequence, tokens, want_logits) if reuse else 0
         done, logits = cached, None
+
+        def report(share: float) -> None:
+            if on_progress is not None:
+                processed = done + int(share * len(span))
+                on_progress(Progress(total, cached, processed, time.perf_counter() - started))
+
         with self.interrupts.deferred():
             for stop in self._span_ends(sequence.num_tokens, total - cached):
                 span = tokens[done : done + stop - sequence.num_tokens]
                 is_last = done + len(span) == total
-                report = lambda share, done=done, span=span: (  # noqa: E731
-                    on_progress(
-                        Progress(total, cached, done + int(share * len(span)), time.perf_counter() - started)
-                    )
-                    if on_progress
-                    else None
-                )
                 logits = self._span(sequence, span, want_logits and is_last, report)
                 done += len(span)
         if total - cached >= STATE_EVERY:
@@ -149,24 +149,16 @@ class Engine:
         length = sequence.tail_len + count
         snapshot = sequence.snapshot()
         hidden = model.embed(torch.from_numpy(tokens.astype(np.int64)).to(model.device).unsqueeze(0))
-        cuts = [start, *range(start // self.chunk * self.chunk + self.chunk, start + count, self.chunk), start + count]
-        chunks = list(zip(cuts, cuts[1:], strict=False))
+        grid = range((start // self.chunk + 1) * self.chunk, start + count, self.chunk)
+        chunks = list(pairwise([start, *grid, start + count]))
         tables = [model.rotary(torch.arange(a, b, device=model.device).unsqueeze(0)) for a, b in chunks]
         try:
             for layer, cache in enumerate(sequence.layers):
                 cache.begin()
-                for i, (a, b) in enumerate(chunks):
+                for (a, b), table in zip(chunks, tables, strict=True):
                     self.interrupts.check()
-
-                    def attend(
-                        layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float,
-                        cache: TieredLayer | SlidingLayer = cache, a: int = a, table: dict[str, tuple[Tensor, Tensor]] = tables[i],
-                    ) -> Tensor:  # fmt: skip
-                        q, k = model.rotate(layer, q, k, table)
-                        return cache.extend(q[0], k[0], v[0], a, scale).unsqueeze(0)
-
                     rows = slice(a - start, b - start)
-                    hidden[:, rows] = model.run_layer(layer, hidden[:, rows], attend)
+                    hidden[:, rows] = model.run_layer(layer, hidden[:, rows], self._attend_rows(cache, a, table))
                     report((layer + (b - start) / count) / model.num_layers)
                 if isinstance(cache, TieredLayer):
                     cache.finish(chains, pages, length)
@@ -176,6 +168,13 @@ class Engine:
         sequence.log(tokens, PROMPT)
         sequence.chains += chains
         return model.logits(hidden[:, -1])[0].float() if want_logits else None
+
+    def _attend_rows(self, cache: TieredLayer | SlidingLayer, start: int, table: RotaryTables) -> Attend:
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+            q, k = self.model.rotate(layer, q, k, table)
+            return cache.extend(q[0], k[0], v[0], start, scale).unsqueeze(0)
+
+        return attend
 
     # Reuse of stored prefixes
 
@@ -241,13 +240,11 @@ class Engine:
         """
         model = self.model
         lengths = [sequence.tail_len for sequence in sequences]
-        progress = [0]
         positions = torch.tensor([[s.num_tokens] for s in sequences], device=model.device)
         table = model.rotary(positions)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
             q, k = model.rotate(layer, q, k, table)
-            progress[0] = layer + 1
             outs = [
                 sequence.layers[layer].step(q[b, :, 0], k[b, :, 0], v[b, :, 0], scale)
                 for b, sequence in enumerate(sequences)
@@ -305,27 +302,33 @@ class Engine:
                 "for a model with sliding-window layers; start a new conversation and read the text again",
                 pids,
             )
+        cache = sequence.layers[layer]
+        assert isinstance(cache, TieredLayer)
         for pid in pids:
-            cache = sequence.layers[layer]
-            assert isinstance(cache, TieredLayer)
             start = int(np.flatnonzero(cache.pids == pid)[0]) * size
             tokens, name = self.store.describe(pid)
-            logger.warning("page %s (layer %d, tokens %d-%d) was damaged: recomputing it", name, layer, start, start + size - 1)
-            table = model.rotary(torch.arange(start, start + size, device=model.device).unsqueeze(0))
-            found: list[Tensor] = []
-
-            def attend(at: int, q: Tensor, k: Tensor, v: Tensor, scale: float, start: int = start,
-                       table: dict[str, tuple[Tensor, Tensor]] = table, found: list[Tensor] = found) -> Tensor:  # fmt: skip
-                q, k = model.rotate(at, q, k, table)
-                if at == layer:
-                    found.extend((k[0], v[0]))
-                    return torch.zeros_like(q)
-                below = sequence.layers[at]
-                assert isinstance(below, TieredLayer)
-                return below.attend(q[0], k[0], v[0], start, scale).unsqueeze(0)
-
-            hidden = model.embed(torch.from_numpy(tokens.astype(np.int64)).to(model.device).unsqueeze(0))
-            for at in range(layer + 1):
-                hidden = model.run_layer(at, hidden, attend)
-            page = torch.stack(found, 1).contiguous()
+            logger.warning(
+                "page %s (layer %d, tokens %d-%d) was damaged: recomputing it", name, layer, start, start + size - 1
+            )
+            page = self._recomputed(sequence, layer, start, tokens)
             self.store.replace(pid, page.view(torch.uint8).view(-1))
+
+    def _recomputed(self, sequence: Sequence, layer: int, start: int, tokens: np.ndarray) -> Tensor:
+        """K and V `[G, 2, L, D]` of the page of `layer` that begins at position `start`."""
+        model = self.model
+        table = model.rotary(torch.arange(start, start + len(tokens), device=model.device).unsqueeze(0))
+        found: list[Tensor] = []
+
+        def attend(at: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+            q, k = model.rotate(at, q, k, table)
+            if at == layer:
+                found.extend((k[0], v[0]))
+                return torch.zeros_like(q)
+            below = sequence.layers[at]
+            assert isinstance(below, TieredLayer)
+            return below.attend(q[0], k[0], v[0], start, scale).unsqueeze(0)
+
+        hidden = model.embed(torch.from_numpy(tokens.astype(np.int64)).to(model.device).unsqueeze(0))
+        for at in range(layer + 1):
+            hidden = model.run_layer(at, hidden, attend)
+        return torch.stack(found, 1).to(self.workspace.dtype).contiguous()

@@ -87,7 +87,7 @@ class TieredLayer:
         outs, lses = [out], [lse]
         for begin in range(0, start, KEY_BLOCK):
             keys, values = self._block(begin, min(begin + KEY_BLOCK, start))
-            out, lse = prefill_attention(q, keys, values, scale=scale, causal=False)
+            out, lse = prefill_attention(q, keys.to(q.dtype), values.to(q.dtype), scale=scale, causal=False)
             outs.append(out)
             lses.append(lse)
         return merge_states(outs, lses)[0]
@@ -157,7 +157,8 @@ class TieredLayer:
 
     def seal(self, chain: bytes, tokens: np.ndarray) -> None:
         """The tail is a whole page: hand it to the store and index it."""
-        assert self._tail is not None and self.is_full
+        assert self._tail is not None
+        assert self.is_full
         keys = self._tail_kv()[0].clone()
         pid = self.store.seal(self._tail, chain, tokens)
         self._tail, self.tail_len = None, 0
@@ -181,12 +182,16 @@ class TieredLayer:
         groups, count = ids.shape
         size = self.layout.page_size
         parts_per_run = size // unit
-        unique, inverse = np.unique(ids // parts_per_run, return_inverse=True)
-        pages = np.broadcast_to(inverse.reshape(1, groups, count), (2, groups, count)).reshape(-1)
+        wanted = ids // parts_per_run
+        place = np.zeros(len(self.pids), dtype=np.int64)
+        place[wanted] = 1
+        distinct = np.flatnonzero(place)
+        place[distinct] = np.arange(len(distinct))
+        pages = np.broadcast_to(place[wanted], (2, groups, count)).reshape(-1)
         runs = np.arange(groups).reshape(1, -1, 1) * 2 + np.arange(2).reshape(-1, 1, 1)
         parts = (runs * parts_per_run + (ids % parts_per_run)[None]).reshape(-1)
         out = self.workspace.stage(2 * groups * count, unit * self.layout.head_dim)
-        self._read(self.pids[unique], pages, parts, 2 * groups * parts_per_run, out)
+        self._read(self.pids[distinct], pages, parts, 2 * groups * parts_per_run, out)
         kv = out.view(2, groups, count * unit, self.layout.head_dim)
         return kv[0], kv[1]
 

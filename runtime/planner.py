@@ -66,7 +66,7 @@ class Plan:
             return
         tiers = f"host {_gb(self.host_pool_bytes)}"
         if self.disk_bytes:
-            tiers = f"disk {_gb(self.disk_bytes)} (pages leave host memory only for disk, {_RECORD_OVERHEAD}x when incompressible)"
+            tiers = f"disk {_gb(self.disk_bytes)} (up to {_RECORD_OVERHEAD}x the raw bytes when incompressible)"
         knob = "--disk-kv-gb" if self.disk_bytes else "--host-kv-gb, or allow the disk tier (--disk-kv-gb)"
         raise DoesNotFitError(
             f"{what} does not fit: {tokens} tokens x {self.token_bytes} bytes = {_gb(tokens * self.token_bytes)}, "
@@ -78,13 +78,17 @@ class Plan:
         found = []
         if self.gpu_bytes is not None:
             pool = self.compute_pool_bytes
-            found.append(("gpu", _gb(self.gpu_bytes), f"{pool // self.token_bytes} + {_gb(self.workspace_bytes)} workspace"))
+            found.append(
+                ("gpu", _gb(self.gpu_bytes), f"{pool // self.token_bytes} + {_gb(self.workspace_bytes)} workspace")
+            )
         found.append(("host", _gb(self.host_bytes), f"{self.host_pool_bytes // self.token_bytes}"))
         found.append(("disk", _gb(self.disk_bytes), f"{int(self.disk_bytes / _RECORD_OVERHEAD) // self.token_bytes}"))
         return found
 
 
-def make_plan(config: KVConfig, layout: PageLayout, num_tiered: int, device: torch.device, chunk: int, folder: Path) -> Plan:
+def make_plan(
+    config: KVConfig, layout: PageLayout, num_tiered: int, device: torch.device, chunk: int, folder: Path
+) -> Plan:
     """Caps from the configuration, or from what is free now.
 
     Raises DoesNotFitError if the compute tier cannot hold its workspace and a few pages per layer.
@@ -100,9 +104,7 @@ def make_plan(config: KVConfig, layout: PageLayout, num_tiered: int, device: tor
     pages = _PAGES_PER_LAYER * num_tiered * layout.page_bytes
     spare = compute - pages - Workspace.bytes_for(layout, 0)
     span = max(chunk, min(_DEFAULT_SPAN, spare // 2 // layout.token_bytes // chunk * chunk))
-    plan = Plan(
-        layout=layout, num_tiered=num_tiered, gpu_bytes=gpu, host_bytes=host, disk_bytes=disk, span_tokens=span
-    )
+    plan = Plan(layout=layout, num_tiered=num_tiered, gpu_bytes=gpu, host_bytes=host, disk_bytes=disk, span_tokens=span)
     if plan.compute_pool_bytes < pages:
         name, knob = ("device", "--gpu-kv-gb") if gpu is not None else ("host", "--host-kv-gb")
         raise DoesNotFitError(

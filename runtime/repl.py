@@ -112,7 +112,7 @@ def _open(options: Options, console: Console) -> tuple[Runtime, Chat]:
         device=options.device,
         dtype=options.dtype,
         kv=options.kv,
-        on_convert=lambda name: console.print(f"[dim]converting {name} once; later starts skip this[/dim]"),
+        on_convert=lambda name: _say_converting(name, console),
     )
     try:
         chat = runtime.chat(options.system, options.session)
@@ -125,11 +125,19 @@ def _open(options: Options, console: Console) -> tuple[Runtime, Chat]:
     return runtime, chat
 
 
+def _say_converting(name: str, console: Console) -> None:
+    if console.is_terminal:
+        console.print(f"[dim]converting {name} once; later starts skip this[/dim]")
+
+
 def _read(chat: Chat, path: Path, console: Console) -> None:
     with progress_bar(console, f"reading {path.name}") as step:
         done = chat.read(path, on_progress=step)
     if console.is_terminal:
-        console.print(f"[dim]{path.name}: {done.tokens} tokens, {done.cached} of them from the store, {done.ms / 1000:.1f} s[/dim]")
+        console.print(
+            f"[dim]{path.name}: {done.tokens} tokens, {done.cached} of them from the store, "
+            f"{done.ms / 1000:.1f} s[/dim]"
+        )
 
 
 @contextmanager
@@ -166,7 +174,13 @@ def run(options: Options) -> None:
 def _load_only(options: Options) -> Runtime:
     from .runtime import Runtime
 
-    return Runtime.load(options.model, device=options.device, dtype=options.dtype, kv=options.kv)
+    return Runtime.load(
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        kv=options.kv,
+        on_convert=lambda name: _say_converting(name, Console(stderr=True)),
+    )
 
 
 class Repl:
@@ -296,19 +310,29 @@ class Repl:
             sizes = [f"{tier[key] / 1e6:.1f} MB" for key in ("cap_bytes", "used_bytes")]
             table.add_row(name, *sizes, str(tier["pages"]), str(tier["page_reads"]))
         self.console.print(table)
-        moved = ", ".join(f"{edge.removesuffix('_bytes').replace('_', ' ')} {n / 1e6:.1f} MB" for edge, n in stats["edges"].items())
+        moved = ", ".join(
+            f"{edge.removesuffix('_bytes').replace('_', ' ')} {n / 1e6:.1f} MB" for edge, n in stats["edges"].items()
+        )
         self.console.print(f"moved: {moved}", markup=False)
-        self.console.print(f"hit rate {stats['hit_rate']:.1%}, stalled {stats['stall_s']:.2f} s, {stats['tokens_read']} tokens read per head at the last step")
+        self.console.print(
+            f"hit rate {stats['hit_rate']:.1%}, stalled {stats['stall_s']:.2f} s, "
+            f"{stats['tokens_read']} tokens read per head at the last step"
+        )
         self.console.print(self._status())
 
     def _save(self, argument: str) -> None:
         started = time.perf_counter()
         self.chat.save(argument)
-        self.console.print(f"saved {argument!r} with the KV of {self.chat.num_tokens} tokens in {time.perf_counter() - started:.1f} s", markup=False)
+        self.console.print(
+            f"saved {argument!r} with the KV of {self.chat.num_tokens} tokens in {time.perf_counter() - started:.1f} s",
+            markup=False,
+        )
 
     def _load(self, argument: str) -> None:
         chat = self.runtime.chat(session=argument)
-        chat.generation = self.chat.generation if self._chat else GenerationConfig.from_kwargs(**self.options.generation)
+        chat.generation = (
+            self.chat.generation if self._chat else GenerationConfig.from_kwargs(**self.options.generation)
+        )
         if self._chat is not None:
             self._chat.close()
         self._chat = chat
@@ -331,8 +355,14 @@ class Repl:
 
     def _show(self) -> None:
         runtime = self.runtime
-        self.console.print(f"{runtime.name} on {runtime.model.device}, {runtime.store.layout.dtype}; index {runtime.engine.index.name}, budget {runtime.config.budget}", markup=False)
-        self.console.print(f"{runtime.plan.token_bytes} bytes of KV per token; trained for {runtime.model.max_positions} positions")
+        self.console.print(
+            f"{runtime.name} on {runtime.model.device}, cache in {runtime.store.layout.dtype}; "
+            f"index {runtime.engine.index.name}, budget {runtime.config.budget}",
+            markup=False,
+        )
+        self.console.print(
+            f"{runtime.plan.token_bytes} bytes of KV per token; trained for {runtime.model.max_positions} positions"
+        )
         for tier, cap, tokens in runtime.plan.rows():
             self.console.print(f"  {tier:5} cap {cap:>8}  holds {tokens} tokens")
         if runtime.store.disk is not None:

@@ -39,7 +39,9 @@ _FORMAT = 1
 class Runtime:
     """A loaded model over a tiered KV store. Make one with `Runtime.load`; close it, or use `with`."""
 
-    def __init__(self, model: Model, store: TieredStore, engine: Engine, plan: Plan, config: KVConfig, name: str) -> None:
+    def __init__(
+        self, model: Model, store: TieredStore, engine: Engine, plan: Plan, config: KVConfig, name: str
+    ) -> None:
         self.model, self.store, self.engine, self.plan, self.config = model, store, engine, plan, config
         self.name = name
         self._finalizer = weakref.finalize(self, store.close)
@@ -76,7 +78,10 @@ class Runtime:
         directory = locate(str(model), kind, local_files_only=local_files_only, on_convert=on_convert)
         loaded = Model.load(directory, where, getattr(torch, kind))
         layout = PageLayout(
-            num_heads=loaded.num_kv_heads, page_size=kv.page_size, head_dim=loaded.head_dim, dtype=kind
+            num_heads=loaded.num_kv_heads,
+            page_size=kv.page_size,
+            head_dim=loaded.head_dim,
+            dtype=kind if kv.dtype == "auto" else kv.dtype,
         )
         folder = Path(kv.path).expanduser() if kv.path is not None else cache_dir() / "kv"
         plan = make_plan(kv, layout, len(loaded.tiered), where, _CHUNK[where.type], folder)
@@ -144,8 +149,9 @@ class Runtime:
         total = held + new
         if total > self.model.max_positions:
             raise DoesNotFitError(
-                f"{what} does not fit: {held} tokens in context + {new} new = {total}, but {self.name} was trained for "
-                f"{self.model.max_positions}; shorten it, start a new conversation, or use a model with a longer window (--model)"
+                f"{what} does not fit: {held} tokens in context + {new} new = {total}, but {self.name} was trained "
+                f"for {self.model.max_positions}; shorten it, start a new conversation, or use a model with a "
+                "longer window (--model)"
             )
         self.plan.check(total, what)
 
@@ -163,7 +169,8 @@ class Runtime:
         return {
             "model": self.name,
             "device": str(self.model.device),
-            "dtype": self.store.layout.dtype,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "kv_dtype": self.store.layout.dtype,
             "index": self.engine.index.name,
             "budget": self.config.budget,
             "tokens_read": self.engine.tokens_read,
@@ -208,10 +215,13 @@ def _open_store(
         identity = {
             "format": _FORMAT,
             "weights": weights_digest(directory),
+            "dtype": str(model.dtype),
             "rope": getattr(model.config, "rope_parameters", None),
             "layout": {field: getattr(layout, field) for field in layout.__slots__},
         }
-        fingerprint = hashlib.blake2b(json.dumps(identity, sort_keys=True, default=str).encode(), digest_size=16).digest()
+        fingerprint = hashlib.blake2b(
+            json.dumps(identity, sort_keys=True, default=str).encode(), digest_size=16
+        ).digest()
         place = folder / f"{Path(name).stem or 'model'}_{fingerprint.hex()}"
         disk = DiskTier(place, plan.disk_bytes, fingerprint, {"model": name, **identity})
     workspace_cap = plan.workspace_bytes

@@ -32,7 +32,6 @@ from .errors import RecordError, StorageFullError, StoreUnavailableError
 logger = logging.getLogger(__name__)
 
 _MIN_MAP_BYTES = 1 << 20
-_SWEEP_BATCH = 256
 _DATABASES = (b"pages", b"sessions", b"states")
 _OPEN: dict[str, tuple[lmdb.Environment, int]] = {}
 _OPEN_LOCK = threading.Lock()
@@ -52,9 +51,7 @@ class DiskTier:
 
     name = "disk"
 
-    def __init__(
-        self, folder: Path, cap_bytes: int, fingerprint: bytes, description: dict[str, object]
-    ) -> None:
+    def __init__(self, folder: Path, cap_bytes: int, fingerprint: bytes, description: dict[str, object]) -> None:
         self.folder = folder
         self.cap_bytes = max(cap_bytes, _MIN_MAP_BYTES)
         self.fingerprint = fingerprint
@@ -176,14 +173,15 @@ class DiskTier:
     def sweep(self, is_live: Callable[[bytes], bool]) -> int:
         """Delete pages and states for which `is_live(key)` is false; returns how many.
 
-        In small transactions: each must rewrite its part of the tree in what room there is.
+        In small transactions: each must rewrite its part of the tree in the room that is kept free.
         """
         removed = 0
+        batch = self._kept_free // (4 * self._env.stat()["psize"])
         for database in (self._pages, self._states):
             with self._env.begin(db=database) as transaction:
                 dead = [key for key in transaction.cursor().iternext(values=False) if not is_live(key)]
-            for start in range(0, len(dead), _SWEEP_BATCH):
-                removed += self._delete(database, dead[start : start + _SWEEP_BATCH])
+            for start in range(0, len(dead), batch):
+                removed += self._delete(database, dead[start : start + batch])
         if removed:
             # NOTE: LMDB reuses what a transaction freed only in the next but one, and counts no empty ones.
             with self._writing() as transaction:
@@ -274,9 +272,7 @@ def _open_environment(name: str, cap_bytes: int) -> lmdb.Environment:
             environment, users = _OPEN[name]
             _OPEN[name] = (environment, users + 1)
             return environment
-        environment = lmdb.open(
-            name, map_size=cap_bytes, max_dbs=3, mode=0o600, readahead=False, meminit=False
-        )
+        environment = lmdb.open(name, map_size=cap_bytes, max_dbs=3, mode=0o600, readahead=False, meminit=False)
         try:
             _refuse_truncated(environment, name)
         except OSError:

@@ -252,9 +252,7 @@ class TieredStore:
 
     # Pages out
 
-    def gather(
-        self, pids: np.ndarray, pages: np.ndarray, parts_of: np.ndarray, parts: int, out: torch.Tensor
-    ) -> None:
+    def gather(self, pids: np.ndarray, pages: np.ndarray, parts_of: np.ndarray, parts: int, out: torch.Tensor) -> None:
         """`out[i] = part parts_of[i] of page pids[pages[i]]`, from wherever each page is.
 
         Args:
@@ -297,10 +295,7 @@ class TieredStore:
         self.host.leases[held] += 1
         slots = self._take_or_evict(self.host, len(missing), layer)
         self.host.leases[held] -= 1
-        spill = {
-            int(pid): torch.empty(self.layout.page_bytes, dtype=torch.uint8)
-            for pid in missing[len(slots) :]
-        }
+        spill = {int(pid): torch.empty(self.layout.page_bytes, dtype=torch.uint8) for pid in missing[len(slots) :]}
         host = self.host.data.numpy()
 
         def buffer(i: int) -> np.ndarray:

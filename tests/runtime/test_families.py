@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_models import FAMILIES, VOCABULARY, reference_model, save_tiny_model
+
 from stratakv.runtime import KVConfig, ModelFileError, Runtime
 from stratakv.runtime.model import FAMILIES as SUPPORTED
-from tiny_models import FAMILIES, VOCABULARY, reference_model, save_tiny_model
 
 TOLERANCE = 1e-5
 """fp32, as a share of the largest logit: sums are taken in another order, nothing else differs."""
@@ -21,7 +22,10 @@ def test_prefill_decode_and_second_turn_equal_transformers(family: str, tmp_path
     reference = reference_model(folder)
     rng = np.random.default_rng(1)
     first, second = rng.integers(3, VOCABULARY, 90), rng.integers(3, VOCABULARY, 45)
-    with Runtime.load(folder, dtype="float32", kv=KVConfig(path=tmp_path / "kv", index="dense")) as runtime, torch.inference_mode():
+    with (
+        Runtime.load(folder, dtype="float32", kv=KVConfig(path=tmp_path / "kv", index="dense")) as runtime,
+        torch.inference_mode(),
+    ):
         sequence = runtime.engine.new_sequence()
         fed = np.empty(0, dtype=np.int64)
         for turn in (first, second):

@@ -13,8 +13,9 @@ from typing import Any
 import lmdb
 import numpy as np
 import pytest
-from stratakv.runtime import Chat, KVConfig, Runtime, SessionError
 from tiny_models import save_tiny_model
+
+from stratakv.runtime import Chat, KVConfig, Runtime, SessionError
 
 TEXT = "The lighthouse keeper wrote the log every evening, and hid the letter under the lamp. " * 9
 KV: dict[str, Any] = {"index": "bounds", "budget": 112, "local": 32}
@@ -118,7 +119,9 @@ def _flip(record: bytearray) -> bytearray:
 
 
 @pytest.mark.parametrize("change", [_flip, lambda record: None], ids=["flipped bit", "missing record"])
-def test_damaged_pages_are_recomputed(tmp_path: Path, tiny_llama: Path, change: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_pages_are_recomputed(
+    tmp_path: Path, tiny_llama: Path, change: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     """Prompt pages come back to the very bits' worth of tokens; nothing wrong is ever read."""
     with load(tiny_llama, tmp_path, index="dense") as runtime:
         chat = runtime.chat()

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stratakv.runtime import KVConfig, Runtime
 from tiny_models import VOCABULARY, save_tiny_model
+
+from stratakv.runtime import KVConfig, Runtime
 
 TURNS = (700, 90, 33)
 STEPS = 12

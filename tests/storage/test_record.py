@@ -80,7 +80,7 @@ def test_every_flipped_bit_is_found() -> None:
 def test_every_truncation_is_found() -> None:
     good = packed()
     for length in range(len(good)):
-        with pytest.raises(RecordError, match="^length"):
+        with pytest.raises(RecordError, match=r"^length"):
             unpack(good[:length])
 
 
@@ -166,16 +166,16 @@ SKIPPABLE = struct.pack("<II", 0x184D2A50, 1024) + bytes(1024)
 )
 def test_zstd_refuses_what_it_did_not_write(payload: bytes) -> None:
     out = np.zeros(1024, dtype=np.uint8)
-    with pytest.raises(RecordError, match="^payload"):
+    with pytest.raises(RecordError, match=r"^payload"):
         make_codec("zstd", item_bytes=4).decode(memoryview(payload), out)
 
 
 @pytest.mark.parametrize("size", [0, 1023, 1025, 2048])
 def test_raw_refuses_another_size(size: int) -> None:
-    with pytest.raises(RecordError, match="^payload"):
+    with pytest.raises(RecordError, match=r"^payload"):
         make_codec("raw", item_bytes=4).decode(memoryview(bytes(size)), np.zeros(1024, dtype=np.uint8))
 
 
 def test_unknown_codec_is_a_value_error() -> None:
-    with pytest.raises(ValueError, match="raw.*zstd.*gzip"):
+    with pytest.raises(ValueError, match=r"raw.*zstd.*gzip"):
         make_codec("gzip", item_bytes=4)

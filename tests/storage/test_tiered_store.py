@@ -26,7 +26,7 @@ def test_a_refused_put_keeps_nothing() -> None:
     """Otherwise closing the conversation that was refused would never free its room."""
     store = store_on(None, LARGE, host=4)
     kept = put(store, 0, 1)
-    with pytest.raises(CapacityError, match="host tier is full: 4 pages.*--host-kv-gb"):
+    with pytest.raises(CapacityError, match=r"host tier is full: 4 pages.*--host-kv-gb"):
         put(store, 0, 6)
     store.check_integrity()
     assert store.host.num_pages == 1
@@ -164,7 +164,7 @@ def test_pages_stay_in_host_memory_when_the_disk_is_full(tmp_path: Path) -> None
     assert torch.equal(read_back(store, everything), PAGES[: count + 5])
     for tier in (store, disk):
         tier.check_integrity()
-    with pytest.raises(CapacityError, match="disk tier .* is full"):
+    with pytest.raises(CapacityError, match=r"disk tier .* is full"):
         put(store, count + 5, 95)
     assert torch.equal(read_back(store, everything), PAGES[: count + 5])
     store.check_integrity()
@@ -230,6 +230,8 @@ def test_an_error_on_the_writer_thread_reaches_the_caller(tmp_path: Path) -> Non
 
     store = store_on(disk_tier(tmp_path / "s", cap_bytes=FULL), LARGE, host=100)
     store.keep_on_sweep = broken
+    store.release(put(store, 90, 5))
+    store.flush()
     pids = put(store, 0, 80)
     with pytest.raises(StorageFullError, match="sessions cannot be read"):
         store.flush()

@@ -1,0 +1,86 @@
+"""The same code path with GPU, pinned host memory and disk as the three tiers.
+
+Runs where CUDA is (`make gpu`), with a random model: nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import VOCABULARY, reference_model
+
+from stratakv.kernels.prefill_attention import prefill_attention, prefill_attention_reference
+from stratakv.runtime import KVConfig, Runtime
+
+pytestmark = pytest.mark.gpu
+
+KV: dict[str, Any] = {"index": "bounds", "budget": 112, "local": 32}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("heads", "groups", "dim"), [(9, 3, 64), (32, 8, 128), (4, 1, 256)])
+@pytest.mark.parametrize("causal", [True, False])
+def test_prefill_attention(dtype: torch.dtype, heads: int, groups: int, dim: int, causal: bool) -> None:
+    torch.manual_seed(0)
+    rows, keys = 129, 129 if causal else 517
+    q = torch.randn(heads, rows, dim, device="cuda", dtype=dtype)
+    k, v = torch.randn(2, groups, keys, dim, device="cuda", dtype=dtype)
+    out, lse = prefill_attention(q, k, v, scale=dim**-0.5, causal=causal)
+    expected, expected_lse = prefill_attention_reference(
+        q.float(), k.float(), v.float(), scale=dim**-0.5, causal=causal
+    )
+    limit = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+    assert (out.float() - expected).abs().max() <= limit * expected.abs().max()
+    assert (lse - expected_lse).abs().max() <= 1e-2
+
+
+def converse(model: Path, store: Path, **caps: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+    rng = np.random.default_rng(5)
+    found = []
+    with Runtime.load(model, device="cuda", dtype="float32", kv=KVConfig(path=store, **KV, **caps)) as runtime:
+        sequence = runtime.engine.new_sequence()
+        for turn in (700, 90):
+            logits = runtime.engine.prefill(sequence, rng.integers(3, VOCABULARY, turn).astype(np.uint32)).logits
+            assert logits is not None
+            for _ in range(24):
+                found.append(logits)
+                logits = runtime.engine.decode([sequence], [int(logits.argmax())])[0]
+        runtime.store.check_integrity()
+        return torch.stack(found).cpu(), runtime.stats()
+
+
+def test_dense_equals_transformers(tiny_llama: Path, tmp_path: Path) -> None:
+    reference = reference_model(tiny_llama).cuda()
+    ids = np.random.default_rng(1).integers(3, VOCABULARY, 300)
+    with Runtime.load(
+        tiny_llama, device="cuda", dtype="float32", kv=KVConfig(path=tmp_path, gpu_gb=0.1, host_gb=0.1)
+    ) as runtime:
+        logits = runtime.engine.prefill(runtime.engine.new_sequence(), ids.astype(np.uint32)).logits
+    with torch.inference_mode():
+        expected = reference(torch.from_numpy(ids)[None].cuda()).logits[0, -1]
+    assert logits is not None
+    assert (logits - expected).abs().max() <= 1e-3 * expected.abs().max()
+
+
+def test_spilling_changes_no_bit(tiny_llama: Path, tmp_path: Path) -> None:
+    roomy, _ = converse(tiny_llama, tmp_path / "roomy", gpu_gb=0.1, host_gb=0.1, disk_gb=0)
+    tight, stats = converse(tiny_llama, tmp_path / "tight", gpu_gb=0.0007, host_gb=0.0003, disk_gb=0.1)
+    assert torch.equal(roomy, tight)
+    assert all(stats["tiers"][tier]["page_reads"] > 0 for tier in ("gpu", "host", "disk"))
+
+
+def test_a_session_resumes(tiny_llama: Path, tmp_path: Path) -> None:
+    kv = KVConfig(path=tmp_path, gpu_gb=0.1, host_gb=0.1, **KV)
+    with Runtime.load(tiny_llama, device="cuda", dtype="float32", kv=kv) as runtime:
+        chat = runtime.chat()
+        chat.read_text("The letter lies under the lamp. " * 20)
+        chat.save("lamp")
+        tokens = chat.send("Where?", max_new_tokens=32, ignore_eos=True).tokens
+    with Runtime.load(tiny_llama, device="cuda", dtype="float32", kv=kv) as runtime:
+        chat = runtime.chat(session="lamp")
+        assert chat.restored == chat.num_tokens
+        assert chat.send("Where?", max_new_tokens=32, ignore_eos=True).tokens == tokens

@@ -1,0 +1,317 @@
+"""The contract of `stratakv.retrieval.Index`, for every index there is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from closeness import poison_empty
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from indexes import INDEX_CASES, IndexCase
+from torch import Tensor
+
+from stratakv.retrieval import Index, IndexParams, index_names, make_index
+from stratakv.retrieval.registry import AUTO, INDEXES
+
+SHAPES = [(3, 3, 64), (1, 4, 256), (2, 4, 128), (8, 1, 64)]
+"""KV heads, query heads each, head dim."""
+PAGES = 37
+PARAMS = [
+    IndexParams(page_size=16, sink=16, local=64),
+    IndexParams(page_size=16, sink=5, local=33),
+    IndexParams(page_size=16, sink=0, local=0),
+    IndexParams(page_size=4, sink=3, local=9),
+]
+
+every_index = pytest.mark.parametrize("case", INDEX_CASES, ids=lambda case: case.name)
+every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+every_param = pytest.mark.parametrize("params", PARAMS, ids=lambda p: f"page{p.page_size}-sink{p.sink}-local{p.local}")
+
+
+@pytest.fixture(autouse=True)
+def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    poison_empty(monkeypatch)
+
+
+def draw(
+    shape: tuple[int, int, int], params: IndexParams, *, seed: int = 0, pages: int = PAGES, dtype: Any = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """Keys with a few that stand out, as in real attention, and a scaled query."""
+    groups, repeats, dim = shape
+    generator = torch.Generator().manual_seed(seed)
+    keys = torch.randn(groups, pages * params.page_size, dim, generator=generator)
+    keys[:, torch.randperm(keys.shape[1], generator=generator)[: pages // 4]] *= 3
+    q = torch.randn(groups, repeats, dim, generator=generator) * dim**-0.5 * 2
+    return keys.to(dtype), q
+
+
+def forced_pages(params: IndexParams) -> int:
+    return params.units(params.sink, params.page_size) + params.units(params.local, params.page_size)
+
+
+def budgets(params: IndexParams, total: int) -> list[int]:
+    """The smallest legal one, one that is no whole page, about half, and one less than all."""
+    least = (forced_pages(params) + 1) * params.page_size
+    return [least, least + params.page_size + 1, total // 2 + 3, total - 1]
+
+
+def same_state(index: Index, a: Any, b: Any) -> bool:
+    one, two = index.export(a), index.export(b)
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_the_list_is_the_registry() -> None:
+    assert sorted(case.name for case in INDEX_CASES) == sorted(INDEXES)
+    assert index_names() == ["auto", *sorted(INDEXES)]
+    assert make_index("auto", PARAMS[0]).name == AUTO
+    for case in INDEX_CASES:
+        assert make_index(case.name, PARAMS[0]).name == case.name
+    with pytest.raises(ValueError, match=r"auto, .*window; not 'quest'"):
+        make_index("quest", PARAMS[0])
+
+
+@pytest.mark.parametrize("wrong", [{"page_size": 0}, {"sink": -1}, {"local": -1}], ids=str)
+def test_parameters_are_checked(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="at least"):
+        IndexParams(**wrong)
+
+
+@every_index
+@every_shape
+@every_param
+def test_selections(case: IndexCase, shape: tuple[int, int, int], params: IndexParams) -> None:
+    """Within the budget, ascending, in range, sinks and the local window present, equally long rows."""
+    keys, q = draw(shape, params)
+    total = keys.shape[1]
+    index = make_index(case.name, params)
+    state = index.build(keys)
+    for budget in budgets(params, total):
+        chosen = index.select(state, q, total, budget)
+        unit = 1 if case.reads_tokens else params.page_size
+        assert chosen.unit == unit
+        assert chosen.ids.dtype == torch.int64
+        assert chosen.ids.shape[0] == shape[0]
+        assert chosen.num_tokens == chosen.ids.shape[1] * unit
+        assert (chosen.ids.diff() > 0).all(), "ascending, so unique"
+        assert chosen.ids.min() >= 0
+        assert chosen.ids.max() < total // unit
+        forced = {*range(params.sink), *range(total - params.local, total)}
+        for row in chosen.ids.tolist():
+            assert {token // unit for token in forced} <= set(row)
+        if case.keeps_budget:
+            assert budget - params.page_size < chosen.num_tokens <= budget, "all of the budget but a part of a page"
+        else:
+            assert chosen.num_tokens == total
+
+
+@every_index
+@every_shape
+@pytest.mark.parametrize("steps", [[1, 5, 2, 29], [37], [0, 37], [36, 1], [3] * 12 + [1]], ids=str)
+def test_append_equals_build(case: IndexCase, shape: tuple[int, int, int], steps: list[int]) -> None:
+    """Keys arrive in a buffer that is written over after each call."""
+    params = PARAMS[1]
+    keys, q = draw(shape, params)
+    index = make_index(case.name, params)
+    whole = index.build(keys)
+    buffer = torch.empty_like(keys)
+    state, start = None, 0
+    for number, pages in enumerate(steps):
+        run = buffer[:, : pages * params.page_size]
+        run.copy_(keys[:, start : start + run.shape[1]])
+        if number == 0:
+            state = index.build(run)
+        else:
+            index.append(state, run)
+        start += run.shape[1]
+        run.fill_(float("nan"))
+    assert same_state(index, state, whole)
+    found, expected = (index.select(s, q, keys.shape[1], 150) for s in (state, whole))
+    assert torch.equal(found.ids, expected.ids)
+
+
+@every_index
+@every_shape
+@pytest.mark.parametrize("kept", [0, 1, 20, 37])
+def test_truncate_equals_build_of_the_prefix(case: IndexCase, shape: tuple[int, int, int], kept: int) -> None:
+    """And what is appended afterwards is what counts, not what was there before."""
+    params = PARAMS[1]
+    keys, q = draw(shape, params)
+    prefix = keys[:, : kept * params.page_size]
+    index = make_index(case.name, params)
+    state = index.build(keys[:, : 30 * params.page_size])
+    index.append(state, keys[:, 30 * params.page_size :])
+    index.truncate(state, prefix.shape[1])
+    assert same_state(index, state, index.build(prefix))
+    other, _ = draw(shape, params, seed=1)
+    index.append(state, other)
+    whole = index.build(torch.cat([prefix, other], 1))
+    assert same_state(index, state, whole)
+    total = prefix.shape[1] + other.shape[1]
+    assert torch.equal(index.select(state, q, total, 150).ids, index.select(whole, q, total, 150).ids)
+
+
+@every_index
+@every_shape
+def test_select_changes_nothing(case: IndexCase, shape: tuple[int, int, int]) -> None:
+    params = PARAMS[0]
+    keys, q = draw(shape, params)
+    index = make_index(case.name, params)
+    state = index.build(keys)
+    before = {name: tensor.clone() for name, tensor in index.export(state).items()}
+    query = q.clone()
+    first = index.select(state, q, keys.shape[1], 150)
+    second = index.select(state, q, keys.shape[1], 150)
+    assert torch.equal(first.ids, second.ids)
+    assert torch.equal(q, query)
+    after = index.export(state)
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+@every_index
+def test_select_sees_only_the_tokens_it_is_told(case: IndexCase) -> None:
+    """`num_tokens` may lie behind what the state holds."""
+    params = PARAMS[1]
+    keys, q = draw(SHAPES[0], params)
+    index = make_index(case.name, params)
+    total = 20 * params.page_size
+    found = index.select(index.build(keys), q, total, 150)
+    assert torch.equal(found.ids, index.select(index.build(keys[:, :total]), q, total, 150).ids)
+
+
+@every_index
+@every_shape
+def test_states_survive_a_session(case: IndexCase, shape: tuple[int, int, int]) -> None:
+    params = PARAMS[0]
+    keys, q = draw(shape, params, dtype=torch.bfloat16)
+    half = 18 * params.page_size
+    index = make_index(case.name, params)
+    state = index.build(keys[:, :half])
+    saved = {name: tensor.clone() for name, tensor in index.export(state).items()}
+    assert index.state_bytes(state) == sum(tensor.nbytes for tensor in saved.values())
+    restored = make_index(case.name, params).restore(saved)
+    assert same_state(index, restored, state)
+    for s in (state, restored):
+        index.append(s, keys[:, half:])
+    assert same_state(index, restored, state)
+    found, expected = (index.select(s, q, keys.shape[1], 150) for s in (restored, state))
+    assert torch.equal(found.ids, expected.ids)
+    for name in saved:
+        with pytest.raises(KeyError):
+            index.restore({other: tensor for other, tensor in saved.items() if other != name})
+
+
+@every_index
+def test_a_copy_is_independent(case: IndexCase) -> None:
+    """A forked conversation: both go back to a shared prefix and take different ways."""
+    params = PARAMS[0]
+    keys, _ = draw(SHAPES[0], params)
+    ours, _ = draw(SHAPES[0], params, seed=1)
+    theirs, _ = draw(SHAPES[0], params, seed=2)
+    half = keys[:, : 18 * params.page_size]
+    index = make_index(case.name, params)
+    state = index.build(keys)
+    twin = index.copy(state)
+    for s, further in ((state, ours), (twin, theirs)):
+        index.truncate(s, half.shape[1])
+        index.append(s, further)
+    assert same_state(index, state, index.build(torch.cat([half, ours], 1)))
+    assert same_state(index, twin, index.build(torch.cat([half, theirs], 1)))
+
+
+@every_index
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_keys_may_have_half_precision(case: IndexCase, dtype: torch.dtype) -> None:
+    """The query is fp32; what is chosen is what the same keys in fp32 would choose."""
+    params = PARAMS[0]
+    keys, q = draw(SHAPES[2], params, dtype=dtype)
+    index = make_index(case.name, params)
+    found = index.select(index.build(keys), q, keys.shape[1], 150)
+    assert torch.equal(found.ids, index.select(index.build(keys.float()), q, keys.shape[1], 150).ids)
+
+
+# Quality
+
+
+def mass_of(keys: Tensor, q: Tensor, ids: Tensor, unit: int) -> Tensor:
+    """Attention mass the selection covers, float64 `[G]`: the mean over a KV head's query heads."""
+    weights = torch.softmax(q.double() @ keys.double().transpose(1, 2), -1).mean(1)
+    tokens = (ids.unsqueeze(-1) * unit + torch.arange(unit)).flatten(1)
+    return weights.gather(1, tokens).sum(1)
+
+
+@settings(max_examples=40, derandomize=True, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), shape=st.sampled_from(SHAPES), params=st.sampled_from(PARAMS), data=st.data())
+def test_oracle_covers_the_most(
+    seed: int, shape: tuple[int, int, int], params: IndexParams, data: st.DataObject
+) -> None:
+    """At as many tokens as each of the others reads."""
+    keys, q = draw(shape, params, seed=seed, pages=data.draw(st.integers(forced_pages(params) + 2, PAGES)))
+    total = keys.shape[1]
+    oracle = make_index("oracle", params)
+    ceiling = oracle.build(keys)
+    for case in INDEX_CASES:
+        index = make_index(case.name, params)
+        least = (forced_pages(params) + 1) * params.page_size
+        chosen = index.select(index.build(keys), q, total, data.draw(st.integers(least, total - 1)))
+        if chosen.num_tokens < total:
+            best = oracle.select(ceiling, q, total, chosen.num_tokens)
+            assert best.num_tokens == chosen.num_tokens
+            assert (mass_of(keys, q, best.ids, best.unit) >= mass_of(keys, q, chosen.ids, chosen.unit) - 1e-6).all()
+
+
+@every_shape
+def test_bounds_cover_more_than_a_window(shape: tuple[int, int, int]) -> None:
+    """Worth its cost: over twenty drawn contexts it finds more of the attention than its floor does."""
+    params = PARAMS[3]
+    found = {"bounds": 0.0, "window": 0.0}
+    for seed in range(20):
+        keys, q = draw(shape, params, seed=seed)
+        for name in found:
+            index = make_index(name, params)
+            chosen = index.select(index.build(keys), q, keys.shape[1], 40)
+            found[name] += mass_of(keys, q, chosen.ids, chosen.unit).mean().item() / 20
+    assert found["bounds"] > found["window"] + 0.02
+
+
+def test_bounds_by_hand() -> None:
+    """Pages of two keys; bounds for (1, 1): 2, 6, 4, 0, although page 1's own keys only reach 2."""
+    keys = torch.tensor([[[1, 0], [0, 1], [3, -1], [-1, 3], [2, 2], [2, 2], [0, 0], [0, 0]]], dtype=torch.float32)
+    index = make_index("bounds", IndexParams(page_size=2, sink=0, local=0))
+    state = index.build(keys)
+    choose = lambda q, budget: index.select(state, torch.tensor([q]), 8, budget).ids.tolist()  # noqa: E731
+    assert choose([[1.0, 1.0]], 2) == [[1]]
+    assert choose([[1.0, 1.0]], 5) == [[1, 2]]
+    assert choose([[1.0, 1.0]], 6) == [[0, 1, 2]]
+    assert choose([[-1.0, -1.0]], 2) == [[1]], "2 from the corner (-1, -1), against 0, -4 and 0"
+    forced = make_index("bounds", IndexParams(page_size=2, sink=1, local=2))
+    assert forced.select(state, torch.tensor([[[1.0, 1.0]]]), 8, 6).ids.tolist() == [[0, 1, 3]]
+
+
+def test_bounds_weigh_query_heads_equally() -> None:
+    """One loud head and two quiet ones that agree: its scores are larger, its vote is not."""
+    keys = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
+    index = make_index("bounds", IndexParams(page_size=1, sink=0, local=0))
+    q = torch.tensor([[[50.0, 0.0], [0.0, 4.0], [0.0, 4.0]]])
+    assert index.select(index.build(keys), q, 3, 1).ids.tolist() == [[2]]
+
+
+def test_window_by_hand() -> None:
+    index = make_index("window", IndexParams(page_size=4, sink=5, local=4))
+    q = torch.zeros(2, 1, 8)
+    assert index.select(None, q, 40, 24).ids.tolist() == [[0, 1, 6, 7, 8, 9]] * 2
+    assert index.select(None, q, 40, 27).ids.tolist() == [[0, 1, 6, 7, 8, 9]] * 2
+
+
+def test_oracle_by_hand() -> None:
+    keys = torch.tensor([[[0.0], [5.0], [1.0], [4.0], [2.0], [3.0], [0.0], [0.0]]])
+    index = make_index("oracle", IndexParams(page_size=4, sink=1, local=1))
+    state = index.build(keys)
+    assert index.select(state, torch.tensor([[[1.0]]]), 8, 5).ids.tolist() == [[0, 1, 3, 5, 7]]
+    assert index.select(state, torch.tensor([[[-1.0]]]), 8, 4).ids.tolist() == [[0, 2, 6, 7]]
+
+
+def test_dense_reads_all_whatever_the_budget() -> None:
+    index = make_index("dense", IndexParams(page_size=4, sink=1, local=1))
+    assert index.select(None, torch.zeros(2, 1, 8), 12, 8).ids.tolist() == [[0, 1, 2]] * 2
