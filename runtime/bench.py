@@ -174,7 +174,7 @@ class _Reference:
 
         cache = DynamicCache(config=self.model.config)
         tokens = torch.from_numpy(ids.astype(np.int64)).to(self.device).unsqueeze(0)
-        for part in tokens.split(512, 1):
+        for part in torch.split(tokens, 512, 1):
             out = self.model(part, past_key_values=cache, logits_to_keep=1)
         return cache, out.logits[0, -1].float()
 

@@ -148,17 +148,18 @@ class Engine:
         chains, pages = sequence.chains_for(tokens, np.full(count, PROMPT, dtype=np.uint8))
         length = sequence.tail_len + count
         snapshot = sequence.snapshot()
-        hidden = model.embed(torch.from_numpy(tokens.astype(np.int64)).to(model.device).unsqueeze(0))
+        hidden = self._embed(tokens)
         grid = range((start // self.chunk + 1) * self.chunk, start + count, self.chunk)
         chunks = list(pairwise([start, *grid, start + count]))
-        tables = [model.rotary(torch.arange(a, b, device=model.device).unsqueeze(0)) for a, b in chunks]
+        tables = [self._tables(a, b) for a, b in chunks]
         try:
             for layer, cache in enumerate(sequence.layers):
                 cache.begin()
+                module = model.layer(layer, prefill=True)
                 for (a, b), table in zip(chunks, tables, strict=True):
                     self.interrupts.check()
                     rows = slice(a - start, b - start)
-                    hidden[:, rows] = model.run_layer(layer, hidden[:, rows], self._attend_rows(cache, a, table))
+                    hidden[:, rows] = model.run_layer(module, hidden[:, rows], self._attend_rows(cache, a, table))
                     report((layer + (b - start) / count) / model.num_layers)
                 if isinstance(cache, TieredLayer):
                     cache.finish(chains, pages, length)
@@ -168,6 +169,14 @@ class Engine:
         sequence.log(tokens, PROMPT)
         sequence.chains += chains
         return model.logits(hidden[:, -1])[0].float() if want_logits else None
+
+    def _embed(self, tokens: np.ndarray) -> Tensor:
+        ids = torch.from_numpy(tokens.astype(np.int64)).to(self.model.device)
+        return self.model.embed(ids.unsqueeze(0)).to(self.model.prefill_dtype)
+
+    def _tables(self, start: int, stop: int) -> RotaryTables:
+        positions = torch.arange(start, stop, device=self.model.device)
+        return self.model.rotary(positions.unsqueeze(0), self.model.prefill_dtype)
 
     def _attend_rows(self, cache: TieredLayer | SlidingLayer, start: int, table: RotaryTables) -> Attend:
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -241,7 +250,7 @@ class Engine:
         model = self.model
         lengths = [sequence.tail_len for sequence in sequences]
         positions = torch.tensor([[s.num_tokens] for s in sequences], device=model.device)
-        table = model.rotary(positions)
+        table = model.rotary(positions, model.dtype)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
             q, k = model.rotate(layer, q, k, table)
@@ -255,7 +264,7 @@ class Engine:
             try:
                 hidden = model.embed(torch.tensor(tokens, device=model.device).unsqueeze(1))
                 for layer in range(model.num_layers):
-                    hidden = model.run_layer(layer, hidden, attend)
+                    hidden = model.run_layer(model.layer(layer, prefill=False), hidden, attend)
             except BaseException:
                 self._undo(sequences, lengths)
                 raise
@@ -316,7 +325,7 @@ class Engine:
     def _recomputed(self, sequence: Sequence, layer: int, start: int, tokens: np.ndarray) -> Tensor:
         """K and V `[G, 2, L, D]` of the page of `layer` that begins at position `start`."""
         model = self.model
-        table = model.rotary(torch.arange(start, start + len(tokens), device=model.device).unsqueeze(0))
+        table = self._tables(start, start + len(tokens))
         found: list[Tensor] = []
 
         def attend(at: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -328,7 +337,7 @@ class Engine:
             assert isinstance(below, TieredLayer)
             return below.attend(q[0], k[0], v[0], start, scale).unsqueeze(0)
 
-        hidden = model.embed(torch.from_numpy(tokens.astype(np.int64)).to(model.device).unsqueeze(0))
+        hidden = self._embed(tokens)
         for at in range(layer + 1):
-            hidden = model.run_layer(at, hidden, attend)
+            hidden = model.run_layer(model.layer(at, prefill=True), hidden, attend)
         return torch.stack(found, 1).to(self.workspace.dtype).contiguous()

@@ -103,7 +103,7 @@ class TieredLayer:
         for first in range(0, len(chains), PUT_PAGES):
             some = slice(first, first + PUT_PAGES)
             kv = span[:, :, first * size : min(whole, (first + PUT_PAGES) * size)]
-            pages = kv.unflatten(2, (-1, size)).permute(2, 1, 0, 3, 4).flatten(1)
+            pages = kv.reshape(2, kv.shape[1], -1, size, kv.shape[3]).permute(2, 1, 0, 3, 4).flatten(1)
             pids = self.store.put(self.layer, chains[some], tokens[some], pages.view(torch.uint8))
             self._add_sealed(pids, kv[0])
         self.tail_len = 0

@@ -205,9 +205,9 @@ def file_digest(path: Path) -> str:
                 digest.update(block)
         known[name] = digest.hexdigest()
         memo.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=memo.parent, delete=False) as file:
-            json.dump(known, file)
-        os.replace(file.name, memo)
+        with tempfile.NamedTemporaryFile("w", dir=memo.parent, delete=False) as new_memo:
+            json.dump(known, new_memo)
+        os.replace(new_memo.name, memo)
     return str(known[name])
 
 

@@ -145,13 +145,13 @@ def progress_bar(console: Console, what: str) -> Iterator[OnProgress]:
     """A prefill bar with ETA; nothing when the console is no terminal."""
     columns = (
         TextColumn("[dim]{task.description}"), BarColumn(), TaskProgressColumn(),
-        TextColumn("[dim]{task.completed:.0f}/{task.total:.0f} tokens"), TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[count]}"), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
+        task = bar.add_task(what, total=None, count="")
 
         def step(done: Step) -> None:
-            bar.update(task, total=done.total, completed=done.processed)
+            bar.update(task, total=done.total, completed=done.processed, count=f"{done.processed}/{done.total} tokens")
 
         yield step
 

@@ -62,8 +62,8 @@ class Runtime:
         Args:
             model: alias (`smollm2`, `gemma3-270m`), hub id, Hugging Face directory or `.gguf` path.
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
-            dtype: `auto`, `float32`, `bfloat16` or `float16`. `auto` is bfloat16 where the hardware
-                multiplies it, else float32.
+            dtype: `auto`, `float32`, `bfloat16` or `float16`. `auto` is bfloat16 (float16 on a GPU that
+                lacks it). On a CPU that multiplies 16-bit matrices slowly, prefill computes in float32.
             kv: where the cache may live and how it is read.
             on_convert: told a GGUF file's name before it is converted (once per file).
 
@@ -254,8 +254,7 @@ def _device(name: str) -> torch.device:
 
 def _dtype(name: str, device: torch.device) -> str:
     if name == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        return "bfloat16" if fast else "float32"
+        return "bfloat16" if device.type == "cpu" or torch.cuda.is_bf16_supported() else "float16"
     if name not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"dtype is auto, float32, bfloat16 or float16, not {name!r}")
     return name

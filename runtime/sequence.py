@@ -58,7 +58,7 @@ class Sequence:
         origins = np.concatenate([self.origins[self.num_sealed :], origins])
         whole = len(tokens) // self.page_size
         pages = tokens[: whole * self.page_size].reshape(whole, self.page_size)
-        salted = origins[: whole * self.page_size].reshape(whole, self.page_size).any(1)
+        salted = np.any(origins[: whole * self.page_size].reshape(whole, self.page_size), axis=1).tolist()
         chains, previous = [], self.chains[-1] if self.chains else ROOT
         for page, is_salted in zip(pages, salted, strict=True):
             previous = next_chain(previous, page, self.salt if is_salted else b"")

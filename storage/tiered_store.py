@@ -273,7 +273,8 @@ class TieredStore:
 
     def is_resident(self, pids: np.ndarray) -> np.ndarray:
         """Which pages need no disk read now, bool `[p]`."""
-        return (self._table.host_slot[pids] >= 0) | (self._table.gpu_slot[pids] >= 0)
+        resident: np.ndarray = (self._table.host_slot[pids] >= 0) | (self._table.gpu_slot[pids] >= 0)
+        return resident
 
     def _load(self, pids: np.ndarray) -> dict[int, torch.Tensor]:
         """Bring pages up from disk. Those the host has no room for are returned, by page id."""

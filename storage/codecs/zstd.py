@@ -29,7 +29,7 @@ class ZstdCodec:
 
     def encode(self, raw: np.ndarray) -> bytes:
         planes = np.ascontiguousarray(raw.reshape(-1, self._item_bytes).T)
-        return self._compressor.compress(planes)
+        return self._compressor.compress(planes.data)
 
     def decode(self, payload: memoryview, out: np.ndarray) -> None:
         try:

@@ -82,10 +82,10 @@ def test_an_error_inside_a_decode_step_undoes_the_step(runtime: Runtime, monkeyp
     token = int(logits.argmax())
     run_layer = runtime.model.run_layer
 
-    def fail(layer: int, *args: Any) -> torch.Tensor:
-        if layer == 2:
+    def fail(module: torch.nn.Module, *args: Any) -> torch.Tensor:
+        if module is runtime.model.layer(2, prefill=False):
             raise RuntimeError("out of memory, say")
-        return run_layer(layer, *args)
+        return run_layer(module, *args)
 
     monkeypatch.setattr(runtime.model, "run_layer", fail)
     with pytest.raises(RuntimeError, match="out of memory"):

@@ -25,14 +25,14 @@ def model() -> Path:
     return save_tiny_model(Path(tempfile.mkdtemp(prefix="stratakv-test-")), max_position_embeddings=2048)
 
 
-def run(index: str, **caps: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+def run(index: str, dtype: str = "float32", **caps: Any) -> tuple[torch.Tensor, dict[str, Any]]:
     """Logits `[turns * (1 + steps), vocabulary]` of a fixed conversation, and the store's figures."""
     rng = np.random.default_rng(7)
     found = []
     kv = {"index": index, "budget": 96, "sink": 8, "local": 16, "page_size": PAGE}
     with (
         tempfile.TemporaryDirectory() as folder,
-        Runtime.load(model(), dtype="float32", kv=KVConfig(path=folder, **kv, **caps)) as runtime,
+        Runtime.load(model(), dtype=dtype, kv=KVConfig(path=folder, **kv, **caps)) as runtime,
     ):
         sequence = runtime.engine.new_sequence()
         for turn in TURNS:
@@ -52,8 +52,8 @@ def run(index: str, **caps: Any) -> tuple[torch.Tensor, dict[str, Any]]:
 
 
 @functools.cache
-def unspilled(index: str) -> torch.Tensor:
-    return run(index, disk_gb=0)[0]
+def unspilled(index: str, dtype: str = "float32") -> torch.Tensor:
+    return run(index, dtype, disk_gb=0)[0]
 
 
 def cap_gb(index: str, pages_per_layer: float, *, workspace: bool) -> float:
@@ -63,21 +63,22 @@ def cap_gb(index: str, pages_per_layer: float, *, workspace: bool) -> float:
     return (reserve + 3 * pages_per_layer * PAGE * token_bytes) / 1e9
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=16, deadline=None, derandomize=True)
 @given(
     index=st.sampled_from(["bounds", "oracle", "dense", "window"]),
     gpu_pages=st.none() | st.floats(4.5, 110),
     host_pages=st.floats(9, 130),
     codec=st.sampled_from(["zstd", "raw"]),
+    dtype=st.sampled_from(["float32", "bfloat16"]),
 )
 def test_spilling_equals_not_spilling_bit_for_bit(
-    index: str, gpu_pages: float | None, host_pages: float, codec: str
+    index: str, gpu_pages: float | None, host_pages: float, codec: str, dtype: str
 ) -> None:
     caps: dict[str, Any] = {"host_gb": cap_gb(index, host_pages, workspace=gpu_pages is None), "codec": codec}
     if gpu_pages is not None:
         caps["gpu_gb"] = cap_gb(index, gpu_pages, workspace=True)
-    found, _ = run(index, disk_gb=0.1, **caps)
-    assert torch.equal(found, unspilled(index))
+    found, _ = run(index, dtype, disk_gb=0.1, **caps)
+    assert torch.equal(found, unspilled(index, dtype))
 
 
 def test_a_tight_split_reads_from_all_three_tiers() -> None:

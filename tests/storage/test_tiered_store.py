@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from kv_pages import LARGE, SMALL, arena, disk_tier, random_pages, read_back, store_on, text
 
-from stratakv.storage import CapacityError, ClosedError, StorageFullError, TieredStore
+from stratakv.storage import CapacityError, ClosedError, DiskTier, StorageFullError, TieredStore
 
 TEXT = text(LARGE, 200)
 PAGES = random_pages(LARGE, 200)
@@ -65,8 +66,11 @@ def test_the_table_grows_past_its_first_size() -> None:
     count = 2500
     many, pages = text(SMALL, count), random_pages(SMALL, count)
     store = store_on(None, host=count)
-    pids = store.put(0, many.chains, many.tokens, pages)
+    runs = [slice(start, start + 300) for start in range(0, count, 300)]
+    pids = np.concatenate([store.put(0, many.chains[run], many.tokens[run], pages[run]) for run in runs])
     assert torch.equal(read_back(store, pids), pages)
+    store.release(pids)
+    assert store.host.num_pages == 0
     store.check_integrity()
 
 
@@ -85,6 +89,24 @@ def test_parts_come_from_three_tiers_in_one_gather(tmp_path: Path) -> None:
     assert after["gpu_reads"] - before["gpu_reads"] == 2
     assert after["disk_reads"] - before["disk_reads"] == 3
     store.check_integrity()
+    store.close()
+
+
+def test_a_page_sealed_on_the_gpu_is_the_same_in_every_tier(tmp_path: Path) -> None:
+    store = store_on(disk_tier(tmp_path / "s"), LARGE, host=3, gpu=1)
+    page = store.open_page(0)
+    page.bytes.copy_(PAGES[0])
+    pids = np.array([store.seal(page, TEXT.chains[0], TEXT.tokens[0])])
+    assert torch.equal(read_back(store, pids), PAGES[:1])
+    store.discard(store.open_page(0))
+    before = store.counters.host_reads
+    assert torch.equal(read_back(store, pids), PAGES[:1])
+    assert store.counters.host_reads == before + 1
+    put(store, 10, 3)
+    read_back(store, put(store, 20, 3))
+    before = store.counters.disk_reads
+    assert torch.equal(read_back(store, pids), PAGES[:1])
+    assert store.counters.disk_reads == before + 1
     store.close()
 
 
@@ -112,6 +134,65 @@ def test_a_page_replaced_twice_reads_as_the_last(tmp_path: Path) -> None:
     store.close()
     again = store_on(disk_tier(tmp_path / "s"), LARGE, host=4)
     assert torch.equal(read_back(again, again.adopt(0, TEXT.chains[:1], TEXT.tokens[:1])), PAGES[101:102])
+    again.close()
+
+
+def is_closed(store: TieredStore) -> bool:
+    try:
+        store.num_known([], [0])
+    except ClosedError:
+        return True
+    return False
+
+
+def hold_writer(disk: DiskTier, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """The writer thread stops before its next commit until the event is set."""
+    released, write_pages = threading.Event(), disk.write_pages
+
+    def held(records: list[tuple[bytes, bytes]]) -> None:
+        released.wait()
+        write_pages(records)
+
+    monkeypatch.setattr(disk, "write_pages", held)
+    return released
+
+
+def test_eviction_never_takes_a_page_whose_new_bytes_are_not_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interleaving: replaced, then room is needed, and only then the writer gets to it."""
+    disk = disk_tier(tmp_path / "s")
+    store = store_on(disk, LARGE, host=4)
+    pids = put(store, 0, 4)
+    store.flush()
+    released = hold_writer(disk, monkeypatch)
+    store.replace(int(pids[0]), PAGES[100])
+    put(store, 10, 3)
+    assert store.is_resident(pids).tolist() == [True, False, False, False]
+    released.set()
+    put(store, 20, 4)
+    assert not store.is_resident(pids).any()
+    assert torch.equal(read_back(store, pids), torch.cat([PAGES[100:101], PAGES[1:4]]))
+    store.check_integrity()
+    store.close()
+
+
+def test_close_writes_what_is_queued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interleaving: close is called while one page is being written and another one waits."""
+    disk = disk_tier(tmp_path / "s")
+    store = store_on(disk, LARGE, host=4)
+    released = hold_writer(disk, monkeypatch)
+    put(store, 0, 1)
+    put(store, 1, 1)
+    closing = threading.Thread(target=store.close)
+    closing.start()
+    while not is_closed(store):
+        pass
+    released.set()
+    closing.join()
+    again = store_on(disk_tier(tmp_path / "s"), LARGE, host=4)
+    assert again.num_known(TEXT.chains[:3], [0]) == 2
+    assert torch.equal(read_back(again, again.adopt(0, TEXT.chains[:2], TEXT.tokens[:2])), PAGES[:2])
     again.close()
 
 

@@ -1,0 +1,99 @@
+"""The interactive chat, driven through a pipe; and how soon its prompt appears in a real terminal."""
+
+from __future__ import annotations
+
+import os
+import pty
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
+
+from stratakv.runtime import KVConfig
+from stratakv.runtime.repl import Options, run
+
+SCRIPT = '''\
+/help
+What colour is the door?
+/stats
+/save door
+/sessions
+/set temperature 0.5
+/set do_sample true
+/set temprature 1
+/show
+/regen
+/clear
+/regen
+/load door
+/load nothing
+/read {folder}/none.txt
+/read {folder}/more.txt
+"""Two
+lines."""
+/nonsense
+/bye
+'''
+
+
+def options(model: Path, folder: Path, files: list[Path]) -> Options:
+    kv = KVConfig(path=folder / "kv", gpu_gb=0.01, host_gb=0.02, budget=256)
+    return Options(str(model), "auto", "auto", kv, files, None, None, {"max_new_tokens": 6})
+
+
+def test_every_command(tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("A short text about a red door. " * 20)
+    (tmp_path / "more.txt").write_text("And one about a blue door. " * 20)
+    with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
+        pipe.send_text(SCRIPT.format(folder=tmp_path).replace("\n", "\r"))
+        run(options(tiny_llama, tmp_path, [text]))
+    shown = " ".join(capsys.readouterr().out.split())
+    for expected in (
+        "/regen take the last reply back",
+        "tokens in context · gpu",
+        "tier cap used pages page reads gpu 10.0 MB",
+        "saved 'door' with the KV of",
+        "temperature=0.5",
+        "unknown generation argument(s) temprature",
+        "cache in bfloat16; index bounds, budget 256",
+        "the conversation is forgotten",
+        "there is no reply to regenerate",
+        "tokens restored, 0 computed again",
+        "no session 'nothing' for this model and these settings; saved: door",
+        "none.txt: no such file",
+        "no command /nonsense; /help lists them",
+    ):
+        assert expected in shown
+
+
+def test_the_prompt_appears_within_three_seconds(tiny_llama: Path, tmp_path: Path) -> None:
+    """A fresh process in a terminal; the model loads behind the prompt, and typed text waits for it."""
+    started = time.monotonic()
+    child, terminal = pty.fork()
+    if child == 0:
+        os.environ["TERM"] = "xterm"
+        command = ["-m", "stratakv.runtime", "chat", "-m", str(tiny_llama), "--kv-dir", str(tmp_path), "-n", "4"]
+        os.execv(sys.executable, [sys.executable, *command])
+    shown = _read_until(terminal, b">>>")
+    assert time.monotonic() - started < 3.0
+    os.write(terminal, b"Hello?\r")
+    shown += _read_until(terminal, b"tok/s")
+    os.write(terminal, b"/bye\r")
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert b"tokens in context" in shown
+
+
+def _read_until(terminal: int, wanted: bytes) -> bytes:
+    shown = b""
+    while wanted not in shown:
+        piece = os.read(terminal, 4096)
+        shown += piece
+        if b"\x1b[6n" in piece:  # prompt_toolkit asks where the cursor is
+            os.write(terminal, b"\x1b[1;1R")
+    return shown
