@@ -21,6 +21,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import numpy as np
@@ -158,7 +159,7 @@ class DiskTier:
         with self._env.begin(db=self._states, buffers=True) as transaction:
             return transaction.get(chain) is not None
 
-    def _get(self, database: object, name: bytes, kind: int, key: bytes) -> bytes | None:
+    def _get(self, database: Any, name: bytes, kind: int, key: bytes) -> bytes | None:
         try:
             with self._env.begin(db=database, buffers=True) as transaction:
                 buffer = transaction.get(name)
@@ -194,8 +195,7 @@ class DiskTier:
         page_bytes = self._env.stat()["psize"]
         with self._env.begin() as transaction:
             stats = [transaction.stat(db) for db in (self._pages, self._sessions, self._states)]
-        kinds = ("branch_pages", "leaf_pages", "overflow_pages")
-        return sum(stat[kind] for stat in stats for kind in kinds) * page_bytes
+        return sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats) * page_bytes
 
     @property
     def num_pages(self) -> int:
@@ -211,21 +211,21 @@ class DiskTier:
     def close(self) -> None:
         _close_environment(self._name)
 
-    def _write(self, database: object, items: list[tuple[bytes, bytes]]) -> None:
+    def _write(self, database: Any, items: list[tuple[bytes, bytes]]) -> None:
         page_bytes = self._env.stat()["psize"]
         needed = sum((len(value) // page_bytes + 2) * page_bytes for _, value in items)
         with self._writing(database) as transaction:
             if self.used_bytes + needed > self.cap_bytes - self._kept_free:
-                raise lmdb.MapFullError
+                raise lmdb.MapFullError("no room is left beside what LMDB needs to free pages")
             for key, value in items:
                 transaction.put(key, value)
 
-    def _delete(self, database: object, keys: list[bytes]) -> int:
+    def _delete(self, database: Any, keys: list[bytes]) -> int:
         with self._writing(database) as transaction:
             return sum(transaction.delete(key) for key in keys)
 
     @contextmanager
-    def _writing(self, database: object = None) -> Iterator[lmdb.Transaction]:
+    def _writing(self, database: Any = None) -> Iterator[lmdb.Transaction]:
         """A write transaction, durable at the end. Raises StorageFullError; then nothing changed."""
         try:
             with self._env.begin(db=database, write=True) as transaction:

@@ -204,11 +204,11 @@ def test_states_survive_a_session(case: IndexCase, shape: tuple[int, int, int]) 
 
 @every_index
 def test_a_copy_is_independent(case: IndexCase) -> None:
-    """A forked conversation: both go back to a shared prefix and take different ways."""
+    """A forked conversation: both go back to a shared prefix and take different ways, in the room they have."""
     params = PARAMS[0]
     keys, _ = draw(SHAPES[0], params)
-    ours, _ = draw(SHAPES[0], params, seed=1)
-    theirs, _ = draw(SHAPES[0], params, seed=2)
+    ours, _ = draw(SHAPES[0], params, seed=1, pages=9)
+    theirs, _ = draw(SHAPES[0], params, seed=2, pages=9)
     half = keys[:, : 18 * params.page_size]
     index = make_index(case.name, params)
     state = index.build(keys)

@@ -305,6 +305,17 @@ def test_a_full_disk_can_be_swept_and_filled_again(tmp_path: Path, size: int, ba
     disk.close()
 
 
+def test_what_a_sweep_frees_can_be_used_at_once(tmp_path: Path) -> None:
+    """Few and large records: more is freed in one transaction than was kept free before."""
+    disk = disk_tier(tmp_path / "s", cap_bytes=1 << 20)
+    keys = fill(disk, bytes(70_000), 1)
+    dead = set(keys[2:6])
+    assert disk.sweep(lambda key: key not in dead) == 4
+    disk.write_pages([(b"\xff" * 17 + bytes([i]), bytes(70_000)) for i in range(4)])
+    disk.check_integrity()
+    disk.close()
+
+
 def test_sweep_takes_dead_pages_and_states_only(tmp_path: Path) -> None:
     disk = disk_tier(tmp_path / "s")
     chains = TEXT.chains[:20]

@@ -103,7 +103,11 @@ def test_every_truncation_is_found() -> None:
         (packed()[:-1] + b"S", "checksum"),
         (bytes(4096), "magic"),
     ],
-)
+    ids=[
+        "trailing-byte", "two-records", "size-smaller", "size-huge", "count-smaller", "magic", "version-0", "version-2",
+        "session", "state", "fingerprint", "other-layer", "other-chain", "checksum", "zeros",
+    ],
+)  # fmt: skip
 def test_foreign_records_are_refused(buffer: bytes, field: str) -> None:
     """Each with a checksum that fits, except where the checksum is the point."""
     with pytest.raises(RecordError, match=f"^{field}"):
