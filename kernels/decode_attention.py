@@ -40,13 +40,13 @@ def decode_attention(q: Tensor, runs: Sequence[tuple[Tensor, Tensor]], *, scale:
         stop = start + k.shape[1]
         torch.matmul(scaled, k.float().transpose(1, 2), out=scores[:, :, start:stop])
         start = stop
-    top = scores.amax(-1, keepdim=True)
-    weights = scores.sub_(top).exp_()
-    norm = weights.sum(-1, keepdim=True)
-    out = torch.zeros_like(scaled)
-    start = 0
+    lse = torch.logsumexp(scores, -1)
+    weights = torch.softmax(scores, -1)
+    out, start = None, 0
     for _, v in runs:
         stop = start + v.shape[1]
-        out = torch.baddbmm(out, weights[:, :, start:stop], v.float())
+        part, values = weights[:, :, start:stop], v.float()
+        out = part @ values if out is None else torch.baddbmm(out, part, values)
         start = stop
-    return (out / norm).to(q.dtype), (norm.log() + top).squeeze(-1)
+    assert out is not None
+    return out.to(q.dtype), lse

@@ -12,7 +12,7 @@ from .index import Index, Rows, Selection
 class BoundsIndex(Index):
     """Idea   per page and channel keep the largest and the smallest key; sum_d max(q lo, q hi)
              bounds every q.k of the page from above. Read the pages with the highest bounds.
-    State  bounds [G, pages, 2D]: 2 / page_size of the keys.
+    State  bounds [G, pages, 2D]: 2 / page_size of the keys; in fp32 on a CPU, which scores in fp32.
     Cost   build O(n D), append O(page), select O(pages D), attention O(budget).
     Differs  one selection per KV head, from the mean over its query heads of their softmax over
              page bounds (the paper's models have one query head per KV head); sinks and the local
@@ -22,10 +22,14 @@ class BoundsIndex(Index):
     name = "bounds"
 
     def build(self, keys: Tensor) -> Rows:
-        return Rows(page_bounds(keys, self.params.page_size))
+        return Rows(self._bounds(keys))
 
     def append(self, state: Rows, keys: Tensor) -> None:
-        state.append(page_bounds(keys, self.params.page_size))
+        state.append(self._bounds(keys))
+
+    def _bounds(self, keys: Tensor) -> Tensor:
+        bounds = page_bounds(keys, self.params.page_size)
+        return bounds.float() if bounds.device.type == "cpu" else bounds
 
     def truncate(self, state: Rows, num_tokens: int) -> None:
         state.truncate(num_tokens // self.params.page_size)

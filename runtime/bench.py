@@ -1,4 +1,5 @@
-"""Decode speed over context length, beside transformers' dense decode in the same run.
+"""Decode speed over context length, beside transformers' dense decode in the same run: in our dtype, and
+in fp32 where 16-bit matrices are slow, which is where transformers is fastest.
 
 A speed is reported only after the same run's correctness check: with the budget at the context's
 length, our logits must equal transformers' own for the very tokens that are timed.
@@ -6,6 +7,7 @@ length, our logits must equal transformers' own for the very tokens that are tim
 
 from __future__ import annotations
 
+import copy
 import os
 import platform
 import statistics
@@ -56,23 +58,28 @@ def run_bench(
                 ours = [_Ours(runtime.engine, ids[:context], log) for context in contexts]
                 for side in ours:
                     side.step()
-            reference = _Reference(runtime)
-            theirs = [_Theirs(reference, ids[:context], log) for context in contexts]
+            reference = _Reference(runtime, runtime.model.prefill_dtype)
+            theirs = [[_Theirs(reference, ids[:context], log)] for context in contexts]
+            if runtime.model.dtype != reference.dtype:
+                same = _Reference(runtime, runtime.model.dtype)
+                for others in theirs:
+                    others.append(others[0].in_dtype_of(same))
             for _ in range(steps + _WARM_UP):  # in turn, so that a slow spell of the machine hits all alike
-                for mine, other in zip(ours, theirs, strict=True):
-                    other.step(mine.token)
+                for mine, others in zip(ours, theirs, strict=True):
+                    for other in others:
+                        other.step(mine.token)
                     mine.step()
             stats = runtime.stats()
         error = _check(device, folder, reference, ids[: min(contexts)], log)
     rows = []
-    for context, mine, other in zip(contexts, ours, theirs, strict=True):
-        row = {"context": context, "stratakv": mine.result(), "transformers_dense": other.result()}
-        row["ratio"] = mine.median / other.median
+    for context, mine, others in zip(contexts, ours, theirs, strict=True):
+        row: dict[str, Any] = {"context": context, "stratakv": mine.result()}
+        log(f"{context:>6} tokens: stratakv {mine.median:.1f} ms per token")
+        for other in others:
+            ratio = mine.median / other.median
+            row[f"transformers_dense_{other.reference.dtype_name}"] = {**other.result(), "ratio": ratio}
+            log(f"  transformers dense {other.reference.dtype_name} {other.median:.1f} ms, ratio {ratio:.2f}")
         rows.append(row)
-        log(
-            f"{context:>6} tokens: stratakv {mine.median:.1f} ms, transformers dense {other.median:.1f} ms "
-            f"per token, ratio {row['ratio']:.2f}"
-        )
     growth = ours[-1].median / ours[0].median
     log(f"decode at {contexts[-1]} tokens costs {growth:.2f}x decode at {contexts[0]}")
     log(f"private memory peaked {(memory.peak - base) / 1e6:.0f} MB above the loaded model's {base / 1e6:.0f} MB")
@@ -82,7 +89,6 @@ def run_bench(
         "model": model,
         "dtype": stats["dtype"],
         "kv_dtype": stats["kv_dtype"],
-        "baseline_dtype": str(reference.dtype).removeprefix("torch."),
         "index": stats["index"],
         "budget": stats["budget"],
         "steps": steps,
@@ -151,6 +157,14 @@ class _Theirs(_Side):
         self.ttft_s = time.perf_counter() - started
         log(f"{len(ids):>6} tokens prefilled by transformers in {self.ttft_s:.1f} s")
 
+    def in_dtype_of(self, reference: _Reference) -> _Theirs:
+        """The same context for a model of another dtype: its cache is this one, cast."""
+        twin = copy.copy(self)
+        twin.reference, twin.times, twin.cache = reference, [], copy.deepcopy(self.cache)
+        for layer in twin.cache.layers:
+            layer.keys, layer.values = layer.keys.to(reference.dtype), layer.values.to(reference.dtype)
+        return twin
+
     def step(self, token: int) -> None:
         started = time.perf_counter()
         self.reference.step(self.cache, token)
@@ -158,14 +172,14 @@ class _Theirs(_Side):
 
 
 class _Reference:
-    """transformers' own model: SDPA attention, DynamicCache; in fp32 where 16-bit matrices are slow,
-    which is where it is faster."""
+    """transformers' own model: SDPA attention, DynamicCache."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, dtype: torch.dtype) -> None:
         from transformers import AutoModelForCausalLM
 
         self.directory: str = runtime.model.hf.config._name_or_path
-        self.dtype = runtime.model.prefill_dtype
+        self.dtype = dtype
+        self.dtype_name = str(dtype).removeprefix("torch.")
         loaded = AutoModelForCausalLM.from_pretrained(self.directory, dtype=self.dtype, attn_implementation="sdpa")
         self.model = loaded.to(runtime.model.device).eval()
         self.device = runtime.model.device
@@ -189,9 +203,8 @@ class _Reference:
 
 def _check(device: str, folder: str, reference: _Reference, ids: np.ndarray, log: Callable[[str], None]) -> float:
     """Largest logit difference from transformers, same dtype, when everything is read."""
-    kind = str(reference.dtype).removeprefix("torch.")
     kv = KVConfig(path=folder, index="dense")
-    with Runtime.load(reference.directory, device=device, dtype=kind, kv=kv) as runtime:
+    with Runtime.load(reference.directory, device=device, dtype=reference.dtype_name, kv=kv) as runtime:
         sequence = runtime.engine.new_sequence()
         mine = runtime.engine.prefill(sequence, ids, reuse=False).logits
         assert mine is not None
@@ -201,7 +214,7 @@ def _check(device: str, folder: str, reference: _Reference, ids: np.ndarray, log
             worst = max(worst, float((mine - other).abs().max() / other.abs().max()))
             token = int(other.argmax())
             mine, other = runtime.engine.decode([sequence], [token])[0], reference.step(cache, token)
-    if worst > _TOLERANCE[kind]:
+    if worst > _TOLERANCE[reference.dtype_name]:
         raise RuntimeError(f"logits differ from transformers' by {worst:.2e} of their size; no speed is reported")
     log(f"logits equal transformers' within {worst:.1e} of their size when everything is read")
     return worst

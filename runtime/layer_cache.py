@@ -192,7 +192,7 @@ class TieredLayer:
         parts = (runs * parts_per_run + (ids % parts_per_run)[None]).reshape(-1)
         out = self.workspace.stage(2 * groups * count, unit * self.layout.head_dim)
         self._read(self.pids[distinct], pages, parts, 2 * groups * parts_per_run, out)
-        kv = out.view(2, groups, count * unit, self.layout.head_dim)
+        kv = self.workspace.widened(out).view(2, groups, count * unit, self.layout.head_dim)
         return kv[0], kv[1]
 
     def _read(self, pids: np.ndarray, pages: np.ndarray, parts_of: np.ndarray, parts: int, out: Tensor) -> None:
@@ -213,7 +213,7 @@ class TieredLayer:
         if end <= sealed:
             return keys, values
         rest = span[:, :, : end - sealed]
-        return torch.cat([keys, rest[0]], 1), torch.cat([values, rest[1]], 1)
+        return torch.cat([keys, rest[0].to(keys.dtype)], 1), torch.cat([values, rest[1].to(keys.dtype)], 1)
 
     # Tail and index
 

@@ -25,11 +25,24 @@ class Workspace:
         self.span = torch.empty(shape, dtype=self.dtype, device=device)
         stage = 2 * layout.num_heads * KEY_BLOCK * layout.head_dim
         self._stage = torch.empty(stage, dtype=self.dtype, device=device)
+        self._wide = torch.empty(stage, dtype=torch.float32, device=device) if self._widens(device) else None
+
+    def _widens(self, device: torch.device) -> bool:
+        """CPU kernels compute in fp32: a 16-bit stage is widened once, into memory that is there."""
+        return device.type == "cpu" and self.dtype != torch.float32
 
     @staticmethod
     def bytes_for(layout: PageLayout, span_tokens: int) -> int:
-        return (span_tokens + layout.page_size + KEY_BLOCK) * layout.token_bytes
+        """What a workspace takes, its widened stage included."""
+        widened = KEY_BLOCK * layout.token_bytes * 2 if layout.item_bytes == 2 else 0
+        return (span_tokens + layout.page_size + KEY_BLOCK) * layout.token_bytes + widened
 
     def stage(self, rows: int, width: int) -> Tensor:
         """A contiguous `[rows, width]` view; the previous one is overwritten."""
         return self._stage[: rows * width].view(rows, width)
+
+    def widened(self, staged: Tensor) -> Tensor:
+        """What was gathered into `staged`, in the dtype that kernels on this device compute in."""
+        if self._wide is None:
+            return staged
+        return self._wide[: staged.numel()].view(staged.shape).copy_(staged)

@@ -178,6 +178,7 @@ def test_a_damaged_page_leaves_the_others_readable(tmp_path: Path) -> None:
             read_back(store, pids)
         assert caught.value.pages == [pids[2], pids[9]]
         store.check_integrity()
+        assert store.host.num_free + store.host.num_pages == store.host.num_slots, "a failed read kept a slot"
     rest = [i for i in range(12) if i not in (2, 9)]
     assert torch.equal(read_back(store, pids[rest]), PAGES[rest])
     store.delete_damaged(caught.value.pages)
@@ -239,9 +240,10 @@ def test_a_foreign_or_destroyed_file_is_refused(tmp_path: Path, what: str) -> No
     data = file.read_bytes()
     kept = 2 * LMDB_PAGE if what == "zeroed-trees" else 0
     file.write_bytes(data[:kept] + bytes([0] if kept else [7]) * (len(data) - kept))
-    for _ in range(2):
-        with pytest.raises(StoreUnavailableError, match="--kv-dir"):
-            disk_tier(tmp_path / "s")
+    with pytest.raises(StoreUnavailableError, match="--kv-dir"):
+        disk_tier(tmp_path / "s")
+    file.unlink()
+    disk_tier(tmp_path / "s").close()
 
 
 @pytest.mark.parametrize("seed", range(6))
