@@ -65,6 +65,7 @@ class Model:
         family = sys.modules[type(self.inner.layers[0].self_attn).__module__]
         self._apply_rotary = family.apply_rotary_pos_emb
         self._rotary_kinds: list[str] = list(getattr(self.inner.rotary_emb, "layer_types", []))
+        self._wide: dict[tuple[str, torch.Size], torch.nn.Parameter] = {}
         self._rotated = [bool(getattr(layer.self_attn, "use_rope", True)) for layer in self.inner.layers]
 
     def _legacy_window(self, config: Any) -> int | None:
@@ -132,7 +133,22 @@ class Model:
         module: torch.nn.Module = self.inner.layers[layer]
         if not prefill or self.prefill_dtype == self.dtype:
             return module
-        return copy.deepcopy(module).to(self.prefill_dtype)
+        return copy.deepcopy(module, self._widened_parameters(module))
+
+    def _widened_parameters(self, module: torch.nn.Module) -> dict[int, torch.nn.Parameter]:
+        """The module's parameters in `prefill_dtype`, as `copy.deepcopy` takes them: by identity.
+
+        Layers take turns in the same memory: a copy is good until the next is made.
+        """
+        found = {}
+        for name, parameter in module.named_parameters():
+            wide = self._wide.get((name, parameter.shape))
+            if wide is None:
+                wide = torch.nn.Parameter(torch.empty_like(parameter, dtype=self.prefill_dtype), requires_grad=False)
+                self._wide[name, parameter.shape] = wide
+            wide.copy_(parameter)
+            found[id(parameter)] = wide
+        return found
 
     def run_layer(self, module: torch.nn.Module, hidden: Tensor, attend: Attend) -> Tensor:
         """A decoder layer over `[B, T, hidden]`; its attention is `attend`."""

@@ -15,7 +15,7 @@ from .errors import DoesNotFitError
 from .workspace import Workspace
 
 GB = 10**9
-_DEFAULT_SPAN = 8192
+_DEFAULT_SPAN = 4096
 _DEFAULT_DISK = 64 * GB
 _PAGES_PER_LAYER = 4
 """Fewest slots per tiered layer in the compute tier: the open page and a few to read."""

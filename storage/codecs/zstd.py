@@ -28,7 +28,10 @@ class ZstdCodec:
         self._decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
 
     def encode(self, raw: np.ndarray) -> bytes:
-        planes = np.ascontiguousarray(raw.reshape(-1, self._item_bytes).T)
+        items = raw.reshape(-1, self._item_bytes)
+        planes = np.empty((self._item_bytes, len(items)), dtype=np.uint8)
+        for i, plane in enumerate(planes):  # one long strided copy each: a transposed copy is many short ones
+            plane[:] = items[:, i]
         return self._compressor.compress(planes.data)
 
     def decode(self, payload: memoryview, out: np.ndarray) -> None:
@@ -45,4 +48,6 @@ class ZstdCodec:
             planes = self._decompressor.decompress(payload, max_output_size=out.nbytes, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise RecordError(f"payload: {error}") from error
-        out.reshape(-1, self._item_bytes)[:] = np.frombuffer(planes, dtype=np.uint8).reshape(self._item_bytes, -1).T
+        items = out.reshape(-1, self._item_bytes)
+        for i, plane in enumerate(np.frombuffer(planes, dtype=np.uint8).reshape(self._item_bytes, -1)):
+            items[:, i] = plane
