@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 
 from stratakv.runtime import Chat, KVConfig, Runtime, StratakvError
 
@@ -37,8 +38,8 @@ def command(runtime: Runtime, chat: Chat, name: str, argument: str) -> Chat:
     return chat
 
 
-def show(pieces: object) -> None:
-    for piece in pieces:  # type: ignore[attr-defined]
+def show(pieces: Iterator[str]) -> None:
+    for piece in pieces:
         print(piece, end="", flush=True)
     print()
 

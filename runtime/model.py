@@ -13,7 +13,6 @@ compares every family listed here with transformers' own logits.
 from __future__ import annotations
 
 import copy
-import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -65,6 +64,7 @@ class Model:
         family = sys.modules[type(self.inner.layers[0].self_attn).__module__]
         self._apply_rotary = family.apply_rotary_pos_emb
         self._rotary_kinds: list[str] = list(getattr(self.inner.rotary_emb, "layer_types", []))
+        self._identities: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
         self._wide: dict[tuple[str, torch.Size], torch.nn.Parameter] = {}
         self._rotated = [bool(getattr(layer.self_attn, "use_rope", True)) for layer in self.inner.layers]
 
@@ -163,10 +163,12 @@ class Model:
         )
         return out[0] if isinstance(out, tuple) else out
 
-    @functools.cache  # noqa: B019 - a model lives as long as the process needs it
     def _identity(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        cos, _ = next(iter(self.rotary(torch.zeros(1, 1, dtype=torch.long, device=self.device), dtype).values()))
-        return torch.ones_like(cos), torch.zeros_like(cos)
+        """The rotation that changes nothing, so that queries and keys arrive un-rotated."""
+        if dtype not in self._identities:
+            cos, _ = next(iter(self.rotary(torch.zeros(1, 1, dtype=torch.long, device=self.device), dtype).values()))
+            self._identities[dtype] = (torch.ones_like(cos), torch.zeros_like(cos))
+        return self._identities[dtype]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[B, hidden] -> [B, vocabulary]."""
@@ -190,5 +192,8 @@ def _check_family(config: Any, directory: Path) -> None:
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):
         if getattr(config, name, None) is not None:
             raise ModelFileError(f"{directory}: {name}={getattr(config, name)} is not supported")
+    unknown = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
+    if unknown:
+        raise ModelFileError(f"{directory}: layers of type {', '.join(sorted(unknown))} are not supported")
     if getattr(config, "use_bidirectional_attention", False):
         raise ModelFileError(f"{directory}: use_bidirectional_attention is not supported")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from closeness import assert_close, poison_empty
+from closeness import HEAD_SHAPES, assert_close, poison_empty
 from torch import Tensor
 
 from stratakv.kernels.decode_attention import decode_attention, decode_attention_reference
@@ -57,8 +57,7 @@ def test_against_a_slow_loop(kernel: Any, lengths: list[int], repeats: int) -> N
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("dim", [64, 128, 256])
-@pytest.mark.parametrize("repeats", [1, 3, 4, 8])
+@pytest.mark.parametrize(("repeats", "dim"), HEAD_SHAPES)
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 def test_against_the_reference(lengths: list[int], repeats: int, dim: int, dtype: torch.dtype) -> None:
     q, runs = draw(lengths, 2, repeats, dim, dtype)

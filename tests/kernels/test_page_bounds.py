@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from closeness import TOLERANCE, assert_close
+from closeness import HEAD_SHAPES, TOLERANCE, assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,8 +45,7 @@ def test_scores_by_hand(scores_of: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("dim", [64, 128, 256])
-@pytest.mark.parametrize("repeats", [1, 3, 4, 8])
+@pytest.mark.parametrize(("repeats", "dim"), HEAD_SHAPES)
 @pytest.mark.parametrize("num_pages", [0, 1, 63])
 def test_against_the_reference(num_pages: int, repeats: int, dim: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(num_pages)

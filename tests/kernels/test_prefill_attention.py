@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from closeness import assert_close
+from closeness import HEAD_SHAPES, assert_close
 from torch import Tensor
 
 from stratakv.kernels.prefill_attention import prefill_attention, prefill_attention_reference
@@ -50,8 +50,7 @@ def test_against_a_slow_loop(kernel: Any, rows: int, keys: int, causal: bool, re
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("dim", [64, 128, 256])
-@pytest.mark.parametrize("repeats", [1, 3, 4, 8])
+@pytest.mark.parametrize(("repeats", "dim"), HEAD_SHAPES)
 @pytest.mark.parametrize(
     ("rows", "keys", "causal"), [(1, 1, True), (63, 63, True), (130, 130, True), (1, 200, False), (17, 513, False)]
 )

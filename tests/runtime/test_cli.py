@@ -114,9 +114,8 @@ def test_an_unwritable_store(tiny_llama: Path, tmp_path: Path) -> None:
 def test_a_prompt_that_cannot_fit_the_tiers(broken: Path, tiny_llama: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("z" * 3500)
-    result = chat(
-        "-p", "hi", "-f", text, "--host-kv-gb", "0.0008", "--disk-kv-gb", "0", store=tmp_path / "kv", model=tiny_llama
-    )
+    caps = ("--dtype", "float32", "--host-kv-gb", "0.0008", "--disk-kv-gb", "0")
+    result = chat("-p", "hi", "-f", text, *caps, store=tmp_path / "kv", model=tiny_llama)
     assert "tokens x 384 bytes = " in one_line(result)
 
 

@@ -1,4 +1,4 @@
-"""How close is close, stated once, and memory that shows when it is read before it is written."""
+"""How close is close, stated once; head shapes to try; memory that shows when it is read unwritten."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ LSE_TOLERANCE = {torch.float32: 5e-6, torch.float16: 5e-5, torch.bfloat16: 5e-5}
 """The log-sum-exp is fp32 whatever the inputs, but fused attention on half types takes a shorter exp
 (about 2^-17), which is still far below what rounding the result costs.
 """
+HEAD_SHAPES = [(1, 64), (3, 128), (4, 256), (8, 64), (1, 256), (8, 128)]
+"""Query heads per KV head, and head dim."""
 
 
 def assert_close(name: str, found: Tensor, expected: Tensor, dtype: torch.dtype = torch.float32) -> None:
