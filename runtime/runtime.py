@@ -234,7 +234,7 @@ def _open_store(
     host = Arena("host", plan.host_bytes, layout.page_bytes, cpu, pin=cuda, reserved_bytes=workspace_cap)
     store = TieredStore(layout, len(model.tiered), host=host, gpu=gpu, disk=disk, codec=kv.codec)
     if disk is not None:
-        store.keep_on_sweep = lambda chain: chain in session.chains_of_all(disk)
+        store.chains_to_keep = lambda: session.chains_of_all(disk)
     return store
 
 

@@ -88,7 +88,7 @@ class TieredStore:
         self._closed = False
         self.disk_error: StorageFullError | None = None
         """Why the disk tier was given up; pages then stay in host memory."""
-        self.keep_on_sweep: Callable[[bytes], bool] | None = None
+        self.chains_to_keep: Callable[[], set[bytes]] | None = None
         """Which chains sessions still need when room is made on disk; None: never sweep."""
         self._writer = threading.Thread(target=self._write_behind, name="stratakv-writer", daemon=True)
         if disk is not None:
@@ -540,12 +540,12 @@ class TieredStore:
 
     def _sweep(self) -> int:
         """Make room on disk: drop records that neither this process nor a session refers to."""
-        keep = self.keep_on_sweep
-        if keep is None or self.disk is None:
+        if self.chains_to_keep is None or self.disk is None:
             return 0
+        kept = self.chains_to_keep()
         with self._lock:  # no page may gain its first reference while its record is deleted
-            live = {key[-CHAIN_BYTES:] for key, pid in self._pids.items() if self._table.refs[pid] > 0}
-            removed = self.disk.sweep(lambda key: key[-CHAIN_BYTES:] in live or keep(key[-CHAIN_BYTES:]))
+            kept |= {key[-CHAIN_BYTES:] for key, pid in self._pids.items() if self._table.refs[pid] > 0}
+            removed = self.disk.sweep(lambda key: key[-CHAIN_BYTES:] in kept)
             for key, pid in list(self._pids.items()):
                 if self._table.stored[pid] and not self._table.refs[pid] and not self.disk.contains(key):
                     self._forget(pid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,17 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_models import save_tiny_model
 
     return save_tiny_model(tmp_path_factory.mktemp("tiny-llama"))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_for_small_tensors(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Where tensors are tiny, torch's threads mostly wait for each other, the more so on a busy machine.
+    Models keep them."""
+    before = torch.get_num_threads()
+    if "runtime" not in request.path.parts:
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -270,7 +270,7 @@ def test_room_is_made_from_pages_nobody_refers_to(tmp_path: Path) -> None:
     disk = disk_tier(tmp_path / "s", cap_bytes=FULL)
     store = store_on(disk, LARGE, host=60)
     of_session = set(TEXT.chains[:5])
-    store.keep_on_sweep = of_session.__contains__
+    store.chains_to_keep = lambda: set(of_session)
     store.release(put(store, 0, 10))
     held = put(store, 10, 10)
     for first in range(20, 180, 10):
@@ -290,7 +290,7 @@ def test_a_swept_page_is_no_longer_known(tmp_path: Path) -> None:
     """It was still in host memory, marked as stored: shared again and evicted, it would have been lost."""
     disk = disk_tier(tmp_path / "s", cap_bytes=FULL)
     store = store_on(disk, LARGE, host=100)
-    store.keep_on_sweep = lambda chain: False
+    store.chains_to_keep = set
     store.release(put(store, 0, 25))
     store.flush()
     rest = put(store, 40, 25)
@@ -306,11 +306,11 @@ def test_a_swept_page_is_no_longer_known(tmp_path: Path) -> None:
 def test_an_error_on_the_writer_thread_reaches_the_caller(tmp_path: Path) -> None:
     """Else `flush` would wait for a thread that is gone."""
 
-    def broken(chain: bytes) -> bool:
+    def broken() -> set[bytes]:
         raise RuntimeError("sessions cannot be read")
 
     store = store_on(disk_tier(tmp_path / "s", cap_bytes=FULL), LARGE, host=100)
-    store.keep_on_sweep = broken
+    store.chains_to_keep = broken
     store.release(put(store, 90, 5))
     store.flush()
     pids = put(store, 0, 80)
