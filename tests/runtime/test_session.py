@@ -164,8 +164,11 @@ def test_unicode_names_round_trip(tmp_path: Path, tiny_llama: Path) -> None:
     with load(tiny_llama, tmp_path) as runtime:
         chat = runtime.chat()
         chat.read_text("Ein kurzer Text. " * 8)
+        chat.send("Wie geht es weiter?", max_new_tokens=5, ignore_eos=True)
         chat.save("мой разговор 📖")
         assert runtime.sessions() == ["мой разговор 📖"]
         resumed = runtime.chat(session="мой разговор 📖")
         assert resumed.messages == chat.messages
         assert np.array_equal(resumed._sequence.tokens, chat._sequence.tokens)
+        assert np.array_equal(resumed._sequence.origins, chat._sequence.origins)
+        assert resumed._sequence.origins.any()
