@@ -198,7 +198,8 @@ class _Reference:
     @torch.inference_mode()
     def step(self, cache: Any, token: int) -> torch.Tensor:
         out = self.model(torch.tensor([[token]], device=self.device), past_key_values=cache)
-        return out.logits[0, -1].float()  # type: ignore[no-any-return]
+        logits: torch.Tensor = out.logits[0, -1].float()
+        return logits
 
 
 def _check(device: str, folder: str, reference: _Reference, ids: np.ndarray, log: Callable[[str], None]) -> float:

@@ -106,7 +106,8 @@ class Model:
 
     def embed(self, ids: Tensor) -> Tensor:
         """[B, T] -> [B, T, hidden]."""
-        return self.inner.embed_tokens(ids)  # type: ignore[no-any-return]
+        hidden: Tensor = self.inner.embed_tokens(ids)
+        return hidden
 
     def rotary(self, positions: Tensor, dtype: torch.dtype) -> RotaryTables:
         """cos and sin `[B, T, rotary dim]` by layer kind, for positions `[B, T]`."""
@@ -121,7 +122,8 @@ class Model:
         if not self._rotated[layer]:
             return q, k
         cos, sin = tables[self.kinds[layer]]
-        return self._apply_rotary(q, k, cos, sin)  # type: ignore[no-any-return]
+        rotated: tuple[Tensor, Tensor] = self._apply_rotary(q, k, cos, sin)
+        return rotated
 
     def layer(self, layer: int, *, prefill: bool) -> torch.nn.Module:
         """A decoder layer; for prefill, a copy in `prefill_dtype` where that is another.
@@ -172,7 +174,8 @@ class Model:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[B, hidden] -> [B, vocabulary]."""
-        return self.hf.lm_head(self.inner.norm(hidden.to(self.dtype)))  # type: ignore[no-any-return]
+        logits: Tensor = self.hf.lm_head(self.inner.norm(hidden.to(self.dtype)))
+        return logits
 
 
 def _multiplies_slowly(device: torch.device, dtype: torch.dtype) -> bool:

@@ -33,11 +33,11 @@ from .counters import Counters
 from .disk_tier import DiskTier
 from .errors import CapacityError, ClosedError, CorruptPageError, StorageFullError
 from .page import CHAIN_BYTES, PageLayout, page_key
+from .page_table import NO_SLOT, PageTable
 
 logger = logging.getLogger(__name__)
 
 _BATCH_BYTES = 4 << 20
-NO_SLOT = -1
 
 
 @dataclass(slots=True)
@@ -78,7 +78,7 @@ class TieredStore:
         self._pids: dict[bytes, int] = {}
         self._keys: list[bytes] = []
         self._free_pids: list[int] = []
-        self._table = _PageTable(layout.page_size)
+        self._table = PageTable(layout.page_size)
         self._clock = 0
         self._lock = threading.Condition(threading.RLock())
         self._readers = _codecs(layout)
@@ -592,28 +592,6 @@ class TieredStore:
             assert (table.refs[live] >= 0).all(), "negative references"
             assert self.is_resident(live[table.refs[live] == 0]).all(), "a page nobody can use has an id"
             assert all(self._keys[pid] == key for key, pid in self._pids.items()), "keys and ids differ"
-
-
-class _PageTable:
-    """Columns by page id, grown by doubling."""
-
-    def __init__(self, page_size: int) -> None:
-        self.host_slot = np.full(1024, NO_SLOT, dtype=np.int64)
-        self.gpu_slot = np.full(1024, NO_SLOT, dtype=np.int64)
-        self.stored = np.zeros(1024, dtype=bool)
-        self.refs = np.zeros(1024, dtype=np.int32)
-        self.layer = np.zeros(1024, dtype=np.int32)
-        self.tokens = np.zeros((1024, page_size), dtype=np.uint32)
-
-    def reset(self, pid: int, layer: int, tokens: np.ndarray) -> None:
-        while pid >= len(self.refs):
-            for name, column in vars(self).items():
-                setattr(self, name, np.concatenate([column, np.zeros_like(column)]))
-        self.host_slot[pid] = self.gpu_slot[pid] = NO_SLOT
-        self.stored[pid] = False
-        self.refs[pid] = 1
-        self.layer[pid] = layer
-        self.tokens[pid] = tokens
 
 
 def _codecs(layout: PageLayout) -> dict[int, Codec]:
