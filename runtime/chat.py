@@ -197,7 +197,7 @@ class Chat:
 
     def fork(self) -> Chat:
         """An independent conversation with the same past; pages are shared, not copied."""
-        twin = Chat(self._runtime, self._sequence.fork(), system=self._system)
+        twin = Chat(self._runtime, self._runtime.engine.fork(self._sequence), system=self._system)
         twin.messages = [dict(message) for message in self.messages]
         twin._turn_open, twin._unfed = self._turn_open, list(self._unfed)
         twin.generation, twin.restored = self.generation, self.restored

@@ -223,5 +223,81 @@ def bench(
         out.write_text(line + "\n")
 
 
+@app.command(name="eval")
+def evaluation(
+    suite: Annotated[str, typer.Option("--suite", help="exact, fidelity, needles or tasks.")],
+    model: ModelOption = "smollm2",
+    device: DeviceOption = "auto",
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="float32 adds no noise of its own; auto: as a chat would run.")
+    ] = "float32",
+    index: Annotated[
+        str, typer.Option("--index", help="Comma-separated; dense, window and oracle are always beside them.")
+    ] = "bounds",
+    budget: Annotated[str, typer.Option("--budget", help="Comma-separated token counts or shares.")] = "336,592",
+    ctx: Annotated[int, typer.Option("--ctx", help="Tokens of a context.")] = 4096,
+    samples: Annotated[
+        int | None, typer.Option("--samples", help="Contexts (tasks: per task). Default: 8; tasks: 4.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Another seed draws other contexts.")] = 0,
+    tasks: Annotated[str | None, typer.Option("--tasks", help="Comma-separated tasks; default: all.")] = None,
+    exact_question: Annotated[
+        bool, typer.Option("--exact-question", help="Read questions exactly, as a chat does; default: sparsely.")
+    ] = False,
+    texts: Annotated[
+        Path | None, typer.Option("--texts", help="Folder of the texts. Default: where `make data` puts them.")
+    ] = None,
+    kv_dir: Annotated[
+        Path | None, typer.Option("--kv-dir", help="Keep prefilled contexts here for other runs; default: nowhere.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Also write the JSON here.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw a picture here (.png, .svg, .pdf).")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 if an index misses a mark.")] = False,
+) -> None:
+    """Measure an index against dense attention on the same samples; `exact` exits with 1 if a check fails."""
+    from .evaluation.options import Options
+    from .evaluation.progress import Bar
+    from .evaluation.run import DEFAULT_SAMPLES, evaluate
+
+    try:
+        options = Options(ctx, DEFAULT_SAMPLES.get(suite, 1) if samples is None else samples, seed, tasks)
+        with Bar() as bar:
+            result = evaluate(
+                suite, model=model, device=device, dtype=dtype, indexes=_names(index), budgets=_budgets(budget),
+                options=options, texts=texts, kv_dir=kv_dir, question_sparse=not exact_question, ticker=bar,
+            )  # fmt: skip
+        if out is not None:
+            out.write_text(json.dumps(result, indent=1) + "\n")
+        if plot is not None:
+            from .evaluation.plot import draw
+
+            draw(result, plot)
+    except user_errors() as error:
+        fail(error)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    if as_json:
+        print(json.dumps(result, indent=1))
+    else:
+        from .evaluation.report import show
+
+        show(result)
+    if result["passed"] is False and (strict or suite == "exact"):
+        raise typer.Exit(1)
+
+
+def _names(listed: str) -> list[str]:
+    return [name.strip() for name in listed.split(",")]
+
+
+def _budgets(listed: str) -> list[int | float]:
+    try:
+        numbers = [float(part) for part in listed.split(",")]
+    except ValueError:
+        raise ValueError(f"budget is a comma-separated list of numbers, not {listed!r}") from None
+    return [int(number) if number.is_integer() else number for number in numbers]
+
+
 if __name__ == "__main__":
     main()

@@ -91,6 +91,20 @@ class Engine:
                 )
         return sequence
 
+    def fork(self, sequence: Sequence) -> Sequence:
+        """An independent sequence with the same past; pages are shared, not copied.
+
+        `sequence` may be another engine's over the same store: one prefill then serves several
+        indexes and budgets.
+        """
+        twin = self.new_sequence()
+        try:
+            twin.follow(sequence)
+        except BaseException:
+            twin.close()
+            raise
+        return twin
+
     # Prefill
 
     @torch.inference_mode()
@@ -275,6 +289,48 @@ class Engine:
             (cache.tokens_read for s in sequences for cache in s.layers if isinstance(cache, TieredLayer)), default=0
         )
         return model.logits(hidden[:, -1]).float()
+
+    @torch.inference_mode()
+    def decode_known(self, sequence: Sequence, tokens: np.ndarray) -> Tensor:
+        """Append tokens that are already known, as `decode` would one by one (teacher forcing).
+
+        A token's K and V in a layer depend on the layers below only, so all tokens pass a layer
+        before any enters the next: the same selections and the same attention at a fraction of the
+        time. An exception or Ctrl-C leaves the sequence as it was.
+
+        Returns:
+            Logits after each token, fp32 `[len(tokens), vocabulary]`.
+        """
+        model, start, count = self.model, sequence.num_tokens, len(tokens)
+        chains, pages = sequence.chains_for(tokens, np.full(count, GENERATED, dtype=np.uint8))
+        snapshot = sequence.snapshot()
+        table = self._tables(start, start + count)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+            q, k = model.rotate(layer, q, k, table)
+            cache = sequence.layers[layer]
+            if isinstance(cache, SlidingLayer):
+                return cache.extend(q[0], k[0], v[0], start, scale).unsqueeze(0)
+            names = iter(zip(chains, pages, strict=True))
+            outs = []
+            for row in range(count):
+                outs.append(cache.step(q[0, :, row], k[0, :, row], v[0, :, row], scale))
+                if cache.is_full:
+                    cache.seal(*next(names))
+            return torch.stack(outs, 1).unsqueeze(0)
+
+        with self.interrupts.deferred():
+            try:
+                hidden = self._embed(tokens)
+                for layer in range(model.num_layers):
+                    self.interrupts.check()
+                    hidden = model.run_layer(model.layer(layer, prefill=True), hidden, attend)
+            except BaseException:
+                sequence.rollback(snapshot)
+                raise
+            sequence.log(tokens, GENERATED)
+            sequence.chains += chains
+        return model.logits(hidden[0]).float()
 
     def _undo(self, sequences: list[Sequence], lengths: list[int]) -> None:
         for sequence, length in zip(sequences, lengths, strict=True):

@@ -17,7 +17,7 @@ Shapes  G KV heads, R query heads each (H = G*R), L page size, D head dim.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +33,23 @@ from .workspace import KEY_BLOCK, Workspace
 
 Recover = Callable[[list[int]], None]
 """Recompute damaged pages, given their page ids."""
+
+
+class Step(NamedTuple):
+    """What one decode step of one layer did, for whoever watches (`TieredLayer.watch`)."""
+
+    query: Tensor
+    """`[G, R, D]`, rotated."""
+    scale: float
+    ids: np.ndarray | None
+    """Units read `[G, n]`; None if nothing was sealed yet."""
+    unit: int
+    """Tokens per unit."""
+    out: Tensor
+    """`[G, R, D]`."""
+    lse: Tensor
+    """fp32 `[G, R]`: log-sum-exp of the scores over everything read."""
+
 
 PUT_PAGES = 64
 """Pages handed to the store at a time: bounds the copy that lays them out."""
@@ -59,6 +76,7 @@ class TieredLayer:
         self.state: Any = None
         self.indexed = 0
         self.tokens_read = 0
+        self.watch: Callable[[TieredLayer, Step], None] | None = None
         self._tail: OpenPage | None = None
         self._dtype = workspace.dtype
 
@@ -86,7 +104,7 @@ class TieredLayer:
         out, lse = prefill_attention(q, k, v, scale=scale, causal=True)
         outs, lses = [out], [lse]
         for begin in range(0, start, KEY_BLOCK):
-            keys, values = self._block(begin, min(begin + KEY_BLOCK, start))
+            keys, values = self.block(begin, min(begin + KEY_BLOCK, start))
             out, lse = prefill_attention(q, keys.to(q.dtype), values.to(q.dtype), scale=scale, causal=False)
             outs.append(out)
             lses.append(lse)
@@ -117,10 +135,8 @@ class TieredLayer:
         """Continue with pages the store already has; they replace the tail. Reads their keys once."""
         self._drop_tail()
         pids = self.store.adopt(self.layer, chains, tokens)
-        known = self.indexed
         self.pids = np.concatenate([self.pids, pids])
-        for begin in range(known, self.sealed, KEY_BLOCK):
-            self._index(self._block(begin, min(begin + KEY_BLOCK, self.sealed))[0])
+        self._index_stored()
 
     # Decode
 
@@ -135,17 +151,18 @@ class TieredLayer:
         ids, unit = self._choose(query, scale)
         count = ids.shape[1] if ids is not None else 0
         self.tokens_read = count * unit + self.tail_len
-        if ids is None:
-            return decode_attention(query, [last], scale=scale)[0].view_as(q)
         outs, lses = [], []
         block = max(1, KEY_BLOCK // unit)
-        for begin in range(0, count, block):
-            run = self._gather(ids[:, begin : begin + block], unit)
-            runs = [run, last] if begin + block >= count else [run]
+        for begin in range(0, max(count, 1), block):
+            runs = [self._gather(ids[:, begin : begin + block], unit)] if ids is not None else []
+            runs += [last] if begin + block >= count else []
             out, lse = decode_attention(query, runs, scale=scale)
             outs.append(out)
             lses.append(lse)
-        return merge_states(outs, lses)[0].reshape(q.shape)
+        out, lse = merge_states(outs, lses)
+        if self.watch is not None:
+            self.watch(self, Step(query, scale, ids, unit, out, lse))
+        return out.reshape(q.shape)
 
     def undo_step(self, tail_len: int, num_tokens: int) -> None:
         """Forget a step that did not complete: back to `num_tokens`, of which the tail held some."""
@@ -202,8 +219,10 @@ class TieredLayer:
             self.recover(error.pages)
             self.store.gather(pids, pages, parts_of, parts, out)
 
-    def _block(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
-        """K and V `[G, end-begin, D]` by position, from the store, the span buffer, or both."""
+    def block(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        """K and V `[G, end-begin, D]` by position, from the store, the span buffer, or both.
+
+        Good until the next read of this or another layer."""
         size, sealed, span = self.layout.page_size, self.sealed, self.workspace.span
         if begin >= sealed:
             here = span[:, :, begin - sealed : end - sealed]
@@ -216,6 +235,12 @@ class TieredLayer:
         return torch.cat([keys, rest[0].to(keys.dtype)], 1), torch.cat([values, rest[1].to(keys.dtype)], 1)
 
     # Tail and index
+
+    @property
+    def tail(self) -> tuple[Tensor, Tensor]:
+        """K and V `[G, tail_len, D]` of the unsealed tokens, views; there is at least one."""
+        kv = self._tail_kv()[:, :, : self.tail_len]
+        return kv[0], kv[1]
 
     def _tail_kv(self) -> Tensor:
         """The open page as `[2, G, L, D]`."""
@@ -236,6 +261,11 @@ class TieredLayer:
     def _add_sealed(self, pids: np.ndarray, keys: Tensor) -> None:
         self.pids = np.concatenate([self.pids, pids])
         self._index(keys)
+
+    def _index_stored(self) -> None:
+        """Index sealed pages that are not indexed yet, reading their keys once."""
+        for begin in range(self.indexed, self.sealed, KEY_BLOCK):
+            self._index(self.block(begin, min(begin + KEY_BLOCK, self.sealed))[0])
 
     def _index(self, keys: Tensor) -> None:
         if self.indexed:
@@ -272,13 +302,15 @@ class TieredLayer:
             self.indexed = self.sealed
         self.set_tail(tail)
 
-    def fork(self) -> TieredLayer:
-        twin = TieredLayer(self.layer, self.store, self.index, self.workspace, self.budget_of, self.recover)
-        twin.pids, twin.indexed = self.pids.copy(), self.indexed
-        self.store.retain(self.pids)
-        twin.state = self.index.copy(self.state) if self.indexed else None
-        twin.set_tail(self.tail_copy())
-        return twin
+    def follow(self, other: TieredLayer) -> None:
+        """Take on `other`'s past: its pages are shared, its tail is copied, and so is its index state
+        if the index is the same one; another index is built from the pages' keys."""
+        self.store.retain(other.pids)
+        self.pids = other.pids.copy()
+        if self.index is other.index and other.indexed:
+            self.state, self.indexed = self.index.copy(other.state), other.indexed
+        self._index_stored()
+        self.set_tail(other.tail_copy())
 
     def export(self) -> dict[str, Tensor]:
         """Everything a session keeps besides the pages."""
@@ -366,10 +398,9 @@ class SlidingLayer:
         self._count, self._end = kv.shape[2], end
         self._buffer[:, :, : self._count] = kv
 
-    def fork(self) -> SlidingLayer:
-        twin = SlidingLayer(self.layer, self.window, self.layout, self._buffer.dtype, self._buffer.device)
-        twin.rollback(self.snapshot())
-        return twin
+    def follow(self, other: SlidingLayer) -> None:
+        """Take on `other`'s past, a copy."""
+        self.rollback(other.snapshot())
 
     def export(self) -> dict[str, Tensor]:
         return {"window": self._kept()}

@@ -76,13 +76,13 @@ class Sequence:
         for layer, saved in zip(self.layers, snapshot.layers, strict=True):
             layer.rollback(saved)
 
-    def fork(self) -> Sequence:
-        """An independent sequence with the same past; pages are shared."""
-        twin = Sequence([layer.fork() for layer in self.layers], self.page_size, self.salt)
-        twin.chains = list(self.chains)
-        twin.log(self.tokens, PROMPT)
-        twin._origins[: self.num_tokens] = self.origins
-        return twin
+    def follow(self, other: Sequence) -> None:
+        """Take on `other`'s past. This sequence is new; afterwards the two are independent."""
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            mine.follow(theirs)  # type: ignore[arg-type]  # layers of one model: the kinds agree
+        self.chains = list(other.chains)
+        self.log(other.tokens, PROMPT)
+        self._origins[: self.num_tokens] = other.origins
 
     def close(self) -> None:
         """Give up all pages. They stay in the store as cache."""

@@ -39,7 +39,7 @@ def test_every_package_but_kernels_has_an_init() -> None:
 
 def test_every_package_is_typed() -> None:
     assert all((ROOT / folder / "py.typed").exists() for folder in FOLDERS)
-    assert setuptools_settings()["package-data"] == {"*": ["py.typed"]}
+    assert setuptools_settings()["package-data"] == {"*": ["py.typed", "*.sha256"]}
 
 
 PROBE = """

@@ -1,0 +1,32 @@
+"""What a run of a suite is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Settings shared by the suites that read text."""
+
+    ctx: int
+    """Tokens of a context."""
+    samples: int
+    seed: int = 0
+    tasks: str | None = None
+    """Comma-separated task names; None: all."""
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"samples is at least 1, not {self.samples}")
+        if self.ctx < 512:
+            raise ValueError(f"ctx is at least 512 tokens, not {self.ctx}: less has nothing to leave unread")
+
+
+class Ticker(Protocol):
+    """Told how much there is to do, and what is being done."""
+
+    def start(self, total: int) -> None: ...
+
+    def advance(self, what: str) -> None: ...

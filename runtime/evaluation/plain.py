@@ -1,0 +1,71 @@
+"""The model with its KV in plain tensors: no pages, no tiers, no kernels of ours, no incremental index.
+
+What the exactness suite compares the engine with. It shares the model adapter and nothing else; where
+a step reads only some tokens it is told which, and reads them from its own tensors.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..model import Model
+
+
+class PlainModel:
+    """One sequence. Everything in fp32; slow and obvious."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.length = 0
+        self.keys: list[Tensor] = [torch.empty(0)] * model.num_layers
+        """Rotated, `[G, n, D]` per layer."""
+        self.values: list[Tensor] = [torch.empty(0)] * model.num_layers
+
+    @torch.inference_mode()
+    def read(self, tokens: np.ndarray, chosen: dict[int, Tensor] | None = None) -> Tensor:
+        """Append tokens; logits after the last, fp32 `[vocabulary]`.
+
+        Args:
+            chosen: layer -> positions `[G, n]` that the one new token may see besides itself; a layer
+                that is not named sees everything its kind allows.
+        """
+        model, start, count = self.model, self.length, len(tokens)
+        positions = torch.arange(start, start + count, device=model.device).unsqueeze(0)
+        table = model.rotary(positions, torch.float32)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+            q, k = model.rotate(layer, q, k, table)
+            self.keys[layer] = torch.cat([self.keys[layer].to(k), k[0]], 1) if start else k[0].clone()
+            self.values[layer] = torch.cat([self.values[layer].to(v), v[0]], 1) if start else v[0].clone()
+            seen = self._seen(layer, start, count, (chosen or {}).get(layer))
+            return self._attention(q[0], layer, seen, scale).unsqueeze(0)
+
+        hidden = model.embed(torch.from_numpy(tokens.astype(np.int64)).to(model.device).unsqueeze(0))
+        for layer in range(model.num_layers):
+            hidden = model.run_layer(model.layer(layer, prefill=True), hidden, attend)
+        self.length += count
+        return model.logits(hidden[:, -1])[0].float()
+
+    def _seen(self, layer: int, start: int, count: int, chosen: Tensor | None) -> Tensor:
+        """Which keys each row sees, bool `[G, rows, keys]`."""
+        key = torch.arange(start + count, device=self.model.device)
+        query = key[start:].unsqueeze(1)
+        seen = key <= query
+        window = self.model.windows[layer]
+        if window is not None:
+            seen &= query - key < window
+        seen = seen.expand(self.model.num_kv_heads, -1, -1)
+        if chosen is None:
+            return seen
+        assert count == 1
+        some = torch.zeros(seen.shape[0], len(key), dtype=torch.bool, device=key.device).scatter_(1, chosen, True)
+        return some.unsqueeze(1)
+
+    def _attention(self, q: Tensor, layer: int, seen: Tensor, scale: float) -> Tensor:
+        """q `[H, T, D]` -> `[H, T, D]`."""
+        repeats = self.model.num_heads // self.model.num_kv_heads
+        keys, values, seen = (t.repeat_interleave(repeats, 0) for t in (self.keys[layer], self.values[layer], seen))
+        scores = (q @ keys.transpose(1, 2) * scale).masked_fill(~seen, float("-inf"))
+        return scores.softmax(-1) @ values

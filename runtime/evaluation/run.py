@@ -1,0 +1,111 @@
+"""One run of one suite: load the model, measure, and say on what."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from ...retrieval import index_names
+from ..bench import hardware
+from ..config import KVConfig
+from ..runtime import Runtime
+from .harness import Harness
+from .options import Options, Ticker
+from .suites import exact, fidelity, needles, tasks
+from .texts import Texts
+from .variants import variants
+
+READING = {"fidelity": fidelity, "needles": needles, "tasks": tasks}
+SUITES = ("exact", *READING)
+DEFAULT_SAMPLES = {"fidelity": 8, "needles": 8, "tasks": 4}
+
+
+def evaluate(
+    suite: str,
+    *,
+    model: str,
+    device: str,
+    dtype: str,
+    indexes: list[str],
+    budgets: list[int | float],
+    options: Options,
+    texts: Path | None,
+    kv_dir: Path | None,
+    question_sparse: bool,
+    ticker: Ticker,
+) -> dict[str, Any]:
+    """Run a suite; JSON-serialisable, with `passed` (None where nothing but yardsticks was measured).
+
+    Args:
+        dtype: fp32 adds no noise of its own; `auto` is what a chat would use. `exact` is always fp32.
+        texts: folder of the texts; None: where `fetch` puts them.
+        kv_dir: where prefilled contexts are kept, so that another run need not prefill them; None: nowhere.
+
+    Raises:
+        ValueError: an unknown suite or index, or a budget that cannot hold what is always read.
+        MissingTextError, ModelFileError, DoesNotFitError: nothing was run.
+    """
+    if suite not in SUITES:
+        raise ValueError(f"suite is one of {', '.join(SUITES)}; not {suite!r}")
+    for index in indexes:
+        if index not in index_names():
+            raise ValueError(f"index is one of {', '.join(index_names())}; not {index!r}")
+    started = time.perf_counter()
+    if suite == "exact":
+        found = exact.run(exact.Setting(model, device, KVConfig()), indexes, options.seed, ticker)
+        facts: dict[str, Any] = {"dtype": "float32"}
+    else:
+        found, facts = _read(
+            suite, model, device, dtype, indexes, budgets, options, texts, kv_dir, question_sparse, ticker
+        )
+    return {
+        "suite": suite,
+        "command": "stratakv " + " ".join(sys.argv[1:]),
+        "hardware": hardware(),
+        "model": model,
+        "seed": options.seed,
+        **facts,
+        **found,
+        "elapsed_s": round(time.perf_counter() - started, 1),
+    }
+
+
+def _read(
+    suite: str, model: str, device: str, dtype: str, indexes: list[str], budgets: list[int | float], options: Options,
+    folder: Path | None, kv_dir: Path | None, question_sparse: bool, ticker: Ticker,
+) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+    least = KVConfig().min_budget
+    compared = variants(indexes, budgets, least=least if suite == "fidelity" else None)
+    for variant in compared:
+        variant.config(KVConfig())
+    texts = Texts(folder)
+    texts.novels()  # a missing text is told before a model is loaded
+    with ExitStack() as stack:
+        kept = KVConfig(path=kv_dir) if kv_dir is not None else None
+        scratch = KVConfig(path=stack.enter_context(tempfile.TemporaryDirectory(prefix="stratakv-eval-")), disk_gb=0)
+        runtime = stack.enter_context(Runtime.load(model, device=device, dtype=dtype, kv=kept or scratch))
+        runtime.check_fits(0, options.ctx, f"--ctx {options.ctx}")
+        harness = Harness(runtime, compared, question_sparse=question_sparse)
+        found = READING[suite].run(harness, options, texts, ticker)
+        facts = _facts(runtime, options) | {"question": "sparse" if question_sparse else "exact"}
+        for row, variant in zip(found["variants"], compared, strict=True):
+            if "tokens_read" not in row:  # fidelity has its own probes
+                row["tokens_read"] = harness.tokens_read(variant)
+            row["kv_bytes_per_step"] = round(row["tokens_read"] * runtime.plan.token_bytes)
+    return found, facts
+
+
+def _facts(runtime: Runtime, options: Options) -> dict[str, Any]:
+    """`exempt_windows`: windows of the layers that no index touches; every step reads them whole."""
+    return {
+        "dtype": str(runtime.model.dtype).removeprefix("torch."),
+        "kv_dtype": runtime.store.layout.dtype,
+        "page_size": runtime.config.page_size, "sink": runtime.config.sink, "local": runtime.config.local,
+        "indexed_layers": len(runtime.model.tiered),
+        "exempt_windows": [window for window in runtime.model.windows if window is not None],
+        "ctx": options.ctx, "samples": options.samples,
+    }  # fmt: skip

@@ -1,0 +1,1 @@
+"""The four suites: exactness, fidelity, needles, tasks."""

@@ -1,0 +1,388 @@
+"""Exactness: what must be equal is equal, whatever the index reads and wherever pages lie.
+
+Random tokens through a real model in fp32. The engine is compared with transformers where it reads
+everything, and with the same model over plain tensors where it reads a part; then with itself over
+tiers, threads, pieces and processes. Every check is an error and the bound it must not exceed.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ....kernels.decode_attention import decode_attention
+from ....kernels.merge_states import merge_states
+from ....kernels.prefill_attention import prefill_attention
+from ... import session
+from ...config import KVConfig
+from ...engine import Engine
+from ...layer_cache import Step, TieredLayer
+from ...runtime import Runtime
+from ...sequence import Sequence
+from ...workspace import Workspace
+from ..harness import Harness
+from ..options import Ticker
+from ..plain import PlainModel
+from ..variants import Variant
+from .save_and_wait import SAVED
+
+LOGITS = 1e-4
+"""Largest difference of logits, as a share of the largest logit (fp32 sums in another order)."""
+KERNELS = {1.0: 2e-5, 30.0: 5e-3}
+"""The same for attention on its own, against float64, by the spread of queries and keys: a score near
+10^4 is itself rounded to 10^-3."""
+NEAR_TIES = 1e-3
+"""Share of choices that rounding may decide otherwise, where two scores are equal to seven digits."""
+_PROMPT, _STEPS, _GREEDY = 700, 40, 64
+"""More than one chunk of prefill, no whole number of pages, and enough steps to seal two of them."""
+_BUDGET = 208
+_PIECES = (1, 7, 64)
+_DIM, _SCALE = 64, 0.125
+
+
+Expected = Callable[[], Tensor]
+"""Logits `[1 + _STEPS, vocabulary]` with all pages in memory; computed once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    name: str
+    error: float
+    bound: float
+    note: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.bound  # False for NaN
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How to load the model: fp32, caps as given."""
+
+    model: str
+    device: str
+    base: KVConfig
+
+    def open(self, **kv: Any) -> Runtime:
+        return Runtime.load(self.model, device=self.device, dtype="float32", kv=self.config(**kv))
+
+    def config(self, **kv: Any) -> KVConfig:
+        fields = {name: getattr(self.base, name) for name in self.base.__slots__}
+        return KVConfig(**{**fields, "dtype": "auto", **kv})
+
+
+def run(setting: Setting, indexes: list[str], seed: int, ticker: Ticker, *, with_child: bool = True) -> dict[str, Any]:
+    """All checks. One that raises has failed, with the error as its note.
+
+    Args:
+        with_child: whether to include the check that starts a process and kills it.
+    """
+    names = list(dict.fromkeys(["dense", "window", *indexes, "oracle"]))
+    ticker.start(6 + 2 * len(names))
+    checks: list[Check] = []
+
+    def take(name: str, work: Callable[[], Iterator[Check]]) -> None:
+        ticker.advance(name)
+        try:
+            checks.extend(work())
+        except (ArithmeticError, AssertionError, LookupError, RuntimeError, ValueError) as error:
+            checks.append(Check(name, float("nan"), 0, f"{type(error).__name__}: {error}"))
+
+    take("attention kernels", lambda: _kernels(seed))
+    with tempfile.TemporaryDirectory(prefix="stratakv-eval-") as folder:
+        with setting.open(path=folder, disk_gb=0) as runtime:
+            tokens = _tokens(runtime, seed)
+            take("transformers", lambda: _against_transformers(runtime, tokens))
+            for name in names:
+                take(f"{name}: everything read", partial(_everything, runtime, name, tokens))
+                take(f"{name}: a part read", partial(_part, runtime, name, tokens))
+            index = indexes[0] if indexes else "oracle"
+            expected = cache(lambda: _logits(_engine(runtime, index), tokens))
+            take("pieces", lambda: _pieces(runtime, tokens))
+            take("threads", lambda: _threads(runtime, index, tokens, expected))
+        take("tiers", lambda: _tiers(setting, index, tokens, expected, Path(folder)))
+        if with_child:
+            take("resume", lambda: _resume(setting, index, tokens, expected, Path(folder)))
+    return {"checks": [{**asdict(c), "passed": c.passed} for c in checks], "passed": all(c.passed for c in checks)}
+
+
+def _tokens(runtime: Runtime, seed: int) -> np.ndarray:
+    """uint32 `[_PROMPT + _STEPS]`."""
+    size = runtime.model.config.vocab_size
+    return np.random.default_rng(seed).integers(0, size, _PROMPT + _STEPS).astype(np.uint32)
+
+
+def _engine(runtime: Runtime, index: str, budget: int = _BUDGET) -> Engine:
+    variant = Variant(index, max(budget, runtime.config.min_budget))
+    return Harness(runtime, [variant]).engines[variant]
+
+
+def _logits(engine: Engine, tokens: np.ndarray) -> Tensor:
+    """Prefill the prompt, then decode the rest token by token: `[1 + _STEPS, vocabulary]`."""
+    sequence = engine.new_sequence()
+    try:
+        first = engine.prefill(sequence, tokens[:_PROMPT]).logits
+        assert first is not None
+        return torch.stack([first, *(engine.decode([sequence], [t])[0] for t in tokens[_PROMPT:].tolist())])
+    finally:
+        sequence.close()
+
+
+def _error(found: Tensor, expected: Tensor) -> float:
+    """Largest difference as a share of the largest expected magnitude."""
+    return float((found.double() - expected.double()).abs().max() / expected.double().abs().max())
+
+
+# Kernels
+
+
+def _kernels(seed: int) -> Iterator[Check]:
+    """Attention over parts, merged, against one float64 softmax."""
+    torch.manual_seed(seed)
+    for spread, bound in KERNELS.items():
+        cases = [(repeats, length, same) for repeats in (1, 3, 4, 9) for length in (1, 15, 64, 513) for same in (0, 1)]
+        decode = max(_decode_error(repeats, length, spread, bool(same)) for repeats, length, same in cases)
+        yield Check(f"decode attention in merged parts = float64, spread {spread:g}", decode, bound)
+        prefill = max(_prefill_error(repeats, length, spread, bool(same)) for repeats, length, same in cases)
+        yield Check(f"prefill attention in merged parts = float64, spread {spread:g}", prefill, bound)
+
+
+def _random_kv(length: int, spread: float, same: bool) -> tuple[Tensor, Tensor]:
+    keys = torch.ones(2, length, _DIM) if same else torch.randn(2, length, _DIM) * spread
+    return keys, torch.randn(2, length, _DIM)
+
+
+def _decode_error(repeats: int, length: int, spread: float, same_keys: bool) -> float:
+    k, v = _random_kv(length, spread, same_keys)
+    q = torch.randn(2, repeats, _DIM) * spread
+    cuts = [0, *sorted({length // 3, length // 2} - {0}), length]
+    states = [decode_attention(q, [(k[:, a:b], v[:, a:b])], scale=_SCALE) for a, b in pairwise(cuts)]
+    merged = merge_states([out for out, _ in states], [lse for _, lse in states])[0]
+    return _error(merged, _exact(q, k, v, repeats, causal=False))
+
+
+def _prefill_error(repeats: int, length: int, spread: float, same_keys: bool) -> float:
+    k, v = _random_kv(length, spread, same_keys)
+    q = torch.randn(2 * repeats, length, _DIM) * spread
+    states = [prefill_attention(q, k, v, scale=_SCALE, causal=causal) for causal in (False, True)]
+    merged = merge_states([out for out, _ in states], [lse for _, lse in states])[0]
+    return _error(merged, _exact(q, torch.cat([k, k], 1), torch.cat([v, v], 1), repeats, causal=True))
+
+
+def _exact(q: Tensor, k: Tensor, v: Tensor, repeats: int, *, causal: bool) -> Tensor:
+    """q `[G, R, D]`, or `[H, T, D]` whose rows see all keys but the later ones of the last T."""
+    keys, values = k.double(), v.double()
+    if causal:
+        keys, values = keys.repeat_interleave(repeats, 0), values.repeat_interleave(repeats, 0)
+    scores = q.double() @ keys.transpose(1, 2) * _SCALE
+    if causal:
+        rows = q.shape[1]
+        later = torch.ones(rows, rows, dtype=torch.bool).triu(1)
+        scores[:, :, -rows:] = scores[:, :, -rows:].masked_fill(later, float("-inf"))
+    return scores.softmax(-1) @ values
+
+
+# Against others
+
+
+def _against_transformers(runtime: Runtime, tokens: np.ndarray) -> Iterator[Check]:
+    """64 greedy tokens with everything read, and the logits they were chosen from."""
+    from transformers import AutoModelForCausalLM
+
+    engine = _engine(runtime, "dense")
+    sequence = engine.new_sequence()
+    logits = engine.prefill(sequence, tokens[:_PROMPT]).logits
+    assert logits is not None
+    rows = [logits]
+    for _ in range(_GREEDY):
+        rows.append(engine.decode([sequence], [int(rows[-1].argmax())])[0])
+    fed = torch.from_numpy(sequence.tokens.astype(np.int64)).to(runtime.model.device).unsqueeze(0)
+    sequence.close()
+    reference = AutoModelForCausalLM.from_pretrained(
+        runtime.model.hf.config._name_or_path, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
+    ).to(runtime.model.device)
+    with torch.inference_mode():
+        theirs = reference.eval()(fed, logits_to_keep=_GREEDY + 1).logits[0].float()
+    ours = torch.stack(rows)
+    yield Check("dense logits = transformers", _error(ours, theirs), LOGITS)
+    differ = (ours.argmax(-1) != theirs.argmax(-1)).sum().item()
+    yield Check(f"{_GREEDY} greedy tokens = transformers: that differ", differ, 0)
+
+
+def _everything(runtime: Runtime, index: str, tokens: np.ndarray) -> Iterator[Check]:
+    """With the budget beyond the context, an index changes nothing; nor does decoding known tokens at once."""
+    engine = _engine(runtime, index, 2 * len(tokens))
+    found = _logits(engine, tokens)
+    plain = PlainModel(runtime.model)
+    first = plain.read(tokens[:_PROMPT])
+    expected = torch.stack([first, *(plain.read(tokens[i : i + 1]) for i in range(_PROMPT, len(tokens)))])
+    yield Check(f"{index}, everything read = plain tensors", _error(found, expected), LOGITS)
+
+
+def _part(runtime: Runtime, index: str, tokens: np.ndarray) -> Iterator[Check]:
+    """Sparse steps against plain tensors at the same positions, and those positions against an index
+    built anew from plain keys."""
+    engine = _engine(runtime, index)
+    sequence, plain = engine.new_sequence(), PlainModel(runtime.model)
+    watcher = _Watcher(engine, plain)
+    watcher.attach(sequence)
+    engine.prefill(sequence, tokens[:_PROMPT], want_logits=False)
+    plain.read(tokens[:_PROMPT])
+    worst = 0.0
+    found = []
+    for token in tokens[_PROMPT:].tolist():
+        found.append(engine.decode([sequence], [token])[0])
+        expected = plain.read(np.array([token]), watcher.positions)
+        worst = max(worst, _error(found[-1], expected))
+        watcher.compare()
+    yield Check(f"{index}, a part read = plain tensors", worst, LOGITS)
+    yield Check(f"{index}, choices that a new index makes otherwise", watcher.share_other, NEAR_TIES)
+    yield Check(f"{index}, steps without sinks or window, or over budget", watcher.broken, 0)
+    sequence.close()
+    sequence = engine.new_sequence()
+    engine.prefill(sequence, tokens[:_PROMPT], want_logits=False)
+    at_once = engine.decode_known(sequence, tokens[_PROMPT:])
+    sequence.close()
+    yield Check(f"{index}, known tokens at once = one by one", _error(at_once, torch.stack(found)), 10 * LOGITS)
+
+
+class _Watcher:
+    """Notes which positions each tiered layer read, and checks them against a new index."""
+
+    def __init__(self, engine: Engine, plain: PlainModel) -> None:
+        self.engine, self.plain = engine, plain
+        self.positions: dict[int, Tensor] = {}
+        self.broken = 0
+        self._steps: dict[int, Step] = {}
+        self._sealed = 0
+        self._chosen = self._other = 0
+
+    @property
+    def share_other(self) -> float:
+        return self._other / max(1, self._chosen)
+
+    def attach(self, sequence: Sequence) -> None:
+        for layer in sequence.layers:
+            if isinstance(layer, TieredLayer):
+                layer.watch = self._see
+
+    def _see(self, layer: TieredLayer, step: Step) -> None:
+        self._steps[layer.layer], self._sealed = step, layer.sealed
+        length = layer.sealed + layer.tail_len
+        tail = torch.arange(layer.sealed, length).expand(step.query.shape[0], -1)
+        units = torch.from_numpy(np.array(step.ids)) if step.ids is not None else torch.empty(len(tail), 0).long()
+        read = (units.unsqueeze(-1) * step.unit + torch.arange(step.unit)).flatten(1)
+        self.positions[layer.layer] = torch.cat([read, tail], 1).to(self.plain.model.device)
+        params = layer.index.params
+        forced = [*range(min(params.sink, layer.sealed)), *range(max(0, layer.sealed - params.local), layer.sealed)]
+        found = set(read[0].tolist())
+        for head in read.tolist():
+            found &= set(head)
+        over = layer.index.name != "dense" and read.shape[1] + layer.tail_len > layer.budget_of(length)
+        self.broken += int(over or not found.issuperset(forced))
+
+    def compare(self) -> None:
+        """Call when the plain model has read the token, too."""
+        index, budget_of = self.engine.index, self.engine.config.budget_tokens
+        for layer, step in self._steps.items():
+            budget = budget_of(self.plain.length) - (self.plain.length - self._sealed)
+            if step.ids is None or budget >= self._sealed:
+                continue
+            state = index.build(self.plain.keys[layer][:, : self._sealed])
+            again = index.select(state, step.query.float() * step.scale, self._sealed, budget).ids.cpu().numpy()
+            for ours, new in zip(step.ids, again, strict=True):
+                self._chosen += len(new)
+                self._other += len(np.setdiff1d(new, ours))
+
+
+# Against itself
+
+
+def _pieces(runtime: Runtime, tokens: np.ndarray) -> Iterator[Check]:
+    """A prompt that arrives in pieces of any size."""
+    prompt, engine = tokens[:200], _engine(runtime, "dense")
+    whole: Tensor | None = None
+    for size in (len(prompt), *_PIECES):
+        sequence = engine.new_sequence()
+        for start in range(0, len(prompt), size):
+            piece = prompt[start : start + size]
+            logits = engine.prefill(sequence, piece, reuse=False).logits
+        sequence.close()
+        assert logits is not None
+        if whole is None:
+            whole = logits
+        elif size < len(prompt):
+            yield Check(f"prefill in pieces of {size} = at once", _error(logits, whole), LOGITS)
+
+
+def _threads(runtime: Runtime, index: str, tokens: np.ndarray, expected: Expected) -> Iterator[Check]:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1 if before > 1 else 4)
+        found = _logits(_engine(runtime, index), tokens)
+    finally:
+        torch.set_num_threads(before)
+    yield Check(f"{index}, other number of threads = same logits", _error(found, expected()), 10 * LOGITS)
+    differ = (found.argmax(-1) != expected().argmax(-1)).sum().item()
+    yield Check(f"{index}, other number of threads: likeliest tokens that differ", differ, 0)
+
+
+def _tiers(setting: Setting, index: str, tokens: np.ndarray, expected: Expected, folder: Path) -> Iterator[Check]:
+    """Memory and disk, and three tiers with little room, equal memory alone bit for bit. A store opened
+    again computes only the last rows of its prompt, in other pieces than at first: equal to rounding."""
+    with setting.open(path=folder / "probe", disk_gb=0) as runtime:
+        plan = runtime.plan
+    page = plan.layout.page_bytes * plan.num_tiered
+    compute, host = Workspace.bytes_for(plan.layout, 512) + 20 * page, 24 * page
+    tight = {"gpu_gb": compute / 1e9, "host_gb": host / 1e9, "disk_gb": 4.0}
+    places: list[tuple[str, str, dict[str, Any]]] = [
+        ("memory and disk", "a", {"disk_gb": 4.0}),
+        ("three tiers with little room", "b", tight),
+        ("the same, opened again", "b", tight),
+    ]
+    for name, place, caps in places:
+        with setting.open(path=folder / place, index=index, budget=_BUDGET, **caps) as runtime:
+            if "again" in name:
+                assert runtime.store.disk is not None
+                assert runtime.store.disk.num_pages, "nothing was on disk"
+            found = _logits(_engine(runtime, index), tokens)
+            runtime.store.flush()
+            runtime.store.check_integrity()
+        yield Check(f"{name} = memory only", _error(found, expected()), LOGITS if "again" in name else 0)
+
+
+def _resume(setting: Setting, index: str, tokens: np.ndarray, expected: Expected, folder: Path) -> Iterator[Check]:
+    """A process saves a session and is killed; another goes on where it stopped."""
+    half = _PROMPT + _STEPS // 2
+    kv = {"index": index, "budget": max(_BUDGET, setting.base.min_budget), "path": str(folder / "killed")}
+    task = {
+        "model": setting.model, "device": setting.device, "kv": kv, "session": "exact",
+        "prompt": tokens[:_PROMPT].tolist(), "known": tokens[_PROMPT:half].tolist(),
+    }  # fmt: skip
+    command = [sys.executable, "-m", f"{__package__}.save_and_wait", json.dumps(task)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        said = child.stdout.readline().strip()
+        child.kill()
+        if said != SAVED:
+            raise RuntimeError(f"the child did not save: {child.stderr.read().strip().splitlines()[-1:]}")
+    with setting.open(**kv) as runtime:
+        engine = _engine(runtime, index)
+        sequence, _, computed = session.load(engine, "exact")
+        found = engine.decode_known(sequence, tokens[half:])
+    yield Check("resumed after a kill: tokens prefilled again", computed, 0)
+    yield Check("resumed after a kill = uninterrupted", _error(found, expected()[-len(found) :]), 10 * LOGITS)

@@ -1,0 +1,140 @@
+"""Fidelity: how far next-token distributions on real text move when decode reads fewer tokens.
+
+Each context is prefilled once, exactly; its last `POSITIONS` tokens then pass through the decode
+path, once per variant, and every distribution is compared with dense decoding of the same tokens.
+The floor also appears with next to nothing to read (`window` at the smallest budget): an index that
+is not ten times better than that is not being tested by these contexts.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..harness import Harness
+from ..options import Options, Ticker
+from ..probe import Probe
+from ..statistics import bootstrap
+from ..texts import Texts
+from ..variants import CEILING, DENSE, FLOOR, Variant
+
+POSITIONS = 128
+_PROBED = 8
+"""Attention itself is compared at every so many positions: each costs a dense step."""
+_SOURCES = ("novel", "novel", "verses", "docs")
+_CHARACTERS_PER_TOKEN = 6
+
+
+def run(harness: Harness, options: Options, texts: Texts, ticker: Ticker) -> dict[str, Any]:
+    """Measure all variants on `options.samples` contexts of `options.ctx` tokens."""
+    contexts = list(_contexts(harness, options, texts))
+    ticker.start(len(contexts) * (1 + len(harness.variants)))
+    seen = [(source, _measure(harness, source, ids, ticker)) for source, ids in contexts]
+    rows = [_row(variant, [(source, of[variant]) for source, of in seen]) for variant in harness.variants]
+    _judge(rows)
+    judged = [not row["misses"] for row in rows if row["misses"] is not None]
+    return {"positions": POSITIONS, "variants": rows, "passed": all(judged) if judged else None}
+
+
+def _contexts(harness: Harness, options: Options, texts: Texts) -> Iterator[tuple[str, np.ndarray]]:
+    for sample in range(options.samples):
+        source = _SOURCES[sample % len(_SOURCES)]
+        rng = random.Random(f"{options.seed}/{sample}")
+        text = _text(texts, source, rng)
+        length = options.ctx * _CHARACTERS_PER_TOKEN
+        start = rng.randrange(max(1, len(text) - length))
+        start = text.find("\n", start) + 1 if start else 0
+        ids = harness.plain(text[start : start + length])
+        if len(ids) < options.ctx:
+            raise ValueError(
+                f"the {source} text gives {len(ids)} tokens from where sample {sample} begins, fewer than ctx "
+                f"{options.ctx}; use a shorter --ctx or the full texts (`make data`)"
+            )
+        yield source, ids[: options.ctx]
+
+
+def _text(texts: Texts, source: str, rng: random.Random) -> str:
+    if source == "novel":
+        novels = texts.novels()
+        return novels[rng.choice(sorted(novels))]
+    if source == "verses":
+        return "\n".join(f"{citation} {verse}" for citation, verse in texts.verses())
+    return texts.docs()
+
+
+def _measure(harness: Harness, source: str, ids: np.ndarray, ticker: Ticker) -> dict[Variant, dict[str, Any]]:
+    """Per variant: the arrays per position, and the probe's means."""
+    known, past = ids[-POSITIONS - 1 : -1], ids[: -POSITIONS - 1]
+    targets = torch.from_numpy(ids[-POSITIONS:].astype(np.int64)).unsqueeze(1)
+    found: dict[Variant, dict[str, Any]] = {}
+    ticker.advance(f"{source}: prefill")
+    with harness.prefilled(past) as base:
+        true: Tensor | None = None
+        for variant in harness.variants:
+            ticker.advance(f"{source}: {variant.label}")
+            probe = Probe(every=_PROBED)
+            with harness.fork(variant, base) as sequence:
+                probe.attach(sequence)
+                log_p = harness.read(variant, sequence, known).log_softmax(-1).cpu()
+            if true is None:
+                assert variant.index == DENSE
+                true = log_p
+            found[variant] = {
+                "kl": (true.exp() * (true - log_p)).sum(-1).clamp_min(0).numpy(),
+                "agree": (true.argmax(-1) == log_p.argmax(-1)).numpy(),
+                "nll_change": (true.gather(1, targets) - log_p.gather(1, targets))[:, 0].numpy(),
+                "nll": -log_p.gather(1, targets)[:, 0].numpy(),
+                "probe": probe.result(),
+            }
+    return found
+
+
+def _row(variant: Variant, seen: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    pooled = {name: np.concatenate([found[name] for _, found in seen]) for name in ("kl", "agree", "nll_change", "nll")}
+    clusters = np.repeat(np.arange(len(seen)), POSITIONS)
+    by_context = [_summary(found) for _, found in seen]
+    return {
+        "label": variant.label, "index": variant.index, "budget": variant.budget,
+        **_summary({**pooled, "probe": _mean([found["probe"] for _, found in seen])}),
+        "kl_interval": bootstrap(pooled["kl"], clusters),
+        "worst_context_kl": max(context["kl"] for context in by_context),
+        "by_context": [{"source": of[0], **context} for of, context in zip(seen, by_context, strict=True)],
+    }  # fmt: skip
+
+
+def _summary(found: dict[str, Any]) -> dict[str, float]:
+    return {
+        "kl": float(found["kl"].mean()),
+        "kl_p99": float(np.quantile(found["kl"], 0.99)),
+        "top1_agree": float(found["agree"].mean()),
+        "nll_change": float(found["nll_change"].mean()),
+        "perplexity": float(np.exp(found["nll"].mean())),
+        **found["probe"],
+    }
+
+
+def _mean(probes: list[dict[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([probe[name] for probe in probes])) for name in probes[0]}
+
+
+def _judge(rows: list[dict[str, Any]]) -> None:
+    """Add to each row which marks it misses; None for the yardsticks themselves."""
+    power = max(row["kl"] for row in rows if row["index"] == FLOOR)
+    ceilings = {row["budget"]: row for row in rows if row["index"] == CEILING}
+    for row in rows:
+        if row["index"] in (DENSE, FLOOR, CEILING):
+            row["misses"] = None
+            continue
+        best = ceilings[row["budget"]]
+        marks = {
+            f"kl {row['kl']:.3f} <= 2 x oracle + 0.005": row["kl"] <= 2 * best["kl"] + 0.005,
+            "top-1 within 3 points of oracle": row["top1_agree"] >= best["top1_agree"] - 0.03,
+            "worst context <= 3 x mean": row["worst_context_kl"] <= 3 * row["kl"],
+            "floor's kl >= 10 x its kl": power >= 10 * row["kl"],
+        }
+        row["misses"] = [mark for mark, met in marks.items() if not met]

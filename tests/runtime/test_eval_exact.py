@@ -1,0 +1,114 @@
+"""The exactness suite passes, and goes red for each way of being wrong that it is there for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from stratakv.kernels import merge_states, topk_pages
+from stratakv.retrieval import bounds, oracle
+from stratakv.runtime import KVConfig, ModelFileError, layer_cache
+from stratakv.runtime.cli import app
+from stratakv.runtime.engine import Engine
+from stratakv.runtime.evaluation.suites import exact
+from stratakv.runtime.layer_cache import TieredLayer
+
+
+class Silent:
+    def start(self, total: int) -> None: ...
+
+    def advance(self, what: str) -> None: ...
+
+
+def failed(model: Path) -> list[str]:
+    """Names of the failing checks, without the one that needs a process of its own."""
+    setting = exact.Setting(str(model), "cpu", KVConfig())
+    result = exact.run(setting, ["bounds"], 0, Silent(), with_child=False)
+    return [check["name"] for check in result["checks"] if not check["passed"]]
+
+
+def test_all_checks_pass_from_the_command_line(tiny_llama: Path, tmp_path: Path) -> None:
+    out, picture = tmp_path / "exact.json", tmp_path / "exact.png"
+    run = CliRunner().invoke(
+        app, ["eval", "--suite", "exact", "-m", str(tiny_llama), "--out", str(out), "--plot", str(picture)]
+    )
+    assert run.exit_code == 0, run.output
+    assert "all checks passed" in run.output
+    result = json.loads(out.read_text())
+    assert result["passed"]
+    assert {"suite", "command", "hardware", "model", "seed", "elapsed_s"} <= set(result)
+    names = " ".join(check["name"] for check in result["checks"])
+    for part in ("float64", "transformers", "window,", "bounds,", "oracle,", "pieces", "threads", "tiers", "kill"):
+        assert part in names
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.model
+def test_all_checks_pass_on_the_default_model() -> None:
+    """In a CI run this is the suite as a user runs it; about a minute."""
+    try:
+        setting = exact.Setting("smollm2", "cpu", KVConfig())
+        result = exact.run(setting, ["bounds"], 0, Silent())
+    except ModelFileError as error:
+        pytest.skip(str(error))
+    assert [check for check in result["checks"] if not check["passed"]] == []
+
+
+def test_rope_off_by_one_position(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = Engine._tables
+    monkeypatch.setattr(Engine, "_tables", lambda self, start, stop: tables(self, start + 1, stop + 1))
+    assert "dense logits = transformers" in failed(tiny_llama)
+
+
+def test_one_page_swapped_with_another(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a layer's table of pages. Dense attention cannot see it, nor can any run that reads both."""
+    finish = TieredLayer.finish
+
+    def swapping(self: TieredLayer, *arguments: Any) -> None:
+        finish(self, *arguments)
+        self.pids[[2, 30]] = self.pids[[30, 2]]
+
+    monkeypatch.setattr(TieredLayer, "finish", swapping)
+    assert "bounds, a part read = plain tensors" in failed(tiny_llama)
+
+
+def test_the_merge_drops_a_part(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    merge = merge_states.merge_states
+
+    def dropping(outs: list[Any], lses: list[Any]) -> Any:
+        return merge(outs[: max(1, len(outs) - 1)], lses[: max(1, len(lses) - 1)])
+
+    monkeypatch.setattr(layer_cache, "merge_states", dropping)
+    assert "dense logits = transformers" in failed(tiny_llama)
+    monkeypatch.undo()
+    monkeypatch.setattr(exact, "merge_states", dropping)
+    assert "decode attention in merged parts = float64, spread 1" in failed(tiny_llama)
+
+
+def test_a_stale_index_after_append(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds.BoundsIndex, "append", lambda self, state, keys: None)
+    assert "bounds, choices that a new index makes otherwise" in failed(tiny_llama)
+
+
+@pytest.mark.parametrize("index", [bounds, oracle])
+def test_sinks_not_forced(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, index: Any) -> None:
+    chosen = topk_pages.topk_pages
+    monkeypatch.setattr(
+        index, "topk_pages", lambda scores, count, *, sink, local: chosen(scores, count, sink=0, local=local)
+    )
+    name = index.__name__.rpartition(".")[2]
+    assert f"{name}, steps without sinks or window, or over budget" in failed(tiny_llama)
+
+
+def test_a_check_that_raises_has_failed(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Any, *arguments: Any) -> None:
+        raise ValueError("no such page")
+
+    monkeypatch.setattr(bounds.BoundsIndex, "select", broken)
+    run = CliRunner().invoke(app, ["eval", "--suite", "exact", "-m", str(tiny_llama)])
+    assert run.exit_code == 1
+    assert "FAILED ValueError: no such page" in run.output

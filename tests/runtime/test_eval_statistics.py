@@ -1,0 +1,68 @@
+"""Paired statistics against worked examples and brute force."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stratakv.runtime.evaluation.statistics import bootstrap, mcnemar, paired
+
+
+@pytest.mark.parametrize(
+    ("only_one", "only_other", "p"), [(0, 0, 1.0), (1, 0, 1.0), (5, 0, 0.0625), (10, 2, 158 / 4096), (3, 3, 1.0)]
+)
+def test_mcnemar_by_hand(only_one: int, only_other: int, p: float) -> None:
+    assert mcnemar(only_one, only_other) == pytest.approx(p)
+    assert mcnemar(only_other, only_one) == mcnemar(only_one, only_other)
+
+
+@given(st.integers(0, 6), st.integers(0, 6))
+def test_mcnemar_counts_all_coin_tosses(only_one: int, only_other: int) -> None:
+    """The share of fair tosses at least as uneven as what was seen."""
+    total = only_one + only_other
+    uneven = abs(only_one - only_other)
+    tosses = list(itertools.product((0, 1), repeat=total))
+    as_uneven = sum(abs(2 * sum(toss) - total) >= uneven for toss in tosses)
+    assert mcnemar(only_one, only_other) == pytest.approx(as_uneven / len(tosses))
+
+
+def test_mcnemar_of_very_many_pairs() -> None:
+    assert mcnemar(3000, 3000) == 1.0
+    assert mcnemar(3000, 2000) < 1e-40
+
+
+def test_paired_counts_and_gates() -> None:
+    dense, other = np.array([1, 1, 1, 0, 0.5]), np.array([1, 0, 0.5, 1, 0.5])
+    found = paired(dense, other, np.arange(5))
+    assert (found.only_dense, found.only_other) == (2, 1)
+    assert found.difference == pytest.approx(-0.1)
+    assert found.interval[0] <= found.difference <= found.interval[1]
+    assert found.gates
+    assert not found.is_worse  # three pairs prove nothing
+    assert not paired(np.array([0.0, 0.5]), np.array([0.0, 0.5]), np.arange(2)).gates
+
+
+def test_worse_needs_size_and_certainty() -> None:
+    dense = np.ones(100)
+    assert paired(dense, dense - (np.arange(100) < 10), np.arange(100)).is_worse
+    assert not paired(dense, dense - (np.arange(100) < 5), np.arange(100)).is_worse
+
+
+def test_the_interval_resamples_clusters() -> None:
+    """A hundred tokens of each of two contexts are two observations, not two hundred."""
+    values = np.repeat([0.0, 1.0], 100)
+    assert bootstrap(values, np.repeat([0, 1], 100)) == (0.0, 1.0)
+    low, high = bootstrap(values, np.arange(200))
+    assert 0.4 < low < 0.5 < high < 0.6
+    assert bootstrap(values, np.repeat([7, 7], 100)) == (0.5, 0.5)
+
+
+def test_what_cannot_be_paired_is_refused() -> None:
+    with pytest.raises(ValueError, match="as many scores"):
+        paired(np.ones(2), np.ones(3), np.arange(2))
+    with pytest.raises(ValueError, match="at least one"):
+        paired(np.ones(0), np.ones(0), np.arange(0))
