@@ -256,11 +256,17 @@ def evaluation(
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 if an index misses a mark.")] = False,
 ) -> None:
     """Measure an index against dense attention on the same samples; `exact` exits with 1 if a check fails."""
+    from .evaluation import plot as picture
     from .evaluation.options import Options
     from .evaluation.progress import Bar
     from .evaluation.run import DEFAULT_SAMPLES, evaluate
 
     try:
+        if plot is not None:
+            picture.check(plot)
+        for path in (out, plot):
+            if path is not None and not path.absolute().parent.is_dir():
+                raise ValueError(f"{path}: its folder does not exist")
         options = Options(ctx, DEFAULT_SAMPLES.get(suite, 1) if samples is None else samples, seed, tasks)
         with Bar() as bar:
             result = evaluate(
@@ -270,9 +276,7 @@ def evaluation(
         if out is not None:
             out.write_text(json.dumps(result, indent=1) + "\n")
         if plot is not None:
-            from .evaluation.plot import draw
-
-            draw(result, plot)
+            picture.draw(result, plot)
     except user_errors() as error:
         fail(error)
     except KeyboardInterrupt:

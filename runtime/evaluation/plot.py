@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from .variants import CEILING, DENSE, FLOOR
 
 _COLOURS = {DENSE: "#222222", FLOOR: "#b0b0b0", CEILING: "#2a7f3f"}
+_SUFFIXES = (".png", ".svg", ".pdf")
 _OTHERS = ["#1f5fb4", "#d1495b", "#e08e0b", "#7b4fa3", "#1b9e9e", "#8c5a2b"]
 
 
-def draw(result: dict[str, Any], path: Path) -> None:
-    """Write a picture of `result` to `path`; the suffix says which kind (png, svg, pdf).
+def check(path: Path) -> None:
+    """Raises ValueError, before any work, if no picture can be drawn there."""
+    if path.suffix not in _SUFFIXES:
+        raise ValueError(f"a picture's name ends in {', '.join(_SUFFIXES)}; not {path.name!r}")
+    _figure_class()
 
-    Raises ValueError if matplotlib is not installed or does not know the suffix.
-    """
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Write a picture of `result` to `path`; the suffix says which kind."""
     figure_class = _figure_class()
     size = {"exact": (9, 0.5 + 0.24 * len(result.get("checks", []))), "tasks": (13, 5)}.get(result["suite"], (11, 4.5))
     figure = figure_class(figsize=size, layout="constrained")
@@ -36,7 +42,7 @@ def _exact(result: dict[str, Any], figure: Any) -> None:
     axes = figure.subplots()
     checks = result["checks"][::-1]
     smallest = 1e-9
-    errors = [max(check["error"], smallest) if check["error"] == check["error"] else 1.0 for check in checks]
+    errors = [1.0 if math.isnan(check["error"]) else check["error"] for check in checks]
     colours = ["#2a7f3f" if check["passed"] else "#d1495b" for check in checks]
     axes.barh(range(len(checks)), errors, left=smallest, color=colours, height=0.6)
     for place, check in enumerate(checks):
@@ -44,6 +50,7 @@ def _exact(result: dict[str, Any], figure: Any) -> None:
             axes.plot([check["bound"]] * 2, [place - 0.4, place + 0.4], color="#222222")
     axes.set_xscale("log")
     axes.set_xlim(smallest, 1)
+    axes.set_ylim(-1, len(checks))
     axes.set_yticks(range(len(checks)), [check["name"] for check in checks], fontsize=7)
     axes.set_xlabel("error (black: its bound; no bar: exactly none)")
     axes.set_title(f"exactness, {result['model']}", loc="left", fontsize=10)
@@ -61,8 +68,11 @@ def _fidelity(result: dict[str, Any], figure: Any) -> None:
             read, *zip(*(row["kl_interval"] for row in rows), strict=True), color=style["color"], alpha=0.15
         )
         right.plot(read, [100 * row["mass"] for row in rows], **style)
+    read_at = sorted({row["tokens_read"] for row in result["variants"] if row["index"] == FLOOR})
     for axes, label in ((left, "mean KL from dense (nats)"), (right, "attention mass on what was read, %")):
         axes.set_xscale("log")
+        axes.set_xticks(read_at, [f"{tokens:.0f}" for tokens in read_at], minor=False)
+        axes.tick_params(axis="x", which="minor", labelbottom=False)
         axes.set_xlabel("tokens read per KV head and step")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3, which="both")
@@ -87,7 +97,8 @@ def _needles(result: dict[str, Any], figure: Any) -> None:
     modes.legend(fontsize=7, ncols=2)
     turns.set_xlabel("turn")
     turns.set_xticks(range(1, 1 + result["needles"]))
-    turns.set_ylim(modes.get_ylim())
+    for axes in (modes, turns):
+        axes.set_ylim(0, 100)
     turns.grid(alpha=0.3)
     figure.suptitle(_title(result), x=0.01, ha="left", fontsize=10)
 
