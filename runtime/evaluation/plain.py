@@ -14,7 +14,7 @@ from ..model import Model
 
 
 class PlainModel:
-    """One sequence. Everything in fp32; slow and obvious."""
+    """One sequence. Everything in fp32, every step makes new tensors; slow and obvious."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -22,6 +22,12 @@ class PlainModel:
         self.keys: list[Tensor] = [torch.empty(0)] * model.num_layers
         """Rotated, `[G, n, D]` per layer."""
         self.values: list[Tensor] = [torch.empty(0)] * model.num_layers
+
+    def copy(self) -> PlainModel:
+        """An independent sequence with the same past."""
+        twin = PlainModel(self.model)
+        twin.length, twin.keys, twin.values = self.length, list(self.keys), list(self.values)
+        return twin
 
     @torch.inference_mode()
     def read(self, tokens: np.ndarray, chosen: dict[int, Tensor] | None = None) -> Tensor:
