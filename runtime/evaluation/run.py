@@ -95,7 +95,10 @@ def _read(
         for row, variant in zip(found["variants"], compared, strict=True):
             if "tokens_read" not in row:  # fidelity has its own probes
                 row["tokens_read"] = harness.tokens_read(variant)
-            row["kv_bytes_per_step"] = round(row["tokens_read"] * runtime.plan.token_bytes)
+            exempt = [min(window, options.ctx) for window in facts["exempt_windows"]]
+            read = row["tokens_read"] * facts["indexed_layers"] + sum(exempt)
+            row["tokens_read_all_layers"] = read / (facts["indexed_layers"] + len(exempt))
+            row["kv_bytes_per_step"] = round(read * runtime.store.layout.token_bytes)
     return found, facts
 
 

@@ -9,16 +9,16 @@ every one is right or wrong, so that a short run decides. Modes:
     told_by_user   a later user turn states a number, more of the novel follows, then it is asked for
     told_by_model  the same, but the model's reply states it: its KV comes from sparse decoding
 
-More of the novel is longer than the largest budget, so that no local window reaches back over it.
+More of the novel is as long as the largest budget (at most half the context), so that no local window
+reaches back over it.
 """
 
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -27,30 +27,27 @@ from ...sequence import Sequence
 from ..harness import Harness
 from ..options import Options, Ticker
 from ..statistics import paired
+from ..tasks import Fit, invented, niah
+from ..tasks.haystack import novel, scatter
 from ..texts import Texts
 from ..variants import CEILING, DENSE, FLOOR, Variant
 
 MODES = ("shared", "turns", "told_by_user", "told_by_model")
 NEEDLES = 4
 _DEPTHS = [tenth / 10 for tenth in range(11)]
-_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"])")
-_STATEMENT = "One of the special magic numbers for {key} is: {value}."
-_QUESTION = "What is the special magic number for {key} mentioned in the provided text?"
-_PREFIX = " The special magic number for {key} mentioned in the provided text is:"
-_TASK = "Some special magic numbers are hidden within the following text. Make sure to memorize them.\n"
+_KIND: niah.Kind = "numbers"
 _OVERHEAD = 80 * NEEDLES
 """Tokens kept free for all questions, their answers and the template's words."""
 
 
-@dataclass(frozen=True, slots=True)
-class Needle:
+class Needle(NamedTuple):
     key: str
     value: str
     depth: float
 
     @property
     def statement(self) -> str:
-        return _STATEMENT.format(key=self.key, value=self.value)
+        return niah.needle(_KIND, self.key, self.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +78,10 @@ def _context(
     harness: Harness, options: Options, texts: Texts, number: int, ticker: Ticker
 ) -> Iterator[tuple[Variant, Answer]]:
     rng = random.Random(f"{options.seed}/{number}")
-    needles = _needles(rng, texts)
-    *hidden, told = needles
-    sentences, costs = _novel(harness, rng, texts, options.ctx + options.ctx // 2)
-    ids = harness.opening(_TASK + _haystack(sentences, costs, options.ctx - _OVERHEAD, hidden))
-    more_tokens = max(variant.config(harness.runtime.config).budget_tokens(options.ctx) for variant in harness.variants)
-    more = " ".join(_first(sentences[::-1], costs[::-1], min(more_tokens, options.ctx // 2)))
+    *hidden, told = _needles(rng, texts)
+    most = max(variant.config(harness.runtime.config).budget_tokens(options.ctx) for variant in harness.variants)
+    text, more = _text(rng, texts, harness, hidden, options.ctx - _OVERHEAD, min(most, options.ctx // 2))
+    ids = harness.opening(text)
     cut = max(1, len(ids) - harness.count(more) - _OVERHEAD)
 
     ticker.advance(f"context {number}: prefill")
@@ -111,51 +106,31 @@ def _context(
 
 def _needles(rng: random.Random, texts: Texts) -> list[Needle]:
     """`NEEDLES` to hide, at depths drawn without replacement, and one to be told later."""
-    adjectives, nouns = texts.words()
-    keys = [
-        f"{a}-{n}" for a, n in zip(rng.sample(adjectives, NEEDLES + 1), rng.sample(nouns, NEEDLES + 1), strict=True)
-    ]
-    values = rng.sample(range(1_000_000, 10_000_000), NEEDLES + 1)
-    depths = [*rng.sample(_DEPTHS, NEEDLES), 1.0]
-    return [Needle(key, str(value), depth) for key, value, depth in zip(keys, values, depths, strict=True)]
+    keys, values = invented.unique(lambda: invented.word_key(rng, texts)), invented.unique(lambda: invented.number(rng))
+    return [Needle(next(keys), next(values), depth) for depth in (*rng.sample(_DEPTHS, NEEDLES), 1.0)]
 
 
-def _novel(harness: Harness, rng: random.Random, texts: Texts, tokens: int) -> tuple[list[str], list[int]]:
-    """Sentences of a novel with at least `tokens` tokens in all, and the tokens of each."""
-    novels = texts.novels()
-    sentences = _SENTENCE.split(" ".join(novels[rng.choice(sorted(novels))].split()))
-    start = rng.randrange(max(1, len(sentences) // 2))
-    found, costs, total = [], [], 0
-    for sentence in sentences[start:]:
-        found.append(sentence)
-        costs.append(harness.count(" " + sentence))
-        total += costs[-1]
-        if total >= tokens:
-            return found, costs
-    raise ValueError(
-        f"the novel gives {total} tokens from where this context begins, fewer than {tokens}; use a shorter --ctx or "
-        "the full texts (`make data`)"
-    )
+def _text(
+    rng: random.Random, texts: Texts, harness: Harness, hidden: list[Needle], tokens: int, more_tokens: int
+) -> tuple[str, str]:
+    """A novel with needles, up to `tokens` long, and how it goes on for `more_tokens`."""
+    stream = novel(rng, texts)
+    placed = [(needle.depth, needle.statement) for needle in hidden]
 
+    def begun(pieces: int) -> str:
+        return "\n".join([niah.instruction(_KIND, is_single=False), " ".join(scatter(stream.take(pieces), placed))])
 
-def _first(sentences: list[str], costs: list[int], tokens: int) -> list[str]:
-    """The sentences that fit in `tokens`."""
-    return sentences[: int(np.searchsorted(np.cumsum(costs), tokens, side="right"))]
+    def went_on(pieces: int) -> str:
+        return " ".join(stream.take(count + pieces)[count:])
 
-
-def _haystack(sentences: list[str], costs: list[int], tokens: int, needles: list[Needle]) -> str:
-    hay = _first(sentences, costs, tokens - 24 * len(needles))
-    places = {round(needle.depth * len(hay)): needle for needle in needles}
-    found = []
-    for place in range(len(hay) + 1):
-        found += [places[place].statement] if place in places else []
-        found += hay[place : place + 1]
-    return " ".join(found)
+    count = Fit(tokens, harness.count).largest(begun)
+    return begun(count), went_on(Fit(more_tokens, harness.count).largest(went_on))
 
 
 def _ask(harness: Harness, variant: Variant, sequence: Sequence, needle: Needle, *, first: bool) -> np.ndarray:
-    question, prefix = _QUESTION.format(key=needle.key), _PREFIX.format(key=needle.key)
-    ids = harness.closing("\n" + question, prefix, first=True) if first else harness.turn(question, prefix)
+    asked = niah.question(_KIND, needle.key, is_single=True)
+    begins = niah.prefix(_KIND, needle.key, is_single=True) + ":"
+    ids = harness.closing("\n" + asked, begins, first=True) if first else harness.turn(asked, begins)
     return _digits(harness, variant, sequence, harness.ask(variant, sequence, ids), needle.value)
 
 
