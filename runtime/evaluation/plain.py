@@ -31,7 +31,16 @@ class PlainModel:
 
     @torch.inference_mode()
     def read(self, tokens: np.ndarray, chosen: dict[int, Tensor] | None = None) -> Tensor:
-        """Append tokens; logits after the last, fp32 `[vocabulary]`.
+        """Append tokens; logits after the last, fp32 `[vocabulary]`."""
+        return self.model.logits(self._hidden(tokens, chosen)[-1:])[0].float()
+
+    @torch.inference_mode()
+    def read_all(self, tokens: np.ndarray, chosen: dict[int, Tensor] | None = None) -> Tensor:
+        """Append tokens; logits after each, fp32 `[len(tokens), vocabulary]`."""
+        return self.model.logits(self._hidden(tokens, chosen)).float()
+
+    def _hidden(self, tokens: np.ndarray, chosen: dict[int, Tensor] | None) -> Tensor:
+        """Hidden states after the last layer `[len(tokens), hidden]`.
 
         Args:
             chosen: layer -> positions `[G, n]` that the one new token may see besides itself; a layer
@@ -52,7 +61,7 @@ class PlainModel:
         for layer in range(model.num_layers):
             hidden = model.run_layer(model.layer(layer, prefill=True), hidden, attend)
         self.length += count
-        return model.logits(hidden[:, -1])[0].float()
+        return hidden[0]
 
     def _seen(self, layer: int, start: int, count: int, chosen: Tensor | None) -> Tensor:
         """Which keys each row sees, bool `[G, rows, keys]`."""

@@ -140,6 +140,23 @@ def test_damaged_pages_are_recomputed(
             assert chat.restored < chat.num_tokens
 
 
+def test_a_fork_repairs_damage_when_its_original_is_closed(
+    tmp_path: Path, tiny_llama: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with load(tiny_llama, tmp_path, index="dense") as runtime:
+        chat = runtime.chat()
+        chat.read_text(TEXT)
+        chat.save("keeper")
+        tokens = second_question(chat)
+    _damage(tmp_path, 7, _flip)
+    with load(tiny_llama, tmp_path, index="dense") as runtime:
+        chat = runtime.chat(session="keeper")
+        fork = chat.fork()
+        chat.close()
+        assert second_question(fork) == tokens
+        assert "was damaged: recomputing it" in caplog.text
+
+
 def test_a_failed_load_leaves_the_conversation_alone(tmp_path: Path, tiny_llama: Path) -> None:
     with load(tiny_llama, tmp_path) as runtime:
         chat = runtime.chat()

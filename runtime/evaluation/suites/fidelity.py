@@ -32,16 +32,17 @@ _CHARACTERS_PER_TOKEN = 6
 
 def run(harness: Harness, options: Options, texts: Texts, ticker: Ticker) -> dict[str, Any]:
     """Measure all variants on `options.samples` contexts of `options.ctx` tokens."""
-    contexts = list(_contexts(harness, options, texts))
-    ticker.start(len(contexts) * (1 + len(harness.variants)))
-    seen = [(source, _measure(harness, source, ids, ticker)) for source, ids in contexts]
+    found = list(contexts(harness, options, texts))
+    ticker.start(len(found) * (1 + len(harness.variants)))
+    seen = [(source, _measure(harness, source, ids, ticker)) for source, ids in found]
     rows = [_row(variant, [(source, of[variant]) for source, of in seen]) for variant in harness.variants]
     _judge(rows)
     judged = [not row["misses"] for row in rows if row["misses"] is not None]
     return {"positions": POSITIONS, "variants": rows, "passed": all(judged) if judged else None}
 
 
-def _contexts(harness: Harness, options: Options, texts: Texts) -> Iterator[tuple[str, np.ndarray]]:
+def contexts(harness: Harness, options: Options, texts: Texts) -> Iterator[tuple[str, np.ndarray]]:
+    """(source, tokens `[options.ctx]`): windows at random places of the texts, by the seed."""
     for sample in range(options.samples):
         source = _SOURCES[sample % len(_SOURCES)]
         rng = random.Random(f"{options.seed}/{sample}")
