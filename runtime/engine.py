@@ -296,7 +296,8 @@ class Engine:
 
         A token's K and V in a layer depend on the layers below only, so all tokens pass a layer
         before any enters the next: the same selections and the same attention at a fraction of the
-        time. An exception or Ctrl-C leaves the sequence as it was.
+        time. Computes in `model.prefill_dtype`, as prefill does. An exception leaves the sequence as
+        it was.
 
         Returns:
             Logits after each token, fp32 `[len(tokens), vocabulary]`.

@@ -43,6 +43,8 @@ class Choosing(PlainModel):
         super().__init__(model)
         self.mass: list[float] = []
         """Share of exact attention on what was read, one mean per layer."""
+        self.error: list[float] = []
+        """Relative L2 error of the attention output, one mean per layer."""
 
     def _attention(self, q: Tensor, layer: int, seen: Tensor, scale: float) -> Tensor:
         if self.k is None:
@@ -54,21 +56,23 @@ class Choosing(PlainModel):
         weights = own = scores.softmax(-1)
         if self.per == "KV head":
             weights = weights.view(groups, repeats, *weights.shape[1:]).mean(1).repeat_interleave(repeats, 0)
-        key = torch.arange(scores.shape[2])
+        key = torch.arange(scores.shape[2], device=scores.device)
         behind = key[-scores.shape[1] :].unsqueeze(1) - key
         forced = ((key < SINK) | (behind < LOCAL)).expand_as(scores)
         if self.k:
             forced = forced.scatter(2, weights.masked_fill(forced, -1).topk(self.k, -1).indices, True)
+        out, full = scores.masked_fill(~forced, float("-inf")).softmax(-1) @ values, own @ values
         self.mass.append(float(own.masked_fill(~forced, 0).sum(-1).mean()))
-        return scores.masked_fill(~forced, float("-inf")).softmax(-1) @ values
+        self.error.append(float(((out - full).norm(dim=-1) / full.norm(dim=-1)).mean()))
+        return out
 
 
-def read(model: Model, past: PlainModel, known: np.ndarray, k: int | None, per: str) -> tuple[Tensor, list[float]]:
-    """Log-probabilities after each of the known tokens, and the mass read per layer."""
+def read(model: Model, past: PlainModel, known: np.ndarray, k: int | None, per: str) -> tuple[Tensor, Choosing]:
+    """Log-probabilities after each of the known tokens, and who read them."""
     reader = Choosing(model)
     reader.length, reader.keys, reader.values = past.length, list(past.keys), list(past.values)
     reader.k, reader.per = k, per
-    return reader.read_all(known).log_softmax(-1), reader.mass
+    return reader.read_all(known).log_softmax(-1), reader
 
 
 def main() -> None:
@@ -88,13 +92,14 @@ def main() -> None:
             known = ids[-fidelity.POSITIONS - 1 : -1]
             true, _ = read(runtime.model, past, known, None, "")
             for k, per in CHOICES:
-                other, mass = read(runtime.model, past, known, k, per)
+                other, reader = read(runtime.model, past, known, k, per)
                 kl = float((true.exp() * (true - other)).sum(-1).mean())
-                found.append({"source": source, "k": k, "per": per, "kl": kl, "mass": float(np.mean(mass))})
+                means = {"kl": kl, "mass": float(np.mean(reader.mass)), "output_error": float(np.mean(reader.error))}
+                found.append({"source": source, "k": k, "per": per, **means})
                 print(json.dumps(found[-1]), file=sys.stderr)
     rows = [
         {"k": k, "per": per, **{of: float(np.mean([one[of] for one in found if (one["k"], one["per"]) == (k, per)]))
-                                for of in ("kl", "mass")}}
+                                for of in ("kl", "mass", "output_error")}}
         for k, per in CHOICES
     ]  # fmt: skip
     result: dict[str, Any] = {"command": " ".join(sys.argv), "hardware": hardware(), "means": rows, "contexts": found}

@@ -46,7 +46,7 @@ class Harness:
         """Tokens of a person's text."""
         return len(self.template.encode_plain(text))
 
-    def plain(self, text: str) -> np.ndarray:
+    def running_text(self, text: str) -> np.ndarray:
         """Running text, as the tokenizer alone would give it."""
         return as_array(self.runtime.tokenizer(text).input_ids)
 
@@ -57,17 +57,17 @@ class Harness:
     def closing(self, text: str, prefix: str, *, first: bool) -> np.ndarray:
         """The rest of a user's turn, up to where the reply goes on after `prefix`."""
         turn = self.template.first(None) if first else self.template.next()
-        return as_array(self._plain(text) + self.template.encode(turn.after) + self._plain(prefix))
+        return as_array(self._piece(text) + self.template.encode(turn.after) + self._piece(prefix))
 
     def turn(self, text: str, prefix: str) -> np.ndarray:
         """A whole later turn, from the end of the last reply."""
-        between = self.template.encode(self.template.next().before) if not self.template.is_plain else self._plain("\n")
+        between = self.template.encode(self.template.next().before) if not self.template.is_plain else self._piece("\n")
         return np.concatenate([as_array(between), self.closing(text, prefix, first=False)])
 
     def reply(self, text: str) -> np.ndarray:
-        return as_array(self._plain(text))
+        return as_array(self._piece(text))
 
-    def _plain(self, text: str) -> list[int]:
+    def _piece(self, text: str) -> list[int]:
         return self.template.encode_plain(text) if text else []
 
     # Sequences

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ def _exact(result: dict[str, Any], figure: Any) -> None:
     axes = figure.subplots()
     checks = result["checks"][::-1]
     smallest = 1e-9
-    errors = [1.0 if math.isnan(check["error"]) else check["error"] for check in checks]
+    errors = [1.0 if check["error"] is None else check["error"] for check in checks]
     colours = ["#2a7f3f" if check["passed"] else "#d1495b" for check in checks]
     axes.barh(range(len(checks)), errors, left=smallest, color=colours, height=0.6)
     for place, check in enumerate(checks):
@@ -91,7 +90,8 @@ def _needles(result: dict[str, Any], figure: Any) -> None:
         shares = [100 * row["modes"][name]["digits"]["other"] for name in names]
         style = {"color": _colour(result, row["index"]), "alpha": _alpha(result, row), "label": row["label"]}
         modes.bar(at, shares, width * 0.92, **style)
-        turns.plot([int(t) + 1 for t in row["turns"]], [100 * s for s in row["turns"].values()], marker="o", **style)
+        shares = [100 * of["other"] for of in row["turns"].values()]
+        turns.plot([int(turn) + 1 for turn in row["turns"]], shares, marker="o", **style)
     modes.set_xticks(range(len(names)), [name.replace("_", " ") for name in names])
     modes.set_ylabel("digits right, %")
     modes.legend(fontsize=7, ncols=2)

@@ -6,7 +6,7 @@ import torch
 
 from ...kernels.decode_attention import decode_attention
 from ...kernels.merge_states import merge_states
-from ...kernels.topk_pages import group_scores, topk_pages
+from ...kernels.topk_pages import group_scores
 from ..layer_cache import Step, TieredLayer
 from ..sequence import Sequence
 from ..workspace import KEY_BLOCK
@@ -34,7 +34,7 @@ class Probe:
     def result(self) -> dict[str, float]:
         """`tokens_read` per KV head and step; `mass`: share of the attention weight on what was read;
         `output_error`: relative L2 error of the attention output; `recall`: share of the tokens that
-        exact top-k would read at the same count which were read."""
+        exact top-k would add to sinks and window, at the same count, which were read."""
         means = {"mass": self._mass, "output_error": self._error, "recall": self._recall}
         read = {"tokens_read": self._read / self._steps} if self._steps else {}
         return read | {name: sum(values) / len(values) for name, values in means.items() if values}
@@ -60,10 +60,10 @@ class Probe:
 
     def _share_found(self, layer: TieredLayer, step: Step, scores: torch.Tensor) -> float:
         assert step.ids is not None
-        count = step.ids.shape[1] * step.unit
         params = layer.index.params
-        sink = min(params.sink, count)
-        best = topk_pages(scores, count, sink=sink, local=min(params.local, count - sink))
+        chosen = step.ids.shape[1] * step.unit - params.sink - params.local
+        middle = scores[:, params.sink : scores.shape[1] - params.local]
+        best = middle.topk(min(chosen, middle.shape[1]), -1).indices + params.sink
         units = torch.from_numpy(step.ids.copy()).to(best.device)
         read = (units.unsqueeze(-1) * step.unit + torch.arange(step.unit, device=best.device)).flatten(1)
         seen = torch.zeros(scores.shape, dtype=torch.bool, device=best.device).scatter_(1, read, True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 _WIDTH = 132
@@ -24,8 +25,9 @@ def show(result: dict[str, Any], console: Console | None = None) -> None:
 def _exact(result: dict[str, Any]) -> Table:
     table = _table(result["suite"], "check", right=("error", "bound"), last=("",))
     for check in result["checks"]:
-        verdict = "ok" if check["passed"] else f"FAILED {check['note']}"
-        table.add_row(check["name"], f"{check['error']:.2g}", f"{check['bound']:.2g}", verdict)
+        verdict = "ok" if check["passed"] else escape(f"FAILED {check['note']}")
+        error = "-" if check["error"] is None else f"{check['error']:.2g}"
+        table.add_row(check["name"], error, f"{check['bound']:.2g}", verdict)
     return table
 
 
@@ -80,7 +82,7 @@ def _against(of: dict[str, Any]) -> str:
     """Share, and in brackets the pairs only dense had right and only this one had, if there are any."""
     if not of["only_dense"] and not of["only_other"]:
         return f"{100 * of['other']:.1f}"
-    return f"{100 * of['other']:.1f} (-{of['only_dense']} +{of['only_other']}, p {of['p_value']:.2g})"
+    return f"{100 * of['other']:.1f} (-{of['only_dense']} +{of['only_other']})"
 
 
 def _title(result: dict[str, Any]) -> str:
@@ -88,7 +90,7 @@ def _title(result: dict[str, Any]) -> str:
     layers = f", {exempt} of {exempt + result['indexed_layers']} layers exempt" if exempt else ""
     return (
         f"{result['suite']}: {result['model']} {result['dtype']}, {result['samples']} x {result['ctx']} tokens, "
-        f"question read {'sparsely' if result['question'] == 'sparse' else 'exactly'}{layers}"
+        f"read {'sparsely' if result['question'] == 'sparse' else 'exactly up to the reply'}{layers}"
     )
 
 
@@ -106,8 +108,11 @@ def _verdicts(result: dict[str, Any]) -> list[str]:
     if result["suite"] == "exact":
         failed = sum(not check["passed"] for check in result["checks"])
         return [f"{failed} of {len(result['checks'])} checks failed" if failed else "all checks passed"]
-    judged = [row for row in result["variants"] if row["misses"] is not None]
-    return [
-        f"{row['label']}: {'misses ' + '; '.join(row['misses']) if row['misses'] else 'meets all marks'}"
-        for row in judged
-    ]
+    found = []
+    for row in result["variants"]:
+        if "misses" in row:
+            found += [f"{row['label']} misses: {mark}" for mark in row["misses"]]
+            found += [f"{row['label']}, too few samples to tell: {mark}" for mark in row["undecided"]]
+            if not row["misses"] and not row["undecided"]:
+                found.append(f"{row['label']} meets all marks")
+    return found

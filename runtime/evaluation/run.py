@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,8 @@ from ..runtime import Runtime
 from .harness import Harness
 from .options import Options, Ticker
 from .suites import exact, fidelity, needles, tasks
-from .texts import Texts
-from .variants import variants
+from .texts import Texts, is_excerpt
+from .variants import DENSE, Variant, variants
 
 READING = {"fidelity": fidelity, "needles": needles, "tasks": tasks}
 SUITES = ("exact", *READING)
@@ -57,7 +59,7 @@ def evaluate(
     started = time.perf_counter()
     if suite == "exact":
         found = exact.run(exact.Setting(model, device, KVConfig()), indexes, options.seed, ticker)
-        facts: dict[str, Any] = {"dtype": "float32"}
+        facts: dict[str, Any] = {"device": device, "dtype": "float32"}
     else:
         found, facts = _read(
             suite, model, device, dtype, indexes, budgets, options, texts, kv_dir, question_sparse, ticker
@@ -67,9 +69,13 @@ def evaluate(
         "command": "stratakv " + " ".join(sys.argv[1:]),
         "hardware": hardware(),
         "model": model,
+        "device": facts.pop("device"),
+        "version": version("stratakv"),
+        "commit": _commit(),
         "seed": options.seed,
         **facts,
         **found,
+        "passed": _passed(found),
         "elapsed_s": round(time.perf_counter() - started, 1),
     }
 
@@ -83,15 +89,19 @@ def _read(
     for variant in compared:
         variant.config(KVConfig())
     texts = Texts(folder)
-    texts.novels()  # a missing text is told before a model is loaded
+    for text in (texts.novels, texts.verses, texts.plays, texts.docs, texts.words):
+        text()  # what is missing is told before a model is loaded
     with ExitStack() as stack:
         kept = KVConfig(path=kv_dir) if kv_dir is not None else None
         scratch = KVConfig(path=stack.enter_context(tempfile.TemporaryDirectory(prefix="stratakv-eval-")), disk_gb=0)
         runtime = stack.enter_context(Runtime.load(model, device=device, dtype=dtype, kv=kept or scratch))
-        runtime.check_fits(0, options.ctx, f"--ctx {options.ctx}")
+        _check_lengths(runtime, compared, options)
         harness = Harness(runtime, compared, question_sparse=question_sparse)
         found = READING[suite].run(harness, options, texts, ticker)
-        facts = _facts(runtime, options) | {"question": "sparse" if question_sparse else "exact"}
+        facts = _facts(runtime, options) | {
+            "question": "sparse" if question_sparse or suite == "fidelity" else "exact",
+            "texts": "excerpt" if is_excerpt(texts.folder) else "full",
+        }  # fmt: skip
         for row, variant in zip(found["variants"], compared, strict=True):
             if "tokens_read" not in row:  # fidelity has its own probes
                 row["tokens_read"] = harness.tokens_read(variant)
@@ -102,9 +112,22 @@ def _read(
     return found, facts
 
 
+def _check_lengths(runtime: Runtime, compared: list[Variant], options: Options) -> None:
+    """Raises ValueError or DoesNotFitError if the model cannot hold the contexts, or a budget reads them whole."""
+    if options.ctx > runtime.model.max_positions:
+        raise ValueError(
+            f"--ctx {options.ctx} is more than the {runtime.model.max_positions} tokens {runtime.name} knows"
+        )
+    runtime.check_fits(0, options.ctx, f"--ctx {options.ctx}")
+    for variant in compared:
+        if variant.index != DENSE and variant.config(runtime.config).budget_tokens(options.ctx) >= options.ctx:
+            raise ValueError(f"--budget {variant.budget:g} reads all of --ctx {options.ctx}; use a smaller one")
+
+
 def _facts(runtime: Runtime, options: Options) -> dict[str, Any]:
     """`exempt_windows`: windows of the layers that no index touches; every step reads them whole."""
     return {
+        "device": str(runtime.model.device),
         "dtype": str(runtime.model.dtype).removeprefix("torch."),
         "kv_dtype": runtime.store.layout.dtype,
         "page_size": runtime.config.page_size, "sink": runtime.config.sink, "local": runtime.config.local,
@@ -112,3 +135,22 @@ def _facts(runtime: Runtime, options: Options) -> dict[str, Any]:
         "exempt_windows": [window for window in runtime.model.windows if window is not None],
         "ctx": options.ctx, "samples": options.samples,
     }  # fmt: skip
+
+
+def _passed(found: dict[str, Any]) -> bool | None:
+    """False if a check failed or an index misses a mark; None if too little was measured to say."""
+    if "checks" in found:
+        return all(check["passed"] for check in found["checks"])
+    judged = [row for row in found["variants"] if "misses" in row]
+    if any(row["misses"] for row in judged):
+        return False
+    return None if not judged or any(row["undecided"] for row in judged) else True
+
+
+def _commit() -> str | None:
+    """Of the source checkout this runs from, if it is one."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    run = subprocess.run(["git", "-C", str(root), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return run.stdout.strip() or None

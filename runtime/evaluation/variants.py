@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..config import KVConfig
 
@@ -20,13 +21,21 @@ class Variant:
     def label(self) -> str:
         return self.index if self.index == DENSE else f"{self.index}@{self.budget:g}"
 
+    @property
+    def is_yardstick(self) -> bool:
+        """Floor, ceiling and dense are what others are judged by."""
+        return self.index in (FLOOR, CEILING, DENSE)
+
     def config(self, base: KVConfig) -> KVConfig:
         """`base`, read this way. Raises ValueError if the budget cannot hold what is always read."""
         return replace(base, index=self.index, budget=self.budget)
 
+    def as_dict(self) -> dict[str, Any]:
+        return {"label": self.label, "index": self.index, "budget": self.budget}
+
 
 def variants(indexes: list[str], budgets: list[int | float], *, least: int | None = None) -> list[Variant]:
-    """Dense once; then at every budget the floor, the indexes and the ceiling.
+    """Dense once, first; then at every budget the floor, the indexes and the ceiling.
 
     `least`, if given, is a budget at which only the floor is added: sinks and the local window.
     """

@@ -9,30 +9,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stratakv.runtime.evaluation.statistics import bootstrap, mcnemar, paired
+from stratakv.runtime.evaluation.statistics import bootstrap, judge, paired, sign_test
 
 
 @pytest.mark.parametrize(
     ("only_one", "only_other", "p"), [(0, 0, 1.0), (1, 0, 1.0), (5, 0, 0.0625), (10, 2, 158 / 4096), (3, 3, 1.0)]
 )
-def test_mcnemar_by_hand(only_one: int, only_other: int, p: float) -> None:
-    assert mcnemar(only_one, only_other) == pytest.approx(p)
-    assert mcnemar(only_other, only_one) == mcnemar(only_one, only_other)
+def test_the_sign_test_by_hand(only_one: int, only_other: int, p: float) -> None:
+    assert sign_test(only_one, only_other) == pytest.approx(p)
+    assert sign_test(only_other, only_one) == sign_test(only_one, only_other)
 
 
 @given(st.integers(0, 6), st.integers(0, 6))
-def test_mcnemar_counts_all_coin_tosses(only_one: int, only_other: int) -> None:
+def test_the_sign_test_counts_all_coin_tosses(only_one: int, only_other: int) -> None:
     """The share of fair tosses at least as uneven as what was seen."""
     total = only_one + only_other
     uneven = abs(only_one - only_other)
     tosses = list(itertools.product((0, 1), repeat=total))
     as_uneven = sum(abs(2 * sum(toss) - total) >= uneven for toss in tosses)
-    assert mcnemar(only_one, only_other) == pytest.approx(as_uneven / len(tosses))
+    assert sign_test(only_one, only_other) == pytest.approx(as_uneven / len(tosses))
 
 
-def test_mcnemar_of_very_many_pairs() -> None:
-    assert mcnemar(3000, 3000) == 1.0
-    assert mcnemar(3000, 2000) < 1e-40
+def test_the_sign_test_of_very_many_pairs() -> None:
+    assert sign_test(3000, 3000) == 1.0
+    assert sign_test(3000, 2000) < 1e-40
 
 
 def test_paired_counts_and_gates() -> None:
@@ -42,14 +42,35 @@ def test_paired_counts_and_gates() -> None:
     assert found.difference == pytest.approx(-0.1)
     assert found.interval[0] <= found.difference <= found.interval[1]
     assert found.gates
-    assert not found.is_worse  # three pairs prove nothing
+    assert found.loses_at_most(0.05) is None  # three pairs prove nothing
     assert not paired(np.array([0.0, 0.5]), np.array([0.0, 0.5]), np.arange(2)).gates
 
 
-def test_worse_needs_size_and_certainty() -> None:
-    dense = np.ones(100)
-    assert paired(dense, dense - (np.arange(100) < 10), np.arange(100)).is_worse
-    assert not paired(dense, dense - (np.arange(100) < 5), np.arange(100)).is_worse
+def test_a_loss_needs_size_and_certainty() -> None:
+    dense, many = np.ones(100), np.arange(100)
+    assert paired(dense, dense - (many < 10), many).loses_at_most(0.05) is False
+    assert paired(dense, dense - (many < 5), many).loses_at_most(0.05) is None
+    assert paired(dense, dense - (many < 1), many).loses_at_most(0.05) is True
+
+
+def test_no_difference_in_few_samples_proves_little() -> None:
+    """The rule of three: nothing lost in n contexts bounds the loss at 3 / n."""
+    few, many = paired(np.ones(4), np.ones(4), np.arange(4)), paired(np.ones(400), np.ones(400), np.arange(400))
+    assert few.interval == (-0.75, 0.75)
+    assert few.loses_at_most(0.05) is None
+    assert many.loses_at_most(0.05) is True
+
+
+def test_items_of_one_cluster_are_one_observation() -> None:
+    """Seven digits of one lost number are one loss."""
+    dense, other = np.ones(70), np.repeat([0.0, *np.ones(9)], 7)
+    found = paired(dense, other, np.repeat(np.arange(10), 7))
+    assert (found.only_dense, found.clusters, found.p_value) == (7, 10, 1.0)
+    assert found.loses_at_most(0.05) is None
+
+
+def test_marks_are_missed_or_undecided() -> None:
+    assert judge({"a": True, "b": False, "c": None}) == {"misses": ["b"], "undecided": ["c"]}
 
 
 def test_the_interval_resamples_clusters() -> None:

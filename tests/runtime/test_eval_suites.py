@@ -10,12 +10,23 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from recall import make_context, questions
+from tiny_models import reference_model
 from typer.testing import CliRunner, Result
 
+from stratakv.runtime import KVConfig, Runtime
 from stratakv.runtime.cli import app
+from stratakv.runtime.evaluation.harness import Harness
+from stratakv.runtime.evaluation.options import Options
+from stratakv.runtime.evaluation.suites import fidelity
+from stratakv.runtime.evaluation.texts import Texts
+from stratakv.runtime.evaluation.variants import Variant
 
 EXCERPT = Path(__file__).parents[1] / "data" / "texts"
+RECALL = Path(__file__).parents[1] / "data" / "recall"
 
 
 def invoke(*arguments: object) -> Result:
@@ -31,7 +42,9 @@ def evaluate(suite: str, model: Path, folder: Path, *arguments: object) -> dict[
         assert row["label"] in run.output
         assert row["tokens_read"] <= row["budget"] or row["index"] == "dense"
         assert row["kv_bytes_per_step"] > 0
-    assert {"command", "hardware", "model", "dtype", "seed", "ctx", "samples", "question"} <= set(result)
+    told = {"command", "hardware", "device", "version", "commit", "model", "dtype", "seed", "ctx", "samples", "texts"}
+    assert told <= set(result)
+    assert result["texts"] == "excerpt"
     return result
 
 
@@ -59,7 +72,7 @@ def test_fidelity(tiny_llama: Path, tmp_path: Path) -> None:
         low, high = row["kl_interval"]
         assert low <= row["kl"] <= high
         assert row["worst_context_kl"] == max(context["kl"] for context in row["by_context"])
-        assert (row["misses"] is None) == (row["index"] != "bounds")
+        assert ("misses" in row) == (row["index"] == "bounds")
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -77,9 +90,39 @@ def test_the_same_seed_gives_the_same_figures(tiny_llama: Path, tmp_path: Path) 
     assert figures("--seed", 1) != first
 
 
+def test_dense_perplexity_is_that_of_transformers(tiny_llama: Path, tmp_path: Path) -> None:
+    """Positions and targets of the fidelity suite, against one forward pass over the same tokens."""
+    result = evaluate("fidelity", tiny_llama, tmp_path, "--samples", 1, "--ctx", 512, "--budget", 176)
+    with Runtime.load(tiny_llama, dtype="float32", kv=KVConfig(path=tmp_path / "kv")) as runtime:
+        ((_, ids),) = fidelity.contexts(Harness(runtime, []), Options(512, 1), Texts(EXCERPT))
+    tokens = torch.from_numpy(ids.astype(np.int64)).unsqueeze(0)
+    with torch.inference_mode():
+        logits = reference_model(tiny_llama)(tokens).logits[0]
+    loss = torch.nn.functional.cross_entropy(logits[-fidelity.POSITIONS - 1 : -1], tokens[0, -fidelity.POSITIONS :])
+    assert rows(result)["dense"]["perplexity"] == pytest.approx(loss.exp().item(), rel=1e-4)
+
+
+def test_teacher_forcing_sees_which_tokens_were_right(tmp_path: Path) -> None:
+    """On a model that knows: each question's value is the likeliest token where it stands, not before or after."""
+    ids, answers = make_context(np.random.default_rng(0), 1024, 32)
+    with Runtime.load(RECALL, dtype="float32", kv=KVConfig(path=tmp_path, disk_gb=0)) as runtime:
+        dense = Variant("dense", 256)
+        harness = Harness(runtime, [dense])
+        asked = questions(answers[:8])
+        values = np.arange(len(asked)) % 3 == 2
+        with harness.prefilled(ids) as past, harness.fork(dense, past) as sequence:
+            logits = harness.ask(dense, sequence, asked[:2])
+            right = harness.expected(dense, sequence, logits, asked[2:])
+            assert right[values[2:]].all()
+        with harness.prefilled(ids) as past, harness.fork(dense, past) as sequence:
+            logits = harness.ask(dense, sequence, asked[:2])
+            wrong = np.where(values, np.roll(asked, 3), asked)
+            assert not harness.expected(dense, sequence, logits, wrong[2:])[values[2:]].any()
+
+
 def test_needles(tiny_llama: Path, tmp_path: Path) -> None:
     result = evaluate(
-        "needles", tiny_llama, tmp_path, "--samples", 1, "--ctx", 1500, "--budget", 176, "--plot", tmp_path / "n.png"
+        "needles", tiny_llama, tmp_path, "--samples", 1, "--ctx", 2200, "--budget", 128, "--plot", tmp_path / "n.png"
     )
     for row in result["variants"]:
         assert {mode: of["digits"]["n"] for mode, of in row["modes"].items()} == {
@@ -104,7 +147,7 @@ def test_tasks_with_questions_read_exactly(tiny_llama: Path, tmp_path: Path) -> 
     for row in result["variants"]:
         assert list(row["by_task"]) == names
         assert row["gated"] == []  # a random model finds nothing
-        assert row["misses"] is None
+        assert "misses" not in row
         assert row["all_tasks"]["found"]["n"] == 4
 
 
@@ -116,11 +159,14 @@ def test_tasks_with_questions_read_exactly(tiny_llama: Path, tmp_path: Path) -> 
         (["--suite", "exact", "--index", "nearest"], "index is one of auto, bounds"),
         (["--suite", "fidelity", "--samples", "0"], "samples is at least 1, not 0"),
         (["--suite", "fidelity", "--ctx", "100"], "ctx is at least 512 tokens, not 100"),
-        (["--suite", "fidelity", "--ctx", "5000"], "was trained for 4096"),
+        (["--suite", "fidelity", "--ctx", "5000"], "--ctx 5000 is more than the 4096 tokens"),
+        (["--suite", "fidelity", "--ctx", "592"], "--budget 592 reads all of --ctx 592"),
+        (["--suite", "fidelity", "--ctx", "600", "--budget", "0.999"], "--budget 0.999 reads all of --ctx 600"),
+        (["--suite", "needles", "--ctx", "1024"], "--ctx 1024 is too short: the told modes put"),
         (["--suite", "fidelity", "--budget", "some"], "budget is a comma-separated list of numbers, not 'some'"),
         (["--suite", "fidelity", "--budget", "50"], "budget is at least 112 tokens, not 50"),
         (["--suite", "tasks", "--tasks", "chess"], "no task 'chess'; known: niah_single_1"),
-        (["--suite", "tasks", "--tasks", "cwe", "--ctx", "512"], "task cwe with --ctx 512: the shortest text"),
+        (["--suite", "tasks", "--tasks", "cwe", "--ctx", "700"], "task cwe with --ctx 700: the shortest text"),
         (["--suite", "fidelity", "--plot", "picture.txt"], "a picture's name ends in .png"),
         (["--suite", "fidelity", "--out", "no/such/folder.json"], "its folder does not exist"),
     ],
