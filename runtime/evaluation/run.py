@@ -58,7 +58,7 @@ def evaluate(
             raise ValueError(f"index is one of {', '.join(index_names())}; not {index!r}")
     started = time.perf_counter()
     if suite == "exact":
-        found = exact.run(exact.Setting(model, device, KVConfig()), indexes, options.seed, ticker)
+        found = exact.run(exact.Setting(model, device), indexes, options.seed, ticker)
         facts: dict[str, Any] = {"device": device, "dtype": "float32"}
     else:
         found, facts = _read(

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from stratakv.kernels import merge_states, topk_pages
 from stratakv.retrieval import bounds, oracle
-from stratakv.runtime import KVConfig, ModelFileError, layer_cache
+from stratakv.runtime import ModelFileError, layer_cache
 from stratakv.runtime.cli import app
 from stratakv.runtime.engine import Engine
 from stratakv.runtime.evaluation.suites import exact
@@ -26,7 +26,7 @@ class Silent:
 
 def failed(model: Path) -> list[str]:
     """Names of the failing checks, without the one that needs a process of its own."""
-    setting = exact.Setting(str(model), "cpu", KVConfig())
+    setting = exact.Setting(str(model), "cpu")
     result = exact.run(setting, ["bounds"], 0, Silent(), with_child=False)
     return [check["name"] for check in result["checks"] if not check["passed"]]
 
@@ -51,7 +51,7 @@ def test_all_checks_pass_from_the_command_line(tiny_llama: Path, tmp_path: Path)
 def test_all_checks_pass_on_the_default_model() -> None:
     """In a CI run this is the suite as a user runs it; about a minute."""
     try:
-        setting = exact.Setting("smollm2", "cpu", KVConfig())
+        setting = exact.Setting("smollm2", "cpu")
         result = exact.run(setting, ["bounds"], 0, Silent())
     except ModelFileError as error:
         pytest.skip(str(error))

@@ -78,11 +78,10 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How to load the model: fp32, caps as given."""
+    """Which model, and where. Always in fp32."""
 
     model: str
     device: str
-    base: KVConfig
 
     @property
     def torch_device(self) -> torch.device:
@@ -93,11 +92,7 @@ class Setting:
         """On a GPU with small tiers: by default one runtime would take most of its memory."""
         if self.torch_device.type == "cuda":
             kv = {"gpu_gb": 2.0, "host_gb": 2.0, **kv}
-        return Runtime.load(self.model, device=self.device, dtype="float32", kv=self.config(**kv))
-
-    def config(self, **kv: Any) -> KVConfig:
-        fields = {name: getattr(self.base, name) for name in self.base.__slots__}
-        return KVConfig(**{**fields, "dtype": "auto", **kv})
+        return Runtime.load(self.model, device=self.device, dtype="float32", kv=KVConfig(**kv))
 
 
 def run(setting: Setting, indexes: list[str], seed: int, ticker: Ticker, *, with_child: bool = True) -> dict[str, Any]:
@@ -143,7 +138,7 @@ def _tokens(runtime: Runtime, seed: int) -> np.ndarray:
 
 
 def _engine(runtime: Runtime, index: str, budget: int = _BUDGET) -> Engine:
-    variant = Variant(index, max(budget, runtime.config.min_budget))
+    variant = Variant(index, budget)
     return Harness(runtime, [variant]).engines[variant]
 
 
@@ -399,7 +394,7 @@ def _tiers(setting: Setting, index: str, tokens: np.ndarray, expected: Expected,
 def _resume(setting: Setting, index: str, tokens: np.ndarray, expected: Expected, folder: Path) -> Iterator[Check]:
     """A process saves a session and is killed; another goes on where it stopped."""
     half = _PROMPT + _STEPS // 2
-    kv = {"index": index, "budget": max(_BUDGET, setting.base.min_budget), "path": str(folder / "killed")}
+    kv = {"index": index, "budget": _BUDGET, "path": str(folder / "killed")}
     task = {
         "model": setting.model, "device": setting.device, "kv": kv, "session": "exact",
         "prompt": tokens[:_PROMPT].tolist(), "known": tokens[_PROMPT:half].tolist(),
