@@ -112,7 +112,8 @@ def _verdicts(result: dict[str, Any]) -> list[str]:
     for row in result["variants"]:
         if "misses" in row:
             found += [f"{row['label']} misses: {mark}" for mark in row["misses"]]
-            found += [f"{row['label']}, too few samples to tell: {mark}" for mark in row["undecided"]]
+            if row["undecided"]:
+                found.append(f"{row['label']}: too few samples to decide {len(row['undecided'])} of its marks")
             if not row["misses"] and not row["undecided"]:
                 found.append(f"{row['label']} meets all marks")
     return found

@@ -10,8 +10,8 @@ import numpy as np
 
 GATE = 0.30
 """A task the dense model itself mostly fails says nothing about retrieval: shown, not gated."""
-FEWEST = 6
-"""Fewer clusters cannot differ significantly: five of five has p = 0.06."""
+FEWEST = 4
+"""A bootstrap over fewer clusters says nothing."""
 _RESAMPLES = 2000
 
 
@@ -44,7 +44,8 @@ class Paired:
         """Whether the true difference is above `-margin`; None if these samples cannot tell."""
         if self.interval[0] >= -margin:
             return True
-        return False if self.difference < -margin and self.p_value < 0.05 else None
+        is_clear = self.p_value < 0.05 or (self.clusters >= FEWEST and self.interval[1] < -margin)
+        return False if self.difference < -margin and is_clear else None
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "difference": self.difference, "gates": self.gates}

@@ -53,6 +53,15 @@ def test_a_loss_needs_size_and_certainty() -> None:
     assert paired(dense, dense - (many < 1), many).loses_at_most(0.05) is True
 
 
+def test_a_great_loss_needs_few_contexts() -> None:
+    """Half of the answers in each of five contexts: no sign test can say so, the interval does."""
+    dense, other = np.ones(40), np.tile([0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0], 5)
+    found = paired(dense, other, np.repeat(np.arange(5), 8))
+    assert found.p_value > 0.05
+    assert found.loses_at_most(0.05) is False
+    assert paired(dense[:16], other[:16], np.repeat([0, 1], 8)).loses_at_most(0.05) is None
+
+
 def test_no_difference_in_few_samples_proves_little() -> None:
     """The rule of three: nothing lost in n contexts bounds the loss at 3 / n."""
     few, many = paired(np.ones(4), np.ones(4), np.arange(4)), paired(np.ones(400), np.ones(400), np.arange(400))
