@@ -94,7 +94,7 @@ def _needles(result: dict[str, Any], figure: Any) -> None:
         turns.plot([int(turn) + 1 for turn in row["turns"]], shares, marker="o", **style)
     modes.set_xticks(range(len(names)), [name.replace("_", " ") for name in names])
     modes.set_ylabel("digits right, %")
-    modes.legend(fontsize=7, ncols=2)
+    modes.legend(fontsize=8, ncols=len(rows), loc="upper center", bbox_to_anchor=(0.5, 1.1))
     turns.set_xlabel("turn")
     turns.set_xticks(range(1, 1 + result["needles"]))
     for axes in (modes, turns):
