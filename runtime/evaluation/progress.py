@@ -1,7 +1,9 @@
-"""A progress bar with an estimate of the time left, on stderr."""
+"""How far a run is and how long it may take, on stderr: a bar on a terminal, a line per tenth elsewhere."""
 
 from __future__ import annotations
 
+import sys
+import time
 from types import TracebackType
 
 from rich.console import Console
@@ -9,25 +11,31 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Bar:
-    """A `Ticker` that draws. Shows nothing where stderr is no terminal."""
+    """A `Ticker` for people."""
 
     def __init__(self) -> None:
         console = Console(stderr=True)
+        self._is_drawn = console.is_terminal
         left = TimeRemainingColumn(compact=True)
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), left)
         self._progress = Progress(
-            *columns, TextColumn("{task.description}"), console=console, transient=True, disable=not console.is_terminal
+            *columns, TextColumn("{task.description}"), console=console, transient=True, disable=not self._is_drawn
         )
         self._task = self._progress.add_task("loading", total=None)
-        self._begun = False
+        self._done, self._total, self._started = -1, 0, 0.0
 
     def start(self, total: int) -> None:
         self._progress.update(self._task, total=total)
+        self._total, self._started = total, time.perf_counter()
 
     def advance(self, what: str) -> None:
         """`what` begins; the one before it, if any, is done."""
-        self._progress.update(self._task, description=what, advance=int(self._begun))
-        self._begun = True
+        self._progress.update(self._task, description=what, advance=int(self._done >= 0))
+        self._done += 1
+        if not self._is_drawn and self._done and 10 * self._done // self._total > 10 * (self._done - 1) // self._total:
+            elapsed = time.perf_counter() - self._started
+            left = elapsed * (self._total - self._done) / self._done
+            print(f"{self._done} of {self._total}, {what}; about {left / 60:.0f} min left", file=sys.stderr)
 
     def __enter__(self) -> Bar:
         self._progress.start()
