@@ -49,7 +49,7 @@ def test_all_checks_pass_from_the_command_line(tiny_llama: Path, tmp_path: Path)
 
 @pytest.mark.model
 def test_all_checks_pass_on_the_default_model() -> None:
-    """In a CI run this is the suite as a user runs it; about a minute."""
+    """The suite as a user runs it by default; about two minutes."""
     try:
         setting = exact.Setting("smollm2", "cpu")
         result = exact.run(setting, ["bounds"], 0, Silent())
