@@ -25,9 +25,10 @@ from ..retrieval import Index
 from ..storage import CorruptPageError, RecordError, TieredStore
 from .config import KVConfig
 from .interrupt import Interrupts
-from .layer_cache import SlidingLayer, TieredLayer
+from .layer_cache import TieredLayer
 from .model import Attend, Model, RotaryTables
 from .sequence import GENERATED, PROMPT, Sequence
+from .sliding_layer import SlidingLayer
 from .workspace import Workspace
 
 logger = logging.getLogger(__name__)

@@ -1,8 +1,8 @@
 """The KV of one layer of one sequence, and attention over it.
 
 `TieredLayer` is where a page id meets a tier: sealed pages live in the store and are found by an
-index; the last, unsealed page (the *tail*) is open in the compute tier. `SlidingLayer` keeps the
-small state of a sliding-window layer as it is.
+index; the last, unsealed page (the *tail*) is open in the compute tier. The small state of a
+sliding-window layer is kept by `sliding_layer.SlidingLayer`.
 
     position  0 ............ sealed ............ | tail | new rows of a prefill span
               pages in the store, any tier         open    span buffer in the workspace
@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels.decode_attention import decode_attention
@@ -330,80 +329,3 @@ class TieredLayer:
         self._drop_tail()
         self.store.release(self.pids)
         self.pids, self.state, self.indexed = _NO_PIDS, None, 0
-
-
-class SlidingLayer:
-    """A sliding-window layer: the last `window - 1` tokens, plus up to a page so that the state at
-    the last page boundary can be cut out of it. Never tiered."""
-
-    def __init__(self, layer: int, window: int, layout: PageLayout, dtype: torch.dtype, device: torch.device) -> None:
-        self.layer, self.window, self.layout = layer, window, layout
-        self.keep = window - 1 + layout.page_size
-        shape = (2, layout.num_heads, 2 * self.keep, layout.head_dim)
-        self._buffer = torch.empty(shape, dtype=dtype, device=device)
-        self._count = 0
-        self._end = 0
-
-    def begin(self) -> None:
-        pass
-
-    def extend(self, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float) -> Tensor:
-        """As `TieredLayer.extend`, with keys more than `window - 1` positions back unseen."""
-        rows, past = q.shape[1], self._count
-        keys = torch.cat([self._buffer[0, :, :past], k], 1)
-        values = torch.cat([self._buffer[1, :, :past], v], 1)
-        query = torch.arange(past, past + rows, device=q.device).unsqueeze(1)
-        key = torch.arange(past + rows, device=q.device).unsqueeze(0)
-        seen = (key <= query) & (query - key < self.window)
-        out = F.scaled_dot_product_attention(
-            q.unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0), attn_mask=seen, scale=scale, enable_gqa=True
-        )
-        kept = min(self.keep, past + rows)
-        self.restore(torch.stack([keys[:, past + rows - kept :], values[:, past + rows - kept :]]), start + rows)
-        return out[0]
-
-    def step(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        if self._count == self._buffer.shape[2]:
-            self._buffer[:, :, : self.keep] = self._buffer[:, :, self._count - self.keep :].clone()
-            self._count = self.keep
-        self._buffer[0, :, self._count] = k
-        self._buffer[1, :, self._count] = v
-        self._count += 1
-        self._end += 1
-        here = self._buffer[:, :, max(0, self._count - self.window) : self._count]
-        query = q.view(self.layout.num_heads, -1, self.layout.head_dim)
-        return decode_attention(query, [(here[0], here[1])], scale=scale)[0].view_as(q)
-
-    def undo_step(self, tail_len: int, num_tokens: int) -> None:
-        self._count -= self._end - num_tokens
-        self._end = num_tokens
-
-    def _kept(self, back: int = 0) -> Tensor:
-        end = self._count - back
-        return self._buffer[:, :, max(0, end - self.keep) : end].clone()
-
-    def snapshot(self) -> tuple[int, Tensor]:
-        """Its length, and K and V `[2, G, n, D]` of the tokens it keeps, a copy."""
-        return self._end, self._kept()
-
-    def at_boundary(self, tail_len: int) -> Tensor:
-        """K and V as they were `tail_len` tokens (less than a page) ago, for prefix reuse."""
-        return self._kept(tail_len)
-
-    def rollback(self, snapshot: tuple[int, Tensor]) -> None:
-        self.restore(snapshot[1], snapshot[0])
-
-    def restore(self, kv: Tensor, end: int) -> None:
-        """Hold `kv` `[2, G, n, D]`, the last n of `end` tokens."""
-        self._count, self._end = kv.shape[2], end
-        self._buffer[:, :, : self._count] = kv
-
-    def follow(self, other: SlidingLayer) -> None:
-        """Take on `other`'s past, a copy."""
-        self.rollback(other.snapshot())
-
-    def export(self) -> dict[str, Tensor]:
-        return {"window": self._kept()}
-
-    def close(self) -> None:
-        self._count = self._end = 0

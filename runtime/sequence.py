@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from ..storage import ROOT, next_chain
-from .layer_cache import SlidingLayer, TieredLayer
+from .layer_cache import TieredLayer
+from .sliding_layer import SlidingLayer
 
 PROMPT, GENERATED = 0, 1
 
@@ -79,7 +80,12 @@ class Sequence:
     def follow(self, other: Sequence) -> None:
         """Take on `other`'s past. This sequence is new; afterwards the two are independent."""
         for mine, theirs in zip(self.layers, other.layers, strict=True):
-            mine.follow(theirs)  # type: ignore[arg-type]  # layers of one model: the kinds agree
+            if isinstance(mine, TieredLayer):
+                assert isinstance(theirs, TieredLayer)  # layers of one model: the kinds agree
+                mine.follow(theirs)
+            else:
+                assert isinstance(theirs, SlidingLayer)
+                mine.follow(theirs)
         self.chains = list(other.chains)
         self.log(other.tokens, PROMPT)
         self._origins[: self.num_tokens] = other.origins

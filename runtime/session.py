@@ -19,8 +19,9 @@ from torch import Tensor
 from ..storage import CapacityError, DiskTier, RecordError, StorageError
 from .engine import Engine
 from .errors import SessionError
-from .layer_cache import SlidingLayer, TieredLayer
+from .layer_cache import TieredLayer
 from .sequence import Sequence
+from .sliding_layer import SlidingLayer
 
 _VERSION = 1
 _MAX_NAME = 200
