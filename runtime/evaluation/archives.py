@@ -11,6 +11,7 @@ import sys
 import tarfile
 import urllib.request
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -23,7 +24,7 @@ class FetchError(StratakvError):
 
 
 @dataclass(frozen=True)
-class Package:
+class Package(ABC):
     """One archive of a registry: this version, these bytes."""
 
     name: str
@@ -32,13 +33,13 @@ class Package:
     def __str__(self) -> str:
         return f"{self.name} {self.version}"
 
+    @abstractmethod
     def download(self, scratch: Path) -> Path:
         """The archive, its SHA-256 checked, in the folder `scratch`.
 
         Raises:
             FetchError: it cannot be had, or only with other bytes.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
