@@ -14,7 +14,7 @@ from stratakv.retrieval import bounds, oracle
 from stratakv.runtime import ModelFileError, layer_cache
 from stratakv.runtime.cli import app
 from stratakv.runtime.engine import Engine
-from stratakv.runtime.evaluation.suites import exact
+from stratakv.runtime.evaluation.suites import exact, exact_kernels
 from stratakv.runtime.layer_cache import TieredLayer
 
 
@@ -85,7 +85,7 @@ def test_the_merge_drops_a_part(tiny_llama: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(layer_cache, "merge_states", dropping)
     assert "dense logits = transformers" in failed(tiny_llama)
     monkeypatch.undo()
-    monkeypatch.setattr(exact, "merge_states", dropping)
+    monkeypatch.setattr(exact_kernels, "merge_states", dropping)
     assert "decode attention in merged parts = float64, spread 1" in failed(tiny_llama)
 
 

@@ -8,14 +8,12 @@ tiers, threads, pieces and processes. Every check is an error and the bound it m
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache, partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ....kernels.decode_attention import decode_attention
-from ....kernels.merge_states import merge_states
-from ....kernels.prefill_attention import prefill_attention
 from ... import session
 from ...config import KVConfig
 from ...engine import Engine
@@ -37,43 +32,22 @@ from ..harness import Harness
 from ..options import Ticker
 from ..plain import PlainModel
 from ..variants import Variant
+from .check import Check, relative_error
+from .exact_kernels import kernels
 from .save_and_wait import SAVED
 
 LOGITS = 1e-4
 """Largest difference of logits, as a share of the largest logit (fp32 sums in another order)."""
-KERNELS = {1.0: 2e-5, 30.0: 5e-3}
-"""The same for attention on its own, against float64, by the spread of queries and keys: a score near
-10^4 is itself rounded to 10^-3."""
 NEAR_TIES = 1e-3
 """Share of choices that rounding may decide otherwise, where two scores are equal to seven digits."""
 _PROMPT, _STEPS, _GREEDY = 700, 24, 64
 """More than one chunk of prefill, no whole number of pages, and enough steps to seal two of them."""
 _BUDGET = 208
 _PIECES = (1, 7, 64)
-_DIM, _SCALE = 64, 0.125
 
 
-Random = Callable[..., Tensor]
-"""Shape -> normal numbers on the device under test."""
 Expected = Callable[[], Tensor]
 """Logits `[1 + _STEPS, vocabulary]` to compare with; computed once."""
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    name: str
-    error: float | None
-    """None: it raised."""
-    bound: float
-    note: str = ""
-
-    @property
-    def passed(self) -> bool:
-        return self.error is not None and self.error <= self.bound  # False for NaN
-
-    def as_dict(self) -> dict[str, Any]:
-        error = None if self.error is None or math.isnan(self.error) else self.error
-        return {**asdict(self), "error": error, "passed": self.passed}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +87,7 @@ def run(setting: Setting, indexes: list[str], seed: int, ticker: Ticker, *, with
         except Exception as error:  # whatever it was, the other checks still tell something
             checks.append(Check(name, None, 0, f"{type(error).__name__}: {error}"))
 
-    take("attention kernels", lambda: _kernels(seed, setting.torch_device))
+    take("attention kernels", lambda: kernels(seed, setting.torch_device))
     with tempfile.TemporaryDirectory(prefix="stratakv-eval-") as folder:
         with setting.open(path=folder, disk_gb=0) as runtime:
             tokens = _tokens(runtime, seed)
@@ -153,66 +127,11 @@ def _logits(engine: Engine, tokens: np.ndarray) -> Tensor:
         sequence.close()
 
 
-def _error(found: Tensor, expected: Tensor) -> float:
-    """Largest difference as a share of the largest expected magnitude."""
-    return float((found.double() - expected.double()).abs().max() / expected.double().abs().max())
-
-
 def _differ(found: Tensor, expected: Tensor) -> int:
     """Rows whose likeliest token is another, where the first two are further apart than rounding."""
     top = expected.topk(2, -1)
     clear = top.values[:, 0] - top.values[:, 1] > LOGITS * expected.abs().max()
     return int(((found.argmax(-1) != top.indices[:, 0]) & clear).sum())
-
-
-# Kernels
-
-
-def _kernels(seed: int, device: torch.device) -> Iterator[Check]:
-    """Attention over parts, merged, against one float64 softmax."""
-    draw = torch.Generator().manual_seed(seed)
-    random = lambda *shape: torch.randn(*shape, generator=draw).to(device)  # noqa: E731
-    for spread, bound in KERNELS.items():
-        cases = [(repeats, length, False) for repeats in (1, 3, 4, 9) for length in (1, 15, 65, 513)] + [(3, 65, True)]
-        decode = max(_decode_error(random, repeats, length, spread, same) for repeats, length, same in cases)
-        yield Check(f"decode attention in merged parts = float64, spread {spread:g}", decode, bound)
-        prefill = max(_prefill_error(random, repeats, length, spread, same) for repeats, length, same in cases)
-        yield Check(f"prefill attention in merged parts = float64, spread {spread:g}", prefill, bound)
-
-
-def _random_kv(random: Random, length: int, spread: float, same: bool) -> tuple[Tensor, Tensor]:
-    keys, values = random(2, length, _DIM) * spread, random(2, length, _DIM)
-    return torch.ones_like(keys) if same else keys, values
-
-
-def _decode_error(random: Random, repeats: int, length: int, spread: float, same_keys: bool) -> float:
-    k, v = _random_kv(random, length, spread, same_keys)
-    q = random(2, repeats, _DIM) * spread
-    cuts = [0, *sorted({length // 3, length // 2} - {0}), length]
-    states = [decode_attention(q, [(k[:, a:b], v[:, a:b])], scale=_SCALE) for a, b in pairwise(cuts)]
-    merged = merge_states([out for out, _ in states], [lse for _, lse in states])[0]
-    return _error(merged, _exact(q, k, v, repeats, causal=False))
-
-
-def _prefill_error(random: Random, repeats: int, length: int, spread: float, same_keys: bool) -> float:
-    k, v = _random_kv(random, length, spread, same_keys)
-    q = random(2 * repeats, length, _DIM) * spread
-    states = [prefill_attention(q, k, v, scale=_SCALE, causal=causal) for causal in (False, True)]
-    merged = merge_states([out for out, _ in states], [lse for _, lse in states])[0]
-    return _error(merged, _exact(q, torch.cat([k, k], 1), torch.cat([v, v], 1), repeats, causal=True))
-
-
-def _exact(q: Tensor, k: Tensor, v: Tensor, repeats: int, *, causal: bool) -> Tensor:
-    """q `[G, R, D]`, or `[H, T, D]` whose rows see all keys but the later ones of the last T."""
-    keys, values = k.double(), v.double()
-    if causal:
-        keys, values = keys.repeat_interleave(repeats, 0), values.repeat_interleave(repeats, 0)
-    scores = q.double() @ keys.transpose(1, 2) * _SCALE
-    if causal:
-        rows = q.shape[1]
-        later = torch.ones(rows, rows, dtype=torch.bool, device=q.device).triu(1)
-        scores[:, :, -rows:] = scores[:, :, -rows:].masked_fill(later, float("-inf"))
-    return scores.softmax(-1) @ values
 
 
 # Against others
@@ -239,7 +158,7 @@ def _against_transformers(runtime: Runtime, tokens: np.ndarray) -> Iterator[Chec
     with torch.inference_mode():
         theirs = reference.eval()(fed, logits_to_keep=_GREEDY + 1).logits[0].float()
     ours = torch.stack(rows)
-    yield Check("dense logits = transformers", _error(ours, theirs), LOGITS)
+    yield Check("dense logits = transformers", relative_error(ours, theirs), LOGITS)
     yield Check(f"{_GREEDY} greedy tokens = transformers: that differ", _differ(ours, theirs), 0)
 
 
@@ -259,7 +178,7 @@ def _plain_logits(plain: PlainModel, tokens: np.ndarray) -> Tensor:
 def _everything(runtime: Runtime, index: str, tokens: np.ndarray, plain: Expected) -> Iterator[Check]:
     """With the budget beyond the context, an index is not asked."""
     found = _logits(_engine(runtime, index, 2 * len(tokens)), tokens)
-    yield Check(f"{index}, everything read = plain tensors", _error(found[1:], plain()), LOGITS)
+    yield Check(f"{index}, everything read = plain tensors", relative_error(found[1:], plain()), LOGITS)
 
 
 def _part(runtime: Runtime, index: str, tokens: np.ndarray, prefilled: Callable[[], PlainModel]) -> Iterator[Check]:
@@ -276,7 +195,7 @@ def _part(runtime: Runtime, index: str, tokens: np.ndarray, prefilled: Callable[
     for token in tokens[_PROMPT:].tolist():
         found.append(engine.decode([sequence], [token])[0])
         expected = plain.read(np.array([token]), watcher.positions)
-        worst = max(worst, _error(found[-1], expected))
+        worst = max(worst, relative_error(found[-1], expected))
         watcher.compare()
     yield Check(f"{index}, a part read = plain tensors", worst, LOGITS)
     yield Check(f"{index}, choices that a new index makes otherwise", watcher.share_other, NEAR_TIES)
@@ -284,7 +203,7 @@ def _part(runtime: Runtime, index: str, tokens: np.ndarray, prefilled: Callable[
     sequence.close()
     at_once = engine.decode_known(twin, tokens[_PROMPT:])
     twin.close()
-    yield Check(f"{index}, known tokens at once = one by one", _error(at_once, torch.stack(found)), 10 * LOGITS)
+    yield Check(f"{index}, known tokens at once = one by one", relative_error(at_once, torch.stack(found)), 10 * LOGITS)
 
 
 class _Watcher:
@@ -353,7 +272,7 @@ def _pieces(runtime: Runtime, tokens: np.ndarray) -> Iterator[Check]:
         if whole is None:
             whole = logits
         elif size < len(prompt):
-            yield Check(f"prefill in pieces of {size} = at once", _error(logits, whole), LOGITS)
+            yield Check(f"prefill in pieces of {size} = at once", relative_error(logits, whole), LOGITS)
 
 
 def _threads(runtime: Runtime, index: str, tokens: np.ndarray, expected: Expected) -> Iterator[Check]:
@@ -363,7 +282,7 @@ def _threads(runtime: Runtime, index: str, tokens: np.ndarray, expected: Expecte
         found = _logits(_engine(runtime, index), tokens)
     finally:
         torch.set_num_threads(before)
-    yield Check(f"{index}, other number of threads = same logits", _error(found, expected()), 10 * LOGITS)
+    yield Check(f"{index}, other number of threads = same logits", relative_error(found, expected()), 10 * LOGITS)
     yield Check(f"{index}, other number of threads: likeliest tokens that differ", _differ(found, expected()), 0)
 
 
@@ -388,7 +307,7 @@ def _tiers(setting: Setting, index: str, tokens: np.ndarray, expected: Expected,
             runtime.store.check_integrity()
         if "again" in name:
             yield Check(f"{name}: nothing read from disk", float(not disk_reads), 0)
-        yield Check(f"{name} = memory only", _error(found, expected()), LOGITS if "again" in name else 0)
+        yield Check(f"{name} = memory only", relative_error(found, expected()), LOGITS if "again" in name else 0)
 
 
 def _resume(setting: Setting, index: str, tokens: np.ndarray, expected: Expected, folder: Path) -> Iterator[Check]:
@@ -412,4 +331,4 @@ def _resume(setting: Setting, index: str, tokens: np.ndarray, expected: Expected
         sequence, _, computed = session.load(engine, "exact")
         found = engine.decode_known(sequence, tokens[half:])
     yield Check("resumed after a kill: tokens prefilled again", computed, 0)
-    yield Check("resumed after a kill = uninterrupted", _error(found, expected()[-len(found) :]), 10 * LOGITS)
+    yield Check("resumed after a kill = uninterrupted", relative_error(found, expected()[-len(found) :]), 10 * LOGITS)
