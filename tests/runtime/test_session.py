@@ -118,17 +118,23 @@ def _flip(record: bytearray) -> bytearray:
     return record
 
 
+def _saved_then_damaged(model: Path, store: Path, change: Any) -> list[int]:
+    """What the session `keeper` answered before every seventh of its pages was changed on disk."""
+    with load(model, store, index="dense") as runtime:
+        chat = runtime.chat()
+        chat.read_text(TEXT)
+        chat.save("keeper")
+        tokens = second_question(chat)
+    assert _damage(store, 7, change) > 10
+    return tokens
+
+
 @pytest.mark.parametrize("change", [_flip, lambda record: None], ids=["flipped bit", "missing record"])
 def test_damaged_pages_are_recomputed(
     tmp_path: Path, tiny_llama: Path, change: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Prompt pages come back to the very bits' worth of tokens; nothing wrong is ever read."""
-    with load(tiny_llama, tmp_path, index="dense") as runtime:
-        chat = runtime.chat()
-        chat.read_text(TEXT)
-        chat.save("keeper")
-        tokens = second_question(chat)
-    assert _damage(tmp_path, 7, change) > 10
+    tokens = _saved_then_damaged(tiny_llama, tmp_path, change)
     with load(tiny_llama, tmp_path, index="dense") as runtime:
         chat = runtime.chat(session="keeper")
         assert second_question(chat) == tokens
@@ -143,12 +149,7 @@ def test_damaged_pages_are_recomputed(
 def test_a_fork_repairs_damage_when_its_original_is_closed(
     tmp_path: Path, tiny_llama: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with load(tiny_llama, tmp_path, index="dense") as runtime:
-        chat = runtime.chat()
-        chat.read_text(TEXT)
-        chat.save("keeper")
-        tokens = second_question(chat)
-    _damage(tmp_path, 7, _flip)
+    tokens = _saved_then_damaged(tiny_llama, tmp_path, _flip)
     with load(tiny_llama, tmp_path, index="dense") as runtime:
         chat = runtime.chat(session="keeper")
         fork = chat.fork()
