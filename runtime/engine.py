@@ -97,6 +97,8 @@ class Engine:
 
         `sequence` may be another engine's over the same store: one prefill then serves several
         indexes and budgets.
+
+        Raises CapacityError if there is no room for its open pages; nothing is held then.
         """
         twin = self.new_sequence()
         try:
@@ -300,10 +302,18 @@ class Engine:
         time. Computes in `model.prefill_dtype`, as prefill does. An exception leaves the sequence as
         it was.
 
+        Args:
+            tokens: uint32 `[n]`.
+
         Returns:
-            Logits after each token, fp32 `[len(tokens), vocabulary]`.
+            Logits after each token, fp32 `[n, vocabulary]`.
+
+        Raises:
+            ValueError: no tokens. CapacityError: the tiers are full.
         """
         model, start, count = self.model, sequence.num_tokens, len(tokens)
+        if not count:
+            raise ValueError("decode_known needs at least one token")
         chains, pages = sequence.chains_for(tokens, np.full(count, GENERATED, dtype=np.uint8))
         snapshot = sequence.snapshot()
         table = self._tables(start, start + count)

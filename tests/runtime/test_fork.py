@@ -79,6 +79,11 @@ def test_sparse_indexes_read_differently(harness: Harness) -> None:
     assert not torch.equal(found[2], found[3])
 
 
+def test_no_tokens_are_refused(harness: Harness) -> None:
+    with harness.prefilled(PAST) as base, pytest.raises(ValueError, match="at least one token"):
+        harness.engines[VARIANTS[0]].decode_known(base, KNOWN[:0])
+
+
 def test_known_tokens_that_cannot_be_read_leave_the_sequence_alone(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
