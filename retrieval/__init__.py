@@ -5,17 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .params import IndexParams
-from .registry import index_names, make_index
+from .registry import index_names, make_index, split_spec
 
 if TYPE_CHECKING:
     from .index import Index, Selection
+    from .layer import IndexedLayer
 
-__all__ = ["Index", "IndexParams", "Selection", "index_names", "make_index"]
+__all__ = ["Index", "IndexParams", "IndexedLayer", "Selection", "index_names", "make_index", "split_spec"]
+
+_LAZY = {"Index": "index", "Selection": "index", "IndexedLayer": "layer"}
+"""These import a tensor library."""
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Index", "Selection"):
-        from . import index
+    if name in _LAZY:
+        from importlib import import_module
 
-        return getattr(index, name)
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

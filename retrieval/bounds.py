@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from ..kernels.page_bounds import bound_scores, page_bounds
@@ -21,10 +23,10 @@ class BoundsIndex(Index):
 
     name = "bounds"
 
-    def build(self, keys: Tensor) -> Rows:
-        return Rows(self._bounds(keys))
+    def fit(self, keys: Tensor, positions: Tensor, queries: Tensor | None = None, previous: Any = None) -> Rows:
+        return Rows(self._bounds(keys[:, :0]))
 
-    def append(self, state: Rows, keys: Tensor) -> None:
+    def append(self, state: Rows, keys: Tensor, queries: Tensor | None = None) -> None:
         state.append(self._bounds(keys))
 
     def _bounds(self, keys: Tensor) -> Tensor:

@@ -19,10 +19,10 @@ class DenseIndex(Index):
 
     name = "dense"
 
-    def build(self, keys: Tensor) -> None:
+    def fit(self, keys: Tensor, positions: Tensor, queries: Tensor | None = None, previous: Any = None) -> None:
         return None
 
-    def append(self, state: Any, keys: Tensor) -> None:
+    def append(self, state: Any, keys: Tensor, queries: Tensor | None = None) -> None:
         return None
 
     def truncate(self, state: Any, num_tokens: int) -> None:

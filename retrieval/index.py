@@ -1,24 +1,34 @@
-"""The waist of `stratakv.retrieval`: which of the stored tokens should one decode step read?
+"""The waist of `stratakv.retrieval`: which of the stored tokens should one decode step read, and how?
 
-An `Index` summarises the keys of one layer of one sequence in a *state*, and ranks them against a
-query. It sees rotated keys `[G, n, D]` and queries `[G, R, D]` (G KV heads, R query heads each),
-never a file or a tier. The index object holds only parameters and is shared; states are explicit,
-one per layer and sequence.
+An `Index` serves one layer. It summarises the keys of a sequence in a *state*, ranks them against a
+query, and attends to what it chose. It sees rotated keys `[G, n, D]` and queries `[G, R, D]` (G KV
+heads, R query heads each), and fetches KV through a `Reader`, never from a file or a tier. The index
+object holds only parameters and is shared by sequences; states are explicit, one per sequence.
 
-Only sealed tokens are indexed: the unsealed tail is always read. A selection names *units*: pages
-of `page_size` tokens, or single tokens. Sinks and the local window are always part of it, and its
-size counts them: a budget is what is truly read.
+    fit (a sample of keys)  ->  empty state   -> append (all keys, in order) ...
+                                              -> select -> attend              one decode step
+    is_outgrown?  -> the caller fits anew and appends everything again
+
+Only sealed tokens are indexed: the unsealed tail is always read. A selection names *units*: runs of
+tokens that divide a page. Sinks and the local window are always part of it, and its size counts them:
+a budget is what is truly read.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .layer import IndexedLayer
 from .params import IndexParams
+from .reading import Reader, Run, read_exactly
+
+FIT_TOKENS = 4096
+"""Most tokens an index is fitted on: a sample of pages spread over the sequence."""
 
 
 class Selection(NamedTuple):
@@ -27,7 +37,9 @@ class Selection(NamedTuple):
     ids: Tensor
     """int64 `[G, n]` on the query's device, ascending and unique in each row."""
     unit: int
-    """Tokens per unit: `page_size` or 1."""
+    """Tokens per unit; divides `page_size`."""
+    notes: Any = None
+    """What the index's own `attend` needs to know besides."""
 
     @property
     def num_tokens(self) -> int:
@@ -35,36 +47,84 @@ class Selection(NamedTuple):
         return int(self.ids.shape[1]) * self.unit
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoOptions:
+    """An index without settings of its own."""
+
+
 class Index(ABC):
-    """One way to find the tokens that matter."""
+    """One way to find the tokens that matter in one layer."""
 
-    name: str
+    name: ClassVar[str]
+    Options: ClassVar[type[Any]] = NoOptions
+    """Frozen dataclass of int and float settings; a spec such as `shadowkv:rank=64` fills it."""
+    uses_queries: ClassVar[bool] = False
+    """Learns from queries: `fit` and `append` are then given those of each page's last token."""
+    reads_exactly: ClassVar[bool] = True
+    """Attention over what is chosen is exact. False: keys or weights are estimated as well."""
+    attends_on_host: ClassVar[bool] = False
+    """Attention is computed on the CPU, where the pages lie; only its result goes to the device."""
+    needs_profile: ClassVar[bool] = False
+    """Cannot work without `IndexedLayer.profile`."""
 
-    def __init__(self, params: IndexParams) -> None:
-        self.params = params
+    def __init__(self, params: IndexParams, layer: IndexedLayer, options: Any) -> None:
+        self.params, self.layer, self.options = params, layer, options
+
+    @property
+    def identity(self) -> str:
+        """Name, settings and profile: a state can be restored only by an index of the same identity."""
+        return f"{self.name} {self.params} {self.options}"
 
     @abstractmethod
-    def build(self, keys: Tensor) -> Any:
-        """State for sealed keys `[G, n, D]`, n a multiple of the page size (possibly 0).
+    def fit(self, keys: Tensor, positions: Tensor, queries: Tensor | None = None, previous: Any = None) -> Any:
+        """A state that holds no token yet.
 
-        The tensor may be overwritten after the call: keep copies.
+        Args:
+            keys: sample of the sequence `[G, m, D]`, whole pages, m >= 0. May be overwritten after
+                the call, as in `append`: keep copies.
+            positions: int64 `[m]`, ascending.
+            queries: with `uses_queries`, of the sampled pages where they are known `[G, R, p, D]`, scaled;
+                `append` is then called without them. None: unknown.
+            previous: the state that was outgrown, which knows queries from before.
         """
 
     @abstractmethod
-    def append(self, state: Any, keys: Tensor) -> None:
-        """Extend `state` by further sealed keys, in order. Equal to building with all of them."""
+    def append(self, state: Any, keys: Tensor, queries: Tensor | None = None) -> None:
+        """Extend `state` by further sealed keys `[G, n, D]`, whole pages in order (n >= 0), and their pages'
+        queries `[G, R, n / page_size, D]`. Appending in other pieces gives the same state."""
+
+    def build(self, keys: Tensor, queries: Tensor | None = None) -> Any:
+        """Fit on a sample of `keys` `[G, n, D]`, the whole sequence so far, and append all of them."""
+        size = self.params.page_size
+        pages = spread_pages(keys.shape[1] // size, size)
+        positions = (pages.unsqueeze(1) * size + torch.arange(size)).flatten().to(keys.device)
+        whole = len(positions) == keys.shape[1]
+        state = self.fit(keys if whole else keys[:, positions], positions, queries)
+        self.append(state, keys)
+        return state
+
+    def is_outgrown(self, state: Any) -> bool:
+        """Whether the state should be fitted anew: the sequence is no longer like what it learned from."""
+        return False
 
     @abstractmethod
     def truncate(self, state: Any, num_tokens: int) -> None:
-        """Forget all but the first `num_tokens` tokens (whole pages)."""
+        """Forget all but the first `num_tokens` tokens (whole pages). What was learned stays."""
 
     @abstractmethod
     def select(self, state: Any, q: Tensor, num_tokens: int, budget: int) -> Selection:
-        """Units of the `num_tokens` sealed tokens to read for `q` `[G, R, D]` (rotated and scaled).
+        """Units of the `num_tokens` sealed tokens to read for `q` `[G, R, D]` (rotated and scaled, fp32).
 
         `budget` is in tokens, smaller than `num_tokens`, and holds at least the forced units plus
-        one. Pure: changes nothing. Reads at most `budget` tokens per KV head.
+        one page. Pure: changes nothing. Reads at most `budget` tokens per KV head.
         """
+
+    def attend(
+        self, state: Any, q: Tensor, chosen: Selection, reader: Reader, tail: Run, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """Attention of `q` `[G, R, D]` (rotated, not scaled) over the chosen units and the unsealed tail:
+        out `[G, R, D]` and lse fp32 `[G, R]`."""
+        return read_exactly(q, chosen.ids, chosen.unit, reader, tail, scale)
 
     @abstractmethod
     def export(self, state: Any) -> dict[str, Tensor]:
@@ -81,6 +141,12 @@ class Index(ABC):
     def copy(self, state: Any) -> Any:
         """An independent state, for a forked conversation."""
         return self.restore({name: t.clone() for name, t in self.export(state).items()})
+
+
+def spread_pages(num_pages: int, page_size: int) -> Tensor:
+    """Ids of at most `FIT_TOKENS` tokens' worth of pages, evenly spread over `num_pages`; int64, ascending."""
+    count = min(num_pages, max(1, FIT_TOKENS // page_size))
+    return torch.arange(count) * num_pages // max(count, 1)
 
 
 class Rows:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from ..kernels.topk_pages import group_scores, topk_pages
@@ -17,10 +19,10 @@ class OracleIndex(Index):
 
     name = "oracle"
 
-    def build(self, keys: Tensor) -> Rows:
-        return Rows(keys.clone())
+    def fit(self, keys: Tensor, positions: Tensor, queries: Tensor | None = None, previous: Any = None) -> Rows:
+        return Rows(keys[:, :0].clone())
 
-    def append(self, state: Rows, keys: Tensor) -> None:
+    def append(self, state: Rows, keys: Tensor, queries: Tensor | None = None) -> None:
         state.append(keys)
 
     def truncate(self, state: Rows, num_tokens: int) -> None:

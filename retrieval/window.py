@@ -20,10 +20,10 @@ class WindowIndex(Index):
 
     name = "window"
 
-    def build(self, keys: Tensor) -> None:
+    def fit(self, keys: Tensor, positions: Tensor, queries: Tensor | None = None, previous: Any = None) -> None:
         return None
 
-    def append(self, state: Any, keys: Tensor) -> None:
+    def append(self, state: Any, keys: Tensor, queries: Tensor | None = None) -> None:
         return None
 
     def truncate(self, state: Any, num_tokens: int) -> None:

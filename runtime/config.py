@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..retrieval import IndexParams, index_names
+from ..retrieval import IndexParams, split_spec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,8 +46,7 @@ class KVConfig:
                 raise ValueError(f"{name} is a number of gigabytes from 0, not {value}")
         if self.host_gb == 0 or self.gpu_gb == 0:
             raise ValueError("gpu_gb and host_gb are more than 0; leave them out for the default")
-        if self.index not in index_names():
-            raise ValueError(f"index is one of {', '.join(index_names())}; not {self.index!r}")
+        split_spec(self.index)
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ValueError(f"the cache's dtype is auto, float32, bfloat16 or float16, not {self.dtype!r}")
         self.index_params()

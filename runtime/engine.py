@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..retrieval import Index
+from ..retrieval import Index, split_spec
 from ..storage import CorruptPageError, RecordError, TieredStore
 from .config import KVConfig
 from .interrupt import Interrupts
@@ -69,15 +69,31 @@ class Engine:
     """One model over one store. Not re-entrant: one call at a time."""
 
     def __init__(
-        self, model: Model, store: TieredStore, index: Index, config: KVConfig, workspace: Workspace, chunk: int
+        self,
+        model: Model,
+        store: TieredStore,
+        indexes: list[Index],
+        config: KVConfig,
+        workspace: Workspace,
+        chunk: int,
     ) -> None:
-        self.model, self.store, self.index, self.config = model, store, index, config
+        self.model, self.store, self.config = model, store, config
+        self.indexes = dict(zip(model.tiered, indexes, strict=True))
         self.workspace, self.chunk = workspace, chunk
         self.interrupts = Interrupts()
         self.num_steps = 0
         self.tokens_read = 0
-        settings = json.dumps({**config.retrieval_settings(), "index": index.name}, sort_keys=True)
+        settings = json.dumps({**config.retrieval_settings(), "index": self.index_identity}, sort_keys=True)
         self.salt = hashlib.blake2b(settings.encode(), digest_size=16).digest()
+
+    @property
+    def index_name(self) -> str:
+        return split_spec(self.config.index)[0]
+
+    @property
+    def index_identity(self) -> str:
+        """The index and everything its states depend on besides the tokens."""
+        return "; ".join(sorted({index.identity for index in self.indexes.values()}))
 
     def new_sequence(self) -> Sequence:
         sequence = Sequence([], self.config.page_size, self.salt)
@@ -88,7 +104,9 @@ class Engine:
             else:
                 recover = lambda pids, layer=layer: self._recompute(sequence, layer, pids)  # noqa: E731
                 sequence.layers.append(
-                    TieredLayer(layer, self.store, self.index, self.workspace, self.config.budget_tokens, recover)
+                    TieredLayer(
+                        layer, self.store, self.indexes[layer], self.workspace, self.config.budget_tokens, recover
+                    )
                 )
         return sequence
 

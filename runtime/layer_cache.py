@@ -1,7 +1,7 @@
 """The KV of one layer of one sequence, and attention over it.
 
-`TieredLayer` is where a page id meets a tier: sealed pages live in the store and are found by an
-index; the last, unsealed page (the *tail*) is open in the compute tier. The small state of a
+`TieredLayer` is where a page id meets a tier: sealed pages live in the store, are found by an index and
+fetched by a `PageReader`; the last, unsealed page (the *tail*) is open in the compute tier. The small state of a
 sliding-window layer is kept by `sliding_layer.SlidingLayer`.
 
     position  0 ............ sealed ............ | tail | new rows of a prefill span
@@ -26,12 +26,11 @@ from torch import Tensor
 from ..kernels.decode_attention import decode_attention
 from ..kernels.merge_states import merge_states
 from ..kernels.prefill_attention import prefill_attention
-from ..retrieval import Index
-from ..storage import CorruptPageError, OpenPage, PageLayout, TieredStore
+from ..retrieval.index import Index, spread_pages
+from ..retrieval.reading import read_exactly
+from ..storage import OpenPage, PageLayout, TieredStore
+from .page_reader import PageReader, Recover
 from .workspace import KEY_BLOCK, Workspace
-
-Recover = Callable[[list[int]], None]
-"""Recompute damaged pages, given their page ids."""
 
 
 class Step(NamedTuple):
@@ -77,6 +76,8 @@ class TieredLayer:
         self.tokens_read = 0
         self.watch: Callable[[TieredLayer, Step], None] | None = None
         self._tail: OpenPage | None = None
+        self._page_queries: list[Tensor] = []
+        """`[G, R, p, D]`, scaled: of the last tokens of pages that are about to be sealed."""
         self._dtype = workspace.dtype
 
     @property
@@ -87,6 +88,7 @@ class TieredLayer:
 
     def begin(self) -> None:
         """Start a span: the tail's tokens go first in the span buffer."""
+        self._page_queries = []
         if self.tail_len:
             self.workspace.span[:, :, : self.tail_len] = self._tail_kv()[:, :, : self.tail_len]
 
@@ -96,6 +98,8 @@ class TieredLayer:
         first = start - self.sealed
         span[0, :, first : first + rows] = k
         span[1, :, first : first + rows] = v
+        if self.index.uses_queries:
+            self._note_queries(q[:, -(start + 1) % self.layout.page_size :: self.layout.page_size], scale)
         return self.attend(q, k, v, start, scale)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float) -> Tensor:
@@ -122,7 +126,9 @@ class TieredLayer:
             kv = span[:, :, first * size : min(whole, (first + PUT_PAGES) * size)]
             pages = kv.reshape(2, kv.shape[1], -1, size, kv.shape[3]).permute(2, 1, 0, 3, 4).flatten(1)
             pids = self.store.put(self.layer, chains[some], tokens[some], pages.view(torch.uint8))
-            self._add_sealed(pids, kv[0])
+            self.pids = np.concatenate([self.pids, pids])
+        if whole:
+            self._index(span[0, :, :whole])
         self.tail_len = 0
         if length > whole:
             self._open_tail()[:, :, : length - whole] = span[:, :, whole:length]
@@ -146,22 +152,39 @@ class TieredLayer:
         tail[1, :, self.tail_len] = v
         self.tail_len += 1
         query = q.view(self.layout.num_heads, -1, self.layout.head_dim)
-        last = (tail[0, :, : self.tail_len], tail[1, :, : self.tail_len])
-        ids, unit = self._choose(query, scale)
-        count = ids.shape[1] if ids is not None else 0
-        self.tokens_read = count * unit + self.tail_len
-        outs, lses = [], []
-        block = max(1, KEY_BLOCK // unit)
-        for begin in range(0, max(count, 1), block):
-            runs = [self._gather(ids[:, begin : begin + block], unit)] if ids is not None else []
-            runs += [last] if begin + block >= count else []
-            out, lse = decode_attention(query, runs, scale=scale)
-            outs.append(out)
-            lses.append(lse)
-        out, lse = merge_states(outs, lses)
+        if self.index.uses_queries and self.is_full:
+            self._page_queries = []
+            self._note_queries(q.unsqueeze(1), scale)
+        ids, unit, out, lse = self._attend_chosen(query, scale)
+        self.tokens_read = (ids.shape[1] * unit if ids is not None else 0) + self.tail_len
         if self.watch is not None:
-            self.watch(self, Step(query, scale, ids, unit, out, lse))
+            self.watch(self, Step(query, scale, None if ids is None else ids.cpu().numpy(), unit, out, lse))
         return out.reshape(q.shape)
+
+    def _attend_chosen(self, query: Tensor, scale: float) -> tuple[Tensor | None, int, Tensor, Tensor]:
+        """Unit ids `[G, n]` (None when nothing is sealed yet), tokens per unit, out and lse."""
+        tail, size = self.tail, self.layout.page_size
+        if not self.sealed:
+            return None, 1, *decode_attention(query, [tail], scale=scale)
+        budget = self.budget_of(self.sealed + self.tail_len) - self.tail_len
+        if budget >= self.sealed:
+            pages = torch.arange(len(self.pids)).expand(self.layout.num_heads, -1)
+            return pages, size, *read_exactly(query, pages, size, self._reader(), tail, scale)
+        chosen = self.index.select(self.state, query.float() * scale, self.sealed, budget)
+        if not self.index.attends_on_host:
+            return chosen.ids, chosen.unit, *self.index.attend(self.state, query, chosen, self._reader(), tail, scale)
+        here = PageReader(self.store, self.workspace.on_host, self.pids, self.recover, promote=False)
+        tail = (tail[0].cpu(), tail[1].cpu())
+        out, lse = self.index.attend(self.state, query.cpu(), chosen, here, tail, scale)
+        return chosen.ids, chosen.unit, out.to(query.device), lse.to(query.device)
+
+    def _reader(self) -> PageReader:
+        return PageReader(self.store, self.workspace, self.pids, self.recover)
+
+    def _note_queries(self, q: Tensor, scale: float) -> None:
+        """Keep queries `[H, p, D]` until their pages are sealed."""
+        groups = self.layout.num_heads
+        self._page_queries.append(q.reshape(groups, -1, *q.shape[1:]).float() * scale)
 
     def undo_step(self, tail_len: int, num_tokens: int) -> None:
         """Forget a step that did not complete: back to `num_tokens`, of which the tail held some."""
@@ -178,45 +201,10 @@ class TieredLayer:
         keys = self._tail_kv()[0].clone()
         pid = self.store.seal(self._tail, chain, tokens)
         self._tail, self.tail_len = None, 0
-        self._add_sealed(np.array([pid]), keys)
-
-    def _choose(self, query: Tensor, scale: float) -> tuple[np.ndarray | None, int]:
-        """Unit ids `[G, n]` and tokens per unit; None when nothing is sealed yet."""
-        if not self.sealed:
-            return None, 1
-        budget = self.budget_of(self.sealed + self.tail_len) - self.tail_len
-        if budget >= self.sealed:
-            pages = np.arange(len(self.pids))
-            return np.broadcast_to(pages, (self.layout.num_heads, len(pages))), self.layout.page_size
-        chosen = self.index.select(self.state, query.float() * scale, self.sealed, budget)
-        return chosen.ids.cpu().numpy(), chosen.unit
+        self.pids = np.append(self.pids, pid)
+        self._index(keys)
 
     # Blocks of pages
-
-    def _gather(self, ids: np.ndarray, unit: int) -> tuple[Tensor, Tensor]:
-        """K and V `[G, n*unit, D]` of units `[G, n]`, in the workspace until the next gather."""
-        groups, count = ids.shape
-        size = self.layout.page_size
-        parts_per_run = size // unit
-        wanted = ids // parts_per_run
-        place = np.zeros(len(self.pids), dtype=np.int64)
-        place[wanted] = 1
-        distinct = np.flatnonzero(place)
-        place[distinct] = np.arange(len(distinct))
-        pages = np.broadcast_to(place[wanted], (2, groups, count)).reshape(-1)
-        runs = np.arange(groups).reshape(1, -1, 1) * 2 + np.arange(2).reshape(-1, 1, 1)
-        parts = (runs * parts_per_run + (ids % parts_per_run)[None]).reshape(-1)
-        out = self.workspace.stage(2 * groups * count, unit * self.layout.head_dim)
-        self._read(self.pids[distinct], pages, parts, 2 * groups * parts_per_run, out)
-        kv = self.workspace.widened(out).view(2, groups, count * unit, self.layout.head_dim)
-        return kv[0], kv[1]
-
-    def _read(self, pids: np.ndarray, pages: np.ndarray, parts_of: np.ndarray, parts: int, out: Tensor) -> None:
-        try:
-            self.store.gather(pids, pages, parts_of, parts, out)
-        except CorruptPageError as error:
-            self.recover(error.pages)
-            self.store.gather(pids, pages, parts_of, parts, out)
 
     def block(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
         """K and V `[G, end-begin, D]` by position, from the store, the span buffer, or both.
@@ -227,7 +215,7 @@ class TieredLayer:
             here = span[:, :, begin - sealed : end - sealed]
             return here[0], here[1]
         pages = np.arange(begin // size, min(end, sealed) // size)
-        keys, values = self._gather(np.broadcast_to(pages, (self.layout.num_heads, len(pages))), size)
+        keys, values = self._reader().pages(pages)
         if end <= sealed:
             return keys, values
         rest = span[:, :, : end - sealed]
@@ -257,21 +245,40 @@ class TieredLayer:
             self.store.discard(self._tail)
         self._tail, self.tail_len = None, 0
 
-    def _add_sealed(self, pids: np.ndarray, keys: Tensor) -> None:
-        self.pids = np.concatenate([self.pids, pids])
-        self._index(keys)
+    def _index(self, keys: Tensor) -> None:
+        """Index the keys `[G, n, D]` of pages that were just sealed, with the queries noted for them."""
+        queries = torch.cat(self._page_queries, 2) if self._page_queries else None
+        self._page_queries = []
+        if self.indexed:
+            self.index.append(self.state, keys, queries)
+        else:
+            self.state = self.index.build(keys, queries)
+        self.indexed += keys.shape[1]
+        if self.index.is_outgrown(self.state):
+            self._index_anew()
 
     def _index_stored(self) -> None:
-        """Index sealed pages that are not indexed yet, reading their keys once."""
+        """Index sealed pages that are not indexed yet, reading their keys once. Their queries are not known."""
+        self._page_queries = []
+        if not self.indexed:
+            self._index_anew()
+            return
         for begin in range(self.indexed, self.sealed, KEY_BLOCK):
             self._index(self.block(begin, min(begin + KEY_BLOCK, self.sealed))[0])
 
-    def _index(self, keys: Tensor) -> None:
-        if self.indexed:
-            self.index.append(self.state, keys)
-        else:
-            self.state = self.index.build(keys)
-        self.indexed += keys.shape[1]
+    def _index_anew(self) -> None:
+        """Fit on a sample of all sealed pages and append every key again, read from the store."""
+        if not self.sealed:
+            return
+        size = self.layout.page_size
+        pages = spread_pages(len(self.pids), size).numpy()
+        blocks = [pages[at : at + KEY_BLOCK // size] for at in range(0, len(pages), KEY_BLOCK // size)]
+        keys = torch.cat([self._reader().pages(block)[0].clone() for block in blocks], 1)
+        positions = torch.from_numpy((pages[:, None] * size + np.arange(size)).reshape(-1)).to(keys.device)
+        state = self.index.fit(keys, positions, None, self.state)
+        for begin in range(0, self.sealed, KEY_BLOCK):
+            self.index.append(state, self.block(begin, min(begin + KEY_BLOCK, self.sealed))[0])
+        self.state, self.indexed = state, self.sealed
 
     # Copies
 

@@ -125,6 +125,10 @@ class Model:
         rotated: tuple[Tensor, Tensor] = self._apply_rotary(q, k, cos, sin)
         return rotated
 
+    def rotation(self, layer: int) -> LayerRotation:
+        """The positions of one layer, for indexes that work on un-rotated keys."""
+        return LayerRotation(self, layer)
+
     def layer(self, layer: int, *, prefill: bool) -> torch.nn.Module:
         """A decoder layer; for prefill, a copy in `prefill_dtype` where that is another.
 
@@ -159,7 +163,6 @@ class Model:
             position_embeddings=self._identity(hidden.dtype),
             attention_mask=None,
             position_ids=None,
-            past_key_values=None,
             use_cache=False,
             strata_attend=attend,
         )
@@ -176,6 +179,32 @@ class Model:
         """[B, hidden] -> [B, vocabulary]."""
         logits: Tensor = self.hf.lm_head(self.inner.norm(hidden.to(self.dtype)))
         return logits
+
+
+class LayerRotation:
+    """A `retrieval.layer.Rotation`: how one layer of a model applies positions to keys."""
+
+    def __init__(self, model: Model, layer: int) -> None:
+        self._model, self._layer = model, layer
+
+    def rotate(self, keys: Tensor, positions: Tensor) -> Tensor:
+        """Un-rotated keys `[G, n, D]` at positions `[n]` or `[G, n]` -> rotated, fp32."""
+        return self._apply(keys, self._table(keys, positions))
+
+    def unrotate(self, keys: Tensor, positions: Tensor) -> Tensor:
+        """The inverse. Tables may scale besides rotating (YaRN): cos^2 + sin^2 need not be 1."""
+        cos, sin = self._table(keys, positions)
+        square = cos * cos + sin * sin
+        return self._apply(keys, (cos / square, -sin / square))
+
+    def _table(self, keys: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        rows = positions.to(keys.device)
+        tables = self._model.rotary(rows if rows.dim() == 2 else rows.unsqueeze(0), torch.float32)
+        return tables[self._model.kinds[self._layer]]
+
+    def _apply(self, keys: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+        each = keys.float().unsqueeze(1)  # a batch of KV heads, each with positions of its own
+        return self._model.rotate(self._layer, each, each, {self._model.kinds[self._layer]: table})[1].squeeze(1)
 
 
 def _multiplies_slowly(device: torch.device, dtype: torch.dtype) -> bool:

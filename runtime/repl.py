@@ -357,7 +357,7 @@ class Repl:
         runtime = self.runtime
         self.console.print(
             f"{runtime.name} on {runtime.model.device}, cache in {runtime.store.layout.dtype}; "
-            f"index {runtime.engine.index.name}, budget {runtime.config.budget}",
+            f"index {runtime.engine.index_name}, budget {runtime.config.budget}",
             markup=False,
         )
         self.console.print(

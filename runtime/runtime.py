@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from ..retrieval import make_index
 from ..storage import Arena, DiskTier, PageLayout, TieredStore
 from . import session
 from .chat import Chat
@@ -22,6 +21,7 @@ from .config import GenerationConfig, KVConfig
 from .engine import Engine
 from .errors import DoesNotFitError
 from .generate import generate
+from .indexes import make_indexes
 from .locate import cache_dir, locate, weights_digest
 from .model import Model
 from .planner import Plan, make_plan
@@ -87,10 +87,16 @@ class Runtime:
         plan = make_plan(kv, layout, len(loaded.tiered), where, _CHUNK[where.type], folder)
         store = _open_store(plan, loaded, directory, str(model), kv, folder, where)
         engine = Engine(
-            loaded, store, make_index(kv.index, kv.index_params()), kv,
+            loaded, store, make_indexes(loaded, kv), kv,
             Workspace(layout, plan.span_tokens, where), _CHUNK[where.type],
         )  # fmt: skip
         return cls(loaded, store, engine, plan, kv, str(model))
+
+    def reading(self, kv: KVConfig) -> Engine:
+        """A second engine over the same model and store that finds its tokens as `kv` says (index, budget,
+        sink, local); its tiers are this runtime's. Sequences of one can be forked by the other."""
+        engine = self.engine
+        return Engine(engine.model, engine.store, make_indexes(self.model, kv), kv, engine.workspace, engine.chunk)
 
     @property
     def tokenizer(self) -> Any:
@@ -171,7 +177,7 @@ class Runtime:
             "device": str(self.model.device),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "kv_dtype": self.store.layout.dtype,
-            "index": self.engine.index.name,
+            "index": self.engine.index_name,
             "budget": self.config.budget,
             "tokens_read": self.engine.tokens_read,
             "tiers": tiers,

@@ -52,7 +52,7 @@ def save(engine: Engine, sequence: Sequence, name: str, notes: dict[str, Any]) -
     }
     for layer, cache in enumerate(sequence.layers):
         tensors |= {f"layer.{layer}.{part}": t.cpu().contiguous() for part, t in cache.export().items()}
-    header = {"version": _VERSION, "index": engine.index.name, "num_pages": len(sequence.chains), "notes": notes}
+    header = {"version": _VERSION, "index": engine.index_identity, "num_pages": len(sequence.chains), "notes": notes}
     try:
         engine.store.flush()
         disk.put_session(name, safetensors.torch.save(tensors, {"stratakv": json.dumps(header)}))
@@ -114,7 +114,7 @@ def _fill(engine: Engine, sequence: Sequence, header: dict[str, Any], tensors: d
         parts = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
         if isinstance(cache, SlidingLayer):
             cache.restore(parts["window"], len(tokens))
-        elif header["index"] == engine.index.name and chains:
+        elif header["index"] == engine.index_identity and chains:
             cache.restore(parts, chains, pages)
         else:
             cache.adopt(chains, pages)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -20,7 +22,7 @@ class Workspace:
 
     def __init__(self, layout: PageLayout, span_tokens: int, device: torch.device) -> None:
         self.dtype: torch.dtype = getattr(torch, layout.dtype)
-        self.span_tokens = span_tokens
+        self.span_tokens, self._layout, self._device = span_tokens, layout, device
         shape = (2, layout.num_heads, span_tokens + layout.page_size, layout.head_dim)
         self.span = torch.empty(shape, dtype=self.dtype, device=device)
         stage = 2 * layout.num_heads * KEY_BLOCK * layout.head_dim
@@ -30,6 +32,11 @@ class Workspace:
     def _widens(self, device: torch.device) -> bool:
         """CPU kernels compute in fp32: a 16-bit stage is widened once, into memory that is there."""
         return device.type == "cpu" and self.dtype != torch.float32
+
+    @cached_property
+    def on_host(self) -> Workspace:
+        """Where attention on the CPU is staged: this one, or beside a GPU a second without a span."""
+        return self if self._device.type == "cpu" else Workspace(self._layout, 0, torch.device("cpu"))
 
     @staticmethod
     def bytes_for(layout: PageLayout, span_tokens: int) -> int:

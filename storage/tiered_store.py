@@ -252,13 +252,18 @@ class TieredStore:
 
     # Pages out
 
-    def gather(self, pids: np.ndarray, pages: np.ndarray, parts_of: np.ndarray, parts: int, out: torch.Tensor) -> None:
+    def gather(
+        self, pids: np.ndarray, pages: np.ndarray, parts_of: np.ndarray, parts: int, out: torch.Tensor,
+        *, promote: bool = True,
+    ) -> None:  # fmt: skip
         """`out[i] = part parts_of[i] of page pids[pages[i]]`, from wherever each page is.
 
         Args:
             pids: distinct page ids `[p]`.
             pages, parts_of: int64 `[m]`: which of `pids`, and which of its `parts` equal parts.
-            out: contiguous `[m, page_bytes / parts / itemsize]` on the compute device.
+            out: contiguous `[m, page_bytes / parts / itemsize]`, on any device.
+            promote: also copy pages into the gpu pool, as far as it has room. Otherwise nothing but the
+                asked parts leaves host memory.
 
         Raises:
             CorruptPageError: pages on disk failed verification; `out` is then unspecified.
@@ -267,7 +272,7 @@ class TieredStore:
             self._require_open()
             self._clock += 1
             spill = self._load(pids)
-            if self.gpu is not None:
+            if self.gpu is not None and promote:
                 self._promote(pids)
             self._copy_rows(pids, pages, parts_of, parts, out, spill)
 

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 import numpy as np
 from torch import Tensor
 
-from ...retrieval import make_index
-from ..engine import Engine
 from ..runtime import Runtime
 from ..sequence import Sequence
 from ..template import Template, as_array
@@ -27,14 +25,9 @@ class Harness:
 
     def __init__(self, runtime: Runtime, variants: list[Variant], *, question_sparse: bool = True) -> None:
         self.runtime, self.variants, self.question_sparse = runtime, variants, question_sparse
-        self.engines = {variant: self._engine(variant) for variant in variants}
+        self.engines = {variant: runtime.reading(variant.config(runtime.config)) for variant in variants}
         self._probes = {variant: Probe(every=None) for variant in variants}
         self.template = Template(runtime.tokenizer)
-
-    def _engine(self, variant: Variant) -> Engine:
-        engine, config = self.runtime.engine, variant.config(self.runtime.config)
-        index = make_index(config.index, config.index_params())
-        return Engine(engine.model, engine.store, index, config, engine.workspace, engine.chunk)
 
     def tokens_read(self, variant: Variant) -> float:
         """Mean over its steps and layers so far, per KV head; sinks, window and tail included."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from ...kernels.decode_attention import decode_attention
 from ...kernels.merge_states import merge_states
@@ -44,27 +45,35 @@ class Probe:
         self._steps += 1
         if step.ids is None or self.every is None or (layer.sealed + layer.tail_len) % self.every:
             return
-        outs, lses, scores = [], [], []
+        outs, lses = [], []
+        parts: list[Tensor] = []
         for begin in range(0, layer.sealed, KEY_BLOCK):
             keys, values = layer.block(begin, min(begin + KEY_BLOCK, layer.sealed))
-            scores.append((step.query.float() * step.scale) @ keys.float().transpose(1, 2))
+            parts.append((step.query.float() * step.scale) @ keys.float().transpose(1, 2))
             out, lse = decode_attention(step.query, [(keys, values)], scale=step.scale)
             outs.append(out)
             lses.append(lse)
-        out, lse = decode_attention(step.query, [layer.tail], scale=step.scale)
-        full, lse = merge_states([*outs, out], [*lses, lse])
-        self._mass.append(torch.exp(step.lse - lse).mean().item())
+        out, tail_lse = decode_attention(step.query, [layer.tail], scale=step.scale)
+        full, lse = merge_states([*outs, out], [*lses, tail_lse])
+        read, scores = _read(layer, step), torch.cat(parts, -1)
+        seen = torch.exp(scores - lse.unsqueeze(-1)).masked_fill(~read.unsqueeze(1), 0).sum(-1)
+        self._mass.append((seen + torch.exp(tail_lse - lse)).mean().item())
         lost = (step.out.float() - full.float()).norm(dim=-1) / full.float().norm(dim=-1).clamp_min(1e-12)
         self._error.append(lost.mean().item())
-        self._recall.append(self._share_found(layer, step, group_scores(torch.cat(scores, -1))))
+        self._recall.append(self._share_found(layer, step, group_scores(scores), read))
 
-    def _share_found(self, layer: TieredLayer, step: Step, scores: torch.Tensor) -> float:
+    def _share_found(self, layer: TieredLayer, step: Step, scores: Tensor, read: Tensor) -> float:
         assert step.ids is not None
         params = layer.index.params
         chosen = step.ids.shape[1] * step.unit - params.sink - params.local
         middle = scores[:, params.sink : scores.shape[1] - params.local]
         best = middle.topk(min(chosen, middle.shape[1]), -1).indices + params.sink
-        units = torch.from_numpy(step.ids.copy()).to(best.device)
-        read = (units.unsqueeze(-1) * step.unit + torch.arange(step.unit, device=best.device)).flatten(1)
-        seen = torch.zeros(scores.shape, dtype=torch.bool, device=best.device).scatter_(1, read, True)
-        return seen.gather(1, best).float().mean().item()
+        return read.gather(1, best).float().mean().item()
+
+
+def _read(layer: TieredLayer, step: Step) -> Tensor:
+    """Which sealed tokens were read, bool `[G, sealed]`."""
+    assert step.ids is not None
+    units = torch.from_numpy(step.ids.copy()).to(step.query.device)
+    tokens = (units.unsqueeze(-1) * step.unit + torch.arange(step.unit, device=units.device)).flatten(1)
+    return torch.zeros(len(units), layer.sealed, dtype=torch.bool, device=units.device).scatter_(1, tokens, True)

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ...retrieval import index_names
+from ...retrieval import split_spec
 from ..bench import hardware
 from ..config import KVConfig
 from ..runtime import Runtime
@@ -54,8 +54,7 @@ def evaluate(
     if suite not in SUITES:
         raise ValueError(f"suite is one of {', '.join(SUITES)}; not {suite!r}")
     for index in indexes:
-        if index not in index_names():
-            raise ValueError(f"index is one of {', '.join(index_names())}; not {index!r}")
+        split_spec(index)
     started = time.perf_counter()
     if suite == "exact":
         found = exact.run(exact.Setting(model, device), indexes, options.seed, ticker)

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from closeness import poison_empty
+from closeness import assert_close, poison_empty
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from indexes import INDEX_CASES, IndexCase
+from indexes import INDEX_CASES, IndexCase, PlainReader
 from torch import Tensor
 
 from stratakv.retrieval import Index, IndexParams, index_names, make_index
 from stratakv.retrieval.registry import AUTO, INDEXES
 
-SHAPES = [(3, 3, 64), (1, 4, 256), (2, 4, 128), (8, 1, 64)]
+SHAPES = [(3, 3, 64), (1, 4, 256), (2, 4, 128), (8, 1, 64), (1, 8, 128)]
 """KV heads, query heads each, head dim."""
 PAGES = 37
 PARAMS = [
@@ -57,6 +57,17 @@ def budgets(params: IndexParams, total: int) -> list[int]:
     return [least, least + params.page_size + 1, total // 2 + 3, total - 1]
 
 
+def fitted(index: Index, keys: Tensor) -> Any:
+    """A state that has learned from all of `keys` and holds none of them yet."""
+    return index.fit(keys, torch.arange(keys.shape[1]))
+
+
+def holding(index: Index, learned_from: Tensor, keys: Tensor) -> Any:
+    state = fitted(index, learned_from)
+    index.append(state, keys)
+    return state
+
+
 def same_state(index: Index, a: Any, b: Any) -> bool:
     one, two = index.export(a), index.export(b)
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
@@ -85,11 +96,11 @@ def test_selections(case: IndexCase, shape: tuple[int, int, int], params: IndexP
     """Within the budget, ascending, in range, sinks and the local window present, equally long rows."""
     keys, q = draw(shape, params)
     total = keys.shape[1]
-    index = make_index(case.name, params)
+    index = case.make(params, shape)
     state = index.build(keys)
     for budget in budgets(params, total):
         chosen = index.select(state, q, total, budget)
-        unit = 1 if case.reads_tokens else params.page_size
+        unit = case.unit_of(params.page_size)
         assert chosen.unit == unit
         assert chosen.ids.dtype == torch.int64
         assert chosen.ids.shape[0] == shape[0]
@@ -100,30 +111,30 @@ def test_selections(case: IndexCase, shape: tuple[int, int, int], params: IndexP
         forced = {*range(params.sink), *range(total - params.local, total)}
         for row in chosen.ids.tolist():
             assert {token // unit for token in forced} <= set(row)
-        if case.keeps_budget:
-            assert budget - params.page_size < chosen.num_tokens <= budget, "all of the budget but a part of a page"
-        else:
+        if not case.keeps_budget:
             assert chosen.num_tokens == total
+            continue
+        assert chosen.num_tokens <= budget
+        if case.fills_budget:
+            assert chosen.num_tokens > budget - params.page_size, "all of the budget but a part of a page"
 
 
 @every_index
 @every_shape
 @pytest.mark.parametrize("steps", [[1, 5, 2, 29], [37], [0, 37], [36, 1], [3] * 12 + [1]], ids=str)
 def test_append_equals_build(case: IndexCase, shape: tuple[int, int, int], steps: list[int]) -> None:
-    """Keys arrive in a buffer that is written over after each call."""
+    """Keys arrive in a buffer that is written over after each call. What is learned is learned from the same."""
     params = PARAMS[1]
     keys, q = draw(shape, params)
-    index = make_index(case.name, params)
-    whole = index.build(keys)
+    index = case.make(params, shape)
+    whole = holding(index, keys, keys)
+    assert same_state(index, whole, index.build(keys))
     buffer = torch.empty_like(keys)
-    state, start = None, 0
-    for number, pages in enumerate(steps):
+    state, start = fitted(index, keys), 0
+    for pages in steps:
         run = buffer[:, : pages * params.page_size]
         run.copy_(keys[:, start : start + run.shape[1]])
-        if number == 0:
-            state = index.build(run)
-        else:
-            index.append(state, run)
+        index.append(state, run)
         start += run.shape[1]
         run.fill_(float("nan"))
     assert same_state(index, state, whole)
@@ -139,14 +150,14 @@ def test_truncate_equals_build_of_the_prefix(case: IndexCase, shape: tuple[int, 
     params = PARAMS[1]
     keys, q = draw(shape, params)
     prefix = keys[:, : kept * params.page_size]
-    index = make_index(case.name, params)
-    state = index.build(keys[:, : 30 * params.page_size])
+    index = case.make(params, shape)
+    state = holding(index, keys, keys[:, : 30 * params.page_size])
     index.append(state, keys[:, 30 * params.page_size :])
     index.truncate(state, prefix.shape[1])
-    assert same_state(index, state, index.build(prefix))
+    assert same_state(index, state, holding(index, keys, prefix))
     other, _ = draw(shape, params, seed=1)
     index.append(state, other)
-    whole = index.build(torch.cat([prefix, other], 1))
+    whole = holding(index, keys, torch.cat([prefix, other], 1))
     assert same_state(index, state, whole)
     total = prefix.shape[1] + other.shape[1]
     assert torch.equal(index.select(state, q, total, 150).ids, index.select(whole, q, total, 150).ids)
@@ -157,7 +168,7 @@ def test_truncate_equals_build_of_the_prefix(case: IndexCase, shape: tuple[int, 
 def test_select_changes_nothing(case: IndexCase, shape: tuple[int, int, int]) -> None:
     params = PARAMS[0]
     keys, q = draw(shape, params)
-    index = make_index(case.name, params)
+    index = case.make(params, shape)
     state = index.build(keys)
     before = {name: tensor.clone() for name, tensor in index.export(state).items()}
     query = q.clone()
@@ -174,10 +185,10 @@ def test_select_sees_only_the_tokens_it_is_told(case: IndexCase) -> None:
     """`num_tokens` may lie behind what the state holds."""
     params = PARAMS[1]
     keys, q = draw(SHAPES[0], params)
-    index = make_index(case.name, params)
+    index = case.make(params)
     total = 20 * params.page_size
-    found = index.select(index.build(keys), q, total, 150)
-    assert torch.equal(found.ids, index.select(index.build(keys[:, :total]), q, total, 150).ids)
+    found = index.select(holding(index, keys, keys), q, total, 150)
+    assert torch.equal(found.ids, index.select(holding(index, keys, keys[:, :total]), q, total, 150).ids)
 
 
 @every_index
@@ -186,11 +197,11 @@ def test_states_survive_a_session(case: IndexCase, shape: tuple[int, int, int]) 
     params = PARAMS[0]
     keys, q = draw(shape, params, dtype=torch.bfloat16)
     half = 18 * params.page_size
-    index = make_index(case.name, params)
+    index = case.make(params, shape)
     state = index.build(keys[:, :half])
     saved = {name: tensor.clone() for name, tensor in index.export(state).items()}
     assert index.state_bytes(state) == sum(tensor.nbytes for tensor in saved.values())
-    restored = make_index(case.name, params).restore(saved)
+    restored = case.make(params, shape).restore(saved)
     assert same_state(index, restored, state)
     for s in (state, restored):
         index.append(s, keys[:, half:])
@@ -210,14 +221,14 @@ def test_a_copy_is_independent(case: IndexCase) -> None:
     ours, _ = draw(SHAPES[0], params, seed=1, pages=9)
     theirs, _ = draw(SHAPES[0], params, seed=2, pages=9)
     half = keys[:, : 18 * params.page_size]
-    index = make_index(case.name, params)
-    state = index.build(keys)
+    index = case.make(params)
+    state = holding(index, keys, keys)
     twin = index.copy(state)
     for s, further in ((state, ours), (twin, theirs)):
         index.truncate(s, half.shape[1])
         index.append(s, further)
-    assert same_state(index, state, index.build(torch.cat([half, ours], 1)))
-    assert same_state(index, twin, index.build(torch.cat([half, theirs], 1)))
+    assert same_state(index, state, holding(index, keys, torch.cat([half, ours], 1)))
+    assert same_state(index, twin, holding(index, keys, torch.cat([half, theirs], 1)))
 
 
 @every_index
@@ -226,9 +237,37 @@ def test_keys_may_have_half_precision(case: IndexCase, dtype: torch.dtype) -> No
     """The query is fp32; what is chosen is what the same keys in fp32 would choose."""
     params = PARAMS[0]
     keys, q = draw(SHAPES[2], params, dtype=dtype)
-    index = make_index(case.name, params)
+    index = case.make(params, SHAPES[2])
     found = index.select(index.build(keys), q, keys.shape[1], 150)
     assert torch.equal(found.ids, index.select(index.build(keys.float()), q, keys.shape[1], 150).ids)
+
+
+# Attention
+
+
+@every_index
+@every_shape
+def test_attention_over_what_was_chosen(case: IndexCase, shape: tuple[int, int, int]) -> None:
+    """One softmax over the chosen units and the tail, whatever order they were fetched in."""
+    params = PARAMS[0]
+    groups, _, dim = shape
+    keys, q = draw(shape, params)
+    generator = torch.Generator().manual_seed(5)
+    values = torch.randn(keys.shape, generator=generator)
+    tail = (torch.randn(groups, 7, dim, generator=generator), torch.randn(groups, 7, dim, generator=generator))
+    index = case.make(params, shape)
+    if not index.reads_exactly:
+        pytest.skip("estimates keys or weights: tested by itself")
+    chosen = index.select(index.build(keys), q, keys.shape[1], 150)
+    state, reader = index.build(keys), PlainReader(keys, values)
+    out, lse = index.attend(state, q, chosen, reader, tail, 1.0)
+    tokens = (chosen.ids.unsqueeze(-1) * chosen.unit + torch.arange(chosen.unit)).flatten(1)
+    each = tokens.unsqueeze(-1).expand(-1, -1, dim)
+    k, v = torch.cat([keys.gather(1, each), tail[0]], 1), torch.cat([values.gather(1, each), tail[1]], 1)
+    scores = q.double() @ k.double().transpose(1, 2)
+    assert_close("out", out, scores.softmax(-1) @ v.double())
+    assert_close("lse", lse, scores.logsumexp(-1))
+    assert reader.keys_moved == reader.values_moved == chosen.num_tokens
 
 
 # Quality
@@ -252,7 +291,7 @@ def test_oracle_covers_the_most(
     oracle = make_index("oracle", params)
     ceiling = oracle.build(keys)
     for case in INDEX_CASES:
-        index = make_index(case.name, params)
+        index = case.make(params, shape)
         least = (forced_pages(params) + 1) * params.page_size
         chosen = index.select(index.build(keys), q, total, data.draw(st.integers(least, total - 1)))
         if chosen.num_tokens < total:

@@ -2,20 +2,86 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from stratakv.retrieval.index import Index
+from stratakv.retrieval.layer import IndexedLayer
+from stratakv.retrieval.params import IndexParams
+from stratakv.retrieval.registry import make_index
+
+Shape = tuple[int, int, int]
+"""KV heads, query heads each, head dim."""
+
+
+class HalfSplitRope:
+    """RoPE as Llama's, in plain tensors: dimension i turns with i + D/2."""
+
+    def __init__(self, base: float = 10_000.0) -> None:
+        self.base = base
+
+    def rotate(self, keys: Tensor, positions: Tensor, sign: float = 1.0) -> Tensor:
+        dim = keys.shape[-1]
+        angles = positions.float().unsqueeze(-1) * self.base ** (-torch.arange(0, dim, 2) / dim)
+        cos, sin = angles.cos(), sign * angles.sin()
+        one, two = keys.float().chunk(2, -1)
+        return torch.cat([one * cos - two * sin, two * cos + one * sin], -1)
+
+    def unrotate(self, keys: Tensor, positions: Tensor) -> Tensor:
+        return self.rotate(keys, positions, -1.0)
 
 
 @dataclass(frozen=True, slots=True)
 class IndexCase:
     name: str
-    reads_tokens: bool = False
-    """Selects single tokens; otherwise pages."""
+    unit_of: Callable[[int], int] = field(default=lambda page_size: page_size)
+    """Tokens per unit, by page size."""
     keeps_budget: bool = True
+    """Reads at most its budget."""
+    fills_budget: bool = True
+    """Reads its budget but for a part of a page."""
+    profile_of: Callable[[Shape], dict[str, Tensor]] | None = None
+    """What calibration would have learned, for indexes that need it."""
+
+    def make(self, params: IndexParams, shape: Shape = (3, 3, 64), settings: str = "") -> Index:
+        profile = self.profile_of(shape) if self.profile_of else None
+        return make_index(self.name + settings, params, IndexedLayer(1, HalfSplitRope(), profile))
 
 
 INDEX_CASES = [
     IndexCase("bounds"),
     IndexCase("dense", keeps_budget=False),
-    IndexCase("oracle", reads_tokens=True),
+    IndexCase("oracle", unit_of=lambda page_size: 1),
     IndexCase("window"),
 ]
+
+
+class PlainReader:
+    """A `Reader` over plain tensors `[G, n, D]`, which counts what it moved."""
+
+    max_tokens = 64
+    """Few, so that small selections are read in several calls."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self._keys, self._values = keys, values
+        self.keys_moved = self.values_moved = 0
+
+    def keys_values(self, ids: Tensor, unit: int) -> tuple[Tensor, Tensor]:
+        tokens = self._tokens(ids, unit)
+        self.keys_moved += tokens.shape[1]
+        return self._keys.gather(1, tokens.unsqueeze(-1).expand(-1, -1, self._keys.shape[2])), self._get_values(tokens)
+
+    def values(self, ids: Tensor, unit: int) -> Tensor:
+        return self._get_values(self._tokens(ids, unit))
+
+    def _tokens(self, ids: Tensor, unit: int) -> Tensor:
+        tokens = (ids.unsqueeze(-1) * unit + torch.arange(unit)).flatten(1)
+        assert tokens.shape[1] <= self.max_tokens, "more than one call may fetch"
+        return tokens
+
+    def _get_values(self, tokens: Tensor) -> Tensor:
+        self.values_moved += tokens.shape[1]
+        return self._values.gather(1, tokens.unsqueeze(-1).expand(-1, -1, self._values.shape[2]))

@@ -1,0 +1,40 @@
+"""What an index may know of the layer it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Rotation(Protocol):
+    """How a layer applies positions to keys (RoPE): linear, and invertible.
+
+    Keys are `[G, n, D]`, positions int64 `[n]` or `[G, n]`; results are fp32.
+    """
+
+    def rotate(self, keys: Tensor, positions: Tensor) -> Tensor: ...
+
+    def unrotate(self, keys: Tensor, positions: Tensor) -> Tensor: ...
+
+
+class NoRotation:
+    """A layer without positions."""
+
+    def rotate(self, keys: Tensor, positions: Tensor) -> Tensor:
+        return keys.float()
+
+    def unrotate(self, keys: Tensor, positions: Tensor) -> Tensor:
+        return keys.float()
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedLayer:
+    """One layer of a model, as an index sees it."""
+
+    number: int = 0
+    rotation: Rotation = field(default_factory=NoRotation)
+    profile: Mapping[str, Tensor] | None = None
+    """What `stratakv calibrate` learned about this layer, for indexes that need it."""

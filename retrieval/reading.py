@@ -1,0 +1,51 @@
+"""How the tokens of a selection are read: who fetches them, and exact attention over them.
+
+Shapes  q [G, R, D] un-scaled   ids [G, n]   k, v [G, n*unit, D]   out [G, R, D]   lse [G, R] fp32
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from ..kernels.decode_attention import decode_attention
+from ..kernels.merge_states import merge_states
+
+Run = tuple[Tensor, Tensor]
+"""Keys and values of some tokens, each `[G, n, D]`."""
+
+
+class Reader(Protocol):
+    """Fetches stored KV of one layer from whatever tier it lies in.
+
+    `ids` `[G, n]` int64 name units of `unit` tokens, which divides the page size; at most `max_tokens`
+    tokens a call. What a call returns is good until the next.
+    """
+
+    max_tokens: int
+
+    def keys_values(self, ids: Tensor, unit: int) -> Run:
+        """Rotated keys and values, each `[G, n*unit, D]`."""
+        ...
+
+    def values(self, ids: Tensor, unit: int) -> Tensor:
+        """Values alone, `[G, n*unit, D]`: no key is moved between tiers."""
+        ...
+
+
+def read_exactly(q: Tensor, ids: Tensor, unit: int, reader: Reader, tail: Run, scale: float) -> tuple[Tensor, Tensor]:
+    """One softmax over the units `ids` and the unsealed tail: (out, lse).
+
+    Cut every `reader.max_tokens` tokens, which is fixed: results do not depend on where pages lie.
+    """
+    count, block = ids.shape[1], max(1, reader.max_tokens // unit)
+    outs, lses = [], []
+    for begin in range(0, max(count, 1), block):
+        some = ids[:, begin : begin + block]
+        runs = [reader.keys_values(some, unit)] if some.shape[1] else []
+        runs += [tail] if begin + block >= count else []
+        out, lse = decode_attention(q, runs, scale=scale)
+        outs.append(out)
+        lses.append(lse)
+    return merge_states(outs, lses)
