@@ -29,6 +29,8 @@ from .reading import Reader, Run, read_exactly
 
 FIT_TOKENS = 4096
 """Most tokens an index is fitted on: a sample of pages spread over the sequence."""
+RUN_PAGES = 8
+"""Neighbouring pages in that sample."""
 
 
 class Selection(NamedTuple):
@@ -98,8 +100,8 @@ class Index(ABC):
         size = self.params.page_size
         pages = spread_pages(keys.shape[1] // size, size)
         positions = (pages.unsqueeze(1) * size + torch.arange(size)).flatten().to(keys.device)
-        whole = len(positions) == keys.shape[1]
-        state = self.fit(keys if whole else keys[:, positions], positions, queries)
+        sampled = None if queries is None else queries[:, :, pages.to(queries.device)]
+        state = self.fit(keys[:, positions], positions, sampled)
         self.append(state, keys)
         return state
 
@@ -144,9 +146,16 @@ class Index(ABC):
 
 
 def spread_pages(num_pages: int, page_size: int) -> Tensor:
-    """Ids of at most `FIT_TOKENS` tokens' worth of pages, evenly spread over `num_pages`; int64, ascending."""
-    count = min(num_pages, max(1, FIT_TOKENS // page_size))
-    return torch.arange(count) * num_pages // max(count, 1)
+    """Ids of at most `FIT_TOKENS` tokens' worth of pages, in runs evenly spread over `num_pages`; int64, ascending.
+
+    Runs of some pages, not single ones: what is alike among neighbours can be learned as well.
+    """
+    limit = FIT_TOKENS // page_size
+    if num_pages <= limit:
+        return torch.arange(num_pages)
+    runs = limit // RUN_PAGES
+    starts = torch.arange(runs) * (num_pages // RUN_PAGES) // runs * RUN_PAGES
+    return (starts.unsqueeze(1) + torch.arange(RUN_PAGES)).flatten()
 
 
 class Rows:

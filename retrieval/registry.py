@@ -18,9 +18,14 @@ if TYPE_CHECKING:
     from .layer import IndexedLayer
 
 INDEXES = {
+    "a2ats": "A2ATSIndex",
     "bounds": "BoundsIndex",
     "dense": "DenseIndex",
+    "leoam": "LeoAMIndex",
+    "magicpig": "MagicPIGIndex",
     "oracle": "OracleIndex",
+    "shadowkv": "ShadowKVIndex",
+    "spectral": "SpectralIndex",
     "window": "WindowIndex",
 }
 """Name, which is also the module's, and class."""

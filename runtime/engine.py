@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 STATE_EVERY = 256
 """A prefill of at least this many tokens leaves the sliding layers' state for later prefixes."""
+LEARNED_EVERY = 512
+"""And of at least this many what an index learned: as large as the KV of some hundred tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,9 @@ class Engine:
         """The index and everything its states depend on besides the tokens."""
         return "; ".join(sorted({index.identity for index in self.indexes.values()}))
 
-    def new_sequence(self) -> Sequence:
+    def new_sequence(self, *, keep_queries: bool = False) -> Sequence:
+        """An empty one. With `keep_queries` it also keeps the queries that indexes learn from, for forks by other
+        engines."""
         sequence = Sequence([], self.config.page_size, self.salt)
         layout, model = self.store.layout, self.model
         for layer, window in enumerate(model.windows):
@@ -103,11 +107,11 @@ class Engine:
                 sequence.layers.append(SlidingLayer(layer, window, layout, model.dtype, model.device))
             else:
                 recover = lambda pids, layer=layer: self._recompute(sequence, layer, pids)  # noqa: E731
-                sequence.layers.append(
-                    TieredLayer(
-                        layer, self.store, self.indexes[layer], self.workspace, self.config.budget_tokens, recover
-                    )
+                tiered = TieredLayer(
+                    layer, self.store, self.indexes[layer], self.workspace, self.config.budget_tokens, recover
                 )
+                tiered.kept_queries = [] if keep_queries else None
+                sequence.layers.append(tiered)
         return sequence
 
     def fork(self, sequence: Sequence) -> Sequence:
@@ -165,7 +169,7 @@ class Engine:
                 logits = self._span(sequence, span, want_logits and is_last, report)
                 done += len(span)
         if total - cached >= STATE_EVERY:
-            self._leave_state(sequence)
+            self._leave_state(sequence, total - cached)
         return Prefilled(logits, cached, total - cached)
 
     def _span_ends(self, start: int, count: int) -> Iterator[int]:
@@ -232,12 +236,15 @@ class Engine:
         if known * size <= tail:
             return 0
         snapshot = sequence.snapshot()
+        learned = self._learned(chains[:known]) if not sequence.chains else {}
         try:
             for cache in sequence.layers:
                 if isinstance(cache, TieredLayer):
-                    cache.adopt(chains[:known], pages[:known])
+                    prefix = f"{cache.layer}."
+                    mine = {name.removeprefix(prefix): t for name, t in learned.items() if name.startswith(prefix)}
+                    cache.adopt(chains[:known], pages[:known], mine or None)
                 else:
-                    state = self._stored_state(chains[known - 1])
+                    state, _ = self._stored_state(chains[known - 1])
                     cache.restore(state[f"{cache.layer}"], sequence.num_sealed + known * size)
         except BaseException:
             sequence.rollback(snapshot)
@@ -256,20 +263,44 @@ class Engine:
             known -= 1
         return known
 
-    def _leave_state(self, sequence: Sequence) -> None:
-        """Store the sliding layers' state at the last page boundary, under its chain."""
-        sliding = [cache for cache in sequence.layers if isinstance(cache, SlidingLayer)]
-        if not sliding or self.store.disk is None or self.store.disk_error or not sequence.chains:
+    def _leave_state(self, sequence: Sequence, computed: int) -> None:
+        """Store under the last page boundary's chain what pages alone do not tell whoever continues from there: the
+        sliding layers' state, and what an index learned from queries."""
+        disk = self.store.disk
+        if disk is None or self.store.disk_error or not sequence.chains:
             return
-        states = {f"{cache.layer}": cache.at_boundary(sequence.tail_len).cpu() for cache in sliding}
-        self.store.disk.put_state(sequence.chains[-1], safetensors.torch.save(states))
+        states: dict[str, Tensor] = {}
+        for cache in sequence.layers:
+            if isinstance(cache, SlidingLayer):
+                states[f"{cache.layer}"] = cache.at_boundary(sequence.tail_len)
+            elif cache.index.uses_queries and computed >= LEARNED_EVERY:
+                states |= {f"{cache.layer}.{name}": t for name, t in cache.learned().items()}
+        if states:
+            payload = {name: t.cpu().contiguous() for name, t in states.items()}
+            disk.put_state(sequence.chains[-1], safetensors.torch.save(payload, {"index": self.index_identity}))
 
-    def _stored_state(self, chain: bytes) -> dict[str, Tensor]:
+    def _stored_state(self, chain: bytes) -> tuple[dict[str, Tensor], str]:
+        """What `_leave_state` left, and the identity of the index that learned."""
         assert self.store.disk is not None
         payload = self.store.disk.get_state(chain)
         if payload is None:
             raise RecordError(f"state {chain.hex()}: the record vanished")
-        return safetensors.torch.load(payload)
+        length = int.from_bytes(payload[:8], "little")
+        identity = json.loads(payload[8 : 8 + length])["__metadata__"]["index"]
+        return safetensors.torch.load(payload), identity
+
+    def _learned(self, chains: list[bytes]) -> dict[str, Tensor]:
+        """What this engine's index learned when it last read the longest of these prefixes; empty if nothing was left.
+        Names are `layer.tensor`."""
+        disk = self.store.disk
+        if disk is None or not any(index.uses_queries for index in self.indexes.values()):
+            return {}
+        for chain in reversed(chains):
+            if disk.has_state(chain):
+                states, identity = self._stored_state(chain)
+                if identity == self.index_identity:
+                    return {name: t.to(self.model.device) for name, t in states.items() if "." in name}
+        return {}
 
     # Decode
 

@@ -75,6 +75,9 @@ class TieredLayer:
         self.indexed = 0
         self.tokens_read = 0
         self.watch: Callable[[TieredLayer, Step], None] | None = None
+        self.kept_queries: list[Tensor] | None = None
+        """Of all sealed pages, in order, `[G, R, p, D]` each, for the indexes of forks to learn from. None: not
+        asked for, or unknown of some pages."""
         self._tail: OpenPage | None = None
         self._page_queries: list[Tensor] = []
         """`[G, R, p, D]`, scaled: of the last tokens of pages that are about to be sealed."""
@@ -98,7 +101,7 @@ class TieredLayer:
         first = start - self.sealed
         span[0, :, first : first + rows] = k
         span[1, :, first : first + rows] = v
-        if self.index.uses_queries:
+        if self._notes_queries:
             self._note_queries(q[:, -(start + 1) % self.layout.page_size :: self.layout.page_size], scale)
         return self.attend(q, k, v, start, scale)
 
@@ -136,12 +139,20 @@ class TieredLayer:
         else:
             self._drop_tail()
 
-    def adopt(self, chains: list[bytes], tokens: np.ndarray) -> None:
-        """Continue with pages the store already has; they replace the tail. Reads their keys once."""
+    def adopt(self, chains: list[bytes], tokens: np.ndarray, learned: dict[str, Tensor] | None = None) -> None:
+        """Continue with pages the store already has; they replace the tail. Reads their keys once.
+
+        Args:
+            learned: what `learned` gave for a sequence that began with these pages; None: to be learned again.
+        """
         self._drop_tail()
         pids = self.store.adopt(self.layer, chains, tokens)
         self.pids = np.concatenate([self.pids, pids])
-        self._index_stored()
+        if learned is not None and not self.indexed:
+            self.state = self.index.restore(learned)
+            self._append_stored()
+        else:
+            self._index_stored()
 
     # Decode
 
@@ -152,7 +163,7 @@ class TieredLayer:
         tail[1, :, self.tail_len] = v
         self.tail_len += 1
         query = q.view(self.layout.num_heads, -1, self.layout.head_dim)
-        if self.index.uses_queries and self.is_full:
+        if self._notes_queries and self.is_full:
             self._page_queries = []
             self._note_queries(q.unsqueeze(1), scale)
         ids, unit, out, lse = self._attend_chosen(query, scale)
@@ -181,10 +192,14 @@ class TieredLayer:
     def _reader(self) -> PageReader:
         return PageReader(self.store, self.workspace, self.pids, self.recover)
 
+    @property
+    def _notes_queries(self) -> bool:
+        return self.index.uses_queries or self.kept_queries is not None
+
     def _note_queries(self, q: Tensor, scale: float) -> None:
         """Keep queries `[H, p, D]` until their pages are sealed."""
         groups = self.layout.num_heads
-        self._page_queries.append(q.reshape(groups, -1, *q.shape[1:]).float() * scale)
+        self._page_queries.append(q.reshape(groups, q.shape[0] // groups, *q.shape[1:]).float() * scale)
 
     def undo_step(self, tail_len: int, num_tokens: int) -> None:
         """Forget a step that did not complete: back to `num_tokens`, of which the tail held some."""
@@ -249,6 +264,10 @@ class TieredLayer:
         """Index the keys `[G, n, D]` of pages that were just sealed, with the queries noted for them."""
         queries = torch.cat(self._page_queries, 2) if self._page_queries else None
         self._page_queries = []
+        if self.kept_queries is not None and queries is not None:
+            self.kept_queries.append(queries)
+        if not self.index.uses_queries:
+            queries = None
         if self.indexed:
             self.index.append(self.state, keys, queries)
         else:
@@ -257,17 +276,25 @@ class TieredLayer:
         if self.index.is_outgrown(self.state):
             self._index_anew()
 
-    def _index_stored(self) -> None:
-        """Index sealed pages that are not indexed yet, reading their keys once. Their queries are not known."""
-        self._page_queries = []
-        if not self.indexed:
-            self._index_anew()
-            return
-        for begin in range(self.indexed, self.sealed, KEY_BLOCK):
-            self._index(self.block(begin, min(begin + KEY_BLOCK, self.sealed))[0])
+    def _index_stored(self, queries: Tensor | None = None) -> None:
+        """Index sealed pages that are not indexed yet, reading their keys once. Their queries are not known, except
+        that an index that is new here may be given those of all pages."""
+        self._page_queries, self.kept_queries = [], None
+        if self.indexed:
+            self._append_stored()
+        else:
+            self._index_anew(queries)
 
-    def _index_anew(self) -> None:
-        """Fit on a sample of all sealed pages and append every key again, read from the store."""
+    def _append_stored(self) -> None:
+        for begin in range(self.indexed, self.sealed, KEY_BLOCK):
+            self.index.append(self.state, self.block(begin, min(begin + KEY_BLOCK, self.sealed))[0])
+        self.indexed = self.sealed
+        if self.index.is_outgrown(self.state):
+            self._index_anew()
+
+    def _index_anew(self, queries: Tensor | None = None) -> None:
+        """Fit on a sample of all sealed pages, and of their `queries` `[G, R, pages, D]` where those are known, and
+        append every key again, read from the store."""
         if not self.sealed:
             return
         size = self.layout.page_size
@@ -275,7 +302,8 @@ class TieredLayer:
         blocks = [pages[at : at + KEY_BLOCK // size] for at in range(0, len(pages), KEY_BLOCK // size)]
         keys = torch.cat([self._reader().pages(block)[0].clone() for block in blocks], 1)
         positions = torch.from_numpy((pages[:, None] * size + np.arange(size)).reshape(-1)).to(keys.device)
-        state = self.index.fit(keys, positions, None, self.state)
+        sampled = None if queries is None else queries[:, :, torch.from_numpy(pages).to(queries.device)]
+        state = self.index.fit(keys, positions, sampled, self.state)
         for begin in range(0, self.sealed, KEY_BLOCK):
             self.index.append(state, self.block(begin, min(begin + KEY_BLOCK, self.sealed))[0])
         self.state, self.indexed = state, self.sealed
@@ -306,16 +334,26 @@ class TieredLayer:
         if self.indexed > self.sealed:
             self.index.truncate(self.state, self.sealed)
             self.indexed = self.sealed
+        if self.kept_queries:
+            self.kept_queries = [torch.cat(self.kept_queries, 2)[:, :, :count]]
         self.set_tail(tail)
+
+    def learned(self) -> dict[str, Tensor]:
+        """What the index learned here, without what it holds of the tokens: for `adopt`."""
+        state = self.index.copy(self.state)
+        self.index.truncate(state, 0)
+        return self.index.export(state)
 
     def follow(self, other: TieredLayer) -> None:
         """Take on `other`'s past: its pages are shared, its tail is copied, and so is its index state
-        if the index is the same one; another index is built from the pages' keys."""
+        if the index is the same one; another index is built from the pages' keys, and from their queries where
+        `other` kept them."""
         self.store.retain(other.pids)
         self.pids = other.pids.copy()
         if self.index is other.index and other.indexed:
             self.state, self.indexed = self.index.copy(other.state), other.indexed
-        self._index_stored()
+        kept = other.kept_queries if self.index.uses_queries else None
+        self._index_stored(torch.cat(kept, 2) if kept else None)
         self.set_tail(other.tail_copy())
 
     def export(self) -> dict[str, Tensor]:

@@ -92,11 +92,17 @@ class Runtime:
         )  # fmt: skip
         return cls(loaded, store, engine, plan, kv, str(model))
 
-    def reading(self, kv: KVConfig) -> Engine:
+    def reading(self, kv: KVConfig, like: Engine | None = None) -> Engine:
         """A second engine over the same model and store that finds its tokens as `kv` says (index, budget,
-        sink, local); its tiers are this runtime's. Sequences of one can be forked by the other."""
+        sink, local); its tiers are this runtime's. Sequences of one can be forked by the other.
+
+        Args:
+            like: an engine that differs in its budget only. Both then share the index objects, so that a
+                fork copies the index's state instead of building it again.
+        """
         engine = self.engine
-        return Engine(engine.model, engine.store, make_indexes(self.model, kv), kv, engine.workspace, engine.chunk)
+        indexes = make_indexes(self.model, kv) if like is None else list(like.indexes.values())
+        return Engine(engine.model, engine.store, indexes, kv, engine.workspace, engine.chunk)
 
     @property
     def tokenizer(self) -> Any:

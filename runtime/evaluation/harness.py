@@ -1,18 +1,24 @@
-"""One model, one prefill per context, and every variant reading from a fork of it."""
+"""One model, one prefill per context, and every variant reading from a fork of it.
+
+dense prefill, queries kept  ->  per index, a fork that builds its states  ->  per variant, a fork that copies them
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
 
+from ..engine import Engine
+from ..layer_cache import TieredLayer
 from ..runtime import Runtime
 from ..sequence import Sequence
 from ..template import Template, as_array
 from .probe import Probe
-from .variants import Variant
+from .variants import DENSE, Variant
 
 
 class Harness:
@@ -25,7 +31,11 @@ class Harness:
 
     def __init__(self, runtime: Runtime, variants: list[Variant], *, question_sparse: bool = True) -> None:
         self.runtime, self.variants, self.question_sparse = runtime, variants, question_sparse
-        self.engines = {variant: runtime.reading(variant.config(runtime.config)) for variant in variants}
+        self._prefilling = runtime.reading(replace(runtime.config, index=DENSE))
+        self.engines = _engines(runtime, variants)
+        self._learns = any(index.uses_queries for engine in self.engines.values() for index in engine.indexes.values())
+        self._twins: dict[Sequence, dict[str, Sequence]] = {}
+        """Per open context and index: a fork whose states are built, for the forks of all budgets to copy."""
         self._probes = {variant: Probe(every=None) for variant in variants}
         self.template = Template(runtime.tokenizer)
 
@@ -57,6 +67,10 @@ class Harness:
         between = self.template.encode(self.template.next().before) if not self.template.is_plain else self._piece("\n")
         return np.concatenate([as_array(between), self.closing(text, prefix, first=False)])
 
+    def question(self, text: str, prefix: str, *, first: bool) -> np.ndarray:
+        """What is asked and how the reply begins, after the context or after an earlier reply."""
+        return self.closing("\n" + text, prefix, first=True) if first else self.turn(text, prefix)
+
     def reply(self, text: str) -> np.ndarray:
         return as_array(self._piece(text))
 
@@ -67,26 +81,54 @@ class Harness:
 
     @contextmanager
     def prefilled(self, ids: np.ndarray) -> Iterator[Sequence]:
-        """A context every variant can fork. Prefill is exact, whatever the variants."""
-        sequence = self.runtime.engine.new_sequence()
+        """A context every variant can fork. Prefill is exact, whatever the variants.
+
+        Where an index learns from queries nothing is taken from the store: a prompt's queries are not kept there,
+        and a chat's index has seen those of its own prompt.
+        """
+        sequence = self._prefilling.new_sequence(keep_queries=self._learns)
+        self._twins[sequence] = {}
         try:
-            self.runtime.engine.prefill(sequence, ids, want_logits=False)
+            self._prefilling.prefill(sequence, ids, want_logits=False, reuse=not self._learns)
             yield sequence
         finally:
+            self._close_twins(sequence)
+            del self._twins[sequence]
             sequence.close()
 
     def extend(self, sequence: Sequence, ids: np.ndarray) -> None:
         """Append words that are read exactly, as a user's are."""
-        self.runtime.engine.prefill(sequence, ids, want_logits=False, reuse=False)
+        self._close_twins(sequence)
+        self._prefilling.prefill(sequence, ids, want_logits=False, reuse=False)
 
     @contextmanager
     def fork(self, variant: Variant, past: Sequence) -> Iterator[Sequence]:
-        sequence = self.engines[variant].fork(past)
+        """`past` may be a context or another fork; neither changes when the fork goes on."""
+        engine = self.engines[variant]
+        twins = self._twins.get(past)
+        if twins is not None:
+            if variant.index not in twins:
+                twins[variant.index] = engine.fork(past)
+            past = twins[variant.index]
+        sequence = engine.fork(past)
         self._probes[variant].attach(sequence)
         try:
             yield sequence
         finally:
             sequence.close()
+
+    def _close_twins(self, sequence: Sequence) -> None:
+        twins = self._twins.get(sequence, {})
+        for twin in twins.values():
+            twin.close()
+        twins.clear()
+
+    def hear(self, variant: Variant, sequence: Sequence, turns: Iterable[tuple[str, str]]) -> None:
+        """Earlier turns after the context, each (the user's words, the reply): the words are read exactly, as in a
+        chat, and the reply passes through the index, as the model's own."""
+        for place, (said, replied) in enumerate(turns):
+            self.extend(sequence, self.question(said, "", first=place == 0))
+            self.read(variant, sequence, self.reply(replied))
 
     def read(self, variant: Variant, sequence: Sequence, ids: np.ndarray) -> Tensor:
         """The reader's own or known words through the index; logits after each `[len(ids), V]`."""
@@ -109,3 +151,20 @@ class Harness:
         likeliest = [int(logits.argmax()), *after[:-1].argmax(-1).tolist()]
         right: np.ndarray = np.equal(likeliest, gold)
         return right
+
+
+def _engines(runtime: Runtime, variants: list[Variant]) -> dict[Variant, Engine]:
+    """One per variant; those of the same index share it."""
+    found: dict[Variant, Engine] = {}
+    by_index: dict[str, Engine] = {}
+    for variant in variants:
+        found[variant] = runtime.reading(variant.config(runtime.config), by_index.get(variant.index))
+        by_index.setdefault(variant.index, found[variant])
+    return found
+
+
+def index_bytes(sequence: Sequence) -> float:
+    """What the index keeps per token and KV head: its states' bytes over all tokens indexed, layers and heads."""
+    layers = [layer for layer in sequence.layers if isinstance(layer, TieredLayer) and layer.indexed]
+    kept = sum(layer.index.state_bytes(layer.state) for layer in layers)
+    return kept / max(1, sum(layer.indexed * layer.layout.num_heads for layer in layers))

@@ -7,9 +7,10 @@ from typing import Any
 
 from .variants import CEILING, DENSE, FLOOR
 
-_COLOURS = {DENSE: "#222222", FLOOR: "#b0b0b0", CEILING: "#2a7f3f"}
+_COLOURS = {DENSE: "#222222", FLOOR: "#8a8a8a", CEILING: "#2a7f3f"}
 _SUFFIXES = (".png", ".svg", ".pdf")
-_OTHERS = ["#1f5fb4", "#d1495b", "#e08e0b", "#7b4fa3", "#1b9e9e", "#8c5a2b"]
+_OTHERS = ["#1f5fb4", "#d6439f", "#e08e0b", "#7b4fa3", "#1b9e9e", "#8c5a2b", "#7a8b00", "#6fa8dc"]
+_MARKERS = "osD^vPX*"
 
 
 def check(path: Path) -> None:
@@ -22,8 +23,12 @@ def check(path: Path) -> None:
 def draw(result: dict[str, Any], path: Path) -> None:
     """Write a picture of `result` to `path`; the suffix says which kind."""
     figure_class = _figure_class()
-    size = {"exact": (9, 0.5 + 0.24 * len(result.get("checks", []))), "tasks": (13, 5)}.get(result["suite"], (11, 4.5))
-    figure = figure_class(figsize=size, layout="constrained")
+    sizes = {
+        "exact": (9, 0.5 + 0.24 * len(result.get("checks", []))),
+        "fidelity": (9, 5.5),
+        "tasks": (16 if len(result.get("variants", [])) > 5 else 13, 5.5),
+    }
+    figure = figure_class(figsize=sizes.get(result["suite"], (11, 4.5)), layout="constrained")
     _DRAWINGS[result["suite"]](result, figure)
     figure.savefig(path, dpi=130)
 
@@ -56,27 +61,27 @@ def _exact(result: dict[str, Any], figure: Any) -> None:
 
 
 def _fidelity(result: dict[str, Any], figure: Any) -> None:
-    left, right = figure.subplots(1, 2)
-    for name, rows in _by_index(result).items():
-        if name == DENSE:
-            continue
-        read = [row["tokens_read"] for row in rows]
-        style = {"color": _colour(result, name), "marker": "o", "label": name}
-        left.plot(read, [row["kl"] for row in rows], **style)
-        left.fill_between(
-            read, *zip(*(row["kl_interval"] for row in rows), strict=True), color=style["color"], alpha=0.15
-        )
-        right.plot(read, [100 * row["mass"] for row in rows], **style)
-    read_at = sorted({row["tokens_read"] for row in result["variants"] if row["index"] == FLOOR})
-    for axes, label in ((left, "mean KL from dense (nats)"), (right, "attention mass on what was read, %")):
-        axes.set_xscale("log")
-        axes.set_xticks(read_at, [f"{tokens:.0f}" for tokens in read_at], minor=False)
-        axes.tick_params(axis="x", which="minor", labelbottom=False)
-        axes.set_xlabel("tokens read per KV head and step")
-        axes.set_ylabel(label)
-        axes.grid(alpha=0.3, which="both")
-        axes.legend(fontsize=8)
-    left.set_yscale("log")
+    """One line per index. The legend stands beside it, in the order of the lines' right ends."""
+    axes = figure.subplots()
+    lines = {name: rows for name, rows in _by_index(result).items() if name != DENSE}
+    for name in sorted(lines, key=lambda name: -lines[name][-1]["kl"]):
+        rows = lines[name]
+        read, kl = [row["tokens_read"] for row in rows], [row["kl"] for row in rows]
+        low, high = zip(*(row["kl_interval"] for row in rows), strict=True)
+        axes.plot(
+            read, kl, color=colour(result, name), marker=marker(result, name), markersize=6, zorder=3,
+            linestyle="--" if name in _COLOURS else "-", linewidth=1.8, label=name,
+        )  # fmt: skip
+        axes.vlines(read, low, high, color=colour(result, name), alpha=0.35, linewidth=1.2)
+    read_at = _apart(sorted({row["tokens_read"] for row in lines[FLOOR]}))
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xticks(read_at, [f"{tokens:.0f}\n{tokens / result['ctx']:.1%}" for tokens in read_at], minor=False)
+    axes.tick_params(axis="x", which="minor", labelbottom=False)
+    axes.set_xlabel("tokens read per KV head and step, and their share of the context")
+    axes.set_ylabel("mean KL from dense (nats; bars: 95 %)")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     figure.suptitle(_title(result), x=0.01, ha="left", fontsize=10)
 
 
@@ -88,7 +93,7 @@ def _needles(result: dict[str, Any], figure: Any) -> None:
     for place, row in enumerate(rows):
         at = [i + (place - (len(rows) - 1) / 2) * width for i in range(len(names))]
         shares = [100 * row["modes"][name]["digits"]["other"] for name in names]
-        style = {"color": _colour(result, row["index"]), "alpha": _alpha(result, row), "label": row["label"]}
+        style = {"color": colour(result, row["index"]), "alpha": _alpha(result, row), "label": row["label"]}
         modes.bar(at, shares, width * 0.92, **style)
         shares = [100 * of["other"] for of in row["turns"].values()]
         turns.plot([int(turn) + 1 for turn in row["turns"]], shares, marker="o", **style)
@@ -109,13 +114,14 @@ def _tasks(result: dict[str, Any], figure: Any) -> None:
     width = 0.8 / len(rows)
     for place, row in enumerate(rows):
         at = [i + (place - (len(rows) - 1) / 2) * width for i in range(len(names))]
-        style = {"color": _colour(result, row["index"]), "alpha": _alpha(result, row)}
+        style = {"color": colour(result, row["index"]), "alpha": _alpha(result, row)}
         axes.bar(
             at, [100 * row["by_task"][n]["forced"]["other"] for n in names], width * 0.92, label=row["label"], **style
         )
         found = [100 * row["by_task"][n]["found"]["other"] for n in names]
         axes.plot(at, found, linestyle="none", marker="_", color="#d1495b", markersize=6)
     labels = [f"{n} *" if rows[0]["by_task"][n]["intensive"] else n for n in names]
+    axes.margins(x=0.01)
     axes.set_xticks(range(len(names)), labels, rotation=40, ha="right", fontsize=8)
     axes.set_ylabel("bars: right tokens, teacher-forced, %\nred: references found in the reply, %", fontsize=8)
     axes.legend(fontsize=8, ncols=len(rows), loc="upper center", bbox_to_anchor=(0.5, 1.1))
@@ -132,9 +138,29 @@ def _by_index(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def _colour(result: dict[str, Any], index: str) -> str:
+def _apart(ticks: list[float]) -> list[float]:
+    """Ticks whose labels do not touch on a logarithmic axis."""
+    found: list[float] = []
+    for tick in ticks:
+        if not found or tick > 1.15 * found[-1]:
+            found.append(tick)
+    return found
+
+
+def _place(result: dict[str, Any], index: str) -> int:
+    """Of an index that is no yardstick, among its kind."""
     others = [name for name in dict.fromkeys(row["index"] for row in result["variants"]) if name not in _COLOURS]
-    return _COLOURS[index] if index in _COLOURS else _OTHERS[others.index(index) % len(_OTHERS)]
+    return others.index(index)
+
+
+def colour(result: dict[str, Any], index: str) -> str:
+    """Of an index's line or bars."""
+    return _COLOURS[index] if index in _COLOURS else _OTHERS[_place(result, index) % len(_OTHERS)]
+
+
+def marker(result: dict[str, Any], index: str) -> str:
+    """Of an index's line."""
+    return "." if index in _COLOURS else _MARKERS[_place(result, index) % len(_MARKERS)]
 
 
 def _alpha(result: dict[str, Any], row: dict[str, Any]) -> float:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from ...kernels.decode_attention import decode_attention
-from ...kernels.merge_states import merge_states
 from ...kernels.topk_pages import group_scores
 from ..layer_cache import Step, TieredLayer
 from ..sequence import Sequence
@@ -17,12 +17,16 @@ class Probe:
     """Watches the tiered layers of one sequence; means over layers, heads and the steps looked at.
 
     Every step counts for `tokens_read`; the rest costs a dense attention, so it is taken at every
-    `every`-th position only, or at none.
+    `every`-th position only, or at none. The steps that one layer takes in a row (all of them, in
+    `Engine.decode_known`) are looked at together: the layer's keys and values are then read once.
     """
 
     def __init__(self, every: int | None) -> None:
         self.every = every
         self._read, self._steps = 0, 0
+        self._layer: TieredLayer | None = None
+        self._waiting: list[tuple[int, int, Step]] = []
+        """Of `_layer`: sealed tokens, all tokens, and what was done."""
         self._mass: list[float] = []
         self._error: list[float] = []
         self._recall: list[float] = []
@@ -35,7 +39,10 @@ class Probe:
     def result(self) -> dict[str, float]:
         """`tokens_read` per KV head and step; `mass`: share of the attention weight on what was read;
         `output_error`: relative L2 error of the attention output; `recall`: share of the tokens that
-        exact top-k would add to sinks and window, at the same count, which were read."""
+        exact top-k would add to sinks and window, at the same count, which were read.
+
+        Call it before the sequence is closed: it may still have to look at the last layer."""
+        self._look()
         means = {"mass": self._mass, "output_error": self._error, "recall": self._recall}
         read = {"tokens_read": self._read / self._steps} if self._steps else {}
         return read | {name: sum(values) / len(values) for name, values in means.items() if values}
@@ -43,37 +50,61 @@ class Probe:
     def _see(self, layer: TieredLayer, step: Step) -> None:
         self._read += layer.tokens_read
         self._steps += 1
-        if step.ids is None or self.every is None or (layer.sealed + layer.tail_len) % self.every:
+        length = layer.sealed + layer.tail_len
+        if step.ids is None or self.every is None or length % self.every:
             return
-        outs, lses = [], []
-        parts: list[Tensor] = []
-        for begin in range(0, layer.sealed, KEY_BLOCK):
-            keys, values = layer.block(begin, min(begin + KEY_BLOCK, layer.sealed))
-            parts.append((step.query.float() * step.scale) @ keys.float().transpose(1, 2))
-            out, lse = decode_attention(step.query, [(keys, values)], scale=step.scale)
-            outs.append(out)
-            lses.append(lse)
-        out, tail_lse = decode_attention(step.query, [layer.tail], scale=step.scale)
-        full, lse = merge_states([*outs, out], [*lses, tail_lse])
-        read, scores = _read(layer, step), torch.cat(parts, -1)
-        seen = torch.exp(scores - lse.unsqueeze(-1)).masked_fill(~read.unsqueeze(1), 0).sum(-1)
-        self._mass.append((seen + torch.exp(tail_lse - lse)).mean().item())
-        lost = (step.out.float() - full.float()).norm(dim=-1) / full.float().norm(dim=-1).clamp_min(1e-12)
-        self._error.append(lost.mean().item())
-        self._recall.append(self._share_found(layer, step, group_scores(scores), read))
+        if layer is not self._layer:
+            self._look()
+        self._layer = layer
+        self._waiting.append((layer.sealed, length, step))
 
-    def _share_found(self, layer: TieredLayer, step: Step, scores: Tensor, read: Tensor) -> float:
-        assert step.ids is not None
-        params = layer.index.params
-        chosen = step.ids.shape[1] * step.unit - params.sink - params.local
-        middle = scores[:, params.sink : scores.shape[1] - params.local]
-        best = middle.topk(min(chosen, middle.shape[1]), -1).indices + params.sink
-        return read.gather(1, best).float().mean().item()
+    def _look(self) -> None:
+        """At the waiting steps. What they could read is still there: sequences grow, and pages keep their bytes."""
+        layer, waiting = self._layer, self._waiting
+        self._layer, self._waiting = None, []
+        if layer is None:
+            return
+        queries = torch.cat([step.query.float() * step.scale for _, _, step in waiting], 1)
+        scores = torch.cat([queries @ keys.float().transpose(1, 2) for keys, _ in _blocks(layer)], -1)
+        lengths = torch.tensor([length for _, length, _ in waiting], device=scores.device)
+        ahead = torch.arange(scores.shape[-1], device=scores.device) >= lengths.unsqueeze(1)
+        heads = waiting[0][2].query.shape[1]
+        scores.masked_fill_(ahead.repeat_interleave(heads, 0), float("-inf"))
+        weights, full, begin = scores.softmax(-1), torch.zeros_like(queries), 0
+        for _, values in _blocks(layer):
+            full += weights[:, :, begin : begin + values.shape[1]] @ values.float()
+            begin += values.shape[1]
+        for place, (sealed, _, step) in enumerate(waiting):
+            rows = slice(place * heads, (place + 1) * heads)
+            read = _read(step, sealed)
+            unread = weights[:, rows, :sealed].masked_fill(read.unsqueeze(1), 0).sum(-1)
+            self._mass.append(1 - unread.mean().item())
+            lost = (step.out.float() - full[:, rows]).norm(dim=-1) / full[:, rows].norm(dim=-1).clamp_min(1e-12)
+            self._error.append(lost.mean().item())
+            self._recall += _share_found(layer, step, group_scores(scores[:, rows, :sealed]), read)
 
 
-def _read(layer: TieredLayer, step: Step) -> Tensor:
-    """Which sealed tokens were read, bool `[G, sealed]`."""
+def _blocks(layer: TieredLayer) -> Iterator[tuple[Tensor, Tensor]]:
+    """Keys and values of all tokens, in order; each good until the next."""
+    for begin in range(0, layer.sealed, KEY_BLOCK):
+        yield layer.block(begin, min(begin + KEY_BLOCK, layer.sealed))
+    if layer.tail_len:
+        yield layer.tail
+
+
+def _read(step: Step, sealed: int) -> Tensor:
+    """Which of the sealed tokens were read, bool `[G, sealed]`."""
     assert step.ids is not None
     units = torch.from_numpy(step.ids.copy()).to(step.query.device)
     tokens = (units.unsqueeze(-1) * step.unit + torch.arange(step.unit, device=units.device)).flatten(1)
-    return torch.zeros(len(units), layer.sealed, dtype=torch.bool, device=units.device).scatter_(1, tokens, True)
+    return torch.zeros(len(units), sealed, dtype=torch.bool, device=units.device).scatter_(1, tokens, True)
+
+
+def _share_found(layer: TieredLayer, step: Step, scores: Tensor, read: Tensor) -> list[float]:
+    """`scores` `[G, sealed]` are the oracle's. Empty if nothing but sinks and window was read."""
+    assert step.ids is not None
+    params = layer.index.params
+    chosen = step.ids.shape[1] * step.unit - params.sink - params.local
+    middle = scores[:, params.sink : scores.shape[1] - params.local]
+    best = middle.topk(min(chosen, middle.shape[1]), -1).indices + params.sink
+    return [read.gather(1, best).float().mean().item()] if best.numel() else []

@@ -8,8 +8,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-_WIDTH = 132
-"""Of tables that go into a file or a pipe."""
+_WIDTH = 1_000
+"""Of a file or a pipe: tables there are as wide as they need to be."""
+_FIDELITY = (
+    "tokens read", "recall", "mass", "out. err",
+    "KL", "x oracle", "95 %", "p99", "worst KL", "top-1 %", "ppl %", "B/token",
+)  # fmt: skip
 
 
 def show(result: dict[str, Any], console: Console | None = None) -> None:
@@ -32,15 +36,20 @@ def _exact(result: dict[str, Any]) -> Table:
 
 
 def _fidelity(result: dict[str, Any]) -> Table:
-    names = ("tokens read", "KL", "95 %", "p99", "worst KL", "top-1 %", "dNLL", "mass", "out. err", "recall")
-    table = _table(_title(result), "", right=names)
+    table = _table(_title(result), "", right=_FIDELITY)
+    budget = None
     for row in result["variants"]:
+        if row["budget"] != budget:
+            table.add_section()
+        budget = row["budget"]
         low, high = row["kl_interval"]
+        ratio = row["kl_over_oracle"]
         table.add_row(
-            row["label"], f"{row['tokens_read']:.0f}", f"{row['kl']:.4f}", f"{low:.3f}-{high:.3f}",
-            f"{row['kl_p99']:.3f}", f"{row['worst_context_kl']:.4f}",
-            f"{100 * row['top1_agree']:.1f}", f"{row['nll_change']:+.3f}",
-            *(f"{row[name]:.3f}" for name in ("mass", "output_error", "recall")),
+            row["label"], f"{row['tokens_read']:.0f}",
+            *(f"{row[name]:.3f}" for name in ("recall", "mass", "output_error")),
+            f"{row['kl']:.4f}", "-" if ratio is None else f"{ratio:.1f}", f"{low:.3f}-{high:.3f}",
+            f"{row['kl_p99']:.3f}", f"{row['worst_context_kl']:.4f}", f"{100 * row['top1_agree']:.1f}",
+            f"{100 * row['perplexity_change']:+.1f}", f"{row['index_bytes']:.0f}",
         )  # fmt: skip
     return table
 
@@ -65,6 +74,7 @@ def _tasks(result: dict[str, Any]) -> Table:
     table.add_section()
     table.add_row("all tasks", *(_both(row["all_tasks"]) for row in rows))
     table.add_row("gated tasks", *(_against(row["gated_found"]) if row["gated_found"] else "-" for row in rows))
+    table.add_row("kept of dense, %", *(_kept(row) for row in rows))
     table.add_row("worst gated task", *(row["worst_task"] or "-" for row in rows))
     table.add_row("empty replies", *(str(row["all_tasks"]["empty"]) for row in rows))
     table.add_row("tokens read", *(f"{row['tokens_read']:.0f}" for row in rows))
@@ -76,6 +86,12 @@ _TABLES = {"exact": _exact, "fidelity": _fidelity, "needles": _needles, "tasks":
 
 def _both(of: dict[str, Any]) -> str:
     return f"{100 * of['found']['other']:.0f} / {100 * of['forced']['other']:.0f}"
+
+
+def _kept(row: dict[str, Any]) -> str:
+    """Found, over the gated tasks, and forced, over all of them, as shares of dense."""
+    shares = (row["found_over_dense"], row["forced_over_dense"])
+    return " / ".join("-" if share is None else f"{100 * share:.1f}" for share in shares)
 
 
 def _against(of: dict[str, Any]) -> str:
@@ -111,7 +127,8 @@ def _verdicts(result: dict[str, Any]) -> list[str]:
     found = []
     for row in result["variants"]:
         if "misses" in row:
-            found += [f"{row['label']} misses: {mark}" for mark in row["misses"]]
+            if row["misses"]:
+                found.append(f"{row['label']} misses: {'; '.join(row['misses'])}")
             if row["undecided"]:
                 found.append(f"{row['label']}: too few samples to decide {len(row['undecided'])} of its marks")
             if not row["misses"] and not row["undecided"]:

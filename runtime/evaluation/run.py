@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ...retrieval import split_spec
+from ...retrieval.registry import index_class
 from ..bench import hardware
 from ..config import KVConfig
 from ..runtime import Runtime
@@ -54,7 +54,7 @@ def evaluate(
     if suite not in SUITES:
         raise ValueError(f"suite is one of {', '.join(SUITES)}; not {suite!r}")
     for index in indexes:
-        split_spec(index)
+        index_class(index)
     started = time.perf_counter()
     if suite == "exact":
         found = exact.run(exact.Setting(model, device), indexes, options.seed, ticker)
@@ -84,9 +84,8 @@ def _read(
     folder: Path | None, kv_dir: Path | None, question_sparse: bool, ticker: Ticker,
 ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
     least = KVConfig().min_budget
-    compared = variants(indexes, budgets, least=least if suite == "fidelity" else None)
-    for variant in compared:
-        variant.config(KVConfig())
+    smallest = min(KVConfig(budget=budget).budget_tokens(options.ctx) for budget in budgets)
+    compared = variants(indexes, budgets, least=least if suite == "fidelity" and least < smallest else None)
     texts = Texts(folder)
     for text in (texts.novels, texts.verses, texts.plays, texts.docs, texts.words):
         text()  # what is missing is told before a model is loaded

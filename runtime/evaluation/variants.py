@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ...retrieval import split_spec
 from ..config import KVConfig
 
 FLOOR, CEILING, DENSE = "window", "oracle", "dense"
@@ -15,6 +16,7 @@ class Variant:
     """One way to read: an index at a budget (tokens per KV head and step, or a share of the context)."""
 
     index: str
+    """Name, or name with settings (`spectral:rank=8`)."""
     budget: int | float
 
     @property
@@ -24,7 +26,7 @@ class Variant:
     @property
     def is_yardstick(self) -> bool:
         """Floor, ceiling and dense are what others are judged by."""
-        return self.index in (FLOOR, CEILING, DENSE)
+        return split_spec(self.index)[0] in (FLOOR, CEILING, DENSE)
 
     def config(self, base: KVConfig) -> KVConfig:
         """`base`, read this way. Raises ValueError if the budget cannot hold what is always read."""
@@ -39,9 +41,9 @@ def variants(indexes: list[str], budgets: list[int | float], *, least: int | Non
 
     `least`, if given, is a budget at which only the floor is added: sinks and the local window.
     """
-    between = [name for name in dict.fromkeys(indexes) if name not in (FLOOR, CEILING, DENSE)]
+    between = [name for name in dict.fromkeys(indexes) if split_spec(name)[0] not in (FLOOR, CEILING, DENSE)]
     found = [Variant(DENSE, max(budgets))]
-    if least is not None and least not in budgets:
+    if least is not None:
         found.append(Variant(FLOOR, least))
     for budget in sorted(set(budgets)):
         found += [Variant(name, budget) for name in (FLOOR, *between, CEILING)]

@@ -78,7 +78,7 @@ def test_the_list_is_the_registry() -> None:
     assert index_names() == ["auto", *sorted(INDEXES)]
     assert make_index("auto", PARAMS[0]).name == AUTO
     for case in INDEX_CASES:
-        assert make_index(case.name, PARAMS[0]).name == case.name
+        assert case.make(PARAMS[0]).name == case.name
     with pytest.raises(ValueError, match=r"auto, .*window; not 'quest'"):
         make_index("quest", PARAMS[0])
 

@@ -7,6 +7,7 @@ measured on trained models (test_recall.py and docs/results).
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,15 @@ from typer.testing import CliRunner, Result
 
 from stratakv.runtime import KVConfig, Runtime
 from stratakv.runtime.cli import app
+from stratakv.runtime.evaluation import plot, report
 from stratakv.runtime.evaluation.harness import Harness
 from stratakv.runtime.evaluation.options import Options
-from stratakv.runtime.evaluation.suites import fidelity
+from stratakv.runtime.evaluation.progress import Bar
+from stratakv.runtime.evaluation.suites import fidelity, tasks
+from stratakv.runtime.evaluation.tasks import TASKS, Fit
 from stratakv.runtime.evaluation.texts import Texts
-from stratakv.runtime.evaluation.variants import Variant
+from stratakv.runtime.evaluation.variants import Variant, variants
+from stratakv.runtime.sequence import Sequence
 
 EXCERPT = Path(__file__).parents[1] / "data" / "texts"
 RECALL = Path(__file__).parents[1] / "data" / "recall"
@@ -40,7 +45,8 @@ def evaluate(suite: str, model: Path, folder: Path, *arguments: object) -> dict[
     result: dict[str, Any] = json.loads(out.read_text())
     for row in result["variants"]:
         assert row["label"] in run.output
-        assert row["tokens_read"] <= row["budget"] or row["index"] == "dense"
+        budget = KVConfig(budget=row["budget"]).budget_tokens(result["ctx"])
+        assert row["tokens_read"] <= budget or row["index"] == "dense"
         assert row["kv_bytes_per_step"] > 0
     told = {"command", "hardware", "device", "version", "commit", "model", "dtype", "seed", "ctx", "samples", "texts"}
     assert told <= set(result)
@@ -73,7 +79,65 @@ def test_fidelity(tiny_llama: Path, tmp_path: Path) -> None:
         assert low <= row["kl"] <= high
         assert row["worst_context_kl"] == max(context["kl"] for context in row["by_context"])
         assert ("misses" in row) == (row["index"] == "bounds")
+        assert row["perplexity_change"] == pytest.approx(row["perplexity"] / dense["perplexity"] - 1, abs=1e-6)
+        best = found.get(f"oracle@{row['budget']}")
+        expected = None if best is None or row is dense else row["kl"] / best["kl"]
+        assert row["kl_over_oracle"] == expected
+    assert found["window@112"]["kl_over_oracle"] is None
+    assert found["bounds@176"]["kl_over_oracle"] > found["oracle@176"]["kl_over_oracle"] == 1
+    assert {row["index"]: row["index_bytes"] for row in found.values()} == {
+        "dense": 0, "window": 0, "bounds": 2 * 8 * 4 / 16, "oracle": 8 * 4,
+    }  # fmt: skip
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_budgets_may_be_shares_of_the_context(tiny_llama: Path, tmp_path: Path) -> None:
+    """5 % of 512 tokens is less than what is always read: that much is read instead, and there is no second floor."""
+    result = evaluate("fidelity", tiny_llama, tmp_path, "--samples", 1, "--ctx", 512, "--budget", "0.4,0.05")
+    found = rows(result)
+    assert list(found) == [
+        "dense", "window@0.05", "bounds@0.05", "oracle@0.05", "window@0.4", "bounds@0.4", "oracle@0.4",
+    ]  # fmt: skip
+    assert found["oracle@0.05"]["tokens_read"] == 112
+    assert 112 - 16 < found["window@0.05"]["tokens_read"] < 112
+    assert 0.39 * 512 - 64 < found["oracle@0.4"]["tokens_read"] < 0.4 * 512  # contexts are shorter at first
+    assert found["bounds@0.4"]["kl_over_oracle"] == found["bounds@0.4"]["kl"] / found["oracle@0.4"]["kl"]
+
+
+def test_an_index_with_settings_is_one_of_its_own() -> None:
+    compared = variants(["bounds", "bounds:bits=3", "bounds", "window:a=1", "oracle", "auto:b=2"], [0.1, 0.05])
+    indexes = ["window", "bounds", "bounds:bits=3", "auto:b=2", "oracle"]
+    assert [variant.index for variant in compared] == ["dense", *indexes, *indexes]
+    assert [variant.label for variant in compared[:4]] == ["dense", "window@0.05", "bounds@0.05", "bounds:bits=3@0.05"]
+    assert [variant.index for variant in compared if variant.is_yardstick] == ["dense", *["window", "oracle"] * 2]
+    assert Variant("oracle:a=1", 0.1).is_yardstick
+
+
+def test_many_indexes_make_a_legible_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Eight lines in eight styles, and labels with settings that are not cut off in the table."""
+    indexes = [f"bounds:rank={rank}:bits=3" for rank in range(6)]
+    made = []
+    for number, variant in enumerate(variants(indexes, [0.02, 0.05, 0.1, 0.25])):
+        kl = 0.0 if number == 0 else 1 / number
+        made.append(
+            {**variant.as_dict(), "kl": kl, "kl_interval": (kl / 2, 2 * kl), "tokens_read": 4096 * variant.budget,
+             "kl_over_oracle": 1.0 if number else None, "worst_context_kl": kl}
+            | dict.fromkeys(("recall", "mass", "output_error", "kl_p99", "top1_agree", "index_bytes"), 0.5)
+            | {"perplexity_change": 0.25}
+        )  # fmt: skip
+    result = {
+        "suite": "fidelity", "model": "m", "dtype": "float32", "samples": 4, "ctx": 4096, "question": "sparse",
+        "exempt_windows": [], "indexed_layers": 3, "variants": made,
+    }  # fmt: skip
+    plot.draw(result, tmp_path / "picture.svg")
+    drawn = (tmp_path / "picture.svg").read_text()
+    styles = {(plot.colour(result, name), plot.marker(result, name)) for name in ("window", *indexes, "oracle")}
+    assert len(styles) == 8
+    assert all(drawn.count(colour) >= 4 for colour, _ in styles)
+    report.show(result)
+    table = capsys.readouterr().out
+    assert all(row["label"] in table for row in made)
+    assert "+25.0" in table
 
 
 def test_the_same_seed_gives_the_same_figures(tiny_llama: Path, tmp_path: Path) -> None:
@@ -136,7 +200,7 @@ def test_needles(tiny_llama: Path, tmp_path: Path) -> None:
 
 
 def test_tasks_with_questions_read_exactly(tiny_llama: Path, tmp_path: Path) -> None:
-    names = ["qa_1", "niah_single_2"]
+    names = ["qa_1", "turns", "said"]
     result = evaluate(
         "tasks", tiny_llama, tmp_path,
         "--samples", 2, "--ctx", 2500, "--budget", 176, "--tasks", ",".join(names), "--exact-question",
@@ -148,15 +212,64 @@ def test_tasks_with_questions_read_exactly(tiny_llama: Path, tmp_path: Path) -> 
         assert list(row["by_task"]) == names
         assert row["gated"] == []  # a random model finds nothing
         assert "misses" not in row
-        assert row["all_tasks"]["found"]["n"] == 4
+        assert row["all_tasks"]["found"]["n"] == 6
+        assert row["found_over_dense"] is None
+        forced = row["all_tasks"]["forced"]
+        assert row["forced_over_dense"] == (forced["other"] / forced["dense"] if forced["dense"] else None)
+
+
+@pytest.mark.parametrize("task", ["turns", "said", "niah_single_2"])
+def test_a_task_is_read_as_a_conversation(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    """Context, earlier turns and question, in their order and between the template's words, within the length."""
+    asked: list[tuple[str, int]] = []
+    ask = Harness.ask
+
+    def noting(self: Harness, variant: Variant, sequence: Sequence, ids: np.ndarray) -> torch.Tensor:
+        tokens = [*sequence.tokens.tolist(), *ids.tolist()]
+        asked.append((self.runtime.tokenizer.decode(tokens), len(tokens)))
+        return ask(self, variant, sequence, ids)
+
+    monkeypatch.setattr(Harness, "ask", noting)
+    texts = Texts(EXCERPT)
+    options = Options(2_500, 1, tasks=task)
+    with Runtime.load(tiny_llama, dtype="float32", kv=KVConfig(path=tmp_path, disk_gb=0)) as runtime:
+        harness = Harness(runtime, variants(["bounds"], [176]))
+        tasks.run(harness, options, texts, Bar())
+        overhead = 64 + TASKS[task].turns * len(harness.turn("", ""))
+        fit = Fit(options.ctx - TASKS[task].max_new_tokens - overhead, harness.count)
+    sample = TASKS[task].build(random.Random(f"0/{task}/0"), texts, fit)
+    user, model = "<|im_end|>\n<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+    words = [sample.context + "\n"]
+    for turn in sample.earlier:
+        words[-1] += turn.user
+        words += [model + turn.reply + user]
+    expected = "<|im_start|>user\n" + "".join(words) + sample.question + model + sample.prefix
+    assert [text for text, _ in asked] == [expected] * 4
+    assert 0.8 * options.ctx < asked[0][1] <= options.ctx - TASKS[task].max_new_tokens
+
+
+def test_what_is_kept_of_dense_is_told_over_the_tasks_that_dense_can_do() -> None:
+    def score(found: float, *forced: int) -> tasks.Score:
+        return tasks.Score(found, np.array(forced, dtype=bool), is_empty=False)
+
+    dense = {"qa_1": [score(1, 1, 1), score(0.5, 1, 0)], "vt": [score(0.25, 1, 1)]}
+    other = {"qa_1": [score(0.75, 1, 0), score(0.5, 0, 0)], "vt": [score(1, 1, 1)]}
+    row = tasks.row(Variant("bounds", 0.1), other, dense)
+    assert row["gated"] == ["qa_1"]
+    assert row["found_over_dense"] == pytest.approx(1.25 / 1.5)
+    assert row["forced_over_dense"] == pytest.approx(3 / 5)
+    assert tasks.row(Variant("dense", 0.1), dense, dense)["forced_over_dense"] == 1
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["--suite", "speed"], "suite is one of exact, fidelity, needles, tasks; not 'speed'"),
-        (["--suite", "fidelity", "--index", "nearest"], "index is one of auto, bounds"),
-        (["--suite", "exact", "--index", "nearest"], "index is one of auto, bounds"),
+        (["--suite", "fidelity", "--index", "nearest"], "index is one of auto, "),
+        (["--suite", "exact", "--index", "nearest"], "index is one of auto, "),
+        (["--suite", "tasks", "--index", "bounds:rank=8"], "index 'bounds' has no setting 'rank'"),
         (["--suite", "fidelity", "--samples", "0"], "samples is at least 1, not 0"),
         (["--suite", "fidelity", "--ctx", "100"], "ctx is at least 512 tokens, not 100"),
         (["--suite", "fidelity", "--ctx", "5000"], "--ctx 5000 is more than the 4096 tokens"),

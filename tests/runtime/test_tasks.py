@@ -22,7 +22,7 @@ TEXTS = Texts(Path(__file__).parents[1] / "data" / "texts")
 LENGTHS = (700, 5_000)
 SEEDS = range(4)
 ONE_PLACE = {f"niah_{name}" for name in ("single_1", "single_2", "single_3", "multikey_1", "multikey_2", "multikey_3")}
-ONE_PLACE |= {"qa_1", "verse", "next_line"}
+ONE_PLACE |= {"qa_1", "verse", "next_line", "turns"}
 SAID_ONCE = {name for name in TASKS if name not in ("vt", "cwe", "fwe")}
 
 
@@ -43,13 +43,16 @@ every_sample = pytest.mark.parametrize(("seed", "length"), [(seed, length) for s
 def test_a_sample_fits_and_is_answerable(task: Task, seed: int, length: int) -> None:
     sample = build(task, seed, length)
     assert 0.7 * length < count(sample.prompt) <= length
-    found = sample.context.lower()
+    found = sample.history.lower()
     times = [found.count(reference.lower()) for reference in sample.references]
     assert set(times) == {1} if task.name in SAID_ONCE else min(times) >= 1
     assert (sample.depth is not None) == (task.name in ONE_PLACE)
     assert sample.depth is None or 0 <= sample.depth < 1
     assert not sample.prefix[-1:].isspace()
-    assert sample.prompt == f"{sample.context}\n{sample.question}{sample.prefix}"
+    assert len(sample.earlier) == task.turns
+    said = "".join(f"\n{user}{reply}" for user, reply in sample.earlier)
+    assert sample.prompt == f"{sample.context}{said}\n{sample.question}{sample.prefix}"
+    assert all(user == user.strip() and reply[0] == " " for user, reply in sample.earlier)
 
 
 @every_task
@@ -221,6 +224,43 @@ def test_the_column_is_that_of_the_asked_trade() -> None:
     assert len(rows) > 4 * len(sample.references)
 
 
+def test_the_third_question_is_asked_after_two_right_answers() -> None:
+    sample = build(TASKS["turns"], 0, 2_000)
+    told = dict(re.findall(r"magic numbers for (\S+) is: (\d{7})\.", sample.context))
+    assert len(told) == 4
+    asked = []
+    for user, reply in sample.earlier:
+        (key,) = re.findall(r"What is the special magic number for (\S+) mentioned", user)
+        assert reply == f" The special magic number for {key} mentioned in the provided text is {told[key]}."
+        asked.append(key)
+    (key,) = re.findall(r"What is the special magic number for (\S+) mentioned", sample.question)
+    assert sample.gold == f" {told[key]}."
+    assert len({*asked, key}) == 3
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_what_the_model_said_stands_nowhere_else_and_far_back(length: int) -> None:
+    sample = build(TASKS["said"], 0, length)
+    (asked, reply), (passage, read) = sample.earlier
+    told = dict(re.findall(r"magic numbers for (\S+) is: (\d{7})\.", reply))
+    (key,) = re.findall(r"special magic number for (\S+) that you gave", sample.question)
+    assert len(told) == 3
+    assert all(key in asked for key in told)
+    assert sample.references == (told[key],)
+    for value in told.values():
+        assert value not in sample.context + asked + passage + read
+    assert 0.25 < count(passage) / count(sample.prompt) < 0.45
+    assert passage.startswith("The text goes on: ")
+
+
+def test_which_of_the_numbers_is_asked_for_varies() -> None:
+    places = set()
+    for seed in range(30):
+        sample = build(TASKS["said"], seed, 700)
+        places.add(re.findall(r"\d{7}", sample.earlier[0].reply).index(sample.references[0]))
+    assert places == {0, 1, 2}
+
+
 # The parts
 
 
@@ -228,7 +268,7 @@ def test_tasks_are_selected_by_name() -> None:
     assert [task.name for task in select("vt, verse,vt")] == ["vt", "verse"]
     assert select(None) == list(TASKS.values())
     assert all(name == task.name for name, task in TASKS.items())
-    with pytest.raises(ValueError, match=r"no task 'ruler'; known: niah_single_1, .*, table$"):
+    with pytest.raises(ValueError, match=r"no task 'ruler'; known: niah_single_1, .*, said$"):
         select("ruler")
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import gcd
 
 import torch
+from profiles import a2ats_profile
 from torch import Tensor
 
 from stratakv.retrieval.index import Index
@@ -52,9 +54,14 @@ class IndexCase:
 
 
 INDEX_CASES = [
+    IndexCase("a2ats", unit_of=lambda page_size: 1, profile_of=a2ats_profile),
     IndexCase("bounds"),
     IndexCase("dense", keeps_budget=False),
+    IndexCase("leoam", unit_of=lambda page_size: gcd(16, page_size)),
+    IndexCase("magicpig", unit_of=lambda page_size: 1, fills_budget=False),
     IndexCase("oracle", unit_of=lambda page_size: 1),
+    IndexCase("shadowkv", unit_of=lambda page_size: gcd(8, page_size)),
+    IndexCase("spectral", unit_of=lambda page_size: 1),
     IndexCase("window"),
 ]
 

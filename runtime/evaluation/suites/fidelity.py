@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..harness import Harness
+from ..harness import Harness, index_bytes
 from ..options import Options, Ticker
 from ..probe import Probe
 from ..statistics import bootstrap, judge
@@ -40,6 +40,8 @@ def run(harness: Harness, options: Options, texts: Texts, ticker: Ticker) -> dic
     ceilings = {row["budget"]: row for row in rows if row["index"] == CEILING}
     power = max(row["kl"] for row in rows if row["index"] == FLOOR)
     for variant, row in zip(harness.variants, rows, strict=True):
+        best = ceilings.get(variant.budget) if variant.index != DENSE else None
+        row["kl_over_oracle"] = row["kl"] / best["kl"] if best and best["kl"] else None
         if not variant.is_yardstick:
             row |= judge(_marks(row, ceilings[variant.budget], power))
     return {"positions": POSITIONS, "variants": rows}
@@ -73,7 +75,7 @@ def _text(texts: Texts, source: str, rng: random.Random) -> str:
 
 
 def _measure(harness: Harness, source: str, ids: np.ndarray, ticker: Ticker) -> dict[Variant, dict[str, Any]]:
-    """Per variant: the arrays per position, and the probe's means."""
+    """Per variant: the arrays per position, and means over it."""
     known, past = ids[-POSITIONS - 1 : -1], ids[: -POSITIONS - 1]
     targets = torch.from_numpy(ids[-POSITIONS:].astype(np.int64)).unsqueeze(1)
     found: dict[Variant, dict[str, Any]] = {}
@@ -86,6 +88,7 @@ def _measure(harness: Harness, source: str, ids: np.ndarray, ticker: Ticker) -> 
             with harness.fork(variant, base) as sequence:
                 probe.attach(sequence)
                 log_p = harness.read(variant, sequence, known).log_softmax(-1).cpu()
+                kept = {**probe.result(), "index_bytes": index_bytes(sequence)}
             if true is None:
                 assert variant.index == DENSE
                 true = log_p
@@ -94,7 +97,7 @@ def _measure(harness: Harness, source: str, ids: np.ndarray, ticker: Ticker) -> 
                 "agree": (true.argmax(-1) == log_p.argmax(-1)).numpy(),
                 "nll_change": (true.gather(1, targets) - log_p.gather(1, targets))[:, 0].numpy(),
                 "nll": -log_p.gather(1, targets)[:, 0].numpy(),
-                "probe": probe.result(),
+                "means": kept,
             }
     return found
 
@@ -105,7 +108,7 @@ def _row(variant: Variant, seen: list[tuple[str, dict[str, Any]]]) -> dict[str, 
     by_context = [_summary(found) for _, found in seen]
     return {
         **variant.as_dict(),
-        **_summary({**pooled, "probe": _mean([found["probe"] for _, found in seen])}),
+        **_summary({**pooled, "means": _mean([found["means"] for _, found in seen])}),
         "kl_interval": bootstrap(pooled["kl"], clusters),
         "worst_context_kl": max(context["kl"] for context in by_context),
         "by_context": [{"source": of[0], **context} for of, context in zip(seen, by_context, strict=True)],
@@ -119,12 +122,13 @@ def _summary(found: dict[str, Any]) -> dict[str, float]:
         "top1_agree": float(found["agree"].mean()),
         "nll_change": float(found["nll_change"].mean()),
         "perplexity": float(np.exp(found["nll"].mean())),
-        **found["probe"],
+        "perplexity_change": float(np.expm1(found["nll_change"].mean())),
+        **found["means"],
     }
 
 
-def _mean(probes: list[dict[str, float]]) -> dict[str, float]:
-    return {name: float(np.mean([probe[name] for probe in probes])) for name in probes[0]}
+def _mean(contexts: list[dict[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([context[name] for context in contexts])) for name in contexts[0]}
 
 
 def _marks(row: dict[str, Any], best: dict[str, Any], power: float) -> dict[str, bool | None]:

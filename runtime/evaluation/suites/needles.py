@@ -141,7 +141,7 @@ def _text(
 def _ask(harness: Harness, variant: Variant, sequence: Sequence, needle: Needle, *, first: bool) -> np.ndarray:
     asked = niah.question(_KIND, needle.key, is_single=True)
     begins = niah.prefix(_KIND, needle.key, is_single=True) + ":"
-    ids = harness.closing("\n" + asked, begins, first=True) if first else harness.turn(asked, begins)
+    ids = harness.question(asked, begins, first=first)
     return _digits(harness, variant, sequence, harness.ask(variant, sequence, ids), needle.value)
 
 
@@ -156,14 +156,12 @@ def _told(harness: Harness, variant: Variant, sequence: Sequence, mode: str, nee
     """A conversation: the novel so far, the statement, more of the novel, the question."""
     told, asked = needle.statement, f"Tell me a special magic number for {needle.key}."
     user, model = (told, " I have noted it.") if mode == "told_by_user" else (asked, " " + told)
-    exchanges = [
-        (harness.closing("\nTell me when you have read this.", "", first=True), " I have read it."),
-        (harness.turn(user, ""), model),
-        (harness.turn(f"Here is more of the text. {more}\nTell me when you have read this.", ""), " I have read it."),
+    turns = [
+        ("Tell me when you have read this.", " I have read it."),
+        (user, model),
+        (f"Here is more of the text. {more}\nTell me when you have read this.", " I have read it."),
     ]
-    for said, replied in exchanges:
-        harness.extend(sequence, said)
-        harness.read(variant, sequence, harness.reply(replied))
+    harness.hear(variant, sequence, turns)
     return _ask(harness, variant, sequence, needle, first=False)
 
 

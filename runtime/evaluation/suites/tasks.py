@@ -1,7 +1,8 @@
-"""Tasks: what a reader would notice. RULER-style synthetic tasks, look-ups in real books, and tasks that
-need much of the context (`runtime/evaluation/tasks`).
+"""Tasks: what a reader would notice. RULER-style synthetic tasks, look-ups in real books, tasks that need much
+of the context, and questions late in a conversation (`runtime/evaluation/tasks`).
 
-All variants read every sample from one prefill. Two scores: `found`, the share of the reference strings
+All variants read every sample's context from one prefill; turns between it and the question are given to each
+(`Harness.hear`). Two scores: `found`, the share of the reference strings
 in a greedy reply (RULER's), and `forced`, the share of the right reply's tokens that are the likeliest
 when all before them are right. The second moves long before the first does.
 """
@@ -25,7 +26,7 @@ from ..texts import Texts
 from ..variants import DENSE, Variant
 
 _OVERHEAD = 64
-"""Tokens kept free for the template's words."""
+"""Tokens kept free for the template's words around the context and the question."""
 _DROP = 0.03
 """Of all gated tasks together."""
 
@@ -50,11 +51,12 @@ def run(harness: Harness, options: Options, texts: Texts, ticker: Ticker) -> dic
         for variant, score in _read(harness, task, sample).items():
             scores[variant][task.name].append(score)
     dense = next(found for variant, found in scores.items() if variant.index == DENSE)
-    return {"tasks": [task.name for task in tasks], "variants": [_row(v, found, dense) for v, found in scores.items()]}
+    return {"tasks": [task.name for task in tasks], "variants": [row(v, found, dense) for v, found in scores.items()]}
 
 
 def _samples(task: Task, harness: Harness, options: Options, texts: Texts) -> Iterator[Sample]:
-    fit = Fit(options.ctx - task.max_new_tokens - _OVERHEAD, harness.count)
+    overhead = _OVERHEAD + task.turns * len(harness.turn("", ""))
+    fit = Fit(options.ctx - task.max_new_tokens - overhead, harness.count)
     for number in range(options.samples):
         try:
             yield task.build(random.Random(f"{options.seed}/{task.name}/{number}"), texts, fit)
@@ -64,12 +66,13 @@ def _samples(task: Task, harness: Harness, options: Options, texts: Texts) -> It
 
 def _read(harness: Harness, task: Task, sample: Sample) -> dict[Variant, Score]:
     ids = harness.opening(sample.context)
-    question = harness.closing("\n" + sample.question, sample.prefix, first=True)
+    question = harness.question(sample.question, sample.prefix, first=not sample.earlier)
     gold = harness.reply(sample.gold)
     forced, logits = {}, []
     with ExitStack() as open_forks, harness.prefilled(ids) as base:
         asked = [open_forks.enter_context(harness.fork(variant, base)) for variant in harness.variants]
         for variant, sequence in zip(harness.variants, asked, strict=True):
+            harness.hear(variant, sequence, sample.earlier)
             logits.append(harness.ask(variant, sequence, question))
             with harness.fork(variant, sequence) as twin:
                 forced[variant] = harness.expected(variant, twin, logits[-1], gold)
@@ -103,23 +106,31 @@ def _replies(
     return [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in found]
 
 
-def _row(variant: Variant, scores: dict[str, list[Score]], dense: dict[str, list[Score]]) -> dict[str, Any]:
+def row(variant: Variant, scores: dict[str, list[Score]], dense: dict[str, list[Score]]) -> dict[str, Any]:
+    """What a variant's scores by task, and dense's, come to."""
     by_task = {name: _compare(found, dense[name]) for name, found in scores.items()}
     gated = [name for name, of in by_task.items() if of["found"].gates]
-    pooled = _compare(_join(scores, gated), _join(dense, gated))["found"] if gated else None
-    row = {
+    pooled: Paired | None = _compare(_join(scores, gated), _join(dense, gated))["found"] if gated else None
+    together = _compare(_join(scores, list(scores)), _join(dense, list(scores)))
+    found = {
         **variant.as_dict(),
         "by_task": {name: {"intensive": TASKS[name].intensive, **_as_dict(of)} for name, of in by_task.items()},
-        "all_tasks": _as_dict(_compare(_join(scores, list(scores)), _join(dense, list(scores)))),
+        "all_tasks": _as_dict(together),
         "gated": gated,
         "gated_found": pooled.as_dict() if pooled else None,
+        "found_over_dense": _ratio(pooled) if pooled else None,
+        "forced_over_dense": _ratio(together["forced"]),
         "worst_task": min(gated, key=lambda name: by_task[name]["found"].difference) if gated else None,
     }
     if pooled and not variant.is_yardstick:
         marks = {f"all gated tasks at most {_DROP:.0%} below dense": pooled.loses_at_most(_DROP)}
         marks |= {f"{name} at most 5 % below dense": by_task[name]["found"].loses_at_most(0.05) for name in gated}
-        row |= judge(marks)
-    return row
+        found |= judge(marks)
+    return found
+
+
+def _ratio(of: Paired) -> float | None:
+    return of.other / of.dense if of.dense else None
 
 
 def _join(scores: dict[str, list[Score]], names: list[str]) -> list[Score]:

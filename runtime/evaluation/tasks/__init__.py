@@ -18,21 +18,24 @@
     json              all people told of in a novel, as JSON records
     multineedle       all numbers of one kind of key in a novel
     table             one column of a table's rows with a given trade
+    turns             one of four keys' numbers in a novel, after two of the others were asked for and answered
+    said              one of three numbers that the model itself gave in an earlier turn, before a passage of a novel
 
 Scores compare a method with full attention on the same samples. They are not RULER's published numbers: the
 texts differ.
 """
 
 from .aggregation import CWE, FWE
+from .dialogue import DIALOGUE
 from .fit import Fit
 from .intensive import INTENSIVE
 from .niah import NIAH
 from .questions import QA
 from .quoting import QUOTING
-from .sample import Sample, Task
+from .sample import Sample, Task, Turn
 from .tracing import VT
 
-TASKS: dict[str, Task] = {task.name: task for task in (*NIAH, VT, CWE, FWE, *QA, *QUOTING, *INTENSIVE)}
+TASKS: dict[str, Task] = {task.name: task for task in (*NIAH, VT, CWE, FWE, *QA, *QUOTING, *INTENSIVE, *DIALOGUE)}
 
 
 def select(names: str | None) -> list[Task]:
@@ -44,4 +47,4 @@ def select(names: str | None) -> list[Task]:
     return [TASKS[name] for name in dict.fromkeys(wanted)]
 
 
-__all__ = ["TASKS", "Fit", "Sample", "Task", "select"]
+__all__ = ["TASKS", "Fit", "Sample", "Task", "Turn", "select"]

@@ -1,13 +1,22 @@
-"""What a task makes: one context, one question about it, and what a right reply must contain."""
+"""What a task makes: one context, maybe some turns about it, one question, and what a right reply must contain."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..texts import Texts
 from .fit import Fit
+
+
+class Turn(NamedTuple):
+    """An earlier exchange of a conversation."""
+
+    user: str
+    reply: str
+    """Begins with a space where one belongs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +35,22 @@ class Sample:
     """One complete correct reply after `prefix`, for teacher forcing; begins with a space where one belongs."""
     depth: float | None = None
     """Where in the context the answer stands, 0 (first) to 1 (last character), if it stands in one place."""
+    earlier: tuple[Turn, ...] = ()
+    """What was said between the context and the question."""
 
     def __post_init__(self) -> None:
         if not self.references or not all(reference.strip() for reference in self.references):
             raise ValueError(f"references must be there and not blank, got {self.references!r}")
 
     @property
+    def history(self) -> str:
+        """All that is read before the question."""
+        return "".join([self.context, *(f"\n{turn.user}{turn.reply}" for turn in self.earlier)])
+
+    @property
     def prompt(self) -> str:
         """All that is read before the reply: what a length limit counts."""
-        return f"{self.context}\n{self.question}{self.prefix}"
+        return f"{self.history}\n{self.question}{self.prefix}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +65,8 @@ class Task:
     """(reply after the prefix, references) -> 0..1"""
     intensive: bool = False
     """Context-intensive: the reply needs many places of the context, or all of it."""
+    turns: int = 0
+    """How many earlier turns its samples have: a template puts words around each."""
 
 
 def longest(build: Callable[[int], Sample], fit: Fit, *, smallest: int = 1, limit: int | None = None) -> Sample:

@@ -1,0 +1,85 @@
+"""Vector quantisation whose codebook preserves q.k, and the ranking of coded tokens from a table of scores.
+
+Shapes  keys [G, n, D]   metric [G, D, D], symmetric positive definite   codewords [G, N, D]
+        table [G, R, C], scores of the C *cells* a token can be in   cells int64 [G, n]
+Formula code_j = argmin_c (k_j - c) H (k_j - c)^T = argmax_c k_j H c^T - 1/2 c H c^T, since with H = E[q^T q]
+        (k - c) H (k - c)^T = E[(q.k - q.c)^2]
+Dtypes  fp16/bf16/fp32; arithmetic in fp32
+Paper   A2ATS (arXiv 2502.12665)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_BLOCK = 1024
+"""Keys coded at a time: bounds the memory that their distances to all codewords take."""
+
+
+def half_norms(metric: Tensor, codewords: Tensor) -> Tensor:
+    """1/2 c H c^T, fp32 `[G, N]`: what `nearest_codewords` subtracts."""
+    c = codewords.float()
+    return 0.5 * ((c @ metric.float()) * c).sum(-1)
+
+
+def nearest_codewords(keys: Tensor, metric: Tensor, codewords: Tensor, norms: Tensor) -> Tensor:
+    """Codes, int64 `[G, n]`: two matrix products, and no key is whitened. `norms` are `half_norms`."""
+    columns, offsets = codewords.float().transpose(1, 2), -norms.unsqueeze(1)
+    codes = torch.empty(keys.shape[:2], dtype=torch.int64, device=keys.device)
+    for begin in range(0, keys.shape[1], _BLOCK):
+        some = keys[:, begin : begin + _BLOCK].float() @ metric.float()
+        torch.argmax(torch.baddbmm(offsets, some, columns), -1, out=codes[:, begin : begin + _BLOCK])
+    return codes
+
+
+def nearest_codewords_reference(keys: Tensor, metric: Tensor, codewords: Tensor) -> Tensor:
+    """The formula, in float64."""
+    apart = keys.double().unsqueeze(2) - codewords.double().unsqueeze(1)
+    return torch.einsum("gnci,gij,gncj->gnc", apart, metric.double(), apart).argmin(-1)
+
+
+def shared_scores(table: Tensor, cells: Tensor) -> Tensor:
+    """The mean over the query heads of their softmax over all tokens, fp32 `[G, n]`: what `group_scores` gives
+    for every token's scores, computed once per cell."""
+    counts = _counts(cells, table.shape[-1])
+    shares = torch.softmax(table.float() + counts.log().unsqueeze(1), -1).mean(1) / counts.clamp(min=1)
+    return shares.gather(1, cells)
+
+
+def union_scores(table: Tensor, cells: Tensor, count: int) -> Tensor:
+    """Scores int64 `[G, n]` by which the best `count` tokens are the union of the query heads' own best.
+
+    A token's score is lower the later the head that ranks it first comes to it; between heads that come to theirs at
+    the same rank the first head goes first, and within a cell, whose tokens look alike, the last token. No two
+    scores are equal.
+    """
+    groups, heads, width = table.shape
+    total = cells.shape[1]
+    counts = _counts(cells, width).long().unsqueeze(1)
+    taken = min(count, width)  # a head's first `count` cells that are not empty hold `count` tokens
+    order = table.float().masked_fill(counts == 0, float("-inf")).topk(taken, -1).indices
+    held = counts.expand(-1, heads, -1).gather(2, order)
+    turns = (held.cumsum(-1) - held) * heads + torch.arange(heads, device=table.device).unsqueeze(1)
+    last = torch.full((groups, width), total * heads, dtype=torch.int64, device=table.device)
+    first = last.scatter_reduce_(1, order.flatten(1), turns.flatten(1), "amin")
+    return torch.arange(total, device=table.device) - first.gather(1, cells) * total
+
+
+def union_scores_reference(table: Tensor, cells: Tensor) -> Tensor:
+    """The best `turn` of each token, int64 `[G, n]`, lowest first: head by head, token by token."""
+    groups, heads, _ = table.shape
+    turns = torch.full_like(cells, cells.shape[1] * heads)
+    for group in range(groups):
+        for head in range(heads):
+            scores = table[group, head, cells[group]]
+            for token, score in enumerate(scores):
+                rank = int((scores > score).sum())
+                turns[group, token] = min(int(turns[group, token]), rank * heads + head)
+    return turns
+
+
+def _counts(cells: Tensor, width: int) -> Tensor:
+    """Tokens in each cell, fp32 `[G, width]` (exact up to 2^24)."""
+    zeros = torch.zeros(cells.shape[0], width, device=cells.device)
+    return zeros.scatter_add_(1, cells, torch.ones(1, 1, device=cells.device).expand(cells.shape))

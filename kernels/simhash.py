@@ -1,0 +1,95 @@
+"""SimHash: codes that two vectors share with a probability that depends on their angle alone.
+
+Shapes  normals [bits, tables, D]   x [..., n, D]  ->  codes [..., tables, n] int16, first plane in the highest bit
+        cosine [...]  ->  probability [...] fp32
+Formula code_t(x) = sum_i 2^(bits-1-i) [normals[i, t] . x > 0]
+        one table agrees with P = (1 - arccos(cosine) / pi)^bits, at least two of them with
+        u = 1 - (1 - P)^tables - tables P (1 - P)^(tables - 1)
+Dtypes  fp16/bf16/fp32 in; normals and the rounded x hold whole numbers so small that every product and every
+        partial sum is exact in fp32: a code does not depend on how many vectors are hashed together, on
+        threads or on the device
+Papers  Charikar, STOC 2002; MagicPIG (arXiv 2410.16179)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_STEPS = 8
+"""Whole numbers per standard deviation of a normal's components. A Gaussian rounded this finely keeps its moments
+but for the variance, which grows equally in every direction."""
+_EXACT = 2**24
+"""Whole numbers up to here are exact in fp32."""
+_BLOCK = 256
+"""Vectors hashed at a time: their projections stay in the cache."""
+
+
+class Planes(NamedTuple):
+    """Hyperplanes through the origin."""
+
+    normals: Tensor
+    """fp32 `[bits, tables, D]`, whole numbers."""
+    reach: float
+    """Largest component a hashed vector may have, a power of two."""
+
+    def to(self, device: torch.device) -> Planes:
+        return Planes(self.normals.to(device), self.reach)
+
+
+def random_planes(dim: int, bits: int, tables: int, seed: int) -> Planes:
+    """Normals iid N(0, 1), rounded to multiples of 1/8 and in units of it."""
+    generator = torch.Generator().manual_seed(seed)
+    normals = torch.randn(bits, tables, dim, generator=generator).mul_(_STEPS).round_()
+    longest = max(float(normals.abs().sum(-1).max()), 1.0)
+    return Planes(normals, 2.0 ** math.floor(math.log2(_EXACT / longest)))
+
+
+def rounded(x: Tensor, planes: Planes) -> Tensor:
+    """`x` in whole numbers, its largest component `planes.reach` (2^14 at D = 64, 2^12 at D = 512): fp32.
+
+    Turns it by less than 1e-3.
+    """
+    values = x.float()
+    largest = values.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    return (values / largest * planes.reach).round()
+
+
+def simhash_reference(x: Tensor, planes: Planes) -> Tensor:
+    """The formula in float64, of the rounded vectors."""
+    signs = torch.einsum("btd,...nd->...btn", planes.normals.double(), rounded(x, planes).double()) > 0
+    powers = 2 ** torch.arange(len(planes.normals) - 1, -1, -1, device=x.device)
+    return (signs * powers.view(-1, 1, 1)).sum(-3).to(torch.int16)
+
+
+def simhash(x: Tensor, planes: Planes) -> Tensor:
+    """In fp32, block by block. At most 15 bits."""
+    bits, tables, dim = planes.normals.shape
+    normals, whole = planes.normals.view(bits * tables, dim), rounded(x, planes).transpose(-1, -2)
+    codes = torch.zeros(*x.shape[:-2], tables, x.shape[-2], dtype=torch.int16, device=x.device)
+    for begin in range(0, x.shape[-2], _BLOCK):
+        some = codes[..., begin : begin + _BLOCK]
+        signs = normals @ whole[..., begin : begin + _BLOCK] > 0
+        for of_bit in signs.split(tables, -2):
+            some.mul_(2).add_(of_bit)
+    return codes
+
+
+def inclusion_probability_reference(cosine: Tensor, bits: int | Tensor, tables: int | Tensor) -> Tensor:
+    """The formula as it is written; in fp32 it is lost to cancellation below P = 1e-3."""
+    one = (1 - torch.arccos(cosine.clamp(-1, 1)) / math.pi) ** bits
+    return 1 - (1 - one) ** tables - tables * one * (1 - one) ** (tables - 1)
+
+
+def inclusion_probability(cosine: Tensor, bits: int | Tensor, tables: int | Tensor) -> Tensor:
+    """In logarithms: right to 1e-3 of itself from P = 1e-6 on.
+
+    `bits` and `tables` may be tensors that broadcast against `cosine`. Cosines beyond 1 by rounding are clamped.
+    """
+    angle = torch.arccos(cosine.float().clamp(-1, 1))
+    one = ((1 - angle / math.pi) ** bits).clamp(max=1 - 2**-24)
+    others = tables - 1
+    return -torch.expm1(others * torch.log1p(-one) + torch.log1p(others * one))
