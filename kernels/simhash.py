@@ -79,13 +79,13 @@ def simhash(x: Tensor, planes: Planes) -> Tensor:
 
 
 def inclusion_probability_reference(cosine: Tensor, bits: int | Tensor, tables: int | Tensor) -> Tensor:
-    """The formula as it is written; in fp32 it is lost to cancellation below P = 1e-3."""
+    """The formula as it is written; in fp32 it is lost to cancellation from P = 1e-4 down."""
     one = (1 - torch.arccos(cosine.clamp(-1, 1)) / math.pi) ** bits
     return 1 - (1 - one) ** tables - tables * one * (1 - one) ** (tables - 1)
 
 
 def inclusion_probability(cosine: Tensor, bits: int | Tensor, tables: int | Tensor) -> Tensor:
-    """In logarithms: right to 1e-3 of itself from P = 1e-6 on.
+    """In logarithms: off by at most 2^-21 / ((tables - 1) P) + 5e-6 of itself, 0.3 % at P = 1e-6 and 150 tables.
 
     `bits` and `tables` may be tensors that broadcast against `cosine`. Cosines beyond 1 by rounding are clamped.
     """

@@ -91,7 +91,7 @@ class LeoAMIndex(Index):
         chunk = self.options.chunk or (_USUAL_CHUNK if previous is None else previous.chunk)
         asked = None if previous is None else previous.asked
         if queries is not None:
-            asked = Asked(queries, positions[size - 1 :: size])
+            asked = Asked(queries, positions[size - 1 :: size].contiguous())
         if not self.options.chunk and asked is not None and len(positions) >= _LEARN_FROM:
             chunk = choose_chunk(keys, positions, asked, sink=self.params.sink, local=self.params.local) or chunk
         fitted = int(positions[-1]) + 1 if len(positions) else 0
@@ -148,13 +148,13 @@ class LeoAMIndex(Index):
     def export(self, state: LeoAMState) -> dict[str, Tensor]:
         return {
             **{f"boxes{level}": boxes for level, boxes in enumerate(state.tree.levels)},
-            "chunk": torch.tensor([state.chunk, state.fitted]),
+            "learned": torch.tensor([state.chunk, state.fitted]),
             "queries": state.asked.queries,
             "query_positions": state.asked.positions,
         }
 
     def restore(self, tensors: dict[str, Tensor]) -> LeoAMState:
-        chunk, fitted = tensors["chunk"].tolist()
+        chunk, fitted = tensors["learned"].tolist()
         sizes = self._sizes(chunk)
         tree = BoxTree(sizes, [tensors[f"boxes{level}"] for level in range(len(sizes))])
         return LeoAMState(tree, chunk, fitted, Asked(tensors["queries"], tensors["query_positions"]))

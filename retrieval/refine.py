@@ -21,7 +21,6 @@ from torch import Tensor
 
 from ..kernels.box_scores import box_scores
 from ..kernels.page_bounds import bound_scores
-from ..kernels.topk_pages import group_scores
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +56,7 @@ class Ranking(NamedTuple):
     ids: Tensor
     """int64 `[G, m]`, ascending where they count."""
     scores: Tensor
-    """fp32 `[G, m]`: the upper bound, or with several query heads the mean of their softmax over theirs; -inf: does
+    """fp32 `[G, m]`: the upper bound, or with several query heads the logarithm of their softmaxes' sum; -inf: does
     not count."""
     visited: int
     """Boxes scored per KV head."""
@@ -111,8 +110,8 @@ def _survivors(bounds: tuple[Tensor, Tensor], here: _Candidates, size: int, coun
 
 
 def _rank(hi: Tensor) -> Tensor:
-    """`[G, R, m]` -> `[G, m]`. One head's bounds rank by themselves: a softmax would lose small ones to underflow."""
-    return hi[:, 0] if hi.shape[1] == 1 else group_scores(hi)
+    """`[G, R, m]` -> `[G, m]`: as `group_scores` does, but by logarithms, which tell small scores apart."""
+    return hi[:, 0] if hi.shape[1] == 1 else torch.log_softmax(hi, -1).logsumexp(1)
 
 
 def _children(parents: _Candidates, fan: int, count: int) -> _Candidates:
@@ -129,6 +128,11 @@ def _all_of(level: Tensor) -> _Candidates:
 
 
 def _boxes(level: Tensor, found: _Candidates | None) -> Tensor:
+    """Those of a level, which lie side by side in each group, or those that were found."""
     if found is None:
         return level
-    return level[torch.arange(len(level), device=level.device).unsqueeze(1), found.ids]
+    groups, count, width = level.shape
+    step = level.stride(0) // width  # as one table of rows, `index_select` copies them several times faster
+    table = level.as_strided(((groups - 1) * step + count, width), (width, 1))
+    rows = found.ids + torch.arange(groups, device=level.device).unsqueeze(1) * step
+    return table.index_select(0, rows.flatten()).view(groups, -1, width)

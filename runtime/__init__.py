@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .chat import Chat
     from .config import GenerationConfig, KVConfig
-    from .errors import DoesNotFitError, ModelFileError, SessionError, StratakvError
+    from .errors import DoesNotFitError, ModelFileError, ProfileError, SessionError, StratakvError
     from .reply import Reply
     from .runtime import Runtime
 
 __all__ = [
-    "Chat", "DoesNotFitError", "GenerationConfig", "KVConfig", "ModelFileError", "Reply", "Runtime",
-    "SessionError", "StratakvError",
+    "Chat", "DoesNotFitError", "GenerationConfig", "KVConfig", "ModelFileError", "ProfileError", "Reply",
+    "Runtime", "SessionError", "StratakvError",
 ]  # fmt: skip
 
 _HOMES = {
@@ -33,6 +33,7 @@ _HOMES = {
     "GenerationConfig": "config",
     "KVConfig": "config",
     "ModelFileError": "errors",
+    "ProfileError": "errors",
     "Reply": "reply",
     "Runtime": "runtime",
     "SessionError": "errors",

@@ -223,6 +223,38 @@ def bench(
         out.write_text(line + "\n")
 
 
+@app.command()
+def calibrate(
+    model: Annotated[str, typer.Argument(help="Alias, hub id, model directory or .gguf file.")],
+    text: Annotated[list[Path], typer.Option("--text", help="Text file to learn from; repeatable.")],
+    codewords: Annotated[int, typer.Option("--codewords", help="Per layer and KV head.")] = 1024,
+    tokens: Annotated[int, typer.Option("--tokens", help="How much of the texts is read.")] = 16384,
+    out: Annotated[Path | None, typer.Option("--out", help="Profile. Default: where the chat looks for it.")] = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+) -> None:
+    """Learn what the index a2ats must know about a model: once per model, a few minutes."""
+    from .calibrate import calibrate as learn
+    from .evaluation.progress import Bar
+
+    try:
+        with Bar() as bar:
+            made = learn(
+                model, text, device=device, dtype=dtype, codewords=codewords, tokens=tokens, out=out, ticker=bar
+            )
+    except user_errors() as error:
+        fail(error)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    print(
+        f"{made.path}: {made.num_bytes / 1e6:.1f} MB, {made.codewords} codewords per KV head of {made.num_layers} "
+        f"layers from {made.num_tokens} tokens, in {made.seconds:.0f} s"
+    )
+    print("error of q.k on text not learned from, as a share of its variance, and that of plain k-means:")
+    for layer, ours, plain in made.compared:
+        print(f"  layer {layer:3}  {ours:.3f}  {plain:.3f}")
+
+
 @app.command(name="eval")
 def evaluation(
     suite: Annotated[str, typer.Option("--suite", help="exact, fidelity, needles or tasks.")],

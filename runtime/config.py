@@ -24,6 +24,8 @@ class KVConfig:
     """Store folder. None: `stratakv/kv` in the user's cache directory."""
     index: str = "auto"
     """How the tokens that matter are found; see `stratakv.retrieval`."""
+    profile: str | Path | None = None
+    """Profile for an index that needs one. None: where `stratakv calibrate` puts it."""
     budget: int | float = 2048
     """Tokens read per KV head and layer at each decode step, sinks, window and tail included; or a
     fraction of the context, in (0, 1)."""

@@ -11,6 +11,10 @@ class ModelFileError(StratakvError):
     """The model cannot be found, read or understood. Names the file and what is wrong."""
 
 
+class ProfileError(StratakvError):
+    """An index needs a profile that is missing, damaged or another model's. Names the file and the command to run."""
+
+
 class DoesNotFitError(StratakvError):
     """A prompt exceeds the model's window or the configured tiers. Shows the sum."""
 

@@ -211,6 +211,13 @@ def file_digest(path: Path) -> str:
     return str(known[name])
 
 
+def model_digest(directory: Path) -> str:
+    """Names a model whatever its dtype: by the GGUF file it was converted from, or `weights_digest`."""
+    if directory.parent == cache_dir() / "models":
+        return directory.name.rsplit("-", 2)[1]  # as `_convert` names them
+    return weights_digest(directory)
+
+
 def weights_digest(directory: Path) -> str:
     """One digest over a model directory's weights, configuration and tokenizer."""
     digest = xxhash.xxh3_128()

@@ -25,6 +25,7 @@ from .indexes import make_indexes
 from .locate import cache_dir, locate, weights_digest
 from .model import Model
 from .planner import Plan, make_plan
+from .profile import Profiles
 from .reply import Reply
 from .template import Template, as_array
 from .workspace import Workspace
@@ -40,10 +41,11 @@ class Runtime:
     """A loaded model over a tiered KV store. Make one with `Runtime.load`; close it, or use `with`."""
 
     def __init__(
-        self, model: Model, store: TieredStore, engine: Engine, plan: Plan, config: KVConfig, name: str
-    ) -> None:
+        self, model: Model, store: TieredStore, engine: Engine, plan: Plan, config: KVConfig, name: str,
+        profiles: Profiles,
+    ) -> None:  # fmt: skip
         self.model, self.store, self.engine, self.plan, self.config = model, store, engine, plan, config
-        self.name = name
+        self.name, self.profiles = name, profiles
         self._finalizer = weakref.finalize(self, store.close)
 
     @classmethod
@@ -69,13 +71,16 @@ class Runtime:
 
         Raises:
             ModelFileError: the model is not there or not usable. ValueError: device or dtype unknown.
+            ProfileError: the index needs a profile of this model, and has none.
             DoesNotFitError: the tiers' caps are too small to work in.
             StoreUnavailableError: the store folder cannot be used.
         """
         kv = kv or KVConfig()
-        where = _device(device)
-        kind = _dtype(dtype, where)
+        where = pick_device(device)
+        kind = pick_dtype(dtype, where)
         directory = locate(str(model), kind, local_files_only=local_files_only, on_convert=on_convert)
+        profiles = Profiles(directory, str(model))
+        profile = profiles.needed(kv)  # before the weights: what is missing is told at once
         loaded = Model.load(directory, where, getattr(torch, kind))
         layout = PageLayout(
             num_heads=loaded.num_kv_heads,
@@ -87,10 +92,10 @@ class Runtime:
         plan = make_plan(kv, layout, len(loaded.tiered), where, _CHUNK[where.type], folder)
         store = _open_store(plan, loaded, directory, str(model), kv, folder, where)
         engine = Engine(
-            loaded, store, make_indexes(loaded, kv), kv,
+            loaded, store, make_indexes(loaded, kv, profile), kv,
             Workspace(layout, plan.span_tokens, where), _CHUNK[where.type],
         )  # fmt: skip
-        return cls(loaded, store, engine, plan, kv, str(model))
+        return cls(loaded, store, engine, plan, kv, str(model), profiles)
 
     def reading(self, kv: KVConfig, like: Engine | None = None) -> Engine:
         """A second engine over the same model and store that finds its tokens as `kv` says (index, budget,
@@ -101,7 +106,9 @@ class Runtime:
                 fork copies the index's state instead of building it again.
         """
         engine = self.engine
-        indexes = make_indexes(self.model, kv) if like is None else list(like.indexes.values())
+        indexes = (
+            make_indexes(self.model, kv, self.profiles.needed(kv)) if like is None else list(like.indexes.values())
+        )
         return Engine(engine.model, engine.store, indexes, kv, engine.workspace, engine.chunk)
 
     @property
@@ -250,7 +257,8 @@ def _open_store(
     return store
 
 
-def _device(name: str) -> torch.device:
+def pick_device(name: str) -> torch.device:
+    """The device `auto`, `cpu`, `cuda` or `cuda:N` means. Raises ValueError."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -264,7 +272,8 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _dtype(name: str, device: torch.device) -> str:
+def pick_dtype(name: str, device: torch.device) -> str:
+    """The dtype `auto`, `float32`, `bfloat16` or `float16` means on a device. Raises ValueError."""
     if name == "auto":
         return "bfloat16" if device.type == "cpu" or torch.cuda.is_bf16_supported() else "float16"
     if name not in ("float32", "bfloat16", "float16"):

@@ -103,10 +103,10 @@ class Choosing(PlainModel):
         groups, rows = self.model.num_kv_heads, q.shape[1]
         keys, values = self.keys[layer], self.values[layer]
         total = keys.shape[1]
-        query = (q * scale).view(groups, -1, q.shape[2])  # [G, R * rows, D]
+        query = (q * scale).reshape(groups, -1, q.shape[2])  # [G, R * rows, D]
         past = total - rows
-        true = (query @ keys.transpose(1, 2)).view(groups, -1, rows, total)
-        near = torch.cat([self.score_of[layer](query).view(*true.shape[:3], past), true[..., past:]], -1)
+        true = (query @ keys.transpose(1, 2)).reshape(groups, -1, rows, total)
+        near = torch.cat([self.score_of[layer](query).reshape(*true.shape[:3], past), true[..., past:]], -1)
         key = torch.arange(total)
         row = key[past:].unsqueeze(1)
         hidden, forced = key > row, (key < SINK) | ((row - key < LOCAL) & (key <= row))

@@ -163,8 +163,12 @@ def _engines(runtime: Runtime, variants: list[Variant]) -> dict[Variant, Engine]
     return found
 
 
-def index_bytes(sequence: Sequence) -> float:
-    """What the index keeps per token and KV head: its states' bytes over all tokens indexed, layers and heads."""
+def index_bytes(sequence: Sequence) -> dict[str, float]:
+    """What an index keeps: `index_bytes` per token and KV head, and `index_fixed_bytes` per KV head, which is what it
+    learned and does not grow. Means over layers."""
     layers = [layer for layer in sequence.layers if isinstance(layer, TieredLayer) and layer.indexed]
+    heads = max(1, sum(layer.layout.num_heads for layer in layers))
+    fixed = sum(tensor.nbytes for layer in layers for tensor in layer.learned().values())
     kept = sum(layer.index.state_bytes(layer.state) for layer in layers)
-    return kept / max(1, sum(layer.indexed * layer.layout.num_heads for layer in layers))
+    tokens = max(1, sum(layer.indexed * layer.layout.num_heads for layer in layers))
+    return {"index_bytes": (kept - fixed) / tokens, "index_fixed_bytes": fixed / heads}

@@ -12,7 +12,7 @@ _WIDTH = 1_000
 """Of a file or a pipe: tables there are as wide as they need to be."""
 _FIDELITY = (
     "tokens read", "recall", "mass", "out. err",
-    "KL", "x oracle", "95 %", "p99", "worst KL", "top-1 %", "ppl %", "B/token",
+    "KL", "x oracle", "95 %", "p99", "worst KL", "top-1 %", "ppl %", "B/token", "fixed kB",
 )  # fmt: skip
 
 
@@ -50,6 +50,7 @@ def _fidelity(result: dict[str, Any]) -> Table:
             f"{row['kl']:.4f}", "-" if ratio is None else f"{ratio:.1f}", f"{low:.3f}-{high:.3f}",
             f"{row['kl_p99']:.3f}", f"{row['worst_context_kl']:.4f}", f"{100 * row['top1_agree']:.1f}",
             f"{100 * row['perplexity_change']:+.1f}", f"{row['index_bytes']:.0f}",
+            f"{row['index_fixed_bytes'] / 1000:.1f}",
         )  # fmt: skip
     return table
 

@@ -175,9 +175,10 @@ def test_index_bytes_are_per_token_and_head(harness: Harness) -> None:
         for variant in (DENSE, MIDDLE, ORACLE):
             with harness.fork(variant, base) as fork:
                 found[variant.index] = index_bytes(fork)
-    assert found == {"dense": 0, "bounds": 4, "oracle": 32}
+    assert {name: kept["index_bytes"] for name, kept in found.items()} == {"dense": 0, "bounds": 4, "oracle": 32}
+    assert all(kept["index_fixed_bytes"] == 0 for kept in found.values()), "they learn nothing"
     empty = harness.engines[MIDDLE].new_sequence()
-    assert index_bytes(empty) == 0
+    assert index_bytes(empty) == {"index_bytes": 0, "index_fixed_bytes": 0}
     empty.close()
 
 

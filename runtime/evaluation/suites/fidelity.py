@@ -88,7 +88,7 @@ def _measure(harness: Harness, source: str, ids: np.ndarray, ticker: Ticker) -> 
             with harness.fork(variant, base) as sequence:
                 probe.attach(sequence)
                 log_p = harness.read(variant, sequence, known).log_softmax(-1).cpu()
-                kept = {**probe.result(), "index_bytes": index_bytes(sequence)}
+                kept = {**probe.result(), **index_bytes(sequence)}
             if true is None:
                 assert variant.index == DENSE
                 true = log_p

@@ -1,0 +1,146 @@
+"""Profiles: what `stratakv calibrate` learned about a model, for indexes that cannot work without.
+
+One safetensors file per model: tensors `layer.N.NAME`, and in its metadata what they were learned from, for which
+model, and a digest over all of them. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+import xxhash
+from torch import Tensor
+
+from ..retrieval.registry import index_class
+from .config import KVConfig
+from .errors import ProfileError
+from .locate import cache_dir, model_digest
+
+_FORMAT = 1
+_KEY = "stratakv_profile"
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What is known about a model's layers."""
+
+    model: str
+    """`locate.model_digest` of the model it was learned from."""
+    layers: dict[int, dict[str, Tensor]]
+    notes: dict[str, Any]
+    """How it was learned; JSON-serialisable."""
+
+    def digest(self) -> bytes:
+        """16 bytes over all tensors."""
+        digest = xxhash.xxh3_128()
+        for name, tensor in sorted(self._tensors().items()):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
+            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.digest()
+
+    def save(self, path: Path) -> int:
+        """Write or replace the file in one step; returns its bytes. Raises OSError."""
+        header = {"format": _FORMAT, "model": self.model, "digest": self.digest().hex(), "notes": self.notes}
+        payload = safetensors.torch.save(self._tensors(), {_KEY: json.dumps(header)})
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            try:
+                file.write(payload)
+                file.flush()
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+        return len(payload)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {f"layer.{n}.{name}": tensor for n, parts in self.layers.items() for name, tensor in parts.items()}
+
+
+def load_profile(path: Path) -> tuple[Profile, str]:
+    """A profile and its digest in hexadecimal.
+
+    Raises:
+        OSError: it cannot be read. ProfileError: it is damaged, of another format, or no profile.
+    """
+    payload = path.read_bytes()
+    try:
+        tensors = safetensors.torch.load(payload)
+        header = json.loads(_metadata(payload)[_KEY])
+        written = header["format"]
+        if written == _FORMAT:
+            profile = Profile(header["model"], _by_layer(tensors), header["notes"])
+            if profile.digest().hex() == header["digest"]:
+                return profile, header["digest"]
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ProfileError(f"{path} is damaged, or no profile ({type(error).__name__})") from error
+    if written != _FORMAT:
+        raise ProfileError(f"{path} is a profile of format {written}, and this program reads {_FORMAT}")
+    raise ProfileError(f"{path} is damaged (its digest differs)")
+
+
+def _metadata(payload: bytes) -> dict[str, str]:
+    length = int.from_bytes(payload[:8], "little")
+    found: dict[str, str] = json.loads(payload[8 : 8 + length]).get("__metadata__", {})
+    return found
+
+
+def _by_layer(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    layers: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        _, number, part = name.split(".", 2)
+        layers.setdefault(int(number), {})[part] = tensor
+    return layers
+
+
+def default_path(directory: Path) -> Path:
+    """Where the profile of the model in `directory` is kept unless told otherwise."""
+    return cache_dir() / "profiles" / f"{model_digest(directory)}.safetensors"
+
+
+class Profiles:
+    """A model's profiles, read when an index first needs them.
+
+    Args:
+        directory: the model's. name: what the user calls it, for messages.
+    """
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self._directory, self._name = directory, name
+        self._read: dict[Path, dict[int, dict[str, Tensor]]] = {}
+
+    def needed(self, config: KVConfig) -> dict[int, dict[str, Tensor]]:
+        """By layer, what the index that `config` names may know; empty if it needs no profile. Every layer's part
+        holds `digest`, the whole profile's, uint8 `[16]`.
+
+        Raises ProfileError, which names the file and the command that makes it, if it is not there or not usable.
+        """
+        index, _ = index_class(config.index)
+        if not index.needs_profile:
+            return {}
+        path = default_path(self._directory) if config.profile is None else Path(config.profile).expanduser()
+        if path not in self._read:
+            self._read[path] = self._load(path, index.name, own=config.profile is not None)
+        return self._read[path]
+
+    def _load(self, path: Path, index: str, *, own: bool) -> dict[int, dict[str, Tensor]]:
+        remedy = f"make one with: stratakv calibrate {self._name} --text FILE" + (f" --out {path}" if own else "")
+        try:
+            profile, digest = load_profile(path)
+        except FileNotFoundError:
+            raise ProfileError(
+                f"index {index!r} needs a profile of {self._name}, and there is no {path}; {remedy}"
+            ) from (None)
+        except ProfileError as error:
+            raise ProfileError(f"{error}; {remedy}") from error
+        if profile.model != model_digest(self._directory):
+            raise ProfileError(f"{path} is the profile of another model than {self._name}; {remedy}")
+        stamp = torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8)
+        return {layer: {**parts, "digest": stamp} for layer, parts in profile.layers.items()}
