@@ -67,8 +67,8 @@ def simhash_reference(x: Tensor, planes: Planes) -> Tensor:
 
 def simhash(x: Tensor, planes: Planes) -> Tensor:
     """In fp32, block by block. At most 15 bits."""
-    bits, tables, dim = planes.normals.shape
-    normals, whole = planes.normals.view(bits * tables, dim), rounded(x, planes).transpose(-1, -2)
+    bits, tables, _ = planes.normals.shape
+    normals, whole = planes.normals.flatten(0, 1), rounded(x, planes).transpose(-1, -2)
     codes = torch.zeros(*x.shape[:-2], tables, x.shape[-2], dtype=torch.int16, device=x.device)
     for begin in range(0, x.shape[-2], _BLOCK):
         some = codes[..., begin : begin + _BLOCK]

@@ -25,7 +25,7 @@ class A2ATSOptions:
     zones: int = 4
     """Distances that keys are scored at. 1: the paper's, one distance for all."""
     shared: int = 1
-    """1: the best tokens by the mean of the query heads' softmax. 0: the union of the heads' own best, as in the paper."""
+    """1: the best tokens by the mean of the query heads' softmax. 0, the paper's: the union of the heads' own best."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.zones <= 64:
@@ -43,17 +43,18 @@ class A2ATSIndex(Index):
     Cost   build O(n D (D + N)), append O(page D (D + N)), select O(zones N D + n), attention O(budget).
     Differs  zones: where the paper scores every key beyond its window of 64 at one distance (2048), the context is
              cut into zones whose bounds grow geometrically from 64, and keys are scored at their zone's middle.
-             `zones=1` is the paper's. On SmolLM2-135M at 6,000 to 8,000 tokens and a budget of 512 (exact top-k: 0.91 of
-             the attention weight), one zone finds 0.76, four find 0.86, eight 0.87. What one zone loses is the distance,
-             not the codebook: of three layers it finds 0.78, and with exact keys 0.81, where exact top-k finds 0.95.
-             One selection per KV head by the mean of its query heads' softmax. `shared=0` is the paper's union of the
-             heads' own top-k: tokens in the order of the best rank any head gives them, until the budget is full
-             (the paper reads up to R times a share rho of the context). It finds 0.004 less and takes longer.
-             The query's own position is taken as the middle of the unsealed page, at most page_size / 2 off: shifting
-             the distance by 8 changed the weight found by less than 0.002.
+             `zones=1` is the paper's. On SmolLM2-135M at 6,000 to 8,000 tokens and a budget of 512, where exact
+             top-k finds 0.91 of the attention weight, one zone finds 0.76, four find 0.86, eight 0.87. What one
+             zone loses is due to the distance, not to the codebook: exact keys at one distance find 0.03 more.
+             One selection per KV head by the mean of its query heads' softmax. `shared=0` is the paper's union of
+             the heads' own top-k, cut to the budget: tokens in the order of the best rank any head gives them (the
+             paper reads up to R times a share rho of the context). It finds 0.004 less and takes longer.
+             The query's position is taken as the middle of the unsealed page, at most page_size / 2 off: shifting
+             the distance by 8 changed the weight found by at most 0.002.
              1024 codewords instead of 4096 by default, learned from 16,384 tokens: sixteen keys per codeword.
-             Attention reads the chosen tokens wherever they lie; the paper computes it on the CPU.
-             Scores are ranked without the keys of sinks and window, which are forced (16 and 64; the paper's 8, 64).
+             k-means starts from random keys and ends after 10 iterations (paper: k-means++, up to 300).
+             Attention reads the chosen tokens wherever they lie; the paper computes it on the CPU. Sinks and local
+             window are the runtime's (16 and 64; paper 8 and 64).
     """
 
     name = "a2ats"

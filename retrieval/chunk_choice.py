@@ -56,7 +56,7 @@ def choose_chunk(keys: Tensor, positions: Tensor, asked: Asked, *, sink: int, lo
         asked: of these, queries that see at least three quarters of the sample are used.
         sink, local: tokens that are always read, so that finding them is no merit.
     """
-    seen = torch.searchsorted(positions, asked.positions, right=True)
+    seen = torch.searchsorted(positions, asked.positions.contiguous(), right=True)
     late = torch.nonzero(seen * 4 >= len(positions) * 3).flatten()
     if not len(late):
         return None

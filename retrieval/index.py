@@ -60,6 +60,8 @@ class Index(ABC):
     name: ClassVar[str]
     Options: ClassVar[type[Any]] = NoOptions
     """Frozen dataclass of int and float settings; a spec such as `shadowkv:rank=64` fills it."""
+    learns: ClassVar[bool] = False
+    """What `fit` returns depends on the sample it is given."""
     uses_queries: ClassVar[bool] = False
     """Learns from queries: `fit` and `append` are then given those of each page's last token."""
     reads_exactly: ClassVar[bool] = True

@@ -82,6 +82,7 @@ class LeoAMIndex(Index):
 
     name = "leoam"
     Options = LeoAMOptions
+    learns = True
     uses_queries = True
 
     def fit(

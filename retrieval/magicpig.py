@@ -94,6 +94,7 @@ class MagicPIGIndex(Index):
     """
 
     name = "magicpig"
+    learns = True
     Options = MagicPIGOptions
     reads_exactly = False
     attends_on_host = True

@@ -29,8 +29,8 @@ INDEXES = {
     "window": "WindowIndex",
 }
 """Name, which is also the module's, and class."""
-AUTO = "bounds"
-"""What `auto` means: the only index here that is both sparse and affordable."""
+AUTO = "spectral"
+"""What `auto` means: docs/decisions/0010."""
 
 
 def index_names() -> list[str]:

@@ -90,6 +90,7 @@ class ShadowKVIndex(Index):
     """
 
     name = "shadowkv"
+    learns = True
     Options = ShadowKVOptions
     reads_exactly = False
 

@@ -94,6 +94,7 @@ class SpectralIndex(Index):
 
     name = "spectral"
     Options = SpectralOptions
+    learns = True
     uses_queries = True
     options: SpectralOptions
 

@@ -35,7 +35,9 @@ DiskOption = Annotated[
     ),
 ]
 PathOption = Annotated[Path | None, typer.Option("--kv-dir", help="Store folder. Default: the user's cache directory.")]
-IndexOption = Annotated[str, typer.Option("--index", help="How tokens are found: auto, bounds, dense, oracle, window.")]
+IndexOption = Annotated[
+    str, typer.Option("--index", help="How tokens are found: auto, spectral, bounds, ..., or name:setting=value.")
+]
 KvDtypeOption = Annotated[str, typer.Option("--kv-dtype", help="Element type of the cache; auto: the model's.")]
 BudgetOption = Annotated[
     float, typer.Option("--budget", help="Tokens read per KV head and step; below 1: share of the context.")

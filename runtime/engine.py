@@ -168,6 +168,9 @@ class Engine:
                 is_last = done + len(span) == total
                 logits = self._span(sequence, span, want_logits and is_last, report)
                 done += len(span)
+        for cache in sequence.layers:
+            if isinstance(cache, TieredLayer):
+                cache.index_sealed()
         if total - cached >= STATE_EVERY:
             self._leave_state(sequence, total - cached)
         return Prefilled(logits, cached, total - cached)

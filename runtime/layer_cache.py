@@ -91,7 +91,7 @@ class TieredLayer:
 
     def begin(self) -> None:
         """Start a span: the tail's tokens go first in the span buffer."""
-        self._page_queries = []
+        self._drop_queries()
         if self.tail_len:
             self.workspace.span[:, :, : self.tail_len] = self._tail_kv()[:, :, : self.tail_len]
 
@@ -130,7 +130,7 @@ class TieredLayer:
             pages = kv.reshape(2, kv.shape[1], -1, size, kv.shape[3]).permute(2, 1, 0, 3, 4).flatten(1)
             pids = self.store.put(self.layer, chains[some], tokens[some], pages.view(torch.uint8))
             self.pids = np.concatenate([self.pids, pids])
-        if whole:
+        if whole and not self.index.learns:
             self._index(span[0, :, :whole])
         self.tail_len = 0
         if length > whole:
@@ -158,6 +158,7 @@ class TieredLayer:
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Attention of one new token; q `[H,D]`, k and v `[G,D]`, rotated. Returns `[H,D]`."""
+        self.index_sealed()  # does something only after a prefill that was interrupted
         tail = self._open_tail()
         tail[0, :, self.tail_len] = k
         tail[1, :, self.tail_len] = v
@@ -262,12 +263,7 @@ class TieredLayer:
 
     def _index(self, keys: Tensor) -> None:
         """Index the keys `[G, n, D]` of pages that were just sealed, with the queries noted for them."""
-        queries = torch.cat(self._page_queries, 2) if self._page_queries else None
-        self._page_queries = []
-        if self.kept_queries is not None and queries is not None:
-            self.kept_queries.append(queries)
-        if not self.index.uses_queries:
-            queries = None
+        queries = self._take_queries()
         if self.indexed:
             self.index.append(self.state, keys, queries)
         else:
@@ -275,6 +271,32 @@ class TieredLayer:
         self.indexed += keys.shape[1]
         if self.index.is_outgrown(self.state):
             self._index_anew()
+
+    def index_sealed(self) -> None:
+        """End a prefill: an index that learns takes in all that was sealed, at once. What it learns, and so what
+        decode reads, must not depend on how the caps cut prefill into spans."""
+        if self.indexed == self.sealed:
+            return
+        queries = self._take_queries()
+        if self.indexed:
+            self._append_stored(queries)
+        else:
+            self._index_anew(queries)
+
+    def _take_queries(self) -> Tensor | None:
+        """Those of the pages that are sealed and not indexed yet, if the index learns from queries."""
+        self._drop_queries()
+        queries = torch.cat(self._page_queries, 2) if self._page_queries else None
+        self._page_queries = []
+        if self.kept_queries is not None and queries is not None:
+            self.kept_queries.append(queries)
+        return queries if self.index.uses_queries else None
+
+    def _drop_queries(self) -> None:
+        """Forget queries of pages that were not sealed after all."""
+        if self._page_queries:
+            pages = (self.sealed - self.indexed) // self.layout.page_size
+            self._page_queries = [torch.cat(self._page_queries, 2)[:, :, :pages]]
 
     def _index_stored(self, queries: Tensor | None = None) -> None:
         """Index sealed pages that are not indexed yet, reading their keys once. Their queries are not known, except
@@ -285,9 +307,13 @@ class TieredLayer:
         else:
             self._index_anew(queries)
 
-    def _append_stored(self) -> None:
-        for begin in range(self.indexed, self.sealed, KEY_BLOCK):
-            self.index.append(self.state, self.block(begin, min(begin + KEY_BLOCK, self.sealed))[0])
+    def _append_stored(self, queries: Tensor | None = None) -> None:
+        """Append sealed pages that are not indexed yet, and their queries `[G, R, pages, D]`."""
+        start, size = self.indexed, self.layout.page_size
+        for begin in range(start, self.sealed, KEY_BLOCK):
+            end = min(begin + KEY_BLOCK, self.sealed)
+            some = None if queries is None else queries[:, :, (begin - start) // size : (end - start) // size]
+            self.index.append(self.state, self.block(begin, end)[0], some)
         self.indexed = self.sealed
         if self.index.is_outgrown(self.state):
             self._index_anew()
@@ -334,6 +360,7 @@ class TieredLayer:
         if self.indexed > self.sealed:
             self.index.truncate(self.state, self.sealed)
             self.indexed = self.sealed
+        self._drop_queries()
         if self.kept_queries:
             self.kept_queries = [torch.cat(self.kept_queries, 2)[:, :, :count]]
         self.set_tail(tail)
@@ -358,6 +385,7 @@ class TieredLayer:
 
     def export(self) -> dict[str, Tensor]:
         """Everything a session keeps besides the pages."""
+        self.index_sealed()
         state = self.index.export(self.state) if self.indexed else {}
         return {"tail": self.tail_copy(), **{f"index.{name}": t.clone() for name, t in state.items()}}
 

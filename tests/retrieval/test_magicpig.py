@@ -104,7 +104,7 @@ def draws() -> Draws:
     q = q * 1.5 / (q @ centred.transpose(1, 2)).std()
     logits = q @ keys.transpose(1, 2)
     way = torch.nn.functional.normalize(normal(dim, seed=3), dim=0)
-    values = 7.5 * normal(1, 1, dim, seed=4) + 0.8 * normal(1, count, dim, seed=5)
+    values = 8.2 * normal(1, 1, dim, seed=4) + 0.8 * normal(1, count, dim, seed=5)
     values = values + 4 * (logits - logits.mean())[0, 0, :, None] * way
     planes = [random_planes(dim, BITS, TABLES, seed) for seed in range(DRAWS)]
     weights = logits.double().softmax(-1)
@@ -149,7 +149,12 @@ def test_the_denominator_is_right_on_average(draws: Draws, tables: int) -> None:
 
 def test_more_tables_make_it_exact(draws: Draws) -> None:
     """The error halves as tables double, and is scatter, not bias; without the weights it would be bias."""
-    measured = {tables: draws.off(draws.attend(draws.seen(tables), tables)[0]) for tables in (75, 150, 300, 600)}
+    measured = {}
+    for tables in (75, 150, 300, 600):
+        seen = draws.seen(tables)
+        found = seen.any(-1)
+        assert found.double().mean() > 0.99, "a few draws of 75 tables sample nothing"
+        measured[tables] = draws.off(draws.attend(seen[found], tables)[0])
     for tables, error in [(75, 0.057), (150, 0.027), (300, 0.0135), (600, 0.0066)]:
         rmse, bias, chance = measured[tables]
         assert rmse == pytest.approx(error, rel=0.15)
@@ -293,7 +298,7 @@ def union_size(tables: HashTables, wanted: Tensor, head: int, depth: int, taken:
 def test_the_deepest_buckets_and_most_tables_that_fit(room: int) -> None:
     """Heads whose queries have more or fewer keys near them go to different depths."""
     keys, q = normal(3, 1400, 64), normal(3, 2, 64, seed=1)
-    keys[1] += 0.3 * q[1, :1] * normal(1400, 1, seed=2)
+    keys[1] += 1.0 * q[1, :1] * normal(1400, 1, seed=2)
     planes = random_planes(64, BITS, 100, 0)
     codes, wanted = simhash(keys, planes), simhash(q, planes).transpose(1, 2)
     begin, end = 10, 1390

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -79,6 +80,15 @@ def test_spilling_equals_not_spilling_bit_for_bit(
         caps["gpu_gb"] = cap_gb(index, gpu_pages, workspace=True)
     found, _ = run(index, dtype, disk_gb=0.1, **caps)
     assert torch.equal(found, unspilled(index, dtype))
+
+
+@pytest.mark.parametrize("index", ["leoam", "magicpig", "shadowkv", "spectral"])
+@pytest.mark.parametrize("pages", [12, 60, 200])
+def test_what_an_index_learns_does_not_depend_on_caps(index: str, pages: int) -> None:
+    """Although caps cut the prompt into spans of other lengths: the first turn is one of them, or two."""
+    caps = {"gpu_gb": cap_gb(index, pages, workspace=True), "host_gb": cap_gb(index, 30, workspace=False)}
+    found, _ = run(index, disk_gb=0.1, **caps)
+    assert torch.equal(found, unspilled(index))
 
 
 def test_a_tight_split_reads_from_all_three_tiers() -> None:
