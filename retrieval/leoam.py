@@ -65,8 +65,8 @@ class LeoAMIndex(Index):
     State  boxes [G, n / s, 2D] of s = c, 4c, .. tokens up to 128 or 256: 2 / c of the keys' elements and a third more,
              in the keys' dtype; in fp32 on a CPU, which scores in fp32. Where c is larger than a page also those
              of pages: chunks cannot be truncated without. One query in 16 pages, for the next fit.
-    Cost   build O(n D); select O(visited boxes D), at most n / 128 + 5 width budget / c of them or all chunks, and
-             one wait for the device per level; attention O(budget).
+    Cost   build O(n D); select O(visited boxes D): of n / c, about n / 128 + 1.3 width budget / c, and one wait for
+             the device per level; where that saves less than half, all n / c at once. Attention O(budget).
     Exact  dropping by bounds, to rounding. With `width=0` and one query head per KV head the chunks are those
              that scoring every chunk finds. With several heads each head's own best are all ranked, but the
              softmax they are ranked by sums over what was kept, and a chunk that is every head's second choice

@@ -37,16 +37,16 @@ class Goal:
     """Tokens that a level keeps at most besides those chosen anyway; 0: all that the bounds leave. At least `wanted`
     otherwise."""
 
-    def edges(self, size: int, count: int) -> tuple[int, int]:
-        """Of `count` boxes of `size` tokens, those before the first number and from the second on hold tokens chosen
-        anyway, or are incomplete. They are always kept, and reach nothing for sure."""
+    def inner(self, size: int, count: int) -> tuple[int, int]:
+        """Of `count` boxes of `size` tokens, those from the first number up to the second are complete and hold nothing
+        that is chosen anyway: only they are sure to reach anything."""
         return min(-(-self.first // size), count), min(self.last // size, count)
 
     def room(self, size: int, count: int) -> int:
         """How many of `count` boxes are kept at most."""
         if not self.limit:
             return count
-        first, last = self.edges(size, count)
+        first, last = self.inner(size, count)
         return min(count, -(-self.limit // size) + first + count - last)
 
 
@@ -94,18 +94,16 @@ def best_chunks(q: Tensor, sizes: Sequence[int], levels: Sequence[Tensor], goal:
 def _survivors(bounds: tuple[Tensor, Tensor], here: _Candidates, size: int, count: int, goal: Goal) -> _Candidates:
     """Of a level of `count` boxes: those that some query head may want, as far as there is room, by upper bound."""
     hi, lo = bounds
-    first, last = goal.edges(size, count)
-    edge = here.valid & ((here.ids < first) | (here.ids >= last))
-    sure = (here.valid & ~edge).unsqueeze(1)
+    first, last = goal.inner(size, count)
+    sure = (here.valid & (here.ids >= first) & (here.ids < last)).unsqueeze(1)
     needed = -(-goal.wanted // size)
     keep = here.valid
     if needed <= lo.shape[-1]:
         reached = lo.masked_fill(~sure, -torch.inf).topk(needed, -1).values[..., -1:]
-        keep = here.valid & (edge | (hi >= reached).any(1))
+        keep = here.valid & (hi >= reached).any(1)
     most = min(goal.room(size, count), int(keep.sum(-1).max()))
     scores = _rank(hi.masked_fill(~here.valid.unsqueeze(1), -torch.inf))
-    scores = scores.masked_fill(edge, torch.inf).masked_fill(~keep, -torch.inf)
-    chosen = scores.topk(most, -1, sorted=False).indices.sort(-1).values
+    chosen = scores.masked_fill(~keep, -torch.inf).topk(most, -1, sorted=False).indices.sort(-1).values
     return _Candidates(here.ids.gather(1, chosen), keep.gather(1, chosen))
 
 

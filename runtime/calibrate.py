@@ -148,7 +148,7 @@ def _captured(
         window = model.windows[layer]
         if window is None:
             keys.append(k[0])
-            far = model.rotation(layer).rotate(q[0], turned).view(k.shape[1], -1, k.shape[3])
+            far = model.rotation(layer).rotate(q[0], turned).reshape(k.shape[1], -1, k.shape[3])
             grams.append((far.transpose(1, 2) @ far).double())
         q, k = model.rotate(layer, q, k, tables)
         if window is not None:

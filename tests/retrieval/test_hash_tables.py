@@ -56,6 +56,13 @@ def test_buckets_find_what_comparing_finds(count: int, depth: int, skewed: bool)
         assert skewed or (most <= 0.6 * expected + 1023).all(), "half the collisions, and whatever is unsorted"
 
 
+def test_the_bound_is_reached_where_all_collide_just_twice() -> None:
+    codes = np.zeros((1, 2, 2048), dtype=np.int16)
+    tables, wanted = HashTables(codes, BITS), np.zeros((1, 1, 2), dtype=np.int16)
+    assert tables.most_colliding(np.arange(1), wanted, BITS).tolist() == [2048]
+    assert (tables.second_hits(np.arange(1), wanted, BITS) == 2).all()
+
+
 @pytest.mark.parametrize(
     "steps", [[18_000], [16] * 130, [1000, 24, 3, 1021, 0, 15_000, 2000], [16_384, 16_384]], ids=str
 )

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stratakv.kernels.page_bounds import bound_scores, bound_scores_reference, page_bounds
+from stratakv.kernels.topk_pages import group_scores, topk_pages
 from stratakv.retrieval import Index, IndexParams, make_index
 from stratakv.retrieval.box_tree import BoxTree
+from stratakv.retrieval.chunk_choice import Asked, choose_chunk
 from stratakv.retrieval.leoam import LeoAMIndex
 from stratakv.retrieval.refine import Goal, best_chunks
 
@@ -102,8 +104,34 @@ def test_dropping_by_bounds_loses_nothing(
     least = (params.units(params.sink, page_size) + params.units(params.local, page_size) + 1) * page_size
     budget = data.draw(st.integers(least, tokens - 1))
     index = leoam(f":chunk={chunk}:width=0", params)
-    chosen = index.select(index.build(keys), q, tokens, budget)
+    state = index.fit(keys[:, :0], torch.arange(0))
+    for run in keys.tensor_split([tokens // page_size // 2 * page_size, tokens - page_size], 1):
+        index.append(state, run)
+    chosen = index.select(state, q, tokens, budget)
     assert torch.equal(chosen.ids, flat_choice(keys, q, chunk, budget, params))
+
+
+def test_forced_tokens_are_no_promise() -> None:
+    """A quarter of the best box is read anyway: of the 256 tokens that are wanted, the rest lie in the next best."""
+    for sink, local, runs, expected in (
+        (64, 0, [9.0, 5.0, 3.0, 0.0], [*range(20)]),
+        (0, 64, [0.0, 3.0, 5.0, 9.0], [*range(32, 36), *range(48, 64)]),
+    ):
+        index = leoam(":chunk=16:width=0", IndexParams(sink=sink, local=local))
+        keys = torch.tensor(runs).repeat_interleave(256).view(1, -1, 1)
+        chosen = index.select(index.build(keys), torch.ones(1, 1, 1), 1024, 64 + 256)
+        assert chosen.ids.tolist() == [expected]
+
+
+@pytest.mark.parametrize("width", [0, 1])
+def test_the_last_box_may_be_incomplete(width: int) -> None:
+    """It holds one page, the best; no page is chosen twice in its children's stead."""
+    keys = torch.zeros(1, 8192 + 16, 1)
+    keys[0, 2048:2304, 0], keys[:, 8192:] = torch.linspace(7, 5, 256), 9.0
+    index = leoam(f":width={width}", IndexParams(sink=0, local=0))
+    chosen = index.select(index.build(keys), torch.ones(1, 1, 1), 8208, 48)
+    assert chosen.ids.tolist() == [[128, 129, 512]]
+    assert chosen.notes.visited < 80
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -118,6 +146,29 @@ def test_each_heads_best_are_ranked(seed: int) -> None:
     ranked = ranking.ids.masked_fill(ranking.scores == -torch.inf, -1)
     for row, ids in zip(ranked.tolist(), best.tolist(), strict=True):
         assert set(ids) <= set(row)
+
+
+def test_query_heads_agree_by_their_softmax() -> None:
+    """Where nothing is dropped, the ranking is the mean of the heads' softmax over all chunks."""
+    generator = torch.Generator().manual_seed(0)
+    keys, q = torch.randn(2, 4096, 64, generator=generator), torch.randn(2, 3, 64, generator=generator) / 4
+    index = leoam(params=IndexParams(sink=0, local=0))
+    chosen = index.select(index.build(keys), q, 4096, 1024)
+    scores = group_scores(bound_scores(q, page_bounds(keys, 16)))
+    assert torch.equal(chosen.ids, topk_pages(scores, 64, sink=0, local=0))
+    assert chosen.notes == (256, 256), "no coarse box is scored that could rule out little"
+
+
+def test_what_is_read_anyway_has_its_share_of_the_softmax() -> None:
+    """Two heads and one chunk to choose; the first head has all it wants in the sinks, so the second decides."""
+    keys = torch.zeros(1, LONG, 2)
+    keys[:, 3] = torch.tensor([40.0, 0.0])
+    keys[:, 10_000] = torch.tensor([9.0, 0.0])
+    keys[:, 20_000] = torch.tensor([0.0, 8.0])
+    index = leoam(params=IndexParams(sink=16, local=0))
+    chosen = index.select(index.build(keys), torch.eye(2).unsqueeze(0), LONG, 32)
+    assert chosen.notes.visited < 300
+    assert chosen.ids.tolist() == [[0, 20_000 // 16]]
 
 
 @pytest.mark.parametrize("tied", ["all", "within-a-run"])
@@ -245,6 +296,17 @@ def test_attention_that_is_always_read_does_not_count() -> None:
     assert learned(keys, queries) == 128
 
 
+def test_what_a_query_cannot_see_does_not_count() -> None:
+    """A loud key behind all queries but the last; and a window so long that nothing is left to find."""
+    keys, queries = peaked(3072)
+    positions = torch.arange(3072)
+    asked = Asked(queries, positions[15::16].contiguous())
+    assert choose_chunk(keys, positions, asked, sink=16, local=64) == 8
+    assert choose_chunk(keys, positions, asked, sink=16, local=2900) is None
+    keys[:, -1] = queries[:, 0, 0] * 100
+    assert choose_chunk(keys, positions, asked, sink=16, local=64) == 8
+
+
 def test_a_longer_conversation_learns_anew() -> None:
     """A greeting first, then a document, page by page as it is written: after a kilotoken there is enough to learn
     from, then at every doubling."""
@@ -288,9 +350,16 @@ def test_what_is_kept_to_learn_from_does_not_depend_on_pieces() -> None:
 
 
 def test_pages_of_unknown_queries_teach_nothing() -> None:
-    """Adopted from the store: the state grows and is not fitted anew for nothing."""
+    """Adopted from the store: the state grows and is not fitted anew for nothing; what was learned before stays."""
     index = leoam()
-    keys, _ = peaked(4096)
+    keys, queries = smooth(4096)
     state = index.build(keys[:, :16])
     index.append(state, keys[:, 16:])
     assert not index.is_outgrown(state)
+    state = index.build(keys[:, :1024], queries[:, :, :64])
+    index.append(state, keys[:, 1024:1536], queries[:, :, 64:96])
+    index.append(state, keys[:, 1536:])
+    assert not index.is_outgrown(state), "the queries that are known saw less than half of it"
+    learned = index.build(keys, queries)
+    assert learned.chunk >= 64
+    assert index.fit(keys, torch.arange(4096), None, learned).chunk == learned.chunk

@@ -1,0 +1,297 @@
+"""`stratakv calibrate`: what it makes, who may use it, and what is said when nobody can."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import faiss
+import pytest
+import safetensors.torch
+import torch
+from tiny_models import save_tiny_model
+from torch import Tensor
+from typer.testing import CliRunner, Result
+
+from stratakv.kernels.codebook_scores import half_norms, nearest_codewords
+from stratakv.runtime import KVConfig, ProfileError, Runtime
+from stratakv.runtime.calibrate import CONTEXT, _captured, _contexts, calibrate
+from stratakv.runtime.cli import app
+from stratakv.runtime.layer_cache import TieredLayer
+from stratakv.runtime.locate import model_digest
+from stratakv.runtime.model import Model
+from stratakv.runtime.profile import Profile, default_path, load_profile
+
+TEXT = "".join(f"On day {day} the keeper of the light wrote {day * 37 % 101} words in the log. " for day in range(60))
+
+
+class Silent:
+    """A `Ticker` that counts."""
+
+    def __init__(self) -> None:
+        self.total, self.told = 0, list[str]()
+
+    def start(self, total: int) -> None:
+        self.total = total
+
+    def advance(self, what: str) -> None:
+        self.told.append(what)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Models and codebooks are tiny here: threads would mostly wait for each other."""
+    before = torch.get_num_threads(), faiss.omp_get_max_threads()
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
+    yield
+    torch.set_num_threads(before[0])
+    faiss.omp_set_num_threads(before[1])
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache directory of our own, with a text in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        (folder / "text.txt").write_text(TEXT)
+        yield folder
+
+
+def command(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [*map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def made(cache: Path, tiny_llama: Path) -> Result:
+    """The command's output; the profile is where the runtime looks for it."""
+    text = cache / "text.txt"
+    return command(
+        "calibrate", tiny_llama, "--text", text, "--codewords", "32", "--tokens", "1024", "--dtype", "float32"
+    )
+
+
+def load(model: Path, store: Path, **kv: Any) -> Runtime:
+    return Runtime.load(model, dtype="float32", kv=KVConfig(path=store, index="a2ats", budget=144, local=32, **kv))
+
+
+def one_line(result: Result) -> str:
+    assert result.exit_code == 2, (result.stdout, result.stderr, result.exception)
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def test_the_command_makes_a_profile(made: Result, tiny_llama: Path) -> None:
+    assert made.exit_code == 0, (made.stderr, made.exception)
+    path = default_path(tiny_llama)
+    first, _, *rows = made.stdout.splitlines()
+    size = path.stat().st_size
+    assert first.startswith(f"{path}: {size / 1e6:.1f} MB, 32 codewords per KV head of 3 layers from 1024 tokens")
+    assert [row.split()[1] for row in rows] == ["0", "1", "2"]
+    assert all(0 < float(error) < 0.5 for row in rows for error in row.split()[2:]), "on text not learned from"
+    profile, digest = load_profile(path)
+    assert profile.model == model_digest(tiny_llama)
+    assert profile.notes["tokens"] == 1024
+    assert digest == profile.digest().hex()
+    for parts in profile.layers.values():
+        shapes = {name: (list(tensor.shape), tensor.dtype) for name, tensor in parts.items()}
+        assert shapes == {
+            "codewords": ([2, 32, 8], torch.float16), "center": ([2, 1, 8], torch.float32),
+            "metric": ([2, 8, 8], torch.float32), "distance": ([], torch.int64),
+        }  # fmt: skip
+
+
+def test_a_conversation_reads_through_it(made: Result, tiny_llama: Path, tmp_path: Path) -> None:
+    with load(tiny_llama, tmp_path / "kv") as runtime:
+        chat = runtime.chat()
+        chat.read_text(TEXT[:1500])
+        reply = chat.send("What did the keeper write?", max_new_tokens=24, ignore_eos=True)
+        assert len(reply.tokens) == 24
+        assert runtime.stats()["tokens_read"] == 144
+        layer = runtime.engine.indexes[0].layer
+        assert layer.profile is not None
+
+
+def test_another_reading_of_the_same_model_uses_it(made: Result, tiny_llama: Path, tmp_path: Path) -> None:
+    with Runtime.load(tiny_llama, dtype="float32", kv=KVConfig(path=tmp_path / "kv")) as runtime:
+        engine = runtime.reading(KVConfig(path=tmp_path / "kv", index="a2ats:zones=1"))
+        assert "profile=" in engine.index_identity
+
+
+def test_what_is_captured_is_what_the_layer_attends_with(tiny_llama: Path) -> None:
+    """Rotated to where they stand, keys are those of a cache; queries, turned to a distance, make Q^T Q."""
+    model = Model.load(tiny_llama, torch.device("cpu"), torch.float32)
+    read, tested = _contexts(model, [TEXT], 400)
+    found = {layer: (keys, grams) for layer, keys, grams in _captured(model, [*read, tested], 2048, Silent())}
+    seen: dict[int, tuple[Tensor, Tensor]] = {}
+    ids = torch.from_numpy(tested).unsqueeze(0)
+    tables = model.rotary(torch.arange(ids.shape[1]).unsqueeze(0), torch.float32)
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        q, k = model.rotate(layer, q, k, tables)
+        seen[layer] = q[0], k[0]
+        mask = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
+        repeated = [each.repeat_interleave(3, 1) for each in (k, v)]
+        scores = (q @ repeated[0].transpose(2, 3) * scale).masked_fill(~mask, float("-inf"))
+        return scores.softmax(-1) @ repeated[1]
+
+    with torch.inference_mode():
+        hidden = model.embed(ids)
+        for layer in range(model.num_layers):
+            hidden = model.run_layer(model.layer(layer, prefill=True), hidden, attend)
+    assert found.keys() == {0, 1, 2}
+    rows = ids.shape[1]
+    for layer, (keys, grams) in found.items():
+        q, k = seen[layer]
+        rotation, positions = model.rotation(layer), torch.arange(rows)
+        torch.testing.assert_close(rotation.rotate(keys[:, -rows:], positions), k, rtol=1e-4, atol=1e-4)
+        far = rotation.rotate(rotation.unrotate(q, positions), torch.full((rows,), 2048)).reshape(2, -1, 8).double()
+        torch.testing.assert_close(grams[-1], far.transpose(1, 2) @ far, rtol=1e-3, atol=1e-2)
+
+
+def test_contexts_are_spread_and_one_is_kept_for_testing(tiny_llama: Path) -> None:
+    model = Model.load(tiny_llama, torch.device("cpu"), torch.float32)
+    texts = ["a" * 3000, "b" * 1000]
+    read, tested = _contexts(model, texts, 800)
+    assert {len(ids) for ids in [*read, tested]} == {200}
+    assert len(read) == 4
+    letters = [model.tokenizer.decode(ids[:1]) for ids in read]
+    assert letters == ["a", "a", "a", "b"]
+    long, _ = _contexts(model, ["a" * 50_000], 4 * CONTEXT)
+    assert {len(ids) for ids in long} == {CONTEXT}
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "smollm3", "phi3"])
+def test_families(family: str, cache: Path, tmp_path: Path) -> None:
+    """Layers with a window are read but not learned; layers without positions, or with half of them, are learned."""
+    model, ticker = save_tiny_model(tmp_path / "model", family), Silent()
+    done = calibrate(
+        str(model), [cache / "text.txt"], dtype="float32", codewords=16, tokens=512, ticker=ticker,
+        out=tmp_path / "here.safetensors",
+    )  # fmt: skip
+    expected = [1] if family == "gemma3_text" else [0, 1, 2]
+    assert sorted(load_profile(done.path)[0].layers) == expected
+    assert ticker.total == len(ticker.told) == expected[-1] + 1
+    with load(model, tmp_path / "kv", profile=done.path) as runtime:
+        chat = runtime.chat()
+        chat.read_text(TEXT[:800])
+        assert len(chat.send("And then?", max_new_tokens=8, ignore_eos=True).tokens) == 8
+
+
+def test_codes_of_cached_keys_are_those_of_the_codebook(made: Result, tiny_llama: Path, tmp_path: Path) -> None:
+    """Keys that were rotated, stored and read back find the codewords of the keys before RoPE."""
+    profile, _ = load_profile(default_path(tiny_llama))
+    with load(tiny_llama, tmp_path / "kv") as runtime:
+        layer = runtime.engine.indexes[1]
+        keys = torch.randn(2, 64, 8, generator=torch.Generator().manual_seed(0))
+        state = layer.build(runtime.model.rotation(1).rotate(keys, torch.arange(64)))
+    parts = profile.layers[1]
+    norms = half_norms(parts["metric"], parts["codewords"])
+    codes = nearest_codewords(keys - parts["center"], parts["metric"], parts["codewords"], norms)
+    assert (layer.export(state)["codes"][:, :, 0].long() == codes).float().mean() > 0.98, "but for ties in rounding"
+
+
+# Refusals
+
+
+def test_a_missing_profile_names_the_command(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the weights are loaded."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(Model, "load", None)
+    told = one_line(command("chat", "-m", tiny_llama, "-p", "hi", "--kv-dir", tmp_path / "kv", "--index", "a2ats"))
+    assert f"index 'a2ats' needs a profile of {tiny_llama}" in told
+    assert f"stratakv calibrate {tiny_llama} --text FILE\n" in told
+    with pytest.raises(ProfileError, match=r"no .*none\.safetensors; .* --text FILE --out .*none\.safetensors"):
+        load(tiny_llama, tmp_path / "kv", profile=tmp_path / "none.safetensors")
+
+
+def test_a_foreign_profile_is_refused(made: Result, tiny_llama: Path, tmp_path: Path) -> None:
+    other = save_tiny_model(tmp_path / "other", hidden_size=24)
+    with pytest.raises(ProfileError, match=r"is the profile of another model than .*other; make one with: stratakv"):
+        load(other, tmp_path / "kv", profile=default_path(tiny_llama))
+
+
+def changed_digit(payload: bytes) -> bytes:
+    return payload[:-9] + bytes([payload[-9] ^ 1]) + payload[-8:]
+
+
+def other_format(payload: bytes) -> bytes:
+    profile = safetensors.torch.load(payload)
+    header = json.dumps({"format": 2, "model": "", "digest": "", "notes": {}})
+    return safetensors.torch.save(profile, {"stratakv_profile": header})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda payload: payload[:-100], "damaged, or no profile"),
+        (lambda payload: payload[:5], "damaged, or no profile"),
+        (lambda payload: b"", "damaged, or no profile"),
+        (lambda payload: b"a text, as it happens" * 9, "damaged, or no profile"),
+        (lambda payload: safetensors.torch.save({"weight": torch.zeros(2)}), "damaged, or no profile"),
+        (changed_digit, "its digest differs"),
+        (other_format, "of format 2, and this program reads 1"),
+    ],
+    ids=["cut", "shorter than a header", "empty", "text", "other tensors", "a bit", "format"],
+)
+def test_a_damaged_profile_is_refused(
+    damage: Any, message: str, made: Result, tiny_llama: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "profile.safetensors"
+    path.write_bytes(damage(default_path(tiny_llama).read_bytes()))
+    with pytest.raises(ProfileError, match=rf"{re.escape(str(path))}.*{message}.*stratakv calibrate"):
+        load(tiny_llama, tmp_path / "kv", profile=path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--text", "{cache}/none.txt"], "none.txt: no such file"),
+        (
+            ["--text", "{cache}/text.txt"],
+            "the texts hold 1 whole contexts of 2048 tokens, and 9 are needed to learn from",
+        ),
+        (["--text", "{cache}/text.txt", "--tokens", "64", "--codewords", "65"], "at most as many as tokens, not 65"),
+        (["--text", "{cache}/text.txt", "--codewords", "0"], "codewords is 1 to 32768"),
+        (["--text", "{cache}/text.txt", "--out", "{cache}/nowhere/p"], "its folder does not exist"),
+    ],
+)
+def test_bad_input(arguments: list[str], message: str, cache: Path, tiny_llama: Path) -> None:
+    filled = [argument.format(cache=cache) for argument in arguments]
+    assert message in one_line(command("calibrate", tiny_llama, "--dtype", "float32", *filled))
+
+
+def test_a_profile_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "profile.safetensors"
+    one, two = (Profile("m", {0: {"codewords": torch.full((2,), x)}}, {}) for x in (1.0, 2.0))
+    one.save(path)
+
+    def fail(*_: Any) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="no room"):
+        two.save(path)
+    assert load_profile(path)[1] == one.digest().hex()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_another_profile_is_another_identity(made: Result, cache: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    """A session saved with one is not restored with another: codes would mean nothing. Its keys are coded anew."""
+    text, other = cache / "text.txt", tmp_path / "other.safetensors"
+    calibrate(str(tiny_llama), [text], dtype="float32", codewords=16, tokens=1024, out=other, ticker=Silent())
+    with load(tiny_llama, tmp_path / "kv") as runtime:
+        chat = runtime.chat()
+        chat.read_text(TEXT[:1500])
+        chat.save("keeper")
+    with load(tiny_llama, tmp_path / "kv", profile=other) as runtime:
+        chat = runtime.chat(session="keeper")
+        layer = chat._sequence.layers[0]
+        assert isinstance(layer, TieredLayer)
+        assert layer.index.export(layer.state)["codes"].max() < 16
+        assert len(chat.send("What did the keeper write?", max_new_tokens=4, ignore_eos=True).tokens) == 4
