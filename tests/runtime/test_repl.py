@@ -60,7 +60,7 @@ def test_every_command(tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureF
         "saved 'door' with the KV of",
         "temperature=0.5",
         "unknown generation argument(s) temprature",
-        "cache in bfloat16; index bounds, budget 256",
+        "cache in bfloat16; index spectral, budget 256",
         "the conversation is forgotten",
         "there is no reply to regenerate",
         "tokens restored, 0 computed again",
