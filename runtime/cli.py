@@ -39,6 +39,9 @@ IndexOption = Annotated[
     str, typer.Option("--index", help="How tokens are found: auto, spectral, bounds, ..., or name:setting=value.")
 ]
 KvDtypeOption = Annotated[str, typer.Option("--kv-dtype", help="Element type of the cache; auto: the model's.")]
+ProfileOption = Annotated[
+    Path | None, typer.Option("--profile", help="What calibrate wrote with --out. Default: where calibrate puts it.")
+]
 BudgetOption = Annotated[
     float, typer.Option("--budget", help="Tokens read per KV head and step; below 1: share of the context.")
 ]
@@ -85,6 +88,7 @@ def chat(
     index: IndexOption = "auto",
     budget: BudgetOption = 2048,
     kv_dtype: KvDtypeOption = "auto",
+    profile: ProfileOption = None,
     file: Annotated[
         list[Path] | None, typer.Option("-f", "--file", help="Read this document first; repeatable.")
     ] = None,
@@ -112,7 +116,7 @@ def chat(
     try:
         kv = kv_config(
             gpu_gb=gpu_kv_gb, host_gb=host_kv_gb, disk_gb=disk_kv_gb, path=kv_dir, index=index, budget=budget,
-            dtype=kv_dtype,
+            dtype=kv_dtype, profile=profile,
         )  # fmt: skip
         options = Options(model, device, dtype, kv, file or [], session, system, generation)
         if prompt is None:

@@ -83,6 +83,13 @@ def test_union_scores(count: int, width: int) -> None:
         assert all(len(set(row)) == 60 for row in scores.tolist())
 
 
+def test_a_union_of_heads_that_agree_is_what_one_of_them_chooses() -> None:
+    table, cells = table_and_cells(0, heads=1, width=62)
+    cells[:] = torch.arange(60)
+    scores = union_scores(table.expand(-1, 3, -1), cells, 40)
+    assert torch.equal(scores.topk(40).indices, table[:, 0, :60].topk(40).indices)
+
+
 def test_union_by_hand() -> None:
     """Two heads over six tokens, one per cell: head 0 ranks 5 4 3 2 1 0, head 1 ranks 0 5 1 2 3 4.
 

@@ -148,6 +148,7 @@ def test_what_is_captured_is_what_the_layer_attends_with(tiny_llama: Path) -> No
     rows = ids.shape[1]
     for layer, (keys, grams) in found.items():
         q, k = seen[layer]
+        assert keys.shape[1] == len(grams) * rows == (len(read) + 1) * rows
         rotation, positions = model.rotation(layer), torch.arange(rows)
         torch.testing.assert_close(rotation.rotate(keys[:, -rows:], positions), k, rtol=1e-4, atol=1e-4)
         far = rotation.rotate(rotation.unrotate(q, positions), torch.full((rows,), 2048)).reshape(2, -1, 8).double()
@@ -206,6 +207,8 @@ def test_a_missing_profile_names_the_command(tiny_llama: Path, tmp_path: Path, m
     told = one_line(command("chat", "-m", tiny_llama, "-p", "hi", "--kv-dir", tmp_path / "kv", "--index", "a2ats"))
     assert f"index 'a2ats' needs a profile of {tiny_llama}" in told
     assert f"stratakv calibrate {tiny_llama} --text FILE\n" in told
+    named = ["--index", "a2ats", "--profile", tmp_path / "none"]
+    assert f"--out {tmp_path / 'none'}" in one_line(command("chat", "-m", tiny_llama, "-p", "hi", *named))
     with pytest.raises(ProfileError, match=r"no .*none\.safetensors; .* --text FILE --out .*none\.safetensors"):
         load(tiny_llama, tmp_path / "kv", profile=tmp_path / "none.safetensors")
 
