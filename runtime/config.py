@@ -39,7 +39,10 @@ class KVConfig:
     """Element type of the cache. `auto`: the model's. `bfloat16` under a float32 model halves its
     bytes at a mean KL below 1e-4 (docs/decisions/0003)."""
     codec: str = "zstd"
-    """Codec of the disk edge: `zstd` (lossless) or `raw`."""
+    """How pages are written to disk. `zstd`, `raw`: lossless. `adaptive`: lossless while reading them back hides
+    behind computing; where the disk is too slow for that, a share of the pages is written in 4 bits a number, as large
+    as makes reads fit. Those pages are approximate once they have left memory: answers then depend on what was
+    spilled, and no longer repeat to the bit."""
 
     def __post_init__(self) -> None:
         for name in ("gpu_gb", "host_gb", "disk_gb"):
@@ -51,6 +54,8 @@ class KVConfig:
         split_spec(self.index)
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ValueError(f"the cache's dtype is auto, float32, bfloat16 or float16, not {self.dtype!r}")
+        if self.codec not in ("zstd", "raw", "adaptive"):
+            raise ValueError(f"codec is zstd, raw or adaptive, not {self.codec!r}")
         self.index_params()
         self._check_budget()
 

@@ -238,6 +238,8 @@ def _open_store(
             "rope": getattr(model.config, "rope_parameters", None),
             "layout": {field: getattr(layout, field) for field in layout.__slots__},
         }
+        if kv.codec == "adaptive":
+            identity["codec"] = kv.codec  # its pages may be approximate: no lossless run may find them
         fingerprint = hashlib.blake2b(
             json.dumps(identity, sort_keys=True, default=str).encode(), digest_size=16
         ).digest()

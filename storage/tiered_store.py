@@ -7,7 +7,10 @@ goes. Attention, heads and sequences are unknown here: a page is bytes made of e
 Invariants  (1) a page with references is in host memory, or stored on disk, or both
             (2) host evicts only pages whose disk record is committed; gpu copies are always spare
             (3) no tier holds a byte above its cap: slots are counted before they are handed out
-            (4) reads return exactly the bytes that were put, or raise CorruptPageError
+            (4) reads return exactly the bytes that were put, or raise CorruptPageError. The codec `adaptive`
+                gives this up for the share of pages that it writes as int4: such a page is exact until it
+                has left memory and approximate when it comes back, so results depend on what was spilled.
+                What came back is never encoded again: errors do not add up
 Life of a page   open (a filling slot) -> sealed, dirty in host -> written behind by the one writer
                  thread -> clean: may leave host memory -> back on demand, up to the gpu pool
 Threads     one caller thread plus the writer; all bookkeeping under one lock. The writer encodes
@@ -28,7 +31,7 @@ import torch
 
 from . import record
 from .arena import NO_PAGE, Arena
-from .codecs import CODECS, Codec, make_codec
+from .compression import Compression, make_compression
 from .counters import Counters
 from .disk_tier import DiskTier
 from .errors import CapacityError, ClosedError, CorruptPageError, StorageFullError
@@ -53,12 +56,13 @@ class TieredStore:
     """Pages over up to three tiers.
 
     Args:
-        layout: shape of a page; `layout.page_bytes` is all the store uses of it, and its tokens.
+        layout: shape of a page; the store itself uses only its bytes and tokens, codecs the rest.
         num_layers: how many layers share the tiers; each has an even share (see `Arena.victims`).
         host: the host tier. Without `gpu` it is also where attention reads.
         gpu: the device pool, or None.
         disk: the disk tier, or None (then nothing can leave host memory).
-        codec: how pages are encoded on the disk edge.
+        codec: how pages are encoded on the disk edge: `zstd` or `raw`, which are lossless, or `adaptive`, which
+            is not (see `compression`).
     """
 
     def __init__(
@@ -81,8 +85,7 @@ class TieredStore:
         self._table = PageTable(layout.page_size)
         self._clock = 0
         self._lock = threading.Condition(threading.RLock())
-        self._readers = _codecs(layout)
-        self._codec = make_codec(codec, item_bytes=layout.item_bytes)
+        self.compression: Compression = make_compression(codec, layout)
         self._queue: deque[int] = deque()
         self._in_flight = 0
         self._closed = False
@@ -308,7 +311,8 @@ class TieredStore:
             return host[slots[i]] if i < len(slots) else spill[int(missing[i])].numpy()
 
         keys = [self._keys[pid] for pid in missing.tolist()]
-        failures = self.disk.read_pages(keys, table.tokens[missing], buffer, self._readers)
+        with self.compression.reading():
+            failures = self.disk.read_pages(keys, table.tokens[missing], buffer, self.compression.readers)
         good = np.array([i for i in range(len(slots)) if i not in failures], dtype=np.int64)
         self.host.settle(slots[good], missing[good], self._clock)
         table.host_slot[missing[good]] = slots[good]
@@ -533,12 +537,13 @@ class TieredStore:
     def _pack(self, pid: int) -> bytes:
         assert self.disk is not None
         raw = self.host.data[int(self._table.host_slot[pid])].numpy()
+        codec = self.compression.codec_for(self._keys[pid], raw)
         return record.pack(
             record.PAGE,
             self.disk.fingerprint,
             self._keys[pid],
-            self._codec.encode(raw),
-            codec=self._codec.code,
+            codec.encode(raw),
+            codec=codec.code,
             raw_bytes=raw.nbytes,
             tokens=self._table.tokens[pid],
         )
@@ -597,11 +602,6 @@ class TieredStore:
             assert (table.refs[live] >= 0).all(), "negative references"
             assert self.is_resident(live[table.refs[live] == 0]).all(), "a page nobody can use has an id"
             assert all(self._keys[pid] == key for key, pid in self._pids.items()), "keys and ids differ"
-
-
-def _codecs(layout: PageLayout) -> dict[int, Codec]:
-    codecs = [make_codec(name, item_bytes=layout.item_bytes) for name in CODECS]
-    return {codec.code: codec for codec in codecs}
 
 
 __all__ = ["NO_PAGE", "OpenPage", "TieredStore"]

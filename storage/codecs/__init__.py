@@ -2,15 +2,18 @@
 
 A codec is one file with a class, one line in `CODECS` and one line in the tests' list. It encodes
 `page_bytes` raw bytes to fewer and decodes them into a buffer of exactly that size; it never
-allocates more than the size it was promised.
+allocates more than the size it was promised. `raw` and `zstd` give back every bit, `int4` does not.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
+from ..page import PageLayout
+from .int4 import Int4Codec
 from .raw import RawCodec
 from .zstd import ZstdCodec
 
@@ -30,14 +33,14 @@ class Codec(Protocol):
         ...
 
 
-CODECS: dict[str, type[RawCodec] | type[ZstdCodec]] = {"raw": RawCodec, "zstd": ZstdCodec}
+CODECS: dict[str, Callable[[PageLayout], Codec]] = {"int4": Int4Codec, "raw": RawCodec, "zstd": ZstdCodec}
 
 
-def make_codec(name: str, *, item_bytes: int) -> Codec:
-    """Raises ValueError for a name that is not in `CODECS`."""
+def make_codec(name: str, layout: PageLayout) -> Codec:
+    """A codec for pages of `layout`. Raises ValueError for a name that is not in `CODECS`."""
     if name not in CODECS:
         raise ValueError(f"codec is one of {sorted(CODECS)}, not {name!r}")
-    return CODECS[name](item_bytes=item_bytes)
+    return CODECS[name](layout)
 
 
-__all__ = ["CODECS", "Codec", "RawCodec", "ZstdCodec", "make_codec"]
+__all__ = ["CODECS", "Codec", "Int4Codec", "RawCodec", "ZstdCodec", "make_codec"]

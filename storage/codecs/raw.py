@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import RecordError
+from ..page import PageLayout
 
 
 class RawCodec:
@@ -12,8 +13,8 @@ class RawCodec:
 
     code = 0
 
-    def __init__(self, *, item_bytes: int) -> None:
-        del item_bytes
+    def __init__(self, layout: PageLayout) -> None:
+        del layout
 
     def encode(self, raw: np.ndarray) -> bytes:
         return raw.tobytes()

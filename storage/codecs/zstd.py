@@ -13,17 +13,18 @@ import numpy as np
 import zstandard
 
 from ..errors import RecordError
+from ..page import PageLayout
 
 _MAX_WINDOW = 8 << 20
 
 
 class ZstdCodec:
-    """Byte planes of `item_bytes` each, zstd level 1, with the frame's own checksum."""
+    """Byte planes, as many as an element has bytes, zstd level 1, with the frame's own checksum."""
 
     code = 1
 
-    def __init__(self, *, item_bytes: int) -> None:
-        self._item_bytes = item_bytes
+    def __init__(self, layout: PageLayout) -> None:
+        self._item_bytes = layout.item_bytes
         self._compressor = zstandard.ZstdCompressor(level=1, write_checksum=True)
         self._decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
 

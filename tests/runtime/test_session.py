@@ -90,6 +90,12 @@ def test_other_settings_miss(killed: tuple[Path, Path, list[int]]) -> None:
             runtime.chat(session="keeper")
 
 
+def test_pages_that_may_be_approximate_are_not_found_by_a_lossless_run(tmp_path: Path, tiny_llama: Path) -> None:
+    for codec, cached in (("adaptive", False), ("zstd", False), ("raw", True), ("adaptive", True)):
+        with load(tiny_llama, tmp_path, codec=codec) as runtime:
+            assert bool(runtime.chat().read_text(TEXT).cached) == cached, codec
+
+
 def test_a_store_made_by_another_model_misses(killed: tuple[Path, Path, list[int]], tiny_llama: Path) -> None:
     _, store, _ = killed
     with load(tiny_llama, store, sink=32) as runtime:

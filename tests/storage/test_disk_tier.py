@@ -97,7 +97,7 @@ def check_batches(folder: Path, acked: list[int]) -> None:
     assert set(acked) <= set(range(len(keys) // batch_writer.BATCH))
     out = np.zeros((len(keys), LARGE.page_bytes), dtype=np.uint8)
     tokens = np.tile(batch_writer.TOKENS, (len(keys), 1))
-    assert disk.read_pages(keys, tokens, out.__getitem__, {0: make_codec("raw", item_bytes=4)}) == {}
+    assert disk.read_pages(keys, tokens, out.__getitem__, {0: make_codec("raw", LARGE)}) == {}
     np.testing.assert_array_equal(out, np.stack([batch_writer.page_of(key) for key in keys]))
     disk.check_integrity()
     disk.close()

@@ -1,0 +1,193 @@
+"""Which codec a page is written with: always the same, or what the disk's pace calls for (arXiv 2506.20187).
+
+A step computes for some time and reads some bytes from disk. As long as the disk needs no longer for them
+than the step computes, they can be hidden behind it and nothing is gained by making them fewer. Where it
+needs longer, the share θ of pages is written as int4 at which both take the same time:
+
+    min over θ of max(compute + decode(θ), ((1 - θ) lossless + θ int4) raw bytes / bandwidth)
+
+Every term is measured: times by a clock around each read, averaged over the last dozen or so reads.
+Which pages make up the share depends on their keys alone, so that a page is the same in every run with
+the same share, and a larger share contains the smaller.
+
+Threads  `reading` and `readers` belong to the thread that reads, `codec_for` to the one that writes; `share`
+         passes from one to the other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Protocol
+
+import numpy as np
+import xxhash
+
+from .codecs import CODECS, Codec, Int4Codec, ZstdCodec, make_codec
+from .page import PageLayout
+
+_WEIGHT = 1 / 16
+"""Of the newest read in every average."""
+_LONGEST_GAP = 32
+"""Times the usual one: the rest of a longer pause is taken for somebody thinking, not for computing."""
+_USUAL_LOSSLESS = 0.75
+"""Stored bytes per raw byte, until a lossless page was read."""
+
+
+class Compression(Protocol):
+    """How pages are encoded on the disk edge."""
+
+    readers: dict[int, Codec]
+    """By number; these decode every page there may be."""
+    share: float
+    """Share of pages that are now written as int4, 0 to 1."""
+
+    def codec_for(self, key: bytes, raw: np.ndarray) -> Codec:
+        """The codec to write a page with; `raw` is uint8 `[page_bytes]`."""
+        ...
+
+    def reading(self) -> AbstractContextManager[None]:
+        """To be entered around every read from disk."""
+        ...
+
+
+class OneCodec:
+    """Every page the same way."""
+
+    def __init__(self, codec: Codec, layout: PageLayout) -> None:
+        self.readers = _all_codecs(layout)
+        self.share = 0.0
+        self._codec = codec
+
+    def codec_for(self, key: bytes, raw: np.ndarray) -> Codec:
+        return self._codec
+
+    def reading(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+class AdaptiveCompression:
+    """Lossless, and int4 for as many pages as the disk is too slow for."""
+
+    def __init__(self, layout: PageLayout, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.share = 0.0
+        self._clock = clock
+        self._lossless, self._int4 = ZstdCodec(layout), Int4Codec(layout)
+        self._meters = {code: _Metered(codec, clock) for code, codec in _all_codecs(layout).items()}
+        self.readers: dict[int, Codec] = dict(self._meters)
+        self._int4_ratio = self._int4.payload_bytes / layout.page_bytes
+        self._gap, self._disk, self._lossless_ratio = _Rate(), _Rate(), _Rate()
+        self._decoding = {code: _Rate() for code in self._meters}
+        self._ended: float | None = None
+
+    def codec_for(self, key: bytes, raw: np.ndarray) -> Codec:
+        chosen = xxhash.xxh3_64_intdigest(key) < self.share * 2**64
+        return self._int4 if chosen and self._int4.accepts(raw) else self._lossless
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Times the read, and the gap since the last one, and sets the share anew."""
+        for meter in self._meters.values():
+            meter.reset()
+        started = self._clock()
+        yield
+        ended = self._clock()
+        raw = sum(meter.raw_bytes for meter in self._meters.values())
+        if raw:
+            self._note(started, ended, raw)
+        self._ended = ended
+
+    def _note(self, started: float, ended: float, raw: int) -> None:
+        used = {code: meter for code, meter in self._meters.items() if meter.raw_bytes}
+        decoding = sum(meter.seconds for meter in used.values())
+        self._disk.add(ended - started - decoding, sum(meter.payload_bytes for meter in used.values()))
+        for code, meter in used.items():
+            self._decoding[code].add(meter.seconds, meter.raw_bytes)
+            if code != Int4Codec.code:
+                self._lossless_ratio.add(meter.payload_bytes, meter.raw_bytes)
+        if self._ended is None:
+            return
+        gap = started - self._ended
+        usual = self._gap.amount
+        self._gap.add(min(gap, _LONGEST_GAP * usual) if usual else gap, raw)
+        lossless = self._decoding[ZstdCodec.code].per_unit(0.0)
+        self.share = balanced_share(
+            compute=self._gap.per_unit(0.0),
+            decode=(lossless, self._decoding[Int4Codec.code].per_unit(lossless)),
+            transfer=tuple(
+                self._disk.per_unit(0.0) * ratio
+                for ratio in (self._lossless_ratio.per_unit(_USUAL_LOSSLESS), self._int4_ratio)
+            ),
+        )
+
+
+def balanced_share(*, compute: float, decode: tuple[float, ...], transfer: tuple[float, ...]) -> float:
+    """The least share of int4 at which reading takes no longer than computing and decoding; 1 if none is enough, 0
+    where int4 would not help.
+
+    Args:
+        compute: seconds of computing per raw byte that is read.
+        decode, transfer: seconds per raw byte with no int4 and with nothing else.
+    """
+    over, at_most = (moved - compute - decoded for moved, decoded in zip(transfer, decode, strict=True))
+    if over <= 0 or transfer[1] >= transfer[0]:
+        return 0.0
+    return 1.0 if at_most >= 0 else over / (over - at_most)
+
+
+class _Rate:
+    """Amount per unit, over the last reads: both are averaged, so that large reads count for more."""
+
+    def __init__(self) -> None:
+        self.amount = self._units = 0.0
+        self.known = False
+
+    def add(self, amount: float, units: float) -> None:
+        weight = _WEIGHT if self.known else 1.0
+        self.amount += weight * (amount - self.amount)
+        self._units += weight * (units - self._units)
+        self.known = True
+
+    def per_unit(self, unknown: float) -> float:
+        return self.amount / self._units if self.known else unknown
+
+
+class _Metered:
+    """A codec that counts what it decodes, and how long that takes."""
+
+    def __init__(self, codec: Codec, clock: Callable[[], float]) -> None:
+        self._codec, self._clock = codec, clock
+        self.code = codec.code
+        self.reset()
+
+    def reset(self) -> None:
+        self.seconds = 0.0
+        self.payload_bytes = self.raw_bytes = 0
+
+    def encode(self, raw: np.ndarray) -> bytes:
+        return self._codec.encode(raw)
+
+    def decode(self, payload: memoryview, out: np.ndarray) -> None:
+        started = self._clock()
+        self._codec.decode(payload, out)
+        self.seconds += self._clock() - started
+        self.payload_bytes += len(payload)
+        self.raw_bytes += out.nbytes
+
+
+def make_compression(name: str, layout: PageLayout) -> Compression:
+    """`raw`, `zstd` or `adaptive`. Raises ValueError for any other name."""
+    if name == "adaptive":
+        return AdaptiveCompression(layout)
+    if name not in ("raw", "zstd"):
+        raise ValueError(f"codec is raw, zstd or adaptive, not {name!r}")
+    return OneCodec(make_codec(name, layout), layout)
+
+
+def _all_codecs(layout: PageLayout) -> dict[int, Codec]:
+    codecs = [make_codec(name, layout) for name in CODECS]
+    return {codec.code: codec for codec in codecs}
+
+
+__all__ = ["AdaptiveCompression", "Compression", "OneCodec", "balanced_share", "make_compression"]

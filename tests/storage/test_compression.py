@@ -1,0 +1,337 @@
+"""When pages become approximate: never while the disk keeps up, and then only as many as it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import lmdb
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kv_pages import FINGERPRINT, arena, disk_tier, read_back, text
+
+from stratakv.storage import PageLayout, TieredStore, page_key, record
+from stratakv.storage.codecs import Int4Codec
+from stratakv.storage.compression import AdaptiveCompression, OneCodec, balanced_share, make_compression
+
+LAYOUT = PageLayout(num_heads=2, page_size=16, head_dim=64, dtype="bfloat16")
+COUNT = 120
+TEXT = text(LAYOUT, COUNT)
+KEYS = [page_key(0, chain) for chain in TEXT.chains]
+NUMBERS = torch.randn(COUNT, LAYOUT.page_bytes // 2, generator=torch.Generator().manual_seed(0))
+PAGES = NUMBERS.to(torch.bfloat16).view(torch.uint8)
+ZSTD, INT4 = 1, 2
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Simulation:
+    """Steps that compute and then read all pages, each as the codec chosen for it at present wrote it."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.compression = AdaptiveCompression(LAYOUT, clock=self.clock)
+        self.out = np.empty(LAYOUT.page_bytes, dtype=np.uint8)
+
+    def stored(self) -> list[tuple[int, bytes]]:
+        found = []
+        for key, page in zip(KEYS, PAGES.numpy(), strict=True):
+            codec = self.compression.codec_for(key, page)
+            found.append((codec.code, codec.encode(page)))
+        return found
+
+    def step(self, *, compute: float, bandwidth: float) -> float:
+        """Returns how long the disk was busy."""
+        pages = self.stored()
+        self.clock.now += compute
+        started = self.clock.now
+        with self.compression.reading():
+            for code, payload in pages:
+                self.clock.now += len(payload) / bandwidth
+                self.compression.readers[code].decode(memoryview(payload), self.out)
+        return self.clock.now - started
+
+    def steps(self, count: int, *, compute: float, bandwidth: float) -> float:
+        return [self.step(compute=compute, bandwidth=bandwidth) for _ in range(count)][-1]
+
+
+# The share
+
+
+@settings(max_examples=200, derandomize=True, deadline=None)
+@given(
+    compute=st.floats(0, 3),
+    decode=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    transfer=st.tuples(st.floats(0, 5), st.floats(0, 5)),
+)
+def test_the_least_share_that_balances(
+    compute: float, decode: tuple[float, float], transfer: tuple[float, float]
+) -> None:
+    """Against trying a thousand: no smaller one is hidden; and where none is, none is faster."""
+    share = balanced_share(compute=compute, decode=decode, transfer=transfer)
+    assert 0 <= share <= 1
+
+    def times(at: float) -> tuple[float, float]:
+        mixed = [(1 - at) * one + at * other for one, other in (decode, transfer)]
+        return compute + mixed[0], mixed[1]
+
+    if transfer[1] >= transfer[0]:
+        assert share == 0
+        return
+    for at in np.linspace(0, 1, 1001):
+        working, moving = times(at)
+        if at < share - 1e-6:
+            assert moving > working, "a smaller share would have been hidden"
+    working, moving = times(share)
+    assert moving <= working + 1e-9 or share == 1
+
+
+@pytest.mark.parametrize(
+    ("compute", "transfer", "share"),
+    [(1.0, (1.0, 0.4), 0.0), (0.7, (1.0, 0.4), 0.5), (0.3, (1.0, 0.4), 1.0), (0.0, (1.0, 1.0), 0.0)],
+)
+def test_shares_by_hand(compute: float, transfer: tuple[float, float], share: float) -> None:
+    assert balanced_share(compute=compute, decode=(0.0, 0.0), transfer=transfer) == pytest.approx(share)
+
+
+def test_slow_decoding_leaves_more_time_to_read() -> None:
+    """Decoding counts as work that reads hide behind: 0.5 + 0.2 share = 1 - 0.6 share."""
+    assert balanced_share(compute=0.5, decode=(0.0, 0.2), transfer=(1.0, 0.4)) == pytest.approx(0.625)
+
+
+# The policy, by a simulated clock
+
+
+def test_a_fast_disk_keeps_every_page_lossless() -> None:
+    simulation = Simulation()
+    for _ in range(20):
+        assert simulation.step(compute=1.0, bandwidth=1e9) < 1.0
+        assert simulation.compression.share == 0.0
+    assert {code for code, _ in simulation.stored()} == {ZSTD}
+
+
+def test_a_slow_disk_gets_as_many_approximate_pages_as_it_takes() -> None:
+    """Until reading takes as long as computing, and no longer."""
+    simulation = Simulation()
+    bytes_lossless = sum(len(payload) for _, payload in simulation.stored())
+    bandwidth = bytes_lossless / 1.4
+    assert simulation.step(compute=1.0, bandwidth=bandwidth) == pytest.approx(1.4)
+    assert simulation.compression.share == 0.0, "one read says nothing of the time between reads"
+    busy = simulation.steps(30, compute=1.0, bandwidth=bandwidth)
+    assert busy == pytest.approx(1.0, rel=0.1)
+    assert 0.4 < simulation.compression.share < 0.6
+    assert {code for code, _ in simulation.stored()} == {ZSTD, INT4}
+
+
+def test_a_disk_that_is_far_too_slow_gets_nothing_else_and_a_recovered_one_nothing() -> None:
+    simulation = Simulation()
+    simulation.steps(5, compute=0.01, bandwidth=1e5)
+    assert simulation.compression.share == 1.0
+    assert {code for code, _ in simulation.stored()} == {INT4}
+    simulation.steps(80, compute=1.0, bandwidth=1e9)
+    assert simulation.compression.share == 0.0
+
+
+def test_somebody_thinking_is_not_computing() -> None:
+    """An hour between two reads moves the share for a few reads, not for good."""
+    simulation = Simulation()
+    bandwidth = sum(len(payload) for _, payload in simulation.stored()) / 1.4
+    simulation.steps(30, compute=1.0, bandwidth=bandwidth)
+    before = simulation.compression.share
+    simulation.step(compute=3600.0, bandwidth=bandwidth)
+    simulation.steps(60, compute=1.0, bandwidth=bandwidth)
+    assert simulation.compression.share == pytest.approx(before, rel=0.15)
+
+
+def test_the_same_times_give_the_same_shares() -> None:
+    one, two = Simulation(), Simulation()
+    for i in range(20):
+        for simulation in (one, two):
+            simulation.step(compute=1.0 + i % 3, bandwidth=2e5)
+        assert one.compression.share == two.compression.share
+        assert one.stored() == two.stored()
+
+
+def test_decoding_is_not_reading() -> None:
+    """A clock that only decoding moves: the disk took no time."""
+    clock = Clock()
+    compression = AdaptiveCompression(LAYOUT, clock=clock)
+    payload = Int4Codec(LAYOUT).encode(PAGES[0].numpy())
+
+    class Slow(Int4Codec):
+        def decode(self, payload: memoryview, out: np.ndarray) -> None:
+            super().decode(payload, out)
+            clock.now += 1.0
+
+    compression._meters[INT4]._codec = Slow(LAYOUT)
+    for _ in range(5):
+        clock.now += 0.001
+        with compression.reading():
+            compression.readers[INT4].decode(memoryview(payload), np.empty(LAYOUT.page_bytes, dtype=np.uint8))
+        assert compression.share == 0.0
+
+
+def test_reads_that_fail_say_nothing() -> None:
+    compression = AdaptiveCompression(LAYOUT, clock=Clock())
+    for _ in range(3):
+        with compression.reading():
+            pass
+    assert compression.share == 0.0
+
+
+# Which pages
+
+
+def test_a_pages_codec_depends_on_its_key_alone() -> None:
+    keys = [page_key(layer, chain) for layer in range(30) for chain in TEXT.chains]
+    page = PAGES[0].numpy()
+
+    def chosen(share: float) -> set[bytes]:
+        compression = AdaptiveCompression(LAYOUT)
+        compression.share = share
+        return {key for key in keys if compression.codec_for(key, page).code == INT4}
+
+    assert chosen(0.0) == set()
+    assert chosen(1.0) == set(keys)
+    for share in (0.1, 0.5, 0.9):
+        assert len(chosen(share)) / len(keys) == pytest.approx(share, abs=0.03)
+        assert chosen(share) == chosen(share)
+    assert chosen(0.1) < chosen(0.5) < chosen(0.9)
+    of_one_page = {key[:2] for key in chosen(0.5) if key[2:] == TEXT.chains[0]}
+    assert 5 < len(of_one_page) < 25, "layers are drawn apart"
+
+
+def test_pages_that_four_bits_cannot_hold_stay_lossless() -> None:
+    compression = AdaptiveCompression(LAYOUT)
+    compression.share = 1.0
+    page = NUMBERS[0].clone()
+    page[77] = float("nan")
+    raw = page.to(torch.bfloat16).view(torch.uint8).numpy()
+    assert compression.codec_for(KEYS[0], raw).code == ZSTD
+
+
+@pytest.mark.parametrize(("name", "code"), [("raw", 0), ("zstd", 1)])
+def test_one_codec_is_never_left(name: str, code: int) -> None:
+    compression = make_compression(name, LAYOUT)
+    assert isinstance(compression, OneCodec)
+    for _ in range(3):
+        with compression.reading():
+            assert compression.codec_for(KEYS[0], PAGES[0].numpy()).code == code
+    assert sorted(compression.readers) == [0, 1, 2]
+    assert compression.share == 0.0
+
+
+def test_unknown_names_are_refused() -> None:
+    assert isinstance(make_compression("adaptive", LAYOUT), AdaptiveCompression)
+    for name in ("int4", "gzip"):
+        with pytest.raises(ValueError, match=f"raw, zstd or adaptive, not '{name}'"):
+            make_compression(name, LAYOUT)
+
+
+# In the store, on a real LMDB file
+
+
+def adaptive_store(folder: Path, *, host: int, codec: str = "adaptive") -> TieredStore:
+    return TieredStore(LAYOUT, 1, host=arena("host", LAYOUT, host), disk=disk_tier(folder), codec=codec)
+
+
+def codes_on_disk(folder: Path) -> dict[bytes, int]:
+    """What the records' headers say, read past the store."""
+    with lmdb.open(str(folder), max_dbs=3, readonly=True) as environment, environment.begin() as transaction:
+        pages = environment.open_db(b"pages", txn=transaction, create=False)
+        return {
+            bytes(key): record.unpack(value, record.PAGE, FINGERPRINT, bytes(key)).codec
+            for key, value in transaction.cursor(db=pages)
+        }
+
+
+def approximated(page: torch.Tensor) -> torch.Tensor:
+    codec, out = Int4Codec(LAYOUT), np.empty(LAYOUT.page_bytes, dtype=np.uint8)
+    codec.decode(memoryview(codec.encode(page.numpy())), out)
+    return torch.from_numpy(out)
+
+
+def put_at(store: TieredStore, share: float, pages: slice) -> np.ndarray:
+    store.compression.share = share
+    pids = store.put(0, TEXT.chains[pages], TEXT.tokens[pages], PAGES[pages])
+    store.flush()
+    return pids
+
+
+def test_pages_of_both_codecs_come_back(tmp_path: Path) -> None:
+    """Exact while they are in memory. From disk the lossless ones are exact, and the others are what four bits hold,
+    also when they have come and gone twice, and for a program that writes nothing but lossless pages."""
+    store = adaptive_store(tmp_path / "s", host=60)
+    pids = put_at(store, 0.5, slice(60))
+    assert torch.equal(read_back(store, pids), PAGES[:60])
+    store.compression = make_compression("zstd", LAYOUT)
+    put = store.put(0, TEXT.chains[60:], TEXT.tokens[60:], PAGES[60:])
+    store.flush()
+    for _ in range(2):
+        assert store.is_resident(pids).sum() == 0
+        found = read_back(store, pids)
+        store.flush()
+        read_back(store, put)
+    store.close()
+    codes = codes_on_disk(tmp_path / "s")
+    expected = [PAGES[i] if codes[key] == ZSTD else approximated(PAGES[i]) for i, key in enumerate(KEYS[:60])]
+    assert torch.equal(found, torch.stack(expected))
+    counts = np.bincount([codes[key] for key in KEYS[:60]], minlength=3)
+    assert counts[ZSTD] > 15
+    assert counts[INT4] > 15
+    assert {codes[key] for key in KEYS[60:]} == {ZSTD}
+    lossless = adaptive_store(tmp_path / "s", host=60, codec="zstd")
+    assert torch.equal(read_back(lossless, lossless.adopt(0, TEXT.chains[:60], TEXT.tokens[:60])), found)
+    lossless.close()
+
+
+def slow(read: Callable[..., dict[int, str]], clock: Clock, seconds: float) -> Callable[..., dict[int, str]]:
+    def reading(keys: list[bytes], *rest: object) -> dict[int, str]:
+        clock.now += seconds * len(keys)
+        return read(keys, *rest)
+
+    return reading
+
+
+def test_pages_written_after_slow_reads_are_approximate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store measures its own reads: pages from before stay lossless, later ones do not."""
+    store, clock = adaptive_store(tmp_path / "s", host=16), Clock()
+    store.compression = AdaptiveCompression(LAYOUT, clock=clock)
+    assert store.disk is not None
+    monkeypatch.setattr(store.disk, "read_pages", slow(store.disk.read_pages, clock, seconds=0.01))
+    first = np.concatenate([store.put(0, TEXT.chains[i : i + 8], TEXT.tokens[i : i + 8], PAGES[i : i + 8])
+                            for i in range(0, 48, 8)])  # fmt: skip
+    store.flush()
+    for start in (0, 8, 16, 24):
+        clock.now += 0.001
+        read_back(store, first[start : start + 8])
+    assert store.compression.share == 1.0
+    store.put(0, TEXT.chains[100:108], TEXT.tokens[100:108], PAGES[100:108])
+    store.flush()
+    store.check_integrity()
+    store.close()
+    codes = codes_on_disk(tmp_path / "s")
+    assert {codes[key] for key in KEYS[:48]} == {ZSTD}
+    assert {codes[key] for key in KEYS[100:108]} == {INT4}
+
+
+def test_approximate_pages_take_a_third_of_the_room(tmp_path: Path) -> None:
+    written = {}
+    for name, share in (("lossless", 0.0), ("approximate", 1.0)):
+        store = adaptive_store(tmp_path / name, host=COUNT)
+        put_at(store, share, slice(COUNT))
+        written[name] = store.counters.host_to_disk_bytes / (COUNT * LAYOUT.page_bytes)
+        store.close()
+    assert written["approximate"] < 0.35
+    assert written["lossless"] > 0.6
