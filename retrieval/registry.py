@@ -30,7 +30,7 @@ INDEXES = {
 }
 """Name, which is also the module's, and class."""
 AUTO = "spectral"
-"""What `auto` means: docs/decisions/0009."""
+"""What `auto` means: docs/decisions/0010."""
 
 
 def index_names() -> list[str]:
