@@ -13,6 +13,7 @@ from ..kernels.decode_attention import decode_attention
 from ..kernels.landmarks import landmarks
 from ..kernels.low_rank import principal_directions, project, rebuild
 from ..kernels.merge_states import merge_states
+from ..kernels.topk_pages import group_scores
 from .index import Index, Rows, Selection
 from .reading import Reader, Run, read_exactly
 
@@ -32,11 +33,15 @@ class ShadowKVOptions:
     window leave of a budget."""
     chunk: int = 8
     """Tokens per landmark: its greatest common divisor with the page size is used."""
+    refine: int = 0
+    """0: whole chunks are read, as in the paper. Else single tokens, by their rebuilt keys, out of the best chunks
+    with this many times the tokens that are wanted."""
 
     def __post_init__(self) -> None:
-        if self.rank < 0 or self.outliers < 0 or self.chunk < 1:
+        if min(self.rank, self.outliers, self.refine) < 0 or self.chunk < 1:
             raise ValueError(
-                f"rank and outliers are at least 0 and chunk at least 1, not {self.rank}, {self.outliers}, {self.chunk}"
+                "rank, outliers and refine are at least 0 and chunk at least 1, "
+                f"not {self.rank}, {self.outliers}, {self.refine}, {self.chunk}"
             )
 
 
@@ -58,10 +63,12 @@ class LowRankKeys:
 
 
 class Parts(NamedTuple):
-    """The two kinds of chosen chunks, int64 `[G, n]`, ascending."""
+    """The two kinds of chosen units, int64 `[G, n]`, ascending."""
 
     exact: Tensor
     rebuilt: Tensor
+    keys: Tensor | None = None
+    """Of `rebuilt`, where choosing them took their keys: fp32 `[G, n*unit, D]`."""
 
 
 class ShadowKVIndex(Index):
@@ -83,6 +90,8 @@ class ShadowKVIndex(Index):
              that did at the end of the prompt. They, the sinks and the local window count against the budget,
              on top of which the paper reads them; so a small budget has fewer than 48. Sinks are forced; in
              the paper chunk 0 is, as a rule, an outlier. Chunks never cross a page: their size divides it.
+             `refine`, not in the paper: what is read need not be whole chunks, most of whose tokens matter little.
+             The keys of the best chunks are rebuilt, which moves nothing, and the best tokens among them are read.
              As in the paper, and unlike other indexes here, a chunk counts for what it is worth to the query
              head that wants it most: the maximum of their softmax over the chunks to be ranked, not the mean.
              Values are fetched at every step; what stays near the device is up to the tiers, where the paper
@@ -135,11 +144,23 @@ class ShadowKVIndex(Index):
         scores.scatter_(2, outliers.unsqueeze(1).expand(-1, q.shape[1], -1), -torch.inf)
         # The order of the maxima of softmax; its logarithm does not underflow into ties.
         worth = torch.log_softmax(scores, -1).amax(1)
-        rebuilt = worth.topk(free - outliers.shape[1]).indices.sort(-1).values + sink
+        wanted = free - outliers.shape[1]
+        ranked = min(wanted * max(1, self.options.refine), end - sink - outliers.shape[1])
+        rebuilt = worth.topk(ranked).indices.sort(-1).values + sink
         first = torch.arange(sink, device=q.device).expand(groups, -1)
         last = torch.arange(end, total, device=q.device).expand(groups, -1)
         exact = torch.cat([first, outliers.sort(-1).values + sink, last], -1)
-        return Selection(torch.cat([exact, rebuilt], -1).sort(-1).values, chunk, Parts(exact, rebuilt))
+        if not self.options.refine:
+            return Selection(torch.cat([exact, rebuilt], -1).sort(-1).values, chunk, Parts(exact, rebuilt))
+        parts = Parts(_tokens(exact, chunk), *self._best_tokens(state, q, rebuilt, wanted * chunk))
+        return Selection(torch.cat([parts.exact, parts.rebuilt], -1).sort(-1).values, 1, parts)
+
+    def _best_tokens(self, state: LowRankKeys, q: Tensor, chunks: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Of the tokens of `chunks` `[G, n]` the `count` best, ascending `[G, count]`, and their rebuilt keys."""
+        keys = self._rebuilt(state, chunks, self._chunk)
+        best = group_scores(q.float() @ keys.transpose(1, 2)).topk(count, sorted=False).indices.sort(-1).values
+        wide = best.unsqueeze(-1).expand(-1, -1, keys.shape[2])
+        return _tokens(chunks, self._chunk).gather(1, best), keys.gather(1, wide)
 
     def attend(
         self, state: LowRankKeys, q: Tensor, chosen: Selection, reader: Reader, tail: Run, scale: float
@@ -153,7 +174,10 @@ class ShadowKVIndex(Index):
         block = max(1, reader.max_tokens // chosen.unit)
         for begin in range(0, parts.rebuilt.shape[1], block):
             some = parts.rebuilt[:, begin : begin + block]
-            keys = self._rebuilt(state, some, chosen.unit)
+            if parts.keys is None:
+                keys = self._rebuilt(state, some, chosen.unit)
+            else:
+                keys = parts.keys[:, begin : begin + block]
             out, lse = decode_attention(q, [(keys, reader.values(some, chosen.unit))], scale=scale)
             outs.append(out)
             lses.append(lse)
@@ -182,10 +206,15 @@ class ShadowKVIndex(Index):
 
     def _rebuilt(self, state: LowRankKeys, ids: Tensor, chunk: int) -> Tensor:
         """Rotated keys of the chunks `ids` `[G, n]`, fp32 `[G, n*c, D]`."""
-        tokens = (ids.unsqueeze(-1) * chunk + torch.arange(chunk, device=ids.device)).flatten(1)
+        tokens = _tokens(ids, chunk)
         groups, rank = ids.shape[0], state.basis.shape[1]
         factors = state.factors.data[0].index_select(0, tokens.flatten()).view(groups, -1, rank)
         return self.layer.rotation.rotate(rebuild(factors, state.basis.view(groups, -1, rank)), tokens)
+
+
+def _tokens(chunks: Tensor, chunk: int) -> Tensor:
+    """The tokens of chunks of `chunk`: `[G, n]` -> `[G, n*chunk]`."""
+    return (chunks.unsqueeze(-1) * chunk + torch.arange(chunk, device=chunks.device)).flatten(1)
 
 
 def _half(rows: Tensor) -> Tensor:
