@@ -278,7 +278,7 @@ def learned(keys: Tensor, queries: Tensor | None, settings: str = "") -> int:
 @pytest.mark.parametrize("seed", range(3))
 def test_concentrated_layers_get_small_chunks_and_smooth_ones_large(seed: int) -> None:
     assert learned(*peaked(3072, seed=seed)) == 8
-    assert learned(*smooth(3072, seed=seed)) >= 64
+    assert learned(*smooth(3072, seed=seed)) >= 32
 
 
 def test_chunks_without_evidence() -> None:
