@@ -22,10 +22,10 @@ NEAR = 64
 class A2ATSOptions:
     """How positions and the query heads of a KV head are treated."""
 
-    zones: int = 4
+    zones: int = 1
     """Distances that keys are scored at. 1: the paper's, one distance for all."""
-    shared: int = 1
-    """1: the best tokens by the mean of the query heads' softmax. 0, the paper's: the union of the heads' own best."""
+    shared: int = 0
+    """0, the paper's: the union of the query heads' own best tokens. 1: the best by the mean of their softmax."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.zones <= 64:
@@ -41,14 +41,12 @@ class A2ATSIndex(Index):
     State  codes [G, n] int16: 2 bytes per token and KV head, whatever D is. Codebooks, shared by all sequences:
              N (D + 1) + D^2 numbers per KV head, in fp32 on a CPU, which scores in fp32.
     Cost   build O(n D (D + N)), append O(page D (D + N)), select O(zones N D + n), attention O(budget).
-    Differs  zones: where the paper scores every key beyond its window of 64 at one distance (2048), the context is
-             cut into zones whose bounds grow geometrically from 64, and keys are scored at their zone's middle.
-             `zones=1` is the paper's. On SmolLM2-135M at 6,000 to 8,000 tokens and a budget of 512, where exact
-             top-k finds 0.91 of the attention weight, one zone finds 0.76, four find 0.86, eight 0.87. What one
-             zone loses is due to the distance, not to the codebook: exact keys at one distance find 0.03 more.
-             One selection per KV head by the mean of its query heads' softmax. `shared=0` is the paper's union of
-             the heads' own top-k, cut to the budget: tokens in the order of the best rank any head gives them (the
-             paper reads up to R times a share rho of the context). It finds 0.004 less and takes longer.
+    Differs  the union of the query heads' own top-k is cut to the budget: tokens in the order of the best rank any head
+             gives them (the paper reads up to R times a share rho of the context).
+             `zones`, not in the paper, which scores every key beyond its window of 64 at one distance (2048): the
+             context is cut into zones whose bounds grow geometrically from 64, and keys are scored at their
+             zone's middle. `shared`, not in the paper either: one ranking per KV head. Decision 0010 has
+             what both are worth.
              The query's position is taken as the middle of the unsealed page, at most page_size / 2 off: shifting
              the distance by 8 changed the weight found by at most 0.002.
              1024 codewords instead of 4096 by default, learned from 16,384 tokens: sixteen keys per codeword.
