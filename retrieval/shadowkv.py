@@ -80,7 +80,8 @@ class ShadowKVIndex(Index):
              Llama-3-8B (G 8, D 128, r 160, c 8): 320 + 256 + 4 bytes per token, where bf16 keys take 2048,
              and 640 KiB per layer. Values are not held, nor is any key.
     Cost   fit O(m (G D)^2 + (G D)^3), append O(n G D r), select O(n/c G D), attention O(budget) and
-             O(budget r D) per KV head to rebuild keys; keys are moved only for what is read exactly.
+             O(budget r D) per KV head to rebuild keys, `refine` times that with it; keys are moved only for what is
+             read exactly.
     Differs  the basis comes from the Gram matrix of a sample of the sequence, by an eigenproblem instead of an
              SVD of all its keys, and is learned anew when the sequence has doubled. Generated tokens and later
              turns are projected on it (the paper's ShadowKV+) instead of being kept whole.
@@ -174,10 +175,8 @@ class ShadowKVIndex(Index):
         block = max(1, reader.max_tokens // chosen.unit)
         for begin in range(0, parts.rebuilt.shape[1], block):
             some = parts.rebuilt[:, begin : begin + block]
-            if parts.keys is None:
-                keys = self._rebuilt(state, some, chosen.unit)
-            else:
-                keys = parts.keys[:, begin : begin + block]
+            known = parts.keys
+            keys = self._rebuilt(state, some, chosen.unit) if known is None else known[:, begin : begin + block]
             out, lse = decode_attention(q, [(keys, reader.values(some, chosen.unit))], scale=scale)
             outs.append(out)
             lses.append(lse)
