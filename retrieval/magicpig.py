@@ -33,6 +33,8 @@ class MagicPIGOptions:
     """Most tables asked (the paper's L)."""
     seed: int = 0
     """Of the random planes; every layer draws its own."""
+    estimate: int = 1
+    """1: the sample speaks for all tokens, as in the paper. 0: plain attention over what any head sampled."""
 
     def __post_init__(self) -> None:
         if not LEAST_DEPTH <= self.bits <= 12:
@@ -41,6 +43,8 @@ class MagicPIGOptions:
             raise ValueError(f"tables is 2 to 1000, not {self.tables}")
         if self.seed < 0:
             raise ValueError(f"seed is at least 0, not {self.seed}")
+        if self.estimate not in (0, 1):
+            raise ValueError(f"estimate is 0 or 1, not {self.estimate}")
 
 
 @dataclass
@@ -151,6 +155,8 @@ class MagicPIGIndex(Index):
         self, state: MagicPIGState, q: Tensor, chosen: Selection, reader: Reader, tail: Run, scale: float
     ) -> tuple[Tensor, Tensor]:
         """On the CPU: out `[G, R, D]` and lse fp32 `[G, R]`, an estimate of attention over all tokens."""
+        if not self.options.estimate:
+            return super().attend(state, q, chosen, reader, tail, scale)
         query, weighing = q.float(), chosen.notes
         parts = [decode_attention(query, [tail], scale=scale)] if tail[0].shape[1] else []
         for begin in range(0, chosen.ids.shape[1], reader.max_tokens):

@@ -264,6 +264,17 @@ def test_sampling_all_for_certain_is_dense() -> None:
     assert (found[0] - found[1]).abs().max() < 1e-6 * exact.abs().max() * 5
 
 
+def test_without_the_estimate_attention_is_plain() -> None:
+    keys, values, q = normal(2, 100, 64), normal(2, 100, 64, seed=1), normal(2, 2, 64, seed=2)
+    index = index_of(":estimate=0")
+    chosen = whole_selection(torch.zeros(2, 2, 100, dtype=torch.bool), torch.tensor([10, 10]), torch.tensor([9, 9]))
+    tail = (normal(2, 3, 64, seed=3), normal(2, 3, 64, seed=4))
+    out, lse = index.attend(index.build(keys), q, chosen, PlainReader(keys, values), tail, 0.125)
+    logits = q.double() @ torch.cat([keys, tail[0]], 1).double().transpose(1, 2) * 0.125
+    assert_close("out", out, logits.softmax(-1) @ torch.cat([values, tail[1]], 1).double())
+    assert_close("lse", lse, logits.logsumexp(-1))
+
+
 def test_a_head_that_sampled_nothing_sees_nothing() -> None:
     keys, values, q = normal(1, 100, 64), normal(1, 100, 64, seed=1), normal(1, 2, 64, seed=2)
     index = index_of()
@@ -423,7 +434,7 @@ def test_layers_and_seeds_draw_their_own_planes() -> None:
     assert not torch.equal(codes("", 0), codes(":seed=9", 0))
 
 
-@pytest.mark.parametrize("wrong", ["bits=3", "bits=13", "tables=1", "tables=1001", "seed=-1"])
+@pytest.mark.parametrize("wrong", ["bits=3", "bits=13", "tables=1", "tables=1001", "seed=-1", "estimate=2"])
 def test_settings_are_checked(wrong: str) -> None:
     with pytest.raises(ValueError, match=wrong.split("=")[0]):
         index_of(":" + wrong)
