@@ -4,7 +4,7 @@
     0       4     magic  b"SKVR"
     4       2     version (1)
     6       1     kind    0 page, 1 session, 2 state
-    7       1     codec   0 raw, 1 zstd, 2 int4 (pages); 0 otherwise
+    7       1     codec   0 raw, 1 zstd, 2 int4, 3 int8 (pages); 0 otherwise
     8       16    fingerprint of model, dtype, RoPE and page layout
     24      18    key this record was stored under (layer, chain), zero-filled for sessions
     42      2     number of tokens n
