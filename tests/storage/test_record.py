@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from records import FINGERPRINT, KEY, PAYLOAD, TOKENS, by_hand
@@ -84,6 +86,23 @@ def test_codecs_are_lossless(name: str, item_bytes: int, size: int, kind: str) -
     out = np.full(size, 0xAA, dtype=np.uint8)
     codec.decode(memoryview(codec.encode(raw)), out)
     np.testing.assert_array_equal(out, raw)
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_one_instance_serves_several_threads(name: str) -> None:
+    """Pages large enough that zstd lets other threads run meanwhile."""
+    codec, size = make_codec(name, layout_of(4, 1 << 17)), 1 << 17
+    pages = np.random.default_rng(0).standard_normal((4, size // 4), dtype=np.float32).view(np.uint8)
+
+    def there_and_back(page: np.ndarray) -> np.ndarray:
+        out = np.empty(size, dtype=np.uint8)
+        codec.decode(memoryview(codec.encode(page)), out)
+        return out
+
+    alone = [there_and_back(page) for page in pages]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(50):
+            np.testing.assert_array_equal(list(pool.map(there_and_back, pages)), alone)
 
 
 def test_codec_numbers_are_those_on_disk() -> None:
