@@ -40,11 +40,10 @@ class KVConfig:
     """Element type of the cache. `auto`: the model's. `bfloat16` under a float32 model halves its
     bytes at a mean KL below 1e-4 (docs/decisions/0003)."""
     codec: str = "zstd"
-    """How pages are written to disk. `zstd`, `raw`: lossless. `int8`, `int4`: that many bits a number, a half and a
-    third of the bytes of bf16 (docs/decisions/0013). `adaptive`: lossless while reading pages back could hide behind
-    computing, else a share of them as int4, as large as makes reads fit. Lossy pages are exact in memory and
-    approximate once they have left it: answers then depend on what was spilled, thus on the caps (and with `adaptive`
-    on the disk's pace, so that they no longer repeat to the bit)."""
+    """How pages are written to disk. `zstd`, `raw`: lossless. `int8`, `int4`: that many bits a number and a scale per
+    group of them (docs/decisions/0013). `adaptive`: lossless while reading pages back could hide behind computing, else
+    a share of them as int4, as large as would make reads fit. Lossy pages are exact in memory and approximate once they
+    have left it: answers then depend on what was spilled and when, and no longer repeat to the bit."""
 
     def __post_init__(self) -> None:
         for name in ("gpu_gb", "host_gb", "disk_gb"):
