@@ -36,7 +36,7 @@ _WEIGHT = 1 / 16
 """Of the newest read in every average."""
 _LONGEST_GAP = 32
 """Times the usual one: the rest of a longer pause is taken for somebody thinking, not for computing."""
-_USUAL_LOSSLESS = 0.75
+_USUAL_LOSSLESS = 0.8
 """Stored bytes per raw byte, until a lossless page was read."""
 COMPRESSIONS = (*CODECS, "adaptive")
 """What a user may ask for."""

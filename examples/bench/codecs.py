@@ -1,6 +1,6 @@
 """What a codec makes of a model's KV: bytes, error, what a model then says, and pace.
 
-    python examples/bench/codecs.py [--tokens 4096] [--out FILE]
+    python examples/bench/codecs.py [--tokens 4096] [--page-sizes 16,64] [--out FILE]
 
 SmolLM2 reads the bundled novel in fp32. Every page of its KV, as fp32 and rounded to bf16, goes through every codec
 and back. Then the next 64 tokens are read over what came back: the error of attention's output, with the queries of a
@@ -14,6 +14,7 @@ one thread, one page after another, as the store writes and reads them.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -37,12 +38,12 @@ from stratakv.storage import DiskTier, PageLayout, page_key, record
 from stratakv.storage.codecs import CODECS, LOSSLESS, make_codec
 
 DOCUMENT = Path(__file__).parents[1] / "northanger_abbey.txt"
-PAGE, CHUNK, ASKED, ROUNDS = 16, 512, 64, 3
+CHUNK, ASKED, ROUNDS = 512, 64, 3
 TIMED_PAGES = 512
 
 
 class Listening(PlainModel):
-    """Keeps the queries of the last tokens read, `[H, T, D]` by layer, and attention's output for them."""
+    """Keeps the queries of the last tokens read, by layer: `[H, T, D]` and their scale."""
 
     def __init__(self, model: Model) -> None:
         super().__init__(model)
@@ -71,13 +72,14 @@ class Past:
         """uint8 `[pages, page_bytes]`."""
         kv = torch.stack([keys, self.values[layer]], 1)  # [G, 2, n, D]
         groups, _, length, dim = kv.shape
-        cut = kv.reshape(groups, 2, length // PAGE, PAGE, dim).permute(2, 0, 1, 3, 4).contiguous()
+        size = self.layout.page_size
+        cut = kv.reshape(groups, 2, length // size, size, dim).permute(2, 0, 1, 3, 4).contiguous()
         return cut.to(getattr(torch, self.layout.dtype)).view(torch.uint8).flatten(1).numpy()
 
     def opened(self, pages: np.ndarray) -> tuple[Tensor, Tensor]:
         """Keys and values, fp32 `[G, n, D]`."""
         layout = self.layout
-        shape = (-1, layout.num_heads, 2, PAGE, layout.head_dim)
+        shape = (-1, layout.num_heads, 2, layout.page_size, layout.head_dim)
         kv = torch.from_numpy(pages).view(getattr(torch, layout.dtype)).view(shape).float()
         both = kv.permute(2, 1, 0, 3, 4).flatten(2, 3)
         return both[0], both[1]
@@ -131,7 +133,8 @@ def through(past: Past, exact: Listening, name: str, rotated: bool, kl: Callable
         raise SystemExit(f"{name} changed {lossy_pages} pages: nothing is reported")
     raw = sum(keys.numel() * 2 for keys in past.keys) * past.layout.item_bytes
     return {
-        "codec": name, "dtype": past.layout.dtype, "keys": "rotated" if rotated else "un-rotated",
+        "codec": name, "dtype": past.layout.dtype, "page_size": past.layout.page_size,
+        "keys": "rotated" if rotated else "un-rotated",
         "payload_per_raw_byte": sum(map(len, payloads)) / raw,
         "disk_per_raw_byte": disk_bytes(payloads, past.layout) / raw,
         **{f"{of}_error": error.as_dict() for of, error in errors.items()},
@@ -141,7 +144,7 @@ def through(past: Past, exact: Listening, name: str, rotated: bool, kl: Callable
 
 def disk_bytes(payloads: list[bytes], layout: PageLayout) -> int:
     """What the records of these pages take in an LMDB file."""
-    tokens, name = np.zeros(PAGE, dtype=np.uint32), bytes(16)
+    tokens, name = np.zeros(layout.page_size, dtype=np.uint32), bytes(16)
     with tempfile.TemporaryDirectory() as folder:
         disk = DiskTier(Path(folder), 2 * layout.page_bytes * len(payloads) + (16 << 20), name, {})
         keys = [page_key(0, number.to_bytes(16, "big")) for number in range(len(payloads))]
@@ -172,16 +175,16 @@ def pace(past: Past, name: str) -> dict[str, float]:
     return {f"{call}_mb_per_s": pages.nbytes / 1e6 / statistics.median(spent) for call, spent in times.items()}
 
 
-def measure(model: Model, ids: np.ndarray) -> list[dict[str, Any]]:
+def measure(model: Model, ids: np.ndarray, page_sizes: list[int]) -> list[dict[str, Any]]:
     """All codecs over the KV of all tokens but the last, which ask."""
     reader, length = Listening(model), len(ids) - ASKED
     for start in range(0, length, CHUNK):
         reader.read(ids[start : min(start + CHUNK, length)])
     keys, values, asked = list(reader.keys), list(reader.values), ids[length:]
     rows = []
-    for dtype in ("bfloat16", "float32"):
+    for size, dtype in itertools.product(page_sizes, ("bfloat16", "float32")):
         kind = getattr(torch, dtype)
-        layout = PageLayout(num_heads=model.num_kv_heads, page_size=PAGE, head_dim=model.head_dim, dtype=dtype)
+        layout = PageLayout(num_heads=model.num_kv_heads, page_size=size, head_dim=model.head_dim, dtype=dtype)
         past = Past([k.to(kind).float() for k in keys], [v.to(kind).float() for v in values], layout)
         exact = reader.over(past.keys, past.values, length)
         true = exact.read_all(asked).log_softmax(-1)
@@ -202,10 +205,12 @@ def measure(model: Model, ids: np.ndarray) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--page-sizes", default="16,64")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    if given.tokens % PAGE:
-        parser.error(f"--tokens is a multiple of the page size, {PAGE}")
+    page_sizes = [int(size) for size in given.page_sizes.split(",")]
+    if any(given.tokens % size for size in page_sizes):
+        parser.error(f"--tokens is a multiple of the page sizes, {given.page_sizes}")
     torch.set_num_threads(1)
     with (
         torch.inference_mode(),
@@ -213,7 +218,7 @@ def main() -> None:
         Runtime.load("smollm2", dtype="float32", kv=KVConfig(path=folder, disk_gb=0)) as runtime,
     ):
         ids = np.array(runtime.tokenizer.encode(DOCUMENT.read_text())[: given.tokens + ASKED], dtype=np.uint32)
-        rows = measure(runtime.model, ids)
+        rows = measure(runtime.model, ids, page_sizes)
     result: dict[str, Any] = {
         "command": " ".join(["python", *sys.argv]), "hardware": hardware(), "load_average": os.getloadavg()[0],
         "model": "smollm2", "text": DOCUMENT.name, "tokens": given.tokens, "asked": ASKED, "rows": rows,

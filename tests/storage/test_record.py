@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from records import FINGERPRINT, KEY, PAYLOAD, TOKENS, by_hand
+from hostile import FINGERPRINT, KEY, PAYLOAD, TOKENS, by_hand
 
 from stratakv.storage import PageLayout, RecordError, record
 from stratakv.storage.codecs import CODECS, LOSSLESS, make_codec

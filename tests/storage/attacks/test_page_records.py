@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import zstandard
+from hostile import FINGERPRINT, KEY, TOKENS, by_hand, plant
 from kv_pages import disk_tier
-from records import FINGERPRINT, KEY, TOKENS, by_hand, plant
 
 from stratakv.storage import PageLayout, page_key
 from stratakv.storage.codecs import CODECS, make_codec

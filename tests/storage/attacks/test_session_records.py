@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hostile import FINGERPRINT, PAYLOAD, TOKENS, by_hand, plant
 from kv_pages import disk_tier
-from records import FINGERPRINT, PAYLOAD, TOKENS, by_hand, plant
 
 from stratakv.storage import RecordError
 

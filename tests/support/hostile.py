@@ -1,4 +1,4 @@
-"""Records as `storage/record.py` and docs/FORMAT.md lay them out, written without the module."""
+"""Records to plant in a store, as `storage/record.py` and docs/FORMAT.md lay them out, written without the module."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def by_hand(*, tokens: np.ndarray = TOKENS, payload: bytes = PAYLOAD, tail: byte
 def plant(folder: Path, database: bytes, key: bytes, value: bytes) -> None:
     """Write a value past the store; no store may have the folder open."""
     folder.mkdir(exist_ok=True)
-    with lmdb.open(str(folder), max_dbs=3, map_size=64 << 20) as environment:
+    with lmdb.open(str(folder), max_dbs=8, map_size=64 << 20) as environment:
         there = environment.open_db(database)
         with environment.begin(db=there, write=True) as transaction:
             transaction.put(key, value)
