@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import numpy as np
@@ -205,9 +206,9 @@ def test_reads_of_several_threads_count_what_each_decoded(monkeypatch: pytest.Mo
     compression, noted = AdaptiveCompression(LAYOUT, clock=clock), []
     note = compression._note
 
-    def noting(started: float, ended: float, used: dict[int, object]) -> None:
+    def noting(started: float, ended: float, used: dict[int, Any]) -> None:
         noted.append((ended - started, {code: vars(decoded) for code, decoded in used.items()}))
-        note(started, ended, used)  # type: ignore[arg-type]
+        note(started, ended, used)
 
     monkeypatch.setattr(compression, "_note", noting)
     out = np.empty(LAYOUT.page_bytes, dtype=np.uint8)
