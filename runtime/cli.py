@@ -39,6 +39,10 @@ IndexOption = Annotated[
     str, typer.Option("--index", help="How tokens are found: auto, spectral, bounds, ..., or name:setting=value.")
 ]
 KvDtypeOption = Annotated[str, typer.Option("--kv-dtype", help="Element type of the cache; auto: the model's.")]
+CodecOption = Annotated[
+    str,
+    typer.Option("--codec", help="How pages are written to disk: zstd, raw (lossless); int8, int4, adaptive (lossy)."),
+]
 ProfileOption = Annotated[
     Path | None, typer.Option("--profile", help="What calibrate wrote with --out. Default: where calibrate puts it.")
 ]
@@ -89,6 +93,7 @@ def chat(
     budget: BudgetOption = 2048,
     kv_dtype: KvDtypeOption = "auto",
     profile: ProfileOption = None,
+    codec: CodecOption = "zstd",
     file: Annotated[
         list[Path] | None, typer.Option("-f", "--file", help="Read this document first; repeatable.")
     ] = None,
@@ -116,7 +121,7 @@ def chat(
     try:
         kv = kv_config(
             gpu_gb=gpu_kv_gb, host_gb=host_kv_gb, disk_gb=disk_kv_gb, path=kv_dir, index=index, budget=budget,
-            dtype=kv_dtype, profile=profile,
+            dtype=kv_dtype, profile=profile, codec=codec,
         )  # fmt: skip
         options = Options(model, device, dtype, kv, file or [], session, system, generation)
         if prompt is None:

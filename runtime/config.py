@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..retrieval import IndexParams, split_spec
+from ..storage.compression import check_compression
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,10 +40,10 @@ class KVConfig:
     """Element type of the cache. `auto`: the model's. `bfloat16` under a float32 model halves its
     bytes at a mean KL below 1e-4 (docs/decisions/0003)."""
     codec: str = "zstd"
-    """How pages are written to disk. `zstd`, `raw`: lossless. `adaptive`: lossless while reading them back hides
-    behind computing; where the disk is too slow for that, a share of the pages is written in 4 bits a number, as large
-    as makes reads fit. Those pages are approximate once they have left memory: answers then depend on what was
-    spilled, and no longer repeat to the bit."""
+    """How pages are written to disk. `zstd`, `raw`: lossless. `int8`, `int4`: that many bits a number and a scale per
+    group of them (docs/decisions/0013). `adaptive`: lossless while reading pages back could hide behind computing, else
+    a share of them as int4, as large as would make reads fit. Lossy pages are exact in memory and approximate once they
+    have left it: answers then depend on what was spilled and when, and no longer repeat to the bit."""
 
     def __post_init__(self) -> None:
         for name in ("gpu_gb", "host_gb", "disk_gb"):
@@ -54,8 +55,7 @@ class KVConfig:
         split_spec(self.index)
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ValueError(f"the cache's dtype is auto, float32, bfloat16 or float16, not {self.dtype!r}")
-        if self.codec not in ("zstd", "raw", "adaptive"):
-            raise ValueError(f"codec is zstd, raw or adaptive, not {self.codec!r}")
+        check_compression(self.codec)
         self.index_params()
         self._check_budget()
 

@@ -314,6 +314,8 @@ class Repl:
             f"{edge.removesuffix('_bytes').replace('_', ' ')} {n / 1e6:.1f} MB" for edge, n in stats["edges"].items()
         )
         self.console.print(f"moved: {moved}", markup=False)
+        if stats["codec"] == "adaptive":
+            self.console.print(f"{stats['int4_share']:.0%} of new pages are written to disk as int4")
         self.console.print(
             f"hit rate {stats['hit_rate']:.1%}, stalled {stats['stall_s']:.2f} s, "
             f"{stats['tokens_read']} tokens read per head at the last step"

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..storage import Arena, DiskTier, PageLayout, TieredStore
+from ..storage.compression import is_lossy
 from . import session
 from .chat import Chat
 from .config import GenerationConfig, KVConfig
@@ -205,6 +206,8 @@ class Runtime:
             "pages_shared": counters.pages_shared,
             "pages_recomputed": counters.pages_recomputed,
             "stall_s": counters.stall_s,
+            "codec": self.config.codec,
+            "int4_share": self.store.compression.share,
             "disk_error": str(self.store.disk_error) if self.store.disk_error else None,
         }
 
@@ -238,8 +241,8 @@ def _open_store(
             "rope": getattr(model.config, "rope_parameters", None),
             "layout": {field: getattr(layout, field) for field in layout.__slots__},
         }
-        if kv.codec == "adaptive":
-            identity["codec"] = kv.codec  # its pages may be approximate: no lossless run may find them
+        if is_lossy(kv.codec):
+            identity["codec"] = kv.codec  # its pages may be approximate: no other run may find them
         fingerprint = hashlib.blake2b(
             json.dumps(identity, sort_keys=True, default=str).encode(), digest_size=16
         ).digest()

@@ -6,16 +6,21 @@ needs longer, the share θ of pages is written as int4 at which both take the sa
 
     min over θ of max(compute + decode(θ), ((1 - θ) lossless + θ int4) raw bytes / bandwidth)
 
+NOTE: nothing hides a read behind computing yet. Pages are fetched when a step asks for them, so a step takes
+the sum of both terms, not the larger one. θ is where a prefetch could hide all reads; without one, int4 would
+save time at any θ, and a page stays lossless although it costs some.
+
 Every term is measured: times by a clock around each read, averaged over the last dozen or so reads.
 Which pages make up the share depends on their keys alone, so that a page is the same in every run with
 the same share, and a larger share contains the smaller.
 
-Threads  `reading` and `readers` belong to the thread that reads, `codec_for` to the one that writes; `share`
-         passes from one to the other.
+Threads  Any: what a read decodes is counted in its own thread, and the averages are behind a lock. The model
+         knows of one read at a time: several at once each count the others' waiting, which makes θ larger.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -24,15 +29,17 @@ from typing import Protocol
 import numpy as np
 import xxhash
 
-from .codecs import CODECS, Codec, Int4Codec, ZstdCodec, make_codec
+from .codecs import CODECS, LOSSLESS, Codec, Int4Codec, ZstdCodec, make_codec
 from .page import PageLayout
 
 _WEIGHT = 1 / 16
 """Of the newest read in every average."""
 _LONGEST_GAP = 32
 """Times the usual one: the rest of a longer pause is taken for somebody thinking, not for computing."""
-_USUAL_LOSSLESS = 0.75
+_USUAL_LOSSLESS = 0.8
 """Stored bytes per raw byte, until a lossless page was read."""
+COMPRESSIONS = (*CODECS, "adaptive")
+"""What a user may ask for."""
 
 
 class Compression(Protocol):
@@ -53,15 +60,15 @@ class Compression(Protocol):
 
 
 class OneCodec:
-    """Every page the same way."""
+    """Every page the same way, but losslessly where the codec cannot hold it."""
 
-    def __init__(self, codec: Codec, layout: PageLayout) -> None:
+    def __init__(self, name: str, layout: PageLayout) -> None:
         self.readers = _all_codecs(layout)
-        self.share = 0.0
-        self._codec = codec
+        self._codec, self._lossless = make_codec(name, layout), ZstdCodec(layout)
+        self.share = float(self._codec.code == Int4Codec.code)
 
     def codec_for(self, key: bytes, raw: np.ndarray) -> Codec:
-        return self._codec
+        return self._codec if self._codec.accepts(raw) else self._lossless
 
     def reading(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -80,6 +87,7 @@ class AdaptiveCompression:
         self._gap, self._disk, self._lossless_ratio = _Rate(), _Rate(), _Rate()
         self._decoding = {code: _Rate() for code in self._meters}
         self._ended: float | None = None
+        self._lock = threading.Lock()
 
     def codec_for(self, key: bytes, raw: np.ndarray) -> Codec:
         chosen = xxhash.xxh3_64_intdigest(key) < self.share * 2**64
@@ -93,22 +101,23 @@ class AdaptiveCompression:
         started = self._clock()
         yield
         ended = self._clock()
-        raw = sum(meter.raw_bytes for meter in self._meters.values())
-        if raw:
-            self._note(started, ended, raw)
-        self._ended = ended
+        used = {code: meter.here for code, meter in self._meters.items() if meter.here.raw_bytes}
+        with self._lock:
+            if used:
+                self._note(started, ended, used)
+            self._ended = ended if self._ended is None else max(ended, self._ended)
 
-    def _note(self, started: float, ended: float, raw: int) -> None:
-        used = {code: meter for code, meter in self._meters.items() if meter.raw_bytes}
-        decoding = sum(meter.seconds for meter in used.values())
-        self._disk.add(ended - started - decoding, sum(meter.payload_bytes for meter in used.values()))
-        for code, meter in used.items():
-            self._decoding[code].add(meter.seconds, meter.raw_bytes)
-            if code != Int4Codec.code:
-                self._lossless_ratio.add(meter.payload_bytes, meter.raw_bytes)
+    def _note(self, started: float, ended: float, used: dict[int, _Decoded]) -> None:
+        decoding = sum(decoded.seconds for decoded in used.values())
+        self._disk.add(ended - started - decoding, sum(decoded.payload_bytes for decoded in used.values()))
+        for code, decoded in used.items():
+            self._decoding[code].add(decoded.seconds, decoded.raw_bytes)
+            if code == ZstdCodec.code:
+                self._lossless_ratio.add(decoded.payload_bytes, decoded.raw_bytes)
         if self._ended is None:
             return
-        gap = started - self._ended
+        raw = sum(decoded.raw_bytes for decoded in used.values())
+        gap = max(0.0, started - self._ended)
         usual = self._gap.amount
         self._gap.add(min(gap, _LONGEST_GAP * usual) if usual else gap, raw)
         lossless = self._decoding[ZstdCodec.code].per_unit(0.0)
@@ -153,17 +162,25 @@ class _Rate:
         return self.amount / self._units if self.known else unknown
 
 
+class _Decoded(threading.local):
+    """What a thread's present read has decoded so far."""
+
+    seconds = 0.0
+    payload_bytes = raw_bytes = 0
+
+
 class _Metered:
     """A codec that counts what it decodes, and how long that takes."""
 
     def __init__(self, codec: Codec, clock: Callable[[], float]) -> None:
         self._codec, self._clock = codec, clock
-        self.code = codec.code
-        self.reset()
+        self.code, self.here = codec.code, _Decoded()
 
     def reset(self) -> None:
-        self.seconds = 0.0
-        self.payload_bytes = self.raw_bytes = 0
+        self.here.seconds, self.here.payload_bytes, self.here.raw_bytes = 0.0, 0, 0
+
+    def accepts(self, raw: np.ndarray) -> bool:
+        return self._codec.accepts(raw)
 
     def encode(self, raw: np.ndarray) -> bytes:
         return self._codec.encode(raw)
@@ -171,18 +188,26 @@ class _Metered:
     def decode(self, payload: memoryview, out: np.ndarray) -> None:
         started = self._clock()
         self._codec.decode(payload, out)
-        self.seconds += self._clock() - started
-        self.payload_bytes += len(payload)
-        self.raw_bytes += out.nbytes
+        self.here.seconds += self._clock() - started
+        self.here.payload_bytes += len(payload)
+        self.here.raw_bytes += out.nbytes
+
+
+def check_compression(name: str) -> None:
+    """Raises ValueError for a name that is not in `COMPRESSIONS`."""
+    if name not in COMPRESSIONS:
+        raise ValueError(f"codec is one of {', '.join(COMPRESSIONS)}, not {name!r}")
+
+
+def is_lossy(name: str) -> bool:
+    """Whether pages written so may come back approximate."""
+    return name not in LOSSLESS
 
 
 def make_compression(name: str, layout: PageLayout) -> Compression:
-    """`raw`, `zstd` or `adaptive`. Raises ValueError for any other name."""
-    if name == "adaptive":
-        return AdaptiveCompression(layout)
-    if name not in ("raw", "zstd"):
-        raise ValueError(f"codec is raw, zstd or adaptive, not {name!r}")
-    return OneCodec(make_codec(name, layout), layout)
+    """One of `COMPRESSIONS`. Raises ValueError for any other name."""
+    check_compression(name)
+    return AdaptiveCompression(layout) if name == "adaptive" else OneCodec(name, layout)
 
 
 def _all_codecs(layout: PageLayout) -> dict[int, Codec]:
@@ -190,4 +215,7 @@ def _all_codecs(layout: PageLayout) -> dict[int, Codec]:
     return {codec.code: codec for codec in codecs}
 
 
-__all__ = ["AdaptiveCompression", "Compression", "OneCodec", "balanced_share", "make_compression"]
+__all__ = [
+    "COMPRESSIONS", "AdaptiveCompression", "Compression", "OneCodec", "balanced_share", "check_compression", "is_lossy",
+    "make_compression",
+]  # fmt: skip

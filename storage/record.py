@@ -4,11 +4,12 @@
     0       4     magic  b"SKVR"
     4       2     version (1)
     6       1     kind    0 page, 1 session, 2 state
-    7       1     codec   0 raw, 1 zstd, 2 int4 (pages); 0 otherwise
+    7       1     codec   0 raw, 1 zstd, 2 int4, 3 int8 (pages); 0 otherwise
     8       16    fingerprint of model, dtype, RoPE and page layout
-    24      18    key this record was stored under (layer, chain), zero-filled for sessions
-    42      2     number of tokens n
-    44      8     raw bytes after decoding
+    24      18    key this record was stored under: (layer, chain), chain and two zeros for states,
+                  zeros for sessions
+    42      2     number of tokens n; 0 for sessions and states
+    44      8     raw bytes after decoding; payload bytes otherwise
     52      8     payload bytes
     60      8     xxh3-64 of everything else in the record
     68      4n    token ids, little-endian uint32
@@ -94,7 +95,19 @@ def unpack(buffer: memoryview | bytes, kind: int, fingerprint: bytes, key: bytes
         raise RecordError(f"fingerprint: {found_print.hex()}, expected {fingerprint.hex()}")
     if found_key != key.ljust(KEY_BYTES, b"\0")[:KEY_BYTES]:
         raise RecordError(f"key: {found_key.hex()}, expected {key.hex()}")
+    if kind != PAGE:
+        _require_plain(codec, raw, size, count)
     return Record(found_kind, codec, raw, np.frombuffer(ids, dtype="<u4"), payload)
+
+
+def _require_plain(codec: int, raw: int, size: int, count: int) -> None:
+    """Only pages have codecs and tokens."""
+    if codec:
+        raise RecordError(f"codec: {codec}, expected 0")
+    if raw != size:
+        raise RecordError(f"raw bytes: {raw}, the payload has {size}")
+    if count:
+        raise RecordError(f"tokens: {count}, expected none")
 
 
 def _checksum(*parts: bytes | memoryview) -> int:

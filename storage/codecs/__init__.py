@@ -1,8 +1,9 @@
-"""Codecs: how a page's bytes look on an edge between tiers.
+"""Codecs: how a page's bytes look on the disk edge.
 
 A codec is one file with a class, one line in `CODECS` and one line in the tests' list. It encodes
 `page_bytes` raw bytes to fewer and decodes them into a buffer of exactly that size; it never
-allocates more than the size it was promised. `raw` and `zstd` give back every bit, `int4` does not.
+allocates more than the size it was promised. `raw` and `zstd` give back every bit, the others do not.
+Pages in memory are always raw: no codec works between host and device.
 """
 
 from __future__ import annotations
@@ -14,18 +15,23 @@ import numpy as np
 
 from ..page import PageLayout
 from .int4 import Int4Codec
+from .int8 import Int8Codec
 from .raw import RawCodec
 from .zstd import ZstdCodec
 
 
 class Codec(Protocol):
-    """Encode and decode one page. Instances belong to one thread."""
+    """Encode and decode one page. Any thread may use an instance."""
 
     code: int
     """The codec's number in a record header. Never reused."""
 
+    def accepts(self, raw: np.ndarray) -> bool:
+        """Whether it can encode this page. The lossless ones can any."""
+        ...
+
     def encode(self, raw: np.ndarray) -> bytes:
-        """`raw` is uint8 `[page_bytes]`."""
+        """`raw` is uint8 `[page_bytes]`. Raises ValueError for a page that `accepts` refuses."""
         ...
 
     def decode(self, payload: memoryview, out: np.ndarray) -> None:
@@ -33,14 +39,20 @@ class Codec(Protocol):
         ...
 
 
-CODECS: dict[str, Callable[[PageLayout], Codec]] = {"int4": Int4Codec, "raw": RawCodec, "zstd": ZstdCodec}
+CODECS: dict[str, Callable[[PageLayout], Codec]] = {
+    "raw": RawCodec,
+    "zstd": ZstdCodec,
+    "int8": Int8Codec,
+    "int4": Int4Codec,
+}
+LOSSLESS = ("raw", "zstd")
 
 
 def make_codec(name: str, layout: PageLayout) -> Codec:
     """A codec for pages of `layout`. Raises ValueError for a name that is not in `CODECS`."""
     if name not in CODECS:
-        raise ValueError(f"codec is one of {sorted(CODECS)}, not {name!r}")
+        raise ValueError(f"codec is one of {', '.join(CODECS)}, not {name!r}")
     return CODECS[name](layout)
 
 
-__all__ = ["CODECS", "Codec", "Int4Codec", "RawCodec", "ZstdCodec", "make_codec"]
+__all__ = ["CODECS", "LOSSLESS", "Codec", "Int4Codec", "Int8Codec", "RawCodec", "ZstdCodec", "make_codec"]

@@ -16,6 +16,9 @@ class RawCodec:
     def __init__(self, layout: PageLayout) -> None:
         del layout
 
+    def accepts(self, raw: np.ndarray) -> bool:
+        return True
+
     def encode(self, raw: np.ndarray) -> bytes:
         return raw.tobytes()
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import numpy as np
@@ -14,8 +16,15 @@ from hypothesis import strategies as st
 from kv_pages import FINGERPRINT, arena, disk_tier, read_back, text
 
 from stratakv.storage import PageLayout, TieredStore, page_key, record
-from stratakv.storage.codecs import Int4Codec
-from stratakv.storage.compression import AdaptiveCompression, OneCodec, balanced_share, make_compression
+from stratakv.storage.codecs import CODECS, LOSSLESS, Int4Codec, make_codec
+from stratakv.storage.compression import (
+    COMPRESSIONS,
+    AdaptiveCompression,
+    OneCodec,
+    balanced_share,
+    is_lossy,
+    make_compression,
+)
 
 LAYOUT = PageLayout(num_heads=2, page_size=16, head_dim=64, dtype="bfloat16")
 COUNT = 120
@@ -24,6 +33,7 @@ KEYS = [page_key(0, chain) for chain in TEXT.chains]
 NUMBERS = torch.randn(COUNT, LAYOUT.page_bytes // 2, generator=torch.Generator().manual_seed(0))
 PAGES = NUMBERS.to(torch.bfloat16).view(torch.uint8)
 ZSTD, INT4 = 1, 2
+LOSSY = sorted(set(CODECS) - set(LOSSLESS))
 
 
 class Clock:
@@ -190,6 +200,41 @@ def test_reads_that_fail_say_nothing() -> None:
     assert compression.share == 0.0
 
 
+def test_reads_of_several_threads_count_what_each_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interleaved: one begins, another begins, decodes and ends, the first ends."""
+    clock = Clock()
+    compression, noted = AdaptiveCompression(LAYOUT, clock=clock), []
+    note = compression._note
+
+    def noting(started: float, ended: float, used: dict[int, Any]) -> None:
+        noted.append((ended - started, {code: vars(decoded) for code, decoded in used.items()}))
+        note(started, ended, used)
+
+    monkeypatch.setattr(compression, "_note", noting)
+    out = np.empty(LAYOUT.page_bytes, dtype=np.uint8)
+
+    def read(codec: int, count: int) -> None:
+        payload = compression.codec_for(KEYS[0], PAGES[0].numpy()).encode(PAGES[0].numpy())
+        for _ in range(count):
+            clock.now += 1.0
+            compression.readers[codec].decode(memoryview(payload), out)
+
+    def other() -> None:
+        with compression.reading():
+            read(ZSTD, 3)
+
+    with compression.reading():
+        read(ZSTD, 1)
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        read(ZSTD, 1)
+    pages = [decoded[ZSTD]["raw_bytes"] / LAYOUT.page_bytes for _, decoded in noted]
+    assert [took for took, _ in noted] == [3.0, 5.0]
+    assert pages == [3, 2]
+    assert 0 <= compression.share <= 1
+
+
 # Which pages
 
 
@@ -221,22 +266,33 @@ def test_pages_that_four_bits_cannot_hold_stay_lossless() -> None:
     assert compression.codec_for(KEYS[0], raw).code == ZSTD
 
 
-@pytest.mark.parametrize(("name", "code"), [("raw", 0), ("zstd", 1)])
-def test_one_codec_is_never_left(name: str, code: int) -> None:
+@pytest.mark.parametrize("name", CODECS)
+def test_one_codec_is_never_left(name: str) -> None:
     compression = make_compression(name, LAYOUT)
     assert isinstance(compression, OneCodec)
     for _ in range(3):
         with compression.reading():
-            assert compression.codec_for(KEYS[0], PAGES[0].numpy()).code == code
-    assert sorted(compression.readers) == [0, 1, 2]
-    assert compression.share == 0.0
+            assert compression.codec_for(KEYS[0], PAGES[0].numpy()).code == make_codec(name, LAYOUT).code
+    assert sorted(compression.readers) == sorted(make_codec(each, LAYOUT).code for each in CODECS)
+    assert compression.share == (1.0 if name == "int4" else 0.0)
+
+
+@pytest.mark.parametrize("name", LOSSY)
+def test_pages_that_a_codec_cannot_hold_are_written_losslessly(name: str) -> None:
+    page = NUMBERS[0].clone()
+    page[77] = float("inf")
+    raw = page.to(torch.bfloat16).view(torch.uint8).numpy()
+    assert make_compression(name, LAYOUT).codec_for(KEYS[0], raw).code == ZSTD
 
 
 def test_unknown_names_are_refused() -> None:
     assert isinstance(make_compression("adaptive", LAYOUT), AdaptiveCompression)
-    for name in ("int4", "gzip"):
-        with pytest.raises(ValueError, match=f"raw, zstd or adaptive, not '{name}'"):
-            make_compression(name, LAYOUT)
+    with pytest.raises(ValueError, match="codec is one of raw, zstd, int8, int4, adaptive, not 'gzip'"):
+        make_compression("gzip", LAYOUT)
+
+
+def test_which_names_are_lossy() -> None:
+    assert [name for name in COMPRESSIONS if is_lossy(name)] == ["int8", "int4", "adaptive"]
 
 
 # In the store, on a real LMDB file
@@ -294,6 +350,28 @@ def test_pages_of_both_codecs_come_back(tmp_path: Path) -> None:
     lossless = adaptive_store(tmp_path / "s", host=60, codec="zstd")
     assert torch.equal(read_back(lossless, lossless.adopt(0, TEXT.chains[:60], TEXT.tokens[:60])), found)
     lossless.close()
+
+
+@pytest.mark.parametrize("name", LOSSY)
+def test_lossy_pages_are_exact_until_they_left_memory_and_err_once(tmp_path: Path, name: str) -> None:
+    """Also after they came back, left and came back again, and for whoever opens the file next."""
+    expected, codec = torch.empty_like(PAGES[:60]), make_codec(name, LAYOUT)
+    for page, out in zip(PAGES[:60].numpy(), expected.numpy(), strict=True):
+        codec.decode(memoryview(codec.encode(page)), out)
+    store = adaptive_store(tmp_path / "s", host=60, codec=name)
+    pids = put_at(store, 0.0, slice(60))
+    assert torch.equal(read_back(store, pids), PAGES[:60])
+    others = put_at(store, 0.0, slice(60, COUNT))
+    for _ in range(2):
+        assert store.is_resident(pids).sum() == 0
+        assert torch.equal(read_back(store, pids), expected)
+        read_back(store, others)
+    store.check_integrity()
+    store.close()
+    assert set(codes_on_disk(tmp_path / "s").values()) == {codec.code}
+    again = adaptive_store(tmp_path / "s", host=60, codec=name)
+    assert torch.equal(read_back(again, again.adopt(0, TEXT.chains[:60], TEXT.tokens[:60])), expected)
+    again.close()
 
 
 def slow(read: Callable[..., dict[int, str]], clock: Clock, seconds: float) -> Callable[..., dict[int, str]]:

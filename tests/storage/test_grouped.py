@@ -1,4 +1,4 @@
-"""The 4-bit codec: how far off it may be, what it refuses, and the bytes it writes."""
+"""int8 and int4: how far off they may be, what they refuse, and the bytes they write."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stratakv.storage import PageLayout, RecordError
-from stratakv.storage.codecs import Int4Codec
+from stratakv.storage import PageLayout
+from stratakv.storage.codecs import Int4Codec, Int8Codec
+from stratakv.storage.codecs.grouped import GroupedCodec
 
+CODECS: list[type[GroupedCodec]] = [Int8Codec, Int4Codec]
 DTYPES = ["float32", "bfloat16", "float16"]
 ROUNDING = {"float32": 2.0**-23, "bfloat16": 2.0**-8, "float16": 2.0**-10}
 """Of a number to its dtype, relative."""
@@ -33,15 +35,15 @@ def numbers_of(raw: np.ndarray, shape: PageLayout) -> np.ndarray:
     return flat.reshape(shape.num_heads, 2, shape.page_size, shape.head_dim)
 
 
-def there_and_back(raw: np.ndarray, shape: PageLayout) -> np.ndarray:
-    codec, out = Int4Codec(shape), np.full(shape.page_bytes, 0xAA, dtype=np.uint8)
+def there_and_back(codec: GroupedCodec, raw: np.ndarray) -> np.ndarray:
+    out = np.full(raw.nbytes, 0xAA, dtype=np.uint8)
     payload = codec.encode(raw)
     assert len(payload) == codec.payload_bytes
     codec.decode(memoryview(payload), out)
     return out
 
 
-def allowed(numbers: np.ndarray, most: int, dtype: str) -> np.ndarray:
+def allowed(numbers: np.ndarray, most: int, dtype: str, steps: int) -> np.ndarray:
     """Half a scale for each of `[.., n]`, where runs of at most `most` share one, and what fp16 and the dtype round."""
     length = numbers.shape[-1]
     width = -(-length // -(-length // most))
@@ -49,7 +51,7 @@ def allowed(numbers: np.ndarray, most: int, dtype: str) -> np.ndarray:
     for start in range(0, length, width):
         run = numbers[..., start : start + width]
         largest, least = run.max(-1, keepdims=True), run.min(-1, keepdims=True)
-        scale = (largest - least + np.maximum(np.abs(least) * 2.0**-10, 2.0**-24)) / 15
+        scale = (largest - least + np.maximum(np.abs(least) * 2.0**-10, 2.0**-24)) / steps
         half = np.maximum(scale * (1 + 2.0**-10), scale + 2.0**-24) / 2
         reach = np.maximum(np.abs(largest), np.abs(least)) + scale
         bound[..., start : start + width] = half + reach * (ROUNDING[dtype] + 2.0**-20)
@@ -66,10 +68,12 @@ def allowed(numbers: np.ndarray, most: int, dtype: str) -> np.ndarray:
     size=st.sampled_from([1e-6, 1.0, 300.0]),
     shift=st.sampled_from([0.0, -7.0, 3000.0]),
     kind=st.sampled_from(["normal", "constant", "two", "heavy"]),
+    codec=st.sampled_from(CODECS),
 )
 def test_no_number_is_off_by_more_than_half_a_scale(
-    seed: int, heads: int, tokens: int, channels: int, dtype: str, size: float, shift: float, kind: str
-) -> None:
+    codec: type[GroupedCodec], seed: int, heads: int, tokens: int, channels: int, dtype: str, size: float,
+    shift: float, kind: str,
+) -> None:  # fmt: skip
     rng, shape = np.random.default_rng(seed), layout(heads, tokens, channels, dtype)
     numbers = rng.standard_normal((heads, 2, tokens, channels))
     if kind == "constant":
@@ -79,33 +83,36 @@ def test_no_number_is_off_by_more_than_half_a_scale(
     elif kind == "heavy":
         numbers = np.clip(numbers**5, -60, 60)
     raw = raw_of(numbers * size + shift, shape)
-    exact, found = numbers_of(raw, shape), numbers_of(there_and_back(raw, shape), shape)
-    off = np.abs(found - exact)
-    assert (off[:, 0] <= allowed(exact[:, 0].swapaxes(1, 2), 32, dtype).swapaxes(1, 2)).all()
-    assert (off[:, 1] <= allowed(exact[:, 1], 64, dtype)).all()
+    exact, found = numbers_of(raw, shape), numbers_of(there_and_back(codec(shape), raw), shape)
+    off, steps = np.abs(found - exact), 2**codec.bits - 1
+    assert (off[:, 0] <= allowed(exact[:, 0].swapaxes(1, 2), 32, dtype, steps).swapaxes(1, 2)).all()
+    assert (off[:, 1] <= allowed(exact[:, 1], 64, dtype, steps)).all()
 
 
-def test_outliers_spoil_only_their_own_group() -> None:
+@pytest.mark.parametrize("codec", CODECS)
+def test_outliers_spoil_only_their_own_group(codec: type[GroupedCodec]) -> None:
     """A key channel that is always large, and a token whose value is: others keep their small scales."""
     shape = layout()
     numbers = np.random.default_rng(0).standard_normal((2, 2, 16, 64))
     numbers[:, 0, :, 5] *= 1000
     numbers[:, 1, 7] *= 1000
     raw = raw_of(numbers, shape)
-    off = np.abs(numbers_of(there_and_back(raw, shape), shape) - numbers_of(raw, shape))
-    assert off[:, 0, :, 5].max() > 20
-    assert off[:, 1, 7].max() > 20
-    assert np.delete(off[:, 0], 5, 2).max() < 0.3
-    assert np.delete(off[:, 1], 7, 1).max() < 0.3
+    off = np.abs(numbers_of(there_and_back(codec(shape), raw), shape) - numbers_of(raw, shape))
+    finest = 15 / (2**codec.bits - 1)
+    assert off[:, 0, :, 5].max() > 20 * finest
+    assert off[:, 1, 7].max() > 20 * finest
+    assert np.delete(off[:, 0], 5, 2).max() < 0.3 * finest
+    assert np.delete(off[:, 1], 7, 1).max() < 0.3 * finest
 
 
+@pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_equal_numbers_come_back(dtype: str) -> None:
+def test_equal_numbers_come_back(codec: type[GroupedCodec], dtype: str) -> None:
     """Exactly, if fp16 has them."""
     shape = layout(dtype=dtype)
     for number in (0.0, 1.0, -3.5, 1024.0):
         raw = raw_of(np.full((2, 2, 16, 64), number), shape)
-        np.testing.assert_array_equal(there_and_back(raw, shape), raw)
+        np.testing.assert_array_equal(there_and_back(codec(shape), raw), raw)
 
 
 def test_the_bytes_are_those_on_disk() -> None:
@@ -113,72 +120,55 @@ def test_the_bytes_are_those_on_disk() -> None:
     shape = layout(1, 2, 2)
     keys, values = np.array([[0, 0.5], [15, 8.0]]), np.array([[-2.0, 5.5], [-2.0, -2.0]])
     raw = raw_of(np.stack([keys, values])[None], shape)
-    payload = Int4Codec(shape).encode(raw)
-    assert payload == (
+    assert Int4Codec(shape).encode(raw) == (
         struct.pack("<4e", 1.0, 0.5, 0.0, 0.5) + struct.pack("<4e", 0.5, 0.0, -2.0, -2.0) + bytes.fromhex("00ff f0 00")
     )
-    np.testing.assert_array_equal(there_and_back(raw, shape), raw)
+    np.testing.assert_array_equal(there_and_back(Int4Codec(shape), raw), raw)
 
 
-@pytest.mark.parametrize(("dtype", "share"), [("bfloat16", 0.329), ("float16", 0.329), ("float32", 0.165)])
-@pytest.mark.parametrize("channels", [64, 128])
-def test_what_it_saves(dtype: str, share: float, channels: int) -> None:
-    shape = layout(3, 16, channels, dtype)
-    assert Int4Codec(shape).payload_bytes < share * shape.page_bytes
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf"), 40_000.0])
-def test_pages_it_cannot_hold_are_refused(number: float, dtype: str) -> None:
-    shape = layout(dtype=dtype)
-    numbers = np.zeros((2, 2, 16, 64))
-    codec = Int4Codec(shape)
-    assert codec.accepts(raw_of(numbers, shape))
-    numbers[1, 1, 3, 7] = number
-    raw = raw_of(numbers, shape)
-    assert not codec.accepts(raw)
-    with pytest.raises(ValueError, match="finite numbers up to 32768"):
-        codec.encode(raw)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_the_largest_numbers_stay_finite(dtype: str) -> None:
-    shape = layout(dtype=dtype)
-    raw = raw_of(np.where(np.random.default_rng(0).random((2, 2, 16, 64)) < 0.5, 2.0**15, -(2.0**15)), shape)
-    np.testing.assert_allclose(numbers_of(there_and_back(raw, shape), shape), numbers_of(raw, shape), rtol=0.01)
-
-
-def damaged(place: int, number: float) -> bytes:
-    payload = bytearray(Int4Codec(layout()).encode(raw_of(np.zeros((2, 2, 16, 64)), layout())))
-    struct.pack_into("<e", payload, place, number)
-    return bytes(payload)
-
-
-LAST_TABLE_ENTRY = 4 * (2 * 64 + 2 * 16) - 2
+def test_the_bytes_of_int8_are_those_on_disk() -> None:
+    """Steps of 1/16 from 0 and from -2, of a byte each."""
+    shape = layout(1, 2, 2)
+    keys, values = np.array([[0, 255 / 16], [255 / 16, 0]]), np.array([[-2.0, 223 / 16], [-2.0, -2.0]])
+    raw = raw_of(np.stack([keys, values])[None], shape)
+    assert Int8Codec(shape).encode(raw) == (
+        struct.pack("<4e", 1 / 16, 1 / 16, 0.0, 0.0)
+        + struct.pack("<4e", 1 / 16, 0.0, -2.0, -2.0)
+        + bytes.fromhex("00ffff00 00ff0000")
+    )
+    np.testing.assert_array_equal(there_and_back(Int8Codec(shape), raw), raw)
 
 
 @pytest.mark.parametrize(
-    "payload",
+    ("codec", "dtype", "share"),
     [
-        pytest.param(b"", id="empty"),
-        pytest.param(damaged(0, 0.0)[:-1], id="truncated"),
-        pytest.param(damaged(0, 0.0) + b"\0", id="trailing-byte"),
-        pytest.param(damaged(0, 0.0) * 2, id="twice"),
-        pytest.param(damaged(0, float("nan")), id="nan-scale"),
-        pytest.param(damaged(0, float("inf")), id="infinite-scale"),
-        pytest.param(damaged(0, -1.0), id="negative-scale"),
-        pytest.param(damaged(0, 40_000.0), id="huge-scale"),
-        pytest.param(damaged(LAST_TABLE_ENTRY, float("nan")), id="nan-minimum"),
-        pytest.param(damaged(LAST_TABLE_ENTRY, -40_000.0), id="huge-minimum"),
+        (Int4Codec, "bfloat16", 0.329), (Int4Codec, "float16", 0.329), (Int4Codec, "float32", 0.165),
+        (Int8Codec, "bfloat16", 0.579), (Int8Codec, "float16", 0.579), (Int8Codec, "float32", 0.290),
     ],
-)
-def test_what_it_did_not_write_is_refused(payload: bytes) -> None:
-    with pytest.raises(RecordError, match=r"^payload"):
-        Int4Codec(layout()).decode(memoryview(payload), np.zeros(layout().page_bytes, dtype=np.uint8))
+)  # fmt: skip
+@pytest.mark.parametrize("channels", [64, 128])
+def test_what_it_saves(codec: type[GroupedCodec], dtype: str, share: float, channels: int) -> None:
+    shape = layout(3, 16, channels, dtype)
+    assert codec(shape).payload_bytes < share * shape.page_bytes
 
 
-def test_another_size_is_refused() -> None:
-    payload = damaged(0, 0.0)
-    for size in (0, layout().page_bytes - 4, 2 * layout().page_bytes):
-        with pytest.raises(RecordError, match=r"^payload"):
-            Int4Codec(layout()).decode(memoryview(payload), np.zeros(size, dtype=np.uint8))
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf"), 40_000.0])
+def test_pages_it_cannot_hold_are_refused(codec: type[GroupedCodec], number: float, dtype: str) -> None:
+    shape = layout(dtype=dtype)
+    numbers = np.zeros((2, 2, 16, 64))
+    assert codec(shape).accepts(raw_of(numbers, shape))
+    numbers[1, 1, 3, 7] = number
+    raw = raw_of(numbers, shape)
+    assert not codec(shape).accepts(raw)
+    with pytest.raises(ValueError, match=f"^{codec.name} holds finite numbers up to 32768"):
+        codec(shape).encode(raw)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_largest_numbers_stay_finite(codec: type[GroupedCodec], dtype: str) -> None:
+    shape = layout(dtype=dtype)
+    raw = raw_of(np.where(np.random.default_rng(0).random((2, 2, 16, 64)) < 0.5, 2.0**15, -(2.0**15)), shape)
+    np.testing.assert_allclose(numbers_of(there_and_back(codec(shape), raw), shape), numbers_of(raw, shape), rtol=0.01)

@@ -1,0 +1,11 @@
+"""Lossy: 8 bits a number. With 16 tokens and 64 channels 58 % of bf16, 29 % of fp32."""
+
+from __future__ import annotations
+
+from .grouped import GroupedCodec
+
+
+class Int8Codec(GroupedCodec):
+    """Steps from 0 to 255, one to a byte."""
+
+    code, name, bits = 3, "int8", 8
