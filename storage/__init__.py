@@ -7,6 +7,7 @@ from .errors import (
     CapacityError,
     ClosedError,
     CorruptPageError,
+    ForkedError,
     RecordError,
     StorageError,
     StorageFullError,
@@ -18,6 +19,6 @@ from .tiered_store import OpenPage, TieredStore
 
 __all__ = [
     "ROOT", "Arena", "CapacityError", "ClosedError", "CorruptPageError", "Counters", "DiskTier",
-    "OpenPage", "PageLayout", "RecordError", "StorageError", "StorageFullError",
+    "ForkedError", "OpenPage", "PageLayout", "RecordError", "StorageError", "StorageFullError",
     "StoreUnavailableError", "Tier", "TieredStore", "next_chain", "page_key",
 ]  # fmt: skip

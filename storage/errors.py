@@ -12,7 +12,7 @@ class CapacityError(StorageError):
 
 
 class StorageFullError(StorageError):
-    """The disk tier cannot take more: its byte cap or the file system is full."""
+    """The disk tier took nothing of a write: its byte cap or the file system is full, or the write failed."""
 
 
 class CorruptPageError(StorageError):
@@ -28,7 +28,11 @@ class RecordError(StorageError):
 
 
 class StoreUnavailableError(StorageError):
-    """The store folder cannot be created, written or locked."""
+    """The store folder cannot be created, written or locked, or its data file is damaged."""
+
+
+class ForkedError(StorageError):
+    """A store was used in a child of the process that opened it."""
 
 
 class ClosedError(StorageError):

@@ -274,6 +274,7 @@ def test_room_is_made_from_pages_nobody_refers_to(tmp_path: Path) -> None:
     store.release(put(store, 0, 10))
     held = put(store, 10, 10)
     for first in range(20, 180, 10):
+        assert store.num_known(TEXT.chains[first : first + 10], [0]) == 0  # each is a use of its own
         store.release(put(store, first, 10))
         store.flush()
     assert store.disk_error is None
