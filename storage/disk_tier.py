@@ -175,9 +175,15 @@ class DiskTier:
 
     def damaged_pages(self) -> Iterator[tuple[bytes, str]]:
         """Reads every page; yields the keys of those that cannot be used, and why."""
-        for key in self._keys(PAGES):
+        return self._damaged(PAGES, record.PAGE)
+
+    def damaged_states(self) -> Iterator[tuple[bytes, str]]:
+        return self._damaged(STATES, record.STATE)
+
+    def _damaged(self, database: str, kind: int) -> Iterator[tuple[bytes, str]]:
+        for key in self._keys(database):
             try:
-                self._get(PAGES, key, record.PAGE, key)
+                self._get(database, key, kind, key)
             except RecordError as error:
                 yield key, str(error)
 
@@ -196,8 +202,10 @@ class DiskTier:
         return self._get(SESSIONS, name.encode(), record.SESSION, b"")
 
     def delete_session(self, name: str) -> bool:
-        self._delete(USES, [_used_key(name)])
-        return self._delete(SESSIONS, [name.encode()]) == 1
+        existed = self._delete(SESSIONS, [name.encode()]) == 1
+        if existed:
+            self._delete(USES, [_used_key(name)])
+        return existed
 
     def session_names(self) -> list[str]:
         return [key.decode() for key in self._keys(SESSIONS)]

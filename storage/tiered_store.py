@@ -555,7 +555,7 @@ class TieredStore:
     def _try_disk_again(self) -> None:
         """Somebody needs the disk now: make room and look whether it takes writes."""
         try:
-            self._sweep(_BATCH_BYTES)
+            self.make_room(_BATCH_BYTES)
         except StorageFullError as error:
             self._probed(error)
         else:
@@ -577,7 +577,7 @@ class TieredStore:
                     self.disk.write_pages(records)
                     break
                 except StorageFullError:
-                    if not self._sweep(needed):
+                    if not self.make_room(needed):
                         raise
         except StorageFullError as error:
             return error
@@ -600,7 +600,7 @@ class TieredStore:
             tokens=self._table.tokens[pid],
         )
 
-    def _sweep(self, needed: int) -> int:
+    def make_room(self, needed: int) -> int:
         """Make room on disk: drop the least recently used records that neither a process nor a session needs.
         A good deal more than `needed`, since looking for them reads every key."""
         if self.chains_to_keep is None or self.disk is None:

@@ -42,7 +42,7 @@ class Uses:
         with file.reading() as transaction:
             self._number = self._clock(transaction)
         try:
-            lease.hold_from(self._number)
+            lease.hold_from(self._number + 1)  # the first stamp draws a number
         except OSError as error:
             logger.info("a lease claims everything: its number could not be written (%s)", error)
 
