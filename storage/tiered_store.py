@@ -42,7 +42,8 @@ logger = logging.getLogger(__name__)
 
 _BATCH_BYTES = 4 << 20
 _SWEPT_SHARE = 16
-"""A sweep of a full disk tier makes room for this part of its cap."""
+"""A sweep of a full disk tier makes room for this part of its cap, and a batch is at most as large: LMDB writes
+a changed tree page anew before the old one is free."""
 _RETRY_S = 10.0
 """After a write that failed, how long until the writer looks whether the disk takes writes again."""
 
@@ -521,7 +522,8 @@ class TieredStore:
 
     def _next_batch(self) -> list[int] | None:
         """Pages to write; none: it is time to see whether the disk takes writes again; None: closed."""
-        batch_pages = max(1, _BATCH_BYTES // self.layout.page_bytes)
+        assert self.disk is not None
+        batch_pages = max(1, min(_BATCH_BYTES, self.disk.cap_bytes // _SWEPT_SHARE) // self.layout.page_bytes)
         with self._lock:
             while not self._queue and not self._closed:
                 if not self._lock.wait(_RETRY_S if self.disk_error else None) and self.disk_error:

@@ -375,14 +375,6 @@ def test_an_unusable_folder_says_what_to_change(tmp_path: Path) -> None:
         disk_tier(tmp_path / "file")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_folder_says_what_to_change(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(StoreUnavailableError, match="--kv-dir"):
-        disk_tier(tmp_path / "s")
-    tmp_path.chmod(0o700)
-
-
 def test_two_tiers_on_one_folder_share_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """LMDB breaks if a process opens a file twice. The folder may be spelt in two ways."""
     monkeypatch.chdir(tmp_path)
