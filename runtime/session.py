@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..storage import CapacityError, DiskTier, RecordError, StorageError, StorageFullError
+from ..storage import CapacityError, DiskTier, ForkedError, RecordError, StorageError, StorageFullError
 from .engine import Engine
 from .errors import SessionError
 from .layer_cache import TieredLayer
@@ -44,6 +44,7 @@ def save(engine: Engine, sequence: Sequence, name: str, notes: dict[str, Any]) -
 
     Raises:
         SessionError: there is no disk tier, or it is full; an earlier session stays as it was.
+        ForkedError: in a child of the process that opened the store.
     """
     disk = _disk(engine)
     check_name(name)
@@ -67,6 +68,8 @@ def save(engine: Engine, sequence: Sequence, name: str, notes: dict[str, Any]) -
             if not engine.store.make_room(len(payload)):
                 raise
             disk.put_session(name, payload)
+    except ForkedError:
+        raise
     except StorageError as error:
         raise SessionError(f"session {name!r} was not saved: {error}") from error
 

@@ -34,7 +34,7 @@ PAGES, SESSIONS, STATES, USES = "pages", "sessions", "states", "uses"
 DATABASES = (PAGES, SESSIONS, STATES, USES)
 _CHECKED_BYTES = 512 << 20
 """Up to this size a file's tree is checked whenever its first user opens it: 0.3 s at most."""
-_READERS_CHECKED_EVERY = 64
+_READERS_CHECKED_EVERY = 8
 """Write transactions between looks for dead readers, whose pages LMDB could not use again."""
 _OPEN: dict[str, LmdbFile] = {}
 _OPEN_LOCK = threading.Lock()
@@ -64,7 +64,10 @@ class LmdbFile:
         name = os.path.realpath(folder)
         with _OPEN_LOCK:
             file = _OPEN.get(name)
-            if file is None or file._pid != os.getpid():
+            if file is not None and file._pid != os.getpid():
+                file._close()  # inherited over a fork: of no use here, and in the way of opening the file anew
+                file = None
+            if file is None:
                 file = cls(name, map_bytes)
                 try:
                     if is_first:
