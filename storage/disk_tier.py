@@ -2,9 +2,7 @@
 
 Invariants  (1) a record is visible only after its transaction committed
             (2) every read is verified (`record.unpack`); damage is an error, never data
-            (3) live records never outgrow `cap_bytes`, nor does the file, unless another process has a larger cap
-            (4) a part of the cap is kept free: deleting, too, needs room to rewrite LMDB's tree
-            (5) a sweep takes the least recently used records first and none that may be in use (`uses`)
+            (3) a sweep takes the least recently used records first and none that may be in use (`uses`)
 Crash       process kill: every committed record survives, others vanish whole; nothing to repair.
             Power loss: the same, because commits are synchronous (LMDB's default).
 Threads     read anywhere; write transactions are serialised by LMDB. Never used across fork.
@@ -21,26 +19,24 @@ import struct
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 
 import lmdb
 import numpy as np
 
-from . import record
+from . import pieces, record
 from .codecs import Codec
 from .errors import RecordError, StorageFullError, StoreUnavailableError
 from .lease import Lease
-from .lmdb_file import DATABASES, PAGES, SESSIONS, STATES, USES, LmdbFile
+from .lmdb_file import PAGES, SESSIONS, STATES, USES, LmdbFile
 from .page import CHAIN_BYTES
 from .private import private_file, private_folder
+from .records import Records
 from .uses import Use, Uses
 
 logger = logging.getLogger(__name__)
 
 _MIN_CAP_BYTES = 1 << 20
-_KEYS_PER_READ = 4096
 _SECONDS = struct.Struct("<d")
 
 
@@ -60,7 +56,6 @@ class DiskTier:
 
     def __init__(self, folder: Path, cap_bytes: int, fingerprint: bytes, description: dict[str, object] | None) -> None:
         self.folder = folder
-        self.cap_bytes = max(cap_bytes, _MIN_CAP_BYTES)
         self.fingerprint = fingerprint
         try:
             private_folder(folder)
@@ -68,7 +63,7 @@ class DiskTier:
                 private_file(folder / "config.json", json.dumps(description, indent=2) + "\n")
             self._lease = Lease(Path(os.path.realpath(folder)))
             try:
-                self._open()
+                self._open(max(cap_bytes, _MIN_CAP_BYTES))
             except BaseException:
                 self._lease.release()
                 raise
@@ -77,25 +72,26 @@ class DiskTier:
                 f"store folder {folder} cannot be used ({error}); choose another with --kv-dir or path="
             ) from error
 
-    def _open(self) -> None:
+    def _open(self, cap_bytes: int) -> None:
         is_first = not self._lease.others()
-        self._file = LmdbFile.share(self.folder, self.cap_bytes, check=self._lease.after_a_death, is_first=is_first)
+        self._file = LmdbFile.share(self.folder, cap_bytes, check=self._lease.after_a_death, is_first=is_first)
         try:
             self._uses = Uses(self._file, self._lease)
         except BaseException:
             self._file.release()
             raise
-        if self.file_bytes > self.cap_bytes:
+        if self.file_bytes > cap_bytes:
             logger.warning(
                 "%s has %d bytes, more than its cap of %d; `stratakv sessions gc --max-gb` makes it smaller",
-                self.folder, self.file_bytes, self.cap_bytes,
+                self.folder, self.file_bytes, cap_bytes,
             )  # fmt: skip
-            self.cap_bytes = self.file_bytes
+        self.cap_bytes = max(cap_bytes, self.file_bytes)
+        self._records = Records(self._file, self.folder, self.cap_bytes, self.fingerprint)
 
     # Pages
 
     def contains(self, key: bytes) -> bool:
-        return self._has(PAGES, key)
+        return self._records.has(PAGES, key)
 
     def num_leading(self, chains: list[bytes], keys_of: Callable[[bytes], Iterable[bytes]]) -> int:
         """How many leading `chains` have every one of their keys stored. A use: no sweep takes them now."""
@@ -109,7 +105,7 @@ class DiskTier:
         if not count:
             return 0
         try:
-            with self._writing() as transaction:
+            with self._records.writing() as transaction:
                 count = self._num_leading(transaction, chains[:count], keys_of)
                 self._uses.stamp(transaction, chains[:count])
         except StorageFullError as error:
@@ -168,111 +164,68 @@ class DiskTier:
 
     def write_pages(self, records: list[tuple[bytes, bytes]]) -> None:
         """One durable transaction. Raises StorageFullError; then none of it is stored."""
-        self._write(PAGES, records, [key[-CHAIN_BYTES:] for key, _ in records])
+        chains = [key[-CHAIN_BYTES:] for key, _ in records]
+        self._records.write(PAGES, records, lambda transaction: self._uses.stamp(transaction, chains))
 
     def delete_pages(self, keys: list[bytes]) -> None:
-        self._delete(PAGES, keys)
+        self._records.delete(PAGES, keys)
 
     def damaged_pages(self) -> Iterator[tuple[bytes, str]]:
         """Reads every page; yields the keys of those that cannot be used, and why."""
-        return self._damaged(PAGES, record.PAGE)
+        return self._records.damaged(PAGES, record.PAGE)
 
     def damaged_states(self) -> Iterator[tuple[bytes, str]]:
-        return self._damaged(STATES, record.STATE)
-
-    def _damaged(self, database: str, kind: int) -> Iterator[tuple[bytes, str]]:
-        for key in self._keys(database):
-            try:
-                self._get(database, key, kind, key)
-            except RecordError as error:
-                yield key, str(error)
+        return self._records.damaged(STATES, record.STATE)
 
     def page_sizes(self) -> Iterator[tuple[bytes, int]]:
         """Keys of all pages, in order, with the bytes of their records."""
-        return self._sizes(PAGES)
+        return self._records.sizes(PAGES)
 
     # Sessions and states: whole records under a name
 
     def put_session(self, name: str, payload: bytes) -> None:
         packed = record.pack(record.SESSION, self.fingerprint, b"", payload)
-        self._write(SESSIONS, [(name.encode(), packed)])
+        self._records.write(SESSIONS, [(name.encode(), packed)])
 
     def get_session(self, name: str) -> bytes | None:
         """The session's payload, None if there is none. Raises RecordError if it is damaged."""
-        return self._get(SESSIONS, name.encode(), record.SESSION, b"")
+        return self._records.get(SESSIONS, name.encode(), record.SESSION, b"")
 
     def delete_session(self, name: str) -> bool:
-        existed = self._delete(SESSIONS, [name.encode()]) == 1
+        existed = self._records.delete(SESSIONS, [name.encode()]) == 1
         if existed:
-            self._delete(USES, [_used_key(name)])
+            self._records.delete(USES, [_used_key(name)])
         return existed
 
     def session_names(self) -> list[str]:
-        return [key.decode() for key in self._keys(SESSIONS)]
+        return [key.decode() for key in self._records.keys(SESSIONS)]
 
     def session_used(self, name: str) -> None:
         """Remember that the session was loaded now, if that can be written."""
         try:
-            with self._writing() as transaction:
+            with self._records.writing() as transaction:
                 transaction.put(_used_key(name), _SECONDS.pack(time.time()), db=self._file.handle(USES))
         except StorageFullError as error:
             logger.info("the use of session %r is not remembered: %s", name, error)
 
     def session_used_at(self, name: str) -> float | None:
         """When the session was last loaded, in seconds since 1970; None: never, as far as is known."""
-        with self._file.reading() as transaction:
-            row = transaction.get(_used_key(name), db=self._file.handle(USES))
-            return _SECONDS.unpack(row)[0] if row is not None and len(row) == _SECONDS.size else None
+        try:
+            with self._file.reading() as transaction:
+                row = transaction.get(_used_key(name), db=self._file.handle(USES))
+                return _SECONDS.unpack(row)[0] if row is not None and len(row) == _SECONDS.size else None
+        except lmdb.Error as error:
+            raise StoreUnavailableError(f"{self.folder} is damaged ({error})") from error
 
     def put_state(self, chain: bytes, payload: bytes) -> None:
         packed = record.pack(record.STATE, self.fingerprint, chain, payload)
-        self._write(STATES, [(chain, packed)])
+        self._records.write(STATES, [(chain, packed)])
 
     def get_state(self, chain: bytes) -> bytes | None:
-        return self._get(STATES, chain, record.STATE, chain)
+        return self._records.get(STATES, chain, record.STATE, chain)
 
     def has_state(self, chain: bytes) -> bool:
-        return self._has(STATES, chain)
-
-    def _has(self, database: str, key: bytes) -> bool:
-        """False, too, where the tree is too damaged to tell."""
-        try:
-            with self._file.reading() as transaction:
-                return transaction.get(key, db=self._file.handle(database)) is not None
-        except (StoreUnavailableError, lmdb.Error) as error:
-            logger.warning("%s: record %s cannot be looked up (%s)", self.folder, key.hex(), error)
-            return False
-
-    def _get(self, database: str, name: bytes, kind: int, key: bytes) -> bytes | None:
-        try:
-            with self._file.reading() as transaction:
-                buffer = transaction.get(name, db=self._file.handle(database))
-                if buffer is None:
-                    return None
-                return bytes(record.unpack(buffer, kind, self.fingerprint, key).payload)
-        except (StoreUnavailableError, lmdb.Error) as error:
-            raise RecordError(str(error)) from error
-
-    def _keys(self, database: str) -> Iterator[bytes]:
-        for key, _ in self._sizes(database):
-            yield key
-
-    def _sizes(self, database: str) -> Iterator[tuple[bytes, int]]:
-        """Keys in order, with the bytes of their records. In many short transactions: a long one would keep
-        LMDB from using freed pages again."""
-        start = b""
-        while True:
-            try:
-                with self._file.reading() as transaction:
-                    cursor = transaction.cursor(self._file.handle(database))
-                    rows = cursor.iternext() if cursor.set_range(start) else iter(())
-                    found = [(bytes(key), len(value)) for key, value in islice(rows, _KEYS_PER_READ)]
-            except lmdb.Error as error:
-                raise StoreUnavailableError(f"{self.folder} is damaged ({error})") from error
-            yield from found
-            if len(found) < _KEYS_PER_READ:
-                return
-            start = found[-1][0] + b"\0"
+        return self._records.has(STATES, chain)
 
     # Space
 
@@ -285,7 +238,7 @@ class DiskTier:
         """
         dead: dict[bytes, int] = defaultdict(int)
         for database in (PAGES, STATES):
-            for key, size in self._sizes(database):
+            for key, size in self._records.sizes(database):
                 if not is_live(key):
                     dead[key[-CHAIN_BYTES:]] += size
         doomed = self._uses.oldest(dead, num_bytes)
@@ -295,17 +248,17 @@ class DiskTier:
         """Delete what is stored under these chains, in small transactions: each must rewrite its part of the
         tree in the room that is kept free. A chain used meanwhile is spared."""
         removed = 0
-        batch = max(1, self._kept_free // (4 * self._file.page_bytes))
+        batch = max(1, self._records.kept_free // (4 * self._file.page_bytes))
         for database in (PAGES, STATES, USES):
-            keys = [key for key in self._keys(database) if key[-CHAIN_BYTES:] in doomed and not is_live(key)]
+            keys = [key for key in self._records.keys(database) if key[-CHAIN_BYTES:] in doomed and not is_live(key)]
             for start in range(0, len(keys), batch):
-                with self._writing() as transaction:
+                with self._records.writing() as transaction:
                     for key in keys[start : start + batch]:
                         if self._uses.of(transaction, key[-CHAIN_BYTES:]) == doomed[key[-CHAIN_BYTES:]]:
-                            removed += transaction.delete(key, db=self._file.handle(database)) and database != USES
+                            removed += pieces.delete(self._file, transaction, database, key) and database != USES
         if removed:
             # NOTE: LMDB reuses what a transaction freed only in the next but one, and counts no empty ones.
-            with self._writing() as transaction:
+            with self._records.writing() as transaction:
                 transaction.put(b"sweep", removed.to_bytes(8, "little"), db=self._file.handle(USES))
         return removed
 
@@ -325,8 +278,8 @@ class DiskTier:
     def probe(self, num_bytes: int = 0) -> None:
         """Whether records of `num_bytes` could be written now, shown by a small durable transaction. Raises
         StorageFullError."""
-        with self._writing() as transaction:
-            self._require_room(transaction, num_bytes)
+        with self._records.writing() as transaction:
+            self._records.require_room(transaction, num_bytes)
             self._uses.tick(transaction)
 
     @property
@@ -334,7 +287,7 @@ class DiskTier:
         """Bytes of live LMDB pages."""
         try:
             with self._file.reading() as transaction:
-                return self._used_bytes(transaction)
+                return self._records.used_bytes(transaction)
         except (StoreUnavailableError, lmdb.Error):
             return 0
 
@@ -364,45 +317,6 @@ class DiskTier:
     def close(self) -> None:
         self._file.release()
         self._lease.release()
-
-    # Writing
-
-    def _write(self, database: str, items: list[tuple[bytes, bytes]], chains: list[bytes] | None = None) -> None:
-        needed = sum((len(value) // self._file.page_bytes + 2) * self._file.page_bytes for _, value in items)
-        with self._writing() as transaction:
-            self._require_room(transaction, needed)
-            for key, value in items:
-                transaction.put(key, value, db=self._file.handle(database))
-            if chains:
-                self._uses.stamp(transaction, chains)
-
-    def _require_room(self, transaction: lmdb.Transaction, needed: int) -> None:
-        if self._used_bytes(transaction) + needed > self.cap_bytes - self._kept_free:
-            raise lmdb.MapFullError("no room is left beside what LMDB needs to free pages")
-
-    def _delete(self, database: str, keys: list[bytes]) -> int:
-        with self._writing() as transaction:
-            return sum(transaction.delete(key, db=self._file.handle(database)) for key in keys)
-
-    @contextmanager
-    def _writing(self) -> Iterator[lmdb.Transaction]:
-        """A write transaction, durable at the end. Raises StorageFullError; then nothing changed."""
-        try:
-            with self._file.writing() as transaction:
-                yield transaction
-        except lmdb.MapFullError as error:
-            raise StorageFullError(
-                f"disk tier {self.folder} is full: cap {self.cap_bytes} bytes; "
-                "raise --disk-kv-gb or remove sessions with `stratakv sessions rm`"
-            ) from error
-
-    def _used_bytes(self, transaction: lmdb.Transaction) -> int:
-        stats = [transaction.stat(self._file.handle(database)) for database in DATABASES]
-        return sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats) * self._file.page_bytes
-
-    @property
-    def _kept_free(self) -> int:
-        return self.cap_bytes // 256 + 32 * self._file.page_bytes
 
 
 def _used_key(name: str) -> bytes:

@@ -30,8 +30,8 @@ from .errors import ForkedError, StorageFullError, StoreUnavailableError
 
 logger = logging.getLogger(__name__)
 
-PAGES, SESSIONS, STATES, USES = "pages", "sessions", "states", "uses"
-DATABASES = (PAGES, SESSIONS, STATES, USES)
+PAGES, SESSIONS, STATES, PIECES, USES = "pages", "sessions", "states", "pieces", "uses"
+DATABASES = (PAGES, SESSIONS, STATES, PIECES, USES)
 _CHECKED_BYTES = 512 << 20
 """Up to this size a file's tree is checked whenever its first user opens it: 0.3 s at most."""
 _READERS_CHECKED_EVERY = 8

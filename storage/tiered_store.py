@@ -522,8 +522,7 @@ class TieredStore:
 
     def _next_batch(self) -> list[int] | None:
         """Pages to write; none: it is time to see whether the disk takes writes again; None: closed."""
-        assert self.disk is not None
-        batch_pages = max(1, min(_BATCH_BYTES, self.disk.cap_bytes // _SWEPT_SHARE) // self.layout.page_bytes)
+        batch_pages = max(1, self._batch_bytes // self.layout.page_bytes)
         with self._lock:
             while not self._queue and not self._closed:
                 if not self._lock.wait(_RETRY_S if self.disk_error else None) and self.disk_error:
@@ -534,10 +533,15 @@ class TieredStore:
             self._in_flight = len(pids)
             return pids
 
+    @property
+    def _batch_bytes(self) -> int:
+        assert self.disk is not None
+        return min(_BATCH_BYTES, self.disk.cap_bytes // _SWEPT_SHARE)
+
     def _probe(self) -> StorageFullError | None:
         assert self.disk is not None
         try:
-            self.disk.probe(self.layout.page_bytes)
+            self.disk.probe(self._batch_bytes)
         except StorageFullError as error:
             return error
         return None
@@ -557,7 +561,7 @@ class TieredStore:
     def _try_disk_again(self) -> None:
         """Somebody needs the disk now: make room and look whether it takes writes."""
         try:
-            self.make_room(_BATCH_BYTES)
+            self.make_room(self._batch_bytes)
         except StorageFullError as error:
             self._probed(error)
         else:

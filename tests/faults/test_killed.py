@@ -141,8 +141,8 @@ def check(oracle: Runtime, model: Path, store: Path, seed: int, acked: int, tall
         assert turn <= acked + 1
         tally.in_between += turn > acked
         take_turn(chat, seed, turn + 1)
-        if state_of(chat) != expected[turn + 1]:
-            tally.torn.append(f"s{seed}: turn {turn + 1} differs after resuming")
+        if state_of(chat).tokens != expected[turn + 1].tokens:
+            tally.torn.append(f"s{seed}: turn {turn + 1} says something else after resuming")
         if runtime.stats()["pages_recomputed"]:
             tally.torn.append(f"s{seed}: a page had to be recomputed")
         runtime.store.check_integrity()
