@@ -2,9 +2,10 @@
 
     python saver.py MODEL
 
-Per line `STORE SEED` read from stdin it forks a child that holds conversation SEED in STORE. Prints `pid N`,
-`acked TURN` when a save has returned, and `dead` when the child is gone. The interpreter and the libraries start
-once; every child opens the store itself.
+Per line `STORE SEED [FIFO]` read from stdin it forks a child that holds conversation SEED in STORE; with FIFO it
+begins when somebody has opened that for writing. Prints `pid N`, `acked TURN` when a save has returned, `refused
+TURN` when it failed, and `dead` when the child is gone. The interpreter and the libraries start once; every child
+opens the store itself.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from pathlib import Path
 import torch
 from conversations import HOST_GB, NUM_TURNS, begin, load, take_turn
 
+from stratakv.runtime import SessionError
+
 
 def say(line: str) -> None:
     os.write(1, f"{line}\n".encode())
@@ -26,8 +29,12 @@ def converse(model: Path, store: Path, seed: int) -> None:
         chat = begin(runtime, seed)
         for turn in range(NUM_TURNS):
             take_turn(chat, seed, turn)
-            chat.save(f"s{seed}")
-            say(f"acked {turn}")
+            try:
+                chat.save(f"s{seed}")
+            except SessionError:
+                say(f"refused {turn}")
+            else:
+                say(f"acked {turn}")
 
 
 def main() -> None:
@@ -36,11 +43,13 @@ def main() -> None:
     load(model, None).close()  # imports what a child will need
     say("ready")
     for line in sys.stdin:
-        store, seed = line.split()
+        store, seed, *fifo = line.split()
         pid = os.fork()
         if pid == 0:
             status = 1
             try:
+                for path in fifo:
+                    open(path).close()
                 converse(model, Path(store), int(seed))
                 status = 0
             finally:
