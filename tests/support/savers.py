@@ -44,9 +44,15 @@ class Savers:
         assert self._line(None) == "ready"
 
     def run(
-        self, store: Path, seed: int, *, kill_after_s: float | None = None, fifo: Path | None = None,
+        self,
+        store: Path,
+        seed: int,
+        *,
+        kill_after_s: float | None = None,
+        kill_at_ack: int | None = None,
+        fifo: Path | None = None,
         on_start: Callable[[int], None] = lambda pid: None,
-    ) -> tuple[int, bool]:  # fmt: skip
+    ) -> tuple[int, bool]:
         """The last turn that was acknowledged (-1: none), and whether the child was killed.
 
         Args:
@@ -68,6 +74,9 @@ class Savers:
                 on_start(pid)
             elif line.startswith("acked "):
                 acked = int(line.removeprefix("acked "))
+                if acked == kill_at_ack:
+                    os.kill(pid, signal.SIGKILL)
+                    killed = True
         return acked, killed
 
     def _line(self, deadline: float | None) -> str | None:
