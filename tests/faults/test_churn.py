@@ -35,7 +35,7 @@ class Churn:
         for start in range(0, len(keys), 16):
             batch = [(key, self.packed(key)) for key in keys[start : start + 16]]
             self.disk.write_pages(batch)
-        self.disk.put_session(f"s{self.number}", self.rng.randbytes(self.rng.randint(20_000, 300_000)))
+        self.disk.put_session(f"s{self.number}", self.rng.randbytes(self.rng.randint(300_000, 900_000)))
         self.sessions[self.number] = keys
 
     def packed(self, key: bytes) -> bytes:

@@ -23,7 +23,7 @@ from kv_pages import disk_tier
 
 from stratakv.runtime import Chat, Runtime, SessionError
 from stratakv.runtime.saved import StoreFolder, store_folders
-from stratakv.storage import StoreUnavailableError
+from stratakv.storage import StorageFullError, StoreUnavailableError
 
 SEED = 3
 
@@ -112,14 +112,18 @@ def test_a_full_disk(
 
 
 def test_a_prompt_is_read_though_what_it_leaves_cannot_be_stored(
-    tiny_gemma: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tiny_gemma: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Sliding layers leave their state for whoever reads the same prompt again."""
+    """Sliding layers leave their state for whoever reads the same prompt again: after the prompt, so its failure
+    may not take the prompt back."""
+
+    def refuse(chain: bytes, payload: bytes) -> None:
+        raise StorageFullError("the disk is full")
+
     with load(tiny_gemma, tmp_path) as runtime:
-        (folder,) = store_folders(tmp_path)
-        with no_file_may_grow((folder / "data.mdb").stat().st_size):
-            assert runtime.chat().read_text("The keeper hid the letter. " * 40).tokens > 1000
-    assert "what this prompt leaves for later ones is not stored" in caplog.text
+        monkeypatch.setattr(runtime.store.disk, "put_state", refuse)
+        assert runtime.chat().read_text("The keeper hid the letter. " * 40).tokens > 1000
+    assert "what this prompt leaves for later ones is not stored: the disk is full" in caplog.text
 
 
 @pytest.mark.parametrize("is_meta", [False, True], ids=["data", "meta page"])

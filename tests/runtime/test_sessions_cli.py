@@ -23,7 +23,8 @@ def sessions(*arguments: str, store: Path) -> Result:
 
 
 def load(model: Path, store: Path, **changes: Any) -> Runtime:
-    return Runtime.load(model, dtype="float32", kv=KVConfig(path=store, index="bounds", budget=112, **changes))
+    options = {"index": "bounds", "budget": 112, "host_gb": 0.05, **changes}
+    return Runtime.load(model, dtype="float32", kv=KVConfig(path=store, **options))
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ HOST_GB = 0.0009
 """Room for fewer pages than a conversation has: it is written behind and read back all the time."""
 
 
-def load(model: Path, store: Path | None, *, host_gb: float | None = None, **changes: Any) -> Runtime:
+def load(model: Path, store: Path | None, *, host_gb: float = 0.05, **changes: Any) -> Runtime:
     """The same settings every time; without a store, nothing ever leaves memory."""
     disk: dict[str, Any] = {"disk_gb": 0} if store is None else {"path": store}
     kv = KVConfig(**{**_SETTINGS, "host_gb": host_gb, **disk, **changes})
