@@ -216,10 +216,15 @@ class LmdbFile:
             )
 
     def _opened(self, *, create: bool = False) -> lmdb.Environment:
-        environment = lmdb.open(
-            self.name, map_size=self._map_bytes, max_dbs=len(DATABASES), create=create, mode=0o600,
-            readahead=False, meminit=False,
-        )  # fmt: skip
+        try:
+            environment = lmdb.open(
+                self.name, map_size=self._map_bytes, max_dbs=len(DATABASES), create=create, mode=0o600,
+                readahead=False, meminit=False,
+            )  # fmt: skip
+        except lmdb.MemoryError as error:
+            raise OSError(
+                f"no address space for a map of {self._map_bytes} bytes; lower --disk-kv-gb or raise `ulimit -v`"
+            ) from error
         try:
             missing = _missing_bytes(environment, self.name)
             if missing:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import shutil
 import stat
 import subprocess
@@ -17,6 +18,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
+from children import Say, child
 from conversations import HOST_GB, State, begin, load, state_of, take_turn, untroubled
 from faults import NOBODY, FailingDisk, as_nobody, no_file_may_grow
 from kv_pages import disk_tier
@@ -291,6 +293,18 @@ def test_a_folder_others_could_read_is_closed(tmp_path: Path, mode: int, caplog:
     for path in (tmp_path / "s", *(tmp_path / "s").iterdir()):
         assert not stat.S_IMODE(path.stat().st_mode) & 0o077, path
     disk.close()
+
+
+def test_too_little_address_space_for_the_map_says_what_to_change(tmp_path: Path) -> None:
+    def open_it(say: Say, wait: object) -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (64 << 30, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        with pytest.raises(StoreUnavailableError, match=r"a map of \d+ bytes; lower --disk-kv-gb or raise `ulimit -v`"):
+            disk_tier(tmp_path / "s", cap_bytes=1 << 40)
+        disk_tier(tmp_path / "s", cap_bytes=1 << 20).close()
+        say("opened")
+
+    with child(open_it) as other:
+        assert other.hear() == "opened"
 
 
 def test_a_missing_parent_is_made_private_too(tmp_path: Path) -> None:
