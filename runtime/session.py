@@ -64,8 +64,8 @@ def save(engine: Engine, sequence: Sequence, name: str, notes: dict[str, Any]) -
         engine.store.flush()
         try:
             disk.put_session(name, payload)
-        except StorageFullError:
-            if not engine.store.make_room(len(payload)):
+        except StorageFullError as error:
+            if not (error.is_at_cap and engine.store.make_room(len(payload))):
                 raise
             disk.put_session(name, payload)
     except ForkedError:

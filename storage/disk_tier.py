@@ -284,7 +284,7 @@ class DiskTier:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of live LMDB pages."""
+        """Bytes of live LMDB pages; 0 while the file cannot be opened."""
         try:
             with self._file.reading() as transaction:
                 return self._records.used_bytes(transaction)
@@ -298,6 +298,7 @@ class DiskTier:
 
     @property
     def num_pages(self) -> int:
+        """0 while the file cannot be opened."""
         try:
             with self._file.reading() as transaction:
                 return int(transaction.stat(self._file.handle(PAGES))["entries"])

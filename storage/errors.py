@@ -14,6 +14,11 @@ class CapacityError(StorageError):
 class StorageFullError(StorageError):
     """The disk tier took nothing of a write: its byte cap or the file system is full, or the write failed."""
 
+    def __init__(self, message: str, *, is_at_cap: bool = False) -> None:
+        super().__init__(message)
+        self.is_at_cap = is_at_cap
+        """Removing records would make room; otherwise it is the file system that refuses."""
+
 
 class CorruptPageError(StorageError):
     """Stored pages failed verification or vanished; `pages` are their page ids."""

@@ -3,7 +3,7 @@
 A lease is a file `lease.<pid>.<random>` that its owner keeps locked (`flock`) as long as the tier is
 open. The kernel drops the lock when the process dies, however it dies: no heartbeat, no pid that means
 another process tomorrow or in another container, nothing to repair. The file holds the store's use
-clock at opening; records used since then may be in use, older ones are not (`disk_tier`).
+clock at opening; records used since then may be in use, older ones are not (`uses`).
 
 Invariants  (1) a locked file is a living owner's; an unlocked one is a dead owner's, and anyone removes it
             (2) a lease exists before its owner opens the data file and until it has closed it
@@ -60,9 +60,10 @@ class Lease:
         clocks = []
         for path in self._other_paths():
             try:
-                clocks.append(int(path.read_text() or 0))
+                text = path.read_text()
             except FileNotFoundError:
                 continue  # released meanwhile
+            clocks.append(int(text) if text.isdecimal() else 0)
         return clocks
 
     @contextmanager

@@ -109,7 +109,8 @@ class Records:
         except lmdb.MapFullError as error:
             raise StorageFullError(
                 f"disk tier {self.folder} is full: cap {self.cap_bytes} bytes; "
-                "raise --disk-kv-gb or remove sessions with `stratakv sessions rm`"
+                "raise --disk-kv-gb or remove sessions with `stratakv sessions rm`",
+                is_at_cap=True,
             ) from error
 
     def used_bytes(self, transaction: lmdb.Transaction) -> int:

@@ -34,7 +34,7 @@ from .arena import NO_PAGE, Arena
 from .compression import Compression, make_compression
 from .counters import Counters
 from .disk_tier import DiskTier
-from .errors import CapacityError, ClosedError, CorruptPageError, StorageFullError
+from .errors import CapacityError, ClosedError, CorruptPageError, StorageError, StorageFullError
 from .page import CHAIN_BYTES, PageLayout, page_key
 from .page_table import NO_SLOT, PageTable
 
@@ -560,10 +560,12 @@ class TieredStore:
 
     def _try_disk_again(self) -> None:
         """Somebody needs the disk now: make room and look whether it takes writes."""
+        assert self.disk_error is not None
         try:
-            self.make_room(self._batch_bytes)
-        except StorageFullError as error:
-            self._probed(error)
+            if self.disk_error.is_at_cap:
+                self.make_room(self._batch_bytes)
+        except StorageError as error:
+            self._probed(StorageFullError(str(error)))
         else:
             self._probed(self._probe())
 
@@ -582,8 +584,8 @@ class TieredStore:
                 try:
                     self.disk.write_pages(records)
                     break
-                except StorageFullError:
-                    if not self.make_room(needed):
+                except StorageFullError as error:
+                    if not (error.is_at_cap and self.make_room(needed)):
                         raise
         except StorageFullError as error:
             return error

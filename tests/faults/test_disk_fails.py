@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from children import Say, child
-from conversations import HOST_GB, State, begin, load, state_of, take_turn, untroubled
+from conversations import HOST_GB, State, begin, document, load, state_of, take_turn, untroubled
 from faults import NOBODY, FailingDisk, as_nobody, no_file_may_grow
 from kv_pages import disk_tier
 
@@ -132,9 +132,13 @@ def test_a_prompt_is_read_though_what_it_leaves_cannot_be_stored(
 def test_commits_that_fail(
     tiny_llama: Path, tmp_path: Path, expected: list[State], is_meta: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once, and for a while: a save that failed is not reported done, and the file is opened again."""
+    """Once, and for a while: a save that failed is not reported done, and the file is opened again. What was
+    cached stays: there is room enough."""
     disk = FailingDisk(monkeypatch)
     with load(tiny_llama, tmp_path) as runtime:
+        unsaved = begin(runtime, SEED + 1)
+        take_turn(unsaved, SEED + 1, 0)
+        unsaved.close()
         chat = begin(runtime, SEED)
         for turn, failures in enumerate((1, 5)):
             take_turn(chat, SEED, turn)
@@ -153,6 +157,7 @@ def test_commits_that_fail(
             chat.save(f"turn {turn}")
         runtime.store.check_integrity()
     with load(tiny_llama, tmp_path) as runtime:
+        assert begin(runtime, SEED + 1).read_text(document(SEED + 1)).cached > 800
         assert runtime.sessions() == ["turn 0", "turn 1"]
         assert [state_of(runtime.chat(session=name)) for name in runtime.sessions()] == expected[:2]
 
