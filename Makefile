@@ -27,7 +27,7 @@ check: $(READY) $(MODEL)
 # Processes killed, disks that fill and fail, bits flipped: FAULTS trials of each loop, some ten minutes.
 FAULTS ?= 500
 faults: $(READY)
-	FAULTS=$(FAULTS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/faults \
+	FAULTS=$(FAULTS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(wildcard tests/faults/test_*.py) \
 	  $(if $(shell command -v strace),tests/faults/syscalls.py) $(ARGS)
 
 # Needs a CUDA device, and a Python that has the dependencies already; downloads nothing.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from children import Say, child
 from conversations import begin, load, state_of, take_turn
+from faults import FailingDisk
 from kv_pages import FINGERPRINT, LARGE, disk_tier, text
 
 from stratakv.storage import DiskTier, ForkedError, StorageFullError, StoreUnavailableError, page_key, record
@@ -129,6 +131,43 @@ def test_a_killed_reader_does_not_make_the_file_grow(tmp_path: Path) -> None:
         write(disk, range(8))
     assert disk.file_bytes < 6 << 20, "300 rewrites of 128 KiB"
     disk.close()
+
+
+def test_threads_read_on_while_the_file_is_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reopening and resizing move every page: they wait for reads, and reads wait for them. In a child, because
+    otherwise it would be this process that crashes."""
+
+    def run(say: Say, wait: Wait) -> None:
+        failing = FailingDisk(monkeypatch)
+        disk = disk_tier(tmp_path / "s")
+        write(disk, range(12))
+        done, counts = threading.Event(), []
+
+        def read() -> None:
+            rounds = 0
+            while not done.is_set():
+                rounds += num_good(disk, range(12)) == 12
+            counts.append(rounds)
+
+        threads = [threading.Thread(target=read) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for number in range(60):
+            failing.fail(1)
+            with pytest.raises(StorageFullError):
+                disk.put_session("s", b"")
+            disk._file._resize((65 + number % 2) << 20)
+        done.set()
+        for thread in threads:
+            thread.join()
+        disk.check_integrity()
+        say(counts)
+
+    with child(run) as other:
+        counts = other.hear()
+        assert other.join() == 0
+    assert len(counts) == 3, "a reader failed"
+    assert min(counts) > 0
 
 
 # Leases

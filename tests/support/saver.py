@@ -4,8 +4,8 @@
 
 Per line `STORE SEED [FIFO]` read from stdin it forks a child that holds conversation SEED in STORE; with FIFO it
 begins when somebody has opened that for writing. Prints `pid N`, `acked TURN` when a save has returned, `refused
-TURN` when it failed, and `dead` when the child is gone. The interpreter and the libraries start once; every child
-opens the store itself.
+TURN` when it failed, and `killed` or `ended` when the child is gone; its pid stays its own until the next line.
+The interpreter and the libraries start once; every child opens the store itself.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ def main() -> None:
     torch.set_num_threads(1)
     load(model, None).close()  # imports what a child will need
     say("ready")
+    pid = 0
     for line in sys.stdin:
+        if pid:
+            os.waitpid(pid, 0)
         store, seed, *fifo = line.split()
         pid = os.fork()
         if pid == 0:
@@ -55,8 +58,9 @@ def main() -> None:
             finally:
                 os._exit(status)
         say(f"pid {pid}")
-        os.waitpid(pid, 0)
-        say("dead")
+        gone = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        assert gone is not None
+        say("killed" if gone.si_code == os.CLD_KILLED else "ended")
 
 
 if __name__ == "__main__":

@@ -61,13 +61,12 @@ class Savers:
         assert self._process.stdin is not None
         self._process.stdin.write(f"{store} {seed} {fifo or ''}\n".encode())
         self._process.stdin.flush()
-        pid, acked, killed = 0, -1, False
+        pid, acked = 0, -1
         deadline = None if kill_after_s is None else time.monotonic() + kill_after_s
-        while (line := self._line(deadline)) != "dead":
+        while (line := self._line(deadline)) not in ("killed", "ended"):
             if line is None:
                 if pid:
                     os.kill(pid, signal.SIGKILL)
-                    killed = True
                     deadline = None
             elif line.startswith("pid "):
                 pid = int(line[4:])
@@ -76,8 +75,7 @@ class Savers:
                 acked = int(line.removeprefix("acked "))
                 if acked == kill_at_ack:
                     os.kill(pid, signal.SIGKILL)
-                    killed = True
-        return acked, killed
+        return acked, line == "killed"
 
     def _line(self, deadline: float | None) -> str | None:
         """The next line, or None when it is `deadline`."""
