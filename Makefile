@@ -7,7 +7,7 @@ READY  := $(VENV)/.installed
 MODEL  := $(VENV)/.model
 TEXTS  := $(VENV)/.texts
 
-.PHONY: chat test venv check gpu bench data profile clean
+.PHONY: chat test venv check faults gpu bench data profile clean
 
 chat: $(READY) $(MODEL)
 	@$(BIN)/stratakv chat --file examples/northanger_abbey.txt $(ARGS)
@@ -23,6 +23,12 @@ check: $(READY) $(MODEL)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+# Processes killed, disks that fill and fail, bits flipped: FAULTS trials of each loop, some ten minutes.
+FAULTS ?= 500
+faults: $(READY)
+	FAULTS=$(FAULTS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(wildcard tests/faults/test_*.py) \
+	  $(if $(shell command -v strace),tests/faults/syscalls.py) $(ARGS)
 
 # Needs a CUDA device, and a Python that has the dependencies already; downloads nothing.
 gpu:

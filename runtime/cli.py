@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
+
+from .cli_errors import fail, user_errors
+from .sessions_cli import sessions
 
 app = typer.Typer(
     name="stratakv",
@@ -57,20 +60,6 @@ def main() -> None:
         app()
     except BrokenPipeError:
         sys.exit(141)
-
-
-def fail(error: BaseException) -> NoReturn:
-    """One clear line, exit code 2."""
-    print(f"stratakv: {' '.join(str(error).split())}", file=sys.stderr)
-    raise typer.Exit(2)
-
-
-def user_errors() -> tuple[type[BaseException], ...]:
-    """What a user can cause and act on. Imported late: `--help` needs no model library."""
-    from ..storage import StorageError
-    from .errors import StratakvError
-
-    return (StratakvError, StorageError, ValueError, OSError)
 
 
 def kv_config(**options: Any) -> Any:
@@ -164,38 +153,7 @@ def plan(
         fail(error)
 
 
-sessions = typer.Typer(help="Saved sessions of a model.", no_args_is_help=True)
 app.add_typer(sessions, name="sessions")
-
-
-@sessions.command("list")
-def sessions_list(model: ModelOption = "smollm2", kv_dir: PathOption = None, dtype: DtypeOption = "auto") -> None:
-    """Names of the sessions saved for a model."""
-    _with_runtime(model, kv_dir, dtype, lambda runtime: print("\n".join(runtime.sessions()) or "no sessions"))
-
-
-@sessions.command("rm")
-def sessions_rm(
-    name: str, model: ModelOption = "smollm2", kv_dir: PathOption = None, dtype: DtypeOption = "auto"
-) -> None:
-    """Delete a session. Its pages stay in the store as cache until their room is needed."""
-
-    def remove(runtime: Any) -> None:
-        if not runtime.store.disk.delete_session(name):
-            raise ValueError(f"no session {name!r}; saved: {', '.join(runtime.sessions()) or 'none'}")
-
-    _with_runtime(model, kv_dir, dtype, remove)
-
-
-def _with_runtime(model: str, kv_dir: Path | None, dtype: str, action: Any) -> None:
-    from .config import KVConfig
-    from .runtime import Runtime
-
-    try:
-        with Runtime.load(model, dtype=dtype, kv=KVConfig(path=kv_dir)) as runtime:
-            action(runtime)
-    except user_errors() as error:
-        fail(error)
 
 
 @app.command()

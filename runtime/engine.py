@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..retrieval import Index, split_spec
-from ..storage import CorruptPageError, RecordError, TieredStore
+from ..storage import CorruptPageError, RecordError, StorageFullError, TieredStore
 from .config import KVConfig
 from .interrupt import Interrupts
 from .layer_cache import TieredLayer
@@ -261,10 +261,16 @@ class Engine:
         known = self.store.num_known(chains, self.model.tiered)
         if len(self.model.tiered) == self.model.num_layers:
             return known
-        disk = self.store.disk
-        while known and not (disk is not None and disk.has_state(chains[known - 1])):
+        while known and not self._has_sound_state(chains[known - 1]):
             known -= 1
         return known
+
+    def _has_sound_state(self, chain: bytes) -> bool:
+        try:
+            return self.store.disk is not None and self.store.disk.get_state(chain) is not None
+        except RecordError as error:
+            logger.warning("state %s is damaged (%s): not used", chain.hex(), error)
+            return False
 
     def _leave_state(self, sequence: Sequence, computed: int) -> None:
         """Store under the last page boundary's chain what pages alone do not tell whoever continues from there: the
@@ -280,7 +286,11 @@ class Engine:
                 states |= {f"{cache.layer}.{name}": t for name, t in cache.learned().items()}
         if states:
             payload = {name: t.cpu().contiguous() for name, t in states.items()}
-            disk.put_state(sequence.chains[-1], safetensors.torch.save(payload, {"index": self.index_identity}))
+            packed = safetensors.torch.save(payload, {"index": self.index_identity})
+            try:
+                disk.put_state(sequence.chains[-1], packed)
+            except StorageFullError as error:
+                logger.warning("what this prompt leaves for later ones is not stored: %s", error)
 
     def _stored_state(self, chain: bytes) -> tuple[dict[str, Tensor], str]:
         """What `_leave_state` left, and the identity of the index that learned."""
@@ -299,7 +309,7 @@ class Engine:
         if disk is None or not any(index.uses_queries for index in self.indexes.values()):
             return {}
         for chain in reversed(chains):
-            if disk.has_state(chain):
+            if self._has_sound_state(chain):
                 states, identity = self._stored_state(chain)
                 if identity == self.index_identity:
                     return {name: t.to(self.model.device) for name, t in states.items() if "." in name}

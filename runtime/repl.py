@@ -255,7 +255,7 @@ class Repl:
 
     def _handle(self, text: str) -> None:
         """One message or command. What the user can act on is said; the loop goes on."""
-        from .cli import user_errors
+        from .cli_errors import user_errors
 
         try:
             if text.startswith("/"):

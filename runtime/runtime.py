@@ -28,6 +28,7 @@ from .model import Model
 from .planner import Plan, make_plan
 from .profile import Profiles
 from .reply import Reply
+from .saved import chains_of_all
 from .template import Template, as_array
 from .workspace import Workspace
 
@@ -258,7 +259,7 @@ def _open_store(
     host = Arena("host", plan.host_bytes, layout.page_bytes, cpu, pin=cuda, reserved_bytes=workspace_cap)
     store = TieredStore(layout, len(model.tiered), host=host, gpu=gpu, disk=disk, codec=kv.codec)
     if disk is not None:
-        store.chains_to_keep = lambda: session.chains_of_all(disk)
+        store.chains_to_keep = lambda: chains_of_all(disk)
     return store
 
 

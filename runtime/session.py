@@ -8,6 +8,7 @@ The payload is a safetensors file; nothing is pickled.
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..storage import CapacityError, DiskTier, RecordError, StorageError
+from ..storage import CapacityError, DiskTier, ForkedError, RecordError, StorageError, StorageFullError
 from .engine import Engine
 from .errors import SessionError
 from .layer_cache import TieredLayer
+from .saved import header_of
 from .sequence import Sequence
 from .sliding_layer import SlidingLayer
 
@@ -42,6 +44,7 @@ def save(engine: Engine, sequence: Sequence, name: str, notes: dict[str, Any]) -
 
     Raises:
         SessionError: there is no disk tier, or it is full; an earlier session stays as it was.
+        ForkedError: in a child of the process that opened the store.
     """
     disk = _disk(engine)
     check_name(name)
@@ -52,10 +55,21 @@ def save(engine: Engine, sequence: Sequence, name: str, notes: dict[str, Any]) -
     }
     for layer, cache in enumerate(sequence.layers):
         tensors |= {f"layer.{layer}.{part}": t.cpu().contiguous() for part, t in cache.export().items()}
-    header = {"version": _VERSION, "index": engine.index_identity, "num_pages": len(sequence.chains), "notes": notes}
+    header = {
+        "version": _VERSION, "index": engine.index_identity, "num_pages": len(sequence.chains), "notes": notes,
+        "saved_at": time.time(),
+    }  # fmt: skip
+    payload = safetensors.torch.save(tensors, {"stratakv": json.dumps(header)})
     try:
         engine.store.flush()
-        disk.put_session(name, safetensors.torch.save(tensors, {"stratakv": json.dumps(header)}))
+        try:
+            disk.put_session(name, payload)
+        except StorageFullError as error:
+            if not (error.is_at_cap and engine.store.make_room(len(payload))):
+                raise
+            disk.put_session(name, payload)
+    except ForkedError:
+        raise
     except StorageError as error:
         raise SessionError(f"session {name!r} was not saved: {error}") from error
 
@@ -75,11 +89,16 @@ def load(engine: Engine, name: str) -> tuple[Sequence, dict[str, Any], int]:
     if payload is None:
         known = ", ".join(disk.session_names()) or "none"
         raise SessionError(f"no session {name!r} for this model and these settings; saved: {known}")
-    header, tensors = _open(payload)
+    header, chains = header_of(payload)
     if header["version"] != _VERSION:
         raise SessionError(f"session {name!r} has format {header['version']}, this program reads {_VERSION}")
     sequence = engine.new_sequence()
-    computed = _fill(engine, sequence, header, tensors)
+    try:
+        computed = _fill(engine, sequence, header, chains, safetensors.torch.load(payload))
+    except BaseException:
+        sequence.close()
+        raise
+    disk.session_used(name)
     return sequence, header["notes"], computed
 
 
@@ -87,23 +106,11 @@ def names(disk: DiskTier) -> list[str]:
     return disk.session_names()
 
 
-def chains_of_all(disk: DiskTier) -> set[bytes]:
-    """The page chains any readable session refers to."""
-    found: set[bytes] = set()
-    for name in disk.session_names():
-        try:
-            payload = disk.get_session(name)
-        except RecordError:
-            continue
-        if payload is not None:
-            found.update(_chains(*_open(payload)))
-    return found
-
-
-def _fill(engine: Engine, sequence: Sequence, header: dict[str, Any], tensors: dict[str, Tensor]) -> int:
+def _fill(
+    engine: Engine, sequence: Sequence, header: dict[str, Any], chains: list[bytes], tensors: dict[str, Tensor]
+) -> int:
     tokens = tensors["tokens"].numpy().astype(np.uint32)
     origins = tensors["origins"].numpy()
-    chains = _chains(header, tensors)
     size = sequence.page_size
     pages = tokens[: len(chains) * size].reshape(-1, size)
     known = engine.store.num_known(chains, engine.model.tiered)
@@ -143,18 +150,6 @@ def _recompute_rest(
     except CapacityError as error:
         raise SessionError(f"the session's missing pages cannot be computed again: {error}") from error
     return len(tokens) - kept
-
-
-def _open(payload: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    length = int.from_bytes(payload[:8], "little")
-    metadata = json.loads(payload[8 : 8 + length])["__metadata__"]
-    header: dict[str, Any] = json.loads(metadata["stratakv"])
-    return header, safetensors.torch.load(payload)
-
-
-def _chains(header: dict[str, Any], tensors: dict[str, Tensor]) -> list[bytes]:
-    packed = bytes(tensors["chains"].numpy())
-    return [packed[16 * i : 16 * i + 16] for i in range(header["num_pages"])]
 
 
 def _disk(engine: Engine) -> DiskTier:

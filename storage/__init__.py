@@ -7,17 +7,18 @@ from .errors import (
     CapacityError,
     ClosedError,
     CorruptPageError,
+    ForkedError,
     RecordError,
     StorageError,
     StorageFullError,
     StoreUnavailableError,
 )
-from .page import ROOT, PageLayout, next_chain, page_key
+from .page import CHAIN_BYTES, ROOT, PageLayout, next_chain, page_key
 from .tier import Tier
 from .tiered_store import OpenPage, TieredStore
 
 __all__ = [
-    "ROOT", "Arena", "CapacityError", "ClosedError", "CorruptPageError", "Counters", "DiskTier",
-    "OpenPage", "PageLayout", "RecordError", "StorageError", "StorageFullError",
+    "CHAIN_BYTES", "ROOT", "Arena", "CapacityError", "ClosedError", "CorruptPageError", "Counters", "DiskTier",
+    "ForkedError", "OpenPage", "PageLayout", "RecordError", "StorageError", "StorageFullError",
     "StoreUnavailableError", "Tier", "TieredStore", "next_chain", "page_key",
 ]  # fmt: skip

@@ -1,14 +1,12 @@
-"""The disk tier: records in one LMDB environment per model fingerprint.
+"""The disk tier: records in one LMDB file per model fingerprint.
 
 Invariants  (1) a record is visible only after its transaction committed
             (2) every read is verified (`record.unpack`); damage is an error, never data
-            (3) the file never outgrows `cap_bytes`: it is LMDB's map size
-            (4) a part of the cap is kept free: deleting, too, needs room to rewrite LMDB's tree
-            (5) the file is never shorter than its header says: a shorter one was truncated
+            (3) a sweep takes the least recently used records first and none that may be in use (`uses`)
 Crash       process kill: every committed record survives, others vanish whole; nothing to repair.
             Power loss: the same, because commits are synchronous (LMDB's default).
 Threads     read anywhere; write transactions are serialised by LMDB. Never used across fork.
-Folder      `<store>/<fingerprint>/`: private to the user (0700), a readable `config.json` beside
+Folder      `<store>/<fingerprint>/`: private to the user (`private`), a readable `config.json` beside
             `data.mdb`. Not for network file systems.
 """
 
@@ -17,25 +15,29 @@ from __future__ import annotations
 import json
 import logging
 import os
-import threading
+import struct
+import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import lmdb
 import numpy as np
 
-from . import record
+from . import pieces, record
 from .codecs import Codec
 from .errors import RecordError, StorageFullError, StoreUnavailableError
+from .lease import Lease
+from .lmdb_file import PAGES, SESSIONS, STATES, USES, LmdbFile
+from .page import CHAIN_BYTES
+from .private import private_file, private_folder
+from .records import Records
+from .uses import Use, Uses
 
 logger = logging.getLogger(__name__)
 
-_MIN_MAP_BYTES = 1 << 20
-_DATABASES = (b"pages", b"sessions", b"states")
-_OPEN: dict[str, tuple[lmdb.Environment, int]] = {}
-_OPEN_LOCK = threading.Lock()
+_MIN_CAP_BYTES = 1 << 20
+_SECONDS = struct.Struct("<d")
 
 
 class DiskTier:
@@ -44,7 +46,7 @@ class DiskTier:
     Args:
         folder: created if missing, with mode 0700.
         fingerprint: 16 bytes naming model, dtype, RoPE and page layout.
-        description: written to `config.json` for people; never read back.
+        description: written to `config.json` for people; None leaves what is there.
 
     Raises:
         StoreUnavailableError: the folder cannot be created or written, or its file is damaged.
@@ -52,45 +54,81 @@ class DiskTier:
 
     name = "disk"
 
-    def __init__(self, folder: Path, cap_bytes: int, fingerprint: bytes, description: dict[str, object]) -> None:
+    def __init__(self, folder: Path, cap_bytes: int, fingerprint: bytes, description: dict[str, object] | None) -> None:
         self.folder = folder
-        self.cap_bytes = max(cap_bytes, _MIN_MAP_BYTES)
         self.fingerprint = fingerprint
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            _write_private(folder / "config.json", json.dumps(description, indent=2) + "\n")
-            self._name = os.path.realpath(folder)
-            self._env = _open_environment(self._name, self.cap_bytes)
+            private_folder(folder)
+            if description is not None:
+                private_file(folder / "config.json", json.dumps(description, indent=2) + "\n")
+            self._lease = Lease(Path(os.path.realpath(folder)))
             try:
-                self._pages, self._sessions, self._states = map(self._env.open_db, _DATABASES)
-                self._env.reader_check()
-            except lmdb.Error:
-                _close_environment(self._name)
+                self._open(max(cap_bytes, _MIN_CAP_BYTES))
+            except BaseException:
+                self._lease.release()
                 raise
         except (OSError, lmdb.Error) as error:
             raise StoreUnavailableError(
                 f"store folder {folder} cannot be used ({error}); choose another with --kv-dir or path="
             ) from error
-        self.cap_bytes = self._env.info()["map_size"]
+
+    def _open(self, cap_bytes: int) -> None:
+        is_first = not self._lease.others()
+        self._file = LmdbFile.share(self.folder, cap_bytes, check=self._lease.after_a_death, is_first=is_first)
+        try:
+            self._uses = Uses(self._file, self._lease)
+        except BaseException:
+            self._file.release()
+            raise
+        if self.file_bytes > cap_bytes:
+            logger.warning(
+                "%s has %d bytes, more than its cap of %d; `stratakv sessions gc --max-gb` makes it smaller",
+                self.folder, self.file_bytes, cap_bytes,
+            )  # fmt: skip
+        self.cap_bytes = max(cap_bytes, self.file_bytes)
+        self._records = Records(self._file, self.folder, self.cap_bytes, self.fingerprint)
 
     # Pages
 
     def contains(self, key: bytes) -> bool:
-        with self._env.begin(db=self._pages, buffers=True) as transaction:
-            return transaction.get(key) is not None
+        return self._records.has(PAGES, key)
 
     def num_leading(self, chains: list[bytes], keys_of: Callable[[bytes], Iterable[bytes]]) -> int:
-        """How many leading `chains` have every one of their keys stored."""
-        count = 0
+        """How many leading `chains` have every one of their keys stored. A use: no sweep takes them now."""
+        self._uses.begin()
         try:
-            with self._env.begin(db=self._pages, buffers=True) as transaction:
-                for chain in chains:
-                    if any(transaction.get(key) is None for key in keys_of(chain)):
-                        break
-                    count += 1
+            with self._file.reading() as transaction:
+                count = self._num_leading(transaction, chains, keys_of)
+        except StoreUnavailableError as error:
+            logger.warning("%s", error)
+            return 0
+        if not count:
+            return 0
+        try:
+            with self._records.writing() as transaction:
+                count = self._num_leading(transaction, chains[:count], keys_of)
+                self._uses.stamp(transaction, chains[:count])
+        except StorageFullError as error:
+            logger.info("pages found are not kept from other processes' sweeps: %s", error)
+        return count
+
+    def _num_leading(
+        self, transaction: lmdb.Transaction, chains: list[bytes], keys_of: Callable[[bytes], Iterable[bytes]]
+    ) -> int:
+        count, pages = 0, self._file.handle(PAGES)
+        try:
+            for chain in chains:
+                if any(transaction.get(key, db=pages) is None for key in keys_of(chain)):
+                    break
+                count += 1
         except lmdb.Error as error:
             logger.warning("%s is damaged (%s): %d stored pages were found before that", self.folder, error, count)
         return count
+
+    def used(self, chains: list[bytes]) -> None:
+        """Pages found in memory are in use as well. Stamped with whatever is written next."""
+        self._uses.begin()
+        self._uses.touch(chains)
 
     def read_pages(
         self,
@@ -103,17 +141,17 @@ class DiskTier:
         failures: dict[int, str] = {}
         for i, key in enumerate(keys):
             try:
-                with self._env.begin(db=self._pages, buffers=True) as transaction:
-                    buffer = transaction.get(key)
+                with self._file.reading() as transaction:
+                    buffer = transaction.get(key, db=self._file.handle(PAGES))
                     if buffer is None:
                         raise RecordError("the record is missing")
                     self._decode(buffer, key, tokens[i], out(i), codecs)
-            except (RecordError, lmdb.Error) as error:
+            except (RecordError, StoreUnavailableError, lmdb.Error) as error:
                 failures[i] = str(error)
         return failures
 
     def _decode(
-        self, buffer: memoryview, key: bytes, tokens: np.ndarray, out: np.ndarray, codecs: dict[int, Codec]
+        self, buffer: bytes | memoryview, key: bytes, tokens: np.ndarray, out: np.ndarray, codecs: dict[int, Codec]
     ) -> None:
         found = record.unpack(buffer, record.PAGE, self.fingerprint, key)
         if not np.array_equal(found.tokens, tokens):
@@ -126,179 +164,163 @@ class DiskTier:
 
     def write_pages(self, records: list[tuple[bytes, bytes]]) -> None:
         """One durable transaction. Raises StorageFullError; then none of it is stored."""
-        self._write(self._pages, records)
+        chains = [key[-CHAIN_BYTES:] for key, _ in records]
+        self._records.write(PAGES, records, lambda transaction: self._uses.stamp(transaction, chains))
 
     def delete_pages(self, keys: list[bytes]) -> None:
-        self._delete(self._pages, keys)
+        self._records.delete(PAGES, keys)
+
+    def damaged_pages(self) -> Iterator[tuple[bytes, str]]:
+        """Reads every page; yields the keys of those that cannot be used, and why."""
+        return self._records.damaged(PAGES, record.PAGE)
+
+    def damaged_states(self) -> Iterator[tuple[bytes, str]]:
+        return self._records.damaged(STATES, record.STATE)
+
+    def page_sizes(self) -> Iterator[tuple[bytes, int]]:
+        """Keys of all pages, in order, with the bytes of their records."""
+        return self._records.sizes(PAGES)
 
     # Sessions and states: whole records under a name
 
     def put_session(self, name: str, payload: bytes) -> None:
         packed = record.pack(record.SESSION, self.fingerprint, b"", payload)
-        self._write(self._sessions, [(name.encode(), packed)])
+        self._records.write(SESSIONS, [(name.encode(), packed)])
 
     def get_session(self, name: str) -> bytes | None:
         """The session's payload, None if there is none. Raises RecordError if it is damaged."""
-        return self._get(self._sessions, name.encode(), record.SESSION, b"")
+        return self._records.get(SESSIONS, name.encode(), record.SESSION, b"")
 
     def delete_session(self, name: str) -> bool:
-        return self._delete(self._sessions, [name.encode()]) == 1
+        existed = self._records.delete(SESSIONS, [name.encode()]) == 1
+        if existed:
+            self._records.delete(USES, [_used_key(name)])
+        return existed
 
     def session_names(self) -> list[str]:
-        with self._env.begin(db=self._sessions) as transaction:
-            return [bytes(key).decode() for key in transaction.cursor().iternext(values=False)]
+        return [key.decode() for key in self._records.keys(SESSIONS)]
+
+    def session_used(self, name: str) -> None:
+        """Remember that the session was loaded now, if that can be written."""
+        try:
+            with self._records.writing() as transaction:
+                transaction.put(_used_key(name), _SECONDS.pack(time.time()), db=self._file.handle(USES))
+        except StorageFullError as error:
+            logger.info("the use of session %r is not remembered: %s", name, error)
+
+    def session_used_at(self, name: str) -> float | None:
+        """When the session was last loaded, in seconds since 1970; None: never, as far as is known."""
+        try:
+            with self._file.reading() as transaction:
+                row = transaction.get(_used_key(name), db=self._file.handle(USES))
+                return _SECONDS.unpack(row)[0] if row is not None and len(row) == _SECONDS.size else None
+        except lmdb.Error as error:
+            raise StoreUnavailableError(f"{self.folder} is damaged ({error})") from error
 
     def put_state(self, chain: bytes, payload: bytes) -> None:
         packed = record.pack(record.STATE, self.fingerprint, chain, payload)
-        self._write(self._states, [(chain, packed)])
+        self._records.write(STATES, [(chain, packed)])
 
     def get_state(self, chain: bytes) -> bytes | None:
-        return self._get(self._states, chain, record.STATE, chain)
+        return self._records.get(STATES, chain, record.STATE, chain)
 
     def has_state(self, chain: bytes) -> bool:
-        with self._env.begin(db=self._states, buffers=True) as transaction:
-            return transaction.get(chain) is not None
-
-    def _get(self, database: Any, name: bytes, kind: int, key: bytes) -> bytes | None:
-        try:
-            with self._env.begin(db=database, buffers=True) as transaction:
-                buffer = transaction.get(name)
-                if buffer is None:
-                    return None
-                return bytes(record.unpack(buffer, kind, self.fingerprint, key).payload)
-        except lmdb.Error as error:
-            raise RecordError(str(error)) from error
+        return self._records.has(STATES, chain)
 
     # Space
 
-    def sweep(self, is_live: Callable[[bytes], bool]) -> int:
+    def sweep(self, is_live: Callable[[bytes], bool], num_bytes: int | None = None) -> int:
         """Delete pages and states for which `is_live(key)` is false; returns how many.
 
-        In small transactions: each must rewrite its part of the tree in the room that is kept free.
+        Args:
+            num_bytes: stop when records of so many bytes are gone; None: take all. Prefixes that were used
+                longest ago go first, and of one prefix its end: what precedes it can still be found.
         """
+        dead: dict[bytes, int] = defaultdict(int)
+        for database in (PAGES, STATES):
+            for key, size in self._records.sizes(database):
+                if not is_live(key):
+                    dead[key[-CHAIN_BYTES:]] += size
+        doomed = self._uses.oldest(dead, num_bytes)
+        return self._remove(doomed, is_live) if doomed else 0
+
+    def _remove(self, doomed: dict[bytes, Use], is_live: Callable[[bytes], bool]) -> int:
+        """Delete what is stored under these chains, in small transactions: each must rewrite its part of the
+        tree in the room that is kept free. A chain used meanwhile is spared."""
         removed = 0
-        batch = self._kept_free // (4 * self._env.stat()["psize"])
-        for database in (self._pages, self._states):
-            with self._env.begin(db=database) as transaction:
-                dead = [key for key in transaction.cursor().iternext(values=False) if not is_live(key)]
-            for start in range(0, len(dead), batch):
-                removed += self._delete(database, dead[start : start + batch])
+        batch = max(1, self._records.kept_free // (4 * self._file.page_bytes))
+        for database in (PAGES, STATES, USES):
+            keys = [key for key in self._records.keys(database) if key[-CHAIN_BYTES:] in doomed and not is_live(key)]
+            for start in range(0, len(keys), batch):
+                with self._records.writing() as transaction:
+                    for key in keys[start : start + batch]:
+                        if self._uses.of(transaction, key[-CHAIN_BYTES:]) == doomed[key[-CHAIN_BYTES:]]:
+                            removed += pieces.delete(self._file, transaction, database, key) and database != USES
         if removed:
             # NOTE: LMDB reuses what a transaction freed only in the next but one, and counts no empty ones.
-            with self._writing() as transaction:
-                transaction.put(b"sweep", removed.to_bytes(8, "little"))
+            with self._records.writing() as transaction:
+                transaction.put(b"sweep", removed.to_bytes(8, "little"), db=self._file.handle(USES))
         return removed
+
+    def compact(self) -> bool:
+        """Give the room of deleted records back to the file system; False if another tier has the store open.
+
+        Raises StorageFullError if there is no room for the copy; the store is as before then.
+        """
+        with self._lease.alone() as is_alone:
+            if is_alone:
+                try:
+                    self._file.compact()
+                except (OSError, lmdb.Error) as error:
+                    raise StorageFullError(f"{self.folder} was not compacted ({error})") from error
+            return is_alone
+
+    def probe(self, num_bytes: int = 0) -> None:
+        """Whether records of `num_bytes` could be written now, shown by a small durable transaction. Raises
+        StorageFullError."""
+        with self._records.writing() as transaction:
+            self._records.require_room(transaction, num_bytes)
+            self._uses.tick(transaction)
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of live LMDB pages."""
-        page_bytes = self._env.stat()["psize"]
-        with self._env.begin() as transaction:
-            stats = [transaction.stat(db) for db in (self._pages, self._sessions, self._states)]
-        return sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats) * page_bytes
+        """Bytes of live LMDB pages; 0 while the file cannot be opened."""
+        try:
+            with self._file.reading() as transaction:
+                return self._records.used_bytes(transaction)
+        except (StoreUnavailableError, lmdb.Error):
+            return 0
+
+    @property
+    def file_bytes(self) -> int:
+        """What the store takes on the file system; deleted records' room is part of it until `compact`."""
+        return self._file.size()
 
     @property
     def num_pages(self) -> int:
-        with self._env.begin() as transaction:
-            return int(transaction.stat(self._pages)["entries"])
+        """0 while the file cannot be opened."""
+        try:
+            with self._file.reading() as transaction:
+                return int(transaction.stat(self._file.handle(PAGES))["entries"])
+        except (StoreUnavailableError, lmdb.Error):
+            return 0
 
     def check_integrity(self) -> None:
-        size = os.stat(os.path.join(self._name, "data.mdb")).st_size
-        missing = _missing_bytes(self._env, self._name)
-        assert not missing, f"disk: file has {size} bytes, its pages need {missing} more"
-        assert size <= self.cap_bytes, f"disk: file has {size} bytes, cap {self.cap_bytes}"
+        missing = self._file.missing_bytes()
+        assert not missing, f"disk: file has {self.file_bytes} bytes, its pages need {missing} more"
+        limit = max(self.cap_bytes, self._file.map_bytes)
+        assert self.file_bytes <= limit, f"disk: file has {self.file_bytes} bytes, its map {limit}"
+
+    def require_process(self) -> None:
+        """Raises ForkedError in a child of the process that opened the tier."""
+        self._file.require_process()
 
     def close(self) -> None:
-        _close_environment(self._name)
-
-    def _write(self, database: Any, items: list[tuple[bytes, bytes]]) -> None:
-        page_bytes = self._env.stat()["psize"]
-        needed = sum((len(value) // page_bytes + 2) * page_bytes for _, value in items)
-        with self._writing(database) as transaction:
-            if self.used_bytes + needed > self.cap_bytes - self._kept_free:
-                raise lmdb.MapFullError("no room is left beside what LMDB needs to free pages")
-            for key, value in items:
-                transaction.put(key, value)
-
-    def _delete(self, database: Any, keys: list[bytes]) -> int:
-        with self._writing(database) as transaction:
-            return sum(transaction.delete(key) for key in keys)
-
-    @contextmanager
-    def _writing(self, database: Any = None) -> Iterator[lmdb.Transaction]:
-        """A write transaction, durable at the end. Raises StorageFullError; then nothing changed."""
-        try:
-            with self._env.begin(db=database, write=True) as transaction:
-                yield transaction
-        except lmdb.MapFullError as error:
-            raise StorageFullError(
-                f"disk tier {self.folder} is full: cap {self.cap_bytes} bytes; "
-                "raise --disk-kv-gb or remove sessions with `stratakv sessions rm`"
-            ) from error
-        except lmdb.Error as error:
-            free = os.statvfs(self.folder)
-            raise StorageFullError(
-                f"writing to {self.folder} failed ({error}); "
-                f"{free.f_bavail * free.f_frsize} bytes are free on that file system"
-            ) from error
-        if _missing_bytes(self._env, self._name):
-            self._lengthen()
-
-    def _lengthen(self) -> None:
-        """LMDB leaves the file's last pages unwritten if they were freed again in the transaction that
-        took them. Cover them, or the next start would take the file for a truncated one."""
-        with self._env.begin(write=True):  # no other process lengthens the file meanwhile
-            missing = _missing_bytes(self._env, self._name)
-            if missing:
-                with open(os.path.join(self._name, "data.mdb"), "r+b") as file:
-                    file.truncate(os.fstat(file.fileno()).st_size + missing)
-                    os.fsync(file.fileno())
-
-    @property
-    def _kept_free(self) -> int:
-        return self.cap_bytes // 256 + 32 * int(self._env.stat()["psize"])
+        self._file.release()
+        self._lease.release()
 
 
-def _write_private(path: Path, text: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-
-
-def _open_environment(name: str, cap_bytes: int) -> lmdb.Environment:
-    """LMDB forbids opening one file twice in a process, so environments are shared and counted."""
-    with _OPEN_LOCK:
-        if name in _OPEN:
-            environment, users = _OPEN[name]
-            _OPEN[name] = (environment, users + 1)
-            return environment
-        environment = lmdb.open(name, map_size=cap_bytes, max_dbs=3, mode=0o600, readahead=False, meminit=False)
-        try:
-            _refuse_truncated(environment, name)
-        except OSError:
-            environment.close()
-            raise
-        _OPEN[name] = (environment, 1)
-        return environment
-
-
-def _missing_bytes(environment: lmdb.Environment, name: str) -> int:
-    """How far the file ends before the last page its header counts."""
-    needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-    return max(0, int(needed) - os.stat(os.path.join(name, "data.mdb")).st_size)
-
-
-def _refuse_truncated(environment: lmdb.Environment, name: str) -> None:
-    """A file shorter than its meta page claims would kill the process with SIGBUS on first touch."""
-    missing = _missing_bytes(environment, name)
-    if missing:
-        raise OSError(f"data.mdb ends {missing} bytes before what its header promises: it was truncated")
-
-
-def _close_environment(name: str) -> None:
-    with _OPEN_LOCK:
-        environment, users = _OPEN.pop(name)
-        if users > 1:
-            _OPEN[name] = (environment, users - 1)
-        else:
-            environment.close()
+def _used_key(name: str) -> bytes:
+    """Never as long as a chain."""
+    key = b"session " + name.encode()
+    return key if len(key) != CHAIN_BYTES else key + b"\0"

@@ -12,7 +12,12 @@ class CapacityError(StorageError):
 
 
 class StorageFullError(StorageError):
-    """The disk tier cannot take more: its byte cap or the file system is full."""
+    """The disk tier took nothing of a write: its byte cap or the file system is full, or the write failed."""
+
+    def __init__(self, message: str, *, is_at_cap: bool = False) -> None:
+        super().__init__(message)
+        self.is_at_cap = is_at_cap
+        """Removing records would make room; otherwise it is the file system that refuses."""
 
 
 class CorruptPageError(StorageError):
@@ -28,7 +33,11 @@ class RecordError(StorageError):
 
 
 class StoreUnavailableError(StorageError):
-    """The store folder cannot be created, written or locked."""
+    """The store folder cannot be created, written or locked, or its data file is damaged."""
+
+
+class ForkedError(StorageError):
+    """A store was used in a child of the process that opened it."""
 
 
 class ClosedError(StorageError):

@@ -72,6 +72,14 @@ def pack(
     return b"".join((head, _SUM.pack(_checksum(head, ids, payload)), ids, payload))
 
 
+def length(buffer: memoryview | bytes) -> int:
+    """How long the record that begins with `buffer` says it is; 0 if that cannot be told."""
+    if len(buffer) < _HEAD.size:
+        return 0
+    *_, count, _, size = _HEAD.unpack(buffer[: _HEAD.size])
+    return int(_FIXED + 4 * count + size)
+
+
 def unpack(buffer: memoryview | bytes, kind: int, fingerprint: bytes, key: bytes) -> Record:
     """Verify a record and name what is wrong with it. Raises RecordError."""
     view = memoryview(buffer)

@@ -34,13 +34,18 @@ from .arena import NO_PAGE, Arena
 from .compression import Compression, make_compression
 from .counters import Counters
 from .disk_tier import DiskTier
-from .errors import CapacityError, ClosedError, CorruptPageError, StorageFullError
+from .errors import CapacityError, ClosedError, CorruptPageError, StorageError, StorageFullError
 from .page import CHAIN_BYTES, PageLayout, page_key
 from .page_table import NO_SLOT, PageTable
 
 logger = logging.getLogger(__name__)
 
 _BATCH_BYTES = 4 << 20
+_SWEPT_SHARE = 16
+"""A sweep of a full disk tier makes room for this part of its cap, and a batch is at most as large: LMDB writes
+a changed tree page anew before the old one is free."""
+_RETRY_S = 10.0
+"""After a write that failed, how long until the writer looks whether the disk takes writes again."""
 
 
 @dataclass(slots=True)
@@ -90,7 +95,7 @@ class TieredStore:
         self._in_flight = 0
         self._closed = False
         self.disk_error: StorageFullError | None = None
-        """Why the disk tier was given up; pages then stay in host memory."""
+        """Why the disk tier takes no writes at the moment; pages then stay in host memory."""
         self.chains_to_keep: Callable[[], set[bytes]] | None = None
         """Which chains sessions still need when room is made on disk; None: never sweep."""
         self._writer = threading.Thread(target=self._write_behind, name="stratakv-writer", daemon=True)
@@ -218,7 +223,10 @@ class TieredStore:
                 if not all(page_key(layer, chain) in self._pids for layer in layers):
                     break
                 in_memory += 1
-            if in_memory == len(chains) or self.disk is None:
+            if self.disk is None:
+                return in_memory
+            self.disk.used(chains[:in_memory])
+            if in_memory == len(chains):
                 return in_memory
             rest = chains[in_memory:]
             missing = lambda chain: (  # noqa: E731
@@ -397,8 +405,12 @@ class TieredStore:
 
     def _room(self, arena: Arena, count: int, layer: int) -> np.ndarray:
         """1 to `count` slots, waiting for the writer if every page is still dirty."""
-        started = time.perf_counter()
+        started, tried = time.perf_counter(), False
         while not len(slots := self._take_or_evict(arena, count, layer, force=True)):
+            if self.disk_error and not tried:
+                tried = True
+                self._try_disk_again()
+                continue
             if self.disk is None or self.disk_error or not (self._queue or self._in_flight):
                 raise CapacityError(self._full_message(arena))
             self._lock.wait()
@@ -489,15 +501,12 @@ class TieredStore:
             self._lock.notify_all()
 
     def _write_behind(self) -> None:
-        batch_pages = max(1, _BATCH_BYTES // self.layout.page_bytes)
-        while True:
-            with self._lock:
-                while not self._queue and not self._closed:
-                    self._lock.wait()
-                if not self._queue:
-                    return
-                pids = [self._queue.popleft() for _ in range(min(batch_pages, len(self._queue)))]
-                self._in_flight = len(pids)
+        while (pids := self._next_batch()) is not None:
+            if not pids:
+                error = self._probe()
+                with self._lock:
+                    self._probed(error)
+                continue
             error = self._try_write(pids)
             with self._lock:
                 self._in_flight = 0
@@ -511,6 +520,55 @@ class TieredStore:
                     logger.warning("pages stay in host memory: %s", error)
                 self._lock.notify_all()
 
+    def _next_batch(self) -> list[int] | None:
+        """Pages to write; none: it is time to see whether the disk takes writes again; None: closed."""
+        batch_pages = max(1, self._batch_bytes // self.layout.page_bytes)
+        with self._lock:
+            while not self._queue and not self._closed:
+                if not self._lock.wait(_RETRY_S if self.disk_error else None) and self.disk_error:
+                    return []
+            if not self._queue:
+                return None
+            pids = [self._queue.popleft() for _ in range(min(batch_pages, len(self._queue)))]
+            self._in_flight = len(pids)
+            return pids
+
+    @property
+    def _batch_bytes(self) -> int:
+        assert self.disk is not None
+        return min(_BATCH_BYTES, self.disk.cap_bytes // _SWEPT_SHARE)
+
+    def _probe(self) -> StorageFullError | None:
+        assert self.disk is not None
+        try:
+            self.disk.probe(self._batch_bytes)
+        except StorageFullError as error:
+            return error
+        return None
+
+    def _probed(self, error: StorageFullError | None) -> None:
+        """After a failure: if the disk takes writes again, queue what only memory holds."""
+        if self.disk_error is None:
+            return
+        self.disk_error = error
+        if error is None:
+            pids = self.host.page[self.host.page != NO_PAGE]
+            waiting = pids[~self._table.stored[pids]].tolist()
+            logger.warning("the disk tier takes writes again; %d pages are queued", len(waiting))
+            for pid in waiting:
+                self._enqueue(pid)
+
+    def _try_disk_again(self) -> None:
+        """Somebody needs the disk now: make room and look whether it takes writes."""
+        assert self.disk_error is not None
+        try:
+            if self.disk_error.is_at_cap:
+                self.make_room(self._batch_bytes)
+        except StorageError as error:
+            self._probed(StorageFullError(str(error)))
+        else:
+            self._probed(self._probe())
+
     def _forget_unbacked(self) -> None:
         """No page will be written any more: those that nobody refers to would only hold room."""
         pids = self.host.page[self.host.page != NO_PAGE]
@@ -521,17 +579,19 @@ class TieredStore:
         assert self.disk is not None
         try:
             records = [(self._keys[pid], self._pack(pid)) for pid in pids]
-            try:
-                self.disk.write_pages(records)
-            except StorageFullError:
-                if not self._sweep():
-                    raise
-                self.disk.write_pages(records)
+            needed = sum(len(packed) for _, packed in records)
+            while True:
+                try:
+                    self.disk.write_pages(records)
+                    break
+                except StorageFullError as error:
+                    if not (error.is_at_cap and self.make_room(needed)):
+                        raise
         except StorageFullError as error:
             return error
         except Exception as error:  # callers wait for this thread: whatever stops it is told to them
             return StorageFullError(f"writing pages stopped: {error!r}")
-        self.counters.host_to_disk_bytes += sum(len(packed) for _, packed in records)
+        self.counters.host_to_disk_bytes += needed
         return None
 
     def _pack(self, pid: int) -> bytes:
@@ -548,14 +608,16 @@ class TieredStore:
             tokens=self._table.tokens[pid],
         )
 
-    def _sweep(self) -> int:
-        """Make room on disk: drop records that neither this process nor a session refers to."""
+    def make_room(self, needed: int) -> int:
+        """Make room on disk: drop the least recently used records that neither a process nor a session needs.
+        A good deal more than `needed`, since looking for them reads every key."""
         if self.chains_to_keep is None or self.disk is None:
             return 0
         kept = self.chains_to_keep()
         with self._lock:  # no page may gain its first reference while its record is deleted
             kept |= {key[-CHAIN_BYTES:] for key, pid in self._pids.items() if self._table.refs[pid] > 0}
-            removed = self.disk.sweep(lambda key: key[-CHAIN_BYTES:] in kept)
+            room = max(2 * needed, self.disk.cap_bytes // _SWEPT_SHARE)
+            removed = self.disk.sweep(lambda key: key[-CHAIN_BYTES:] in kept, room)
             for key, pid in list(self._pids.items()):
                 if self._table.stored[pid] and not self._table.refs[pid] and not self.disk.contains(key):
                     self._forget(pid)
@@ -564,6 +626,9 @@ class TieredStore:
     def flush(self) -> None:
         """Wait until every sealed page is durable. Raises StorageFullError if that cannot be."""
         with self._lock:
+            self._require_open()
+            if self.disk_error:
+                self._try_disk_again()
             while (self._queue or self._in_flight) and not self.disk_error:
                 self._lock.wait()
             if self.disk_error:
@@ -583,6 +648,8 @@ class TieredStore:
     def _require_open(self) -> None:
         if self._closed:
             raise ClosedError("the store is closed")
+        if self.disk is not None:
+            self.disk.require_process()
 
     def check_integrity(self) -> None:
         """Every invariant at the top of this file, re-added from scratch."""

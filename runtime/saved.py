@@ -1,0 +1,150 @@
+"""What a store folder says about its sessions without their model: for people and for housekeeping.
+
+A session's payload is a safetensors file (`session`); here only its header and its chains are read, so neither
+torch nor a model is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..storage import CHAIN_BYTES, DiskTier, RecordError
+
+_FOLDER = re.compile(r".*_([0-9a-f]{32})")
+_ROOM_BYTES = 64 << 20
+"""What housekeeping may add to a file while it deletes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """One saved session. Times are in seconds since 1970, None where nothing was noted."""
+
+    name: str
+    num_tokens: int
+    record_bytes: int
+    index: str
+    chains: list[bytes]
+    """One per page of the context; each layer has a page under it."""
+    messages: list[dict[str, str]]
+    saved_at: float | None
+    used_at: float | None
+
+
+def header_of(payload: bytes) -> tuple[dict[str, Any], list[bytes]]:
+    """A session's header and its page chains."""
+    length = int.from_bytes(payload[:8], "little")
+    layout = json.loads(payload[8 : 8 + length])
+    header: dict[str, Any] = json.loads(layout["__metadata__"]["stratakv"])
+    start = 8 + length + layout["chains"]["data_offsets"][0]
+    ends = range(start, start + CHAIN_BYTES * header["num_pages"], CHAIN_BYTES)
+    return header | {"num_tokens": layout["tokens"]["shape"][0]}, [payload[i : i + CHAIN_BYTES] for i in ends]
+
+
+def chains_of_all(disk: DiskTier) -> set[bytes]:
+    """The page chains any readable session refers to."""
+    found: set[bytes] = set()
+    for name in disk.session_names():
+        try:
+            payload = disk.get_session(name)
+        except RecordError:
+            continue
+        if payload is not None:
+            found.update(header_of(payload)[1])
+    return found
+
+
+class StoreFolder:
+    """One model's folder in a store, opened for looking and housekeeping. Close it, or use `with`.
+
+    Raises StoreUnavailableError: it cannot be opened.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        match = _FOLDER.fullmatch(folder.name)
+        assert match is not None, f"{folder} is not named MODEL_FINGERPRINT"
+        self.folder = folder
+        size = (folder / "data.mdb").stat().st_size
+        self.disk = DiskTier(folder, size + _ROOM_BYTES, bytes.fromhex(match[1]), None)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What `config.json` says; empty if it cannot be read."""
+        return describe(self.folder)
+
+    def __enter__(self) -> StoreFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.disk.close()
+
+    def session(self, name: str) -> Saved | None:
+        """None if there is no such session. Raises RecordError if it is damaged."""
+        payload = self.disk.get_session(name)
+        if payload is None:
+            return None
+        header, chains = header_of(payload)
+        return Saved(
+            name, header["num_tokens"], len(payload), header["index"], chains,
+            header["notes"].get("messages", []), header.get("saved_at"), self.disk.session_used_at(name),
+        )  # fmt: skip
+
+    def chain_bytes(self) -> dict[bytes, int]:
+        """Bytes of all page records per chain, over the layers."""
+        sizes: dict[bytes, int] = defaultdict(int)
+        for key, size in self.disk.page_sizes():
+            sizes[key[-CHAIN_BYTES:]] += size
+        return sizes
+
+    def damage(self) -> Iterator[str]:
+        """Reads everything that is stored; yields a line for each thing that cannot be used."""
+        users: dict[bytes, set[str]] = defaultdict(set)
+        for name in self.disk.session_names():
+            try:
+                saved = self.session(name)
+            except RecordError as error:
+                yield f"session {name!r}: {error}"
+                continue
+            for chain in saved.chains if saved is not None else []:
+                users[chain].add(name)
+        layers, present = set(), defaultdict(set)
+        for key, _ in self.disk.page_sizes():
+            layers.add(key[:-CHAIN_BYTES])
+            present[key[-CHAIN_BYTES:]].add(key[:-CHAIN_BYTES])
+        for key, why in self.disk.damaged_pages():
+            yield _page_line(key, why, users[key[-CHAIN_BYTES:]])
+        for chain, names in users.items():
+            for layer in sorted(layers - present[chain]):
+                yield _page_line(layer + chain, "the record is missing", names)
+        for chain, why in self.disk.damaged_states():
+            yield f"state {chain.hex()}: {why}"
+
+    def remove_unused(self, num_bytes: int | None = None) -> int:
+        """Delete pages and states that no session refers to (as `DiskTier.sweep`); returns how many."""
+        kept = chains_of_all(self.disk)
+        return self.disk.sweep(lambda key: key[-CHAIN_BYTES:] in kept, num_bytes)
+
+
+def _page_line(key: bytes, why: str, names: set[str]) -> str:
+    whose = f"of {', '.join(sorted(map(repr, names)))}" if names else "of no session"
+    return f"page {key.hex()} (layer {int.from_bytes(key[:-CHAIN_BYTES], 'big')}, {whose}): {why}"
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def store_folders(root: Path) -> list[Path]:
+    """The models' folders in a store."""
+    if not root.is_dir():
+        return []
+    return sorted(path for path in root.iterdir() if _FOLDER.fullmatch(path.name) and (path / "data.mdb").is_file())

@@ -1,0 +1,189 @@
+"""`stratakv sessions`: what is saved, how much room it takes, whether it is sound. No model is loaded."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .cli_errors import fail, user_errors
+
+if TYPE_CHECKING:
+    from .housekeeping import Found
+    from .saved import Saved
+
+sessions = typer.Typer(help="Saved sessions.", no_args_is_help=True)
+
+StoreOption = Annotated[
+    Path | None, typer.Option("--kv-dir", help="Store folder. Default: the user's cache directory.")
+]
+ModelOption = Annotated[
+    str | None, typer.Option("-m", "--model", help="Only of this model, named as in chat. Default: of all.")
+]
+DtypeOption = Annotated[str | None, typer.Option("--dtype", help="Only of this dtype. Default: of all.")]
+FolderOption = Annotated[
+    str | None, typer.Option("--in", help="Only in the store's folder whose name begins like this.")
+]
+
+
+@sessions.command("list")
+def sessions_list(
+    model: ModelOption = None, kv_dir: StoreOption = None, dtype: DtypeOption = None, folder: FolderOption = None
+) -> None:
+    """The saved sessions of all models."""
+    from ..storage import StoreUnavailableError
+    from .housekeeping import sessions_in
+    from .saved import describe
+
+    rows: list[Found] = []
+    try:
+        for place in _folders(kv_dir, model, dtype, folder):
+            try:
+                rows += sessions_in(place)
+            except StoreUnavailableError as error:
+                print(f"stratakv: {place.name} is left out: {error}", file=sys.stderr)
+    except user_errors() as error:
+        fail(error)
+    if not rows:
+        print("no sessions")
+        return
+    width = max(len(found.name) for found in rows)
+    for found in rows:
+        name = f"{found.name:{width}}"
+        model_name = Path(describe(found.folder).get("model", found.folder.name)).name
+        if found.saved is None:
+            print(f"{name}  damaged: {found.error}  {model_name}")
+            continue
+        print(
+            f"{name}  {found.saved.num_tokens:>8} tokens  {_size(found.num_bytes):>8}  "
+            f"saved {_date(found.saved.saved_at)}  {model_name}"
+        )
+
+
+@sessions.command("show")
+def sessions_show(
+    name: str, model: ModelOption = None, kv_dir: StoreOption = None, dtype: DtypeOption = None,
+    folder: FolderOption = None,
+) -> None:  # fmt: skip
+    """One session: its size, dates and index, and what its folder says about the model."""
+    from .housekeeping import find_session
+    from .saved import describe
+
+    try:
+        found = find_session(_folders(kv_dir, model, dtype, folder), name)
+    except user_errors() as error:
+        fail(error)
+    saved = _readable(found)
+    said = describe(found.folder)
+    layout = said.get("layout", {})
+    rows = {
+        "session": saved.name,
+        "model": said.get("model", "?"),
+        "dtype": f"{said.get('dtype', '?')}, cache {layout.get('dtype', '?')}",
+        "tokens": saved.num_tokens,
+        "pages": f"{len(saved.chains)} per layer, {layout.get('page_size', '?')} tokens each",
+        "bytes": f"{found.num_bytes} ({_size(found.num_bytes)}), pages shared with other sessions included",
+        "messages": len(saved.messages),
+        "saved": _date(saved.saved_at),
+        "last use": _date(saved.used_at),
+        "index": saved.index,
+        "folder": found.folder,
+    }
+    for label, value in rows.items():
+        print(f"{label:9} {value}")
+
+
+@sessions.command("rm")
+def sessions_rm(
+    name: str, model: ModelOption = None, kv_dir: StoreOption = None, dtype: DtypeOption = None,
+    folder: FolderOption = None,
+) -> None:  # fmt: skip
+    """Delete a session. Its pages stay as cache until their room is needed; `gc` removes them now."""
+    from .housekeeping import find_session
+    from .saved import StoreFolder
+
+    try:
+        found = find_session(_folders(kv_dir, model, dtype, folder), name)
+        with StoreFolder(found.folder) as store:
+            store.disk.delete_session(name)
+    except user_errors() as error:
+        fail(error)
+
+
+@sessions.command("gc")
+def sessions_gc(
+    model: ModelOption = None, kv_dir: StoreOption = None, dtype: DtypeOption = None, folder: FolderOption = None,
+    max_gb: Annotated[
+        float | None,
+        typer.Option(
+            "--max-gb",
+            min=0,
+            help="Remove only what makes the store fit: unsaved prefixes that were used longest ago; if saved "
+            "sessions alone are larger, those that were used longest ago. Default: everything unsaved.",
+        ),
+    ] = None,
+) -> None:  # fmt: skip
+    """Remove what no saved session refers to, and make the files smaller."""
+    from .housekeeping import collect
+
+    try:
+        done = collect(_folders(kv_dir, model, dtype, folder), None if max_gb is None else int(max_gb * 10**9))
+    except user_errors() as error:
+        fail(error)
+    for removed in done.removed_sessions:
+        print(f"removed session {removed}")
+    for note in done.notes:
+        print(note)
+    print(f"{done.num_records} records removed, {done.freed_bytes} bytes freed, {done.left_bytes} left")
+
+
+@sessions.command("verify")
+def sessions_verify(
+    model: ModelOption = None, kv_dir: StoreOption = None, dtype: DtypeOption = None, folder: FolderOption = None
+) -> None:
+    """Read every record and check it; exit code 1 if any is damaged or missing."""
+    from ..storage import StoreUnavailableError
+    from .saved import StoreFolder
+
+    num_damaged = num_pages = 0
+    try:
+        for place in _folders(kv_dir, model, dtype, folder):
+            try:
+                with StoreFolder(place) as store:
+                    num_pages += store.disk.num_pages
+                    for line in store.damage():
+                        num_damaged += 1
+                        print(f"{place.name}: {line}")
+            except StoreUnavailableError as error:
+                num_damaged += 1
+                print(f"{place.name}: {error}")
+    except user_errors() as error:
+        fail(error)
+    print(f"{num_pages} pages read, {num_damaged} damaged or missing")
+    if num_damaged:
+        raise typer.Exit(1)
+
+
+def _folders(kv_dir: Path | None, model: str | None, dtype: str | None, folder: str | None) -> list[Path]:
+    from .housekeeping import chosen_folders
+    from .locate import cache_dir
+
+    root = kv_dir.expanduser() if kv_dir is not None else cache_dir() / "kv"
+    return chosen_folders(root, model, None if dtype == "auto" else dtype, folder)
+
+
+def _readable(found: Found) -> Saved:
+    if found.saved is None:
+        fail(ValueError(f"session {found.name!r} is damaged ({found.error})"))
+    return found.saved
+
+
+def _date(seconds: float | None) -> str:
+    return "never" if seconds is None else datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:.1f} MB" if num_bytes < 10**9 else f"{num_bytes / 1e9:.2f} GB"

@@ -1,0 +1,148 @@
+"""Leases: which other tiers have a store folder open, and since when.
+
+A lease is a file `lease.<pid>.<random>` that its owner keeps locked (`flock`) as long as the tier is
+open. The kernel drops the lock when the process dies, however it dies: no heartbeat, no pid that means
+another process tomorrow or in another container, nothing to repair. The file holds the store's use
+clock at opening; records used since then may be in use, older ones are not (`uses`).
+
+Invariants  (1) a locked file is a living owner's; an unlocked one is a dead owner's, and anyone removes it
+            (2) a lease exists before its owner opens the data file and until it has closed it
+            (3) who replaces the data file (`alone`) holds `replace.lock` and has seen no other lease;
+                who opens it has a lease first and looks at that lock then: one of two sees the other
+Fork        a child must not keep its parent's leases alive, so it closes them at once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_PREFIX = "lease."
+_REPLACING = "replace.lock"
+_HELD: weakref.WeakSet[Lease] = weakref.WeakSet()
+
+
+class Lease:
+    """This tier's claim on a store folder.
+
+    Args:
+        folder: of the store; it exists.
+
+    Raises:
+        OSError: the folder cannot be written, or its data file is being replaced right now.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._descriptor, self._path = _locked_file(folder)
+        _HELD.add(self)
+        self.after_a_death = bool(self._remove_dead())
+        """Whether some owner died without giving its lease back."""
+        try:
+            with _replacing(folder, alone=False):
+                pass
+        except OSError:
+            self.release()
+            raise
+
+    def hold_from(self, clock: int) -> None:
+        """Records used at `clock` or later are claimed; until this is called, all are."""
+        os.pwrite(self._descriptor, str(clock).encode(), 0)
+
+    def others(self) -> list[int]:
+        """The clocks from which other owners claim records, one per living owner."""
+        self._remove_dead()
+        clocks = []
+        for path in self._other_paths():
+            try:
+                text = path.read_text()
+            except FileNotFoundError:
+                continue  # released meanwhile
+            clocks.append(int(text) if text.isdecimal() else 0)
+        return clocks
+
+    @contextmanager
+    def alone(self) -> Iterator[bool]:
+        """Whether no other owner exists; if so, none can come until the end of the block."""
+        with _replacing(self._folder, alone=True):
+            yield not self.others()
+
+    def release(self) -> None:
+        if self._descriptor >= 0:
+            self._path.unlink(missing_ok=True)
+            self.forget()
+
+    def forget(self) -> None:
+        """Let go of the file without removing it: in a forked child it is the parent's."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _other_paths(self) -> list[Path]:
+        return [path for path in self._folder.glob(f"{_PREFIX}*") if path != self._path]
+
+    def _remove_dead(self) -> int:
+        return sum(_remove_if_dead(path) for path in self._other_paths())
+
+
+def _locked_file(folder: Path) -> tuple[int, Path]:
+    while True:
+        path = folder / f"{_PREFIX}{os.getpid()}.{secrets.token_hex(4)}"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
+                return descriptor, path
+        except FileNotFoundError:
+            pass  # taken for a dead owner's between creation and lock
+        os.close(descriptor)
+
+
+def _remove_if_dead(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+@contextmanager
+def _replacing(folder: Path, *, alone: bool) -> Iterator[None]:
+    """Hold `replace.lock`, which only who replaces the data file holds alone. Raises OSError if someone does."""
+    try:
+        descriptor = os.open(folder / _REPLACING, os.O_RDWR | (os.O_CREAT if alone else 0), 0o600)
+    except FileNotFoundError:
+        yield  # nobody ever has
+        return
+    try:
+        _lock(descriptor, fcntl.LOCK_EX if alone else fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, kind: int) -> None:
+    try:
+        fcntl.flock(descriptor, kind)
+    except BlockingIOError:
+        raise BlockingIOError("another process is compacting this store; try again when it is done") from None
+
+
+def _forget_in_child() -> None:
+    for lease in list(_HELD):
+        lease.forget()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

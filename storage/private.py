@@ -1,0 +1,57 @@
+"""Private folders and files: a store holds what people wrote and read, so it is theirs alone.
+
+A folder is 0700 and what is in it 0600, whatever the umask. One that exists with other modes is closed
+(`chmod`), with a warning; one that belongs to another user is refused: its owner could open it again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+_OTHERS = 0o077
+
+
+def private_folder(folder: Path) -> None:
+    """Create `folder` and its missing parents, or close one that exists. Raises OSError."""
+    for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
+        missing.mkdir(mode=0o700, exist_ok=True)
+    found = folder.stat()
+    if not stat.S_ISDIR(found.st_mode):
+        raise NotADirectoryError(f"{folder} is not a folder")
+    if found.st_uid != os.geteuid():
+        raise PermissionError(
+            f"{folder} belongs to user {found.st_uid}, this process runs as {os.geteuid()}; run as its owner"
+        )
+    closed = [path for path in (folder, *folder.iterdir()) if _close(path)]
+    if closed:
+        logger.warning("%s was open to other users; made private: %s", folder, ", ".join(map(str, closed)))
+
+
+def private_file(path: Path, text: str) -> None:
+    """Write `path` whole or not at all, unless it holds `text` already. Raises OSError."""
+    if path.exists() and path.read_text() == text:
+        return
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # 0600
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def _close(path: Path) -> bool:
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & _OTHERS:
+            path.chmod(mode & ~_OTHERS)
+    except FileNotFoundError:  # another process's lease, gone by now
+        return False
+    return bool(mode & _OTHERS)

@@ -1,0 +1,122 @@
+"""Records in the databases of one LMDB file, verified when read, under a byte cap when written.
+
+Invariants  (1) what is returned was written here under that key and fingerprint, or RecordError says what is wrong
+            (2) live records never outgrow `cap_bytes`, nor does the file, unless another process has a larger cap
+            (3) a part of the cap is kept free: deleting, too, needs room to rewrite LMDB's tree
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+import lmdb
+
+from . import pieces, record
+from .errors import RecordError, StorageFullError, StoreUnavailableError
+from .lmdb_file import DATABASES, PAGES, LmdbFile
+
+logger = logging.getLogger(__name__)
+
+_KEYS_PER_READ = 4096
+
+
+class Records:
+    """The records of one fingerprint in `file`. `folder` is for messages."""
+
+    def __init__(self, file: LmdbFile, folder: Path, cap_bytes: int, fingerprint: bytes) -> None:
+        self.file, self.folder, self.cap_bytes, self.fingerprint = file, folder, cap_bytes, fingerprint
+
+    def has(self, database: str, key: bytes) -> bool:
+        """False, too, where the tree is too damaged to tell."""
+        try:
+            with self.file.reading() as transaction:
+                return transaction.get(key, db=self.file.handle(database)) is not None
+        except (StoreUnavailableError, lmdb.Error) as error:
+            logger.warning("%s: record %s cannot be looked up (%s)", self.folder, key.hex(), error)
+            return False
+
+    def get(self, database: str, name: bytes, kind: int, key: bytes) -> bytes | None:
+        try:
+            with self.file.reading() as transaction:
+                buffer = pieces.get(self.file, transaction, database, name)
+                if buffer is None:
+                    return None
+                return bytes(record.unpack(buffer, kind, self.fingerprint, key).payload)
+        except (StoreUnavailableError, lmdb.Error) as error:
+            raise RecordError(str(error)) from error
+
+    def keys(self, database: str) -> Iterator[bytes]:
+        for key, _ in self.sizes(database):
+            yield key
+
+    def sizes(self, database: str) -> Iterator[tuple[bytes, int]]:
+        """Keys in order, with the bytes of their records. In many short transactions: a long one would keep
+        LMDB from using freed pages again."""
+        start = b""
+        while True:
+            try:
+                with self.file.reading() as transaction:
+                    cursor = transaction.cursor(self.file.handle(database))
+                    rows = cursor.iternext() if cursor.set_range(start) else iter(())
+                    found = [(bytes(key), len(value)) for key, value in islice(rows, _KEYS_PER_READ)]
+            except lmdb.Error as error:
+                raise StoreUnavailableError(f"{self.folder} is damaged ({error})") from error
+            yield from found
+            if len(found) < _KEYS_PER_READ:
+                return
+            start = found[-1][0] + b"\0"
+
+    def damaged(self, database: str, kind: int) -> Iterator[tuple[bytes, str]]:
+        for key in self.keys(database):
+            try:
+                self.get(database, key, kind, key)
+            except RecordError as error:
+                yield key, str(error)
+
+    def write(
+        self, database: str, items: list[tuple[bytes, bytes]], then: Callable[[lmdb.Transaction], None] | None = None
+    ) -> None:
+        """One durable transaction, in which `then` may write more. Raises StorageFullError; then nothing changed."""
+        needed = sum((len(value) // self.file.page_bytes + 2) * self.file.page_bytes for _, value in items)
+        with self.writing() as transaction:
+            self.require_room(transaction, needed)
+            for key, value in items:
+                if database == PAGES:
+                    transaction.put(key, value, db=self.file.handle(PAGES))
+                else:
+                    pieces.put(self.file, transaction, database, key, value)
+            if then is not None:
+                then(transaction)
+
+    def require_room(self, transaction: lmdb.Transaction, needed: int) -> None:
+        if self.used_bytes(transaction) + needed > self.cap_bytes - self.kept_free:
+            raise lmdb.MapFullError("no room is left beside what LMDB needs to free pages")
+
+    def delete(self, database: str, keys: list[bytes]) -> int:
+        with self.writing() as transaction:
+            return sum(pieces.delete(self.file, transaction, database, key) for key in keys)
+
+    @contextmanager
+    def writing(self) -> Iterator[lmdb.Transaction]:
+        """A write transaction, durable at the end. Raises StorageFullError; then nothing changed."""
+        try:
+            with self.file.writing() as transaction:
+                yield transaction
+        except lmdb.MapFullError as error:
+            raise StorageFullError(
+                f"disk tier {self.folder} is full: cap {self.cap_bytes} bytes; "
+                "raise --disk-kv-gb or remove sessions with `stratakv sessions rm`",
+                is_at_cap=True,
+            ) from error
+
+    def used_bytes(self, transaction: lmdb.Transaction) -> int:
+        stats = [transaction.stat(self.file.handle(database)) for database in DATABASES]
+        return sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats) * self.file.page_bytes
+
+    @property
+    def kept_free(self) -> int:
+        return self.cap_bytes // 256 + 32 * self.file.page_bytes

@@ -1,0 +1,36 @@
+"""Figures of the fault loops are printed at the end, also when tests pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from savers import Savers
+from tiny_models import save_tiny_model
+
+_FIGURES: list[str] = []
+
+
+@pytest.fixture
+def figures() -> list[str]:
+    """Lines to print at the end of the run."""
+    return _FIGURES
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for line in _FIGURES:
+        terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session")
+def tiny_gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a random Gemma of one full and two sliding layers."""
+    return save_tiny_model(tmp_path_factory.mktemp("tiny-gemma"), "gemma3_text")
+
+
+@pytest.fixture
+def savers(tiny_llama: Path) -> Iterator[Savers]:
+    found = Savers(tiny_llama)
+    yield found
+    found.close()
