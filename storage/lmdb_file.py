@@ -139,15 +139,19 @@ class LmdbFile:
             if self._env is None:
                 self._open_again()
             self._gate.enter()
+            environment = self._env
             try:
-                if self._env is not None:
-                    return self._env.begin(write=write, buffers=True)
+                if environment is not None:
+                    return environment.begin(write=write, buffers=True)
                 self._gate.leave()
+            except lmdb.PanicError:  # another thread's write has just failed: what is stored can still be read
+                self._gate.leave()
+                self._give_up(environment)
             except lmdb.MapResizedError:
                 self._gate.leave()
                 self._resize(0)
             except lmdb.ReadersFullError:
-                freed = self._env.reader_check() if self._env is not None else 0
+                freed = environment.reader_check() if environment is not None else 0
                 self._gate.leave()
                 if not freed:
                     raise
@@ -251,6 +255,12 @@ class LmdbFile:
                 problems = [str(error)]
         if problems:
             raise OSError(f"data.mdb is damaged: {problems[0]}; {len(problems)} problem(s) in all")
+
+    def _give_up(self, environment: lmdb.Environment | None) -> None:
+        """Close an environment that takes no more transactions, unless it is closed already."""
+        with self._gate.alone():
+            if self._env is environment:
+                self._close()
 
     def _open_again(self) -> None:
         with self._gate.alone():
