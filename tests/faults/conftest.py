@@ -6,10 +6,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from savers import Savers
 from tiny_models import save_tiny_model
 
 _FIGURES: list[str] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """States are compared bit for bit, and how sums are split among threads is in their bits. The savers run with one
+    thread as well. For whole modules, since what is compared with is made once in each."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
