@@ -12,6 +12,7 @@ from .errors import (
     StorageFullError,
     StoreUnavailableError,
 )
+from .loading import Ticket
 from .page import ROOT, PageLayout, next_chain, page_key
 from .tier import Tier
 from .tiered_store import OpenPage, TieredStore
@@ -19,5 +20,5 @@ from .tiered_store import OpenPage, TieredStore
 __all__ = [
     "ROOT", "Arena", "CapacityError", "ClosedError", "CorruptPageError", "Counters", "DiskTier",
     "OpenPage", "PageLayout", "RecordError", "StorageError", "StorageFullError",
-    "StoreUnavailableError", "Tier", "TieredStore", "next_chain", "page_key",
+    "StoreUnavailableError", "Ticket", "Tier", "TieredStore", "next_chain", "page_key",
 ]  # fmt: skip

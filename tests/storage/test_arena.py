@@ -8,6 +8,7 @@ import torch
 from kv_pages import SMALL, arena
 
 from stratakv.storage import Arena
+from stratakv.storage.eviction import victims as choose
 
 
 def filled(num_slots: int, pages: list[tuple[int, int]]) -> Arena:
@@ -20,7 +21,7 @@ def filled(num_slots: int, pages: list[tuple[int, int]]) -> Arena:
 
 def victims(pool: Arena, count: int, *, layer: int = 0, num_layers: int = 2, force: bool = False) -> list[int]:
     everything = np.ones(pool.num_slots, dtype=bool)
-    return pool.victims(count, everything, layer, num_layers, force=force).tolist()
+    return choose(pool, count, everything, layer, num_layers, force=force).tolist()
 
 
 def test_slots_are_counted_under_the_cap() -> None:
@@ -97,7 +98,7 @@ def test_only_resident_unleased_allowed_slots_are_victims() -> None:
     pool.take(1, layer=0)
     pool.leases[0] += 1
     allowed = np.array([True, False, True, True, True])
-    assert pool.victims(5, allowed, 0, 1, force=True).tolist() == [2, 3]
+    assert choose(pool, 5, allowed, 0, 1, force=True).tolist() == [2, 3]
 
 
 def test_a_layer_beyond_its_share_gives_first() -> None:
