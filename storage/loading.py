@@ -71,10 +71,9 @@ class Loader:
         self._closed = False
         self._staging: torch.Tensor | None = None
 
-    def wait_for(self, pid: int) -> None:
-        """Under the lock, until nobody is reading the page."""
-        while pid in self._coming:
-            self._lock.wait()
+    def is_coming(self, pid: int) -> bool:
+        """Some thread is reading the page."""
+        return pid in self._coming
 
     def begin(self, pids: np.ndarray) -> Ticket:
         """Under the lock. `pids` are distinct."""

@@ -31,6 +31,8 @@ class Residency:
         self.lock = threading.Condition(threading.RLock())
         """Guards all bookkeeping; notified when pages become clean, loads end, or the store closes."""
         self.clock = 0
+        self.num_passing = 0
+        """Gathers under way: their leases end without anybody's doing."""
         self._policy = make_policy(eviction)
 
     def slots_of(self, arena: Arena) -> np.ndarray:

@@ -9,6 +9,7 @@ goes. Attention, heads and sequences are unknown here: a page is bytes made of e
       arena        slots of a memory tier: the state machine
       page_table   names and columns by page id
       eviction     which page gives way
+    intake         new pages; waits for room
     loading        pages up: two-phase tickets                        reads without the lock
     gathering      rows of pages into the caller's buffer
     write_behind   pages down: the queue and the writer thread        writes without the lock
@@ -37,15 +38,14 @@ Invariants  (1) a page with references is in host memory, or stored on disk, or 
                 gives this up for the share of pages that it writes as int4: such a page is exact until it
                 has left memory and approximate when it comes back, so results depend on what was spilled.
                 What came back is never encoded again: errors do not add up
-Threads     any thread may call; the bookkeeping is under one lock. Encoding, writing and reading disk happen
-            without it: a dirty page can neither move nor be evicted, and a page that is read has a ticket.
+Threads     one thread brings pages in; any thread may load, gather and hold. Bookkeeping is under one lock.
+            Encoding, writing and reading disk happen without it: a dirty page can neither move nor be evicted,
+            and a page that is being read has a ticket.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -54,22 +54,14 @@ from .arena import NO_PAGE, Arena
 from .compression import Compression, make_compression
 from .counters import Counters
 from .disk_tier import DiskTier
-from .errors import CapacityError, ClosedError, StorageFullError
+from .errors import ClosedError, StorageFullError
 from .gathering import Gatherer
+from .intake import Intake, OpenPage
 from .loading import Loader, Ticket
 from .page import PageLayout, page_key
-from .page_table import NO_SLOT, PageTable
+from .page_table import PageTable
 from .residency import Residency
 from .write_behind import WriteBehind
-
-
-@dataclass(slots=True)
-class OpenPage:
-    """A page being filled: `bytes` is its slot's memory, uint8 `[page_bytes]`, writable until sealed."""
-
-    layer: int
-    slot: int
-    bytes: torch.Tensor
 
 
 class TieredStore:
@@ -108,7 +100,7 @@ class TieredStore:
         self._loader = Loader(self._residency, disk, lambda: self.compression)
         self._gatherer = Gatherer(self._residency, self._loader)
         self._writing = WriteBehind(self._residency, disk, lambda: self.compression)
-        self._passing = 0
+        self._intake = Intake(self._residency, self._loader, self._writing)
         self._closed = False
 
     @property
@@ -136,8 +128,7 @@ class TieredStore:
         """A fresh page to fill. Raises CapacityError."""
         with self._lock:
             self._require_open()
-            slot = int(self._room(self.compute, 1, layer)[0])
-        return OpenPage(layer, slot, self.compute.data[slot])
+            return self._intake.open(self.compute, layer)
 
     def discard(self, page: OpenPage) -> None:
         """Give an open page back unsealed."""
@@ -148,19 +139,7 @@ class TieredStore:
         """An open page is full: name it, keep it, queue it for disk. Returns its page id."""
         with self._lock:
             self._require_open()
-            known = self._share(page_key(page.layer, chain), tokens)
-            slot = np.array([page.slot])
-            if known is not None:
-                self.compute.free(slot)
-                return known
-            host_slot = self._room(self.host, 1, page.layer) if self.gpu is not None else slot
-            pid = self._table.add(page.layer, chain, tokens)
-            if self.gpu is not None:
-                self.host.data[int(host_slot[0])].copy_(page.bytes)
-                self.counters.gpu_to_host_bytes += self.layout.page_bytes
-                self._residency.settle(self.gpu, slot, np.array([pid]))
-            self._keep(host_slot, np.array([pid]))
-            return pid
+            return self._intake.seal(page, chain, tokens)
 
     def put(self, layer: int, chains: Sequence[bytes], tokens: np.ndarray, data: torch.Tensor) -> np.ndarray:
         """Keep sealed pages of one layer; returns their page ids, each with one reference.
@@ -174,54 +153,15 @@ class TieredStore:
         Raises:
             CapacityError: the host tier is full of pages that may not leave it; none is kept.
         """
-        pids = np.empty(len(chains), dtype=np.int64)
-        done = 0
         with self._lock:
             self._require_open()
-            while done < len(chains):
-                known = self._share(page_key(layer, chains[done]), tokens[done])
-                if known is not None:
-                    pids[done] = known
-                    done += 1
-                    continue
-                run = done + 1
-                while run < len(chains) and page_key(layer, chains[run]) not in self._table.pids:
-                    run += 1
-                try:
-                    slots = self._room(self.host, run - done, layer)
-                except CapacityError:
-                    self.release(pids[:done])
-                    raise
-                stop = done + len(slots)
-                fresh = [self._table.add(layer, chains[i], tokens[i]) for i in range(done, stop)]
-                self.host.data[torch.from_numpy(slots)] = data[done:stop].to(self.host.data.device)
-                if data.is_cuda:
-                    self.counters.gpu_to_host_bytes += len(slots) * self.layout.page_bytes
-                self._keep(slots, np.array(fresh))
-                pids[done:stop] = fresh
-                done = stop
-        return pids
+            return self._intake.put(layer, chains, tokens, data)
 
     def replace(self, pid: int, data: torch.Tensor) -> None:
         """Overwrite a damaged page with recomputed bytes (uint8 `[page_bytes]`) and store it again."""
         with self._lock:
             self._require_open()
-            self._writing.wait_until_idle()  # the page may be among those being encoded
-            self._loader.wait_for(pid)
-            slot = self._table.host_slot[[pid]]
-            if slot[0] == NO_SLOT:
-                slot = self._room(self.host, 1, int(self._table.layer[pid]))
-                self._residency.settle(self.host, slot, np.array([pid]))
-            self.host.data[int(slot[0])].copy_(data)
-            gpu_slot = int(self._table.gpu_slot[pid])
-            if gpu_slot != NO_SLOT:
-                assert self.gpu is not None
-                self.gpu.data[gpu_slot].copy_(data)
-                self.counters.host_to_gpu_bytes += self.layout.page_bytes
-            self._table.stored[pid] = False
-            self.counters.pages_recomputed += 1
-            if not self._writing.is_queued(pid):
-                self._writing.enqueue(pid)
+            self._intake.replace(pid, data)
 
     def describe(self, pid: int) -> tuple[np.ndarray, str]:
         """A page's token ids (uint32 `[L]`) and its key in hexadecimal."""
@@ -259,7 +199,7 @@ class TieredStore:
             self._require_open()
             pids = []
             for chain, ids in zip(chains, tokens, strict=True):
-                pid = self._share(page_key(layer, chain), ids)
+                pid = self._intake.share(page_key(layer, chain), ids)
                 if pid is None:
                     pid = self._table.add(layer, chain, ids)
                     self._table.stored[pid] = True
@@ -279,18 +219,6 @@ class TieredStore:
         """How much these pages are wanted: with `eviction="scored"` the lowest go first."""
         with self._lock:
             self._table.score[pids] = scores
-
-    def _share(self, key: bytes, tokens: np.ndarray) -> int | None:
-        pid = self._table.share(key, tokens)
-        if pid is not None:
-            self.counters.pages_shared += 1
-        return pid
-
-    def _keep(self, slots: np.ndarray, pids: np.ndarray) -> None:
-        """New pages, whole in host slots: theirs from now on, and to be written."""
-        self._residency.settle(self.host, slots, pids)
-        for pid in pids.tolist():
-            self._writing.enqueue(pid)
 
     # Pages out
 
@@ -312,12 +240,12 @@ class TieredStore:
         """
         with self._lock:
             ticket = self._begin(pids)
-            self._passing += 1
+            self._residency.num_passing += 1
         try:
             self._gatherer.gather(ticket, pages, parts_of, parts, out, promote=promote)
         finally:
             with self._lock:
-                self._passing -= 1
+                self._residency.num_passing -= 1
                 self._end(ticket)
 
     def begin_load(self, pids: np.ndarray) -> Ticket:
@@ -363,27 +291,6 @@ class TieredStore:
     def is_resident(self, pids: np.ndarray) -> np.ndarray:
         """Which pages need no disk read now, bool `[p]`."""
         return self._table.is_resident(pids)
-
-    # Room
-
-    def _room(self, arena: Arena, count: int, layer: int) -> np.ndarray:
-        """1 to `count` slots, waiting for what ends by itself: the writer, and other threads' gathers."""
-        started = time.perf_counter()
-        while not len(slots := self._residency.take_or_evict(arena, count, layer, force=True)):
-            if not (self._writing.is_busy or self._passing):
-                raise CapacityError(self._full_message(arena))
-            self._lock.wait()
-            self.counters.stall_s += time.perf_counter() - started
-            started = time.perf_counter()
-        return slots
-
-    def _full_message(self, arena: Arena) -> str:
-        knob = "--gpu-kv-gb" if arena is self.gpu else "--host-kv-gb"
-        reason = f"; {self.disk_error}" if self.disk_error else ""
-        return (
-            f"the {arena.name} tier is full: {arena.num_slots} pages of {arena.page_bytes} bytes "
-            f"under a cap of {arena.cap_bytes}, none of which may leave it; raise {knob}{reason}"
-        )
 
     # Life of the store
 

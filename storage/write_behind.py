@@ -73,10 +73,10 @@ class WriteBehind:
     def is_queued(self, pid: int) -> bool:
         return pid in self._queue
 
-    def wait_until_idle(self) -> None:
-        """Until no page is being encoded."""
-        while self._in_flight:
-            self._lock.wait()
+    @property
+    def is_encoding(self) -> bool:
+        """Pages in flight are being read from host memory, without the lock."""
+        return self._in_flight > 0
 
     def flush(self) -> None:
         """Wait until every sealed page is durable. Raises StorageFullError if that cannot be."""
