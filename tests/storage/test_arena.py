@@ -196,7 +196,9 @@ def test_layers_read_in_turn_keep_part_of_their_pages() -> None:
             layer = page // 4
             slots = pool.take(1, layer)
             if not len(slots):
-                pool.free(np.array(victims(pool, 1, layer=layer, force=True)))
+                gone = np.array(victims(pool, 1, layer=layer, force=True))
+                pool.evict(gone)
+                pool.free(gone)
                 slots = pool.take(1, layer)
             pool.settle(slots, np.array([page]), now)
             pool.check_integrity()
