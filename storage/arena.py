@@ -25,7 +25,7 @@ Invariants  (1) every slot is in exactly one state, and the states of all slots 
             (5) a slot changes its state only in `_enter`, which refuses any arrow that is not drawn above
 Threads     the owner holds the store's lock around every call. The bytes of a FILLING slot may be written without.
 
-On a GPU the arena lives in device memory; on the host it is pinned when CUDA is present. On a
+On a GPU the arena lives in device memory; on the host it is pinned (see `pinning`) when CUDA is present. On a
 machine without one, a capped arena in ordinary memory plays the role of the GPU tier.
 """
 
@@ -37,6 +37,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from .pinning import CudaPins, Pinner, Pins
+
 FREE, FILLING, RESIDENT, EVICTING = range(4)
 NO_PAGE = -1
 _NAMES = ("FREE", "FILLING", "RESIDENT", "EVICTING")
@@ -47,7 +49,11 @@ _BEFORE = {FILLING: (FREE,), RESIDENT: (FILLING,), EVICTING: (RESIDENT,), FREE: 
 class Arena:
     """As many slots as `cap_bytes` holds beside `reserved_bytes`, which the owner uses otherwise.
 
-    Memory is touched only as slots are used.
+    Memory is touched only as slots are used, or pinned.
+
+    Args:
+        pin: pin host memory in the background; `close` must then be called before the arena goes.
+        pins: how; None: with CUDA.
     """
 
     def __init__(
@@ -58,6 +64,7 @@ class Arena:
         device: torch.device,
         *,
         pin: bool = False,
+        pins: Pins | None = None,
         reserved_bytes: int = 0,
     ) -> None:
         self.name = name
@@ -66,7 +73,8 @@ class Arena:
         self.reserved_bytes = reserved_bytes
         self.num_slots = (cap_bytes - reserved_bytes) // page_bytes
         shape = (self.num_slots, page_bytes)
-        self.data = torch.empty(shape, dtype=torch.uint8, device=device, pin_memory=pin)
+        self.data = torch.empty(shape, dtype=torch.uint8, device=device)
+        self.pinner = Pinner(self.data, pins or CudaPins()) if pin and self.num_slots else None
         self.state = np.zeros(self.num_slots, dtype=np.uint8)
         self.page = np.full(self.num_slots, NO_PAGE, dtype=np.int64)
         self.layer = np.zeros(self.num_slots, dtype=np.int32)
@@ -156,6 +164,11 @@ class Arena:
 
     def _named(self, slots: np.ndarray) -> str:
         return ", ".join(f"{slot} ({_NAMES[self.state[slot]]})" for slot in slots[:3].tolist())
+
+    def close(self) -> None:
+        """Unpin the memory. Nothing else changes: what is leased may still be given back."""
+        if self.pinner is not None:
+            self.pinner.close()
 
     # Views
 

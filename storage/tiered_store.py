@@ -299,13 +299,14 @@ class TieredStore:
         self._writing.flush()
 
     def close(self) -> None:
-        """Write what is queued, stop the writer, close the disk tier. Safe to call twice."""
+        """Write what is queued, stop the writer, unpin host memory, close the disk tier. Safe to call twice."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
         self._writing.close()
         self._loader.close()
+        self.host.close()
         if self.disk is not None:
             self.disk.close()
 
