@@ -42,8 +42,10 @@ from .pinning import CudaPins, Pinner, Pins
 FREE, FILLING, RESIDENT, EVICTING = range(4)
 NO_PAGE = -1
 _NAMES = ("FREE", "FILLING", "RESIDENT", "EVICTING")
-_BEFORE = {FILLING: (FREE,), RESIDENT: (FILLING,), EVICTING: (RESIDENT,), FREE: (FILLING, EVICTING)}
+_BEFORE = {FREE: (FILLING, EVICTING), FILLING: (FREE,), RESIDENT: (FILLING,), EVICTING: (RESIDENT,)}
 """From which states each may be entered."""
+_LEGAL = np.array([[before in _BEFORE[state] for before in range(4)] for state in range(4)])
+"""The same as a table: `[state, state before]`."""
 
 
 class Arena:
@@ -153,7 +155,7 @@ class Arena:
     def _enter(self, state: int, slots: np.ndarray) -> None:
         """The only place where a slot's state changes."""
         before = self.state[slots]
-        legal = np.isin(before, _BEFORE[state])
+        legal = _LEGAL[state][before]
         assert legal.all(), (
             f"{self.name}: slot {self._named(slots[~legal])} cannot become {_NAMES[state]}: "
             f"that follows only on {' or '.join(_NAMES[i] for i in _BEFORE[state])}"

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -35,14 +35,18 @@ class Pins(Protocol):
     def unpin(self, address: int) -> None: ...
 
 
+def _cudart() -> Any:
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
+
+
 class CudaPins:
     """Registers ranges with CUDA's runtime."""
 
     def pin(self, address: int, num_bytes: int) -> bool:
-        return int(torch.cuda.cudart().cudaHostRegister(address, num_bytes, 0)) == 0
+        return int(_cudart().cudaHostRegister(address, num_bytes, 0)) == 0
 
     def unpin(self, address: int) -> None:
-        torch.cuda.cudart().cudaHostUnregister(address)
+        _cudart().cudaHostUnregister(address)
 
 
 class Pinner:
