@@ -7,7 +7,7 @@ READY  := $(VENV)/.installed
 MODEL  := $(VENV)/.model
 TEXTS  := $(VENV)/.texts
 
-.PHONY: chat test venv check gpu bench data profile clean
+.PHONY: chat test venv check fuzz gpu bench data profile clean
 
 chat: $(READY) $(MODEL)
 	@$(BIN)/stratakv chat --file examples/northanger_abbey.txt $(ARGS)
@@ -23,6 +23,11 @@ check: $(READY) $(MODEL)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+# FUZZ damaged model files and half as many damaged store records, read in child processes; prints figures.
+fuzz: export FUZZ ?= 2000
+fuzz: $(READY)
+	$(BIN)/python -m pytest -q -s tests/untrusted $(ARGS)
 
 # Needs a CUDA device, and a Python that has the dependencies already; downloads nothing.
 gpu:

@@ -16,7 +16,12 @@ from .weights_check import Weights, check_safetensors
 
 MAX_SHARDS = 1024
 _INDEX = "model.safetensors.index.json"
-_SETTINGS = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
+_SETTINGS = {
+    "generation_config.json": json_check.MAX_VALUES,
+    "tokenizer_config.json": json_check.MAX_ADDED_VALUES,
+    "special_tokens_map.json": json_check.MAX_ADDED_VALUES,
+}
+"""File -> how many values may be in it."""
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json")
 """Their names are a vocabulary's words, so only the outermost are settings."""
 _PLAIN = ("merges.txt", "vocab.txt", "tokenizer.model", "chat_template.jinja")
@@ -29,9 +34,9 @@ def check_directory(path: Path) -> None:
     _check_config(path / "config.json")
     if (path / "adapter_config.json").exists():
         raise ModelFileError(f"{path / 'adapter_config.json'}: an adapter names another model to load; merge it first")
-    for name in _SETTINGS:
+    for name, most in _SETTINGS.items():
         if _is_there(path / name):
-            json_check.check_settings(path / name, json_check.read(path / name, json_check.MAX_CONFIG_BYTES))
+            json_check.check_settings(path / name, json_check.read(path / name, json_check.MAX_CONFIG_BYTES), most)
     for name in _VOCABULARIES:
         if _is_there(path / name):
             found = json_check.read(path / name, json_check.MAX_TOKENIZER_BYTES)
@@ -58,7 +63,7 @@ def check_weights(path: Path) -> Weights:
 
 def _check_config(path: Path) -> None:
     settings = json_check.read(path, json_check.MAX_CONFIG_BYTES)
-    json_check.check_settings(path, settings)
+    json_check.check_settings(path, settings, json_check.MAX_VALUES)
     if "model_type" not in settings:
         raise ModelFileError(f"{path}: model_type: the file does not say it")
     check_family(path, settings["model_type"])

@@ -28,7 +28,8 @@ from .numbers_check import check_allocation, check_number, shown
 MAX_STRING = 1 << 20
 MAX_NAME = 1 << 16
 MAX_TENSORS = 1 << 16
-MAX_KEYS = 1 << 16
+MAX_KEYS = 1 << 10
+"""Known files have fewer than 100. transformers' time grows with the square: 15 s for 30,000."""
 MAX_VOCABULARY = 1 << 20
 """Items of each array that describes the vocabulary; other arrays have up to `MAX_ITEMS` together."""
 MAX_ITEMS = 1 << 16

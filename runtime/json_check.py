@@ -10,6 +10,10 @@ from .errors import ModelFileError
 from .numbers_check import check_number, shown
 
 MAX_DEPTH = 32
+MAX_VALUES = 1 << 14
+"""In config.json and generation_config.json; transformers takes many times its size to read a large one."""
+MAX_ADDED_VALUES = 1 << 18
+"""In the tokenizer's settings, which list added tokens with a handful of values each."""
 MAX_CONFIG_BYTES = 16 << 20
 MAX_TOKENIZER_BYTES = 128 << 20
 _CODE = frozenset({"auto_map", "custom_pipelines", "trust_remote_code"})
@@ -48,11 +52,16 @@ def read(path: Path, most: int) -> dict[str, Any]:
     return parse(path, path.read_bytes(), "content")
 
 
-def check_settings(path: Path, settings: dict[str, Any]) -> None:
-    """Raises ModelFileError for a setting that names code to run, or a number beyond `numbers_check`, at any depth."""
+def check_settings(path: Path, settings: dict[str, Any], most: int) -> None:
+    """Raises ModelFileError for a setting that names code to run, or a number beyond `numbers_check`, at any depth;
+    also for more than `most` values."""
     pending: list[tuple[str, Any]] = [("", settings)]
+    seen = 0
     while pending:
         where, value = pending.pop()
+        seen += 1
+        if seen > most:
+            raise ModelFileError(f"{path}: content: more than {most} values")
         if isinstance(value, list):
             pending += [(f"{where}[{number}]", item) for number, item in enumerate(value)]
         elif isinstance(value, dict):

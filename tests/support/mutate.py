@@ -64,7 +64,7 @@ def _more_keys(rng: random.Random, data: bytearray, borders: list[int]) -> bytes
         value = struct.pack("<IQ", 9, 1) * deep + struct.pack("<IQB", 0, 1, 7)
         return tiny_gguf.with_keys(bytes(data), tiny_gguf.key("deep", 9, value))
     if which == 1:
-        count = rng.choice([100, 30_000, 70_000])
+        count = rng.choice([100, 900, 30_000, 70_000])
         return tiny_gguf.with_keys(bytes(data), *(tiny_gguf.key(f"k{i}", 0, b"\1") for i in range(count)))
     if which == 2:
         return tiny_gguf.with_keys(bytes(data), tiny_gguf.key(rng.choice(["general.name", "same"]), 0, b"\1") * 2)
