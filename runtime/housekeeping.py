@@ -92,7 +92,7 @@ def collect(folders: list[Path], max_bytes: int | None) -> Collected:
     else:
         _shrink(folders, max_bytes, done)
     for folder in folders:
-        _compact(folder, done)
+        _compact(folder, done, always=max_bytes is not None and _size(folders) > max_bytes)
     done.left_bytes = _size(folders)
     done.freed_bytes = before - done.left_bytes
     if max_bytes is not None and done.left_bytes > max_bytes:
@@ -124,9 +124,9 @@ def _last_use(found: Found) -> float:
     return max(found.saved.saved_at or 0.0, found.saved.used_at or 0.0)
 
 
-def _compact(folder: Path, done: Collected) -> None:
+def _compact(folder: Path, done: Collected, *, always: bool) -> None:
     with StoreFolder(folder) as store:
-        if store.disk.file_bytes <= _WORTH_COMPACTING * store.disk.used_bytes:
+        if not always and store.disk.file_bytes <= _WORTH_COMPACTING * store.disk.used_bytes:
             return
         try:
             if not store.disk.compact():

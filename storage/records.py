@@ -22,6 +22,7 @@ from .lmdb_file import DATABASES, PAGES, LmdbFile
 logger = logging.getLogger(__name__)
 
 _KEYS_PER_READ = 4096
+_FIXED_PAGES = 3  # two meta pages, and the root that names the databases
 
 
 class Records:
@@ -115,8 +116,9 @@ class Records:
 
     def used_bytes(self, transaction: lmdb.Transaction) -> int:
         stats = [transaction.stat(self.file.handle(database)) for database in DATABASES]
-        return sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats) * self.file.page_bytes
+        live = sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats)
+        return (live + _FIXED_PAGES) * self.file.page_bytes
 
     @property
     def kept_free(self) -> int:
-        return self.cap_bytes // 256 + 32 * self.file.page_bytes
+        return self.cap_bytes // 256 + (32 - _FIXED_PAGES) * self.file.page_bytes
