@@ -13,6 +13,7 @@ from .errors import (
     StorageFullError,
     StoreUnavailableError,
 )
+from .loading import Ticket
 from .page import CHAIN_BYTES, ROOT, PageLayout, next_chain, page_key
 from .tier import Tier
 from .tiered_store import OpenPage, TieredStore
@@ -20,5 +21,5 @@ from .tiered_store import OpenPage, TieredStore
 __all__ = [
     "CHAIN_BYTES", "ROOT", "Arena", "CapacityError", "ClosedError", "CorruptPageError", "Counters", "DiskTier",
     "ForkedError", "OpenPage", "PageLayout", "RecordError", "StorageError", "StorageFullError",
-    "StoreUnavailableError", "Tier", "TieredStore", "next_chain", "page_key",
+    "StoreUnavailableError", "Ticket", "Tier", "TieredStore", "next_chain", "page_key",
 ]  # fmt: skip

@@ -1,29 +1,61 @@
 """A tier in memory: a fixed pool of page slots in one tensor.
 
-Invariants  (1) free + filling + resident slots == num_slots; slots and reserve stay under the cap
-            (2) a slot that is filling, leased or pinned is never handed out again
-            (3) a resident slot belongs to exactly one page id
-States      FREE -> FILLING by `take`, FILLING -> RESIDENT by `settle`,
-            FILLING | RESIDENT -> FREE by `free`. `FILLING` slots hold an unsealed page.
-Threads     the owner holds the store's lock around every call.
+A slot's life
 
-On a GPU the arena lives in device memory; on the host it is pinned when CUDA is present. On a
+             take              settle              evict               free
+     FREE ---------> FILLING ---------> RESIDENT ---------> EVICTING ---------> FREE
+                        |                | ^
+                        |          lease v | unlease
+                        |              LEASED
+                        +--------------------- free ----------------------------> FREE
+
+     state      its bytes                its page id        who may touch it
+     FREE       garbage                  NO_PAGE            nobody
+     FILLING    being written            NO_PAGE            the one who took it: an open page or a load
+     RESIDENT   the page's, whole        the page           the store; may be chosen as a victim
+     LEASED     the page's, whole        the page           readers; stays where it is
+     EVICTING   not to be read any more  still the page     the store, while it removes what refers to the slot
+
+LEASED is RESIDENT with a count of leases above zero: several readers may hold one slot.
+
+Invariants  (1) every slot is in exactly one state, and the states of all slots add up to `num_slots`
+            (2) slots that are not FREE and the reserve stay within `cap_bytes`: asserted at every `take`
+            (3) a slot that is FILLING, LEASED or EVICTING is neither handed out nor chosen as a victim
+            (4) a page has at most one slot that is RESIDENT here
+            (5) a slot changes its state only in `_enter`, which refuses any arrow that is not drawn above
+Threads     the owner holds the store's lock around every call. The bytes of a FILLING slot may be written without.
+
+On a GPU the arena lives in device memory; on the host it is pinned (see `pinning`) when CUDA is present. On a
 machine without one, a capped arena in ordinary memory plays the role of the GPU tier.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 
-FREE, FILLING, RESIDENT = 0, 1, 2
+from .pinning import CudaPins, Pinner, Pins
+
+FREE, FILLING, RESIDENT, EVICTING = range(4)
 NO_PAGE = -1
+_NAMES = ("FREE", "FILLING", "RESIDENT", "EVICTING")
+_BEFORE = {FREE: (FILLING, EVICTING), FILLING: (FREE,), RESIDENT: (FILLING,), EVICTING: (RESIDENT,)}
+"""From which states each may be entered."""
+_LEGAL = np.array([[before in _BEFORE[state] for before in range(4)] for state in range(4)])
+"""The same as a table: `[state, state before]`."""
 
 
 class Arena:
     """As many slots as `cap_bytes` holds beside `reserved_bytes`, which the owner uses otherwise.
 
-    Memory is touched only as slots are used.
+    Memory is touched only as slots are used, or pinned.
+
+    Args:
+        pin: pin host memory in the background; `close` must then be called before the arena goes.
+        pins: how; None: with CUDA.
     """
 
     def __init__(
@@ -34,6 +66,7 @@ class Arena:
         device: torch.device,
         *,
         pin: bool = False,
+        pins: Pins | None = None,
         reserved_bytes: int = 0,
     ) -> None:
         self.name = name
@@ -42,7 +75,8 @@ class Arena:
         self.reserved_bytes = reserved_bytes
         self.num_slots = (cap_bytes - reserved_bytes) // page_bytes
         shape = (self.num_slots, page_bytes)
-        self.data = torch.empty(shape, dtype=torch.uint8, device=device, pin_memory=pin)
+        self.data = torch.empty(shape, dtype=torch.uint8, device=device)
+        self.pinner = Pinner(self.data, pins or CudaPins()) if pin and self.num_slots else None
         self.state = np.zeros(self.num_slots, dtype=np.uint8)
         self.page = np.full(self.num_slots, NO_PAGE, dtype=np.int64)
         self.layer = np.zeros(self.num_slots, dtype=np.int32)
@@ -64,55 +98,81 @@ class Arena:
     def num_pages(self) -> int:
         return int(np.count_nonzero(self.state == RESIDENT))
 
+    # The transitions
+
     def take(self, count: int, layer: int) -> np.ndarray:
-        """Reserve up to `count` free slots (FREE -> FILLING); returns those it got."""
+        """FREE -> FILLING: reserve up to `count` slots; returns those it got."""
         count = min(count, self.num_free)
         reused = [self._freed.pop() for _ in range(min(count, len(self._freed)))]
         fresh = count - len(reused)
         slots = np.array([*reused, *range(self._untouched, self._untouched + fresh)], dtype=np.int64)
         self._untouched += fresh
-        self.state[slots] = FILLING
+        self._enter(FILLING, slots)
         self.layer[slots] = layer
+        assert not count or self.used_bytes <= self.cap_bytes, (
+            f"{self.name}: {count} slots taken, now {self.used_bytes} bytes > cap {self.cap_bytes}"
+        )
         return slots
 
     def settle(self, slots: np.ndarray, pages: np.ndarray, now: int) -> None:
         """FILLING -> RESIDENT: `slots` now hold `pages`."""
-        self.state[slots] = RESIDENT
+        self._enter(RESIDENT, slots)
         self.page[slots] = pages
         self.last_use[slots] = now
 
+    def lease(self, slots: np.ndarray) -> None:
+        """RESIDENT -> LEASED, or one lease more. `slots` are distinct."""
+        wrong = slots[self.state[slots] != RESIDENT]
+        assert not len(wrong), f"{self.name}: slot {self._named(wrong)} cannot be leased: it holds no page"
+        self.leases[slots] += 1
+
+    def unlease(self, slots: np.ndarray) -> None:
+        """One lease less; the last one makes LEASED -> RESIDENT."""
+        wrong = slots[self.leases[slots] < 1]
+        assert not len(wrong), f"{self.name}: slot {self._named(wrong)} has no lease to give back"
+        self.leases[slots] -= 1
+
+    @contextmanager
+    def leased(self, slots: np.ndarray) -> Iterator[None]:
+        self.lease(slots)
+        try:
+            yield
+        finally:
+            self.unlease(slots)
+
+    def evict(self, slots: np.ndarray) -> np.ndarray:
+        """RESIDENT -> EVICTING: nobody may read them any more. Returns the pages they held."""
+        self._enter(EVICTING, slots)
+        held: np.ndarray = self.page[slots]
+        return held
+
     def free(self, slots: np.ndarray) -> None:
-        """Return slots to the pool. The caller has removed every reference to them."""
-        assert not self.leases[slots].any(), f"{self.name}: freeing a leased slot"
-        self.state[slots] = FREE
+        """FILLING | EVICTING -> FREE. The caller has removed every reference to them."""
+        self._enter(FREE, slots)
         self.page[slots] = NO_PAGE
         self._freed.extend(slots.tolist())
 
-    def victims(self, count: int, evictable: np.ndarray, layer: int, num_layers: int, *, force: bool) -> np.ndarray:
-        """Up to `count` resident, unleased slots to evict to make room for `layer`.
+    def _enter(self, state: int, slots: np.ndarray) -> None:
+        """The only place where a slot's state changes."""
+        before = self.state[slots]
+        legal = _LEGAL[state][before]
+        assert legal.all(), (
+            f"{self.name}: slot {self._named(slots[~legal])} cannot become {_NAMES[state]}: "
+            f"that follows only on {' or '.join(_NAMES[i] for i in _BEFORE[state])}"
+        )
+        leased = slots[self.leases[slots] > 0]
+        assert not len(leased), f"{self.name}: slot {self._named(leased)} is leased and cannot become {_NAMES[state]}"
+        self.state[slots] = state
 
-        Layers are read one after the other, step after step: plain least-recently-used order would
-        always evict the layer that is read next. So each layer has an even share. What others hold
-        beyond theirs goes first, oldest first; then `layer` gives its own oldest; the rest only with
-        `force`, when the room is needed whatever it costs.
+    def _named(self, slots: np.ndarray) -> str:
+        return ", ".join(f"{slot} ({_NAMES[self.state[slot]]})" for slot in slots[:3].tolist())
 
-        Args:
-            evictable: bool `[num_slots]`, what the owner allows to go.
-        """
-        resident = self.state == RESIDENT
-        candidates = np.flatnonzero(resident & (self.leases == 0) & evictable)
-        layers = self.layer[candidates]
-        excess = np.bincount(self.layer[resident], minlength=int(self.layer.max(initial=0)) + 1)
-        excess -= self.num_slots // max(num_layers, 1)
-        by_age = np.lexsort((self.last_use[candidates], layers))
-        starts = np.searchsorted(layers[by_age], layers[by_age])
-        age = np.empty(len(candidates), dtype=np.int64)
-        age[by_age] = np.arange(len(candidates)) - starts
-        rank = np.where(age < excess[layers], 0, np.where(layers == layer, 1, 2))
-        order = np.lexsort((self.last_use[candidates], rank))
-        if not force:
-            order = order[rank[order] < 2]
-        return candidates[order[:count]]
+    def close(self) -> None:
+        """Unpin the memory. Nothing else changes: what is leased may still be given back."""
+        if self.pinner is not None:
+            self.pinner.close()
+
+    # Views
 
     def rows(self, parts: int) -> torch.Tensor:
         """The pool as `[num_slots * parts, page_bytes // parts]` bytes: row `slot * parts + part`."""
@@ -122,9 +182,13 @@ class Arena:
         """Re-add the slots; raises AssertionError with the numbers that disagree."""
         free = int(np.count_nonzero(self.state == FREE))
         assert free == self.num_free, f"{self.name}: {free} free by state, {self.num_free} by list"
+        assert len(set(self._freed)) == len(self._freed), f"{self.name}: a slot is twice in the free list"
         total = self.data.nbytes + self.reserved_bytes
-        assert total <= self.cap_bytes, f"{self.name}: {total} bytes > cap {self.cap_bytes}"
+        assert total <= self.cap_bytes or not self.num_slots, f"{self.name}: {total} bytes > cap {self.cap_bytes}"
+        assert not (self.state == EVICTING).any(), f"{self.name}: an eviction was begun and not ended"
         resident = self.page[self.state == RESIDENT]
         assert len(np.unique(resident)) == len(resident), f"{self.name}: a page holds two slots"
         assert (resident >= 0).all(), f"{self.name}: a resident slot without a page"
         assert (self.page[self.state != RESIDENT] == NO_PAGE).all(), f"{self.name}: page in a free slot"
+        assert (self.leases[self.state != RESIDENT] == 0).all(), f"{self.name}: a lease on a slot without a page"
+        assert (self.leases >= 0).all(), f"{self.name}: a lease was given back twice"

@@ -183,7 +183,7 @@ def test_a_chat_in_too_little_memory_goes_on_when_the_disk_comes_back(
 def test_the_writer_finds_out_by_itself_that_the_disk_works_again(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stratakv.storage.tiered_store._RETRY_S", 0.05)
+    monkeypatch.setattr("stratakv.storage.write_behind._RETRY_S", 0.05)
     disk = FailingDisk(monkeypatch)
     with load(tiny_llama, tmp_path) as runtime:
         disk.fail(2)

@@ -8,6 +8,7 @@ import torch
 from kv_pages import SMALL, arena
 
 from stratakv.storage import Arena
+from stratakv.storage.eviction import victims as choose
 
 
 def filled(num_slots: int, pages: list[tuple[int, int]]) -> Arena:
@@ -20,7 +21,7 @@ def filled(num_slots: int, pages: list[tuple[int, int]]) -> Arena:
 
 def victims(pool: Arena, count: int, *, layer: int = 0, num_layers: int = 2, force: bool = False) -> list[int]:
     everything = np.ones(pool.num_slots, dtype=bool)
-    return pool.victims(count, everything, layer, num_layers, force=force).tolist()
+    return choose(pool, count, everything, layer, num_layers, force=force).tolist()
 
 
 def test_slots_are_counted_under_the_cap() -> None:
@@ -41,6 +42,7 @@ def test_take_settle_free() -> None:
     pool.settle(first[:2], np.array([10, 11]), now=1)
     pool.check_integrity()
     assert (pool.num_free, pool.num_pages) == (1, 2)
+    assert pool.evict(first[1:2]).tolist() == [11]
     pool.free(first[1:])
     pool.check_integrity()
     assert (pool.num_free, pool.num_pages) == (3, 1)
@@ -48,18 +50,79 @@ def test_take_settle_free() -> None:
     assert len(pool.take(1, layer=0)) == 0
 
 
-def test_a_leased_slot_is_not_freed() -> None:
+ARROWS = {
+    ("FREE", "take"): "FILLING", ("FILLING", "settle"): "RESIDENT", ("FILLING", "free"): "FREE",
+    ("RESIDENT", "lease"): "LEASED", ("RESIDENT", "evict"): "EVICTING", ("LEASED", "lease"): "LEASED",
+    ("LEASED", "unlease"): "RESIDENT", ("EVICTING", "free"): "FREE",
+}  # fmt: skip
+PATHS = {
+    "FREE": [], "FILLING": ["take"], "RESIDENT": ["take", "settle"], "LEASED": ["take", "settle", "lease"],
+    "EVICTING": ["take", "settle", "evict"],
+}  # fmt: skip
+
+
+def step(pool: Arena, verb: str) -> None:
+    """One transition of slot 0."""
+    slot = np.array([0])
+    if verb == "take":
+        assert pool.take(1, 0).tolist() == [0]
+    elif verb == "settle":
+        pool.settle(slot, np.array([7]), 1)
+    else:
+        getattr(pool, verb)(slot)
+
+
+def state_of(pool: Arena) -> str:
+    return "LEASED" if pool.leases[0] else ("FREE", "FILLING", "RESIDENT", "EVICTING")[pool.state[0]]
+
+
+@pytest.mark.parametrize("state", PATHS)
+@pytest.mark.parametrize("verb", ["settle", "lease", "unlease", "evict", "free"])
+def test_only_the_drawn_transitions_are_possible(state: str, verb: str) -> None:
+    pool = arena("host", SMALL, 1)
+    for before in PATHS[state]:
+        step(pool, before)
+    assert state_of(pool) == state
+    if (state, verb) in ARROWS:
+        step(pool, verb)
+        assert state_of(pool) == ARROWS[state, verb]
+        return
+    with pytest.raises(AssertionError, match="host: slot 0 "):
+        step(pool, verb)
+    assert state_of(pool) == state, "a refused transition changed something"
+
+
+def test_a_slot_is_taken_only_when_free() -> None:
+    pool = filled(1, [(0, 1)])
+    assert len(pool.take(1, 0)) == 0
+    pool._freed.append(0)
+    with pytest.raises(AssertionError, match=r"slot 0 \(RESIDENT\) cannot become FILLING: .* only on FREE"):
+        pool.take(1, 0)
+
+
+def test_taking_beyond_the_cap_is_refused() -> None:
+    """Slots are laid out under the cap, so only a broken layout can get here."""
+    pool = arena("host", SMALL, 2)
+    pool.cap_bytes -= 1
+    pool.take(1, 0)
+    with pytest.raises(AssertionError, match="1 slots taken, now 1024 bytes > cap 1023"):
+        pool.take(1, 0)
+
+
+def test_every_lease_must_be_given_back() -> None:
     pool = filled(2, [(0, 1), (0, 2)])
-    pool.leases[0] += 1
-    with pytest.raises(AssertionError, match="leased"):
-        pool.free(np.array([0]))
+    both = np.array([0, 1])
+    with pool.leased(both), pool.leased(both[:1]):
+        with pytest.raises(AssertionError, match="leased"):
+            pool.evict(both)
+        assert victims(pool, 2, force=True) == []
+    assert victims(pool, 2, force=True) == [0, 1]
 
 
-def test_check_integrity_finds_a_slot_freed_twice() -> None:
+def test_check_integrity_finds_a_slot_lost() -> None:
     pool = filled(2, [(0, 1)])
-    pool.free(np.array([0]))
-    pool.free(np.array([0]))
-    with pytest.raises(AssertionError, match="2 free by state, 3 by list"):
+    pool.state[0], pool.page[0] = 0, -1
+    with pytest.raises(AssertionError, match="2 free by state, 1 by list"):
         pool.check_integrity()
 
 
@@ -97,7 +160,7 @@ def test_only_resident_unleased_allowed_slots_are_victims() -> None:
     pool.take(1, layer=0)
     pool.leases[0] += 1
     allowed = np.array([True, False, True, True, True])
-    assert pool.victims(5, allowed, 0, 1, force=True).tolist() == [2, 3]
+    assert choose(pool, 5, allowed, 0, 1, force=True).tolist() == [2, 3]
 
 
 def test_a_layer_beyond_its_share_gives_first() -> None:
@@ -133,7 +196,9 @@ def test_layers_read_in_turn_keep_part_of_their_pages() -> None:
             layer = page // 4
             slots = pool.take(1, layer)
             if not len(slots):
-                pool.free(np.array(victims(pool, 1, layer=layer, force=True)))
+                gone = np.array(victims(pool, 1, layer=layer, force=True))
+                pool.evict(gone)
+                pool.free(gone)
                 slots = pool.take(1, layer)
             pool.settle(slots, np.array([page]), now)
             pool.check_integrity()
