@@ -16,6 +16,7 @@ import numpy as np
 from .arena import NO_PAGE, Arena
 from .counters import Counters
 from .eviction import make_policy, victims
+from .page import CHAIN_BYTES
 from .page_table import NO_SLOT, PageTable
 
 
@@ -33,6 +34,8 @@ class Residency:
         self.clock = 0
         self.num_passing = 0
         """Gathers under way: their leases end without anybody's doing."""
+        self.counted: set[bytes] = set()
+        """Chains that `num_known` last counted: the caller is about to adopt them, so the writer lets them be."""
         self._policy = make_policy(eviction)
 
     def slots_of(self, arena: Arena) -> np.ndarray:
@@ -110,7 +113,8 @@ class Residency:
         """No page will be written any more: those that nobody refers to would only hold room."""
         pids = self.host.page[self.host.page != NO_PAGE]
         for pid in pids[(self.table.refs[pids] == 0) & ~self.table.stored[pids]].tolist():
-            self.forget(pid)
+            if self.table.keys[pid][-CHAIN_BYTES:] not in self.counted:
+                self.forget(pid)
 
     def check_integrity(self) -> None:
         """Re-add what is at the top of this file; raises AssertionError."""

@@ -177,24 +177,30 @@ class TieredStore:
     # Sharing
 
     def num_known(self, chains: list[bytes], layers: Sequence[int]) -> int:
-        """How many leading `chains` exist, in memory or on disk, in every one of `layers`."""
+        """How many leading `chains` exist, in memory or on disk, in every one of `layers`. Making room takes none of
+        them until the next call."""
         with self._lock:
             self._require_open()
-            in_memory = 0
-            for chain in chains:
-                if not all(page_key(layer, chain) in self._table.pids for layer in layers):
-                    break
-                in_memory += 1
-            if self.disk is None:
-                return in_memory
-            self.disk.used(chains[:in_memory])
-            if in_memory == len(chains):
-                return in_memory
-            rest = chains[in_memory:]
-            missing = lambda chain: (  # noqa: E731
-                key for layer in layers if (key := page_key(layer, chain)) not in self._table.pids
-            )
-            return in_memory + self.disk.num_leading(rest, missing)
+            count = self._num_known(chains, layers)
+            self._residency.counted = set(chains[:count])
+            return count
+
+    def _num_known(self, chains: list[bytes], layers: Sequence[int]) -> int:
+        in_memory = 0
+        for chain in chains:
+            if not all(page_key(layer, chain) in self._table.pids for layer in layers):
+                break
+            in_memory += 1
+        if self.disk is None:
+            return in_memory
+        self.disk.used(chains[:in_memory])
+        if in_memory == len(chains):
+            return in_memory
+        rest = chains[in_memory:]
+        missing = lambda chain: (  # noqa: E731
+            key for layer in layers if (key := page_key(layer, chain)) not in self._table.pids
+        )
+        return in_memory + self.disk.num_leading(rest, missing)
 
     def adopt(self, layer: int, chains: Sequence[bytes], tokens: np.ndarray) -> np.ndarray:
         """Page ids for pages that `num_known` counted, one reference each. Moves no bytes."""

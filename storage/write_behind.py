@@ -213,6 +213,7 @@ class WriteBehind:
             return 0
         kept = self.chains_to_keep()
         with self._lock:  # no page may gain its first reference while its record is deleted
+            kept |= self._residency.counted
             kept |= {key[-CHAIN_BYTES:] for key, pid in self._table.pids.items() if self._table.refs[pid] > 0}
             room = max(2 * needed, self.disk.cap_bytes // _SWEPT_SHARE)
             removed = self.disk.sweep(lambda key: key[-CHAIN_BYTES:] in kept, room)

@@ -373,7 +373,7 @@ def test_the_store_is_a_dict(machine: type[StoreMachine]) -> None:
     )
 
 
-OPERATIONS = int(os.environ.get("STORE_OPERATIONS", "100000"))
+OPERATIONS = int(os.environ.get("STORE_OPERATIONS", "4000"))
 
 
 @pytest.mark.parametrize("gpu", [None, 24])
