@@ -26,12 +26,25 @@ def load_model(path: str) -> None:
     Model.load(directory, torch.device("cpu"), torch.float32)
 
 
+def read_prompt(model: str, store: str, index: str, text: str, question: str, answers: list[list[int]] | None) -> None:
+    """Read a text that was read before, and ask; `answers` are what may come, where that is known."""
+    from stratakv.runtime import KVConfig, Runtime
+
+    kv = KVConfig(path=store, index=index, budget=112, local=32, host_gb=0.01, disk_gb=0.05)
+    with Runtime.load(model, dtype="float32", kv=kv) as runtime:
+        chat = runtime.chat()
+        chat.read_text(text)
+        tokens = chat.send(question, max_new_tokens=4, ignore_eos=True).tokens
+    assert answers is None or tokens in answers, f"answered {tokens}, not one of {answers}"
+
+
 def load_session(model: str, store: str, name: str) -> None:
     from stratakv.runtime import KVConfig, Runtime
 
     kv = KVConfig(path=store, index="bounds", budget=112, local=32, host_gb=0.01, disk_gb=0.05)
     with Runtime.load(model, dtype="float32", kv=kv) as runtime:
-        runtime.chat(session=name)
+        chat = runtime.chat(session=name)
+        chat.send("Who wrote the log?", max_new_tokens=4, ignore_eos=True)
 
 
 def read_record(folder: str, kind: str, key: str) -> None:
@@ -57,7 +70,9 @@ def read_record(folder: str, kind: str, key: str) -> None:
         disk.close()
 
 
-WORK: dict[str, Callable[..., None]] = {"model": load_model, "session": load_session, "record": read_record}
+WORK: dict[str, Callable[..., None]] = {
+    "model": load_model, "session": load_session, "prompt": read_prompt, "record": read_record,
+}  # fmt: skip
 
 
 def peak_bytes() -> int:
@@ -71,7 +86,7 @@ def answer(work: str, arguments: list[str]) -> dict[str, Any]:
     from stratakv.runtime.errors import ModelFileError, SessionError
     from stratakv.storage import RecordError
 
-    typed = {"model": ModelFileError, "session": SessionError, "record": RecordError}[work]
+    typed = {"model": ModelFileError, "session": SessionError, "record": RecordError}.get(work, ())
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     before, started = peak_bytes(), time.process_time()
     outcome, message = "loaded", ""

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import lmdb
+import pytest
 from fuzz import Fuzz
 from kv_pages import FINGERPRINT, SMALL, disk_tier, random_pages, text
-from mutate_records import mutated_record, mutated_session
+from mutate_records import mutated_bytes, mutated_payload, mutated_record
+from tiny_models import save_tiny_model
 
 from stratakv.runtime import KVConfig, Runtime
+from stratakv.runtime.saved import StoreFolder
 from stratakv.storage import page_key, record
 from stratakv.storage.codecs import make_codec
 
 COUNT = int(os.environ.get("FUZZ", "40")) // 2
 TEXT = "The lighthouse keeper wrote the log every evening, and hid the letter under the lamp. " * 9
+QUESTION = "Who wrote the log?"
 
 
 def plant(folder: Path, database: bytes, key: bytes, value: bytes | None) -> bytes:
@@ -44,11 +49,12 @@ def test_pages_and_states(tmp_path: Path) -> None:
     disk.close()
     state = plant(store, b"states", chain, None)
     work = {"page": (b"pages", key, page), "state": (b"states", chain, state)}
-    with Fuzz(tmp_path, ["record", [str(store), "page", key.hex()]]) as fuzz:
-        for number in range(COUNT * 2 // 3):
+    shutil.copytree(store, whole(store))
+    with Fuzz(tmp_path, ["record", [str(whole(store)), "page", key.hex()]]) as fuzz:
+        for number in range(COUNT - 2 * (COUNT // 3)):
             what = "state" if number % 4 == 3 else "page"
-            database, name, whole = work[what]
-            kind, value = mutated_record(number, whole)
+            database, name, record_bytes = work[what]
+            kind, value = mutated_record(number, record_bytes)
             plant(store, database, name, value)
             fuzz.run(f"{number} {what} {kind}", "record", [str(store), what, name.hex()], len(value))
         print(f"\n{fuzz.figures.line('pages and states')}")
@@ -56,20 +62,89 @@ def test_pages_and_states(tmp_path: Path) -> None:
         assert fuzz.figures.outcomes["refused"] > fuzz.figures.outcomes["loaded"]
 
 
-def test_sessions(tmp_path: Path, tiny_llama: Path) -> None:
-    store = tmp_path / "kv"
-    kv = KVConfig(path=store, index="bounds", budget=112, local=32, host_gb=0.01, disk_gb=0.05)
-    with Runtime.load(tiny_llama, dtype="float32", kv=kv) as runtime:
+def put(folder: Path, chains: list[bytes], payload: bytes) -> None:
+    """Through the store, so that the record's checksum is right: a session, or the states of `chains`."""
+    with StoreFolder(folder) as opened:
+        if not chains:
+            opened.disk.put_session("keeper", payload)
+        for chain in chains:
+            opened.disk.put_state(chain, payload)
+
+
+def prepared(model: Path, store: Path, index: str) -> tuple[Path, list[bytes], list[list[int]]]:
+    """A store with a session and a whole copy of it beside; the chains that have states, and what may be answered next:
+    without those, and with them."""
+    kv = KVConfig(path=store, index=index, budget=112, local=32, host_gb=0.01, disk_gb=0.05)
+
+    def answer() -> list[int]:
+        with Runtime.load(model, dtype="float32", kv=kv) as runtime:
+            chat = runtime.chat()
+            chat.read_text(TEXT)
+            return chat.send(QUESTION, max_new_tokens=4, ignore_eos=True).tokens
+
+    with Runtime.load(model, dtype="float32", kv=kv) as runtime:
         chat = runtime.chat()
         chat.read_text(TEXT)
         chat.save("keeper")
     (folder,) = (path for path in store.iterdir() if path.is_dir())
-    whole = plant(folder, b"sessions", b"keeper", None)
+    shutil.copytree(store, whole(store))
+    with_states = answer()
+    with StoreFolder(folder) as opened:
+        chains = list(opened.disk._records.keys("states"))
+        opened.disk._records.delete("states", chains)
+    return folder, chains, [answer(), with_states]
+
+
+def whole(store: Path) -> Path:
+    """Where the copy is that the child warms up with."""
+    return store.with_name("whole")
+
+
+def test_sessions(tmp_path: Path, tiny_llama: Path) -> None:
+    store = tmp_path / "kv"
+    folder, _, _ = prepared(tiny_llama, store, "bounds")
+    with StoreFolder(folder) as opened:
+        payload = opened.disk.get_session("keeper")
+    assert payload is not None
+    first = plant(folder, b"sessions", b"keeper", None)
     arguments = [str(tiny_llama), str(store), "keeper"]
-    with Fuzz(tmp_path, ["session", arguments]) as fuzz:
-        for number in range(COUNT - COUNT * 2 // 3):
-            kind, value = mutated_session(number, whole)
-            plant(folder, b"sessions", b"keeper", value)
+    with Fuzz(tmp_path, ["session", [str(tiny_llama), str(whole(store)), "keeper"]]) as fuzz:
+        for number in range(COUNT // 3):
+            if number % 4 == 3:
+                put(folder, [], payload)
+                kind, value = mutated_bytes(number, first)
+                plant(folder, b"sessions", b"keeper", value)
+            else:
+                kind, value = mutated_payload(number, payload)
+                put(folder, [], value)
             fuzz.run(f"{number} session {kind}", "session", arguments, len(value), "'keeper'")
         print(f"\n{fuzz.figures.line('sessions')}")
+        assert fuzz.figures.failures == []
+        assert fuzz.figures.outcomes["refused"] > fuzz.figures.outcomes["loaded"]
+
+
+@pytest.mark.parametrize(("family", "index"), [("llama", "spectral"), ("gemma3_text", "bounds")])
+def test_what_prompts_leave_for_later_ones(tmp_path: Path, family: str, index: str) -> None:
+    """A state that cannot be used is no error: what it would have saved is computed again."""
+    model, store = save_tiny_model(tmp_path / "model", family), tmp_path / "kv"
+    folder, chains, answers = prepared(model, store, index)
+    with StoreFolder(whole(store) / folder.name) as opened:
+        payload = opened.disk.get_state(chains[-1])
+    assert payload is not None
+    put(folder, chains, payload)
+    first = plant(folder, b"states", chains[-1], None)
+    arguments = [str(model), str(store), index, TEXT, QUESTION]
+    with Fuzz(tmp_path, ["prompt", [str(model), str(whole(store)), *arguments[2:], answers]]) as fuzz:
+        for number in range(COUNT // 6):
+            put(folder, chains, payload)
+            if number % 4 == 3:
+                kind, value = mutated_bytes(number, first)
+                for chain in chains:
+                    plant(folder, b"states", chain, value)
+            else:
+                kind, value = mutated_payload(number, payload)
+                put(folder, chains, value)
+            allowed = answers if number % 4 == 3 else None  # what only the numbers tell is not told
+            fuzz.run(f"{number} state {kind}", "prompt", [*arguments, allowed], len(value))
+        print(f"\n{fuzz.figures.line(f'states, {family}, {index}')}")
         assert fuzz.figures.failures == []
