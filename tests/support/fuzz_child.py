@@ -38,10 +38,10 @@ def read_prompt(model: str, store: str, index: str, text: str, question: str, an
     assert answers is None or tokens in answers, f"answered {tokens}, not one of {answers}"
 
 
-def load_session(model: str, store: str, name: str) -> None:
+def load_session(model: str, store: str, index: str, name: str) -> None:
     from stratakv.runtime import KVConfig, Runtime
 
-    kv = KVConfig(path=store, index="bounds", budget=112, local=32, host_gb=0.01, disk_gb=0.05)
+    kv = KVConfig(path=store, index=index, budget=112, local=32, host_gb=0.01, disk_gb=0.05)
     with Runtime.load(model, dtype="float32", kv=kv) as runtime:
         chat = runtime.chat(session=name)
         chat.send("Who wrote the log?", max_new_tokens=4, ignore_eos=True)

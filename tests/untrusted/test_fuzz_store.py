@@ -51,7 +51,7 @@ def test_pages_and_states(tmp_path: Path) -> None:
     work = {"page": (b"pages", key, page), "state": (b"states", chain, state)}
     shutil.copytree(store, whole(store))
     with Fuzz(tmp_path, ["record", [str(whole(store)), "page", key.hex()]]) as fuzz:
-        for number in range(COUNT - 2 * (COUNT // 3)):
+        for number in range(COUNT - 4 * (COUNT // 5)):
             what = "state" if number % 4 == 3 else "page"
             database, name, record_bytes = work[what]
             kind, value = mutated_record(number, record_bytes)
@@ -100,51 +100,39 @@ def whole(store: Path) -> Path:
     return store.with_name("whole")
 
 
-def test_sessions(tmp_path: Path, tiny_llama: Path) -> None:
-    store = tmp_path / "kv"
-    folder, _, _ = prepared(tiny_llama, store, "bounds")
-    with StoreFolder(folder) as opened:
-        payload = opened.disk.get_session("keeper")
-    assert payload is not None
-    first = plant(folder, b"sessions", b"keeper", None)
-    arguments = [str(tiny_llama), str(store), "keeper"]
-    with Fuzz(tmp_path, ["session", [str(tiny_llama), str(whole(store)), "keeper"]]) as fuzz:
-        for number in range(COUNT // 3):
-            if number % 4 == 3:
-                put(folder, [], payload)
-                kind, value = mutated_bytes(number, first)
-                plant(folder, b"sessions", b"keeper", value)
-            else:
-                kind, value = mutated_payload(number, payload)
-                put(folder, [], value)
-            fuzz.run(f"{number} session {kind}", "session", arguments, len(value), "'keeper'")
-        print(f"\n{fuzz.figures.line('sessions')}")
-        assert fuzz.figures.failures == []
-        assert fuzz.figures.outcomes["refused"] > fuzz.figures.outcomes["loaded"]
-
-
 @pytest.mark.parametrize(("family", "index"), [("llama", "spectral"), ("gemma3_text", "bounds")])
-def test_what_prompts_leave_for_later_ones(tmp_path: Path, family: str, index: str) -> None:
-    """A state that cannot be used is no error: what it would have saved is computed again."""
+def test_sessions_and_states(tmp_path: Path, family: str, index: str) -> None:
+    """A session is refused by name. A state that cannot be used is no error: what it would have saved is computed."""
     model, store = save_tiny_model(tmp_path / "model", family), tmp_path / "kv"
     folder, chains, answers = prepared(model, store, index)
     with StoreFolder(whole(store) / folder.name) as opened:
-        payload = opened.disk.get_state(chains[-1])
-    assert payload is not None
-    put(folder, chains, payload)
-    first = plant(folder, b"states", chains[-1], None)
-    arguments = [str(model), str(store), index, TEXT, QUESTION]
-    with Fuzz(tmp_path, ["prompt", [str(model), str(whole(store)), *arguments[2:], answers]]) as fuzz:
-        for number in range(COUNT // 6):
-            put(folder, chains, payload)
-            if number % 4 == 3:
-                kind, value = mutated_bytes(number, first)
-                for chain in chains:
-                    plant(folder, b"states", chain, value)
-            else:
-                kind, value = mutated_payload(number, payload)
-                put(folder, chains, value)
+        session, state = opened.disk.get_session("keeper"), opened.disk.get_state(chains[-1])
+    assert session is not None
+    assert state is not None
+    with Fuzz(tmp_path, ["session", [str(model), str(whole(store)), index, "keeper"]]) as fuzz:
+        for number in range(COUNT // 5):
+            kind, size = damage(folder, b"sessions", [], session, number)
+            fuzz.run(f"{number} session {kind}", "session", [str(model), str(store), index, "keeper"], size, "'keeper'")
+        refused = fuzz.figures.outcomes["refused"]
+        assert refused
+        for number in range(COUNT // 5):
+            kind, size = damage(folder, b"states", chains, state, number)
             allowed = answers if number % 4 == 3 else None  # what only the numbers tell is not told
-            fuzz.run(f"{number} state {kind}", "prompt", [*arguments, allowed], len(value))
-        print(f"\n{fuzz.figures.line(f'states, {family}, {index}')}")
+            arguments = [str(model), str(store), index, TEXT, QUESTION, allowed]
+            fuzz.run(f"{number} state {kind}", "prompt", arguments, size)
+        print(f"\n{fuzz.figures.line(f'sessions and states, {family}, {index}')}")
         assert fuzz.figures.failures == []
+        assert fuzz.figures.outcomes["refused"] == refused
+
+
+def damage(folder: Path, database: bytes, chains: list[bytes], payload: bytes, number: int) -> tuple[str, int]:
+    """Kind and size of damage `number`: every fourth to a record's bytes, others to what its checksum agrees with."""
+    if number % 4 < 3:
+        kind, value = mutated_payload(number, payload)
+        put(folder, chains, value)
+        return kind, len(value)
+    put(folder, chains, payload)
+    for key in chains or [b"keeper"]:
+        kind, value = mutated_bytes(number // 4, plant(folder, database, key, None))
+        plant(folder, database, key, value)
+    return kind, len(value)
