@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hostile import FINGERPRINT, by_hand, plant
+from typer.testing import CliRunner
 
 from stratakv.runtime import KVConfig, Runtime, SessionError
+from stratakv.runtime.cli import app
 from stratakv.runtime.session import check_name
+from stratakv.storage import DiskTier
 
 HOSTILE = {
     "empty": "", "parent": "../x", "absolute": "/etc/passwd", "backslash": "..\\x", "300 bytes": "a" * 300,
@@ -41,3 +45,26 @@ def test_neither_saving_nor_loading_takes_one(tmp_path: Path, tiny_llama: Path) 
                 runtime.chat(session=name)
         assert runtime.sessions() == []
     assert {path.name for path in tmp_path.iterdir()} == {"kv"}
+
+
+KEYS = [b"../../x", b"/etc/passwd", b"..\\x", b"a\0b", b"a\nb", b"\x1b[2J", b"\xff\xfe", b"a" * 201]
+
+
+@pytest.mark.parametrize("key", KEYS, ids=ascii)
+def test_a_key_in_a_store_from_elsewhere_names_no_session(tmp_path: Path, key: bytes) -> None:
+    """Neither listed nor removed by that name; `gc` removes it, and nothing outside the folder is touched."""
+    store = tmp_path / "kv"
+    folder = store / f"model_{FINGERPRINT.hex()}"
+    (tmp_path / "x").write_text("mine")
+    DiskTier(folder, 1 << 24, FINGERPRINT, {}).close()
+    plant(folder, b"sessions", key, by_hand())
+    run = CliRunner()
+    where = ["--kv-dir", str(store)]
+    assert "no sessions" in run.invoke(app, ["sessions", "list", *where]).output
+    removed = run.invoke(app, ["sessions", "rm", key.decode(errors="replace"), *where])
+    assert removed.exit_code == 2
+    assert run.invoke(app, ["sessions", "verify", *where]).exit_code == 1
+    assert "1 records removed" in run.invoke(app, ["sessions", "gc", *where]).output
+    assert run.invoke(app, ["sessions", "verify", *where]).exit_code == 0
+    assert (tmp_path / "x").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kv", "x"]
