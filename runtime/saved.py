@@ -134,7 +134,7 @@ def describe(folder: Path) -> dict[str, Any]:
     """What of `config.json` is text or numbers for people; empty if there is no such file, or it is none of ours."""
     path = folder / "config.json"
     try:
-        text = path.read_text() if path.stat().st_size <= _MAX_DESCRIPTION else ""
+        text = path.read_text() if path.is_file() and path.stat().st_size <= _MAX_DESCRIPTION else ""
         found = json.loads(text)
     except (OSError, ValueError, RecursionError):
         return {}
