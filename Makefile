@@ -7,7 +7,7 @@ READY  := $(VENV)/.installed
 MODEL  := $(VENV)/.model
 TEXTS  := $(VENV)/.texts
 
-.PHONY: chat test venv check faults gpu bench data profile clean
+.PHONY: chat test venv check faults fuzz gpu bench data profile clean
 
 chat: $(READY) $(MODEL)
 	@$(BIN)/stratakv chat --file examples/northanger_abbey.txt $(ARGS)
@@ -29,6 +29,11 @@ FAULTS ?= 500
 faults: $(READY)
 	FAULTS=$(FAULTS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(wildcard tests/faults/test_*.py) \
 	  $(if $(shell command -v strace),tests/faults/syscalls.py) $(ARGS)
+
+# FUZZ damaged model files and half as many damaged store records, read in child processes; prints figures.
+fuzz: export FUZZ ?= 2000
+fuzz: $(READY)
+	$(BIN)/python -m pytest -q -s tests/untrusted $(ARGS)
 
 # Needs a CUDA device, and a Python that has the dependencies already; downloads nothing.
 gpu:

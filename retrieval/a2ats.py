@@ -13,6 +13,7 @@ from ..kernels.topk_pages import topk_pages
 from .index import Index, Rows, Selection
 from .layer import IndexedLayer
 from .params import IndexParams
+from .stored import Geometry, Stored
 
 NEAR = 64
 """Tokens of the paper's window w, from where on positions are approximated."""
@@ -131,3 +132,6 @@ class A2ATSIndex(Index):
 
     def restore(self, tensors: dict[str, Tensor]) -> Rows:
         return Rows(tensors["codes"])
+
+    def stored(self, of: Geometry, tensors: dict[str, Tensor]) -> dict[str, Stored]:
+        return {"codes": Stored(torch.int16, (of.groups, of.num_tokens, 1), 0, self._codewords.shape[1])}

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..kernels.page_bounds import bound_scores, page_bounds
 from ..kernels.topk_pages import group_scores, topk_pages
 from .index import Index, Rows, Selection
+from .stored import Geometry, Stored
 
 
 class BoundsIndex(Index):
@@ -49,3 +50,7 @@ class BoundsIndex(Index):
 
     def restore(self, tensors: dict[str, Tensor]) -> Rows:
         return Rows(tensors["bounds"])
+
+    def stored(self, of: Geometry, tensors: dict[str, Tensor]) -> dict[str, Stored]:
+        none = self._bounds(of.keys)
+        return {"bounds": Stored(none.dtype, (of.groups, of.num_tokens // self.params.page_size, none.shape[2]))}

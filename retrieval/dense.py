@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .index import Index, Selection
+from .stored import Geometry, Stored
 
 
 class DenseIndex(Index):
@@ -37,3 +38,6 @@ class DenseIndex(Index):
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         return None
+
+    def stored(self, of: Geometry, tensors: dict[str, Tensor]) -> dict[str, Stored]:
+        return {}

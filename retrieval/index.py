@@ -26,6 +26,7 @@ from torch import Tensor
 from .layer import IndexedLayer
 from .params import IndexParams
 from .reading import Reader, Run, read_exactly
+from .stored import Geometry, Stored
 
 FIT_TOKENS = 4096
 """Most tokens an index is fitted on: a sample of pages spread over the sequence."""
@@ -136,7 +137,12 @@ class Index(ABC):
 
     @abstractmethod
     def restore(self, tensors: dict[str, Tensor]) -> Any:
-        """The state that `export` gave. Raises KeyError if a tensor is missing."""
+        """The state that `export` gave; `stored.check_stored` comes first if they were on disk."""
+
+    @abstractmethod
+    def stored(self, of: Geometry, tensors: dict[str, Tensor]) -> dict[str, Stored]:
+        """What `export` gives for such a layer. Where the state chose a size itself, `tensors` tell it; raises
+        ValueError if they tell none that it could have chosen."""
 
     def state_bytes(self, state: Any) -> int:
         """Memory the state occupies."""

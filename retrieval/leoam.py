@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from .box_tree import BoxTree
-from .chunk_choice import Asked, choose_chunk
+from .chunk_choice import CHUNKS, Asked, choose_chunk
 from .index import Index, Selection
 from .refine import Goal, Ranking, best_chunks
+from .stored import Geometry, Stored
 
 _FAN, _COARSEST = 4, 128
 _USUAL_CHUNK = 16
@@ -159,6 +160,29 @@ class LeoAMIndex(Index):
         sizes = self._sizes(chunk)
         tree = BoxTree(sizes, [tensors[f"boxes{level}"] for level in range(len(sizes))])
         return LeoAMState(tree, chunk, fitted, Asked(tensors["queries"], tensors["query_positions"]))
+
+    def stored(self, of: Geometry, tensors: dict[str, Tensor]) -> dict[str, Stored]:
+        learned, asked, queries = (tensors.get(name) for name in ("learned", "query_positions", "queries"))
+        if learned is None or learned.dtype != torch.int64 or learned.shape != (2,):
+            raise ValueError("'learned': not two whole numbers")
+        if asked is None or asked.dtype != torch.int64 or asked.dim() != 1 or queries is None or queries.dim() != 4:
+            raise ValueError("'queries' or 'query_positions': not there, or of another kind")
+        chunk, count = int(learned[0]), len(asked)
+        if chunk not in ({self.options.chunk} if self.options.chunk else {*CHUNKS, _USUAL_CHUNK}):
+            raise ValueError(f"'learned': chunks of {chunk} tokens")
+        if count and bool((asked.diff() <= 0).any()):
+            raise ValueError("'query_positions': not ascending")
+        boxes, sizes = BoxTree.over(of.keys, self._sizes(chunk)).levels, self._sizes(chunk)
+        heads = of.repeats if count else queries.shape[1]  # none are kept for as many heads as it happens to be
+        return {
+            **{
+                f"boxes{level}": Stored(none.dtype, (of.groups, -(-of.num_tokens // size), none.shape[2]))
+                for level, (none, size) in enumerate(zip(boxes, sizes, strict=True))
+            },
+            "learned": Stored(torch.int64, (2,), 0),
+            "queries": Stored(torch.float32, (of.groups, heads, count, of.dim)),
+            "query_positions": Stored(torch.int64, (count,), 0, of.num_tokens),
+        }
 
 
 def _best_units(ranking: Ranking, per_chunk: int, count: int, first: int, last: int) -> Tensor:

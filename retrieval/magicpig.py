@@ -18,6 +18,7 @@ from .index import Index, Selection
 from .layer import IndexedLayer
 from .params import IndexParams
 from .reading import Reader, Run
+from .stored import Geometry, Stored
 
 FLOOR = 1e-4
 """Added to a probability before its logarithm: bounds the weight of a token that was unlikely to be sampled."""
@@ -174,6 +175,14 @@ class MagicPIGIndex(Index):
     def restore(self, tensors: dict[str, Tensor]) -> MagicPIGState:
         codes, mean, fitted = tensors["codes"], tensors["mean"], int(tensors["fitted"])
         return MagicPIGState(mean.cpu(), fitted, HashTables(codes.cpu().numpy(), self.options.bits))
+
+    def stored(self, of: Geometry, tensors: dict[str, Tensor]) -> dict[str, Stored]:
+        shape = (of.groups, self.options.tables, of.num_tokens)
+        return {
+            "codes": Stored(torch.int16, shape, 0, 1 << self.options.bits),
+            "mean": Stored(torch.float32, (of.groups, of.dim)),
+            "fitted": Stored(torch.int64, (), 0),
+        }
 
     def state_bytes(self, state: MagicPIGState) -> int:
         """What a session keeps, counted without unsorting the tables."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..kernels.topk_pages import group_scores, topk_pages
 from .index import Index, Rows, Selection
+from .stored import Geometry, Stored
 
 
 class OracleIndex(Index):
@@ -39,3 +40,6 @@ class OracleIndex(Index):
 
     def restore(self, tensors: dict[str, Tensor]) -> Rows:
         return Rows(tensors["keys"])
+
+    def stored(self, of: Geometry, tensors: dict[str, Tensor]) -> dict[str, Stored]:
+        return {"keys": Stored(of.keys.dtype, (of.groups, of.num_tokens, of.dim))}

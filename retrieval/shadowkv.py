@@ -16,6 +16,7 @@ from ..kernels.merge_states import merge_states
 from ..kernels.topk_pages import group_scores
 from .index import Index, Rows, Selection
 from .reading import Reader, Run, read_exactly
+from .stored import Geometry, Stored
 
 PAPER_RANK = 160
 """Directions kept of keys 1024 wide; accuracy no longer rises beyond."""
@@ -106,8 +107,7 @@ class ShadowKVIndex(Index):
 
     def fit(self, keys: Tensor, positions: Tensor, queries: Tensor | None = None, previous: Any = None) -> LowRankKeys:
         groups, _, dim = keys.shape
-        width = groups * dim
-        rank = min(self.options.rank, width) or min(PAPER_RANK, max(1, width // 2))
+        rank = self._rank(groups * dim)
         return LowRankKeys(
             principal_directions(self._unrotated(keys, positions), rank),
             int(positions[-1]) + 1 if len(positions) else 0,
@@ -194,6 +194,19 @@ class ShadowKVIndex(Index):
     def restore(self, tensors: dict[str, Tensor]) -> LowRankKeys:
         rows = [Rows(tensors[name]) for name in ("factors", "means", "cosines")]
         return LowRankKeys(tensors["basis"], int(tensors["seen"].item()), *rows)
+
+    def stored(self, of: Geometry, tensors: dict[str, Tensor]) -> dict[str, Stored]:
+        rank, chunks = self._rank(of.groups * of.dim), of.num_tokens // self._chunk
+        return {
+            "basis": Stored(torch.float32, (of.groups * of.dim, rank)),
+            "seen": Stored(torch.int64, (1,), 0),
+            "factors": Stored(torch.float16, (1, of.num_tokens, rank)),
+            "means": Stored(torch.float16, (of.groups, chunks, of.dim)),
+            "cosines": Stored(torch.float32, (of.groups, chunks, 1)),
+        }
+
+    def _rank(self, width: int) -> int:
+        return min(self.options.rank, width) or min(PAPER_RANK, max(1, width // 2))
 
     @property
     def _chunk(self) -> int:

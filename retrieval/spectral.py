@@ -11,6 +11,7 @@ from ..kernels.pq_scores import pq_scores, pq_tables
 from ..kernels.topk_pages import group_scores, topk_pages
 from .index import Index, Rows, Selection
 from .product_codebook import ProductEncoder, train_codebooks
+from .stored import Geometry, Stored
 from .whitening import Basis, captured_share, covariance, query_whitened_basis, second_moment
 
 _RIDGE = 1e-3
@@ -106,8 +107,7 @@ class SpectralIndex(Index):
         anchors, segment = self._anchors(keys, positions)
         rest = keys.float() - anchors.float()[:, segment]
         cov = covariance(rest)
-        parts = min(self.options.parts, max(1, dim // self.options.part_width))
-        width = min(dim // parts, self.options.part_width) * parts
+        parts, width = self._widths(dim)
         basis = query_whitened_basis(cov, moment, width, parts, ridge=_RIDGE + 1 / (1 + pages))
         codebooks = train_codebooks(rest @ basis.of_keys, parts)
         share = captured_share(moment, cov, basis)
@@ -203,3 +203,22 @@ class SpectralIndex(Index):
             tensors["moment"], tensors["cov"], Basis(tensors["of_keys"], tensors["of_queries"]), tensors["codebooks"],
             Rows(tensors["anchors"]), Rows(tensors["codes"]), tensors["facts"], ProductEncoder(tensors["codebooks"]),
         )  # fmt: skip
+
+    def stored(self, of: Geometry, tensors: dict[str, Tensor]) -> dict[str, Stored]:
+        groups, dim = of.groups, of.dim
+        parts, width = self._widths(dim)
+        return {
+            "moment": Stored(torch.float32, (groups, dim, dim)),
+            "cov": Stored(torch.float32, (groups, dim, dim)),
+            "of_keys": Stored(torch.float32, (groups, dim, width)),
+            "of_queries": Stored(torch.float32, (groups, dim, width)),
+            "codebooks": Stored(torch.float16, (groups, parts, 256, width // parts)),
+            "anchors": Stored(torch.bfloat16, (groups, -(-of.num_tokens // self._segment), dim)),
+            "codes": Stored(torch.uint8, (groups, of.num_tokens, parts)),
+            "facts": Stored(torch.float64, (5,), 0),
+        }
+
+    def _widths(self, dim: int) -> tuple[int, int]:
+        """Parts, and coefficients in all of them together."""
+        parts = min(self.options.parts, max(1, dim // self.options.part_width))
+        return parts, min(dim // parts, self.options.part_width) * parts

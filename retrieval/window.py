@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .index import Index, Selection
+from .stored import Geometry, Stored
 
 
 class WindowIndex(Index):
@@ -43,3 +44,6 @@ class WindowIndex(Index):
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         return None
+
+    def stored(self, of: Geometry, tensors: dict[str, Tensor]) -> dict[str, Stored]:
+        return {}

@@ -22,13 +22,14 @@ import torch
 from torch import Tensor
 
 from ..retrieval import Index, split_spec
-from ..storage import CorruptPageError, RecordError, StorageFullError, TieredStore
+from ..storage import CorruptPageError, StorageFullError, TieredStore
 from .config import KVConfig
 from .interrupt import Interrupts
 from .layer_cache import TieredLayer
 from .model import Attend, Model, RotaryTables
 from .sequence import GENERATED, PROMPT, Sequence
 from .sliding_layer import SlidingLayer
+from .state_check import is_sound_index, stored_state, tensors_under
 from .workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -235,7 +236,7 @@ class Engine:
         tail, size = sequence.tail_len, self.config.page_size
         if want_logits and len(chains) * size == tail + len(tokens):
             chains = chains[:-1]  # the last token must be computed to have logits
-        known = self._num_reusable(sequence, chains)
+        known, windows = self._reusable(sequence, chains)
         if known * size <= tail:
             return 0
         snapshot = sequence.snapshot()
@@ -243,12 +244,12 @@ class Engine:
         try:
             for cache in sequence.layers:
                 if isinstance(cache, TieredLayer):
-                    prefix = f"{cache.layer}."
-                    mine = {name.removeprefix(prefix): t for name, t in learned.items() if name.startswith(prefix)}
-                    cache.adopt(chains[:known], pages[:known], mine or None)
+                    mine = tensors_under(f"{cache.layer}.", learned)
+                    repeats = self.model.num_heads // self.model.num_kv_heads
+                    is_sound = bool(mine) and is_sound_index(cache, mine, 0, repeats)
+                    cache.adopt(chains[:known], pages[:known], mine if is_sound else None)
                 else:
-                    state, _ = self._stored_state(chains[known - 1])
-                    cache.restore(state[f"{cache.layer}"], sequence.num_sealed + known * size)
+                    cache.restore(windows[f"{cache.layer}"], sequence.num_sealed + known * size)
         except BaseException:
             sequence.rollback(snapshot)
             raise
@@ -257,20 +258,18 @@ class Engine:
         sequence.chains += chains[:known]
         return covered
 
-    def _num_reusable(self, sequence: Sequence, chains: list[bytes]) -> int:
+    def _reusable(self, sequence: Sequence, chains: list[bytes]) -> tuple[int, dict[str, Tensor]]:
+        """How many leading `chains` can be adopted, and the sliding layers' windows there."""
         known = self.store.num_known(chains, self.model.tiered)
-        if len(self.model.tiered) == self.model.num_layers:
-            return known
-        while known and not self._has_sound_state(chains[known - 1]):
-            known -= 1
-        return known
-
-    def _has_sound_state(self, chain: bytes) -> bool:
-        try:
-            return self.store.disk is not None and self.store.disk.get_state(chain) is not None
-        except RecordError as error:
-            logger.warning("state %s is damaged (%s): not used", chain.hex(), error)
-            return False
+        sliding = [cache for cache in sequence.layers if isinstance(cache, SlidingLayer)]
+        if not sliding:
+            return known, {}
+        for count in range(known, 0, -1):
+            end = sequence.num_sealed + count * self.config.page_size
+            state = stored_state(self.store.disk, chains[count - 1], sliding, end, self.model.dtype)
+            if state is not None:
+                return count, state[0]
+        return 0, {}
 
     def _leave_state(self, sequence: Sequence, computed: int) -> None:
         """Store under the last page boundary's chain what pages alone do not tell whoever continues from there: the
@@ -292,16 +291,6 @@ class Engine:
             except StorageFullError as error:
                 logger.warning("what this prompt leaves for later ones is not stored: %s", error)
 
-    def _stored_state(self, chain: bytes) -> tuple[dict[str, Tensor], str]:
-        """What `_leave_state` left, and the identity of the index that learned."""
-        assert self.store.disk is not None
-        payload = self.store.disk.get_state(chain)
-        if payload is None:
-            raise RecordError(f"state {chain.hex()}: the record vanished")
-        length = int.from_bytes(payload[:8], "little")
-        identity = json.loads(payload[8 : 8 + length])["__metadata__"]["index"]
-        return safetensors.torch.load(payload), identity
-
     def _learned(self, chains: list[bytes]) -> dict[str, Tensor]:
         """What this engine's index learned when it last read the longest of these prefixes; empty if nothing was left.
         Names are `layer.tensor`."""
@@ -309,10 +298,9 @@ class Engine:
         if disk is None or not any(index.uses_queries for index in self.indexes.values()):
             return {}
         for chain in reversed(chains):
-            if self._has_sound_state(chain):
-                states, identity = self._stored_state(chain)
-                if identity == self.index_identity:
-                    return {name: t.to(self.model.device) for name, t in states.items() if "." in name}
+            state = stored_state(disk, chain, [], 0, self.model.dtype)
+            if state is not None and state[1] == self.index_identity:
+                return {name: t.to(self.model.device) for name, t in state[0].items() if "." in name}
         return {}
 
     # Decode

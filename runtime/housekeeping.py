@@ -85,6 +85,9 @@ def collect(folders: list[Path], max_bytes: int | None) -> Collected:
     """
     done = Collected()
     before = _size(folders)
+    for folder in folders:
+        with StoreFolder(folder) as store:
+            done.num_records += store.disk.delete_nameless()
     if max_bytes is None:
         for folder in folders:
             with StoreFolder(folder) as store:

@@ -21,7 +21,9 @@ from typing import Any
 import platformdirs
 import xxhash
 
+from .directory_check import check_directory
 from .errors import ModelFileError
+from .numbers_check import check_complete, reading
 
 logger = logging.getLogger(__name__)
 
@@ -124,10 +126,7 @@ def _join(parts: list[Path], target: Path) -> Path:
 
 
 def _check_directory(path: Path) -> Path:
-    if not (path / "config.json").is_file():
-        raise ModelFileError(f"{path} is a directory but no model: it has no config.json")
-    if not any(path.glob("*.safetensors")):
-        raise ModelFileError(f"{path} has no .safetensors weights (pickled weights are not loaded)")
+    check_directory(path)
     return path
 
 
@@ -153,6 +152,9 @@ def _convert(gguf: Path, dtype: str, on_convert: Callable[[str], None]) -> Path:
     target = cache_dir() / "models" / f"{gguf.stem}-{file_digest(gguf)[:16]}-{dtype}"
     if (target / "config.json").is_file():
         return target
+    from .gguf_check import check_gguf
+
+    check_gguf(gguf)
     on_convert(gguf.name)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".convert-") as scratch:
@@ -173,18 +175,14 @@ def _write_converted(gguf: Path, dtype: str, target: Path) -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    where: dict[str, Any] = {"gguf_file": gguf.name}
-    try:
+    where: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True, "trust_remote_code": False}
+    with reading(gguf, "a readable GGUF model"):
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, quantization_config=GgufConfig(dequantize=True), dtype=getattr(torch, dtype), **where
-        )
-    except MemoryError:
-        raise
-    except Exception as error:  # the GGUF parser raises whatever its indexing hits on a damaged file
-        raise ModelFileError(
-            f"{gguf}: not a readable GGUF model; is it complete? ({type(error).__name__}: {error})"
-        ) from error
+        model, found = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, quantization_config=GgufConfig(dequantize=True), dtype=getattr(torch, dtype),
+            output_loading_info=True, **where,
+        )  # fmt: skip
+        check_complete(gguf, found)
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
 

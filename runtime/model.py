@@ -21,9 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .directory_check import check_weights
 from .errors import ModelFileError
+from .numbers_check import FAMILIES as FAMILIES
+from .numbers_check import check_allocation, check_complete, check_family, reading
 
-FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3", "olmo2", "smollm3"})
 ATTENTION = "stratakv"
 
 RotaryTables = dict[str, tuple[Tensor, Tensor]]
@@ -84,16 +86,21 @@ class Model:
 
         AttentionInterface.register(ATTENTION, _attention)
         transformers_logging.disable_progress_bar()
-        try:
-            config = AutoConfig.from_pretrained(directory, local_files_only=True)
-            _check_family(config, directory)
-            hf = AutoModelForCausalLM.from_pretrained(
-                directory, config=config, dtype=dtype, attn_implementation=ATTENTION, local_files_only=True
-            )
-            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelFileError(f"{directory}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
-        return cls(hf.to(device).eval(), tokenizer)
+        local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        with reading(directory / "config.json", "a readable configuration"):
+            config = AutoConfig.from_pretrained(directory, **local)
+            _check_config(config, directory)
+        with reading(directory, "a readable model"):
+            hf, found = AutoModelForCausalLM.from_pretrained(
+                directory, config=config, dtype=dtype, attn_implementation=ATTENTION,
+                use_safetensors=True, output_loading_info=True, **local,
+            )  # fmt: skip
+            check_complete(directory, found)
+        with reading(directory / "tokenizer.json", "a readable tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(directory, **local)
+        hf = hf.to(device).eval()
+        with reading(directory / "config.json", "a configuration of a model we can run"):
+            return cls(hf, tokenizer)
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -215,12 +222,8 @@ def _multiplies_slowly(device: torch.device, dtype: torch.dtype) -> bool:
     return not getattr(torch.ops.mkldnn, checks[dtype])()
 
 
-def _check_family(config: Any, directory: Path) -> None:
-    if config.model_type not in FAMILIES:
-        raise ModelFileError(
-            f"{directory}: model family {config.model_type!r} is not supported; "
-            f"supported: {', '.join(sorted(FAMILIES))}"
-        )
+def _check_config(config: Any, directory: Path) -> None:
+    check_family(directory, config.model_type)
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):
         if getattr(config, name, None) is not None:
             raise ModelFileError(f"{directory}: {name}={getattr(config, name)} is not supported")
@@ -229,3 +232,19 @@ def _check_family(config: Any, directory: Path) -> None:
         raise ModelFileError(f"{directory}: layers of type {', '.join(sorted(unknown))} are not supported")
     if getattr(config, "use_bidirectional_attention", False):
         raise ModelFileError(f"{directory}: use_bidirectional_attention is not supported")
+    weights = check_weights(directory)
+    check_allocation(directory, _sizes(config), weights.elements, len(weights.names))
+
+
+def _sizes(config: Any) -> dict[str, int]:
+    """What decides the shapes of the weights, with the family's defaults where the file is silent."""
+    heads = config.num_attention_heads
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
+    }

@@ -84,6 +84,7 @@ class Runtime:
         profiles = Profiles(directory, str(model))
         profile = profiles.needed(kv)  # before the weights: what is missing is told at once
         loaded = Model.load(directory, where, getattr(torch, kind))
+        Template(loaded.tokenizer).check()
         layout = PageLayout(
             num_heads=loaded.num_kv_heads,
             page_size=kv.page_size,

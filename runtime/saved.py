@@ -1,7 +1,7 @@
 """What a store folder says about its sessions without their model: for people and for housekeeping.
 
-A session's payload is a safetensors file (`session`); here only its header and its chains are read, so neither
-torch nor a model is asked for.
+A session's payload is a safetensors file (`session`); here only its header and its chains are read
+(`session_header`), so neither torch nor a model is asked for.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from ..storage import CHAIN_BYTES, DiskTier, RecordError
+from .session_header import header_of, is_time
 
 _FOLDER = re.compile(r".*_([0-9a-f]{32})")
+_MAX_DESCRIPTION = 1 << 20
 _ROOM_BYTES = 64 << 20
 """What housekeeping may add to a file while it deletes."""
 
@@ -36,26 +38,16 @@ class Saved:
     used_at: float | None
 
 
-def header_of(payload: bytes) -> tuple[dict[str, Any], list[bytes]]:
-    """A session's header and its page chains."""
-    length = int.from_bytes(payload[:8], "little")
-    layout = json.loads(payload[8 : 8 + length])
-    header: dict[str, Any] = json.loads(layout["__metadata__"]["stratakv"])
-    start = 8 + length + layout["chains"]["data_offsets"][0]
-    ends = range(start, start + CHAIN_BYTES * header["num_pages"], CHAIN_BYTES)
-    return header | {"num_tokens": layout["tokens"]["shape"][0]}, [payload[i : i + CHAIN_BYTES] for i in ends]
-
-
 def chains_of_all(disk: DiskTier) -> set[bytes]:
     """The page chains any readable session refers to."""
     found: set[bytes] = set()
     for name in disk.session_names():
         try:
             payload = disk.get_session(name)
+            if payload is not None:
+                found.update(header_of(payload)[1])
         except RecordError:
             continue
-        if payload is not None:
-            found.update(header_of(payload)[1])
     return found
 
 
@@ -89,9 +81,10 @@ class StoreFolder:
         if payload is None:
             return None
         header, chains = header_of(payload)
+        used_at = self.disk.session_used_at(name)
         return Saved(
             name, header["num_tokens"], len(payload), header["index"], chains,
-            header["notes"].get("messages", []), header.get("saved_at"), self.disk.session_used_at(name),
+            header["notes"].get("messages", []), header.get("saved_at"), used_at if is_time(used_at) else None,
         )  # fmt: skip
 
     def chain_bytes(self) -> dict[bytes, int]:
@@ -112,6 +105,8 @@ class StoreFolder:
                 continue
             for chain in saved.chains if saved is not None else []:
                 users[chain].add(name)
+        for key in self.disk.nameless_sessions():
+            yield f"session record {key.hex()}: no session can be called that; `stratakv sessions gc` removes it"
         layers, present = set(), defaultdict(set)
         for key, _ in self.disk.page_sizes():
             layers.add(key[:-CHAIN_BYTES])
@@ -136,11 +131,24 @@ def _page_line(key: bytes, why: str, names: set[str]) -> str:
 
 
 def describe(folder: Path) -> dict[str, Any]:
+    """What of `config.json` is text or numbers for people; empty if there is no such file, or it is none of ours."""
+    path = folder / "config.json"
     try:
-        found: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
+        text = path.read_text() if path.is_file() and path.stat().st_size <= _MAX_DESCRIPTION else ""
+        found = json.loads(text)
+    except (OSError, ValueError, RecursionError):
         return {}
-    return found
+    return _printable(found) | {"layout": _printable(found.get("layout") if isinstance(found, dict) else None)}
+
+
+def _printable(found: Any) -> dict[str, Any]:
+    """Of an object, its numbers and its texts that no terminal obeys."""
+    pairs = found.items() if isinstance(found, dict) else ()
+    return {name: value for name, value in pairs if isinstance(value, int) or _is_text(value)}
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable()
 
 
 def store_folders(root: Path) -> list[Path]:

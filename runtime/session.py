@@ -8,6 +8,8 @@ The payload is a safetensors file; nothing is pickled.
 from __future__ import annotations
 
 import json
+import logging
+import shlex
 import time
 from typing import Any
 
@@ -18,21 +20,23 @@ import torch
 from torch import Tensor
 
 from ..storage import CapacityError, DiskTier, ForkedError, RecordError, StorageError, StorageFullError
+from ..storage.session_name import MAX_BYTES, is_session_name
 from .engine import Engine
 from .errors import SessionError
 from .layer_cache import TieredLayer
-from .saved import header_of
 from .sequence import Sequence
+from .session_check import read_session
+from .session_header import MAX_HEADER_BYTES, VERSION
 from .sliding_layer import SlidingLayer
+from .state_check import is_sound_index, tensors_under
 
-_VERSION = 1
-_MAX_NAME = 200
+logger = logging.getLogger(__name__)
 
 
 def check_name(name: str) -> str:
     """Raises SessionError unless `name` is 1 to 200 printable bytes without slashes."""
-    if not name or len(name.encode()) > _MAX_NAME or not name.isprintable() or set(name) & set("/\\"):
-        raise SessionError(f"a session name is 1 to {_MAX_NAME} printable bytes without slashes, not {name!r}")
+    if not is_session_name(name):
+        raise SessionError(f"a session name is 1 to {MAX_BYTES} printable bytes without slashes, not {name!r}")
     return name
 
 
@@ -56,10 +60,14 @@ def save(engine: Engine, sequence: Sequence, name: str, notes: dict[str, Any]) -
     for layer, cache in enumerate(sequence.layers):
         tensors |= {f"layer.{layer}.{part}": t.cpu().contiguous() for part, t in cache.export().items()}
     header = {
-        "version": _VERSION, "index": engine.index_identity, "num_pages": len(sequence.chains), "notes": notes,
+        "version": VERSION, "index": engine.index_identity, "num_pages": len(sequence.chains), "notes": notes,
         "saved_at": time.time(),
     }  # fmt: skip
     payload = safetensors.torch.save(tensors, {"stratakv": json.dumps(header)})
+    if (length := int.from_bytes(payload[:8], "little")) > MAX_HEADER_BYTES:
+        raise SessionError(
+            f"session {name!r} was not saved: its transcript takes {length} bytes, at most {MAX_HEADER_BYTES} are kept"
+        )
     try:
         engine.store.flush()
         try:
@@ -85,16 +93,17 @@ def load(engine: Engine, name: str) -> tuple[Sequence, dict[str, Any], int]:
     try:
         payload = disk.get_session(name)
     except RecordError as error:
-        raise SessionError(f"session {name!r} is damaged ({error})") from error
+        raise _damaged(name, error) from error
     if payload is None:
         known = ", ".join(disk.session_names()) or "none"
         raise SessionError(f"no session {name!r} for this model and these settings; saved: {known}")
-    header, chains = header_of(payload)
-    if header["version"] != _VERSION:
-        raise SessionError(f"session {name!r} has format {header['version']}, this program reads {_VERSION}")
     sequence = engine.new_sequence()
     try:
-        computed = _fill(engine, sequence, header, chains, safetensors.torch.load(payload))
+        header, chains, tensors = read_session(engine, sequence, payload)
+        computed = _fill(engine, sequence, header, chains, tensors)
+    except RecordError as error:
+        sequence.close()
+        raise _damaged(name, error) from error
     except BaseException:
         sequence.close()
         raise
@@ -116,12 +125,16 @@ def _fill(
     known = engine.store.num_known(chains, engine.model.tiered)
     if known < len(chains):
         return _recompute_rest(engine, sequence, tokens, origins, chains[:known])
+
+    def is_sound(cache: TieredLayer, parts: dict[str, Tensor]) -> bool:
+        repeats = engine.model.num_heads // engine.model.num_kv_heads
+        return is_sound_index(cache, tensors_under("index.", parts), len(chains) * size, repeats)
+
     for layer, cache in enumerate(sequence.layers):
-        prefix = f"layer.{layer}."
-        parts = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        parts = tensors_under(f"layer.{layer}.", tensors)
         if isinstance(cache, SlidingLayer):
             cache.restore(parts["window"], len(tokens))
-        elif header["index"] == engine.index_identity and chains:
+        elif header["index"] == engine.index_identity and chains and is_sound(cache, parts):
             cache.restore(parts, chains, pages)
         else:
             cache.adopt(chains, pages)
@@ -138,6 +151,11 @@ def _recompute_rest(
     """Some pages are gone: keep the stored prefix, prefill what follows it."""
     if any(isinstance(cache, SlidingLayer) for cache in sequence.layers):
         chains = []
+    if len(tokens) > engine.model.max_positions:
+        raise SessionError(
+            f"the session's missing pages cannot be computed again: {len(tokens)} tokens, the model was trained for "
+            f"{engine.model.max_positions}"
+        )
     kept = len(chains) * sequence.page_size
     for cache in sequence.layers:
         if chains and isinstance(cache, TieredLayer):
@@ -150,6 +168,12 @@ def _recompute_rest(
     except CapacityError as error:
         raise SessionError(f"the session's missing pages cannot be computed again: {error}") from error
     return len(tokens) - kept
+
+
+def _damaged(name: str, error: RecordError) -> SessionError:
+    return SessionError(
+        f"session {name!r} is damaged ({error}); to remove it: stratakv sessions rm {shlex.quote(name)}"
+    )
 
 
 def _disk(engine: Engine) -> DiskTier:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -53,7 +54,7 @@ def sessions_list(
     width = max(len(found.name) for found in rows)
     for found in rows:
         name = f"{found.name:{width}}"
-        model_name = Path(describe(found.folder).get("model", found.folder.name)).name
+        model_name = Path(str(describe(found.folder).get("model", found.folder.name))).name
         if found.saved is None:
             print(f"{name}  damaged: {found.error}  {model_name}")
             continue
@@ -177,7 +178,8 @@ def _folders(kv_dir: Path | None, model: str | None, dtype: str | None, folder: 
 
 def _readable(found: Found) -> Saved:
     if found.saved is None:
-        fail(ValueError(f"session {found.name!r} is damaged ({found.error})"))
+        remedy = f"to remove it: stratakv sessions rm {shlex.quote(found.name)}"
+        fail(ValueError(f"session {found.name!r} is damaged ({found.error}); {remedy}"))
     return found.saved
 
 

@@ -32,6 +32,7 @@ from .lmdb_file import PAGES, SESSIONS, STATES, USES, LmdbFile
 from .page import CHAIN_BYTES
 from .private import private_file, private_folder
 from .records import Records
+from .session_name import session_name
 from .uses import Use, Uses
 
 logger = logging.getLogger(__name__)
@@ -198,7 +199,23 @@ class DiskTier:
         return existed
 
     def session_names(self) -> list[str]:
-        return [key.decode() for key in self._records.keys(SESSIONS)]
+        """In order. Records under keys that are no names are left out, which the log says."""
+        names = [session_name(key) for key in self._records.keys(SESSIONS)]
+        if None in names:
+            logger.warning(
+                "%s: %d session records have no name; `stratakv sessions gc` removes them",
+                self.folder, names.count(None),
+            )  # fmt: skip
+        return [name for name in names if name is not None]
+
+    def nameless_sessions(self) -> list[bytes]:
+        """Keys of session records that no session can have: of damage, or of another program."""
+        return [key for key in self._records.keys(SESSIONS) if session_name(key) is None]
+
+    def delete_nameless(self) -> int:
+        """How many were deleted."""
+        keys = self.nameless_sessions()
+        return self._records.delete(SESSIONS, keys) if keys else 0
 
     def session_used(self, name: str) -> None:
         """Remember that the session was loaded now, if that can be written."""

@@ -1,4 +1,4 @@
-"""The arrows between the folders, and what nothing may do: read pickles.
+"""The arrows between the folders, and what nothing may do: read pickles, run what a file or a model brings.
 
     runtime                everything; alone it imports transformers
     storage | retrieval    kernels; never each other
@@ -25,7 +25,12 @@ OURS = {
 }
 """Folder -> which of our folders it may import."""
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-LOADS = {"torch.load", "numpy.load"}
+CALLS = {
+    "torch.load", "torch.serialization.load", "torch.jit.load", "torch.hub.load", "pandas.read_pickle",
+    "yaml.load", "yaml.load_all", "yaml.full_load", "yaml.unsafe_load", "eval", "exec", "builtins.eval", "builtins.exec",
+}  # fmt: skip
+"""What runs code that it is given, or can."""
+REMOTE = "trust_remote_code"
 
 
 def imported(tree: ast.AST, module: str) -> Iterator[tuple[int, str]]:
@@ -79,9 +84,32 @@ def violations(source: str, module: str) -> list[str]:
         if folder == "kernels" and root not in {"stratakv", "torch", "triton", *sys.stdlib_module_names}:
             found.append(f"{module}:{line} imports {root}")
     for line, name, call in called(tree):
-        if name in LOADS and not (name == "numpy.load" and not call.keywords):
+        if name in CALLS or (name == "numpy.load" and (call.keywords or len(call.args) != 1)):
             found.append(f"{module}:{line} calls {name}")
+        if name in ("importlib.import_module", "__import__") and PICKLES & {first_text(call).split(".")[0]}:
+            found.append(f"{module}:{line} imports {first_text(call)}")
+    found += [f"{module}:{line} sets {REMOTE}" for line in remote_code(tree)]
     return found
+
+
+def first_text(call: ast.Call) -> str:
+    first = call.args[0] if call.args else None
+    return first.value if isinstance(first, ast.Constant) and isinstance(first.value, str) else ""
+
+
+def remote_code(tree: ast.AST) -> Iterator[int]:
+    """Lines that give `trust_remote_code` anything but a plain False, in a call or in a dict for one."""
+    for node in ast.walk(tree):
+        given: list[ast.expr] = []
+        if isinstance(node, ast.Call):
+            given = [keyword.value for keyword in node.keywords if keyword.arg == REMOTE]
+        elif isinstance(node, ast.Dict):
+            pairs = zip(node.keys, node.values, strict=True)
+            given = [value for name, value in pairs if isinstance(name, ast.Constant) and name.value == REMOTE]
+        elif isinstance(node, ast.Assign):
+            subscripts = [target.slice for target in node.targets if isinstance(target, ast.Subscript)]
+            given = [node.value for name in subscripts if isinstance(name, ast.Constant) and name.value == REMOTE]
+        yield from (value.lineno for value in given if not (isinstance(value, ast.Constant) and value.value is False))
 
 
 def sources() -> list[tuple[Path, str]]:
@@ -123,6 +151,18 @@ def test_the_arrows_hold_and_nothing_unpickles() -> None:
         ("examples.chat", "import numpy as np\nnp.load('f', allow_pickle=True)"),
         ("examples.chat", "import numpy\nnumpy.load('f', **options)"),
         ("examples.bench.gather", "import joblib"),
+        ("examples.chat", "import numpy as np\nnp.load('f', None, True)"),
+        ("stratakv.runtime.engine", "import importlib\nimportlib.import_module('pickle')"),
+        ("stratakv.runtime.engine", "__import__('dill')"),
+        ("stratakv.runtime.engine", "import torch\ntorch.jit.load('f')"),
+        ("stratakv.runtime.engine", "import yaml\nyaml.load(f, Loader=yaml.Loader)"),
+        ("stratakv.runtime.engine", "from yaml import unsafe_load\nunsafe_load(f)"),
+        ("stratakv.runtime.engine", "eval('1')"),
+        ("examples.chat", "exec(text)"),
+        ("stratakv.runtime.engine", "AutoModel.from_pretrained('m', trust_remote_code=True)"),
+        ("stratakv.runtime.engine", "AutoModel.from_pretrained('m', trust_remote_code=flag)"),
+        ("stratakv.runtime.engine", "options = {'trust_remote_code': True}"),
+        ("stratakv.runtime.engine", "options['trust_remote_code'] = True"),
     ],
 )
 def test_a_seeded_violation_is_found(module: str, source: str) -> None:
@@ -140,6 +180,9 @@ def test_a_seeded_violation_is_found(module: str, source: str) -> None:
         ("stratakv.runtime.engine", "import safetensors.torch\nsafetensors.torch.load(b'')"),
         ("examples.chat", "from stratakv.runtime import Runtime\nimport json\njson.load(f)"),
         ("examples.chat", "import numpy as np\nnp.load('f')"),
+        ("stratakv.runtime.engine", "model.eval()\nimport yaml\nyaml.safe_load(f)"),
+        ("stratakv.runtime.engine", "AutoModel.from_pretrained('m', trust_remote_code=False)"),
+        ("stratakv.runtime.engine", "options = {'trust_remote_code': False, 'a': True}"),
     ],
 )
 def test_what_is_allowed_passes(module: str, source: str) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stratakv.retrieval import Index, IndexParams, index_names, make_index
 from stratakv.retrieval.registry import AUTO, INDEXES
+from stratakv.retrieval.stored import Geometry, check_stored
 
 SHAPES = [(3, 3, 64), (1, 4, 256), (2, 4, 128), (8, 1, 64), (1, 8, 128)]
 """KV heads, query heads each, head dim."""
@@ -354,3 +355,37 @@ def test_oracle_by_hand() -> None:
 def test_dense_reads_all_whatever_the_budget() -> None:
     index = make_index("dense", IndexParams(page_size=4, sink=1, local=1))
     assert index.select(None, torch.zeros(2, 1, 8), 12, 8).ids.tolist() == [[0, 1, 2]] * 2
+
+
+@every_index
+@every_shape
+def test_a_state_that_was_saved_is_told_from_a_hostile_one(case: IndexCase, shape: tuple[int, int, int]) -> None:
+    groups, repeats, dim = shape
+    params = IndexParams(page_size=8, sink=8, local=16)
+    index, pages = case.make(params, shape), 37
+    keys, queries = torch.randn(groups, 8 * pages, dim), torch.randn(groups, repeats, pages, dim)
+    state = index.build(keys[:, :160], queries[:, :, :20])
+    index.append(state, keys[:, 160:], queries[:, :, 20:])
+    for kept in (8 * pages, 8, 0):
+        index.truncate(state, kept)
+        of, whole = Geometry(keys[:, :0], kept, repeats), index.export(state)
+        check_stored(whole, index.stored(of, whole))
+        for name, tensor in whole.items():
+            for wrong in hostile(tensor):
+                with pytest.raises(ValueError, match=r"'\w+': "):
+                    check_stored(whole | {name: wrong}, index.stored(of, whole | {name: wrong}))
+            rest = {other: t for other, t in whole.items() if other != name}
+            with pytest.raises(ValueError, match=r"'\w+'"):
+                check_stored(rest, index.stored(of, rest))
+        with pytest.raises(ValueError, match="'more': unknown"):
+            check_stored(whole | {"more": keys}, index.stored(of, whole))
+
+
+def hostile(tensor: Tensor) -> list[Tensor]:
+    """Of another dtype or shape, or with values that no state has."""
+    wrong = [tensor.to(torch.int32), tensor.unsqueeze(0), torch.cat([tensor.reshape(-1), tensor.new_ones(3)])]
+    if tensor.numel() and tensor.is_floating_point():
+        wrong += [torch.full_like(tensor, torch.nan), torch.full_like(tensor, torch.inf)]
+    if tensor.numel() and tensor.dtype in (torch.int16, torch.int64):
+        wrong += [torch.full_like(tensor, -1)]
+    return wrong

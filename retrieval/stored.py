@@ -1,0 +1,61 @@
+"""What a saved state must look like before an index works with it: its bytes may come from anywhere.
+
+Names, dtypes, shapes and ranges are checked, so that nothing is read beside a tensor. Whether numbers in range are the
+right ones cannot be told; wrong ones make an index find other tokens, no more.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Geometry(NamedTuple):
+    """What decides the shapes of a layer's states."""
+
+    keys: Tensor
+    """`[G, 0, D]`: the dtype and device that keys have."""
+    num_tokens: int
+    """Sealed."""
+    repeats: int
+    """Query heads per KV head."""
+
+    @property
+    def groups(self) -> int:
+        return self.keys.shape[0]
+
+    @property
+    def dim(self) -> int:
+        return self.keys.shape[2]
+
+
+class Stored(NamedTuple):
+    """One tensor of a state: dtype, shape, and, where given, the smallest value and what all values are below."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    low: int | None = None
+    below: int | None = None
+
+
+def check_stored(tensors: dict[str, Tensor], expected: dict[str, Stored]) -> None:
+    """Raises ValueError, naming a tensor, unless `tensors` are what is `expected`."""
+    for name in sorted(tensors.keys() ^ expected.keys()):
+        raise ValueError(f"{name[:60]!r}: {'is not there' if name in expected else 'unknown'}")
+    for name, one in expected.items():
+        _check(name, tensors[name], one)
+
+
+def _check(name: str, tensor: Tensor, one: Stored) -> None:
+    if tensor.dtype != one.dtype or tuple(tensor.shape) != one.shape:
+        raise ValueError(f"{name!r}: {tensor.dtype} {tuple(tensor.shape)}, expected {one.dtype} {one.shape}")
+    if not tensor.numel():
+        return
+    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        raise ValueError(f"{name!r}: has a value that is not finite")
+    if one.low is not None and bool((tensor < one.low).any()):
+        raise ValueError(f"{name!r}: has a value below {one.low}")
+    if one.below is not None and bool((tensor >= one.below).any()):
+        raise ValueError(f"{name!r}: has a value of {one.below} or more")

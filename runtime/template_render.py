@@ -1,0 +1,63 @@
+"""Rendering a chat template that came with a model, in a process that can neither hang nor grow.
+
+Bounded: the template's size, the time (processor time of `template_child`, and a minute by the clock), the memory
+(on Linux), the length of what comes out. Not bounded: a template decides the words around every message, and so
+what the model believes it was told. What keeps it from files and from Python is jinja2's sandbox; nothing else
+confines the process.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+MAX_TEMPLATE = 256 << 10
+"""Characters. Qwen3's has 4,200, Llama 3.1's 5,000."""
+_MAX_ADDED = 64 << 10
+"""Characters around a conversation."""
+_CLOCK_SECONDS = 60
+
+
+class TemplateFailedError(Exception):
+    """The template cannot be compiled or rendered, or asks for too much. The message is safe to print."""
+
+
+@functools.lru_cache(maxsize=64)
+def render(template: str, variables: tuple[tuple[str, str], ...], conversations: str) -> list[str]:
+    """The texts of several `conversations` (JSON: a list of lists of messages), each up to where a reply begins.
+
+    Remembered, so a template that tells the date goes on with the day it was first asked.
+
+    Raises TemplateFailedError.
+    """
+    if len(template) > MAX_TEMPLATE:
+        raise TemplateFailedError(f"has {len(template)} characters, at most {MAX_TEMPLATE} are allowed")
+    request = {
+        "template": template, "variables": dict(variables), "conversations": json.loads(conversations),
+        "most": _MAX_ADDED + 2 * len(conversations),
+    }  # fmt: skip
+    child = [sys.executable, "-P", str(Path(__file__).with_name("template_child.py"))]
+    try:
+        done = subprocess.run(child, input=json.dumps(request), capture_output=True, text=True, timeout=_CLOCK_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise TemplateFailedError(f"was not done after {_CLOCK_SECONDS} s") from error
+    if done.returncode:
+        raise TemplateFailedError(_why(done))
+    answer = json.loads(done.stdout)
+    if "error" in answer:
+        raise TemplateFailedError(_one_line(answer["error"]))
+    texts: list[str] = answer["texts"]
+    return texts
+
+
+def _why(done: subprocess.CompletedProcess[str]) -> str:
+    if done.returncode < 0:
+        return "takes too much time or memory for a small conversation"
+    return _one_line((done.stderr.strip().splitlines() or ["cannot be rendered"])[-1])
+
+
+def _one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)[:300]
