@@ -1,0 +1,90 @@
+"""Files that are small to write and large to read are refused before a parser sees them, whatever they are named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from fuzz import Fuzz
+
+from stratakv.runtime import json_check
+from stratakv.runtime.errors import ModelFileError
+
+MANY = b'{"a":[' + b"[]," * (5 << 20) + b"[]]}"
+DEEP = b'{"a":' * (1 << 20) + b"1" + b"}" * (1 << 20)
+FILES = ["config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
+         "tokenizer.json", "added_tokens.json", "vocab.json", "model.safetensors"]  # fmt: skip
+
+
+def test_large_files(tiny_llama: Path, tmp_path: Path) -> None:
+    with Fuzz(tmp_path, ["model", [str(tiny_llama)]]) as fuzz:
+        for file in FILES:
+            for text in (MANY, DEEP):
+                folder = tmp_path / "model"
+                shutil.copytree(tiny_llama, folder)
+                header = len(text).to_bytes(8, "little") if file == "model.safetensors" else b""
+                (folder / file).write_bytes(header + text)
+                size = sum(path.stat().st_size for path in folder.iterdir())
+                outcome = fuzz.run(f"{file} of {len(text)} bytes", "model", [str(folder)], size, str(folder / file))
+                assert outcome == "refused", file
+                shutil.rmtree(folder)
+        print(f"\n{fuzz.figures.line('large files')}")
+        assert fuzz.figures.failures == []
+
+
+def test_a_file_is_measured_before_it_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ModelFileError, match="1099511627776 bytes, at most 1048576 are allowed"):
+        json_check.read(tmp_path / "config.json", json_check.CONFIG)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {}, {"a": 1, "b": [1, [2, {"c": []}]]}, {"[{,": '}]"\\'}, {'\\"': '\\\\"', "b": "\\"}, {"a": '"' * 9},
+        {"a" * (1 << 20): [1], "b": [["\\" * (1 << 20), ","]]},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("indent", [None, 1])
+def test_what_is_counted_is_what_a_parser_finds(tmp_path: Path, value: dict[str, object], indent: int | None) -> None:
+    path, text = tmp_path / "x.json", json.dumps(value, indent=indent).encode()
+
+    def depth(item: object) -> int:
+        inner = list(item.values()) if isinstance(item, dict) else item if isinstance(item, list) else None
+        return 0 if inner is None else 1 + max(map(depth, inner), default=0)
+
+    def values(item: object) -> int:
+        inner = list(item.values()) if isinstance(item, dict) else item if isinstance(item, list) else None
+        return 0 if inner is None else max(1, len(inner)) + sum(map(values, inner))
+
+    count = values(value)
+    assert json_check.parse(path, text, "content", json_check.Limits(1 << 30, count)) == value
+    with pytest.raises(ModelFileError, match=f"{count} values"):
+        json_check.parse(path, text, "content", json_check.Limits(1 << 30, count - 1))
+    nested = text
+    for _ in range(json_check.MAX_DEPTH - depth(value)):
+        nested = b'{"a":' + nested + b"}"
+    json_check.parse(path, nested, "content", json_check.VOCABULARY)
+    with pytest.raises(ModelFileError, match="32 levels"):
+        json_check.parse(path, b"[" + nested + b"]", "content", json_check.VOCABULARY)
+
+
+@pytest.mark.parametrize("name", ["model", "mod", "model2", "m\\u006fdel"])
+def test_only_what_is_left_out_is_not_parsed(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(f' {{ "first": [1, {{}}], "{name}" : {{"a": "}},{{"}}, "last": {{"model": 2}} }}\n')
+    found = json_check.read_without(path, "model", json_check.VOCABULARY, json_check.CONFIG)
+    whole = json.loads(path.read_text())
+    assert found == {key: value for key, value in whole.items() if name != "model" or key != "model"}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"a":1', '{"a":1}}', '{"a":1},{}', '{"model":1,"model":2}', '{"a":"}']
+)
+def test_a_part_of_what_is_no_object(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ModelFileError, match=r"x\.json: content: "):
+        json_check.read_without(tmp_path / "x.json", "model", json_check.VOCABULARY, json_check.CONFIG)
