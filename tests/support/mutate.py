@@ -181,7 +181,7 @@ def mutated_directory(number: int, target: Path) -> str:
         borders = _safetensors_borders(data)
     else:
         kinds = [_json_changed, _json_changed, _json_changed, _json_wrecked, truncated, noisy]
-        borders = [at for at, byte in enumerate(data) if byte in b'{}[],:"'][:2000] + [len(data)]
+        borders = [*[at for at, byte in enumerate(data) if byte in b'{}[],:"'][:2000], len(data)]
     kind = kinds[number // 5 % len(kinds)]
     path.write_bytes(kind(rng, data, borders))
     return f"{name} {kind.__name__.strip('_')}"
