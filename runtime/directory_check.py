@@ -12,8 +12,8 @@ from pathlib import Path
 from . import json_check
 from .errors import ModelFileError
 from .numbers_check import shown
-from .settings_check import check_generation, check_tokenizer_settings, read_config
-from .tokenizer_check import MAX_ADDED, check_tokenizer
+from .settings_check import MAX_ADDED, check_generation, check_tokenizer_settings, read_config
+from .tokenizer_check import check_tokenizer
 from .weights_check import Weights, check_safetensors
 
 MAX_SHARDS = 1024

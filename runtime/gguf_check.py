@@ -30,7 +30,7 @@ MAX_NAME = 1 << 16
 MAX_TENSORS = 1 << 16
 MAX_KEYS = 1 << 10
 """Known files have fewer than 100. transformers' time grows with the square: 15 s for 30,000."""
-MAX_VOCABULARY = 1 << 20
+MAX_VOCABULARY = 1 << 19
 """Items of each array that describes the vocabulary; other arrays have up to `MAX_ITEMS` together."""
 MAX_ITEMS = 1 << 16
 MAX_ALIGNMENT = 1 << 16

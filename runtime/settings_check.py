@@ -46,6 +46,12 @@ _OTHER_CODE = frozenset({"auto_map", "custom_pipelines", "trust_remote_code", "k
 _IMPLEMENTATION = "_implementation"
 _NEVER_OPENED = frozenset({"special_tokens_map_file"})
 """Older files have their author's own path there; transformers keeps it as a text."""
+MAX_NAMES = 256
+"""In a tokenizer's settings, at the outermost level: transformers copies them many times. Known files have 40."""
+MAX_ADDED = 1 << 14
+"""Tokens added to the vocabulary: transformers takes 2.5 KB for each. Gemma 3 has 6,414."""
+MAX_LIST = 1 << 12
+"""transformers' time for a list of special tokens grows with the square: 3 s for 30,000."""
 _TOKEN_IDS = frozenset({"bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"})
 _MAX_TOKEN_IDS = 256
 
@@ -77,6 +83,12 @@ def check_tokenizer_settings(path: Path) -> list[str]:
         The names in `fast_tokenizer_files`: one of them may be read in place of tokenizer.json.
     """
     settings = json_check.read(path, json_check.TOKENIZER_SETTINGS)
+    if len(settings) > MAX_NAMES:
+        raise ModelFileError(f"{path}: content: {len(settings)} names, at most {MAX_NAMES} are allowed")
+    for name, value in settings.items():
+        most = MAX_ADDED if isinstance(value, dict) else MAX_LIST
+        if isinstance(value, dict | list) and len(value) > most:
+            raise ModelFileError(f"{path}: {name}: {len(value)} items, at most {most} are allowed")
     files = settings.pop("fast_tokenizer_files", None) or []
     if not isinstance(files, list) or not all(_is_plain(name) for name in files):
         raise ModelFileError(f"{path}: fast_tokenizer_files: {shown(files)}, expected names of files in this directory")

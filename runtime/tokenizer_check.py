@@ -13,6 +13,7 @@ from typing import Any
 from . import json_check
 from .errors import ModelFileError
 from .numbers_check import shown
+from .settings_check import MAX_ADDED
 
 MAX_STEPS = 32
 """Of normalizers, pre-tokenizers, post-processors and decoders each; known files have up to 6."""
@@ -20,8 +21,6 @@ MAX_DEPTH = 12
 MAX_VALUES = 4096
 MAX_GROWTH = 256
 """How many times longer all replacements and prefixes together may make a text."""
-MAX_ADDED = 1 << 16
-"""Gemma 3 adds 6,400 tokens."""
 _STAGES = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 
 

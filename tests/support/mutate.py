@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import struct
@@ -137,7 +138,7 @@ def _changed(rng: random.Random, root: Any) -> Any:
         elif isinstance(old, int) and rng.random() < 0.4:
             where[name] = old + rng.choice([-1, 1, 3, 64, -old])
         else:
-            where[name] = rng.choice(STRANGE)
+            where[name] = copy.deepcopy(rng.choice(STRANGE))
     return root
 
 

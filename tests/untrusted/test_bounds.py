@@ -4,34 +4,90 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fuzz import Fuzz
 
 from stratakv.runtime import json_check
+from stratakv.runtime.directory_check import check_directory
 from stratakv.runtime.errors import ModelFileError
+from stratakv.runtime.settings_check import MAX_ADDED, MAX_LIST
 
-MANY = b'{"a":[' + b"[]," * (5 << 20) + b"[]]}"
-DEEP = b'{"a":' * (1 << 20) + b"1" + b"}" * (1 << 20)
+MANY = b'{"a":[' + b"[]," * (1 << 21) + b"[]]}"
+DEEP = b'{"a":' * (1 << 18) + b"1" + b"}" * (1 << 18)
 FILES = ["config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
          "tokenizer.json", "added_tokens.json", "vocab.json", "model.safetensors"]  # fmt: skip
 
 
-def test_large_files(tiny_llama: Path, tmp_path: Path) -> None:
-    with Fuzz(tmp_path, ["model", [str(tiny_llama)]]) as fuzz:
-        for file in FILES:
-            for text in (MANY, DEEP):
-                folder = tmp_path / "model"
-                shutil.copytree(tiny_llama, folder)
-                header = len(text).to_bytes(8, "little") if file == "model.safetensors" else b""
-                (folder / file).write_bytes(header + text)
-                size = sum(path.stat().st_size for path in folder.iterdir())
-                outcome = fuzz.run(f"{file} of {len(text)} bytes", "model", [str(folder)], size, str(folder / file))
-                assert outcome == "refused", file
-                shutil.rmtree(folder)
-        print(f"\n{fuzz.figures.line('large files')}")
-        assert fuzz.figures.failures == []
+@pytest.fixture(scope="module")
+def fuzz(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzz]:
+    with Fuzz(tmp_path_factory.mktemp("fuzz"), ["model", [str(tiny_llama)]]) as fuzz:
+        yield fuzz
+
+
+def outcome_of(fuzz: Fuzz, folder: Path, path: Path, name: str) -> str:
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    outcome = fuzz.run(name, "model", [str(folder)], size, str(path))
+    shutil.rmtree(folder)
+    return outcome
+
+
+def test_large_files(fuzz: Fuzz, tiny_llama: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    for file in FILES:
+        for text in (MANY, DEEP):
+            shutil.copytree(tiny_llama, folder)
+            header = len(text).to_bytes(8, "little") if file == "model.safetensors" else b""
+            (folder / file).write_bytes(header + text)
+            assert outcome_of(fuzz, folder, folder / file, f"{file} of {len(text)} bytes") == "refused", file
+    print(f"\n{fuzz.figures.line('large files')}")
+    assert fuzz.figures.failures == []
+
+
+def many_tokens(folder: Path, where: str, count: int) -> Path:
+    """Adds `count` tokens to a model's tokenizer in one of the places that transformers takes them from."""
+    words = [f"k{number}" for number in range(count)]
+    if where == "added_tokens_decoder":
+        path, value = (
+            folder / "tokenizer_config.json",
+            {where: {str(i + 259): {"content": w} for i, w in enumerate(words)}},
+        )
+    elif where == "added_tokens":
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+        path = folder / "tokenizer.json"
+        value = {where: [{"id": i + 259, "content": word, **flags} for i, word in enumerate(words)]}
+    elif where == "added_tokens.json":
+        path, value = folder / where, {word: i + 259 for i, word in enumerate(words)}
+    else:
+        path, value = folder / where, {"extra_special_tokens": words}
+    if path.name in ("added_tokens.json", "special_tokens_map.json"):  # read only where this file is not
+        (folder / "tokenizer_config.json").unlink()
+    found = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(found | value))
+    return path
+
+
+def test_as_many_tokens_as_may_be_added(fuzz: Fuzz, tiny_llama: Path, tmp_path: Path) -> None:
+    places = {"added_tokens_decoder": MAX_ADDED, "added_tokens": MAX_ADDED, "added_tokens.json": MAX_ADDED,
+              "tokenizer_config.json": MAX_LIST, "special_tokens_map.json": MAX_LIST}  # fmt: skip
+    folder = tmp_path / "model"
+    for where, most in places.items():
+        for count, expected in ((most, "loaded"), (most + 1, "refused")):
+            shutil.copytree(tiny_llama, folder)
+            path = many_tokens(folder, where, count)
+            assert outcome_of(fuzz, folder, path, f"{count} in {where}") == expected, f"{count} in {where}"
+    print(f"\n{fuzz.figures.line('added tokens, too')}")
+    assert fuzz.figures.failures == []
+
+
+def test_many_names_at_the_outermost_level(tiny_llama: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_llama, tmp_path / "model")
+    path = tmp_path / "model" / "tokenizer_config.json"
+    path.write_text(json.dumps({f"k{number}": 0 for number in range(100_000)}))
+    with pytest.raises(ModelFileError, match="100000 names"):
+        check_directory(tmp_path / "model")
 
 
 def test_a_file_is_measured_before_it_is_read(tmp_path: Path) -> None:
