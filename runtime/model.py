@@ -241,11 +241,13 @@ def _check_config(config: Any, directory: Path) -> None:
 
 
 def _check_vocabulary(tokenizer: Any, size: int, directory: Path) -> None:
-    """A token without weights would be read from beyond the table. Added tokens may have none: Gemma 3's text models
-    have one for images."""
-    largest = max(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).values(), default=-1)
+    """A token without weights would be read from beyond the table. Special tokens may have none: Gemma 3's text models
+    have one for images, which no text is split into."""
+    ids = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).values()
+    added = [number for number, token in tokenizer.added_tokens_decoder.items() if not token.special]
+    largest = max([*ids, *added], default=-1)
     if largest >= size:
-        raise ModelFileError(f"{directory / 'tokenizer.json'}: model.vocab: token {largest}, the model has {size}")
+        raise ModelFileError(f"{directory / 'tokenizer.json'}: vocabulary: token {largest}, the model has {size}")
 
 
 def _sizes(config: Any) -> dict[str, int]:

@@ -7,7 +7,6 @@ process may hang, be killed or grow, which is what is being tested.
 from __future__ import annotations
 
 import ctypes
-import gc
 import json
 import os
 import sys
@@ -74,7 +73,6 @@ def answer(work: str, arguments: list[str]) -> dict[str, Any]:
     from stratakv.storage import RecordError
 
     typed = {"model": ModelFileError, "session": SessionError, "record": RecordError}[work]
-    gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what an earlier file left free would hide what this one takes
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     before, started = peak_bytes(), time.process_time()

@@ -168,9 +168,18 @@ def test_a_tokenizer_that_rewrites_without_end(model: Path, name: str, stage: di
 
 def test_a_token_that_the_model_does_not_have(model: Path) -> None:
     found = json.loads((model / "tokenizer.json").read_text())
-    found["model"]["vocab"]["beyond"] = len(found["model"]["vocab"]) + 5
+    found["model"]["vocab"]["beyond"] = 264
     (model / "tokenizer.json").write_text(json.dumps(found))
-    with pytest.raises(ModelFileError, match=r"tokenizer\.json: model\.vocab: token \d+, the model has 259"):
+    with pytest.raises(ModelFileError, match=r"tokenizer\.json: vocabulary: token 264, the model has 259"):
+        load(model)
+
+
+def test_an_added_token_that_the_model_does_not_have(model: Path) -> None:
+    token = {"content": "<image>", "special": True}
+    change(model / "tokenizer_config.json", added_tokens_decoder={"259": token})
+    load(model)
+    change(model / "tokenizer_config.json", added_tokens_decoder={"259": token | {"special": False}})
+    with pytest.raises(ModelFileError, match=r"tokenizer\.json: vocabulary: token 259, the model has 259"):
         load(model)
 
 
