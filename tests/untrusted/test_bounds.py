@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from fuzz import Fuzz
+from tiny_models import save_tiny_model
 
 from stratakv.runtime import json_check
 from stratakv.runtime.directory_check import check_directory
@@ -69,13 +70,14 @@ def many_tokens(folder: Path, where: str, count: int) -> Path:
     return path
 
 
-def test_as_many_tokens_as_may_be_added(fuzz: Fuzz, tiny_llama: Path, tmp_path: Path) -> None:
+def test_as_many_tokens_as_may_be_added(fuzz: Fuzz, tmp_path: Path) -> None:
+    whole = save_tiny_model(tmp_path / "whole", vocab_size=259 + MAX_ADDED + 1)
     places = {"added_tokens_decoder": MAX_ADDED, "added_tokens": MAX_ADDED, "added_tokens.json": MAX_ADDED,
               "tokenizer_config.json": MAX_LIST, "special_tokens_map.json": MAX_LIST}  # fmt: skip
     folder = tmp_path / "model"
     for where, most in places.items():
         for count, expected in ((most, "loaded"), (most + 1, "refused")):
-            shutil.copytree(tiny_llama, folder)
+            shutil.copytree(whole, folder)
             path = many_tokens(folder, where, count)
             assert outcome_of(fuzz, folder, path, f"{count} in {where}") == expected, f"{count} in {where}"
     print(f"\n{fuzz.figures.line('added tokens, too')}")
