@@ -110,14 +110,17 @@ def _is_plain(name: object) -> bool:
 
 def _refuse(path: Path, settings: dict[str, Any]) -> None:
     """Raises ModelFileError for a setting that must not be followed, or an impossible number, at any depth."""
-    pending: list[tuple[str, str, Any]] = [(name, name, value) for name, value in settings.items()]
+    pending: list[tuple[str, str, Any]] = [(name[:60], name, value) for name, value in settings.items()]
     while pending:
-        where, name, value = pending.pop()
+        outermost, name, value = pending.pop()
+        where = (
+            name[:60] if name[:60] == outermost else f"{outermost}: {name[:60]}"
+        )  # a name may be as long as the file
         _check_setting(path, where, name, value)
         if isinstance(value, list):
-            pending += [(f"{where}[{number}]", "", item) for number, item in enumerate(value)]
+            pending += [(outermost, "", item) for item in value]
         elif isinstance(value, dict):
-            pending += [(f"{where}.{inner}", inner, item) for inner, item in value.items()]
+            pending += [(outermost, inner, item) for inner, item in value.items()]
 
 
 def _check_setting(path: Path, where: str, name: str, value: Any) -> None:

@@ -47,6 +47,16 @@ def test_large_files(fuzz: Fuzz, tiny_llama: Path, tmp_path: Path) -> None:
     assert fuzz.figures.failures == []
 
 
+def test_a_long_name_of_many_values(fuzz: Fuzz, tiny_llama: Path, tmp_path: Path) -> None:
+    for file, values in (("config.json", 8_000), ("tokenizer_config.json", 4_000)):
+        path = shutil.copytree(tiny_llama, tmp_path / file) / file
+        settings = json.loads(path.read_text()) | {"x" * 500_000: [0] * values}
+        path.write_text(json.dumps(settings))
+        assert outcome_of(fuzz, path.parent, path, f"{file}, a long name") == "loaded"
+    print(f"\n{fuzz.figures.line('long names, too')}")
+    assert fuzz.figures.failures == []
+
+
 def many_tokens(folder: Path, where: str, count: int) -> Path:
     """Adds `count` tokens to a model's tokenizer in one of the places that transformers takes them from."""
     words = [f"k{number}" for number in range(count)]
