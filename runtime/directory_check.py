@@ -11,40 +11,33 @@ from pathlib import Path
 
 from . import json_check
 from .errors import ModelFileError
-from .numbers_check import check_family, shown
+from .numbers_check import shown
+from .settings_check import MAX_ADDED, check_generation, check_tokenizer_settings, read_config
+from .tokenizer_check import check_tokenizer
 from .weights_check import Weights, check_safetensors
 
 MAX_SHARDS = 1024
+MAX_TEMPLATE = 1 << 20
+MAX_TEMPLATES = 64
 _INDEX = "model.safetensors.index.json"
-_SETTINGS = {
-    "generation_config.json": json_check.MAX_VALUES,
-    "tokenizer_config.json": json_check.MAX_ADDED_VALUES,
-    "special_tokens_map.json": json_check.MAX_ADDED_VALUES,
-}
-"""File -> how many values may be in it."""
-_VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json")
-"""Their names are a vocabulary's words, so only the outermost are settings."""
-_PLAIN = ("merges.txt", "vocab.txt", "tokenizer.model", "chat_template.jinja")
+_PLAIN = {
+    "merges.txt": json_check.VOCABULARY.size, "vocab.txt": json_check.VOCABULARY.size,
+    "tokenizer.model": json_check.VOCABULARY.size, "tekken.json": json_check.VOCABULARY.size,
+    "chat_template.jinja": MAX_TEMPLATE,
+}  # fmt: skip
+"""File -> its largest size; what is in it is not looked at."""
 
 
 def check_directory(path: Path) -> None:
     """Raises ModelFileError, naming file and field, unless the directory is a model that can be opened."""
     if not (path / "config.json").is_file():
         raise ModelFileError(f"{path} is a directory but no model: it has no config.json")
-    _check_config(path / "config.json")
+    read_config(path / "config.json")
     if (path / "adapter_config.json").exists():
         raise ModelFileError(f"{path / 'adapter_config.json'}: an adapter names another model to load; merge it first")
-    for name, most in _SETTINGS.items():
-        if _is_there(path / name):
-            json_check.check_settings(path / name, json_check.read(path / name, json_check.MAX_CONFIG_BYTES), most)
-    for name in _VOCABULARIES:
-        if _is_there(path / name):
-            found = json_check.read(path / name, json_check.MAX_TOKENIZER_BYTES)
-            if name == "tokenizer.json" and "auto_map" in found:
-                raise ModelFileError(f"{path / name}: auto_map: the file asks for code of its own to be run")
-    for name in _PLAIN:
-        if _is_there(path / name) and (path / name).stat().st_size > json_check.MAX_TOKENIZER_BYTES:
-            raise ModelFileError(f"{path / name}: more than {json_check.MAX_TOKENIZER_BYTES} bytes")
+    if _is_there(path / "generation_config.json"):
+        check_generation(path / "generation_config.json")
+    _check_tokenizer_files(path)
     check_weights(path)
 
 
@@ -61,12 +54,33 @@ def check_weights(path: Path) -> Weights:
     return Weights(frozenset(names), elements)
 
 
-def _check_config(path: Path) -> None:
-    settings = json_check.read(path, json_check.MAX_CONFIG_BYTES)
-    json_check.check_settings(path, settings, json_check.MAX_VALUES)
-    if "model_type" not in settings:
-        raise ModelFileError(f"{path}: model_type: the file does not say it")
-    check_family(path, settings["model_type"])
+def _check_tokenizer_files(path: Path) -> None:
+    tokenizers = {"tokenizer.json"}
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if _is_there(path / name):
+            tokenizers.update(check_tokenizer_settings(path / name))
+    for name in sorted(tokenizers):
+        if _is_there(path / name):
+            check_tokenizer(path / name)
+    if _is_there(path / "added_tokens.json"):
+        json_check.read(path / "added_tokens.json", json_check.Limits(json_check.CONFIG.size, MAX_ADDED))
+    if _is_there(path / "vocab.json"):
+        json_check.read(path / "vocab.json", json_check.VOCABULARY)
+    for name, most in _PLAIN.items():
+        if _is_there(path / name):
+            _check_size(path / name, most)
+    templates = sorted((path / "additional_chat_templates").glob("*.jinja"))
+    if len(templates) > MAX_TEMPLATES:
+        raise ModelFileError(f"{path / 'additional_chat_templates'}: more than {MAX_TEMPLATES} templates")
+    for template in templates:
+        if _is_there(template):
+            _check_size(template, MAX_TEMPLATE)
+
+
+def _check_size(path: Path, most: int) -> None:
+    size = path.stat().st_size
+    if size > most:
+        raise ModelFileError(f"{path}: {size} bytes, at most {most} are allowed")
 
 
 def _weight_files(path: Path) -> list[Path]:
@@ -75,7 +89,7 @@ def _weight_files(path: Path) -> list[Path]:
     index = path / _INDEX
     if not _is_there(index):
         raise ModelFileError(f"{path} has no model.safetensors and no {_INDEX} (pickled weights are not loaded)")
-    where = json_check.read(index, json_check.MAX_CONFIG_BYTES).get("weight_map")
+    where = json_check.read(index, json_check.INDEX).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
         raise ModelFileError(f"{index}: weight_map: expected the name of a file for each tensor")
     files = sorted(set(where.values()))

@@ -23,14 +23,14 @@ from typing import Any
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from .errors import ModelFileError
-from .numbers_check import check_allocation, check_number, shown
+from .numbers_check import check_allocation, check_number, check_shape, shown
 
 MAX_STRING = 1 << 20
 MAX_NAME = 1 << 16
 MAX_TENSORS = 1 << 16
 MAX_KEYS = 1 << 10
 """Known files have fewer than 100. transformers' time grows with the square: 15 s for 30,000."""
-MAX_VOCABULARY = 1 << 20
+MAX_VOCABULARY = 1 << 19
 """Items of each array that describes the vocabulary; other arrays have up to `MAX_ITEMS` together."""
 MAX_ITEMS = 1 << 16
 MAX_ALIGNMENT = 1 << 16
@@ -276,7 +276,9 @@ def _check_sizes(header: _Header, elements: int, tensors: int) -> None:
         if name not in keys:
             raise header.fail(name, "the file does not say it")
     _check_vocabulary(header)
-    check_allocation(header.path, _numbers(keys, family), elements, tensors)
+    numbers = _numbers(keys, family)
+    check_shape(header.path, numbers)
+    check_allocation(header.path, numbers, elements, tensors)
 
 
 def _check_vocabulary(header: _Header) -> None:

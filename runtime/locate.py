@@ -175,11 +175,12 @@ def _write_converted(gguf: Path, dtype: str, target: Path) -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    where: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True, "trust_remote_code": False}
-    with reading(gguf, "a readable GGUF model"):
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
+    where: dict[str, Any] = {"gguf_file": "model.gguf", "local_files_only": True, "trust_remote_code": False}
+    with tempfile.TemporaryDirectory(prefix="stratakv-") as alone, reading(gguf, "a readable GGUF model"):
+        os.symlink(gguf.resolve(), Path(alone) / "model.gguf")  # transformers would read what lies beside it as well
+        tokenizer = AutoTokenizer.from_pretrained(alone, **where)
         model, found = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, quantization_config=GgufConfig(dequantize=True), dtype=getattr(torch, dtype),
+            alone, quantization_config=GgufConfig(dequantize=True), dtype=getattr(torch, dtype),
             output_loading_info=True, **where,
         )  # fmt: skip
         check_complete(gguf, found)

@@ -24,7 +24,8 @@ from torch import Tensor
 from .directory_check import check_weights
 from .errors import ModelFileError
 from .numbers_check import FAMILIES as FAMILIES
-from .numbers_check import check_allocation, check_complete, check_family, reading
+from .numbers_check import check_allocation, check_complete, check_family, check_shape, reading
+from .settings_check import read_config
 
 ATTENTION = "stratakv"
 
@@ -88,7 +89,8 @@ class Model:
         transformers_logging.disable_progress_bar()
         local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         with reading(directory / "config.json", "a readable configuration"):
-            config = AutoConfig.from_pretrained(directory, **local)
+            family, settings = read_config(directory / "config.json")
+            config = AutoConfig.for_model(family, name_or_path=str(directory), **settings)
             _check_config(config, directory)
         with reading(directory, "a readable model"):
             hf, found = AutoModelForCausalLM.from_pretrained(
@@ -97,7 +99,8 @@ class Model:
             )  # fmt: skip
             check_complete(directory, found)
         with reading(directory / "tokenizer.json", "a readable tokenizer"):
-            tokenizer = AutoTokenizer.from_pretrained(directory, **local)
+            tokenizer = AutoTokenizer.from_pretrained(directory, config=config, **local)
+            _check_vocabulary(tokenizer, config.vocab_size, directory)
         hf = hf.to(device).eval()
         with reading(directory / "config.json", "a configuration of a model we can run"):
             return cls(hf, tokenizer)
@@ -226,14 +229,25 @@ def _check_config(config: Any, directory: Path) -> None:
     check_family(directory, config.model_type)
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):
         if getattr(config, name, None) is not None:
-            raise ModelFileError(f"{directory}: {name}={getattr(config, name)} is not supported")
+            raise ModelFileError(f"{directory / 'config.json'}: {name}: {getattr(config, name)} is not supported")
     unknown = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
     if unknown:
         raise ModelFileError(f"{directory}: layers of type {', '.join(sorted(unknown))} are not supported")
     if getattr(config, "use_bidirectional_attention", False):
         raise ModelFileError(f"{directory}: use_bidirectional_attention is not supported")
-    weights = check_weights(directory)
-    check_allocation(directory, _sizes(config), weights.elements, len(weights.names))
+    sizes, weights = _sizes(config), check_weights(directory)
+    check_shape(directory / "config.json", sizes)
+    check_allocation(directory / "config.json", sizes, weights.elements, len(weights.names))
+
+
+def _check_vocabulary(tokenizer: Any, size: int, directory: Path) -> None:
+    """A token without weights would be read from beyond the table. Special tokens may have none: Gemma 3's text models
+    have one for images, which no text is split into."""
+    ids = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).values()
+    added = [number for number, token in tokenizer.added_tokens_decoder.items() if not token.special]
+    largest = max([*ids, *added], default=-1)
+    if largest >= size:
+        raise ModelFileError(f"{directory / 'tokenizer.json'}: vocabulary: token {largest}, the model has {size}")
 
 
 def _sizes(config: Any) -> dict[str, int]:

@@ -43,6 +43,8 @@ def check_number(path: Path, field: str, name: str, value: object) -> None:
         bound = BOUNDS[name]
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= bound:
             raise ModelFileError(f"{path}: {field}: {shown(value)}, expected a whole number from 1 to {bound}")
+        if name == "head_dim" and value % 2:
+            raise ModelFileError(f"{path}: {field}: {value}, expected an even number: rotation works in pairs")
 
 
 def check_family(path: Path, family: object) -> None:
@@ -51,6 +53,16 @@ def check_family(path: Path, family: object) -> None:
         raise ModelFileError(
             f"{path}: model family {shown(family)} is not supported; supported: {', '.join(sorted(FAMILIES))}"
         )
+
+
+def check_shape(path: Path, numbers: Mapping[str, int]) -> None:
+    """Raises ModelFileError unless query heads share KV heads evenly, and the head's width, which may be derived from
+    others, is even."""
+    heads, kv_heads, head_dim = (numbers[name] for name in ("num_attention_heads", "num_key_value_heads", "head_dim"))
+    if heads % kv_heads:
+        raise ModelFileError(f"{path}: num_key_value_heads: {kv_heads}, which do not divide {heads} attention heads")
+    if head_dim < 2 or head_dim % 2:
+        raise ModelFileError(f"{path}: head_dim: {head_dim}, expected an even number from 2")
 
 
 def check_allocation(path: Path, numbers: Mapping[str, int], elements: int, tensors: int) -> None:

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ModelFileError
-from .json_check import parse
+from .json_check import HEADER, parse
 from .numbers_check import shown
 
-MAX_HEADER = 100_000_000
 MAX_TENSORS = 1 << 16
 _ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
@@ -39,11 +38,11 @@ def check_safetensors(path: Path) -> Weights:
     with path.open("rb") as file:
         prefix = file.read(8)
         length = int.from_bytes(prefix, "little")
-        if len(prefix) < 8 or length > min(MAX_HEADER, size - 8):
+        if len(prefix) < 8 or length > min(HEADER.size, size - 8):
             raise ModelFileError(
-                f"{path}: header length: {length} bytes in a file of {size}, at most {MAX_HEADER}; is it complete?"
+                f"{path}: header length: {length} bytes in a file of {size}, at most {HEADER.size}; is it complete?"
             )
-        header = parse(path, file.read(length), "header")
+        header = parse(path, file.read(length), "header", HEADER)
     return check_header(path, header, size - 8 - length)
 
 

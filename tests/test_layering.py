@@ -27,7 +27,8 @@ OURS = {
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 CALLS = {
     "torch.load", "torch.serialization.load", "torch.jit.load", "torch.hub.load", "pandas.read_pickle",
-    "yaml.load", "yaml.load_all", "yaml.full_load", "yaml.unsafe_load", "eval", "exec", "builtins.eval", "builtins.exec",
+    "yaml.load", "yaml.load_all", "yaml.full_load", "yaml.unsafe_load", "eval", "exec",
+    "builtins.eval", "builtins.exec",
 }  # fmt: skip
 """What runs code that it is given, or can."""
 REMOTE = "trust_remote_code"

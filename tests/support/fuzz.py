@@ -92,11 +92,14 @@ class Fuzz:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment,
             )  # fmt: skip
         reply = self._ask(self._warm_up)
-        assert reply is not None and reply["outcome"] == "loaded", f"the whole file: {reply}; {self._last_words()}"
+        assert reply is not None, self._last_words()
+        assert reply["outcome"] == "loaded", f"the whole file: {reply}"
 
     def _ask(self, request: list[Any]) -> dict[str, Any] | None:
         child = self._child
-        assert child is not None and child.stdin is not None and child.stdout is not None
+        assert child is not None
+        assert child.stdin is not None
+        assert child.stdout is not None
         child.stdin.write(json.dumps(request) + "\n")
         child.stdin.flush()
         if not select.select([child.stdout], [], [], _HUNG)[0]:

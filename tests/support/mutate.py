@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import struct
@@ -137,7 +138,7 @@ def _changed(rng: random.Random, root: Any) -> Any:
         elif isinstance(old, int) and rng.random() < 0.4:
             where[name] = old + rng.choice([-1, 1, 3, 64, -old])
         else:
-            where[name] = rng.choice(STRANGE)
+            where[name] = copy.deepcopy(rng.choice(STRANGE))
     return root
 
 
@@ -181,7 +182,7 @@ def mutated_directory(number: int, target: Path) -> str:
         borders = _safetensors_borders(data)
     else:
         kinds = [_json_changed, _json_changed, _json_changed, _json_wrecked, truncated, noisy]
-        borders = [at for at, byte in enumerate(data) if byte in b'{}[],:"'][:2000] + [len(data)]
+        borders = [*[at for at, byte in enumerate(data) if byte in b'{}[],:"'][:2000], len(data)]
     kind = kinds[number // 5 % len(kinds)]
     path.write_bytes(kind(rng, data, borders))
     return f"{name} {kind.__name__.strip('_')}"
