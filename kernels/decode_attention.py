@@ -31,22 +31,20 @@ def decode_attention_reference(q: Tensor, runs: Runs, *, scale: float) -> tuple[
 
 
 @jit
+def dots(b_q: tl.tensor, b_k: tl.tensor) -> tl.tensor:
+    """Products of rows [R, D] and [N, D] in fp32 [R, N]. Half types are exact in TF32, and three products of parts make
+    up for what it cuts off the other factor."""
+    if b_q.dtype == b_k.dtype:
+        return tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
+    return tl.dot(b_q.to(tl.float32), tl.trans(b_k.to(tl.float32)), input_precision="tf32x3")
+
+
+@jit
 def accumulate(
-    b_q: tl.tensor,
-    b_k: tl.tensor,
-    b_v: tl.tensor,
-    b_bias: tl.tensor,
-    m_n: tl.tensor,
-    scale: tl.tensor,
-    largest: tl.tensor,
-    total: tl.tensor,
-    b_out: tl.tensor,
+    b_s: tl.tensor, b_v: tl.tensor, m_n: tl.tensor, largest: tl.tensor, total: tl.tensor, b_out: tl.tensor
 ) -> tl.tensor:
-    """One block of keys into a running softmax: `b_q` [R, D], `b_k` and `b_v` [N, D], `b_bias` broadcast to [R, N]."""
-    if b_q.dtype != b_k.dtype:
-        b_q, b_k = b_q.to(tl.float32), b_k.to(tl.float32)
-    b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * scale + b_bias
-    b_s = tl.where(m_n[None, :], b_s, -float("inf"))  # [R, N]
+    """One block of scores [R, N] and values [N, D] into a running softmax."""
+    b_s = tl.where(m_n[None, :], b_s, -float("inf"))
     new = tl.maximum(largest, tl.max(b_s, 1))
     base = tl.where(new > -float("inf"), new, 0.0)
     b_p, kept = tl.exp(b_s - base[:, None]), tl.exp(largest - base)
@@ -62,12 +60,11 @@ def store_part(
 ) -> None:  # fmt: skip
     """Write a running softmax as partial out [R, D] and lse [R]; 0 and -inf where it saw nothing."""
     o_r, o_d = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_D)
-    seen = total > 0
-    safe = tl.where(seen, total, 1.0)
+    safe = tl.where(total > 0, total, 1.0)
     rows = first_row + o_r
     m_out = (o_r < HEADS)[:, None] & (o_d < DIM)[None, :]
     tl.store(outs + rows[:, None] * DIM + o_d[None, :], b_out / safe[:, None], mask=m_out)
-    tl.store(lses + rows, tl.where(seen, largest + tl.log(safe), -float("inf")), mask=o_r < HEADS)
+    tl.store(lses + rows, largest + tl.log(safe), mask=o_r < HEADS)
 
 
 @jit
@@ -93,7 +90,7 @@ def _run_kernel(
         m_kv = m_n[:, None] & (o_d < DIM)[None, :]
         b_k = tl.load(k + i_g * k_g + o_n[:, None] * k_n + o_d[None, :] * k_d, mask=m_kv, other=0.0)
         b_v = tl.load(v + i_g * v_g + o_n[:, None] * v_n + o_d[None, :] * v_d, mask=m_kv, other=0.0)
-        largest, total, b_out = accumulate(b_q, b_k, b_v, 0.0, m_n, scale, largest, total, b_out)
+        largest, total, b_out = accumulate(dots(b_q, b_k) * scale, b_v, m_n, largest, total, b_out)
     row = ((first_part + i_s) * tl.num_programs(0) + i_g) * HEADS
     store_part(outs, lses, row, largest, total, b_out, HEADS, DIM, BLOCK_R, BLOCK_D)
 

@@ -52,10 +52,9 @@ def _merge_kernel(
         total = total * kept + tl.sum(b_w, 0)
         b_out = b_out * kept + tl.sum(b_part * b_w[:, None], 0)
         largest = new
-    seen = total > 0
-    safe = tl.where(seen, total, 1.0)
+    safe = tl.where(total > 0, total, 1.0)
     tl.store(out + i_n * DIM + o_d, (b_out / safe).to(out.dtype.element_ty), mask=o_d < DIM)
-    tl.store(lse + i_n, tl.where(seen, largest + tl.log(safe), -float("inf")))
+    tl.store(lse + i_n, largest + tl.log(safe))
 
 
 def merge_partials(outs: Tensor, lses: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ from triton.runtime.jit import JITFunction
 
 from stratakv.kernels.decode_attention import decode_attention_triton
 from stratakv.kernels.merge_states import merge_states_triton
+from stratakv.kernels.paged_attention import paged_attention_triton
 
 HALF, BRAIN, WIDE = torch.float16, torch.bfloat16, torch.float32
 POINTERS = {
@@ -47,6 +48,20 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
         yield f"{heads}x{dim}", partial(decode_attention_triton, q, [(k, k)], scale=0.1, splits=16)
     q, k = torch.zeros(8, 4, 128, dtype=BRAIN), torch.zeros(8, 512, 128)
     yield "rebuilt keys", partial(decode_attention_triton, q, [(k, k.to(BRAIN))], scale=0.1, splits=4)
+    for heads, dim, dtype in [(4, 128, BRAIN), (1, 256, WIDE)]:
+        q, pool = torch.zeros(2, 8, heads, dim, dtype=dtype), torch.zeros(9, 8, 2, 16, dim, dtype=dtype)
+        of = q, pool, torch.zeros(2, 64, dtype=torch.int32), torch.zeros(2, 8, 512, dtype=torch.int64)
+        yield f"{heads}x{dim}", partial(paged_attention_triton, *of, unit=4, scale=0.1, splits=16)
+        whole: dict[str, Any] = {
+            "counts": torch.zeros(2, 8, dtype=torch.int32),
+            "lengths": torch.zeros(2, dtype=torch.int64),
+        }
+        whole |= {
+            "bias": torch.zeros(2, 8, heads, 2048),
+            "cos": torch.zeros(99, dim // 2),
+            "sin": torch.zeros(99, dim // 2),
+        }
+        yield f"{heads}x{dim} with all", partial(paged_attention_triton, *of, unit=4, scale=0.1, splits=16, **whole)
     yield "3 parts", partial(merge_states_triton, [torch.zeros(32, 128, dtype=HALF)] * 3, [torch.zeros(32)] * 3)
 
 
