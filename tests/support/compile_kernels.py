@@ -21,8 +21,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from stratakv.kernels.box_scores import box_scores_triton
 from stratakv.kernels.decode_attention import decode_attention_triton
 from stratakv.kernels.merge_states import merge_states_triton
+from stratakv.kernels.page_bounds import bound_scores_triton, page_bounds_triton
 from stratakv.kernels.paged_attention import paged_attention_triton
 
 HALF, BRAIN, WIDE = torch.float16, torch.bfloat16, torch.float32
@@ -63,6 +65,10 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
         }
         yield f"{heads}x{dim} with all", partial(paged_attention_triton, *of, unit=4, scale=0.1, splits=16, **whole)
     yield "3 parts", partial(merge_states_triton, [torch.zeros(32, 128, dtype=HALF)] * 3, [torch.zeros(32)] * 3)
+    boxes = torch.zeros(8, 1024, 256, dtype=HALF)
+    yield "of 16", partial(page_bounds_triton, torch.zeros(8, 512, 128, dtype=BRAIN), 16)
+    yield "upper", partial(bound_scores_triton, torch.zeros(8, 4, 128), boxes)
+    yield "both", partial(box_scores_triton, torch.zeros(8, 4, 128), boxes, torch.zeros(8, dtype=torch.int64))
 
 
 def launches() -> list[Launch]:
