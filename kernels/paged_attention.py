@@ -6,7 +6,7 @@ Shapes  q [B, G, R, D]   pool [S, G, 2, L, D], keys then values   table int [B, 
         bias fp32 [B, G, R, n*unit], added to the scaled scores; -inf drops a token
         cos, sin fp32 [T, W], of positions 0 .. T-1: keys lie un-rotated and are rotated here, 2W <= D
 Formula softmax(scale * q k^T + bias) v over the tokens of unit i, which have positions i*unit .. i*unit + unit - 1 and
-        lie in slot table[b, position // L]; channels d and d + W are turned together, d < W, those from 2W on not
+        lie in slot table[b, position // L]; rotated as in `rotary`
 Dtypes  q and pool fp16/bf16/fp32; scores, rotation, softmax and sum in fp32, out in q's dtype
 Empty   a row that selects nothing, or tokens beyond its length only, has out 0 and lse -inf
 Trust   ids that count name pages that the table has, and the table slots that the pool has: not checked, which would
@@ -22,6 +22,7 @@ from torch import Tensor
 from .decode_attention import accumulate, block_keys, dots, store_part
 from .launch import block_of, cdiv, jit, launch, num_splits, tl, uses_triton
 from .merge_states import merge_partials
+from .rotary import rotated
 
 
 def paged_attention_reference(
@@ -62,13 +63,6 @@ def paged_attention_reference(
     lse = scores.logsumexp(-1)
     weights = torch.exp(scores - lse.clamp(min=torch.finfo(torch.float32).min).unsqueeze(-1))
     return (weights @ values).to(q.dtype), lse
-
-
-def rotated(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Keys [.., D] with channels d and d + W turned by cos and sin [.., W]."""
-    width = cos.shape[-1]
-    first, second, rest = keys[..., :width], keys[..., width : 2 * width], keys[..., 2 * width :]
-    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], -1)
 
 
 @jit

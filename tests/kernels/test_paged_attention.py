@@ -15,8 +15,8 @@ from stratakv.kernels.paged_attention import (
     paged_attention,
     paged_attention_reference,
     paged_attention_triton,
-    rotated,
 )
+from stratakv.kernels.rotary import rotated
 
 pytestmark = MARKS
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

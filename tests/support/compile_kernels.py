@@ -23,6 +23,8 @@ from triton.runtime.jit import JITFunction
 
 from stratakv.kernels.box_scores import box_scores_triton
 from stratakv.kernels.decode_attention import decode_attention_triton
+from stratakv.kernels.landmarks import landmarks_triton
+from stratakv.kernels.low_rank import rebuild_keys_triton
 from stratakv.kernels.merge_states import merge_states_triton
 from stratakv.kernels.page_bounds import bound_scores_triton, page_bounds_triton
 from stratakv.kernels.paged_attention import paged_attention_triton
@@ -69,6 +71,10 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "of 16", partial(page_bounds_triton, torch.zeros(8, 512, 128, dtype=BRAIN), 16)
     yield "upper", partial(bound_scores_triton, torch.zeros(8, 4, 128), boxes)
     yield "both", partial(box_scores_triton, torch.zeros(8, 4, 128), boxes, torch.zeros(8, dtype=torch.int64))
+    yield "of 8", partial(landmarks_triton, torch.zeros(8, 512, 128, dtype=BRAIN), 8)
+    low_rank = torch.zeros(4096, 160, dtype=HALF), torch.zeros(8, 128, 160), torch.zeros(8, 512, dtype=torch.int64)
+    yield "plain", partial(rebuild_keys_triton, *low_rank)
+    yield "rotated", partial(rebuild_keys_triton, *low_rank, torch.zeros(4096, 64), torch.zeros(4096, 64))
 
 
 def launches() -> list[Launch]:
