@@ -11,6 +11,7 @@ from torch import Tensor
 from triton_device import DEVICE, MARKS
 
 from stratakv.kernels.box_scores import box_scores, box_scores_reference, box_scores_triton
+from stratakv.kernels.codebook_scores import half_norms, nearest_codewords_reference, nearest_codewords_triton
 from stratakv.kernels.page_bounds import (
     bound_scores,
     bound_scores_reference,
@@ -18,6 +19,7 @@ from stratakv.kernels.page_bounds import (
     page_bounds_reference,
     page_bounds_triton,
 )
+from stratakv.kernels.pq_scores import pq_scores, pq_scores_reference, pq_scores_triton
 
 pytestmark = MARKS
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -104,3 +106,57 @@ def test_ragged_boxes(op: Any) -> None:
         assert found[0, :, 3:].eq(-torch.inf).all()
         assert_close("scores", found[0, :, :3], expected[0, :, :3])
         assert_close("scores", found[1], expected[1])
+
+
+# Product quantisation
+
+
+def coded(tokens: int, parts: int, cells: int = 256) -> Tensor:
+    codes = torch.randint(0, cells, (2, tokens, parts), generator=torch.Generator().manual_seed(parts))
+    return codes.to(DEVICE, torch.uint8)
+
+
+@pytest.mark.parametrize(("heads", "parts", "cells"), [(1, 6, 256), (3, 8, 256), (4, 1, 16), (8, 16, 200)])
+@pytest.mark.parametrize("tokens", [0, 1, 1100])
+def test_pq_scores(tokens: int, heads: int, parts: int, cells: int) -> None:
+    tables, codes = normal(2, parts, heads, cells).transpose(1, 2), coded(tokens, parts, cells)
+    assert_close("scores", pq_scores_triton(tables, codes), pq_scores_reference(tables, codes))
+
+
+def test_pq_scores_of_a_part_of_a_longer_table() -> None:
+    tables, codes = normal(2, 3, 6, 256), coded(90, 6)
+    assert_close("scores", pq_scores_triton(tables, codes[:, :33]), pq_scores_reference(tables, codes[:, :33].clone()))
+
+
+@pytest.mark.parametrize("op", [pq_scores, pq_scores_reference, pq_scores_triton])
+def test_ragged_tokens(op: Any) -> None:
+    tables, codes = normal(2, 3, 6, 256), coded(90, 6)
+    found, expected = op(tables, codes, torch.tensor([17, 90], device=DEVICE)), pq_scores_reference(tables, codes)
+    assert found[0, :, 17:].eq(-torch.inf).all()
+    assert_close("scores", found[0, :, :17], expected[0, :, :17])
+    assert_close("scores", found[1], expected[1])
+
+
+# Codebooks
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("tokens", "words", "dim"), [(0, 9, 64), (1, 1, 16), (70, 37, 80), (65, 130, 128), (16, 40, 256)]
+)
+def test_nearest_codewords(tokens: int, words: int, dim: int, dtype: torch.dtype) -> None:
+    keys, codewords = normal(2, tokens, dim, dtype=dtype), normal(2, words, dim, dtype=dtype, seed=1)
+    queries = normal(2, 3 * dim, dim, seed=2) * torch.logspace(0, -1, dim, device=DEVICE)
+    metric = queries.transpose(1, 2) @ queries
+    found = nearest_codewords_triton(keys, metric, codewords, half_norms(metric, codewords))
+    assert torch.equal(found, nearest_codewords_reference(keys, metric, codewords))
+
+
+def test_of_equal_codewords_the_first_is_taken() -> None:
+    codewords = torch.ones(1, 100, 16, device=DEVICE)
+    codewords[:, :40] = -5
+    metric = torch.eye(16, device=DEVICE).unsqueeze(0)
+    found = nearest_codewords_triton(
+        torch.ones(1, 5, 16, device=DEVICE), metric, codewords, half_norms(metric, codewords)
+    )
+    assert found.eq(40).all()
