@@ -13,6 +13,7 @@ from triton_device import DEVICE, MARKS
 from stratakv.kernels.landmarks import landmarks_reference, landmarks_triton
 from stratakv.kernels.low_rank import rebuild, rebuild_keys, rebuild_keys_reference, rebuild_keys_triton
 from stratakv.kernels.rotary import rotated
+from stratakv.kernels.simhash import random_planes, simhash_reference, simhash_triton
 
 pytestmark = MARKS
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -110,3 +111,24 @@ def test_what_does_not_fit_is_refused(changes: dict[str, Tensor], message: str) 
     factors, basis, ids = drawn(16, 64, torch.float32)
     with pytest.raises(ValueError, match=message):
         rebuild_keys(**{"factors": factors, "basis": basis, "ids": ids, **changes})
+
+
+# Hashes
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("bits", "tables", "dim"), [(10, 33, 64), (15, 3, 80), (1, 70, 96), (2, 5, 256)])
+@pytest.mark.parametrize("count", [0, 1, 67])
+def test_simhash(count: int, bits: int, tables: int, dim: int, dtype: torch.dtype) -> None:
+    """Every bit of every code; zeros lie on every plane and beyond none."""
+    planes, x = random_planes(dim, bits, tables, seed=dim).to(DEVICE), normal(2, count, dim, dtype=dtype)
+    x[:, 7:9] = 0
+    codes = simhash_triton(x, planes)
+    assert codes.dtype == torch.int16
+    assert torch.equal(codes, simhash_reference(x, planes))
+
+
+def test_simhash_of_any_leading_axes() -> None:
+    planes, x = random_planes(64, 8, 20, seed=0).to(DEVICE), normal(2, 3, 5, 64)
+    assert torch.equal(simhash_triton(x, planes), simhash_reference(x, planes))
+    assert torch.equal(simhash_triton(x[1, 2], planes), simhash_reference(x, planes)[1, 2])

@@ -22,12 +22,15 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from stratakv.kernels.box_scores import box_scores_triton
+from stratakv.kernels.codebook_scores import nearest_codewords_triton
 from stratakv.kernels.decode_attention import decode_attention_triton
 from stratakv.kernels.landmarks import landmarks_triton
 from stratakv.kernels.low_rank import rebuild_keys_triton
 from stratakv.kernels.merge_states import merge_states_triton
 from stratakv.kernels.page_bounds import bound_scores_triton, page_bounds_triton
 from stratakv.kernels.paged_attention import paged_attention_triton
+from stratakv.kernels.pq_scores import pq_scores_triton
+from stratakv.kernels.simhash import random_planes, simhash_triton
 
 HALF, BRAIN, WIDE = torch.float16, torch.bfloat16, torch.float32
 POINTERS = {
@@ -75,6 +78,10 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
     low_rank = torch.zeros(4096, 160, dtype=HALF), torch.zeros(8, 128, 160), torch.zeros(8, 512, dtype=torch.int64)
     yield "plain", partial(rebuild_keys_triton, *low_rank)
     yield "rotated", partial(rebuild_keys_triton, *low_rank, torch.zeros(4096, 64), torch.zeros(4096, 64))
+    keys, metric, words = torch.zeros(8, 512, 128), torch.zeros(8, 128, 128), torch.zeros(8, 1024, 128)
+    yield "1024 words", partial(nearest_codewords_triton, keys, metric, words, torch.zeros(8, 1024))
+    yield "6 parts", partial(pq_scores_triton, torch.zeros(8, 4, 6, 256), torch.zeros(8, 4096, 6, dtype=torch.uint8))
+    yield "150 tables", partial(simhash_triton, keys, random_planes(128, 10, 150, seed=0))
 
 
 def launches() -> list[Launch]:
