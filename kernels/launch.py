@@ -24,7 +24,7 @@ try:
 except ImportError:  # no wheels for this platform: ops run their PyTorch form
     triton = tl = None
 
-__all__ = ["block_of", "cdiv", "jit", "launch", "num_splits", "tl", "uses_triton"]
+__all__ = ["block_of", "cdiv", "jit", "launch", "num_splits", "reaches_from", "tl", "uses_triton"]
 
 _OLDEST = (8, 0)
 _MOST_SPLITS = 128
@@ -43,13 +43,20 @@ def uses_triton(*tensors: Tensor | None) -> bool:
     return triton is not None and all(t.is_cuda for t in given) and _is_compiled_for(given[0].device)
 
 
+def reaches_from(device: torch.device, *tensors: Tensor) -> bool:
+    """Whether a Triton kernel on `device` can read these: they lie there, or in pinned host memory."""
+    if triton is None or device.type != "cuda" or not _is_compiled_for(device):
+        return False
+    return all(t.device == device or (t.device.type == "cpu" and t.is_pinned()) for t in tensors)
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
     """Start `kernel` on the device of its first argument; an empty grid starts nothing."""
     if 0 in grid:
         return
     device = args[0].device
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        kernel[grid](*args, **options, enable_fp_fusion=True)
+        kernel[grid](*args, **{"enable_fp_fusion": True, **options})
 
 
 def cdiv(count: int, size: int) -> int:

@@ -24,6 +24,8 @@ from triton.runtime.jit import JITFunction
 from stratakv.kernels.box_scores import box_scores_triton
 from stratakv.kernels.codebook_scores import nearest_codewords_triton
 from stratakv.kernels.decode_attention import decode_attention_triton
+from stratakv.kernels.gather_packed import Packing, gather_packed_triton
+from stratakv.kernels.gather_rows import gather_rows_triton
 from stratakv.kernels.landmarks import landmarks_triton
 from stratakv.kernels.low_rank import rebuild_keys_triton
 from stratakv.kernels.merge_states import merge_states_triton
@@ -82,6 +84,12 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "1024 words", partial(nearest_codewords_triton, keys, metric, words, torch.zeros(8, 1024))
     yield "6 parts", partial(pq_scores_triton, torch.zeros(8, 4, 6, 256), torch.zeros(8, 4096, 6, dtype=torch.uint8))
     yield "150 tables", partial(simhash_triton, keys, random_planes(128, 10, 150, seed=0))
+    rows, out = torch.zeros(512, dtype=torch.int64), torch.zeros(512, 512, dtype=BRAIN)
+    yield "of 1 KiB", partial(gather_rows_triton, torch.zeros(4096, 512, dtype=BRAIN), rows, out)
+    for bits in (4, 8):
+        packing = Packing(8, 16, 128, bits)
+        payloads = torch.zeros(9, packing.payload_bytes, dtype=torch.uint8)
+        yield f"{bits} bits", partial(gather_packed_triton, payloads, rows, packing, out)
 
 
 def launches() -> list[Launch]:

@@ -8,17 +8,18 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import triton.language as tl
-from triton.runtime.interpreter import InterpreterBuilder
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 MARKS = [] if INTERPRETED else [pytest.mark.gpu]
 """Of a file that tests Triton kernels."""
 
-_multiply = InterpreterBuilder.create_dot
+_multiply, _cast = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
 
 
 def _multiply_widened(self: Any, a: Any, b: Any, *rest: Any) -> Any:
@@ -27,4 +28,12 @@ def _multiply_widened(self: Any, a: Any, b: Any, *rest: Any) -> Any:
     return _multiply(self, *wide, *rest)
 
 
-InterpreterBuilder.create_dot = _multiply_widened
+def _cast_rounding(self: Any, numbers: Any, dtype: Any) -> Any:
+    """The interpreter cuts fp32 off to bf16, which GPUs round."""
+    if (numbers.dtype.scalar, dtype.scalar) != (tl.float32, tl.bfloat16):
+        return _cast(self, numbers, dtype)
+    rounded = torch.from_numpy(np.ascontiguousarray(numbers.data)).bfloat16()
+    return TensorHandle(rounded.view(torch.uint16).numpy(), tl.bfloat16)
+
+
+InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl = _multiply_widened, _cast_rounding
