@@ -108,7 +108,7 @@ def both_bounds_triton(
     groups, heads, dim = q.shape
     pages = bounds.shape[1]
     hi = torch.empty(groups, heads, pages, dtype=torch.float32, device=q.device)
-    lo = torch.empty_like(hi) if lower else None
+    lo = torch.empty(hi.shape, dtype=hi.dtype, device=hi.device) if lower else None
     block = max(1, _BLOCK_ITEMS // block_of(dim))
     launch(
         _bound_scores_kernel, (cdiv(pages, block), groups), q, bounds, counts, hi, lo, *q.stride(), *bounds.stride(),
