@@ -1,6 +1,7 @@
 """Scores of product-quantised keys by table look-up.
 
 Shapes  codes uint8 [G, n, M]   q [G, R, W]   codebooks [G, M, C, W/M]   ->  tables [G, R, M, C], scores [G, R, n]
+        counts int [G], tokens of each row (None: n); scores are -inf from token counts[g] on
 Formula tables[g,r,m,c] = q[g,r,m-th part] . codebooks[g,m,c];  scores[g,r,j] = sum_m tables[g,r,m,codes[g,j,m]]
 Dtypes  codebooks of any float type; tables, sums and scores fp32
 Limits  C at most 256
@@ -13,6 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .launch import block_of, cdiv, jit, launch, tl, uses_triton
+from .page_bounds import cut_rows
+
+_BLOCK_ITEMS = 1024
+"""Scores that a program holds."""
+
 
 def pq_tables(q: Tensor, codebooks: Tensor) -> Tensor:
     """What each part of a query scores with each centroid of that part."""
@@ -21,14 +28,51 @@ def pq_tables(q: Tensor, codebooks: Tensor) -> Tensor:
     return (split @ codebooks.float().transpose(2, 3)).transpose(1, 2)
 
 
-def pq_scores_reference(tables: Tensor, codes: Tensor) -> Tensor:
+def pq_scores_reference(tables: Tensor, codes: Tensor, counts: Tensor | None = None) -> Tensor:
     """The formula, part by part."""
     each = codes.long().unsqueeze(1).expand(-1, tables.shape[1], -1, -1)  # [G, R, n, M]
-    return torch.stack([tables[:, :, m].gather(2, each[..., m]) for m in range(codes.shape[2])]).sum(0)
+    scores = torch.stack([tables[:, :, m].gather(2, each[..., m]) for m in range(codes.shape[2])]).sum(0)
+    return cut_rows(scores, counts)
 
 
-def pq_scores(tables: Tensor, codes: Tensor) -> Tensor:
-    """One pass over the codes for all query heads of a group: a bag of M rows of R scores per token."""
+@jit
+def _pq_scores_kernel(
+    tables: tl.tensor, codes: tl.tensor, counts: tl.tensor, scores: tl.tensor,
+    t_g: tl.tensor, t_r: tl.tensor, t_m: tl.tensor, t_c: tl.tensor, c_g: tl.tensor, c_n: tl.tensor, c_m: tl.tensor,
+    count: tl.tensor, HEADS: tl.constexpr, PARTS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
+) -> None:  # fmt: skip
+    """A block of tokens for all query heads: each code is read once, the table's rows from the cache."""
+    i_n, i_g = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    o_n, o_r = i_n * BLOCK_N + tl.arange(0, BLOCK_N).to(tl.int64), tl.arange(0, BLOCK_R)
+    held = count if counts is None else tl.load(counts + i_g)
+    m_n, m_r = o_n < held, o_r < HEADS
+    b_s = tl.zeros([BLOCK_N, BLOCK_R], dtype=tl.float32)
+    for i_m in range(PARTS):
+        b_c = tl.load(codes + i_g * c_g + o_n * c_n + i_m * c_m, mask=m_n, other=0).to(tl.int32)
+        p_t = tables + i_g * t_g + i_m * t_m + b_c[:, None] * t_c + o_r[None, :] * t_r
+        b_s += tl.load(p_t, mask=m_n[:, None] & m_r[None, :], other=0.0)
+    p_s = scores + (i_g * HEADS + o_r)[None, :] * count + o_n[:, None]
+    tl.store(p_s, tl.where(m_n[:, None], b_s, -float("inf")), mask=(o_n < count)[:, None] & m_r[None, :])
+
+
+def pq_scores_triton(tables: Tensor, codes: Tensor, counts: Tensor | None = None) -> Tensor:
+    """Both may be strided; tables are turned so that the query heads of a cell lie side by side."""
+    groups, heads, parts, _ = tables.shape
+    tables = tables.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    count = codes.shape[1]
+    scores = torch.empty(groups, heads, count, dtype=torch.float32, device=codes.device)
+    block = max(32, _BLOCK_ITEMS // block_of(heads))
+    launch(
+        _pq_scores_kernel, (cdiv(count, block), groups), tables, codes, counts, scores, *tables.stride(),
+        *codes.stride(), count, HEADS=heads, PARTS=parts, BLOCK_N=block, BLOCK_R=block_of(heads), num_warps=4,
+    )  # fmt: skip
+    return scores
+
+
+def pq_scores(tables: Tensor, codes: Tensor, counts: Tensor | None = None) -> Tensor:
+    """On a CPU one pass over the codes for all query heads of a group: a bag of M rows of R scores per token."""
+    if uses_triton(tables, codes, counts):
+        return pq_scores_triton(tables, codes, counts)
     groups, repeats, parts, size = tables.shape
     rows = tables.permute(0, 2, 3, 1).reshape(groups * parts * size, repeats)
     first = torch.arange(groups * parts, dtype=torch.int32, device=codes.device).view(groups, 1, parts) * size
@@ -36,4 +80,4 @@ def pq_scores(tables: Tensor, codes: Tensor) -> Tensor:
     if not len(bags):
         return tables.new_empty(groups, repeats, 0)
     scores = F.embedding_bag(bags, rows, mode="sum")
-    return scores.view(groups, -1, repeats).transpose(1, 2)
+    return cut_rows(scores.view(groups, -1, repeats).transpose(1, 2), counts)

@@ -19,6 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .launch import block_of, cdiv, jit, launch, tl, uses_triton
+
 _STEPS = 8
 """Whole numbers per standard deviation of a normal's components. A Gaussian rounded this finely keeps its moments
 but for the variance, which grows equally in every direction."""
@@ -66,7 +68,12 @@ def simhash_reference(x: Tensor, planes: Planes) -> Tensor:
 
 
 def simhash(x: Tensor, planes: Planes) -> Tensor:
-    """In fp32, block by block; the bits are put together by a second product. At most 15 bits."""
+    """At most 15 bits."""
+    return (simhash_triton if uses_triton(x, planes.normals) else _simhash_torch)(x, planes)
+
+
+def _simhash_torch(x: Tensor, planes: Planes) -> Tensor:
+    """In fp32, block by block; the bits are put together by a second product."""
     bits, tables = planes.normals.shape[:2]
     normals, whole = planes.normals.flatten(0, 1), rounded(x, planes).transpose(-1, -2)
     powers = 2.0 ** torch.arange(bits - 1, -1, -1, device=x.device)
@@ -75,6 +82,44 @@ def simhash(x: Tensor, planes: Planes) -> Tensor:
         some = codes[..., begin : begin + _BLOCK]
         signs = (normals @ whole[..., begin : begin + _BLOCK] > 0).to(torch.float32)
         some.copy_((powers @ signs.view(*x.shape[:-2], bits, -1)).view(some.shape))
+    return codes
+
+
+@jit
+def _simhash_kernel(
+    x: tl.tensor, normals: tl.tensor, codes: tl.tensor, count: tl.tensor, tables: tl.tensor,
+    BITS: tl.constexpr, DIM: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+) -> None:  # fmt: skip
+    """Codes of a block of vectors in a block of tables, bit by bit in registers; projections are never written."""
+    i_n, i_t, i_x = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    o_n, o_t = i_n * BLOCK_N + tl.arange(0, BLOCK_N), i_t * BLOCK_T + tl.arange(0, BLOCK_T)
+    m_n, m_t = o_n < count, o_t < tables
+    b_code = tl.zeros([BLOCK_T, BLOCK_N], dtype=tl.int32)
+    for i_b in range(BITS):
+        b_s = tl.zeros([BLOCK_T, BLOCK_N], dtype=tl.float32)
+        for i_d in range(0, DIM, BLOCK_D):
+            o_d = i_d + tl.arange(0, BLOCK_D)
+            m_d = (o_d < DIM)[None, :]
+            p_w = normals + (i_b * tables + o_t)[:, None] * DIM + o_d[None, :]
+            b_w = tl.load(p_w, mask=m_t[:, None] & m_d, other=0.0)  # [BLOCK_T, BLOCK_D]
+            p_x = x + (i_x * count + o_n)[:, None] * DIM + o_d[None, :]
+            b_x = tl.load(p_x, mask=m_n[:, None] & m_d, other=0.0)  # [BLOCK_N, BLOCK_D]
+            b_s += tl.dot(b_w, tl.trans(b_x), input_precision="ieee")
+        b_code = b_code * 2 + (b_s > 0).to(tl.int32)
+    p_c = codes + (i_x * tables + o_t)[:, None] * count + o_n[None, :]
+    tl.store(p_c, b_code.to(tl.int16), mask=m_t[:, None] & m_n[None, :])
+
+
+def simhash_triton(x: Tensor, planes: Planes) -> Tensor:
+    """In full fp32, where every sum is exact: tensor cores take no whole numbers of 15 bits."""
+    (bits, tables, dim), count = planes.normals.shape, x.shape[-2]
+    whole = rounded(x, planes).contiguous()
+    codes = torch.empty(*x.shape[:-2], tables, count, dtype=torch.int16, device=x.device)
+    grid = cdiv(count, 64), cdiv(tables, 32), math.prod(x.shape[:-2])
+    launch(
+        _simhash_kernel, grid, whole, planes.normals, codes, count, tables,
+        BITS=bits, DIM=dim, BLOCK_T=32, BLOCK_N=64, BLOCK_D=min(32, block_of(dim, 16)), num_warps=4, num_stages=2,
+    )  # fmt: skip
     return codes
 
 

@@ -1,7 +1,10 @@
 """Choose units (pages or tokens) by score, with the first and the last ones forced.
 
 Shapes  scores [G, N] fp32  ->  ids [G, n] int64, ascending and unique in each row
+        ragged: totals int [G], units of each row, at most N  ->  ids [G, min(count, N)] int64 and counts int64 [G]
 Forced  the first `sink` and the last `local` units are always among the n; 0 <= sink + local <= n <= N
+Triton  none: PyTorch's `topk` selects by radix, reading the scores a few times whatever `count` is, and its `sort`
+        spreads over the device. Triton sorts within one program's registers only: over 100,000 tokens it would lose.
 """
 
 from __future__ import annotations
@@ -26,3 +29,20 @@ def topk_pages(scores: Tensor, count: int, *, sink: int, local: int) -> Tensor:
     first = torch.arange(sink, device=scores.device).expand(rows, -1)
     last = torch.arange(total - local, total, device=scores.device).expand(rows, -1)
     return torch.cat([first, chosen, last], -1)
+
+
+def topk_ragged(scores: Tensor, totals: Tensor, count: int, *, sink: int, local: int) -> tuple[Tensor, Tensor]:
+    """Of rows with different `totals`: at most `count` ids each, the first `counts[g]` of row g, ascending.
+
+    A row with no more than `count` units has them all; the ids after those count for nothing. Scores beyond a row's
+    total are not used. Raises ValueError if the forced units do not fit in `count`.
+    """
+    if not 0 <= sink + local <= count:
+        raise ValueError(f"expected sink + local <= count, got {sink} + {local}, {count}")
+    place, total = torch.arange(scores.shape[-1], device=scores.device), totals.unsqueeze(-1)
+    limits = torch.finfo(scores.dtype)
+    ranked = scores.clamp(limits.min, limits.max).masked_fill((place < sink) | (place >= total - local), torch.inf)
+    ranked = ranked.masked_fill(place >= total, -torch.inf)
+    most = min(count, scores.shape[-1])
+    ids = ranked.topk(most, -1, sorted=False).indices.sort(-1).values  # what lies beyond a total sorts last
+    return ids, totals.clamp(max=most)

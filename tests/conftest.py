@@ -1,12 +1,16 @@
-"""Shared by all tests: one tiny model and a quiet transformers."""
+"""Shared by all tests: one tiny model, and Triton's interpreter where there is no GPU."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined: before any test file is imported
 
 
 @pytest.fixture(scope="session")
