@@ -98,6 +98,8 @@ class TieredStore:
         """Why the disk tier takes no writes at the moment; pages then stay in host memory."""
         self.chains_to_keep: Callable[[], set[bytes]] | None = None
         """Which chains sessions still need when room is made on disk; None: never sweep."""
+        self._counted: set[bytes] = set()
+        """What `num_known` last counted. It stays until it is asked again: the caller is about to adopt it."""
         self._writer = threading.Thread(target=self._write_behind, name="stratakv-writer", daemon=True)
         if disk is not None:
             self._writer.start()
@@ -215,24 +217,30 @@ class TieredStore:
     # Sharing
 
     def num_known(self, chains: list[bytes], layers: Sequence[int]) -> int:
-        """How many leading `chains` exist, in memory or on disk, in every one of `layers`."""
+        """How many leading `chains` exist, in memory or on disk, in every one of `layers`. They stay until the next
+        call."""
         with self._lock:
             self._require_open()
-            in_memory = 0
-            for chain in chains:
-                if not all(page_key(layer, chain) in self._pids for layer in layers):
-                    break
-                in_memory += 1
-            if self.disk is None:
-                return in_memory
-            self.disk.used(chains[:in_memory])
-            if in_memory == len(chains):
-                return in_memory
-            rest = chains[in_memory:]
-            missing = lambda chain: (  # noqa: E731
-                key for layer in layers if (key := page_key(layer, chain)) not in self._pids
-            )
-            return in_memory + self.disk.num_leading(rest, missing)
+            count = self._num_known(chains, layers)
+            self._counted = set(chains[:count])
+            return count
+
+    def _num_known(self, chains: list[bytes], layers: Sequence[int]) -> int:
+        in_memory = 0
+        for chain in chains:
+            if not all(page_key(layer, chain) in self._pids for layer in layers):
+                break
+            in_memory += 1
+        if self.disk is None:
+            return in_memory
+        self.disk.used(chains[:in_memory])
+        if in_memory == len(chains):
+            return in_memory
+        rest = chains[in_memory:]
+        missing = lambda chain: (  # noqa: E731
+            key for layer in layers if (key := page_key(layer, chain)) not in self._pids
+        )
+        return in_memory + self.disk.num_leading(rest, missing)
 
     def adopt(self, layer: int, chains: Sequence[bytes], tokens: np.ndarray) -> np.ndarray:
         """Page ids for pages that `num_known` counted, one reference each. Moves no bytes."""
@@ -573,7 +581,8 @@ class TieredStore:
         """No page will be written any more: those that nobody refers to would only hold room."""
         pids = self.host.page[self.host.page != NO_PAGE]
         for pid in pids[(self._table.refs[pids] == 0) & ~self._table.stored[pids]].tolist():
-            self._forget(pid)
+            if self._keys[pid][-CHAIN_BYTES:] not in self._counted:
+                self._forget(pid)
 
     def _try_write(self, pids: list[int]) -> StorageFullError | None:
         assert self.disk is not None
@@ -615,7 +624,7 @@ class TieredStore:
             return 0
         kept = self.chains_to_keep()
         with self._lock:  # no page may gain its first reference while its record is deleted
-            kept |= {key[-CHAIN_BYTES:] for key, pid in self._pids.items() if self._table.refs[pid] > 0}
+            kept |= self._counted | {key[-CHAIN_BYTES:] for key, pid in self._pids.items() if self._table.refs[pid] > 0}
             room = max(2 * needed, self.disk.cap_bytes // _SWEPT_SHARE)
             removed = self.disk.sweep(lambda key: key[-CHAIN_BYTES:] in kept, room)
             for key, pid in list(self._pids.items()):
