@@ -308,8 +308,7 @@ class DiskTier:
     def check_integrity(self) -> None:
         missing = self._file.missing_bytes()
         assert not missing, f"disk: file has {self.file_bytes} bytes, its pages need {missing} more"
-        limit = max(self.cap_bytes, self._file.map_bytes)
-        assert self.file_bytes <= limit, f"disk: file has {self.file_bytes} bytes, its map {limit}"
+        self._records.require_cap()
 
     def require_process(self) -> None:
         """Raises ForkedError in a child of the process that opened the tier."""
