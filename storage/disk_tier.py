@@ -38,6 +38,8 @@ from .uses import Use, Uses
 logger = logging.getLogger(__name__)
 
 _MIN_CAP_BYTES = 1 << 20
+_PAGES_PER_READ = 32
+"""In one transaction: a long one would keep LMDB from using freed pages again."""
 _SECONDS = struct.Struct("<d")
 
 
@@ -139,23 +141,44 @@ class DiskTier:
         codecs: dict[int, Codec],
     ) -> dict[int, str]:
         """Read and verify pages; `out(i)` is the buffer for key i. Returns {i: what is wrong}."""
+        ids = np.ascontiguousarray(tokens, dtype="<u4")
         failures: dict[int, str] = {}
-        for i, key in enumerate(keys):
+        start = 0
+        while start < len(keys):
             try:
                 with self._file.reading() as transaction:
-                    buffer = transaction.get(key, db=self._file.handle(PAGES))
-                    if buffer is None:
-                        raise RecordError("the record is missing")
-                    self._decode(buffer, key, tokens[i], out(i), codecs)
-            except (RecordError, StoreUnavailableError, lmdb.Error) as error:
-                failures[i] = str(error)
+                    start = self._read_some(transaction, start, keys, ids, out, codecs, failures)
+            except (StoreUnavailableError, lmdb.Error) as error:
+                failures[start] = str(error)
+                start += 1
         return failures
 
+    def _read_some(
+        self, transaction: lmdb.Transaction, start: int, keys: list[bytes], ids: np.ndarray,
+        out: Callable[[int], np.ndarray], codecs: dict[int, Codec], failures: dict[int, str],
+    ) -> int:  # fmt: skip
+        """Read pages from number `start` on, up to one that LMDB refuses: after it the transaction is of no use.
+        Returns where to go on."""
+        pages = self._file.handle(PAGES)
+        stop = min(start + _PAGES_PER_READ, len(keys))
+        for i in range(start, stop):
+            try:
+                buffer = transaction.get(keys[i], db=pages)
+                if buffer is None:
+                    raise RecordError("the record is missing")
+                self._decode(buffer, keys[i], ids[i], out(i), codecs)
+            except RecordError as error:
+                failures[i] = str(error)
+            except lmdb.Error as error:
+                failures[i] = str(error)
+                return i + 1
+        return stop
+
     def _decode(
-        self, buffer: bytes | memoryview, key: bytes, tokens: np.ndarray, out: np.ndarray, codecs: dict[int, Codec]
+        self, buffer: bytes | memoryview, key: bytes, ids: np.ndarray, out: np.ndarray, codecs: dict[int, Codec]
     ) -> None:
         found = record.unpack(buffer, record.PAGE, self.fingerprint, key)
-        if not np.array_equal(found.tokens, tokens):
+        if found.tokens.tobytes() != ids.tobytes():
             raise RecordError("tokens: the record holds other tokens under the same hash")
         if found.codec not in codecs:
             raise RecordError(f"codec: {found.codec} is unknown to this program")
@@ -325,8 +348,7 @@ class DiskTier:
     def check_integrity(self) -> None:
         missing = self._file.missing_bytes()
         assert not missing, f"disk: file has {self.file_bytes} bytes, its pages need {missing} more"
-        limit = max(self.cap_bytes, self._file.map_bytes)
-        assert self.file_bytes <= limit, f"disk: file has {self.file_bytes} bytes, its map {limit}"
+        self._records.require_cap()
 
     def require_process(self) -> None:
         """Raises ForkedError in a child of the process that opened the tier."""

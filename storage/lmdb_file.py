@@ -6,6 +6,8 @@ Invariants  (1) a transaction is durable when its block ends, or nothing of it i
             (3) a file is not read before its tree has been checked, if it is small or its last user died
 Map         as large as asked for from the start: address space, neither memory nor disk
             (docs/decisions/0012). Where another process's file has outgrown it, its size is taken over.
+            The kernel reads ahead: py-lmdb touches all of a value when it is looked up, and without that each 4 KiB
+            would be waited for (cold pages: 27 to 70 MB/s instead of 300 to 800)
 Failure     after a write that failed for any reason but a full map the file is closed and opened again: LMDB
             may refuse everything until then. What was acknowledged must still be there. If it cannot be
             opened, each use tries again.
@@ -223,7 +225,7 @@ class LmdbFile:
         try:
             environment = lmdb.open(
                 self.name, map_size=self._map_bytes, max_dbs=len(DATABASES), create=create, mode=0o600,
-                readahead=False, meminit=False,
+                readahead=True, meminit=False,
             )  # fmt: skip
         except lmdb.MemoryError as error:
             raise OSError(

@@ -95,7 +95,7 @@ def unpack(buffer: memoryview | bytes, kind: int, fingerprint: bytes, key: bytes
         raise RecordError(f"length: {len(view)} bytes, header says {_FIXED + 4 * count + size}")
     ids, payload = view[_FIXED : _FIXED + 4 * count], view[_FIXED + 4 * count :]
     (stored_sum,) = _SUM.unpack(view[_HEAD.size : _FIXED])
-    if stored_sum != _checksum(head, ids, payload):
+    if stored_sum != _checksum(head, view[_FIXED:]):
         raise RecordError("checksum: the record's bytes changed since they were written")
     if found_kind != kind:
         raise RecordError(f"kind: {found_kind}, expected {kind}")

@@ -113,6 +113,12 @@ class Records:
                 "raise --disk-kv-gb or remove sessions with `stratakv sessions rm`",
                 is_at_cap=True,
             ) from error
+        self.require_cap()
+
+    def require_cap(self) -> None:
+        """Raises AssertionError where the file has outgrown the cap, or the larger one that another process gave it."""
+        size, limit = self.file.size(), max(self.cap_bytes, self.file.map_bytes)
+        assert size <= limit, f"disk: file has {size} bytes, {limit} is its cap"
 
     def used_bytes(self, transaction: lmdb.Transaction) -> int:
         stats = [transaction.stat(self.file.handle(database)) for database in DATABASES]

@@ -8,7 +8,8 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import batch_writer
@@ -429,3 +430,36 @@ def test_sessions_and_states(tmp_path: Path) -> None:
     assert disk.session_names() == ["a"]
     disk.check_integrity()
     disk.close()
+
+
+class Refusing:
+    """A transaction that LMDB refuses once it has met `bad`, as after damage to the tree."""
+
+    def __init__(self, real: lmdb.Transaction, bad: bytes) -> None:
+        self.real, self.bad, self.is_over = real, bad, False
+
+    def get(self, key: bytes, **options: object) -> memoryview | None:
+        self.is_over = self.is_over or key == self.bad
+        if self.is_over:
+            raise lmdb.CorruptedError("mdb_get")
+        return self.real.get(key, **options)
+
+
+def test_a_page_that_lmdb_refuses_takes_no_other_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pages(tmp_path)
+    store, pids = adopted(tmp_path, 60)
+    keys = [page_key(0, chain) for chain in TEXT.chains]
+    really_reading = lmdb_file.LmdbFile.reading
+
+    @contextmanager
+    def reading(file: lmdb_file.LmdbFile) -> Iterator[Refusing]:
+        with really_reading(file) as transaction:
+            yield Refusing(transaction, keys[40])
+
+    monkeypatch.setattr(lmdb_file.LmdbFile, "reading", reading)
+    with pytest.raises(CorruptPageError) as caught:
+        read_back(store, pids)
+    assert caught.value.pages == [int(pids[40])]
+    sound = np.delete(np.arange(60), 40)
+    assert torch.equal(read_back(store, pids[sound]), PAGES[sound])
+    store.close()
