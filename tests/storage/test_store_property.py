@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -371,53 +370,3 @@ def test_the_store_is_a_dict(machine: type[StoreMachine]) -> None:
             suppress_health_check=[HealthCheck.too_slow],
         ),
     )
-
-
-OPERATIONS = int(os.environ.get("STORE_OPERATIONS", "4000"))
-
-
-@pytest.mark.parametrize("gpu", [None, 24])
-def test_no_tier_is_ever_a_byte_above_its_cap(tmp_path: Path, gpu: int | None) -> None:
-    """A long run of small steps. The arenas assert their caps at every slot they hand out, and LMDB the file's; what
-    is checked here is that the counts they go by are right: all are added up again from time to time."""
-    rng = np.random.default_rng(0)
-    of = text(SMALL, 400)
-    data = torch.from_numpy(rng.integers(0, 256, (400, SMALL.page_bytes), dtype=np.uint8))
-    store = TieredStore(
-        SMALL, LAYERS, host=arena("host", SMALL, 40), gpu=arena("gpu", SMALL, gpu) if gpu else None,
-        disk=disk_tier(tmp_path, cap_bytes=4 << 20), codec="raw", eviction="scored" if gpu else "lru",
-    )  # fmt: skip
-    held: list[tuple[int, int]] = []
-    tickets: list[Ticket] = []
-    kinds = rng.integers(0, 100, OPERATIONS // 2)
-    for step, kind in enumerate(kinds.tolist()):
-        first = int(rng.integers(0, 396))
-        count = int(rng.integers(1, 5))
-        run = slice(first, first + count)
-        if kind < 20 and len(held) < 60:
-            layer = first % LAYERS
-            pids = store.put(layer, of.chains[run], of.tokens[run], data[run])
-            held.extend(zip(pids.tolist(), range(first, first + count), strict=True))
-        elif kind < 35 and len(held) > 20:
-            gone = [held.pop(int(rng.integers(len(held)))) for _ in range(count)]
-            store.release(np.array([pid for pid, _ in gone]))
-        elif kind < 80 and held:
-            some = dict(held[int(i)] for i in rng.integers(0, len(held), 4))
-            found = read_back(store, np.array(list(some)))
-            assert torch.equal(found, data[list(some.values())]), f"wrong bytes at step {step}"
-        elif kind < 88 and held and len(tickets) < 2:
-            tickets.append(store.begin_load(np.array(list({pid for pid, _ in held[-6:]}))))
-        elif kind < 98 and tickets:
-            (store.finish if kind % 2 else store.abort)(tickets.pop(0))
-        elif kind == 98 and held:
-            store.note_scores(np.array([held[-1][0]]), rng.random(1))
-        if step % 1000 == 0:
-            store.check_integrity()
-    for ticket in tickets:
-        store.abort(ticket)
-    store.flush()
-    store.check_integrity()
-    assert store.disk is not None
-    store.disk.check_integrity()
-    assert store.counters.disk_reads > OPERATIONS // 100, "the run never spilled"
-    store.close()
