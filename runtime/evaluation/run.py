@@ -70,7 +70,7 @@ def evaluate(
         "model": model,
         "device": facts.pop("device"),
         "version": version("stratakv"),
-        "commit": _commit(),
+        "commit": commit(),
         "seed": options.seed,
         **facts,
         **found,
@@ -145,7 +145,7 @@ def _passed(found: dict[str, Any]) -> bool | None:
     return None if not judged or any(row["undecided"] for row in judged) else True
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Of the source checkout this runs from, if it is one."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():

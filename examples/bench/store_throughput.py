@@ -1,0 +1,434 @@
+"""The store's pace beside a raw copy of the same bytes and beside a file per page, and what restoring a session costs.
+
+    python examples/bench/store_throughput.py [--mb 32] [--rounds 5] [--tokens 8000] [--out FILE]
+
+Everything is timed on one disk in one run, all ways in turn in each round; medians over the rounds, MB of page bytes
+per second, before any codec. Pages are drawn from a normal distribution and rounded to bf16; zstd makes about as much
+of them as of a model's KV (`payload_per_raw_byte`; docs/results/codecs_cpu.json).
+
+write       until durable: the store with its thread behind `put`, and `flush`; one file with one fsync; a file per
+            page, each with its fsync
+cold, warm  every page once in random order, BATCH pages a call: `TieredStore.gather`, whose host tier holds one call's
+            pages, so that all come from disk; `DiskTier.read_pages`, the same without the host tier; `readinto` for
+            files. All but `one file` and `plain files` verify checksums, tokens and keys
+cold        after POSIX_FADV_DONTNEED on files that were synced and opened anew; what share of them was in the page
+            cache then is in `resident` (mincore). A virtual disk's host may cache beneath that
+sparse      cold, and only a tenth of the pages, so that what the kernel reads ahead helps little
+restore     a process reads `--tokens` tokens of text with SmolLM2 and saves; others, each a new process, load the
+            session and bring every page into host memory. Loading the model is not in it
+
+First every way must give back the very bytes that were written, and a restored session those of the process that
+computed them; otherwise no time is reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import itertools
+import json
+import mmap
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor
+
+from stratakv.runtime import KVConfig, Runtime, session
+from stratakv.runtime.bench import hardware
+from stratakv.runtime.evaluation.run import commit
+from stratakv.runtime.sequence import Sequence
+from stratakv.storage import ROOT, Arena, DiskTier, PageLayout, TieredStore, next_chain, page_key
+
+LAYOUTS = {
+    "smollm2": PageLayout(num_heads=3, page_size=16, head_dim=64, dtype="bfloat16"),
+    "llama-3.1-8b": PageLayout(num_heads=8, page_size=16, head_dim=128, dtype="bfloat16"),
+}
+BATCH = 128
+"""A decode step reads as many in a layer at the default budget, 2,048 tokens."""
+SPARSE = 10
+PHASES = ("write", "sparse", "cold", "warm")
+MODEL = "smollm2"
+TEXTS = (
+    Path(__file__).parents[1] / "northanger_abbey.txt",
+    Path(__file__).parents[2] / "tests" / "data" / "texts" / "python-docs.txt",
+)
+CHUNK = 1 << 20
+CPU = torch.device("cpu")
+
+
+class Pages:
+    """What all ways write and read."""
+
+    def __init__(self, layout: PageLayout, num_bytes: int) -> None:
+        self.layout, self.count = layout, num_bytes // layout.page_bytes
+        drawn = torch.randn(self.count, layout.page_bytes // 2, generator=torch.Generator().manual_seed(0))
+        self.data = drawn.bfloat16().view(torch.uint8)
+        self.tokens = np.arange(self.count * layout.page_size, dtype=np.uint32).reshape(self.count, -1)
+        self.chains = list(itertools.accumulate(self.tokens, next_chain, initial=ROOT))[1:]
+
+
+class Way(Protocol):
+    """One way to keep pages on disk. `read(numbers, out)` fills out `[n, page_bytes]`."""
+
+    def write(self, folder: Path, pages: Pages) -> None: ...
+    def open(self) -> None: ...
+    def read(self, numbers: np.ndarray, out: Tensor) -> None: ...
+    def close(self) -> None: ...
+
+
+class OneFile:
+    def write(self, folder: Path, pages: Pages) -> None:
+        self.path, self.page_bytes = folder / "all", pages.layout.page_bytes
+        write_durably(self.path, pages.data)
+
+    def open(self) -> None:
+        self.file = open(self.path, "rb", buffering=0)  # noqa: SIM115
+
+    def read(self, numbers: np.ndarray, out: Tensor) -> None:
+        for number, row in zip(numbers.tolist(), out.numpy(), strict=True):
+            self.file.seek(number * self.page_bytes)
+            self.file.readinto(row)
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class PlainFiles:
+    def write(self, folder: Path, pages: Pages) -> None:
+        self.folder = folder
+        for number, page in enumerate(pages.data):
+            write_durably(folder / str(number), page)
+
+    def open(self) -> None:
+        pass
+
+    def read(self, numbers: np.ndarray, out: Tensor) -> None:
+        for number, row in zip(numbers.tolist(), out.numpy(), strict=True):
+            with open(self.folder / str(number), "rb", buffering=0) as file:
+                file.readinto(row)
+
+    def close(self) -> None:
+        pass
+
+
+class Store:
+    """`TieredStore` over a disk tier."""
+
+    def __init__(self, codec: str) -> None:
+        self.codec = codec
+
+    def write(self, folder: Path, pages: Pages) -> None:
+        self.folder, self.pages = folder, pages
+        store = self.opened(pages.count)
+        started = time.perf_counter()
+        store.put(0, pages.chains, pages.tokens, pages.data)
+        store.flush()
+        self.write_s = time.perf_counter() - started
+        self.payload_per_raw_byte = store.counters.host_to_disk_bytes / pages.data.nbytes
+        store.close()
+
+    def opened(self, host_pages: int) -> TieredStore:
+        layout = self.pages.layout
+        host = Arena("host", host_pages * layout.page_bytes, layout.page_bytes, CPU)
+        disk = DiskTier(self.folder, 2 * self.pages.data.nbytes + (64 << 20), bytes(16), {})
+        return TieredStore(layout, 1, host=host, disk=disk, codec=self.codec)
+
+    def open(self) -> None:
+        self.store = self.opened(BATCH)
+        self.pids = self.store.adopt(0, self.pages.chains, self.pages.tokens)
+
+    def read(self, numbers: np.ndarray, out: Tensor) -> None:
+        each = np.arange(len(numbers))
+        self.store.gather(self.pids[numbers], each, np.zeros_like(each), 1, out)
+
+    def close(self) -> None:
+        self.store.close()
+
+
+class Tier(Store):
+    """The disk tier of such a store alone."""
+
+    def read(self, numbers: np.ndarray, out: Tensor) -> None:
+        assert self.store.disk is not None
+        keys = [page_key(0, self.pages.chains[number]) for number in numbers]
+        rows, codecs = out.numpy(), self.store.compression.readers
+        failures = self.store.disk.read_pages(keys, self.pages.tokens[numbers], lambda i: rows[i], codecs)
+        if failures:
+            raise SystemExit(f"pages cannot be read: {failures}")
+
+
+def write_durably(path: Path, data: Tensor) -> None:
+    with open(path, "wb", buffering=0) as file:
+        view = memoryview(data.numpy().data).cast("B")
+        while view:
+            view = view[file.write(view) :]
+        os.fsync(file.fileno())
+
+
+# The page cache
+
+
+def drop_from_cache(folder: Path) -> float:
+    """Returns the share of the folder's bytes that is in the page cache nevertheless."""
+    resident = total = 0
+    for path in folder.iterdir():
+        if size := path.stat().st_size:
+            with open(path, "rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                resident += resident_bytes(file.fileno(), size)
+            total += size
+    return resident / total
+
+
+def resident_bytes(descriptor: int, size: int) -> int:
+    with mmap.mmap(descriptor, size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE) as mapped:
+        found = np.zeros(-(-size // mmap.PAGESIZE), dtype=np.uint8)
+        anchor = ctypes.c_char.from_buffer(mapped)
+        failed = ctypes.CDLL(None, use_errno=True).mincore(
+            ctypes.c_void_p(ctypes.addressof(anchor)), ctypes.c_size_t(size), ctypes.c_void_p(found.ctypes.data)
+        )
+        del anchor
+    if failed:
+        raise OSError(ctypes.get_errno(), "mincore")
+    return int((found & 1).sum()) * mmap.PAGESIZE
+
+
+# Pages
+
+
+def measure(name: str, num_bytes: int, rounds: int, parent: Path) -> dict[str, Any]:
+    pages = Pages(LAYOUTS[name], num_bytes)
+    ways: dict[str, Way] = {"one file": OneFile(), "plain files": PlainFiles()}
+    for codec in ("raw", "zstd"):
+        ways |= {f"store, {codec}": Store(codec), f"disk tier, {codec}": Tier(codec)}
+    times: dict[str, dict[str, list[float]]] = {way: defaultdict(list) for way in ways}
+    draw = np.random.default_rng(0)
+    for number in range(rounds):
+        order = list(ways)[number % len(ways) :] + list(ways)[: number % len(ways)]
+        for way in order:
+            with tempfile.TemporaryDirectory(dir=parent) as folder:
+                one_round(ways[way], Path(folder), pages, draw, times[way], check=number == 0)
+    mb = pages.data.nbytes / 1e6
+    rows: dict[str, dict[str, Any]] = {
+        way: {
+            **{f"{phase}_mb_per_s": mb / statistics.median(spent[phase]) for phase in PHASES},
+            "resident": max(spent["resident"]),
+            "seconds": {phase: spent[phase] for phase in PHASES},
+        }
+        for way, spent in times.items()
+    }
+    for way, row in rows.items():
+        for phase in PHASES:
+            row[f"{phase}_of_one_file"] = row[f"{phase}_mb_per_s"] / rows["one file"][f"{phase}_mb_per_s"]
+        if isinstance(store := ways[way], Store):
+            row["payload_per_raw_byte"] = store.payload_per_raw_byte
+        log(f"{name}, {way}: " + ", ".join(f"{key} {x:.2f}" for key, x in row.items() if isinstance(x, float)))
+    return {"page": name, "page_bytes": pages.layout.page_bytes, "pages": pages.count, "ways": rows}
+
+
+def one_round(
+    way: Way, folder: Path, pages: Pages, draw: np.random.Generator, times: dict[str, list[float]], *, check: bool
+) -> None:
+    started = time.perf_counter()
+    way.write(folder, pages)
+    times["write"].append(way.write_s if isinstance(way, Store) else time.perf_counter() - started)
+    order = draw.permutation(pages.count)
+    for phase, chosen in (("sparse", order[: pages.count // SPARSE]), ("cold", order)):
+        way.open()
+        times["resident"].append(drop_from_cache(folder))
+        times[phase].append(read(way, pages, chosen) * pages.count / len(chosen))
+        if phase == "cold":
+            times["warm"].append(read(way, pages, draw.permutation(pages.count)))
+            if check:
+                read(way, pages, order, check=True)
+        way.close()
+
+
+def read(way: Way, pages: Pages, order: np.ndarray, *, check: bool = False) -> float:
+    """Returns the seconds it took."""
+    out, spent = torch.empty(BATCH, pages.layout.page_bytes, dtype=torch.uint8), 0.0
+    for start in range(0, len(order), BATCH):
+        numbers = order[start : start + BATCH]
+        started = time.perf_counter()
+        way.read(numbers, out[: len(numbers)])
+        spent += time.perf_counter() - started
+        if check and not torch.equal(out[: len(numbers)], pages.data[numbers]):
+            raise SystemExit(f"{type(way).__name__} gives other bytes back: nothing is reported")
+    return spent
+
+
+# Sessions
+
+
+@contextmanager
+def runtime_on(store: Path) -> Iterator[Runtime]:
+    with torch.inference_mode(), Runtime.load(MODEL, kv=KVConfig(path=store, index="bounds")) as runtime:
+        yield runtime
+
+
+def save_one(store: Path, num_tokens: int) -> dict[str, Any]:
+    """In a process of its own."""
+    with runtime_on(store) as runtime:
+        text = "\n\n".join(path.read_text() for path in TEXTS)
+        ids = np.array(runtime.tokenizer.encode(text)[:num_tokens], dtype=np.uint32)
+        sequence = runtime.engine.new_sequence()
+        started = time.perf_counter()
+        runtime.engine.prefill(sequence, ids, want_logits=False)
+        prefilled = time.perf_counter()
+        session.save(runtime.engine, sequence, "bench", {})
+        saved = time.perf_counter()
+        digest, num_bytes = read_session(runtime, sequence)
+    write_durably(store / "raw", torch.zeros(num_bytes, dtype=torch.uint8).random_(generator=torch.Generator()))
+    return {
+        "tokens": len(ids), "page_bytes": num_bytes, "digest": digest,
+        "prefill_s": prefilled - started, "save_s": saved - prefilled,
+    }  # fmt: skip
+
+
+def restore_one(store: Path, *, is_cold: bool) -> dict[str, Any]:
+    """In a process of its own."""
+    with runtime_on(store) as runtime:
+        disk = runtime.store.disk
+        assert disk is not None
+        resident = drop_from_cache(disk.folder) if is_cold else 1.0
+        started = time.perf_counter()
+        sequence, _, computed = session.load(runtime.engine, "bench")
+        loaded = time.perf_counter()
+        bring_pages(runtime, sequence)
+        ended = time.perf_counter()
+        digest, _ = read_session(runtime, sequence)
+        file_bytes = disk.file_bytes
+    return {
+        "computed_again": computed, "digest": digest, "resident": resident, "file_bytes": file_bytes,
+        "load_s": loaded - started, "pages_s": ended - loaded, "restore_s": ended - started,
+        "raw_s": read_raw(store / "raw", is_cold=is_cold),
+    }  # fmt: skip
+
+
+def bring_pages(runtime: Runtime, sequence: Sequence) -> None:
+    """All pages into host memory, each layer's in one call that asks for one byte of each."""
+    for pids in pids_of(sequence):
+        each = np.arange(len(pids))
+        out = torch.empty(len(pids), 1, dtype=torch.uint8)
+        runtime.store.gather(pids, each, np.zeros_like(each), runtime.store.layout.page_bytes, out)
+
+
+def read_session(runtime: Runtime, sequence: Sequence) -> tuple[str, int]:
+    """A digest of every page's bytes, and how many those are."""
+    digest, total = xxhash.xxh3_128(), 0
+    for pids in pids_of(sequence):
+        each = np.arange(len(pids))
+        out = torch.empty(len(pids), runtime.store.layout.page_bytes, dtype=torch.uint8)
+        runtime.store.gather(pids, each, np.zeros_like(each), 1, out)
+        digest.update(out.numpy().data)
+        total += out.nbytes
+    return digest.hexdigest(), total
+
+
+def pids_of(sequence: Sequence) -> Iterator[np.ndarray]:
+    for layer in sequence.layers:
+        yield layer.pids  # type: ignore[union-attr]  # SmolLM2 has no sliding layers
+
+
+def read_raw(path: Path, *, is_cold: bool) -> float:
+    """As many bytes as the session's pages have, from start to end into memory that is there already."""
+    out = np.zeros(path.stat().st_size, dtype=np.uint8)
+    with open(path, "rb", buffering=0) as file:
+        if is_cold:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        started = time.perf_counter()
+        for start in range(0, out.nbytes, CHUNK):
+            file.readinto(out[start : start + CHUNK].data)
+        return time.perf_counter() - started
+
+
+def measure_restore(num_tokens: int, rounds: int, parent: Path) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(dir=parent) as store:
+        first = child("save", store, str(num_tokens))
+        found: dict[str, list[dict[str, Any]]] = {"cold": [], "warm": []}
+        for _, kind in itertools.product(range(rounds), found):
+            found[kind].append(child(kind, store))
+    runs = [*found["cold"], *found["warm"]]
+    if any(run["digest"] != first["digest"] or run["computed_again"] for run in runs):
+        raise SystemExit("a restored session differs from the one that was saved: nothing is reported")
+    result: dict[str, Any] = {"model": MODEL, **first, "file_bytes": runs[0]["file_bytes"]}
+    for kind, runs in found.items():
+        middle = {
+            key: statistics.median(run[key] for run in runs) for key in ("load_s", "pages_s", "restore_s", "raw_s")
+        }
+        result[kind] = {
+            **middle,
+            "mb_per_s": first["page_bytes"] / 1e6 / middle["restore_s"],
+            "raw_mb_per_s": first["page_bytes"] / 1e6 / middle["raw_s"],
+            "of_raw": middle["raw_s"] / middle["restore_s"],
+            "of_prefill": middle["restore_s"] / first["prefill_s"],
+            "resident": max(run["resident"] for run in runs),
+            "seconds": [run["restore_s"] for run in runs],
+        }
+        log(f"restore, {kind}: {result[kind]}")
+    return result
+
+
+def child(*arguments: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, __file__, "--child", *arguments], stdout=subprocess.PIPE, text=True, check=True
+    )
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def run_child(kind: str, store: str, *rest: str) -> None:
+    roles: dict[str, Callable[[], dict[str, Any]]] = {
+        "save": lambda: save_one(Path(store), int(rest[0])),
+        "cold": lambda: restore_one(Path(store), is_cold=True),
+        "warm": lambda: restore_one(Path(store), is_cold=False),
+    }
+    print(json.dumps(roles[kind]()))
+
+
+def log(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mb", type=int, default=32, help="page bytes written and read by each way in each round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=8000, help="of the session; 0: none is restored")
+    parser.add_argument("--dir", type=Path, help="a folder on the disk to measure")
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    started = time.perf_counter()
+    torch.set_num_threads(1)
+    result: dict[str, Any] = {
+        "command": " ".join(["python", *sys.argv]), "hardware": hardware(), "load_average": os.getloadavg()[0],
+        "version": version("stratakv"), "commit": commit(), "mb": given.mb, "rounds": given.rounds, "batch": BATCH,
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="stratakv-throughput-", dir=given.dir) as folder:
+        result["pages"] = [measure(name, given.mb << 20, given.rounds, Path(folder)) for name in LAYOUTS]
+        if given.tokens:
+            result["restore"] = measure_restore(given.tokens, given.rounds, Path(folder))
+    result["elapsed_s"] = round(time.perf_counter() - started, 1)
+    print(json.dumps(result, indent=1))
+    if given.out is not None:
+        given.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        run_child(*sys.argv[2:])
+    else:
+        main()
