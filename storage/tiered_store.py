@@ -248,6 +248,9 @@ class TieredStore:
             CorruptPageError: pages on disk failed verification; `out` is then unspecified.
         """
         with self._lock:
+            self._require_open()
+            if self._gatherer.gather_nearest(pids, pages, parts_of, parts, out):
+                return
             ticket = self._begin(pids)
             self._residency.num_passing += 1
         try:
