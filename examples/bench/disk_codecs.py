@@ -1,6 +1,6 @@
 """What a codec makes of a model's KV: bytes, error, what a model then says, and pace.
 
-    python examples/bench/codecs.py [--tokens 4096] [--page-sizes 16,64] [--out FILE]
+    python examples/bench/disk_codecs.py [--tokens 4096] [--page-sizes 16,64] [--out FILE]
 
 SmolLM2 reads the bundled novel in fp32. Every page of its KV, as fp32 and rounded to bf16, goes through every codec
 and back. Then the next 64 tokens are read over what came back: the error of attention's output, with the queries of a
