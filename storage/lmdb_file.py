@@ -7,7 +7,7 @@ Invariants  (1) a transaction is durable when its block ends, or nothing of it i
 Map         as large as asked for from the start: address space, neither memory nor disk
             (docs/decisions/0012). Where another process's file has outgrown it, its size is taken over.
             The kernel reads ahead: py-lmdb touches all of a value when it is looked up, and without that each 4 KiB
-            would be waited for (cold pages: 27 to 70 MB/s instead of 300 to 800)
+            would be waited for (docs/decisions/0016)
 Failure     after a write that failed for any reason but a full map the file is closed and opened again: LMDB
             may refuse everything until then. What was acknowledged must still be there. If it cannot be
             opened, each use tries again.
