@@ -46,11 +46,11 @@ class A2ATSIndex(Index):
              gives them (the paper reads up to R times a share rho of the context).
              `zones`, not in the paper, which scores every key beyond its window of 64 at one distance (2048): the
              context is cut into zones whose bounds grow geometrically from 64, and keys are scored at their
-             zone's middle. `shared`, not in the paper either: one ranking per KV head. Decision 0010 has
+             zone's middle. `shared`, not in the paper either: one ranking per KV head. Decision 0011 has
              what both are worth.
-             The query's position is taken as the middle of the unsealed page, at most page_size / 2 off: shifting
-             the distance by 8 changed the weight found by at most 0.002.
-             1024 codewords instead of 4096 by default, learned from 16,384 tokens: sixteen keys per codeword.
+             The query's position is taken as the middle of the unsealed page, at most page_size / 2 off.
+             1024 codewords instead of 4096 by default, learned from 16,384 tokens: sixteen keys per codeword
+             (4096 are better, decision 0011).
              k-means starts from random keys and ends after 10 iterations (paper: k-means++, up to 300).
              Attention reads the chosen tokens wherever they lie; the paper computes it on the CPU. Sinks and local
              window are the runtime's (16 and 64; paper 8 and 64).

@@ -72,8 +72,8 @@ class LeoAMIndex(Index):
              that scoring every chunk finds. With several heads each head's own best are all ranked, but the
              softmax they are ranked by sums over what was kept, and a chunk that is every head's second choice
              and no head's first may have been dropped.
-    Heuristic  `width`: boxes of real keys are wide, their bounds alone rule out next to nothing (SmolLM2 at 6,000
-             tokens: none of 256). So each level keeps at most `width` budgets, those with the highest upper bounds.
+    Heuristic  `width`: boxes of real keys are wide, their bounds alone rule out next to nothing. So each level keeps
+             at most `width` budgets, those with the highest upper bounds (what that loses: docs/decisions/0011).
     Differs  c is learned from the layer's attention, 8 to 128 (`chunk_choice`); the authors' code takes 8 in the
              first two layers and 128 in the others. Boxes are split in four, not two, and kept in memory, not
              on disk. The budget is the caller's; one selection per KV head, from the mean over its query heads
