@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -35,8 +36,7 @@ class Pins(Protocol):
     def unpin(self, address: int) -> None: ...
 
 
-def _cudart() -> Any:
-    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
+_cudart: Callable[[], Any] = torch.cuda.cudart
 
 
 class CudaPins:

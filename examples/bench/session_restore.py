@@ -25,6 +25,7 @@ import xxhash
 from page_cache import drop_from_cache, log, write_durably
 
 from stratakv.runtime import KVConfig, Runtime, session
+from stratakv.runtime.layer_cache import TieredLayer
 from stratakv.runtime.sequence import Sequence
 
 MODEL = "smollm2"
@@ -102,7 +103,8 @@ def read_session(runtime: Runtime, sequence: Sequence) -> tuple[str, int]:
 
 def pids_of(sequence: Sequence) -> Iterator[np.ndarray]:
     for layer in sequence.layers:
-        yield layer.pids  # type: ignore[union-attr]  # SmolLM2 has no sliding layers
+        assert isinstance(layer, TieredLayer), "SmolLM2 has no sliding layers"
+        yield layer.pids
 
 
 def read_raw(path: Path, *, is_cold: bool) -> float:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -160,11 +162,11 @@ class Gate:
         self.reads: Counter[bytes] = Counter()
         read_pages = disk.read_pages
 
-        def held(keys: list[bytes], *rest: object) -> dict[int, str]:
+        def held(keys: list[bytes], *rest: Any) -> dict[int, str]:
             self.begun.set()
             self.opened.wait()
             self.reads.update(keys)
-            return read_pages(keys, *rest)  # type: ignore[arg-type]
+            return read_pages(keys, *rest)
 
         monkeypatch.setattr(disk, "read_pages", held)
 
@@ -238,7 +240,7 @@ def test_threads_that_load_overlapping_pages_get_right_bytes(folder: Path, gpu: 
             except Exception as error:  # joined threads tell nobody
                 wrong.append(error)
 
-    threads = [started(lambda seed=seed: work(seed, seed % 2 == 0)) for seed in range(4)]  # type: ignore[misc]
+    threads = [started(partial(work, seed, seed % 2 == 0)) for seed in range(4)]
     for thread in threads:
         thread.join()
     assert not wrong

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -298,11 +299,8 @@ class StoreMachine(RuleBasedStateMachine):
         disk = self.store.disk
         assert disk is not None
 
-        def dead(records: object) -> None:
-            raise RuntimeError("the process is gone")
-
-        disk.write_pages = dead  # type: ignore[method-assign]
-        self.end()
+        with patch.object(disk, "write_pages", side_effect=RuntimeError("the process is gone")):
+            self.end()
         self.start()
         assert self.store.disk is not None
         on_disk = {name for name in self.book if self.store.disk.contains(page_key(*name))}
