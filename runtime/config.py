@@ -39,6 +39,8 @@ class KVConfig:
     dtype: str = "auto"
     """Element type of the cache. `auto`: the model's. `bfloat16` under a float32 model halves its
     bytes at a mean KL below 1e-4 (docs/decisions/0003)."""
+    prefetch: bool = True
+    """Bring up what the next step will probably read while this one computes. Changes no answer."""
     codec: str = "zstd"
     """How pages are written to disk. `zstd`, `raw`: lossless. `int8`, `int4`: that many bits a number and a scale per
     group of them (docs/decisions/0013). `adaptive`: lossless while reading pages back could hide behind computing, else

@@ -27,6 +27,7 @@ from .config import KVConfig
 from .interrupt import Interrupts
 from .layer_cache import TieredLayer
 from .model import Attend, Model, RotaryTables
+from .prefetch import Prefetcher
 from .sequence import GENERATED, PROMPT, Sequence
 from .sliding_layer import SlidingLayer
 from .state_check import is_sound_index, stored_state, tensors_under
@@ -79,10 +80,11 @@ class Engine:
         config: KVConfig,
         workspace: Workspace,
         chunk: int,
+        prefetcher: Prefetcher | None = None,
     ) -> None:
         self.model, self.store, self.config = model, store, config
         self.indexes = dict(zip(model.tiered, indexes, strict=True))
-        self.workspace, self.chunk = workspace, chunk
+        self.workspace, self.chunk, self.prefetcher = workspace, chunk, prefetcher
         self.interrupts = Interrupts()
         self.num_steps = 0
         self.tokens_read = 0
@@ -109,8 +111,9 @@ class Engine:
             else:
                 recover = lambda pids, layer=layer: self._recompute(sequence, layer, pids)  # noqa: E731
                 tiered = TieredLayer(
-                    layer, self.store, self.indexes[layer], self.workspace, self.config.budget_tokens, recover
-                )
+                    layer, self.store, self.indexes[layer], self.workspace, self.config.budget_tokens, recover,
+                    self.prefetcher,
+                )  # fmt: skip
                 tiered.kept_queries = [] if keep_queries else None
                 sequence.layers.append(tiered)
         return sequence

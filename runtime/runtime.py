@@ -26,6 +26,7 @@ from .indexes import make_indexes
 from .locate import cache_dir, locate, weights_digest
 from .model import Model
 from .planner import Plan, make_plan
+from .prefetch import Prefetcher
 from .profile import Profiles
 from .reply import Reply
 from .saved import chains_of_all
@@ -48,7 +49,7 @@ class Runtime:
     ) -> None:  # fmt: skip
         self.model, self.store, self.engine, self.plan, self.config = model, store, engine, plan, config
         self.name, self.profiles = name, profiles
-        self._finalizer = weakref.finalize(self, store.close)
+        self._finalizer = weakref.finalize(self, _close, engine.prefetcher, store)
 
     @classmethod
     def load(
@@ -97,6 +98,7 @@ class Runtime:
         engine = Engine(
             loaded, store, make_indexes(loaded, kv, profile), kv,
             Workspace(layout, plan.span_tokens, where), _CHUNK[where.type],
+            Prefetcher(store.counters) if kv.prefetch else None,
         )  # fmt: skip
         return cls(loaded, store, engine, plan, kv, str(model), profiles)
 
@@ -112,7 +114,9 @@ class Runtime:
         indexes = (
             make_indexes(self.model, kv, self.profiles.needed(kv)) if like is None else list(like.indexes.values())
         )
-        return Engine(engine.model, engine.store, indexes, kv, engine.workspace, engine.chunk)
+        return Engine(
+            engine.model, engine.store, indexes, kv, engine.workspace, engine.chunk, engine.prefetcher
+        )  # fmt: skip
 
     @property
     def tokenizer(self) -> Any:
@@ -262,6 +266,12 @@ def _open_store(
     if disk is not None:
         store.chains_to_keep = lambda: chains_of_all(disk)
     return store
+
+
+def _close(prefetcher: Prefetcher | None, store: TieredStore) -> None:
+    if prefetcher is not None:
+        prefetcher.close()
+    store.close()
 
 
 def pick_device(name: str) -> torch.device:

@@ -13,8 +13,12 @@ KEY_BLOCK = 2048
 """Keys per attention block. Fixed: results must not depend on how much memory there is."""
 
 
+AHEAD_TOKENS = 128
+"""Tokens that cross to the device at a time before anybody asks for them."""
+
+
 class Workspace:
-    """The span buffer (K, V of the rows being prefilled) and the staging area (gathered pages).
+    """The span buffer (K, V of the rows being prefilled) and the staging areas (gathered pages; rows fetched ahead).
 
     Args:
         span_tokens: rows of one prefill span; the buffer also holds the tail before them.
@@ -27,6 +31,8 @@ class Workspace:
         self.span = torch.empty(shape, dtype=self.dtype, device=device)
         stage = 2 * layout.num_heads * KEY_BLOCK * layout.head_dim
         self._stage = torch.empty(stage, dtype=self.dtype, device=device)
+        ahead = max(AHEAD_TOKENS, layout.page_size) * 2 * layout.num_heads * layout.head_dim
+        self.ahead = torch.empty(ahead, dtype=self.dtype, device=device)
         self._wide = torch.empty(stage, dtype=torch.float32, device=device) if self._widens(device) else None
 
     def _widens(self, device: torch.device) -> bool:
@@ -42,7 +48,8 @@ class Workspace:
     def bytes_for(layout: PageLayout, span_tokens: int) -> int:
         """What a workspace takes, its widened stage included."""
         widened = KEY_BLOCK * layout.token_bytes * 2 if layout.item_bytes == 2 else 0
-        return (span_tokens + layout.page_size + KEY_BLOCK) * layout.token_bytes + widened
+        rows = span_tokens + layout.page_size + KEY_BLOCK + max(AHEAD_TOKENS, layout.page_size)
+        return rows * layout.token_bytes + widened
 
     def stage(self, rows: int, width: int) -> Tensor:
         """A contiguous `[rows, width]` view; the previous one is overwritten."""

@@ -20,7 +20,18 @@ class Counters:
     pages_shared: int = 0
     pages_recomputed: int = 0
     stall_s: float = 0.0
-    """Time the caller waited for disk reads or for room in the host tier."""
+    """Time callers waited for pages to come up, or for room in the host tier. What comes ahead of need waits alone."""
+    row_hits: int = 0
+    """Units of one KV head that decode found in a row cache of the device pool; of `row_hits + row_misses`."""
+    row_misses: int = 0
+    prefetched_bytes: int = 0
+    """Moved before anybody asked, over either edge."""
+    useful_prefetched_bytes: int = 0
+    """Of those, read later."""
+    wasted_prefetched_bytes: int = 0
+    """Of those, dropped without having been read."""
+    prefetches_cancelled: int = 0
+    """Overtaken by the step they were meant for."""
 
     @property
     def reads(self) -> int:

@@ -15,7 +15,7 @@ import time
 import numpy as np
 import torch
 
-from .arena import Arena
+from .links import Link, Transfer
 from .loading import Loader, Ticket
 from .residency import Residency
 
@@ -23,8 +23,8 @@ from .residency import Residency
 class Gatherer:
     """Serves tickets that the store has begun and will end."""
 
-    def __init__(self, residency: Residency, loader: Loader) -> None:
-        self._residency, self._loader = residency, loader
+    def __init__(self, residency: Residency, loader: Loader, link: Link) -> None:
+        self._residency, self._loader, self._link = residency, loader, link
 
     def gather_nearest(
         self, pids: np.ndarray, pages: np.ndarray, parts_of: np.ndarray, parts: int, out: torch.Tensor
@@ -40,21 +40,29 @@ class Gatherer:
             self._residency.counters.gpu_reads += len(pids)
         else:
             self._residency.counters.host_reads += len(pids)
-        self._copy_rows(pids, pages, parts_of, parts, out)
+            self._residency.note_read(pids)
+        self._copy_rows(pids, pages, parts_of, parts, out, Transfer())
         return True
 
     def gather(
         self, ticket: Ticket, pages: np.ndarray, parts_of: np.ndarray, parts: int, out: torch.Tensor, *, promote: bool
     ) -> None:
         """See `TieredStore.gather`. Raises CorruptPageError."""
-        self._count_reads(ticket)
-        self._read(ticket)
-        with self._residency.lock:
+        started = time.perf_counter()
+        counters = self._residency.counters
+        if not ticket.is_ahead:
+            self._count_reads(ticket)
+        self._loader.finish(ticket)
+        with self._link.moving() as transfer, self._residency.lock:
+            self._residency.note_read(ticket.pids)
             if self._residency.gpu is not None and promote and not ticket.failures:
-                self._promote(ticket.pids)
-            pending = self._copy_rows(ticket.pids, pages, parts_of, parts, out)
+                self._promote(ticket.pids, transfer)
+            pending = self._copy_rows(ticket.pids, pages, parts_of, parts, out, transfer)
+            counters.host_to_gpu_bytes += transfer.num_bytes
         if pending.any():
             self._copy_staged(ticket, pending, ticket.pids[pages], parts_of, parts, out)
+        if not ticket.is_ahead:
+            counters.stall_s += time.perf_counter() - started
         self._loader.report(ticket)
 
     def _count_reads(self, ticket: Ticket) -> None:
@@ -65,13 +73,7 @@ class Gatherer:
         counters.gpu_reads += from_gpu
         counters.host_reads += len(ticket.pids) - from_disk - from_gpu
 
-    def _read(self, ticket: Ticket) -> None:
-        if len(ticket.slots):
-            started = time.perf_counter()
-            self._loader.finish(ticket)
-            self._residency.counters.stall_s += time.perf_counter() - started
-
-    def _promote(self, pids: np.ndarray) -> None:
+    def _promote(self, pids: np.ndarray, transfer: Transfer) -> None:
         """Copy host pages into the gpu pool, as far as it has room beside what this call reads."""
         gpu, table = self._residency.gpu, self._residency.table
         assert gpu is not None
@@ -87,11 +89,12 @@ class Gatherer:
         source = self._residency.host.data[torch.from_numpy(table.host_slot[wanted])]
         gpu.data[torch.from_numpy(slots).to(gpu.data.device)] = source.to(gpu.data.device)
         self._residency.settle(gpu, slots, wanted)
-        self._residency.counters.host_to_gpu_bytes += len(wanted) * gpu.page_bytes
+        transfer.num_bytes += len(wanted) * gpu.page_bytes
 
     def _copy_rows(
-        self, pids: np.ndarray, pages: np.ndarray, parts_of: np.ndarray, parts: int, out: torch.Tensor
-    ) -> np.ndarray:
+        self, pids: np.ndarray, pages: np.ndarray, parts_of: np.ndarray, parts: int, out: torch.Tensor,
+        transfer: Transfer,
+    ) -> np.ndarray:  # fmt: skip
         """Copies the rows whose pages are in memory; returns which are not, bool `[m]`."""
         pending = np.ones(len(pages), dtype=bool)
         for arena in self._residency.tiers():
@@ -104,11 +107,10 @@ class Gatherer:
             pending &= ~here
             if here.all() and source.device == out.device:
                 torch.index_select(source, 0, rows, out=out)
-                self._count_streamed(arena, out)
-                break
-            found = source.index_select(0, rows)
-            self._count_streamed(arena, found)
-            _place(out, here, found)
+            else:
+                _place(out, here, source.index_select(0, rows))
+            if arena is not self._residency.tiers()[0]:
+                transfer.num_bytes += len(rows) * out.shape[1] * out.element_size()
         return pending
 
     def _copy_staged(
@@ -116,18 +118,12 @@ class Gatherer:
         out: torch.Tensor,
     ) -> None:  # fmt: skip
         """The rows of pages that the host has no room for, round by round."""
-        started = time.perf_counter()
         for pids, staged in self._loader.rounds_beyond(ticket):
             here = pending & np.isin(pid_of, pids)
             order = np.argsort(pids)
             place = order[np.searchsorted(pids, pid_of[here], sorter=order)]
             rows = torch.from_numpy(place * parts + parts_of[here])
             _place(out, here, staged.view(len(pids) * parts, -1).view(out.dtype).index_select(0, rows))
-        self._residency.counters.stall_s += time.perf_counter() - started
-
-    def _count_streamed(self, arena: Arena, moved: torch.Tensor) -> None:
-        if arena is not self._residency.tiers()[0]:
-            self._residency.counters.host_to_gpu_bytes += moved.nbytes
 
 
 def _place(out: torch.Tensor, here: np.ndarray, found: torch.Tensor) -> None:

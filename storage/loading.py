@@ -37,6 +37,7 @@ from .arena import FILLING, Arena
 from .compression import Compression
 from .disk_tier import DiskTier
 from .errors import ClosedError, CorruptPageError
+from .links import Link
 from .residency import Residency
 
 _STAGING_BYTES = 1 << 20
@@ -57,13 +58,17 @@ class Ticket:
     leases: list[tuple[Arena, np.ndarray]] = field(default_factory=list)
     failures: dict[int, str] = field(default_factory=dict)
     """What is wrong with a page, by its id."""
+    is_ahead: bool = False
+    """Nobody has asked for the pages yet."""
 
 
 class Loader:
     """Begins, reads and ends tickets."""
 
-    def __init__(self, residency: Residency, disk: DiskTier | None, compression: Callable[[], Compression]) -> None:
-        self._residency, self._disk, self._compression = residency, disk, compression
+    def __init__(
+        self, residency: Residency, disk: DiskTier | None, compression: Callable[[], Compression], link: Link
+    ) -> None:
+        self._residency, self._disk, self._compression, self._link = residency, disk, compression, link
         self._table, self._lock, self._host = residency.table, residency.lock, residency.host
         self._open: set[Ticket] = set()
         self._coming: set[int] = set()
@@ -134,7 +139,11 @@ class Loader:
         self._lease(ticket, self._host, slots[good])
         self._host.free(slots[~good])
         ticket.missing, ticket.slots = np.delete(ticket.missing, mine), np.delete(ticket.slots, mine)
-        self._residency.counters.disk_to_host_bytes += int(good.sum()) * self._host.page_bytes
+        moved = int(good.sum()) * self._host.page_bytes
+        self._residency.counters.disk_to_host_bytes += moved
+        if ticket.is_ahead:
+            self._table.ahead[pids[good]] = True
+            self._residency.counters.prefetched_bytes += moved
         self._lock.notify_all()
 
     def rounds_beyond(self, ticket: Ticket) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
@@ -159,7 +168,8 @@ class Loader:
             raise ClosedError("the store is closed")
         keys = [self._table.keys[pid] for pid in pids.tolist()]
         compression = self._compression()
-        with compression.reading():
+        with self._link.moving() as transfer, compression.reading():
+            transfer.num_bytes = len(pids) * self._host.page_bytes
             wrong = self._disk.read_pages(keys, self._table.tokens[pids], buffers.__getitem__, compression.readers)
         return {int(pids[i]): why for i, why in wrong.items()}
 

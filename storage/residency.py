@@ -33,7 +33,9 @@ class Residency:
         """Guards all bookkeeping; notified when pages become clean, loads end, or the store closes."""
         self.clock = 0
         self.num_passing = 0
-        """Gathers under way: their leases end without anybody's doing."""
+        """Gathers and loads under way: their leases end without anybody's doing."""
+        self.reserved: dict[int, int] = {}
+        """Slots of the gpu pool that hold copies of parts of pages, by layer."""
         self.counted: set[bytes] = set()
         """Chains that `num_known` last counted: the caller is about to adopt them, so the writer lets them be."""
         self._policy = make_policy(eviction)
@@ -50,6 +52,13 @@ class Residency:
         """`slots`, now filled, are where these pages lie."""
         arena.settle(slots, pids, self.clock)
         self.slots_of(arena)[pids] = slots
+
+    def note_read(self, pids: np.ndarray) -> None:
+        """Somebody wanted them: what came ahead of need was useful."""
+        came = self.table.ahead[pids]
+        if came.any():
+            self.table.ahead[pids] = False
+            self.counters.useful_prefetched_bytes += int(came.sum()) * self.host.page_bytes
 
     def touch(self, pids: np.ndarray) -> None:
         for arena in self.tiers():
@@ -71,11 +80,30 @@ class Residency:
             slots = np.concatenate([slots, arena.take(len(gone), layer)])
         return slots
 
+    def reserve(self, layer: int, count: int) -> np.ndarray:
+        """Up to `count` FILLING slots of the gpu pool, for copies of parts of pages. A layer's open and resident pages
+        keep a quarter of its share."""
+        if self.gpu is None:
+            return np.empty(0, dtype=np.int64)
+        held = self.reserved.get(layer, 0)
+        spare = self.gpu.num_slots // max(self.num_layers, 1) * 3 // 4 - held
+        slots = self.take_or_evict(self.gpu, max(0, min(count, spare)), layer)
+        self.reserved[layer] = held + len(slots)
+        return slots
+
+    def unreserve(self, layer: int, slots: np.ndarray) -> None:
+        assert self.gpu is not None
+        self.gpu.free(slots)
+        self.reserved[layer] -= len(slots)
+
     def evict(self, arena: Arena, slots: np.ndarray) -> None:
         """Drop the pages in `slots` from this tier, and pages altogether that are then nowhere and not wanted."""
         table = self.table
         pids = arena.evict(slots)
-        assert arena is self.gpu or table.stored[pids].all(), "evicting a page that is not on disk"
+        if arena is self.host:
+            assert table.stored[pids].all(), "evicting a page that is not on disk"
+            self.counters.wasted_prefetched_bytes += int(table.ahead[pids].sum()) * arena.page_bytes
+            table.ahead[pids] = False
         self.slots_of(arena)[pids] = NO_SLOT
         arena.free(slots)
         unwanted = pids[table.refs[pids] == 0]

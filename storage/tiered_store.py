@@ -57,11 +57,15 @@ from .disk_tier import DiskTier
 from .errors import ClosedError, StorageFullError
 from .gathering import Gatherer
 from .intake import Intake, OpenPage
+from .links import Link
 from .loading import Loader, Ticket
 from .page import PageLayout, page_key
 from .page_table import PageTable
 from .residency import Residency
 from .write_behind import WriteBehind
+
+_FEW = 32
+"""Pages of one round of a prefetch: between rounds it can be cancelled, and others get their turn to read."""
 
 
 class TieredStore:
@@ -97,8 +101,10 @@ class TieredStore:
         self._table = PageTable(layout.page_size)
         self._residency = Residency(host, gpu, self._table, num_layers, eviction, self.counters)
         self._lock = self._residency.lock
-        self._loader = Loader(self._residency, disk, lambda: self.compression)
-        self._gatherer = Gatherer(self._residency, self._loader)
+        self.disk_link, self.host_link = Link(), Link()
+        """The edges disk to host and host to gpu."""
+        self._loader = Loader(self._residency, disk, lambda: self.compression, self.disk_link)
+        self._gatherer = Gatherer(self._residency, self._loader, self.host_link)
         self._writing = WriteBehind(self._residency, disk, lambda: self.compression)
         self._intake = Intake(self._residency, self._loader, self._writing)
         self._closed = False
@@ -233,7 +239,7 @@ class TieredStore:
 
     def gather(
         self, pids: np.ndarray, pages: np.ndarray, parts_of: np.ndarray, parts: int, out: torch.Tensor,
-        *, promote: bool = True,
+        *, promote: bool = True, ahead: bool = False,
     ) -> None:  # fmt: skip
         """`out[i] = part parts_of[i] of page pids[pages[i]]`, from wherever each page is.
 
@@ -243,15 +249,17 @@ class TieredStore:
             out: contiguous `[m, page_bytes / parts / itemsize]`, on any device.
             promote: also copy pages into the gpu pool, as far as it has room. Otherwise nothing but the
                 asked parts leaves host memory.
+            ahead: nobody waits for it: counted neither as reads nor as a stall.
 
         Raises:
             CorruptPageError: pages on disk failed verification; `out` is then unspecified.
         """
         with self._lock:
             self._require_open()
-            if self._gatherer.gather_nearest(pids, pages, parts_of, parts, out):
+            if not ahead and self._gatherer.gather_nearest(pids, pages, parts_of, parts, out):
                 return
             ticket = self._begin(pids)
+            ticket.is_ahead = ahead
             self._residency.num_passing += 1
         try:
             self._gatherer.gather(ticket, pages, parts_of, parts, out, promote=promote)
@@ -259,6 +267,53 @@ class TieredStore:
             with self._lock:
                 self._residency.num_passing -= 1
                 self._end(ticket)
+
+    def prefetch(self, pids: np.ndarray, is_cancelled: Callable[[], bool]) -> None:
+        """Bring pages from disk into host memory before somebody asks, a few at a time, as far as they have room there
+        and until `is_cancelled`. For any thread. Damaged pages are left for whoever reads them.
+
+        Args:
+            pids: distinct page ids that the caller holds references to.
+        """
+        few = max(1, min(_FEW, self.host.num_slots // max(self.num_layers, 1) // 4))
+        for start in range(0, len(pids), few):
+            some = pids[start : start + few]
+            with self._lock:
+                if is_cancelled():
+                    return
+                ticket = self._begin(some)
+                ticket.is_ahead = True
+                self._residency.num_passing += 1
+            try:
+                self._loader.finish(ticket)
+            finally:
+                with self._lock:
+                    self._residency.num_passing -= 1
+                    self._end(ticket)
+
+    def reserve(self, layer: int, count: int) -> np.ndarray:
+        """Up to `count` slots of the gpu pool for the caller's own copies of parts of pages, counted under its cap: as
+        many as three quarters of the layer's share have left. Without a gpu tier none."""
+        with self._lock:
+            self._require_open()
+            return self._residency.reserve(layer, count)
+
+    def unreserve(self, layer: int, slots: np.ndarray) -> None:
+        """Give slots from `reserve` back."""
+        with self._lock:
+            self._residency.unreserve(layer, slots)
+
+    def emulate_links(self, link_gbps: float | None, disk_gbps: float | None) -> None:
+        """Hold the edges host to gpu and disk to host to so many 10^9 bytes per second; None: as fast as they go."""
+        for link, speed in ((self.host_link, link_gbps), (self.disk_link, disk_gbps)):
+            if speed is not None and not speed > 0:
+                raise ValueError(f"a link's speed is more than 0 GB/s, not {speed}")
+            link.bytes_per_s = None if speed is None else speed * 1e9
+
+    @property
+    def transfer_s(self) -> float:
+        """How long the edges to faster tiers were busy, together."""
+        return self.disk_link.busy_s + self.host_link.busy_s
 
     def begin_load(self, pids: np.ndarray) -> Ticket:
         """Reserve room in host memory for these pages, and hold those that are in memory where they are.

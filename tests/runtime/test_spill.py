@@ -15,10 +15,16 @@ from hypothesis import strategies as st
 from tiny_models import VOCABULARY, save_tiny_model
 
 from stratakv.runtime import KVConfig, Runtime
+from stratakv.runtime.workspace import Workspace
+from stratakv.storage import PageLayout
 
 TURNS = (700, 90, 33)
 STEPS = 12
 PAGE = 8
+WORKSPACE = max(
+    Workspace.bytes_for(PageLayout(num_heads=2, page_size=PAGE, head_dim=8, dtype=dtype), 512)
+    for dtype in ("float32", "bfloat16")
+)
 
 
 @functools.cache
@@ -60,7 +66,7 @@ def unspilled(index: str, dtype: str = "float32") -> torch.Tensor:
 def cap_gb(index: str, pages_per_layer: float, *, workspace: bool) -> float:
     """A cap that leaves room for so many pages in each of the three layers."""
     token_bytes = 2 * 2 * 8 * 4  # K and V, two KV heads of 8 dims, fp32
-    reserve = (512 + PAGE + 2048) * token_bytes if workspace else 0  # enough for bf16 and its widened stage too
+    reserve = WORKSPACE if workspace else 0
     return (reserve + 3 * pages_per_layer * PAGE * token_bytes) / 1e9
 
 
