@@ -43,7 +43,7 @@ class BoundsIndex(Index):
         scores = group_scores(bound_scores(q, state.data[:, :total]))
         sink = min(self.params.units(self.params.sink, size), count)
         local = min(self.params.units(self.params.local, size), count - sink)
-        return Selection(topk_pages(scores, count, sink=sink, local=local), size, ranking=scores)
+        return Selection(topk_pages(scores, count, sink=sink, local=local), size)
 
     def export(self, state: Rows) -> dict[str, Tensor]:
         return {"bounds": state.data}

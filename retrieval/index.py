@@ -43,9 +43,6 @@ class Selection(NamedTuple):
     """Tokens per unit; divides `page_size`."""
     notes: Any = None
     """What the index's own `attend` needs to know besides."""
-    ranking: Tensor | None = None
-    """fp32 `[G, N]`, how much each of the N sealed units is wanted, where the index knows it of all: a guess at what
-    later steps will read. Not changed afterwards."""
 
     @property
     def num_tokens(self) -> int:

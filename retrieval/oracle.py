@@ -32,9 +32,8 @@ class OracleIndex(Index):
     def select(self, state: Rows, q: Tensor, num_tokens: int, budget: int) -> Selection:
         scores = q.float() @ state.data[:, :num_tokens].float().transpose(1, 2)
         sink, local = min(self.params.sink, budget), self.params.local
-        ranking = group_scores(scores)
-        ids = topk_pages(ranking, budget, sink=sink, local=min(local, budget - sink))
-        return Selection(ids, 1, ranking=ranking)
+        ids = topk_pages(group_scores(scores), budget, sink=sink, local=min(local, budget - sink))
+        return Selection(ids, 1)
 
     def export(self, state: Rows) -> dict[str, Tensor]:
         return {"keys": state.data}

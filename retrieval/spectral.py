@@ -182,8 +182,7 @@ class SpectralIndex(Index):
     def select(self, state: SpectralState, q: Tensor, num_tokens: int, budget: int) -> Selection:
         scores = group_scores(self.scores(state, q, num_tokens))
         sink, local = min(self.params.sink, budget), self.params.local
-        ids = topk_pages(scores, budget, sink=sink, local=min(local, budget - sink))
-        return Selection(ids, 1, ranking=scores)
+        return Selection(topk_pages(scores, budget, sink=sink, local=min(local, budget - sink)), 1)
 
     def scores(self, state: SpectralState, q: Tensor, num_tokens: int) -> Tensor:
         """Estimates of q.k for the first `num_tokens` tokens, fp32 `[G, R, n]`, but for a constant per query."""

@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -26,6 +27,7 @@ from ..storage import CorruptPageError, StorageFullError, TieredStore
 from .config import KVConfig
 from .interrupt import Interrupts
 from .layer_cache import TieredLayer
+from .lookahead import FIRST_GUESSED
 from .model import Attend, Model, RotaryTables
 from .prefetch import Prefetcher
 from .sequence import GENERATED, PROMPT, Sequence
@@ -334,6 +336,7 @@ class Engine:
             try:
                 hidden = model.embed(torch.tensor(tokens, device=model.device).unsqueeze(1))
                 for layer in range(model.num_layers):
+                    self._look_ahead(sequences, layer + 1, hidden, table)
                     hidden = model.run_layer(model.layer(layer, prefill=False), hidden, attend)
             except BaseException:
                 self._undo(sequences, lengths)
@@ -345,6 +348,16 @@ class Engine:
             (cache.tokens_read for s in sequences for cache in s.layers if isinstance(cache, TieredLayer)), default=0
         )
         return model.logits(hidden[:, -1]).float()
+
+    def _look_ahead(self, sequences: list[Sequence], layer: int, hidden: Tensor, table: RotaryTables) -> None:
+        """Guess what `layer` will read from the input `[B, 1, hidden]` of the layer below it."""
+        if not FIRST_GUESSED <= layer < self.model.num_layers:
+            return
+        for b, sequence in enumerate(sequences):
+            cache = sequence.layers[layer]
+            if isinstance(cache, TieredLayer) and cache.lookahead.keeps_rows:
+                mine = {kind: (cos[b : b + 1], sin[b : b + 1]) for kind, (cos, sin) in table.items()}
+                cache.guess_rows(partial(self.model.query, layer, hidden[b : b + 1].clone(), mine))
 
     @torch.inference_mode()
     def decode_known(self, sequence: Sequence, tokens: np.ndarray) -> Tensor:

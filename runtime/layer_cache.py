@@ -26,12 +26,12 @@ from torch import Tensor
 from ..kernels.decode_attention import decode_attention
 from ..kernels.merge_states import merge_states
 from ..kernels.prefill_attention import prefill_attention
-from ..retrieval.index import Index, Selection, spread_pages
+from ..retrieval.index import Index, spread_pages
 from ..retrieval.reading import read_exactly
 from ..storage import OpenPage, PageLayout, TieredStore
-from .page_reader import KEYS_VALUES, PageReader, Recover
-from .prefetch import Prefetch, Prefetcher
-from .row_cache import RowCache
+from .lookahead import FIRST_GUESSED, Lookahead
+from .page_reader import PageReader, Recover
+from .prefetch import Prefetcher
 from .workspace import KEY_BLOCK, Workspace
 
 
@@ -51,8 +51,6 @@ class Step(NamedTuple):
     """fp32 `[G, R]`: log-sum-exp of the scores over everything read."""
 
 
-ROOM = 2
-"""Row caches hold so many selections: what was read lately and is not now comes back soon."""
 PUT_PAGES = 64
 """Pages handed to the store at a time: bounds the copy that lays them out."""
 _NO_PIDS = np.empty(0, dtype=np.int64)
@@ -73,8 +71,8 @@ class TieredLayer:
     ) -> None:
         self.layer, self.store, self.index, self.workspace = layer, store, index, workspace
         self.layout: PageLayout = store.layout
-        self.budget_of, self.prefetcher = budget_of, prefetcher
-        self._recover = recover
+        self.budget_of, self.recover = budget_of, recover
+        self.lookahead = Lookahead(store, layer, index, prefetcher)
         self.pids = _NO_PIDS
         self.tail_len = 0
         self.state: Any = None
@@ -84,9 +82,6 @@ class TieredLayer:
         self.kept_queries: list[Tensor] | None = None
         """Of all sealed pages, in order, `[G, R, p, D]` each, for the indexes of forks to learn from. None: not
         asked for, or unknown of some pages."""
-        self._row_caches: dict[tuple[int, int], RowCache | None] = {}
-        """By tokens per unit and sides; None: the pool has no room for it."""
-        self._coming: Prefetch | None = None
         self._tail: OpenPage | None = None
         self._page_queries: list[Tensor] = []
         """`[G, R, p, D]`, scaled: of the last tokens of pages that are about to be sealed."""
@@ -185,70 +180,44 @@ class TieredLayer:
     def _attend_chosen(self, query: Tensor, scale: float) -> tuple[Tensor | None, int, Tensor, Tensor]:
         """Unit ids `[G, n]` (None when nothing is sealed yet), tokens per unit, out and lse."""
         tail, size = self.tail, self.layout.page_size
-        self._begin_step()
+        self.lookahead.begin_step()
         if not self.sealed:
             return None, 1, *decode_attention(query, [tail], scale=scale)
-        budget = self.budget_of(self.sealed + self.tail_len) - self.tail_len
+        budget = self._budget
         if budget >= self.sealed:
             pages = torch.arange(len(self.pids)).expand(self.layout.num_heads, -1)
             return pages, size, *read_exactly(query, pages, size, self._reader(), tail, scale)
-        chosen = self.index.select(self.state, query.float() * scale, self.sealed, budget)
+        scaled = query.float() * scale
+        chosen = self.index.select(self.state, scaled, self.sealed, budget)
+        reader = self._decode_reader(budget)
         if self.index.attends_on_host:
-            here = PageReader(self.store, self.workspace.on_host, self.pids, self._recover, promote=False)
             tail = (tail[0].cpu(), tail[1].cpu())
-            out, lse = self.index.attend(self.state, query.cpu(), chosen, here, tail, scale)
-            return chosen.ids, chosen.unit, out.to(query.device), lse.to(query.device)
-        rows = lambda unit, sides: self._row_cache(unit, sides, budget)  # noqa: E731
-        reader = PageReader(self.store, self.workspace, self.pids, self._recover, rows=rows)
-        out, lse = self.index.attend(self.state, query, chosen, reader, tail, scale)
-        self._look_ahead(chosen, reader)
+            out, lse = self.index.attend(self.state, query.cpu(), chosen, reader, tail, scale)
+            out, lse = out.to(query.device), lse.to(query.device)
+        else:
+            out, lse = self.index.attend(self.state, query, chosen, reader, tail, scale)
+        self.lookahead.guess_pages(scaled, self.state, reader, budget)
+        if self.layer < FIRST_GUESSED:
+            self.guess_rows(lambda: scaled)
         return chosen.ids, chosen.unit, out, lse
 
-    def _begin_step(self) -> None:
-        if self._coming is not None:
-            self._coming.cancel()
-            self._coming = None
-        for cache in self._row_caches.values():
-            if cache is not None:
-                cache.begin_step()
+    def guess_rows(self, query: Callable[[], Tensor]) -> None:
+        """Bring up what the next step will read here, if `query()` `[G, R, D]`, rotated and scaled, is like its own."""
+        self.lookahead.guess_rows(query, self.state, self._reader(), self._budget)
 
-    def _look_ahead(self, chosen: Selection, reader: PageReader) -> None:
-        """Have the next step's reads begin, if anything of this layer is not where it is read."""
-        if self.prefetcher is None or chosen.ranking is None:
-            return
-        cache = self._row_caches.get((chosen.unit, len(KEYS_VALUES)))
-        if cache is None and self.store.is_resident(self.pids).all():
-            return
-        self._coming = Prefetch(reader, cache, chosen.ranking, chosen.unit, chosen.ids.shape[1])
-        self.prefetcher.submit(self._coming)
-
-    def _row_cache(self, unit: int, sides: int, budget: int) -> RowCache | None:
-        """Where a step that reads `budget` tokens keeps their rows; None where whole pages fit the device pool, or the
-        rows do not."""
-        gpu, kind = self.store.gpu, (unit, sides)
-        if gpu is None or len(self.pids) < gpu.num_slots // max(self.store.num_layers, 1):
-            return None
-        needed = -(-budget // unit)
-        cache = self._row_caches.get(kind)
-        if (cache is not None and cache.num_entries < needed) or kind not in self._row_caches:
-            if cache is not None:
-                self._stop_coming()
-                cache.close()
-            cache = RowCache.reserve(self.store, self.layer, unit, sides, ROOM * needed)
-            if cache is not None and cache.num_entries < needed:
-                cache.close()
-                cache = None
-            self._row_caches[kind] = cache
-        return cache
-
-    def _stop_coming(self) -> None:
-        """Nothing is under way for this layer any more."""
-        if self._coming is not None:
-            self._coming.cancel(wait=True)
-            self._coming = None
+    @property
+    def _budget(self) -> int:
+        """Sealed tokens that a step reads."""
+        return self.budget_of(self.sealed + self.tail_len) - self.tail_len
 
     def _reader(self) -> PageReader:
-        return PageReader(self.store, self.workspace, self.pids, self._recover)
+        return PageReader(self.store, self.workspace, self.pids, self.recover)
+
+    def _decode_reader(self, budget: int) -> PageReader:
+        if self.index.attends_on_host:
+            return PageReader(self.store, self.workspace.on_host, self.pids, self.recover, promote=False)
+        rows = lambda unit, sides: self.lookahead.rows(unit, sides, budget, len(self.pids))  # noqa: E731
+        return PageReader(self.store, self.workspace, self.pids, self.recover, rows=rows)
 
     @property
     def _notes_queries(self) -> bool:
@@ -271,6 +240,7 @@ class TieredLayer:
         """The tail is a whole page: hand it to the store and index it."""
         assert self._tail is not None
         assert self.is_full
+        self.lookahead.stop()
         keys = self._tail_kv()[0].clone()
         pid = self.store.seal(self._tail, chain, tokens)
         self._tail, self.tail_len = None, 0
@@ -412,10 +382,7 @@ class TieredLayer:
     def rollback(self, snapshot: tuple[int, Tensor]) -> None:
         """Back to an earlier snapshot of this layer."""
         count, tail = snapshot
-        self._stop_coming()
-        for (unit, _), cache in self._row_caches.items():
-            if cache is not None:
-                cache.truncate(count * self.layout.page_size // unit)
+        self.lookahead.truncate(count * self.layout.page_size)
         self.store.release(self.pids[count:])
         self.pids = self.pids[:count]
         if self.indexed > self.sealed:
@@ -460,11 +427,7 @@ class TieredLayer:
         self.set_tail(tensors["tail"])
 
     def close(self) -> None:
-        self._stop_coming()
-        for cache in self._row_caches.values():
-            if cache is not None:
-                cache.close()
-        self._row_caches = {}
+        self.lookahead.close()
         self._drop_tail()
         self.store.release(self.pids)
         self.pids, self.state, self.indexed = _NO_PIDS, None, 0

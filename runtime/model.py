@@ -178,6 +178,19 @@ class Model:
         )
         return out[0] if isinstance(out, tuple) else out
 
+    def query(self, layer: int, hidden: Tensor, tables: RotaryTables) -> Tensor:
+        """The query `[G, R, D]` that a layer would make of one token's `hidden` `[1, 1, hidden]`, rotated and scaled,
+        fp32, and nothing more."""
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+            raise _Found(self.rotate(layer, q, k, tables)[0].float() * scale)
+
+        try:
+            self.run_layer(self.layer(layer, prefill=False), hidden, attend)
+        except _Found as found:
+            return found.query.view(self.num_kv_heads, -1, self.head_dim)
+        raise AssertionError("a layer without attention")
+
     def _identity(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The rotation that changes nothing, so that queries and keys arrive un-rotated."""
         if dtype not in self._identities:
@@ -189,6 +202,14 @@ class Model:
         """[B, hidden] -> [B, vocabulary]."""
         logits: Tensor = self.hf.lm_head(self.inner.norm(hidden.to(self.dtype)))
         return logits
+
+
+class _Found(Exception):
+    """Ends a layer at its attention."""
+
+    def __init__(self, query: Tensor) -> None:
+        super().__init__()
+        self.query = query
 
 
 class LayerRotation:

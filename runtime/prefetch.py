@@ -1,17 +1,18 @@
-"""Prefetching: what the next step will probably read moves up the tiers while this one computes.
+"""Prefetching: what is read soon moves up the tiers while other things are computed.
 
-    decode thread   layer l, step t:  select -> attend -> submit(the ranking of step t)      next layer ...
-                                                             |
-    disk thread                                 pages that are only on disk -> host
-                                                             |
-    link thread                                 units that the layer's row cache lacks -> device pool
+Two edges, two guesses, each as far ahead as its transfers are slow (docs/decisions/0018):
 
-The guess is the ranking itself: of what ranks behind the selection of step t, `AHEAD` of its size is brought up.
-Adjacent steps want much the same, and what they newly want ranked close behind (docs/decisions/0018). It is a guess
-about *when* something moves, never about what is read: step t + 1 selects with its own query and fetches what is
-still lacking, so results are the same with and without.
+    link   host -> device   units of layer l + 1, guessed while layer l computes: by the query that layer l + 1 would
+                            make of layer l's input. The first layers change their input too much for that: there by
+                            the query of the last step
+    disk   disk -> host     pages of layer l in step t + 1, guessed by the query of step t
 
-A job is cancelled when its layer's next step begins: then it is late, and the step's own fetches come first.
+A guess selects like a step does, only more, with the index that the step will use. It decides *when* something moves,
+never what is read: the step selects with its own query and fetches what is still lacking. So results are the same with
+and without.
+
+A guess is cancelled when the step that it is for comes to its layer: it is then late, and what the step fetches itself
+comes first.
 """
 
 from __future__ import annotations
@@ -19,33 +20,39 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..retrieval import Index
 from ..storage import Counters, StorageError
 from .page_reader import PageReader
 from .row_cache import RowCache
 
-AHEAD = 0.5
-"""Units brought up behind a selection, in its size."""
+MORE = 1.25
+"""A guess selects so many times as much as the step will. What is newly wanted ranked close behind."""
 
 
-class Prefetch:
-    """One layer's wish for its next step.
+@dataclass(slots=True, eq=False)
+class Guess:
+    """What one layer of one sequence will probably read, and where that is to be brought.
 
-    Args:
-        ranking: fp32 `[G, N]`, the larger the sooner; N units are sealed.
-        chosen: units per head that the selection holds. Their keys and values are read.
+    Attributes:
+        query: gives `[G, R, D]`, rotated and scaled, fp32; called on the thread that works on the guess.
+        reader: over the layer's sealed pages. budget: tokens that the step will read of them.
+        cache: where units are brought; None: their pages, into host memory.
     """
 
-    def __init__(self, reader: PageReader, cache: RowCache | None, ranking: Tensor, unit: int, chosen: int) -> None:
-        self.reader, self.cache, self.ranking, self.unit = reader, cache, ranking, unit
-        self.count = min(chosen + int(AHEAD * chosen), ranking.shape[1])
-        self.heads = self.units = np.empty(0, dtype=np.int64)
-        self.ended = threading.Event()
-        self._cancelled = threading.Event()
+    query: Callable[[], Tensor]
+    index: Index
+    state: object
+    reader: PageReader
+    budget: int
+    cache: RowCache | None
+    ended: threading.Event = field(default_factory=threading.Event)
+    _cancelled: threading.Event = field(default_factory=threading.Event)
 
     @property
     def is_cancelled(self) -> bool:
@@ -57,80 +64,70 @@ class Prefetch:
         if wait:
             self.ended.wait()
 
-    def raise_pages(self) -> None:
-        """First stage: decide what to bring, and read its pages into host memory."""
-        ranking = self.ranking.cpu().numpy()
-        split = ranking.shape[1] - self.count
-        ids = np.argpartition(ranking, split, axis=1)[:, split:] if split else np.arange(ranking.shape[1])[None]
-        if self.cache is None:
-            units = ids.reshape(-1)
-        else:
-            self.heads, self.units = self.cache.lacking(np.broadcast_to(ids, (len(ranking), self.count)))
-            units = self.units
-        store, pids = self.reader.store, self.reader.pids
-        pages = np.unique(units * self.unit // store.layout.page_size)
-        store.prefetch(pids[pages[~store.is_resident(pids[pages])]], lambda: self.is_cancelled)
-
-    def raise_rows(self) -> None:
-        """Second stage: copy units into the row cache, a buffer at a time."""
-        if self.cache is None:
+    def bring(self) -> None:
+        """Select, and move what lacks."""
+        reader = self.reader
+        store, page_size = reader.store, reader.store.layout.page_size
+        sealed = len(reader.pids) * page_size
+        budget = min(int(MORE * self.budget), sealed - page_size)
+        if budget < self.budget:
+            return  # as good as everything: there is nothing to guess
+        chosen = self.index.select(self.state, self.query(), sealed, budget)
+        if self.is_cancelled:
             return
-        for heads, units, staged in self.reader.fetch_ahead(self.heads, self.units, self.unit):
-            self.cache.put(heads, units, staged, lambda: self.is_cancelled)
-            if self.is_cancelled:
-                return
+        ids = chosen.ids.cpu().numpy()
+        if self.cache is None:
+            pids = reader.pids[np.unique(ids * chosen.unit // page_size)]
+            store.prefetch(pids[~store.is_resident(pids)], lambda: self.is_cancelled)
+        elif chosen.unit == self.cache.unit:
+            heads, units = self.cache.lacking(ids)
+            for some_heads, some, staged in reader.fetch_ahead(heads, units, chosen.unit):
+                self.cache.put(some_heads, some, staged, lambda: self.is_cancelled)
+                if self.is_cancelled:
+                    return
 
 
 class Prefetcher:
-    """Two threads, one per edge; they start with the first job and end with `close`."""
+    """A thread per edge; they start with the first guess and end with `close`."""
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
-        self._pages: queue.SimpleQueue[Prefetch | None] = queue.SimpleQueue()
-        self._rows: queue.SimpleQueue[Prefetch | None] = queue.SimpleQueue()
+        self._queues: dict[str, queue.SimpleQueue[Guess | None]] = {}
         self._threads: list[threading.Thread] = []
         self._failure: Exception | None = None
 
-    def submit(self, job: Prefetch) -> None:
-        """Raises what an earlier job failed with, if it was not the store's to say."""
+    def submit(self, edge: str, guess: Guess) -> None:
+        """Raises what an earlier guess failed with, if that was not the store's to say."""
         if self._failure is not None:
             raise self._failure
-        if not self._threads:
-            for work in (self._raise_pages, self._raise_rows):
-                self._threads.append(threading.Thread(target=work, name="stratakv-prefetch", daemon=True))
-                self._threads[-1].start()
-        self._pages.put(job)
+        if edge not in self._queues:
+            self._queues[edge] = queue.SimpleQueue()
+            thread = threading.Thread(target=self._work, args=(edge,), name=f"stratakv-{edge}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        self._queues[edge].put(guess)
 
     def close(self) -> None:
         """End what is under way. Safe to call twice."""
-        self._pages.put(None)
+        for waiting in self._queues.values():
+            waiting.put(None)
         for thread in self._threads:
             thread.join()
-        self._threads = []
+        self._queues, self._threads = {}, []
 
-    def _raise_pages(self) -> None:
-        while (job := self._pages.get()) is not None:
-            if self._run(job, job.raise_pages):
-                self._rows.put(job)
-        self._rows.put(None)
-
-    def _raise_rows(self) -> None:
-        while (job := self._rows.get()) is not None:
-            if self._run(job, job.raise_rows):
-                job.ended.set()
-
-    def _run(self, job: Prefetch, stage: Callable[[], None]) -> bool:
-        """Whether the job goes on."""
-        try:
-            if not job.is_cancelled:
-                with torch.inference_mode():
-                    stage()
-        except StorageError:
-            job.cancel()  # whoever reads these pages is told, and can do something about it
-        except Exception as error:
-            self._failure = error
-            job.cancel()
-        if job.is_cancelled:
-            self._counters.prefetches_cancelled += 1
-            job.ended.set()
-        return not job.is_cancelled
+    def _work(self, edge: str) -> None:
+        torch.set_num_threads(1)  # of this thread: the cores are busy computing
+        waiting = self._queues[edge]
+        while (guess := waiting.get()) is not None:
+            try:
+                if not guess.is_cancelled:
+                    with torch.inference_mode():
+                        guess.bring()
+            except StorageError:
+                guess.cancel()  # whoever reads these pages is told, and can do something about it
+            except Exception as error:
+                self._failure = error
+                guess.cancel()
+            self._counters.prefetches += 1
+            self._counters.prefetches_cancelled += guess.is_cancelled
+            guess.ended.set()

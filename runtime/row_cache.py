@@ -105,13 +105,16 @@ class RowCache:
 
     def put(self, heads: np.ndarray, units: np.ndarray, staged: Tensor, is_cancelled: Callable[[], bool]) -> None:
         """Keep `staged` `[sides * m, unit * D]`, fetched ahead, unless it is too late or they came otherwise."""
+        counters = self.store.counters
         with self._lock:
             if is_cancelled():
-                self.store.counters.wasted_prefetched_bytes += staged.nbytes
+                counters.prefetched_bytes += staged.nbytes
+                counters.wasted_prefetched_bytes += staged.nbytes
                 return
             assert (self._entry_of[heads, units] < 0).all(), "only reads and one put at a time bring entries in"
             entries = self._take(heads, units, staged, self._clock - 1)
             self._ahead[heads, entries] = True
+            counters.prefetched_bytes += staged.nbytes
 
     def truncate(self, num_units: int) -> None:
         """Forget units from `num_units` on; 0 forgets everything."""

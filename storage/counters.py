@@ -30,8 +30,9 @@ class Counters:
     """Of those, read later."""
     wasted_prefetched_bytes: int = 0
     """Of those, dropped without having been read."""
+    prefetches: int = 0
     prefetches_cancelled: int = 0
-    """Overtaken by the step they were meant for."""
+    """Of those, overtaken by the step they were meant for."""
 
     @property
     def reads(self) -> int:

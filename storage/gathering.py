@@ -48,11 +48,11 @@ class Gatherer:
         self, ticket: Ticket, pages: np.ndarray, parts_of: np.ndarray, parts: int, out: torch.Tensor, *, promote: bool
     ) -> None:
         """See `TieredStore.gather`. Raises CorruptPageError."""
-        started = time.perf_counter()
         counters = self._residency.counters
         if not ticket.is_ahead:
             self._count_reads(ticket)
         self._loader.finish(ticket)
+        started = time.perf_counter()
         with self._link.moving() as transfer, self._residency.lock:
             self._residency.note_read(ticket.pids)
             if self._residency.gpu is not None and promote and not ticket.failures:
@@ -61,7 +61,7 @@ class Gatherer:
             counters.host_to_gpu_bytes += transfer.num_bytes
         if pending.any():
             self._copy_staged(ticket, pending, ticket.pids[pages], parts_of, parts, out)
-        if not ticket.is_ahead:
+        if not ticket.is_ahead and (transfer.num_bytes or pending.any()):
             counters.stall_s += time.perf_counter() - started
         self._loader.report(ticket)
 

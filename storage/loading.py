@@ -27,6 +27,7 @@ Room        pages beyond the host's room (`Ticket.beyond`) are read in rounds th
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -101,6 +102,14 @@ class Loader:
 
     def finish(self, ticket: Ticket) -> None:
         """Read what is missing; all but `beyond` and `failures` is then leased in memory."""
+        if not len(ticket.slots):
+            return
+        started = time.perf_counter()
+        self._bring(ticket)
+        if not ticket.is_ahead:
+            self._residency.counters.stall_s += time.perf_counter() - started
+
+    def _bring(self, ticket: Ticket) -> None:
         while len(ticket.slots):
             with self._lock:
                 mine = self._claim(ticket)
