@@ -46,6 +46,9 @@ CodecOption = Annotated[
     str,
     typer.Option("--codec", help="How pages are written to disk: zstd, raw (lossless); int8, int4, adaptive (lossy)."),
 ]
+PrefetchOption = Annotated[
+    bool, typer.Option("--prefetch/--no-prefetch", help="Move what is read soon while other things are computed.")
+]
 ProfileOption = Annotated[
     Path | None, typer.Option("--profile", help="What calibrate wrote with --out. Default: where calibrate puts it.")
 ]
@@ -83,6 +86,7 @@ def chat(
     kv_dtype: KvDtypeOption = "auto",
     profile: ProfileOption = None,
     codec: CodecOption = "zstd",
+    prefetch: PrefetchOption = True,
     file: Annotated[
         list[Path] | None, typer.Option("-f", "--file", help="Read this document first; repeatable.")
     ] = None,
@@ -110,7 +114,7 @@ def chat(
     try:
         kv = kv_config(
             gpu_gb=gpu_kv_gb, host_gb=host_kv_gb, disk_gb=disk_kv_gb, path=kv_dir, index=index, budget=budget,
-            dtype=kv_dtype, profile=profile, codec=codec,
+            dtype=kv_dtype, profile=profile, codec=codec, prefetch=prefetch,
         )  # fmt: skip
         options = Options(model, device, dtype, kv, file or [], session, system, generation)
         if prompt is None:

@@ -116,7 +116,7 @@ class Engine:
                     layer, self.store, self.indexes[layer], self.workspace, self.config.budget_tokens, recover,
                     self.prefetcher,
                 )  # fmt: skip
-                tiered.kept_queries = [] if keep_queries else None
+                tiered.queries.kept = [] if keep_queries else None
                 sequence.layers.append(tiered)
         return sequence
 

@@ -17,7 +17,7 @@ Shapes  G KV heads, R query heads each (H = G*R), L page size, D head dim.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,26 +30,11 @@ from ..retrieval.index import Index, spread_pages
 from ..retrieval.reading import read_exactly
 from ..storage import OpenPage, PageLayout, TieredStore
 from .lookahead import FIRST_GUESSED, Lookahead
+from .page_queries import PageQueries
 from .page_reader import PageReader, Recover
 from .prefetch import Prefetcher
+from .step import Step
 from .workspace import KEY_BLOCK, Workspace
-
-
-class Step(NamedTuple):
-    """What one decode step of one layer did, for whoever watches (`TieredLayer.watch`)."""
-
-    query: Tensor
-    """`[G, R, D]`, rotated."""
-    scale: float
-    ids: np.ndarray | None
-    """Units read `[G, n]`; None if nothing was sealed yet."""
-    unit: int
-    """Tokens per unit."""
-    out: Tensor
-    """`[G, R, D]`."""
-    lse: Tensor
-    """fp32 `[G, R]`: log-sum-exp of the scores over everything read."""
-
 
 PUT_PAGES = 64
 """Pages handed to the store at a time: bounds the copy that lays them out."""
@@ -79,12 +64,8 @@ class TieredLayer:
         self.indexed = 0
         self.tokens_read = 0
         self.watch: Callable[[TieredLayer, Step], None] | None = None
-        self.kept_queries: list[Tensor] | None = None
-        """Of all sealed pages, in order, `[G, R, p, D]` each, for the indexes of forks to learn from. None: not
-        asked for, or unknown of some pages."""
+        self.queries = PageQueries(self.layout.num_heads, used=index.uses_queries)
         self._tail: OpenPage | None = None
-        self._page_queries: list[Tensor] = []
-        """`[G, R, p, D]`, scaled: of the last tokens of pages that are about to be sealed."""
         self._dtype = workspace.dtype
 
     @property
@@ -95,7 +76,7 @@ class TieredLayer:
 
     def begin(self) -> None:
         """Start a span: the tail's tokens go first in the span buffer."""
-        self._drop_queries()
+        self.queries.drop(self._num_unindexed)
         if self.tail_len:
             self.workspace.span[:, :, : self.tail_len] = self._tail_kv()[:, :, : self.tail_len]
 
@@ -105,8 +86,8 @@ class TieredLayer:
         first = start - self.sealed
         span[0, :, first : first + rows] = k
         span[1, :, first : first + rows] = v
-        if self._notes_queries:
-            self._note_queries(q[:, -(start + 1) % self.layout.page_size :: self.layout.page_size], scale)
+        if self.queries.is_wanted:
+            self.queries.note(q[:, -(start + 1) % self.layout.page_size :: self.layout.page_size], scale)
         return self.attend(q, k, v, start, scale)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float) -> Tensor:
@@ -168,9 +149,9 @@ class TieredLayer:
         tail[1, :, self.tail_len] = v
         self.tail_len += 1
         query = q.view(self.layout.num_heads, -1, self.layout.head_dim)
-        if self._notes_queries and self.is_full:
-            self._page_queries = []
-            self._note_queries(q.unsqueeze(1), scale)
+        if self.queries.is_wanted and self.is_full:
+            self.queries.drop(0)
+            self.queries.note(q.unsqueeze(1), scale)
         ids, unit, out, lse = self._attend_chosen(query, scale)
         self.tokens_read = (ids.shape[1] * unit if ids is not None else 0) + self.tail_len
         if self.watch is not None:
@@ -218,15 +199,6 @@ class TieredLayer:
             return PageReader(self.store, self.workspace.on_host, self.pids, self.recover, promote=False)
         rows = lambda unit, sides: self.lookahead.rows(unit, sides, budget, len(self.pids))  # noqa: E731
         return PageReader(self.store, self.workspace, self.pids, self.recover, rows=rows)
-
-    @property
-    def _notes_queries(self) -> bool:
-        return self.index.uses_queries or self.kept_queries is not None
-
-    def _note_queries(self, q: Tensor, scale: float) -> None:
-        """Keep queries `[H, p, D]` until their pages are sealed."""
-        groups = self.layout.num_heads
-        self._page_queries.append(q.reshape(groups, q.shape[0] // groups, *q.shape[1:]).float() * scale)
 
     def undo_step(self, tail_len: int, num_tokens: int) -> None:
         """Forget a step that did not complete: back to `num_tokens`, of which the tail held some."""
@@ -290,7 +262,7 @@ class TieredLayer:
 
     def _index(self, keys: Tensor) -> None:
         """Index the keys `[G, n, D]` of pages that were just sealed, with the queries noted for them."""
-        queries = self._take_queries()
+        queries = self.queries.take(self._num_unindexed)
         if self.indexed:
             self.index.append(self.state, keys, queries)
         else:
@@ -304,31 +276,21 @@ class TieredLayer:
         decode reads, must not depend on how the caps cut prefill into spans."""
         if self.indexed == self.sealed:
             return
-        queries = self._take_queries()
+        queries = self.queries.take(self._num_unindexed)
         if self.indexed:
             self._append_stored(queries)
         else:
             self._index_anew(queries)
 
-    def _take_queries(self) -> Tensor | None:
-        """Those of the pages that are sealed and not indexed yet, if the index learns from queries."""
-        self._drop_queries()
-        queries = torch.cat(self._page_queries, 2) if self._page_queries else None
-        self._page_queries = []
-        if self.kept_queries is not None and queries is not None:
-            self.kept_queries.append(queries)
-        return queries if self.index.uses_queries else None
-
-    def _drop_queries(self) -> None:
-        """Forget queries of pages that were not sealed after all."""
-        if self._page_queries:
-            pages = (self.sealed - self.indexed) // self.layout.page_size
-            self._page_queries = [torch.cat(self._page_queries, 2)[:, :, :pages]]
+    @property
+    def _num_unindexed(self) -> int:
+        """Pages that are sealed and not indexed yet."""
+        return (self.sealed - self.indexed) // self.layout.page_size
 
     def _index_stored(self, queries: Tensor | None = None) -> None:
         """Index sealed pages that are not indexed yet, reading their keys once. Their queries are not known, except
         that an index that is new here may be given those of all pages."""
-        self._page_queries, self.kept_queries = [], None
+        self.queries.forget()
         if self.indexed:
             self._append_stored()
         else:
@@ -388,9 +350,8 @@ class TieredLayer:
         if self.indexed > self.sealed:
             self.index.truncate(self.state, self.sealed)
             self.indexed = self.sealed
-        self._drop_queries()
-        if self.kept_queries:
-            self.kept_queries = [torch.cat(self.kept_queries, 2)[:, :, :count]]
+        self.queries.drop(self._num_unindexed)
+        self.queries.truncate(count)
         self.set_tail(tail)
 
     def learned(self) -> dict[str, Tensor]:
@@ -407,8 +368,7 @@ class TieredLayer:
         self.pids = other.pids.copy()
         if self.index is other.index and other.indexed:
             self.state, self.indexed = self.index.copy(other.state), other.indexed
-        kept = other.kept_queries if self.index.uses_queries else None
-        self._index_stored(torch.cat(kept, 2) if kept else None)
+        self._index_stored(other.queries.all_kept() if self.index.uses_queries else None)
         self.set_tail(other.tail_copy())
 
     def export(self) -> dict[str, Tensor]:

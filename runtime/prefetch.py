@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ..retrieval import Index
-from ..storage import Counters, StorageError
+from ..storage import StorageError
 from .page_reader import PageReader
 from .row_cache import RowCache
 
@@ -90,8 +90,7 @@ class Guess:
 class Prefetcher:
     """A thread per edge; they start with the first guess and end with `close`."""
 
-    def __init__(self, counters: Counters) -> None:
-        self._counters = counters
+    def __init__(self) -> None:
         self._queues: dict[str, queue.SimpleQueue[Guess | None]] = {}
         self._threads: list[threading.Thread] = []
         self._failure: Exception | None = None
@@ -128,6 +127,5 @@ class Prefetcher:
             except Exception as error:
                 self._failure = error
                 guess.cancel()
-            self._counters.prefetches += 1
-            self._counters.prefetches_cancelled += guess.is_cancelled
+            guess.reader.store.count(prefetches=1, prefetches_cancelled=guess.is_cancelled)
             guess.ended.set()

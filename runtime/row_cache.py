@@ -81,9 +81,7 @@ class RowCache:
             found = (self._flat(entries))[~lacking.reshape(-1)]
             self._last_use.reshape(-1)[found] = self._clock
             self._note_useful(found)
-            counters = self.store.counters
-            counters.row_hits += len(found)
-            counters.row_misses += lacking.size - len(found)
+            self.store.count(row_hits=len(found), row_misses=lacking.size - len(found))
             if lacking.any():
                 heads, where = np.nonzero(lacking)
                 units = ids[heads, where]
@@ -105,16 +103,14 @@ class RowCache:
 
     def put(self, heads: np.ndarray, units: np.ndarray, staged: Tensor, is_cancelled: Callable[[], bool]) -> None:
         """Keep `staged` `[sides * m, unit * D]`, fetched ahead, unless it is too late or they came otherwise."""
-        counters = self.store.counters
         with self._lock:
+            self.store.count(prefetched_bytes=staged.nbytes)
             if is_cancelled():
-                counters.prefetched_bytes += staged.nbytes
-                counters.wasted_prefetched_bytes += staged.nbytes
+                self.store.count(wasted_prefetched_bytes=staged.nbytes)
                 return
             assert (self._entry_of[heads, units] < 0).all(), "only reads and one put at a time bring entries in"
             entries = self._take(heads, units, staged, self._clock - 1)
             self._ahead[heads, entries] = True
-            counters.prefetched_bytes += staged.nbytes
 
     def truncate(self, num_units: int) -> None:
         """Forget units from `num_units` on; 0 forgets everything."""
@@ -171,11 +167,12 @@ class RowCache:
         self._unit_of[heads, entries] = _ABSENT
         self._last_use[heads, entries] = _NEVER
         came = self._ahead[heads, entries]
-        self._ahead[heads, entries] = False
-        self.store.counters.wasted_prefetched_bytes += int(came.sum()) * self.entry_bytes
+        if came.any():
+            self._ahead[heads, entries] = False
+            self.store.count(wasted_prefetched_bytes=int(came.sum()) * self.entry_bytes)
 
     def _note_useful(self, flat: np.ndarray) -> None:
         came = self._ahead.reshape(-1)[flat]
         if came.any():
             self._ahead.reshape(-1)[flat] = False
-            self.store.counters.useful_prefetched_bytes += int(came.sum()) * self.entry_bytes
+            self.store.count(useful_prefetched_bytes=int(came.sum()) * self.entry_bytes)

@@ -98,7 +98,7 @@ class Runtime:
         engine = Engine(
             loaded, store, make_indexes(loaded, kv, profile), kv,
             Workspace(layout, plan.span_tokens, where), _CHUNK[where.type],
-            Prefetcher(store.counters) if kv.prefetch else None,
+            Prefetcher() if kv.prefetch else None,
         )  # fmt: skip
         return cls(loaded, store, engine, plan, kv, str(model), profiles)
 

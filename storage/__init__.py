@@ -13,10 +13,11 @@ from .errors import (
     StorageFullError,
     StoreUnavailableError,
 )
+from .intake import OpenPage
 from .loading import Ticket
 from .page import CHAIN_BYTES, ROOT, PageLayout, next_chain, page_key
 from .tier import Tier
-from .tiered_store import OpenPage, TieredStore
+from .tiered_store import TieredStore
 
 __all__ = [
     "CHAIN_BYTES", "ROOT", "Arena", "CapacityError", "ClosedError", "CorruptPageError", "Counters", "DiskTier",

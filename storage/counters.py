@@ -34,6 +34,10 @@ class Counters:
     prefetches_cancelled: int = 0
     """Of those, overtaken by the step they were meant for."""
 
+    def add(self, **amounts: int) -> None:
+        for name, amount in amounts.items():
+            setattr(self, name, getattr(self, name) + amount)
+
     @property
     def reads(self) -> int:
         return self.gpu_reads + self.host_reads + self.disk_reads

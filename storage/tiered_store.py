@@ -45,12 +45,13 @@ Threads     one thread brings pages in; any thread may load, gather and hold. Bo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 
-from .arena import NO_PAGE, Arena
+from .arena import Arena
 from .compression import Compression, make_compression
 from .counters import Counters
 from .disk_tier import DiskTier
@@ -258,15 +259,8 @@ class TieredStore:
             self._require_open()
             if not ahead and self._gatherer.gather_nearest(pids, pages, parts_of, parts, out):
                 return
-            ticket = self._begin(pids)
-            ticket.is_ahead = ahead
-            self._residency.num_passing += 1
-        try:
+        with self._passing(pids, ahead=ahead) as ticket:
             self._gatherer.gather(ticket, pages, parts_of, parts, out, promote=promote)
-        finally:
-            with self._lock:
-                self._residency.num_passing -= 1
-                self._end(ticket)
 
     def prefetch(self, pids: np.ndarray, is_cancelled: Callable[[], bool]) -> None:
         """Bring pages from disk into host memory before somebody asks, a few at a time, as far as they have room there
@@ -277,19 +271,24 @@ class TieredStore:
         """
         few = max(1, min(_FEW, self.host.num_slots // max(self.num_layers, 1) // 4))
         for start in range(0, len(pids), few):
-            some = pids[start : start + few]
-            with self._lock:
-                if is_cancelled():
-                    return
-                ticket = self._begin(some)
-                ticket.is_ahead = True
-                self._residency.num_passing += 1
-            try:
+            if is_cancelled():
+                return
+            with self._passing(pids[start : start + few], ahead=True) as ticket:
                 self._loader.finish(ticket)
-            finally:
-                with self._lock:
-                    self._residency.num_passing -= 1
-                    self._end(ticket)
+
+    @contextmanager
+    def _passing(self, pids: np.ndarray, *, ahead: bool) -> Iterator[Ticket]:
+        """A ticket that ends by itself: whoever needs room may wait for that."""
+        with self._lock:
+            ticket = self._begin(pids)
+            ticket.is_ahead = ahead
+            self._residency.num_passing += 1
+        try:
+            yield ticket
+        finally:
+            with self._lock:
+                self._residency.num_passing -= 1
+                self._end(ticket)
 
     def reserve(self, layer: int, count: int) -> np.ndarray:
         """Up to `count` slots of the gpu pool for the caller's own copies of parts of pages, counted under its cap: as
@@ -303,8 +302,13 @@ class TieredStore:
         with self._lock:
             self._residency.unreserve(layer, slots)
 
+    def count(self, **amounts: int) -> None:
+        """Add to counters. For any thread."""
+        with self._lock:
+            self.counters.add(**amounts)
+
     def emulate_links(self, link_gbps: float | None, disk_gbps: float | None) -> None:
-        """Hold the edges host to gpu and disk to host to so many 10^9 bytes per second; None: as fast as they go."""
+        """Hold the edges host to gpu and disk to host to so many 10^9 bytes per second; None: to nothing."""
         for link, speed in ((self.host_link, link_gbps), (self.disk_link, disk_gbps)):
             if speed is not None and not speed > 0:
                 raise ValueError(f"a link's speed is more than 0 GB/s, not {speed}")
@@ -394,6 +398,3 @@ class TieredStore:
         with self._lock:
             self._residency.check_integrity()
             self._loader.check_integrity()
-
-
-__all__ = ["NO_PAGE", "OpenPage", "Ticket", "TieredStore"]

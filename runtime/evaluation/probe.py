@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ...kernels.topk_pages import group_scores
-from ..layer_cache import Step, TieredLayer
+from ..layer_cache import TieredLayer
 from ..sequence import Sequence
+from ..step import Step
 from ..workspace import KEY_BLOCK
 
 

@@ -14,8 +14,9 @@ import pytest
 from tiny_models import VOCABULARY
 
 from stratakv.runtime import KVConfig, Runtime, session
-from stratakv.runtime.layer_cache import Step, TieredLayer
+from stratakv.runtime.layer_cache import TieredLayer
 from stratakv.runtime.sequence import Sequence
+from stratakv.runtime.step import Step
 from stratakv.storage import TieredStore
 
 PAGE, TOKENS, LAYERS = 8, 1000, 3

@@ -16,8 +16,9 @@ from stratakv.runtime import KVConfig, Runtime
 from stratakv.runtime.evaluation.harness import Harness, index_bytes
 from stratakv.runtime.evaluation.probe import Probe
 from stratakv.runtime.evaluation.variants import Variant
-from stratakv.runtime.layer_cache import Step, TieredLayer
+from stratakv.runtime.layer_cache import TieredLayer
 from stratakv.runtime.sequence import GENERATED, PROMPT, Sequence
+from stratakv.runtime.step import Step
 
 TOKENS = np.random.default_rng(5).integers(3, VOCABULARY, 760).astype(np.uint32)
 PAST, KNOWN = TOKENS[:700], TOKENS[700:]
@@ -141,16 +142,16 @@ def test_queries_are_kept_of_the_pages_that_are_there(runtime: Runtime) -> None:
     engine.decode_known(sequence, KNOWN[:40])
     engine.prefill(other, PAST)  # its pages come from the store
     for layer in tiered(sequence):
-        assert layer.kept_queries is not None
-        assert sum(queries.shape[2] for queries in layer.kept_queries) == len(layer.pids) == 46
-    assert all(layer.kept_queries is None for layer in tiered(other))
+        assert layer.queries.kept is not None
+        assert sum(queries.shape[2] for queries in layer.queries.kept) == len(layer.pids) == 46
+    assert all(layer.queries.kept is None for layer in tiered(other))
     sequence.close()
     other.close()
 
 
 def test_an_index_without_use_for_queries_costs_nothing_to_keep(harness: Harness) -> None:
     with harness.prefilled(PAST) as base:
-        assert all(layer.kept_queries is None for layer in tiered(base))
+        assert all(layer.queries.kept is None for layer in tiered(base))
 
 
 # Conversations and costs

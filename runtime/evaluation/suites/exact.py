@@ -24,9 +24,10 @@ from torch import Tensor
 from ... import session
 from ...config import KVConfig
 from ...engine import Engine
-from ...layer_cache import Step, TieredLayer
+from ...layer_cache import TieredLayer
 from ...runtime import Runtime
 from ...sequence import Sequence
+from ...step import Step
 from ...workspace import KEY_BLOCK, Workspace
 from ..options import Ticker
 from ..plain import PlainModel

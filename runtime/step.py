@@ -1,0 +1,24 @@
+"""What a decode step of one layer did, for whoever watches: evaluation, tests."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+
+class Step(NamedTuple):
+    """Given to `TieredLayer.watch`."""
+
+    query: Tensor
+    """`[G, R, D]`, rotated."""
+    scale: float
+    ids: np.ndarray | None
+    """Units read `[G, n]`; None if nothing was sealed yet."""
+    unit: int
+    """Tokens per unit."""
+    out: Tensor
+    """`[G, R, D]`."""
+    lse: Tensor
+    """fp32 `[G, R]`: log-sum-exp of the scores over everything read."""
