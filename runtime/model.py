@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -118,6 +119,16 @@ class Model:
         """[B, T] -> [B, T, hidden]."""
         hidden: Tensor = self.inner.embed_tokens(ids)
         return hidden
+
+    def embed_wide(self, tokens: np.ndarray) -> Tensor:
+        """Token ids `[T]` -> `[1, T, hidden]` in `prefill_dtype`."""
+        ids = torch.from_numpy(tokens.astype(np.int64)).to(self.device)
+        return self.embed(ids.unsqueeze(0)).to(self.prefill_dtype)
+
+    def tables(self, start: int, stop: int) -> RotaryTables:
+        """`rotary` of positions `start .. stop` in `prefill_dtype`."""
+        positions = torch.arange(start, stop, device=self.device)
+        return self.rotary(positions.unsqueeze(0), self.prefill_dtype)
 
     def rotary(self, positions: Tensor, dtype: torch.dtype) -> RotaryTables:
         """cos and sin `[B, T, rotary dim]` by layer kind, for positions `[B, T]`."""
