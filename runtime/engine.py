@@ -310,22 +310,17 @@ class Engine:
         """
         model = self.model
         lengths = [sequence.tail_len for sequence in sequences]
-        positions = torch.tensor([[s.num_tokens] for s in sequences], device=model.device)
-        table = model.rotary(positions, model.dtype)
+        tables = model.step_tables([sequence.num_tokens for sequence in sequences])
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-            q, k = model.rotate(layer, q, k, table)
-            outs = [
-                sequence.layers[layer].step(q[b, :, 0], k[b, :, 0], v[b, :, 0], scale)
-                for b, sequence in enumerate(sequences)
-            ]
-            return torch.stack(outs).unsqueeze(2)
+            outs = [sequence.layers[layer].step(q[b], k[b], v[b], scale) for b, sequence in enumerate(sequences)]
+            return torch.stack(outs) if len(outs) > 1 else outs[0].unsqueeze(0)
 
         with self.interrupts.deferred():
             try:
-                hidden = model.embed(torch.tensor(tokens, device=model.device).unsqueeze(1))
+                hidden = model.embed(torch.tensor(tokens, device=model.device))
                 for layer in range(model.num_layers):
-                    hidden = model.run_layer(model.layer(layer, prefill=False), hidden, attend)
+                    hidden = model.step_layer(layer, hidden, tables, attend)
             except BaseException:
                 self._undo(sequences, lengths)
                 raise
@@ -335,7 +330,7 @@ class Engine:
         self.tokens_read = max(
             (cache.tokens_read for s in sequences for cache in s.layers if isinstance(cache, TieredLayer)), default=0
         )
-        return model.logits(hidden[:, -1]).float()
+        return model.logits(hidden).float()
 
     @torch.inference_mode()
     def decode_known(self, sequence: Sequence, tokens: np.ndarray) -> Tensor:

@@ -16,7 +16,7 @@ import copy
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from .directory_check import check_weights
 from .errors import ModelFileError
+from .lean_layer import for_lean, lean_layer
 from .numbers_check import FAMILIES as FAMILIES
 from .numbers_check import check_allocation, check_complete, check_family, check_shape, reading
 from .settings_check import read_config
@@ -34,6 +35,16 @@ RotaryTables = dict[str, tuple[Tensor, Tensor]]
 """cos and sin `[B, T, rotary dim]` by layer kind."""
 Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
 """(layer, q [B,H,T,D], k [B,G,T,D], v [B,G,T,D], scale) -> [B,H,T,D]; q and k un-rotated."""
+AttendOne = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
+"""(layer, q [B,H,D], k [B,G,D], v [B,G,D], scale) -> [B,H,D]; q and k rotated."""
+
+
+class StepTables(NamedTuple):
+    """The positions of one new token of each sequence."""
+
+    rotary: RotaryTables
+    lean: RotaryTables
+    """As `lean_layer.turn` takes them."""
 
 
 def _attention(
@@ -71,6 +82,10 @@ class Model:
         self._identities: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
         self._wide: dict[tuple[str, torch.Size], torch.nn.Parameter] = {}
         self._rotated = [bool(getattr(layer.self_attn, "use_rope", True)) for layer in self.inner.layers]
+        self._lean = [
+            lean_layer(layer, self.num_heads, self.num_kv_heads, self.head_dim, is_rotated=is_rotated)
+            for layer, is_rotated in zip(self.inner.layers, self._rotated, strict=True)
+        ]
 
     def _legacy_window(self, config: Any) -> int | None:
         """Mistral and Phi-3 give every layer the window without naming layer types."""
@@ -188,6 +203,24 @@ class Model:
             strata_attend=attend,
         )
         return out[0] if isinstance(out, tuple) else out
+
+    def step_tables(self, positions: list[int]) -> StepTables:
+        """For one new token at each of these positions."""
+        tables = self.rotary(torch.tensor(positions, device=self.device).unsqueeze(1), self.dtype)
+        return StepTables(tables, {kind: for_lean(*table, self.head_dim) for kind, table in tables.items()})
+
+    def step_layer(self, layer: int, hidden: Tensor, tables: StepTables, attend: AttendOne) -> Tensor:
+        """A decoder layer over one new token of each sequence, `[B, hidden]`; its attention is `attend`."""
+        lean = self._lean[layer]
+        if lean is not None:
+            q, k, v = lean.before(hidden, *tables.lean[self.kinds[layer]])
+            return lean.after(hidden, attend(layer, q, k, v, lean.scale))
+
+        def attend_all(at: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+            q, k = self.rotate(at, q, k, tables.rotary)
+            return attend(at, q[:, :, 0], k[:, :, 0], v[:, :, 0], scale).unsqueeze(2)
+
+        return self.run_layer(self.layer(layer, prefill=False), hidden.unsqueeze(1), attend_all)[:, 0]
 
     def _identity(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The rotation that changes nothing, so that queries and keys arrive un-rotated."""

@@ -1,0 +1,93 @@
+"""The lean decoder layer against transformers' own module, with norms and biases that are not what they begin as."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import FAMILIES, save_tiny_model
+from torch import Tensor, nn
+
+from stratakv.runtime.lean_layer import lean_layer
+from stratakv.runtime.model import Model
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+"""As a share of the largest value: bf16 keeps 8 bits, and the two round at other places."""
+BATCH = 3
+
+
+def loaded(family: str, folder: Path, dtype: torch.dtype, **changes: Any) -> Model:
+    """A tiny model whose vectors are random as well: a weight of one would hide which norm it belongs to."""
+    model = Model.load(save_tiny_model(folder, family, **changes), torch.device("cpu"), dtype)
+    draw = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.inner.layers.named_parameters():
+            if parameter.dim() == 1:
+                base = 0.0 if name.endswith("bias") or "gemma" in family else 1.0
+                parameter.copy_(base + 0.5 * torch.randn(parameter.shape, generator=draw))
+    return Model(model.hf, model.tokenizer)  # what is fused and derived is made at construction
+
+
+def outputs(model: Model, hidden: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """What every layer hands to attention and gives: by the lean form, and by transformers' module."""
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        found.extend([q, k, v, torch.tensor([scale])])
+        return q * v.repeat_interleave(q.shape[1] // v.shape[1], 1)
+
+    sides = []
+    tables = model.step_tables([5, 900, 31])
+    lean = model._lean
+    with torch.inference_mode():
+        for layers in (lean, [None] * model.num_layers):
+            found: list[Tensor] = []
+            model._lean = list(layers)
+            for layer in range(model.num_layers):
+                found.append(model.step_layer(layer, hidden, tables, attend))
+            sides.append(found)
+    model._lean = lean
+    return sides[0], sides[1]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lean_equals_the_module(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    model = loaded(family, tmp_path, dtype)
+    assert None not in model._lean
+    hidden = torch.randn(BATCH, model.config.hidden_size, generator=torch.Generator().manual_seed(1)).to(dtype)
+    for mine, theirs in zip(*outputs(model, hidden), strict=True):
+        assert mine.shape == theirs.shape
+        assert (mine - theirs).abs().max() <= TOLERANCE[dtype] * theirs.abs().max()
+
+
+def test_biases_of_every_product_are_used(tmp_path: Path) -> None:
+    model = loaded("llama", tmp_path, torch.float32, attention_bias=True, mlp_bias=True)
+    assert None not in model._lean
+    for mine, theirs in zip(*outputs(model, torch.randn(BATCH, model.config.hidden_size)), strict=True):
+        assert (mine - theirs).abs().max() <= TOLERANCE[torch.float32] * theirs.abs().max()
+
+
+def test_weights_are_held_once(tiny_llama: Path) -> None:
+    model = Model.load(tiny_llama, torch.device("cpu"), torch.float32)
+    for layer, lean in zip(model.inner.layers, model._lean, strict=True):
+        assert lean is not None
+        held = {part.untyped_storage().data_ptr() for part in layer.parameters()}
+        assert {weight.untyped_storage().data_ptr() for weight in (lean.qkv[0], lean.gate_up[0])} <= held
+
+
+def test_a_layer_with_a_part_that_is_not_known_is_left_to_transformers(tiny_llama: Path) -> None:
+    model = Model.load(tiny_llama, torch.device("cpu"), torch.float32)
+    shape = (model.num_heads, model.num_kv_heads, model.head_dim)
+    layer = model.inner.layers[0]
+    assert lean_layer(layer, *shape, is_rotated=True) is not None
+    layer.self_attn.gate_proj = nn.Linear(4, 4)
+    assert lean_layer(layer, *shape, is_rotated=True) is None
+    del layer.self_attn.gate_proj
+
+    class Quantised(nn.Linear):
+        """Whose weight means something else."""
+
+    layer.mlp.up_proj = Quantised(4, 4)
+    assert lean_layer(layer, *shape, is_rotated=True) is None
