@@ -3,12 +3,16 @@
 Shapes  scores [G, N] fp32  ->  ids [G, n] int64, ascending and unique in each row
         ragged: totals int [G], units of each row, at most N  ->  ids [G, min(count, N)] int64 and counts int64 [G]
 Forced  the first `sink` and the last `local` units are always among the n; 0 <= sink + local <= n <= N
+Ties    any of equal scores; on a CPU the first ones
 Triton  none: PyTorch's `topk` selects by radix, reading the scores a few times whatever `count` is, and its `sort`
         spreads over the device. Triton sorts within one program's registers only: over 100,000 tokens it would lose.
+CPU     PyTorch's `topk` carries an index along with every score. NumPy partitions bare scores with vector instructions;
+        a comparison with the smallest chosen one then gives ids that are in order already.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,13 +22,37 @@ def group_scores(scores: Tensor) -> Tensor:
     return torch.softmax(scores, -1).mean(1)
 
 
+def largest(scores: Tensor, count: int) -> Tensor:
+    """Places of the `count` largest scores of each row, ascending: `[G, N]` -> int64 `[G, count]`."""
+    if scores.device.type == "cpu" and scores.dtype == torch.float32 and 0 < count < scores.shape[1]:
+        found = _partitioned(scores.numpy(), count)
+        if found is not None:
+            return torch.from_numpy(found)
+    return scores.topk(count, -1, sorted=False).indices.sort(-1).values
+
+
+def _partitioned(scores: np.ndarray, count: int) -> np.ndarray | None:
+    """`largest`; None if some scores are not numbers."""
+    rows, total = scores.shape
+    least = np.partition(scores, total - count, -1)[:, total - count, None]
+    chosen = scores >= least
+    if np.count_nonzero(chosen) != rows * count:  # equal scores at the border: the first of them
+        above, at_border = scores > least, scores == least
+        lacking = count - np.count_nonzero(above, -1)[:, None]
+        chosen = above | (at_border & (np.cumsum(at_border, -1) <= lacking))
+        if np.count_nonzero(chosen) != rows * count:
+            return None
+    places: np.ndarray = np.flatnonzero(chosen).reshape(rows, count) - np.arange(rows)[:, None] * total
+    return places
+
+
 def topk_pages(scores: Tensor, count: int, *, sink: int, local: int) -> Tensor:
     """Raises ValueError if the forced units do not fit in `count` or `count` exceeds N."""
     total = scores.shape[-1]
     if not sink + local <= count <= total:
         raise ValueError(f"expected sink + local <= count <= N, got {sink} + {local}, {count}, {total}")
     middle = scores[:, sink : total - local]
-    chosen = middle.topk(count - sink - local, -1, sorted=False).indices.sort(-1).values + sink
+    chosen = largest(middle, count - sink - local) + sink
     rows = scores.shape[0]
     first = torch.arange(sink, device=scores.device).expand(rows, -1)
     last = torch.arange(total - local, total, device=scores.device).expand(rows, -1)
