@@ -88,8 +88,10 @@ class Engine:
         self.interrupts = Interrupts()
         self.num_steps = 0
         self.tokens_read = 0
-        settings = json.dumps({**config.retrieval_settings(), "index": self.index_identity}, sort_keys=True)
-        self.salt = hashlib.blake2b(settings.encode(), digest_size=16).digest()
+        settings = {**config.retrieval_settings(), "index": self.index_identity}
+        if model.weights != "own":
+            settings["weights"] = model.weights
+        self.salt = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).digest()
 
     @property
     def index_name(self) -> str:
@@ -330,7 +332,7 @@ class Engine:
         self.tokens_read = max(
             (cache.tokens_read for s in sequences for cache in s.layers if isinstance(cache, TieredLayer)), default=0
         )
-        return model.logits(hidden).float()
+        return model.step_logits(hidden).float()
 
     @torch.inference_mode()
     def decode_known(self, sequence: Sequence, tokens: np.ndarray) -> Tensor:

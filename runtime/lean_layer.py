@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .products import Product
+
 _NORMS_BEFORE = frozenset({"input_layernorm", "post_attention_layernorm"})
 _DROPOUTS = frozenset({"resid_attn_dropout", "resid_mlp_dropout"})
 _SPLIT = frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})
@@ -76,15 +78,19 @@ class HeadNorm:
 class LeanLayer:
     """See the top of this file. `layer` is a module that `lean_layer` knows; it goes on working."""
 
-    def __init__(self, layer: Any, heads: int, kv_heads: int, dim: int, *, is_rotated: bool) -> None:
+    def __init__(
+        self, layer: Any, heads: int, kv_heads: int, dim: int, *, is_rotated: bool, product: type[Product]
+    ) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.heads, self.kv_heads, self.dim, self.is_rotated = heads, kv_heads, dim, is_rotated
         self.scale = float(attention.scaling)
         is_fused = hasattr(attention, "qkv_proj")
-        self.qkv = _fuse([attention.qkv_proj] if is_fused else [attention.q_proj, attention.k_proj, attention.v_proj])
-        self.gate_up = _fuse([mlp.gate_up_proj] if is_fused else [mlp.gate_proj, mlp.up_proj])
+        self.qkv = product(
+            *_fuse([attention.qkv_proj] if is_fused else [attention.q_proj, attention.k_proj, attention.v_proj])
+        )
+        self.gate_up = product(*_fuse([mlp.gate_up_proj] if is_fused else [mlp.gate_proj, mlp.up_proj]))
         self.act = mlp.activation_fn if is_fused else mlp.act_fn
-        self.out, self.down = _fuse([attention.o_proj]), _fuse([mlp.down_proj])
+        self.out, self.down = product(*_fuse([attention.o_proj])), product(*_fuse([mlp.down_proj]))
         norms = {name: Norm(part) for name, part in layer.named_children() if name.endswith("layernorm")}
         has_four, has_input = "pre_feedforward_layernorm" in norms, "input_layernorm" in norms
         self.before_attention = norms.get("input_layernorm")
@@ -105,7 +111,7 @@ class LeanLayer:
         """q `[B, H, D]`, rotated, k `[B, G, D]`, rotated, and v `[B, G, D]` of `hidden` `[B, C]`, by tables of
         `for_lean` `[B, 1, D]`."""
         normed = hidden if self.before_attention is None else self.before_attention(hidden)
-        qkv = F.linear(normed, *self.qkv)
+        qkv = self.qkv(normed)
         both, heads = self.heads + self.kv_heads, self.heads
         if self.wide_norms is not None:
             q, k, v = torch.split(qkv, [heads * self.dim, self.kv_heads * self.dim, self.kv_heads * self.dim], -1)
@@ -120,15 +126,17 @@ class LeanLayer:
 
     def after(self, hidden: Tensor, attended: Tensor) -> Tensor:
         """The layer's output `[B, C]`, from its input and from what attention `[B, H, D]` gave."""
-        out = F.linear(attended.reshape(hidden.shape[0], -1), *self.out)
+        out = self.out(attended.reshape(hidden.shape[0], -1))
         hidden = hidden + (out if self.after_attention is None else self.after_attention(out))
         normed = hidden if self.before_mlp is None else self.before_mlp(hidden)
-        gate, up = F.linear(normed, *self.gate_up).chunk(2, -1)
-        down = F.linear(self.act(gate).mul_(up), *self.down)
+        gate, up = self.gate_up(normed).chunk(2, -1)
+        down = self.down(self.act(gate).mul_(up))
         return hidden + (down if self.after_mlp is None else self.after_mlp(down))
 
 
-def lean_layer(layer: nn.Module, heads: int, kv_heads: int, dim: int, *, is_rotated: bool) -> LeanLayer | None:
+def lean_layer(
+    layer: nn.Module, heads: int, kv_heads: int, dim: int, *, is_rotated: bool, product: type[Product] = Product
+) -> LeanLayer | None:
     """None unless every part of `layer` is one that a family listed above has."""
     known = _KNOWN.get(type(layer).__name__.removesuffix("DecoderLayer"))
     if known is None or type(layer).__module__.split(".")[0] != "transformers":
@@ -142,7 +150,7 @@ def lean_layer(layer: nn.Module, heads: int, kv_heads: int, dim: int, *, is_rota
     products = [part for some in parts for name, part in some.items() if name.endswith("_proj")]
     if not all(type(part) is nn.Linear and part.weight.is_floating_point() for part in products):
         return None
-    return LeanLayer(layer, heads, kv_heads, dim, is_rotated=is_rotated)
+    return LeanLayer(layer, heads, kv_heads, dim, is_rotated=is_rotated, product=product)
 
 
 def for_lean(cos: Tensor, sin: Tensor, dim: int) -> tuple[Tensor, Tensor]:

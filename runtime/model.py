@@ -27,6 +27,7 @@ from .errors import ModelFileError
 from .lean_layer import for_lean, lean_layer
 from .numbers_check import FAMILIES as FAMILIES
 from .numbers_check import check_allocation, check_complete, check_family, check_shape, reading
+from .products import PRODUCTS
 from .settings_check import read_config
 
 ATTENTION = "stratakv"
@@ -82,10 +83,19 @@ class Model:
         self._identities: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
         self._wide: dict[tuple[str, torch.Size], torch.nn.Parameter] = {}
         self._rotated = [bool(getattr(layer.self_attn, "use_rope", True)) for layer in self.inner.layers]
+        self.use_weights("own")
+
+    def use_weights(self, weights: str) -> None:
+        """What decode multiplies with from now on, a key of `PRODUCTS`. Raises ValueError if that cannot be."""
+        shape, product = (self.num_heads, self.num_kv_heads, self.head_dim), PRODUCTS[weights]
         self._lean = [
-            lean_layer(layer, self.num_heads, self.num_kv_heads, self.head_dim, is_rotated=is_rotated)
+            lean_layer(layer, *shape, is_rotated=is_rotated, product=product)
             for layer, is_rotated in zip(self.inner.layers, self._rotated, strict=True)
         ]
+        if weights != "own" and None in self._lean:
+            raise ValueError(f"weights={weights} is for models whose layers are all known; leave it out")
+        self._head = product(self.hf.lm_head.weight, self.hf.lm_head.bias)
+        self.weights = weights
 
     def _legacy_window(self, config: Any) -> int | None:
         """Mistral and Phi-3 give every layer the window without naming layer types."""
@@ -95,8 +105,15 @@ class Model:
         return window
 
     @classmethod
-    def load(cls, directory: Path, device: torch.device, dtype: torch.dtype) -> Model:
-        """Load a Hugging Face directory. Raises ModelFileError if it is not a model we can run."""
+    def load(cls, directory: Path, device: torch.device, dtype: torch.dtype, weights: str = "own") -> Model:
+        """Load a Hugging Face directory.
+
+        Args:
+            weights: what decode multiplies with, a key of `PRODUCTS`.
+
+        Raises:
+            ModelFileError: it is not a model we can run. ValueError: its weights cannot be had as `weights`.
+        """
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
         from transformers.modeling_utils import AttentionInterface
         from transformers.utils import logging as transformers_logging
@@ -119,7 +136,10 @@ class Model:
             _check_vocabulary(tokenizer, config.vocab_size, directory)
         hf = hf.to(device).eval()
         with reading(directory / "config.json", "a configuration of a model we can run"):
-            return cls(hf, tokenizer)
+            model = cls(hf, tokenizer)
+        if weights != "own":
+            model.use_weights(weights)
+        return model
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -228,6 +248,10 @@ class Model:
             cos, _ = next(iter(self.rotary(torch.zeros(1, 1, dtype=torch.long, device=self.device), dtype).values()))
             self._identities[dtype] = (torch.ones_like(cos), torch.zeros_like(cos))
         return self._identities[dtype]
+
+    def step_logits(self, hidden: Tensor) -> Tensor:
+        """`logits` of a decode step."""
+        return self._head(self.inner.norm(hidden))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[B, hidden] -> [B, vocabulary]."""
