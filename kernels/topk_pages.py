@@ -22,41 +22,40 @@ def group_scores(scores: Tensor) -> Tensor:
     return torch.softmax(scores, -1).mean(1)
 
 
-def largest(scores: Tensor, count: int) -> Tensor:
-    """Places of the `count` largest scores of each row, ascending: `[G, N]` -> int64 `[G, count]`."""
-    if scores.device.type == "cpu" and scores.dtype == torch.float32 and 0 < count < scores.shape[1]:
-        found = _partitioned(scores.numpy(), count)
-        if found is not None:
-            return torch.from_numpy(found)
-    return scores.topk(count, -1, sorted=False).indices.sort(-1).values
-
-
-def _partitioned(scores: np.ndarray, count: int) -> np.ndarray | None:
-    """`largest`; None if some scores are not numbers."""
-    rows, total = scores.shape
-    least = np.partition(scores, total - count, -1)[:, total - count, None]
-    chosen = scores >= least
-    if np.count_nonzero(chosen) != rows * count:  # equal scores at the border: the first of them
-        above, at_border = scores > least, scores == least
-        lacking = count - np.count_nonzero(above, -1)[:, None]
-        chosen = above | (at_border & (np.cumsum(at_border, -1) <= lacking))
-        if np.count_nonzero(chosen) != rows * count:
-            return None
-    places: np.ndarray = np.flatnonzero(chosen).reshape(rows, count) - np.arange(rows)[:, None] * total
-    return places
-
-
 def topk_pages(scores: Tensor, count: int, *, sink: int, local: int) -> Tensor:
     """Raises ValueError if the forced units do not fit in `count` or `count` exceeds N."""
-    total = scores.shape[-1]
+    total, rows = scores.shape[-1], scores.shape[0]
     if not sink + local <= count <= total:
         raise ValueError(f"expected sink + local <= count <= N, got {sink} + {local}, {count}, {total}")
+    if scores.device.type == "cpu" and scores.dtype == torch.float32:
+        found = _by_partition(scores.numpy(), count, sink, local)
+        if found is not None:
+            return torch.from_numpy(found)
     middle = scores[:, sink : total - local]
-    chosen = largest(middle, count - sink - local) + sink
-    rows = scores.shape[0]
+    chosen = middle.topk(count - sink - local, -1, sorted=False).indices.sort(-1).values + sink
     first = torch.arange(sink, device=scores.device).expand(rows, -1)
     last = torch.arange(total - local, total, device=scores.device).expand(rows, -1)
     return torch.cat([first, chosen, last], -1)
+
+
+def _by_partition(scores: np.ndarray, count: int, sink: int, local: int) -> np.ndarray | None:
+    """`topk_pages`; None if there is nothing to choose or some scores are not numbers."""
+    (rows, total), free = scores.shape, count - sink - local
+    middle = scores[:, sink : total - local]
+    if not rows or not 0 < free < middle.shape[1]:
+        return None
+    least = np.partition(middle, -free, -1)[:, -free, None]
+    chosen = np.ones(scores.shape, dtype=bool)
+    best = chosen[:, sink : total - local]
+    np.greater_equal(middle, least, out=best)
+    if np.count_nonzero(chosen) != rows * count:  # equal scores at the border: the first of them
+        above, at_border = middle > least, middle == least
+        lacking = free - np.count_nonzero(above, -1)[:, None]
+        np.logical_or(above, at_border & (np.cumsum(at_border, -1) <= lacking), out=best)
+        if np.count_nonzero(chosen) != rows * count:
+            return None
+    ids: np.ndarray = np.flatnonzero(chosen).reshape(rows, count) - np.arange(rows)[:, None] * total
+    return ids
 
 
 def topk_ragged(scores: Tensor, totals: Tensor, count: int, *, sink: int, local: int) -> tuple[Tensor, Tensor]:

@@ -40,8 +40,8 @@ class ProductEncoder:
     """Finds nearest centroids. Each vector is encoded by itself: in whatever company it comes, its code is the same."""
 
     def __init__(self, codebooks: Tensor) -> None:
-        self.codebooks = codebooks.float()
-        """`[G, M, C, W/M]`."""
+        self.codebooks = codebooks.float().transpose(2, 3).contiguous().transpose(2, 3)
+        """fp32 `[G, M, C, W/M]`, centroids as columns."""
         if codebooks.device.type == "cpu":
             self._quantizers = [self._quantizer(book.numpy()) for book in self.codebooks]
 
