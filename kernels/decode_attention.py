@@ -137,22 +137,16 @@ def decode_attention(q: Tensor, runs: Runs, *, scale: float) -> tuple[Tensor, Te
 
 
 def _decode_attention_torch(q: Tensor, runs: Runs, scale: float) -> tuple[Tensor, Tensor]:
-    """Scores of every run go into one buffer, values are summed run by run."""
+    """Scores of all runs side by side, values summed run by run. The largest weight is 1 / sum(exp(score - largest)),
+    which gives the log-sum-exp without a second pass of exponentials."""
     scaled = q.float() * scale
-    total = sum(k.shape[1] for k, _ in runs)
-    scores = torch.empty(*q.shape[:2], total, dtype=torch.float32, device=q.device)
-    start = 0
-    for k, _ in runs:
-        stop = start + k.shape[1]
-        torch.matmul(scaled, k.float().transpose(1, 2), out=scores[:, :, start:stop])
-        start = stop
-    lse = torch.logsumexp(scores, -1)
+    parts = [torch.bmm(scaled, k.float().transpose(1, 2)) for k, _ in runs]
+    scores = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
     weights = torch.softmax(scores, -1)
-    out, start = None, 0
-    for _, v in runs:
-        stop = start + v.shape[1]
-        part, values = weights[:, :, start:stop], v.float()
-        out = part @ values if out is None else torch.baddbmm(out, part, values)
-        start = stop
-    assert out is not None
+    lse = scores.amax(-1).sub_(weights.amax(-1).log_())
+    if len(runs) == 1:
+        return torch.bmm(weights, runs[0][1].float()).to(q.dtype), lse
+    out = torch.zeros_like(scaled)
+    for (_, v), part in zip(runs, torch.split(weights, [k.shape[1] for k, _ in runs], -1), strict=True):
+        out = torch.baddbmm(out, part, v.float())
     return out.to(q.dtype), lse

@@ -3,12 +3,16 @@
 Shapes  scores [G, N] fp32  ->  ids [G, n] int64, ascending and unique in each row
         ragged: totals int [G], units of each row, at most N  ->  ids [G, min(count, N)] int64 and counts int64 [G]
 Forced  the first `sink` and the last `local` units are always among the n; 0 <= sink + local <= n <= N
+Ties    any of equal scores; on a CPU the first ones
 Triton  none: PyTorch's `topk` selects by radix, reading the scores a few times whatever `count` is, and its `sort`
         spreads over the device. Triton sorts within one program's registers only: over 100,000 tokens it would lose.
+CPU     PyTorch's `topk` carries an index along with every score. NumPy partitions bare scores with vector instructions;
+        a comparison with the smallest chosen one then gives ids that are in order already.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,15 +24,38 @@ def group_scores(scores: Tensor) -> Tensor:
 
 def topk_pages(scores: Tensor, count: int, *, sink: int, local: int) -> Tensor:
     """Raises ValueError if the forced units do not fit in `count` or `count` exceeds N."""
-    total = scores.shape[-1]
+    total, rows = scores.shape[-1], scores.shape[0]
     if not sink + local <= count <= total:
         raise ValueError(f"expected sink + local <= count <= N, got {sink} + {local}, {count}, {total}")
+    if scores.device.type == "cpu" and scores.dtype == torch.float32:
+        found = _by_partition(scores.numpy(), count, sink, local)
+        if found is not None:
+            return torch.from_numpy(found)
     middle = scores[:, sink : total - local]
     chosen = middle.topk(count - sink - local, -1, sorted=False).indices.sort(-1).values + sink
-    rows = scores.shape[0]
     first = torch.arange(sink, device=scores.device).expand(rows, -1)
     last = torch.arange(total - local, total, device=scores.device).expand(rows, -1)
     return torch.cat([first, chosen, last], -1)
+
+
+def _by_partition(scores: np.ndarray, count: int, sink: int, local: int) -> np.ndarray | None:
+    """`topk_pages`; None if there is nothing to choose or some scores are not numbers."""
+    (rows, total), free = scores.shape, count - sink - local
+    middle = scores[:, sink : total - local]
+    if not rows or not 0 < free < middle.shape[1]:
+        return None
+    least = np.partition(middle, -free, -1)[:, -free, None]
+    chosen = np.ones(scores.shape, dtype=bool)
+    best = chosen[:, sink : total - local]
+    np.greater_equal(middle, least, out=best)
+    if np.count_nonzero(chosen) != rows * count:  # equal scores at the border: the first of them
+        above, at_border = middle > least, middle == least
+        lacking = free - np.count_nonzero(above, -1)[:, None]
+        np.logical_or(above, at_border & (np.cumsum(at_border, -1) <= lacking), out=best)
+        if np.count_nonzero(chosen) != rows * count:
+            return None
+    ids: np.ndarray = np.flatnonzero(chosen).reshape(rows, count) - np.arange(rows)[:, None] * total
+    return ids
 
 
 def topk_ragged(scores: Tensor, totals: Tensor, count: int, *, sink: int, local: int) -> tuple[Tensor, Tensor]:

@@ -40,9 +40,10 @@ class ProductEncoder:
     """Finds nearest centroids. Each vector is encoded by itself: in whatever company it comes, its code is the same."""
 
     def __init__(self, codebooks: Tensor) -> None:
-        self._codebooks = codebooks.float()
+        self.codebooks = codebooks.float().transpose(2, 3).contiguous().transpose(2, 3)
+        """fp32 `[G, M, C, W/M]`, centroids as columns."""
         if codebooks.device.type == "cpu":
-            self._quantizers = [self._quantizer(book.numpy()) for book in self._codebooks]
+            self._quantizers = [self._quantizer(book.numpy()) for book in self.codebooks]
 
     @staticmethod
     def _quantizer(centroids: np.ndarray) -> faiss.ProductQuantizer:
@@ -54,7 +55,7 @@ class ProductEncoder:
     def encode(self, x: Tensor) -> Tensor:
         """Codes of fp32 vectors `[G, n, W]`."""
         if not x.shape[1]:
-            return torch.empty(x.shape[0], 0, self._codebooks.shape[1], dtype=torch.uint8, device=x.device)
+            return torch.empty(x.shape[0], 0, self.codebooks.shape[1], dtype=torch.uint8, device=x.device)
         if x.device.type != "cpu":
             return self._nearest(x)
         each = zip(self._quantizers, x.numpy(), strict=True)
@@ -62,11 +63,11 @@ class ProductEncoder:
 
     def _nearest(self, x: Tensor) -> Tensor:
         """max of x.c - |c|^2 / 2, in blocks that bound the table of all products."""
-        groups, parts, _, width = self._codebooks.shape
-        bias = -0.5 * self._codebooks.square().sum(-1).unsqueeze(2)  # [G, M, 1, C]
+        groups, parts, _, width = self.codebooks.shape
+        bias = -0.5 * self.codebooks.square().sum(-1).unsqueeze(2)  # [G, M, 1, C]
         split = x.view(groups, -1, parts, width).transpose(1, 2)
         blocks = [
-            (block @ self._codebooks.transpose(2, 3) + bias).argmax(-1)
+            (block @ self.codebooks.transpose(2, 3) + bias).argmax(-1)
             for block in torch.chunk(split, -(-split.shape[2] // 4096), 2)
         ]
         return torch.cat(blocks, 2).transpose(1, 2).to(torch.uint8).contiguous()

@@ -13,7 +13,7 @@ from ..kernels.decode_attention import decode_attention
 from ..kernels.landmarks import landmarks
 from ..kernels.low_rank import principal_directions, project, rebuild
 from ..kernels.merge_states import merge_states
-from ..kernels.topk_pages import group_scores
+from ..kernels.topk_pages import group_scores, topk_pages
 from .index import Index, Rows, Selection
 from .reading import Reader, Run, read_exactly
 from .stored import Geometry, Stored
@@ -159,7 +159,7 @@ class ShadowKVIndex(Index):
     def _best_tokens(self, state: LowRankKeys, q: Tensor, chunks: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Of the tokens of `chunks` `[G, n]` the `count` best, ascending `[G, count]`, and their rebuilt keys."""
         keys = self._rebuilt(state, chunks, self._chunk)
-        best = group_scores(q.float() @ keys.transpose(1, 2)).topk(count, sorted=False).indices.sort(-1).values
+        best = topk_pages(group_scores(q.float() @ keys.transpose(1, 2)), count, sink=0, local=0)
         wide = best.unsqueeze(-1).expand(-1, -1, keys.shape[2])
         return _tokens(chunks, self._chunk).gather(1, best), keys.gather(1, wide)
 

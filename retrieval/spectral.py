@@ -186,10 +186,15 @@ class SpectralIndex(Index):
 
     def scores(self, state: SpectralState, q: Tensor, num_tokens: int) -> Tensor:
         """Estimates of q.k for the first `num_tokens` tokens, fp32 `[G, R, n]`, but for a constant per query."""
-        anchors = state.anchors.data[:, : -(-num_tokens // self._segment)].float()
-        of_anchors = (q @ anchors.transpose(1, 2)).repeat_interleave(self._segment, -1)[..., :num_tokens]
-        tables = pq_tables(q @ state.basis.of_queries, state.codebooks)
-        return pq_scores(tables, state.codes.data[:, :num_tokens]) + of_anchors
+        size, whole = self._segment, num_tokens // self._segment
+        anchors = state.anchors.data[:, : -(-num_tokens // size)].float()
+        of_anchors = (q @ anchors.transpose(1, 2)).unsqueeze(-1)
+        tables = pq_tables(q @ state.basis.of_queries, state.encoder.codebooks)
+        scores = pq_scores(tables, state.codes.data[:, :num_tokens])
+        scores[..., : whole * size].view(*scores.shape[:2], whole, size).add_(of_anchors[:, :, :whole])
+        if whole * size < num_tokens:
+            scores[..., whole * size :].add_(of_anchors[:, :, whole])
+        return scores
 
     def export(self, state: SpectralState) -> dict[str, Tensor]:
         return {

@@ -24,6 +24,9 @@ app = typer.Typer(
 ModelOption = Annotated[str, typer.Option("-m", "--model", help="Alias, hub id, model directory or .gguf file.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
+WeightsOption = Annotated[
+    str, typer.Option("--weights", help="What decode multiplies with: own, or int8 (faster on a CPU, lossy).")
+]
 GpuOption = Annotated[
     float | None,
     typer.Option("--gpu-kv-gb", help="Cap of the device tier in GB (10^9 bytes). Default: free GPU memory."),
@@ -77,6 +80,7 @@ def chat(
     model: ModelOption = "smollm2",
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    weights: WeightsOption = "own",
     gpu_kv_gb: GpuOption = None,
     host_kv_gb: HostOption = None,
     disk_kv_gb: DiskOption = None,
@@ -116,7 +120,7 @@ def chat(
             gpu_gb=gpu_kv_gb, host_gb=host_kv_gb, disk_gb=disk_kv_gb, path=kv_dir, index=index, budget=budget,
             dtype=kv_dtype, profile=profile, codec=codec, prefetch=prefetch,
         )  # fmt: skip
-        options = Options(model, device, dtype, kv, file or [], session, system, generation)
+        options = Options(model, device, dtype, kv, file or [], session, system, generation, weights)
         if prompt is None:
             run(options)
         else:

@@ -23,13 +23,14 @@ import torch
 from torch import Tensor
 
 from ..retrieval import Index, split_spec
-from ..storage import CorruptPageError, StorageFullError, TieredStore
+from ..storage import StorageFullError, TieredStore
 from .config import KVConfig
 from .interrupt import Interrupts
 from .layer_cache import TieredLayer
 from .lookahead import FIRST_GUESSED
-from .model import Attend, Model, RotaryTables
+from .model import Attend, Model, RotaryTables, StepTables
 from .prefetch import Prefetcher
+from .recompute import recompute
 from .sequence import GENERATED, PROMPT, Sequence
 from .sliding_layer import SlidingLayer
 from .state_check import is_sound_index, stored_state, tensors_under
@@ -90,8 +91,10 @@ class Engine:
         self.interrupts = Interrupts()
         self.num_steps = 0
         self.tokens_read = 0
-        settings = json.dumps({**config.retrieval_settings(), "index": self.index_identity}, sort_keys=True)
-        self.salt = hashlib.blake2b(settings.encode(), digest_size=16).digest()
+        settings = {**config.retrieval_settings(), "index": self.index_identity}
+        if model.weights != "own":
+            settings["weights"] = model.weights
+        self.salt = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).digest()
 
     @property
     def index_name(self) -> str:
@@ -111,7 +114,7 @@ class Engine:
             if window is not None:
                 sequence.layers.append(SlidingLayer(layer, window, layout, model.dtype, model.device))
             else:
-                recover = lambda pids, layer=layer: self._recompute(sequence, layer, pids)  # noqa: E731
+                recover = partial(recompute, self.model, self.store, sequence, layer)
                 tiered = TieredLayer(
                     layer, self.store, self.indexes[layer], self.workspace, self.config.budget_tokens, recover,
                     self.prefetcher,
@@ -196,10 +199,10 @@ class Engine:
         chains, pages = sequence.chains_for(tokens, np.full(count, PROMPT, dtype=np.uint8))
         length = sequence.tail_len + count
         snapshot = sequence.snapshot()
-        hidden = self._embed(tokens)
+        hidden = model.embed_wide(tokens)
         grid = range((start // self.chunk + 1) * self.chunk, start + count, self.chunk)
         chunks = list(pairwise([start, *grid, start + count]))
-        tables = [self._tables(a, b) for a, b in chunks]
+        tables = [model.tables(a, b) for a, b in chunks]
         try:
             for layer, cache in enumerate(sequence.layers):
                 cache.begin()
@@ -217,14 +220,6 @@ class Engine:
         sequence.log(tokens, PROMPT)
         sequence.chains += chains
         return model.logits(hidden[:, -1])[0].float() if want_logits else None
-
-    def _embed(self, tokens: np.ndarray) -> Tensor:
-        ids = torch.from_numpy(tokens.astype(np.int64)).to(self.model.device)
-        return self.model.embed(ids.unsqueeze(0)).to(self.model.prefill_dtype)
-
-    def _tables(self, start: int, stop: int) -> RotaryTables:
-        positions = torch.arange(start, stop, device=self.model.device)
-        return self.model.rotary(positions.unsqueeze(0), self.model.prefill_dtype)
 
     def _attend_rows(self, cache: TieredLayer | SlidingLayer, start: int, table: RotaryTables) -> Attend:
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -321,23 +316,18 @@ class Engine:
         """
         model = self.model
         lengths = [sequence.tail_len for sequence in sequences]
-        positions = torch.tensor([[s.num_tokens] for s in sequences], device=model.device)
-        table = model.rotary(positions, model.dtype)
+        tables = model.step_tables([sequence.num_tokens for sequence in sequences])
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-            q, k = model.rotate(layer, q, k, table)
-            outs = [
-                sequence.layers[layer].step(q[b, :, 0], k[b, :, 0], v[b, :, 0], scale)
-                for b, sequence in enumerate(sequences)
-            ]
-            return torch.stack(outs).unsqueeze(2)
+            outs = [sequence.layers[layer].step(q[b], k[b], v[b], scale) for b, sequence in enumerate(sequences)]
+            return torch.stack(outs) if len(outs) > 1 else outs[0].unsqueeze(0)
 
         with self.interrupts.deferred():
             try:
-                hidden = model.embed(torch.tensor(tokens, device=model.device).unsqueeze(1))
+                hidden = model.embed(torch.tensor(tokens, device=model.device))
                 for layer in range(model.num_layers):
-                    self._look_ahead(sequences, layer + 1, hidden, table)
-                    hidden = model.run_layer(model.layer(layer, prefill=False), hidden, attend)
+                    self._look_ahead(sequences, layer + 1, hidden, tables)
+                    hidden = model.step_layer(layer, hidden, tables, attend)
             except BaseException:
                 self._undo(sequences, lengths)
                 raise
@@ -347,17 +337,16 @@ class Engine:
         self.tokens_read = max(
             (cache.tokens_read for s in sequences for cache in s.layers if isinstance(cache, TieredLayer)), default=0
         )
-        return model.logits(hidden[:, -1]).float()
+        return model.step_logits(hidden).float()
 
-    def _look_ahead(self, sequences: list[Sequence], layer: int, hidden: Tensor, table: RotaryTables) -> None:
-        """Guess what `layer` will read from the input `[B, 1, hidden]` of the layer below it."""
+    def _look_ahead(self, sequences: list[Sequence], layer: int, hidden: Tensor, tables: StepTables) -> None:
+        """Guess what `layer` will read from the input `[B, hidden]` of the layer below it."""
         if not FIRST_GUESSED <= layer < self.model.num_layers:
             return
         for b, sequence in enumerate(sequences):
             cache = sequence.layers[layer]
             if isinstance(cache, TieredLayer) and cache.lookahead.keeps_rows:
-                mine = {kind: (cos[b : b + 1], sin[b : b + 1]) for kind, (cos, sin) in table.items()}
-                cache.guess_rows(partial(self.model.query, layer, hidden[b : b + 1].clone(), mine))
+                cache.guess_rows(partial(self.model.query, layer, hidden[b : b + 1], tables.of(b)))
 
     @torch.inference_mode()
     def decode_known(self, sequence: Sequence, tokens: np.ndarray) -> Tensor:
@@ -382,7 +371,7 @@ class Engine:
             raise ValueError("decode_known needs at least one token")
         chains, pages = sequence.chains_for(tokens, np.full(count, GENERATED, dtype=np.uint8))
         snapshot = sequence.snapshot()
-        table = self._tables(start, start + count)
+        table = model.tables(start, start + count)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
             q, k = model.rotate(layer, q, k, table)
@@ -399,7 +388,7 @@ class Engine:
 
         with self.interrupts.deferred():
             try:
-                hidden = self._embed(tokens)
+                hidden = model.embed_wide(tokens)
                 for layer in range(model.num_layers):
                     self.interrupts.check()
                     hidden = model.run_layer(model.layer(layer, prefill=True), hidden, attend)
@@ -423,55 +412,3 @@ class Engine:
                 cache.seal(chains[0], pages[0])
         sequence.log(np.array([token], dtype=np.uint32), GENERATED)
         sequence.chains += chains
-
-    # Damage
-
-    @torch.inference_mode()
-    def _recompute(self, sequence: Sequence, layer: int, pids: list[int]) -> None:
-        """Rebuild damaged pages from their tokens, reading only the pages before them.
-
-        The rebuilt KV is that of an exact prefill; where the page held generated tokens it replaces
-        KV that sparse decoding had produced.
-
-        Raises:
-            CorruptPageError: the model has sliding layers, whose past is gone. The records are
-                deleted, so that reading the text again computes them.
-        """
-        model, size = self.model, self.config.page_size
-        if len(model.tiered) < model.num_layers:
-            names = self.store.delete_damaged(pids)
-            raise CorruptPageError(
-                f"{len(pids)} stored page(s) of layer {layer} are damaged ({names}) and cannot be recomputed alone "
-                "for a model with sliding-window layers; start a new conversation and read the text again",
-                pids,
-            )
-        cache = sequence.layers[layer]
-        assert isinstance(cache, TieredLayer)
-        for pid in pids:
-            start = int(np.flatnonzero(cache.pids == pid)[0]) * size
-            tokens, name = self.store.describe(pid)
-            logger.warning(
-                "page %s (layer %d, tokens %d-%d) was damaged: recomputing it", name, layer, start, start + size - 1
-            )
-            page = self._recomputed(sequence, layer, start, tokens)
-            self.store.replace(pid, page.view(torch.uint8).view(-1))
-
-    def _recomputed(self, sequence: Sequence, layer: int, start: int, tokens: np.ndarray) -> Tensor:
-        """K and V `[G, 2, L, D]` of the page of `layer` that begins at position `start`."""
-        model = self.model
-        table = self._tables(start, start + len(tokens))
-        found: list[Tensor] = []
-
-        def attend(at: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-            q, k = model.rotate(at, q, k, table)
-            if at == layer:
-                found.extend((k[0], v[0]))
-                return torch.zeros_like(q)
-            below = sequence.layers[at]
-            assert isinstance(below, TieredLayer)
-            return below.attend(q[0], k[0], v[0], start, scale).unsqueeze(0)
-
-        hidden = self._embed(tokens)
-        for at in range(layer + 1):
-            hidden = model.run_layer(model.layer(at, prefill=True), hidden, attend)
-        return torch.stack(found, 1).to(self.workspace.dtype).contiguous()

@@ -16,15 +16,18 @@ import copy
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .directory_check import check_weights
 from .errors import ModelFileError
+from .lean_layer import for_lean, lean_layer
 from .numbers_check import FAMILIES as FAMILIES
 from .numbers_check import check_allocation, check_complete, check_family, check_shape, reading
+from .products import PRODUCTS
 from .settings_check import read_config
 
 ATTENTION = "stratakv"
@@ -33,6 +36,21 @@ RotaryTables = dict[str, tuple[Tensor, Tensor]]
 """cos and sin `[B, T, rotary dim]` by layer kind."""
 Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
 """(layer, q [B,H,T,D], k [B,G,T,D], v [B,G,T,D], scale) -> [B,H,T,D]; q and k un-rotated."""
+AttendOne = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
+"""(layer, q [B,H,D], k [B,G,D], v [B,G,D], scale) -> [B,H,D]; q and k rotated."""
+
+
+class StepTables(NamedTuple):
+    """The positions of one new token of each sequence."""
+
+    rotary: RotaryTables
+    lean: RotaryTables
+    """As `lean_layer.turn` takes them."""
+
+    def of(self, b: int) -> StepTables:
+        """Those of sequence b alone."""
+        row = slice(b, b + 1)
+        return StepTables(*({kind: (cos[row], sin[row]) for kind, (cos, sin) in some.items()} for some in self))
 
 
 def _attention(
@@ -70,6 +88,19 @@ class Model:
         self._identities: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
         self._wide: dict[tuple[str, torch.Size], torch.nn.Parameter] = {}
         self._rotated = [bool(getattr(layer.self_attn, "use_rope", True)) for layer in self.inner.layers]
+        self.use_weights("own")
+
+    def use_weights(self, weights: str) -> None:
+        """What decode multiplies with from now on, a key of `PRODUCTS`. Raises ValueError if that cannot be."""
+        shape, product = (self.num_heads, self.num_kv_heads, self.head_dim), PRODUCTS[weights]
+        self._lean = [
+            lean_layer(layer, *shape, is_rotated=is_rotated, product=product)
+            for layer, is_rotated in zip(self.inner.layers, self._rotated, strict=True)
+        ]
+        if weights != "own" and None in self._lean:
+            raise ValueError(f"weights={weights} is for models whose layers are all known; leave it out")
+        self._head = product(self.hf.lm_head.weight, self.hf.lm_head.bias)
+        self.weights = weights
 
     def _legacy_window(self, config: Any) -> int | None:
         """Mistral and Phi-3 give every layer the window without naming layer types."""
@@ -79,8 +110,15 @@ class Model:
         return window
 
     @classmethod
-    def load(cls, directory: Path, device: torch.device, dtype: torch.dtype) -> Model:
-        """Load a Hugging Face directory. Raises ModelFileError if it is not a model we can run."""
+    def load(cls, directory: Path, device: torch.device, dtype: torch.dtype, weights: str = "own") -> Model:
+        """Load a Hugging Face directory.
+
+        Args:
+            weights: what decode multiplies with, a key of `PRODUCTS`.
+
+        Raises:
+            ModelFileError: it is not a model we can run. ValueError: its weights cannot be had as `weights`.
+        """
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
         from transformers.modeling_utils import AttentionInterface
         from transformers.utils import logging as transformers_logging
@@ -103,7 +141,10 @@ class Model:
             _check_vocabulary(tokenizer, config.vocab_size, directory)
         hf = hf.to(device).eval()
         with reading(directory / "config.json", "a configuration of a model we can run"):
-            return cls(hf, tokenizer)
+            model = cls(hf, tokenizer)
+        if weights != "own":
+            model.use_weights(weights)
+        return model
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -118,6 +159,16 @@ class Model:
         """[B, T] -> [B, T, hidden]."""
         hidden: Tensor = self.inner.embed_tokens(ids)
         return hidden
+
+    def embed_wide(self, tokens: np.ndarray) -> Tensor:
+        """Token ids `[T]` -> `[1, T, hidden]` in `prefill_dtype`."""
+        ids = torch.from_numpy(tokens.astype(np.int64)).to(self.device)
+        return self.embed(ids.unsqueeze(0)).to(self.prefill_dtype)
+
+    def tables(self, start: int, stop: int) -> RotaryTables:
+        """`rotary` of positions `start .. stop` in `prefill_dtype`."""
+        positions = torch.arange(start, stop, device=self.device)
+        return self.rotary(positions.unsqueeze(0), self.prefill_dtype)
 
     def rotary(self, positions: Tensor, dtype: torch.dtype) -> RotaryTables:
         """cos and sin `[B, T, rotary dim]` by layer kind, for positions `[B, T]`."""
@@ -178,18 +229,36 @@ class Model:
         )
         return out[0] if isinstance(out, tuple) else out
 
-    def query(self, layer: int, hidden: Tensor, tables: RotaryTables) -> Tensor:
-        """The query `[G, R, D]` that a layer would make of one token's `hidden` `[1, 1, hidden]`, rotated and scaled,
-        fp32, and nothing more."""
+    def step_tables(self, positions: list[int]) -> StepTables:
+        """For one new token at each of these positions."""
+        tables = self.rotary(torch.tensor(positions, device=self.device).unsqueeze(1), self.dtype)
+        return StepTables(tables, {kind: for_lean(*table, self.head_dim) for kind, table in tables.items()})
+
+    def step_layer(self, layer: int, hidden: Tensor, tables: StepTables, attend: AttendOne) -> Tensor:
+        """A decoder layer over one new token of each sequence, `[B, hidden]`; its attention is `attend`."""
+        lean = self._lean[layer]
+        if lean is not None:
+            q, k, v = lean.before(hidden, *tables.lean[self.kinds[layer]])
+            return lean.after(hidden, attend(layer, q, k, v, lean.scale))
+
+        def attend_all(at: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+            q, k = self.rotate(at, q, k, tables.rotary)
+            return attend(at, q[:, :, 0], k[:, :, 0], v[:, :, 0], scale).unsqueeze(2)
+
+        return self.run_layer(self.layer(layer, prefill=False), hidden.unsqueeze(1), attend_all)[:, 0]
+
+    def query(self, layer: int, hidden: Tensor, tables: StepTables) -> Tensor:
+        """The query `[G, R, D]` that a layer would make of one token's `hidden` `[1, hidden]`, and nothing more: rotated
+        and scaled, fp32."""
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-            raise _Found(self.rotate(layer, q, k, tables)[0].float() * scale)
+            raise _Found(q[0].float() * scale)
 
         try:
-            self.run_layer(self.layer(layer, prefill=False), hidden, attend)
+            self.step_layer(layer, hidden, tables, attend)
         except _Found as found:
             return found.query.view(self.num_kv_heads, -1, self.head_dim)
-        raise AssertionError("a layer without attention")
+        raise AssertionError(f"layer {layer} attends to nothing")
 
     def _identity(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The rotation that changes nothing, so that queries and keys arrive un-rotated."""
@@ -197,6 +266,10 @@ class Model:
             cos, _ = next(iter(self.rotary(torch.zeros(1, 1, dtype=torch.long, device=self.device), dtype).values()))
             self._identities[dtype] = (torch.ones_like(cos), torch.zeros_like(cos))
         return self._identities[dtype]
+
+    def step_logits(self, hidden: Tensor) -> Tensor:
+        """`logits` of a decode step."""
+        return self._head(self.inner.norm(hidden))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[B, hidden] -> [B, vocabulary]."""

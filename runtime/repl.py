@@ -52,6 +52,7 @@ class Options:
     session: str | None
     system: str | None
     generation: dict[str, Any]
+    weights: str = "own"
 
 
 # One shot
@@ -111,6 +112,7 @@ def _open(options: Options, console: Console) -> tuple[Runtime, Chat]:
         options.model,
         device=options.device,
         dtype=options.dtype,
+        weights=options.weights,
         kv=options.kv,
         on_convert=lambda name: _say_converting(name, console),
     )
@@ -178,6 +180,7 @@ def _load_only(options: Options) -> Runtime:
         options.model,
         device=options.device,
         dtype=options.dtype,
+        weights=options.weights,
         kv=options.kv,
         on_convert=lambda name: _say_converting(name, Console(stderr=True)),
     )

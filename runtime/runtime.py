@@ -27,6 +27,7 @@ from .locate import cache_dir, locate, weights_digest
 from .model import Model
 from .planner import Plan, make_plan
 from .prefetch import Prefetcher
+from .products import PRODUCTS
 from .profile import Profiles
 from .reply import Reply
 from .saved import chains_of_all
@@ -58,6 +59,7 @@ class Runtime:
         *,
         device: str = "auto",
         dtype: str = "auto",
+        weights: str = "own",
         kv: KVConfig | None = None,
         local_files_only: bool = False,
         on_convert: Callable[[str], None] = lambda name: logger.info("converting %s once", name),
@@ -69,11 +71,15 @@ class Runtime:
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
             dtype: `auto`, `float32`, `bfloat16` or `float16`. `auto` is bfloat16 (float16 on a GPU that
                 lacks it). On a CPU that multiplies 16-bit matrices slowly, prefill computes in float32.
+            weights: what decode multiplies with. `own`: the model's. `int8`: rounded to 8 bits, on a CPU, in
+                half again as much memory as the layers take in bfloat16. Lossy: replies differ from the
+                model's own. Prompts are read with the model's own weights either way.
             kv: where the cache may live and how it is read.
             on_convert: told a GGUF file's name before it is converted (once per file).
 
         Raises:
-            ModelFileError: the model is not there or not usable. ValueError: device or dtype unknown.
+            ModelFileError: the model is not there or not usable. ValueError: device, dtype or weights unknown, or
+                the model's weights cannot be rounded so.
             ProfileError: the index needs a profile of this model, and has none.
             DoesNotFitError: the tiers' caps are too small to work in.
             StoreUnavailableError: the store folder cannot be used.
@@ -81,10 +87,12 @@ class Runtime:
         kv = kv or KVConfig()
         where = pick_device(device)
         kind = pick_dtype(dtype, where)
+        if weights not in PRODUCTS:
+            raise ValueError(f"weights is {' or '.join(PRODUCTS)}, not {weights!r}")
         directory = locate(str(model), kind, local_files_only=local_files_only, on_convert=on_convert)
         profiles = Profiles(directory, str(model))
         profile = profiles.needed(kv)  # before the weights: what is missing is told at once
-        loaded = Model.load(directory, where, getattr(torch, kind))
+        loaded = Model.load(directory, where, getattr(torch, kind), weights)
         Template(loaded.tokenizer).check()
         layout = PageLayout(
             num_heads=loaded.num_kv_heads,
@@ -196,6 +204,7 @@ class Runtime:
             "model": self.name,
             "device": str(self.model.device),
             "dtype": str(self.model.dtype).removeprefix("torch."),
+            "weights": self.model.weights,
             "kv_dtype": self.store.layout.dtype,
             "index": self.engine.index_name,
             "budget": self.config.budget,

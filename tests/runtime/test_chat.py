@@ -80,14 +80,14 @@ def test_an_error_inside_a_decode_step_undoes_the_step(runtime: Runtime, monkeyp
     logits = runtime.engine.prefill(sequence, np.arange(3, 203, dtype=np.uint32), reuse=False).logits
     assert logits is not None
     token = int(logits.argmax())
-    run_layer = runtime.model.run_layer
+    step_layer = runtime.model.step_layer
 
-    def fail(module: torch.nn.Module, *args: Any) -> torch.Tensor:
-        if module is runtime.model.layer(2, prefill=False):
+    def fail(layer: int, *args: Any) -> torch.Tensor:
+        if layer == 2:
             raise RuntimeError("out of memory, say")
-        return run_layer(module, *args)
+        return step_layer(layer, *args)
 
-    monkeypatch.setattr(runtime.model, "run_layer", fail)
+    monkeypatch.setattr(runtime.model, "step_layer", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         runtime.engine.decode([sequence], [token])
     monkeypatch.undo()

@@ -13,9 +13,9 @@ from stratakv.kernels import merge_states, topk_pages
 from stratakv.retrieval import bounds, oracle
 from stratakv.runtime import ModelFileError, layer_cache
 from stratakv.runtime.cli import app
-from stratakv.runtime.engine import Engine
 from stratakv.runtime.evaluation.suites import exact, exact_kernels
 from stratakv.runtime.layer_cache import TieredLayer
+from stratakv.runtime.model import Model
 
 
 class Silent:
@@ -59,8 +59,8 @@ def test_all_checks_pass_on_the_default_model() -> None:
 
 
 def test_rope_off_by_one_position(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tables = Engine._tables
-    monkeypatch.setattr(Engine, "_tables", lambda self, start, stop: tables(self, start + 1, stop + 1))
+    tables = Model.tables
+    monkeypatch.setattr(Model, "tables", lambda self, start, stop: tables(self, start + 1, stop + 1))
     assert "dense logits = transformers" in failed(tiny_llama)
 
 

@@ -1,0 +1,185 @@
+"""A decoder layer for decode: transformers' weights, in as few operations as they need.
+
+A decode step is bound by the bytes of the weights and, in a small model, by the number of operations. transformers'
+layers are written for any shape; this is one for a single new token of each sequence, as two pure functions of
+static shapes with attention between them:
+
+    before(hidden, cos, sin) -> q, k, v      norm, one product for q, k and v, their norms, rotation
+    after(hidden, attended) -> hidden        output product, norms, one product for gate and up, down product
+
+Weights that are multiplied with the same vector lie together; the module's own parameters become views of them,
+so nothing is held twice. `lean_layer` gives None for any layer that is not known to its last part: transformers'
+module serves that one.
+
+Shapes  B sequences, C hidden size, H query heads, G KV heads, D head dim
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .products import Product
+
+_NORMS_BEFORE = frozenset({"input_layernorm", "post_attention_layernorm"})
+_DROPOUTS = frozenset({"resid_attn_dropout", "resid_mlp_dropout"})
+_SPLIT = frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})
+_HEAD_NORMS = frozenset({"q_norm", "k_norm"})
+_SPLIT_MLP = frozenset({"gate_proj", "up_proj", "down_proj", "act_fn"})
+
+_KNOWN: dict[str, tuple[frozenset[str], frozenset[str], frozenset[str]]] = {
+    **dict.fromkeys(["Llama", "Mistral", "Qwen2", "SmolLM3"], (_NORMS_BEFORE, _SPLIT, _SPLIT_MLP)),
+    "Qwen3": (_NORMS_BEFORE, _SPLIT | _HEAD_NORMS, _SPLIT_MLP),
+    "Gemma3": (
+        _NORMS_BEFORE | {"pre_feedforward_layernorm", "post_feedforward_layernorm"}, _SPLIT | _HEAD_NORMS, _SPLIT_MLP
+    ),
+    "Olmo2": (
+        frozenset({"post_attention_layernorm", "post_feedforward_layernorm"}), _SPLIT | _HEAD_NORMS, _SPLIT_MLP
+    ),
+    "Phi3": (
+        _NORMS_BEFORE | _DROPOUTS, frozenset({"qkv_proj", "o_proj"}),
+        frozenset({"gate_up_proj", "down_proj", "activation_fn"}),
+    ),
+}  # fmt: skip
+"""Parts of a family's decoder layer, of its attention, and of its MLP."""
+
+
+class Norm:
+    """Root mean square norm over the last dimension, as the family's own module does it."""
+
+    def __init__(self, module: Any) -> None:
+        self.eps = float(module.eps if hasattr(module, "eps") else module.variance_epsilon)
+        self.is_offset = type(module).__name__.startswith("Gemma")
+        self.weight: Tensor = 1.0 + module.weight.float() if self.is_offset else module.weight
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.is_offset:  # the weight is near one, where 16 bits are too coarse
+            return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class HeadNorm:
+    """`Norm` of each head `[B, N, D]`, the first `num_queries` with one weight, the others with another."""
+
+    def __init__(self, of_q: Any, of_k: Any, num_queries: int, num_keys: int) -> None:
+        norms = Norm(of_q), Norm(of_k)
+        self.eps, self.is_offset = norms[0].eps, norms[0].is_offset
+        counts = num_queries, num_keys
+        self.weight = torch.cat([norm.weight.expand(n, -1) for norm, n in zip(norms, counts, strict=True)])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        normed = F.rms_norm(x.float() if self.is_offset else x, x.shape[-1:], None, self.eps)
+        return (normed * self.weight).to(x.dtype)
+
+
+class LeanLayer:
+    """See the top of this file. `layer` is a module that `lean_layer` knows; it goes on working."""
+
+    def __init__(
+        self, layer: Any, heads: int, kv_heads: int, dim: int, *, is_rotated: bool, product: type[Product]
+    ) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.heads, self.kv_heads, self.dim, self.is_rotated = heads, kv_heads, dim, is_rotated
+        self.scale = float(attention.scaling)
+        is_fused = hasattr(attention, "qkv_proj")
+        self.qkv = product(
+            *_fuse([attention.qkv_proj] if is_fused else [attention.q_proj, attention.k_proj, attention.v_proj])
+        )
+        self.gate_up = product(*_fuse([mlp.gate_up_proj] if is_fused else [mlp.gate_proj, mlp.up_proj]))
+        self.act = mlp.activation_fn if is_fused else mlp.act_fn
+        self.out, self.down = product(*_fuse([attention.o_proj])), product(*_fuse([mlp.down_proj]))
+        norms = {name: Norm(part) for name, part in layer.named_children() if name.endswith("layernorm")}
+        has_four, has_input = "pre_feedforward_layernorm" in norms, "input_layernorm" in norms
+        self.before_attention = norms.get("input_layernorm")
+        self.after_attention = norms["post_attention_layernorm"] if has_four or not has_input else None
+        self.before_mlp = norms.get("pre_feedforward_layernorm" if has_four else "post_attention_layernorm")
+        if not has_input:
+            self.before_mlp = None
+        self.after_mlp = norms.get("post_feedforward_layernorm")
+        self.head_norm: HeadNorm | None = None
+        self.wide_norms: tuple[Norm, Norm] | None = None
+        if hasattr(attention, "q_norm"):
+            if attention.q_norm.weight.shape[0] == dim and has_input:
+                self.head_norm = HeadNorm(attention.q_norm, attention.k_norm, heads, kv_heads)
+            else:
+                self.wide_norms = Norm(attention.q_norm), Norm(attention.k_norm)
+
+    def before(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q `[B, H, D]`, rotated, k `[B, G, D]`, rotated, and v `[B, G, D]` of `hidden` `[B, C]`, by tables of
+        `for_lean` `[B, 1, D]`."""
+        normed = hidden if self.before_attention is None else self.before_attention(hidden)
+        qkv = self.qkv(normed)
+        both, heads = self.heads + self.kv_heads, self.heads
+        if self.wide_norms is not None:
+            q, k, v = torch.split(qkv, [heads * self.dim, self.kv_heads * self.dim, self.kv_heads * self.dim], -1)
+            qkv = torch.cat([self.wide_norms[0](q), self.wide_norms[1](k), v], -1)
+        each = qkv.view(-1, both + self.kv_heads, self.dim)
+        qk, v = each[:, :both], each[:, both:]
+        if self.head_norm is not None:
+            qk = self.head_norm(qk)
+        if self.is_rotated:
+            qk = turn(qk, cos, sin)
+        return qk[:, :heads], qk[:, heads:], v
+
+    def after(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        """The layer's output `[B, C]`, from its input and from what attention `[B, H, D]` gave."""
+        out = self.out(attended.reshape(hidden.shape[0], -1))
+        hidden = hidden + (out if self.after_attention is None else self.after_attention(out))
+        normed = hidden if self.before_mlp is None else self.before_mlp(hidden)
+        gate, up = self.gate_up(normed).chunk(2, -1)
+        down = self.down(self.act(gate).mul_(up))
+        return hidden + (down if self.after_mlp is None else self.after_mlp(down))
+
+
+def lean_layer(
+    layer: nn.Module, heads: int, kv_heads: int, dim: int, *, is_rotated: bool, product: type[Product] = Product
+) -> LeanLayer | None:
+    """None unless every part of `layer` is one that a family listed above has."""
+    known = _KNOWN.get(type(layer).__name__.removesuffix("DecoderLayer"))
+    if known is None or type(layer).__module__.split(".")[0] != "transformers":
+        return None
+    attention, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
+    if attention is None or mlp is None:
+        return None
+    parts = dict(layer.named_children()), dict(attention.named_children()), dict(mlp.named_children())
+    if (frozenset(parts[0]) - {"self_attn", "mlp"}, frozenset(parts[1]), frozenset(parts[2])) != known:
+        return None
+    products = [part for some in parts for name, part in some.items() if name.endswith("_proj")]
+    if not all(type(part) is nn.Linear and part.weight.is_floating_point() for part in products):
+        return None
+    return LeanLayer(layer, heads, kv_heads, dim, is_rotated=is_rotated, product=product)
+
+
+def for_lean(cos: Tensor, sin: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """A family's half-split tables `[B, 1, rotary dim]` as `turn` takes them: the cosine `[B, 1, D]`, one beyond the
+    rotary dim, and the sine with the sign of its half."""
+    half, rest = cos.shape[-1] // 2, dim - cos.shape[-1]
+    signed = torch.cat([-sin[..., :half], sin[..., half:]], -1)
+    return (F.pad(cos, (0, rest), value=1.0) if rest else cos), signed
+
+
+def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate `[B, N, D]` by tables of `for_lean`, which OLMo 2 has in fp32."""
+    width = sin.shape[-1]
+    half = width // 2
+    out = x * cos
+    out[..., :half].addcmul_(x[..., half:width], sin[..., :half])
+    out[..., half:width].addcmul_(x[..., :half], sin[..., half:])
+    return out.to(x.dtype)
+
+
+def _fuse(layers: list[Any]) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of linear layers over the same input as one; several become views of it."""
+    if len(layers) == 1:
+        return layers[0].weight, layers[0].bias
+    weight = torch.cat([layer.weight.detach() for layer in layers])
+    rows = [layer.weight.shape[0] for layer in layers]
+    for layer, part in zip(layers, torch.split(weight, rows), strict=True):
+        layer.weight = nn.Parameter(part, requires_grad=False)
+    if all(layer.bias is None for layer in layers):
+        return weight, None
+    biases = [weight.new_zeros(n) if layer.bias is None else layer.bias for layer, n in zip(layers, rows, strict=True)]
+    return weight, torch.cat([bias.detach() for bias in biases])
