@@ -1,0 +1,53 @@
+"""Contexts of random keys and values, for lengths at which a prefill would take longer than what is measured.
+
+Pages, tiers, index and tail end up as a prefill of the same tokens leaves them, except for what an index learns
+from queries: there were none. What a step costs is the same; which pages it finds, and so hit rates, is not
+what text gives.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..engine import Engine
+from ..layer_cache import TieredLayer
+from ..sequence import PROMPT, Sequence
+
+
+def fill_sequence(engine: Engine, sequence: Sequence, tokens: np.ndarray, seed: int) -> None:
+    """Append `tokens`, each with random keys and values in every layer.
+
+    Raises:
+        ValueError: the model has sliding-window layers, whose state is not in the store.
+        CapacityError: the tiers are full.
+    """
+    caches: list[TieredLayer] = [cache for cache in sequence.layers if isinstance(cache, TieredLayer)]
+    if len(caches) < len(sequence.layers):
+        raise ValueError("random KV needs a model whose layers are all full attention; leave out --random-kv")
+    random = torch.Generator(engine.model.device).manual_seed(seed)
+    room = engine.workspace.span_tokens // sequence.page_size * sequence.page_size
+    with torch.inference_mode():
+        for part in np.split(tokens, range(room, len(tokens), room)):
+            chains, pages = sequence.chains_for(part, np.full(len(part), PROMPT, dtype=np.uint8))
+            length = sequence.tail_len + len(part)
+            for cache in caches:
+                cache.begin()
+                engine.workspace.span[:, :, sequence.tail_len : length].normal_(generator=random)
+                cache.finish(chains, pages, length)
+            sequence.log(part, PROMPT)
+            sequence.chains += chains
+        for cache in caches:
+            cache.index_sealed()
+
+
+def fill_cache(cache: Any, config: Any, batch: int, count: int, dtype: torch.dtype, device: torch.device) -> None:
+    """The same for a cache of transformers: `count` random tokens in each of `batch` sequences."""
+    heads = config.num_key_value_heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    random = torch.Generator(device).manual_seed(0)
+    for layer in range(config.num_hidden_layers):
+        kv = torch.empty(2, batch, heads, count, dim, dtype=dtype, device=device).normal_(generator=random)
+        cache.update(kv[0], kv[1], layer)
