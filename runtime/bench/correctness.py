@@ -17,6 +17,8 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 """Largest logit difference, as a share of the largest logit. bf16 keeps 8 bits, fp16 11."""
 _LONGEST = 1024
 _STEPS = 8
+_HOST_GB = 4.0
+"""Enough for what is checked. Pinning more would take longer than the check."""
 
 
 class WrongLogitsError(StratakvError):
@@ -27,14 +29,15 @@ def check_logits(subject: Subject, options: Options, folder: Path, log: Callable
     """The largest logit difference, relative to the largest logit, over a real prefill and a few steps.
 
     The tokens are those at the beginning of what is timed, up to 1,024; the tiers have the first caps that are
-    measured, and two sequences take their steps together if batches are measured. Computed in the dtype of
-    prefill: fp32 where 16-bit matrices are slow.
+    measured (host memory at most 4 GB), and two sequences take their steps together if batches are measured. Computed
+    in the dtype of prefill: fp32 where 16-bit matrices are slow.
 
     Raises WrongLogitsError beyond the tolerance.
     """
     reference = subject.references[subject.model.prefill_dtype]
     dtype = reference.dtype_name
-    kv = replace(options.kv(folder, "dense", options.caps[0]), dtype="auto", codec="zstd")
+    caps = replace(options.caps[0], host_gb=min(_HOST_GB, options.caps[0].host_gb or _HOST_GB))
+    kv = replace(options.kv(folder, "dense", caps), dtype="auto", codec="zstd")
     prompts = [subject.tokens(b, min(_LONGEST, *options.contexts)) for b in range(min(2, max(options.batches)))]
     with subject.runtime(kv, subject.in_dtype(reference.dtype)) as runtime:
         engine = runtime.engine

@@ -98,7 +98,10 @@ class Bandwidths:
 
 def measure_bandwidths(device: torch.device, folder: Path) -> Bandwidths:
     """The best of a few tries each; the disk is the one that holds `folder`."""
-    return Bandwidths(memory=_memory(device), link=_link(device), disk=_disk(folder))
+    found = Bandwidths(memory=_memory(device), link=_link(device), disk=_disk(folder))
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return found
 
 
 def _memory(device: torch.device) -> float:

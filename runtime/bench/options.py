@@ -84,6 +84,8 @@ class Options:
                 raise ValueError(f"{name} is more than 0, not {value}")
         if self.layers is not None and self.shape is None:
             raise ValueError("layers can be chosen for a shape only; a model has the layers it has")
+        for index, caps in itertools.product(self.indexes, self.caps):
+            self.kv(Path(), index, caps)  # refuses what it cannot take before anything is measured
 
     @property
     def later_steps(self) -> int:

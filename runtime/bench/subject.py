@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -101,6 +102,8 @@ class Reference:
 
     def __init__(self, hf: Any, dtype: torch.dtype, device: torch.device) -> None:
         self.hf, self.dtype, self.device = hf, dtype, device
+        names = inspect.signature(hf.forward).parameters
+        self._argument = "cache" if "cache" in names else "past_key_values"  # what it is called in older ones
 
     @property
     def dtype_name(self) -> str:
@@ -116,7 +119,7 @@ class Reference:
         """Append tokens `[B, T]`; the last logits, fp32 `[B, vocabulary]`."""
         ids = torch.from_numpy(tokens.astype(np.int64)).to(self.device)
         for rows in torch.split(ids, _ROWS, 1):
-            out = self.hf(rows, past_key_values=cache, logits_to_keep=1)
+            out = self.hf(rows, logits_to_keep=1, **{self._argument: cache})
         logits: torch.Tensor = out.logits[:, -1].float()
         return logits
 
