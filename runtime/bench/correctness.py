@@ -13,6 +13,8 @@ from ..errors import StratakvError
 from .options import Options
 from .subject import Subject
 
+Log = Callable[[str], None]
+
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 """Largest logit difference, as a share of the largest logit. bf16 keeps 8 bits, fp16 11."""
 _LONGEST = 1024
@@ -25,21 +27,36 @@ class WrongLogitsError(StratakvError):
     """Our logits are not transformers': no speed is reported."""
 
 
-def check_logits(subject: Subject, options: Options, folder: Path, log: Callable[[str], None]) -> float:
-    """The largest logit difference, relative to the largest logit, over a real prefill and a few steps.
+def check_logits(subject: Subject, options: Options, folder: Path, log: Log) -> dict[str, float]:
+    """By dtype, the largest logit difference relative to the largest logit, over a real prefill and a few steps.
 
-    The tokens are those at the beginning of what is timed, up to 1,024; the tiers have the first caps that are
-    measured (host memory at most 4 GB), and two sequences take their steps together if batches are measured. Computed
-    in the dtype of prefill: fp32 where 16-bit matrices are slow.
+    In the dtype that is timed, and in fp32, which leaves nothing to rounding, where memory holds such a copy. The
+    tokens are those at the beginning of what is timed, up to 1,024; the tiers have the first caps that are measured
+    (host memory at most 4 GB), and two sequences take their steps together if batches are measured.
 
     Raises WrongLogitsError beyond the tolerance.
     """
-    reference = subject.references[subject.model.prefill_dtype]
-    dtype = reference.dtype_name
+    found = {}
+    for dtype in dict.fromkeys([subject.model.dtype, torch.float32]):
+        if not subject.has_room_for(dtype, options):
+            continue
+        name = str(dtype).removeprefix("torch.")
+        found[name] = worst = _largest_difference(subject, options, folder / name, dtype)
+        if not worst <= TOLERANCE[name]:
+            raise WrongLogitsError(
+                f"logits differ from transformers' by {worst:.2e} of their size, more than {TOLERANCE[name]:.0e} "
+                f"in {name}; no speed is reported"
+            )
+        log(f"logits equal transformers' within {worst:.1e} of their size in {name} when everything is read")
+    return found
+
+
+def _largest_difference(subject: Subject, options: Options, folder: Path, dtype: torch.dtype) -> float:
+    model, reference = subject.pair(dtype)
     caps = replace(options.caps[0], host_gb=min(_HOST_GB, options.caps[0].host_gb or _HOST_GB))
     kv = replace(options.kv(folder, "dense", caps), dtype="auto", codec="zstd")
     prompts = [subject.tokens(b, min(_LONGEST, *options.contexts)) for b in range(min(2, max(options.batches)))]
-    with subject.runtime(kv, subject.in_dtype(reference.dtype)) as runtime:
+    with subject.runtime(kv, model) as runtime:
         engine = runtime.engine
         sequences = [engine.new_sequence() for _ in prompts]
         mine = [engine.prefill(s, p, reuse=False).logits for s, p in zip(sequences, prompts, strict=True)]
@@ -55,12 +72,6 @@ def check_logits(subject: Subject, options: Options, folder: Path, log: Callable
             worst = max(worst, _worst(mine, theirs))
         for sequence in sequences:
             sequence.close()
-    if not worst <= TOLERANCE[dtype]:
-        raise WrongLogitsError(
-            f"logits differ from transformers' by {worst:.2e} of their size, more than {TOLERANCE[dtype]:.0e} "
-            f"in {dtype}; no speed is reported"
-        )
-    log(f"logits equal transformers' within {worst:.1e} of their size when everything is read")
     return worst
 
 

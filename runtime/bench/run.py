@@ -29,7 +29,7 @@ from .machine import Bandwidths, PeakMemory, hardware, measure_bandwidths, priva
 from .options import Options
 from .ours import Ours
 from .report import crossovers, describe
-from .subject import Reference, Subject
+from .subject import Subject
 from .trace import TRACED_STEPS, trace_steps
 from .transformers_side import Offloaded, Quantised, Transformers, needed_bytes
 
@@ -181,14 +181,14 @@ class Bench:
         asked, subject = self.options.baselines, self.subject
         tokens = _positions(self.options, context)
         if "dense" in asked:
-            for reference in subject.references.values():
-                name = f"dense {reference.dtype_name}"
-                reason = self._too_large(reference, batch * tokens)
+            for dtype in subject.dense_dtypes:
+                name = f"dense {str(dtype).removeprefix('torch.')}"
+                reason = self._too_large(dtype, batch * tokens)
                 if reason:
                     left_out[name] = reason
                 else:
-                    yield name, partial(Transformers, subject, reference, batch, self.bandwidths)
-        same = subject.references[subject.model.dtype]
+                    yield name, partial(Transformers, subject, subject.reference(dtype), batch, self.bandwidths)
+        same = subject.reference(subject.model.dtype)
         if "offloaded" in asked:
             if self.options.link_gbps is not None:
                 left_out["offloaded"] = "its copies cannot be slowed down, as ours are here"
@@ -200,10 +200,11 @@ class Bench:
             gguf = None if self.options.shape is not None else gguf_of(self.options.model)
             yield "llama.cpp", partial(LlamaCpp, gguf, batch, tokens, subject.model.config.vocab_size)
 
-    def _too_large(self, reference: Reference, tokens: int) -> str | None:
-        """Why the whole cache cannot be on the card that is stood in for."""
-        cap = self.options.gpu_memory_cap
-        needed = needed_bytes(self.subject, reference.dtype, tokens)
+    def _too_large(self, dtype: torch.dtype, tokens: int) -> str | None:
+        """Why dense attention cannot be had here, if so: weights and the whole cache are in memory at once."""
+        if not self.subject.has_room_for(dtype, self.options):
+            return "no memory for the weights a second time"
+        cap, needed = self.options.gpu_memory_cap, needed_bytes(self.subject, dtype, tokens)
         if cap is None or needed <= 1e9 * cap:
             return None
         return f"model and cache need {needed / 1e9:.3g} GB, the card has {cap:g} GB"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from ..config import KVConfig
 from ..documents import read_text_file
 from ..locate import locate
 from ..model import ATTENTION, Model
+from ..planner import available_memory
 from ..profile import Profiles
 from ..runtime import Runtime, pick_device, pick_dtype
 from .options import Options
@@ -37,6 +37,7 @@ class Subject:
     def __init__(self, name: str, model: Model, directory: Path, text: np.ndarray | None) -> None:
         self.name, self.model, self.text = name, model, text
         self._directory, self._profiles = directory, Profiles(directory, name)
+        self._references: dict[torch.dtype, Reference] = {}
 
     @classmethod
     def load(cls, options: Options, folder: Path, positions: int, log: Callable[[str], None]) -> Subject:
@@ -78,23 +79,34 @@ class Subject:
         count = sum(w.numel() for w in self.model.hf.parameters()) - (0 if is_head else embedding.numel())
         return int(count * dtype.itemsize)
 
-    def twin(self, dtype: torch.dtype, attention: str) -> Any:
-        """The same transformers model with another attention; it shares the weights, unless `dtype` is another."""
-        hf = self.model.hf
-        shared = {id(w): w if w.dtype == dtype else _cast(w, dtype) for w in hf.parameters()}
-        found = copy.deepcopy(hf, shared)
-        found.set_attn_implementation(attention)
-        return found
+    def pair(self, dtype: torch.dtype) -> tuple[Model, Reference]:
+        """Our model and transformers' in that dtype."""
+        if dtype == self.model.dtype:
+            return self.model, self.reference(dtype)
+        hf = _twin(self.model.hf, dtype, ATTENTION)
+        return Model(hf, self.model.tokenizer), Reference(_twin(hf, dtype, "sdpa"), dtype, self.model.device)
 
-    def in_dtype(self, dtype: torch.dtype) -> Model:
-        """Our model in that dtype."""
-        return self.model if dtype == self.model.dtype else Model(self.twin(dtype, ATTENTION), self.model.tokenizer)
+    def reference(self, dtype: torch.dtype) -> Reference:
+        """transformers in that dtype; made once."""
+        if dtype not in self._references:
+            self._references[dtype] = Reference(_twin(self.model.hf, dtype, "sdpa"), dtype, self.model.device)
+        return self._references[dtype]
 
-    @cached_property
-    def references(self) -> dict[torch.dtype, Reference]:
-        """transformers in our dtype, and where 16-bit matrices are slow in the one that is its fastest here."""
-        dtypes = dict.fromkeys([self.model.prefill_dtype, self.model.dtype])
-        return {dtype: Reference(self.twin(dtype, "sdpa"), dtype, self.model.device) for dtype in dtypes}
+    @property
+    def dense_dtypes(self) -> list[torch.dtype]:
+        """Ours, and where 16-bit matrices are slow the one in which transformers is fastest."""
+        return list(dict.fromkeys([self.model.prefill_dtype, self.model.dtype]))
+
+    def has_room_for(self, dtype: torch.dtype, options: Options) -> bool:
+        """Whether weights in `dtype` beside ours take at most half of the memory that is free."""
+        if dtype == self.model.dtype:
+            return True
+        free = available_memory()
+        if self.model.device.type == "cuda":
+            free = torch.cuda.mem_get_info(self.model.device)[0]
+            if options.gpu_memory_cap is not None:
+                free = min(free, int(1e9 * options.gpu_memory_cap) - self.weights_bytes)
+        return 2 * self.weights_bytes * dtype.itemsize // self.model.dtype.itemsize <= free
 
 
 class Reference:
@@ -122,6 +134,14 @@ class Reference:
             out = self.hf(rows, logits_to_keep=1, **{self._argument: cache})
         logits: torch.Tensor = out.logits[:, -1].float()
         return logits
+
+
+def _twin(hf: Any, dtype: torch.dtype, attention: str) -> Any:
+    """The same transformers model with another attention; it shares the weights, unless `dtype` is another."""
+    weights = {id(w): w if w.dtype == dtype else _cast(w, dtype) for w in hf.parameters()}
+    found = copy.deepcopy(hf, weights)
+    found.set_attn_implementation(attention)
+    return found
 
 
 def _cast(weight: torch.nn.Parameter, dtype: torch.dtype) -> torch.nn.Parameter:

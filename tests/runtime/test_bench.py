@@ -50,7 +50,8 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     lines: list[str] = []
     options = Options(
         **COMMON, batches=(1, 2), indexes=("bounds", "spectral"), caps=(Caps(), TIGHT),
-        baselines=("dense", "offloaded"), kv_dir=tmp_path_factory.mktemp("stores"), trace=tmp_path_factory.mktemp("trace") / "steps.json",
+        baselines=("dense", "offloaded"), kv_dir=tmp_path_factory.mktemp("stores"),
+        trace=tmp_path_factory.mktemp("trace") / "steps.json",
     )  # fmt: skip
     found = run_bench(options, lines.append)
     return {**json.loads(json.dumps(found)), "lines": lines, "given": options}
@@ -169,6 +170,13 @@ def test_no_speed_without_right_logits(
     monkeypatch.setattr(ours.Ours, "step", lambda *_, **__: pytest.fail("timed before it was checked"))
     with pytest.raises(WrongLogitsError, match="no speed is reported"):
         run_bench(Options(**COMMON, kv_dir=tmp_path), silent)
+
+
+def test_a_16_bit_model_is_checked_in_fp32_as_well(tmp_path: Path) -> None:
+    given = {**COMMON, "dtype": "bfloat16", "contexts": (64,), "steps": 1}
+    found = run_bench(Options(**given, baselines=(), kv_dir=tmp_path), silent)
+    assert 1e-4 < found["logits_error"]["bfloat16"] < 5e-2
+    assert found["logits_error"]["float32"] < 1e-5
 
 
 def test_random_kv_is_in_store_and_index(tmp_path: Path) -> None:
