@@ -99,7 +99,7 @@ class Subject:
 
     def has_room_for(self, dtype: torch.dtype, options: Options) -> bool:
         """Whether weights in `dtype` beside ours take at most half of the memory that is free."""
-        if dtype == self.model.dtype:
+        if dtype == self.model.dtype or dtype in self._references:
             return True
         free = available_memory()
         if self.model.device.type == "cuda":
