@@ -22,7 +22,7 @@ from .subject import Subject
 
 
 class Ours(Contestant):
-    """Raises DoesNotFitError if the batch exceeds what the tiers can keep, and what `Runtime.load` raises.
+    """Raises what `check_room` and `Runtime.load` raise.
 
     Args:
         tokens: every sequence's, over both turns.
@@ -38,9 +38,7 @@ class Ours(Contestant):
         with ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="stratakv-bench-", dir=options.kv_dir))
             runtime = stack.enter_context(subject.runtime(options.kv(Path(folder), index, caps)))
-            if not options.random_kv:
-                runtime.check_fits(0, tokens, f"a context of {tokens} tokens")
-            runtime.plan.check(batch * tokens, f"{batch} x {tokens} tokens")
+            check_room(runtime, options, batch, tokens)
             if options.link_gbps or options.disk_gbps:
                 runtime.store.emulate_links(options.link_gbps, options.disk_gbps)
             self.runtime: Runtime = runtime
@@ -100,6 +98,13 @@ class Ours(Contestant):
         for sequence in self.sequences:
             sequence.close()
         self._exit.close()
+
+
+def check_room(runtime: Runtime, options: Options, batch: int, tokens: int) -> None:
+    """Raises DoesNotFitError unless the window (which random KV may exceed) and the tiers hold such a batch."""
+    if not options.random_kv:
+        runtime.check_fits(0, tokens, f"a context of {tokens} tokens")
+    runtime.plan.check(batch * tokens, f"{batch} x {tokens} tokens")
 
 
 def _tiered(sequences: list[Sequence]) -> list[TieredLayer]:

@@ -27,7 +27,7 @@ from .correctness import check_logits
 from .llama_side import LlamaCpp
 from .machine import Bandwidths, PeakMemory, hardware, measure_bandwidths, private_bytes
 from .options import Options
-from .ours import Ours
+from .ours import Ours, check_room
 from .report import crossovers, describe
 from .subject import Subject
 from .trace import TRACED_STEPS, trace_steps
@@ -48,6 +48,7 @@ def run_bench(options: Options, log: Log) -> dict[str, Any]:
         subject = Subject.load(options, Path(folder), _positions(options, max(options.contexts)), log)
         options = options.with_gpu_room(subject.weights_bytes)
         _hold_to_the_cap(options, subject)
+        _check_all_fit(options, subject, Path(folder))
         error = check_logits(subject, options, Path(folder) / "check", log)
         measured = measure_bandwidths(subject.model.device, Path(folder))
         bench = Bench(subject, options, measured.limited(options.link_gbps, options.disk_gbps), log)
@@ -83,6 +84,13 @@ def _hold_to_the_cap(options: Options, subject: Subject) -> None:
     if options.gpu_memory_cap is not None and device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, 1e9 * options.gpu_memory_cap / total), device)
+
+
+def _check_all_fit(options: Options, subject: Subject, folder: Path) -> None:
+    """The largest row is refused before the smaller ones are measured."""
+    for number, caps in enumerate(options.caps):
+        with subject.runtime(options.kv(folder / f"room-{number}", "window", caps)) as runtime:
+            check_room(runtime, options, max(options.batches), _positions(options, max(options.contexts)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from stratakv.runtime.bench.contestant import WARM_UP
 from stratakv.runtime.bench.correctness import WrongLogitsError
 from stratakv.runtime.bench.options import Caps, Options
 from stratakv.runtime.bench.random_kv import fill_sequence
+from stratakv.runtime.bench.report import crossovers
 from stratakv.runtime.bench.run import run_bench
 from stratakv.runtime.bench.shapes import SHAPES
 from stratakv.runtime.bench.subject import Subject
@@ -227,12 +228,32 @@ def test_a_card_without_room_is_refused(tmp_path: Path) -> None:
         run_bench(Options(**COMMON, gpu_memory_cap=0.0003, kv_dir=tmp_path), silent)
 
 
-def test_a_context_beyond_the_tiers_is_refused(tmp_path: Path) -> None:
-    given = {**COMMON, "contexts": (200, 2500)}
-    options = Options(**given, caps=(Caps(host_gb=0.0012, disk_gb=0),), kv_dir=tmp_path)
+@pytest.mark.parametrize(
+    "changes",
+    [{"contexts": (200, 2500)}, {"contexts": (1300,), "batches": (2,)}, {"contexts": (2500,), "random_kv": True}],
+    ids=["context", "batch", "random-kv"],
+)
+def test_what_exceeds_the_tiers_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
+    options = Options(**{**COMMON, **changes}, caps=(Caps(host_gb=0.0012, disk_gb=0),), kv_dir=tmp_path)
     with pytest.raises(DoesNotFitError, match="raise --host-kv-gb"):
         run_bench(options, silent)
     assert list(tmp_path.iterdir()) == []
+
+
+def row(context: int, **times: float) -> dict[str, Any]:
+    turns = [{"name": name, "first_turn": {"tpot_ms_p50": ms}} for name, ms in times.items()]
+    return {"context": context, "batch": 1, "contestants": turns}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ahead_from"),
+    [((9, 9, 9), 100), ((9, 4, 9), 300), ((4, 9, 9), 200), ((9, 9, 4), None), ((5, 5, 5), None)],
+)
+def test_ahead_means_at_every_longer_context(theirs: tuple[float, ...], ahead_from: int | None) -> None:
+    rows = [row(context, stratakv=5, other=ms) for context, ms in zip((100, 200, 300), theirs, strict=True)]
+    (found,) = crossovers(rows[::-1])
+    assert found["ahead_from"] == ahead_from
+    assert found["contexts"] == [100, 200, 300]
 
 
 def test_a_baseline_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
