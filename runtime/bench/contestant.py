@@ -1,7 +1,12 @@
 """Somebody whose decode is timed, over two turns of one conversation.
 
-    first turn    the context      --> time to the first token, then `steps` steps
-    second turn   a further prompt --> time to the first token, then a quarter as many steps
+    first turn    the context      --> time to the first token, then `steps` timed steps
+    second turn   a further prompt --> time to the first token, then a quarter as many timed steps
+
+    steps         4 untimed | 16 timed | the others' turn | 1 untimed | 16 timed | ...
+
+Contestants take turns in blocks, not step by step: between two steps of one block nobody else works, so what a
+contestant does in the background (prefetching) overlaps with its own steps only, and disturbs its own only.
 
 All are given the same tokens, whatever they would have chosen themselves: nobody's steps become easier by
 repeating themselves. The likeliest token is computed all the same: without it there is no next step.
@@ -18,6 +23,10 @@ import numpy as np
 
 WARM_UP = 4
 """Steps at the beginning of a turn that are not timed."""
+RESUME = 1
+"""And at the beginning of a later block: what was fetched while others worked came for nothing."""
+BLOCK = 16
+"""Timed steps in a row."""
 
 
 class LeftOutError(Exception):
@@ -55,6 +64,18 @@ class Turn:
         }
 
 
+def block_sizes(steps: int) -> list[tuple[int, int]]:
+    """(all, untimed) steps of each block, for `steps` timed ones."""
+    timed = [min(BLOCK, steps - start) for start in range(0, steps, BLOCK)]
+    untimed = [WARM_UP] + [RESUME] * (len(timed) - 1)
+    return [(n + before, before) for n, before in zip(timed, untimed, strict=True)]
+
+
+def num_steps(steps: int) -> int:
+    """All steps of a turn with `steps` timed ones."""
+    return sum(size for size, _ in block_sizes(steps))
+
+
 class Contestant(ABC):
     """Decodes a batch, step by step. The subclass's constructor does what need not be timed.
 
@@ -79,17 +100,18 @@ class Contestant(ABC):
         self.extend(prompts)
         turn.ttft_s = time.perf_counter() - started
 
-    def step(self, tokens: list[int], *, timed: bool) -> None:
-        """One token for every sequence."""
-        turn = self.turns[-1]
-        if timed and not turn.step_s:
-            self.on_first_step()
-        started = time.perf_counter()
-        self.decode(tokens)
-        taken = time.perf_counter() - started
-        if timed:
-            turn.step_s.append(taken)
+    def take_block(self, steps: list[list[int]], untimed: int) -> None:
+        """Decode `steps`, a token for every sequence each; the first `untimed` are in nobody's times."""
+        times = self.turns[-1].step_s
+        for tokens in steps[:untimed]:
+            self.decode(tokens)
+        self.on_block()
+        for tokens in steps[untimed:]:
+            started = time.perf_counter()
+            self.decode(tokens)
+            times.append(time.perf_counter() - started)
             self.on_step()
+        self.on_block_end()
 
     def end_turn(self) -> None:
         self.turns[-1].facts = self.facts(self.turns[-1])
@@ -113,12 +135,16 @@ class Contestant(ABC):
     def decode(self, tokens: list[int]) -> None:
         """One step, up to knowing the next token of each sequence."""
 
-    def on_first_step(self) -> None:
-        """Before the first timed step of a turn."""
+    def on_block(self) -> None:
+        """Before the first timed step of a block."""
         return
 
     def on_step(self) -> None:
         """After each timed step, outside its time."""
+        return
+
+    def on_block_end(self) -> None:
+        """After the last timed step of a block."""
         return
 
     def facts(self, turn: Turn) -> dict[str, Any]:

@@ -44,7 +44,8 @@ class Ours(Contestant):
             self.runtime: Runtime = runtime
             self.sequences = [runtime.engine.new_sequence() for _ in range(batch)]
             self._exit = stack.pop_all()
-        self._counted: dict[str, float] = {}
+        self._before: dict[str, float] = {}
+        self._moved: dict[str, float] = {}
         self._kv_bytes: list[int] = []
 
     def extend(self, prompts: np.ndarray) -> None:
@@ -60,16 +61,23 @@ class Ours(Contestant):
     def decode(self, tokens: list[int]) -> None:
         self.runtime.engine.decode(self.sequences, tokens).argmax(-1).tolist()
 
-    def on_first_step(self) -> None:
-        self._counted, self._kv_bytes = self._counters(), []
+    def begin_turn(self, prompts: np.ndarray, *, random_kv: bool) -> None:
+        super().begin_turn(prompts, random_kv=random_kv)
+        self._moved, self._kv_bytes = dict.fromkeys(self._counters(), 0.0), []
+
+    def on_block(self) -> None:
+        self._before = self._counters()
 
     def on_step(self) -> None:
         read = sum(cache.tokens_read for cache in _tiered(self.sequences))
         self._kv_bytes.append(read * self.runtime.store.layout.token_bytes)
 
+    def on_block_end(self) -> None:
+        for name, count in self._counters().items():
+            self._moved[name] += count - self._before[name]
+
     def facts(self, turn: Turn) -> dict[str, Any]:
-        now = self._counters()
-        moved = {name: now[name] - self._counted[name] for name in now}
+        moved = self._moved
         steps, reads = len(turn.step_s), moved["gpu_reads"] + moved["host_reads"] + moved["disk_reads"]
         kv = float(np.mean(self._kv_bytes))
         traffic = Traffic(
@@ -82,6 +90,7 @@ class Ours(Contestant):
             "bytes_per_step": {name: moved[name] / steps for name in moved if name.endswith("_bytes")},
             "hit_rate": 1 - moved["disk_reads"] / reads if reads else 1.0,
             "device_hit_rate": moved["gpu_reads"] / reads if reads and self.runtime.store.gpu is not None else None,
+            "row_hit_rate": moved["row_hits"] / rows if (rows := _rows(moved)) else None,
             "stall_share": moved["stall_s"] / turn.decode_s,
             "roofline": traffic.against(self._bandwidths, turn.decode_s / steps),
         }
@@ -98,6 +107,11 @@ class Ours(Contestant):
         for sequence in self.sequences:
             sequence.close()
         self._exit.close()
+
+
+def _rows(moved: dict[str, float]) -> float:
+    """Rows that were looked for in a row cache, where the store has one."""
+    return moved.get("row_hits", 0) + moved.get("row_misses", 0)
 
 
 def check_room(runtime: Runtime, options: Options, batch: int, tokens: int) -> None:

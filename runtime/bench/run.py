@@ -1,7 +1,7 @@
 """One run: the check, then a row for every context and batch.
 
-On a CPU all contestants of a row are in memory together and take their steps in turn, so that a slow spell of the
-machine hits all alike. A GPU's memory is not shared like that: there each has the device to itself, one after
+On a CPU all contestants of a row are in memory together and take turns in blocks of steps, so that a slow spell of
+the machine hits all alike. A GPU's memory is not shared like that: there each has the device to itself, one after
 another.
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from ..locate import gguf_of
-from .contestant import WARM_UP, Contestant, LeftOutError
+from .contestant import Contestant, LeftOutError, block_sizes, num_steps
 from .correctness import check_logits
 from .llama_side import LlamaCpp
 from .machine import Bandwidths, PeakMemory, hardware, measure_bandwidths, private_bytes
@@ -74,7 +74,7 @@ def run_bench(options: Options, log: Log) -> dict[str, Any]:
 
 def _positions(options: Options, context: int) -> int:
     """Tokens of a sequence at the end of both turns."""
-    steps = options.steps + options.later_steps + 2 * WARM_UP
+    steps = num_steps(options.steps) + num_steps(options.later_steps)
     return context + steps + options.turn_tokens + (TRACED_STEPS if options.trace is not None else 0)
 
 
@@ -142,8 +142,12 @@ class Bench:
     def _in_turn(
         self, ours: list[Make], others: list[tuple[str, Make]], script: Script, left_out: dict[str, str]
     ) -> tuple[list[dict[str, Any]], dict[str, int]]:
-        """Both turns of everybody, step by step in turn; what each did, and what ours took of host memory."""
+        """Both turns of everybody, block by block; what each did, and what ours took of host memory."""
         contestants: list[Contestant] = []
+        if self._device.type == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self._device)
         with ExitStack() as stack:
             before = private_bytes()
             with PeakMemory() as memory:
@@ -154,20 +158,15 @@ class Bench:
                     contestants.append(self._begin(make, script, stack))
                 except LeftOutError as reason:
                     left_out[name] = str(reason)
-            _take_steps(contestants, script.steps[0])
+            take_steps(contestants, script.steps[0], self.options.steps)
             for contestant in contestants:
                 contestant.begin_turn(script.prompts[1], random_kv=False)
-            _take_steps(contestants, script.steps[1])
+            take_steps(contestants, script.steps[1], self.options.later_steps)
             if self.options.trace is not None and ours:
                 trace_steps(contestants[0], script.steps[1][:, :TRACED_STEPS].T.tolist(), self.options.trace)
             found = [contestant.result() for contestant in contestants]
             if self._device.type == "cuda":
                 found = [{**one, "device_peak_bytes": torch.cuda.max_memory_allocated(self._device)} for one in found]
-        if self._device.type == "cuda":
-            contestants.clear()
-            gc.collect()
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(self._device)
         return found, {"before_bytes": before, "peak_over_before_bytes": memory.peak - before}
 
     def _begin(self, make: Make, script: Script, stack: ExitStack) -> Contestant:
@@ -180,7 +179,7 @@ class Bench:
 
     def _script(self, context: int, batch: int) -> Script:
         options = self.options
-        sizes = [context, WARM_UP + options.steps, options.turn_tokens, WARM_UP + options.later_steps]
+        sizes = [context, num_steps(options.steps), options.turn_tokens, num_steps(options.later_steps)]
         drawn = np.stack([self.subject.tokens(b, sum(sizes)) for b in range(batch)])
         first, steps, second, later = np.split(drawn, np.cumsum(sizes)[:-1], 1)
         return Script((first, second), (steps, later))
@@ -218,9 +217,12 @@ class Bench:
         return f"model and cache need {needed / 1e9:.3g} GB, the card has {cap:g} GB"
 
 
-def _take_steps(contestants: list[Contestant], steps: np.ndarray) -> None:
-    for number, tokens in enumerate(steps.T.tolist()):
+def take_steps(contestants: list[Contestant], steps: np.ndarray, timed: int) -> None:
+    """Everybody decodes the same tokens `[batch, n]`, of which `timed` steps count."""
+    at = 0
+    for size, untimed in block_sizes(timed):
         for contestant in contestants:
-            contestant.step(tokens, timed=number >= WARM_UP)
+            contestant.take_block(steps[:, at : at + size].T.tolist(), untimed)
+        at += size
     for contestant in contestants:
         contestant.end_turn()

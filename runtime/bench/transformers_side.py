@@ -29,6 +29,7 @@ class Transformers(Contestant):
         self._reference, self._subject, self._bandwidths = reference, subject, bandwidths
         self._cache = self.new_cache(reference)
         self._held = 0
+        self._read: list[int] = []
 
     def new_cache(self, reference: Reference) -> Any:
         """Raises LeftOutError where there can be none."""
@@ -49,8 +50,12 @@ class Transformers(Contestant):
         self._reference.extend(self._cache, tokens).argmax(-1).tolist()
         self._held += tokens.shape[1]
 
+    def on_step(self) -> None:
+        self._read.append(self._held)
+
     def facts(self, turn: Turn) -> dict[str, Any]:
-        traffic = self.traffic(self.batch * (self._held - len(turn.step_s) / 2) * self._token_bytes)
+        held = float(np.mean(self._read[-len(turn.step_s) :]))
+        traffic = self.traffic(self.batch * held * self._token_bytes)
         return {"roofline": traffic.against(self._bandwidths, turn.decode_s / len(turn.step_s))}
 
     def traffic(self, kv_bytes: float) -> Traffic:

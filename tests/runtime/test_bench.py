@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,19 +17,19 @@ from torch import Tensor
 from stratakv.retrieval import index as retrieval_index
 from stratakv.runtime import layer_cache
 from stratakv.runtime.bench import machine, ours
-from stratakv.runtime.bench.contestant import WARM_UP
+from stratakv.runtime.bench.contestant import Contestant, num_steps
 from stratakv.runtime.bench.correctness import WrongLogitsError
 from stratakv.runtime.bench.options import Caps, Options
 from stratakv.runtime.bench.random_kv import fill_sequence
 from stratakv.runtime.bench.report import crossovers
-from stratakv.runtime.bench.run import run_bench
+from stratakv.runtime.bench.run import run_bench, take_steps
 from stratakv.runtime.bench.shapes import SHAPES
 from stratakv.runtime.bench.subject import Subject
 from stratakv.runtime.errors import DoesNotFitError
 
 TIGHT = Caps(gpu_gb=0.0004, host_gb=0.0001, disk_gb=0.1)
 COMMON: dict[str, Any] = {
-    "shape": "tiny", "dtype": "float32", "budget": 112, "contexts": (200, 700), "steps": 12, "turn_tokens": 20,
+    "shape": "tiny", "dtype": "float32", "budget": 112, "contexts": (200, 700), "steps": 20, "turn_tokens": 20,
 }  # fmt: skip
 
 
@@ -92,7 +94,7 @@ def test_speeds_agree_with_each_other(result: dict[str, Any]) -> None:
 
 def test_both_turns_have_their_steps(result: dict[str, Any]) -> None:
     for _, one, _ in turns(result):
-        assert (one["first_turn"]["steps"], one["second_turn"]["steps"]) == (12, 3)
+        assert (one["first_turn"]["steps"], one["second_turn"]["steps"]) == (20, 5)
 
 
 def test_bytes_over_edges_are_those_the_store_counted(result: dict[str, Any]) -> None:
@@ -168,7 +170,7 @@ def test_no_speed_without_right_logits(
     change: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(retrieval_index, "read_exactly", broken(change))
-    monkeypatch.setattr(ours.Ours, "step", lambda *_, **__: pytest.fail("timed before it was checked"))
+    monkeypatch.setattr(ours.Ours, "take_block", lambda *_: pytest.fail("timed before it was checked"))
     with pytest.raises(WrongLogitsError, match="no speed is reported"):
         run_bench(Options(**COMMON, kv_dir=tmp_path), silent)
 
@@ -268,13 +270,42 @@ def test_a_baseline_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: 
     }
 
 
-def test_warm_up_is_not_timed(result: dict[str, Any]) -> None:
-    """Yet its tokens are in the context: what dense reads grows by them."""
-    dense = [found for found in turns(result) if found[1]["name"].startswith("transformers")]
-    for row, one, _ in dense:
-        per_token = 2 * 3 * 2 * 8 * 4 * row["batch"]
-        mean = row["context"] + WARM_UP + 12 / 2
-        assert one["first_turn"]["roofline"]["kv_bytes"] == pytest.approx(mean * per_token)
+def test_untimed_steps_are_in_the_context(result: dict[str, Any]) -> None:
+    """Four at the beginning of a turn, one at the beginning of a later block: what dense reads grows by them."""
+    blocks = [range(4, 20), range(21, 25)]
+    for row, one, _ in turns(result):
+        if one["name"].startswith("transformers"):
+            per_token = 2 * 3 * 2 * 8 * 4 * row["batch"]
+            held = [row["context"] + step + 1 for block in blocks for step in block]
+            assert one["first_turn"]["roofline"]["kv_bytes"] == pytest.approx(sum(held) / len(held) * per_token)
+
+
+class Recorded(Contestant):
+    """Writes down who decodes when."""
+
+    def __init__(self, name: str, diary: list[str]) -> None:
+        super().__init__(1, {})
+        self.name, self.diary = name, diary
+
+    def extend(self, prompts: np.ndarray) -> None:
+        pass
+
+    def fill(self, prompts: np.ndarray) -> None:
+        pass
+
+    def decode(self, tokens: list[int]) -> None:
+        self.diary.append(self.name)
+
+
+def test_contestants_take_turns_in_blocks() -> None:
+    diary: list[str] = []
+    both = [Recorded("a", diary), Recorded("b", diary)]
+    for one in both:
+        one.begin_turn(np.zeros((1, 1)), random_kv=False)
+    take_steps(list(both), np.zeros((1, num_steps(40)), dtype=np.int64), 40)
+    expected = [(name, size) for size in (4 + 16, 1 + 16, 1 + 8) for name in "ab"]
+    assert [(name, len(list(run))) for name, run in itertools.groupby(diary)] == expected
+    assert [len(one.turns[0].step_s) for one in both] == [40, 40]
 
 
 @pytest.mark.parametrize(
