@@ -55,7 +55,7 @@ def _style(lines: list[tuple[str, int]], place: int) -> dict[str, str]:
 
 
 def _crossing(turn: dict[str, Any]) -> float:
-    return float(sum(turn["bytes_per_step"].values())) / 1e6
+    return float(sum(n for name, n in turn["bytes_per_step"].items() if "_to_" in name)) / 1e6
 
 
 def _title(result: dict[str, Any]) -> str:
