@@ -1,8 +1,7 @@
 """Contexts of random keys and values, for lengths at which a prefill would take longer than what is measured.
 
-Pages, tiers, index and tail end up as a prefill of the same tokens leaves them, except for what an index learns
-from queries: there were none. What a step costs is the same; which pages it finds, and so hit rates, is not
-what text gives.
+Pages, tiers, index and tail end up as a prefill of the same tokens leaves them; indexes that learn from queries
+are given random ones. What a step costs is the same; which pages it finds, and so hit rates, is not what text gives.
 """
 
 from __future__ import annotations
@@ -36,11 +35,20 @@ def fill_sequence(engine: Engine, sequence: Sequence, tokens: np.ndarray, seed: 
             for cache in caches:
                 cache.begin()
                 engine.workspace.span[:, :, sequence.tail_len : length].normal_(generator=random)
+                _note_queries(engine, cache, len(chains), random)
                 cache.finish(chains, pages, length)
             sequence.log(part, PROMPT)
             sequence.chains += chains
         for cache in caches:
             cache.index_sealed()
+
+
+def _note_queries(engine: Engine, cache: TieredLayer, pages: int, random: torch.Generator) -> None:
+    """What `TieredLayer.extend` notes in passing: without any, an index would learn anew while steps are timed."""
+    if cache._notes_queries:
+        model = engine.model
+        queries = torch.randn(model.num_heads, pages, model.head_dim, generator=random, device=model.device)
+        cache._note_queries(queries, model.head_dim**-0.5)
 
 
 def fill_cache(cache: Any, config: Any, batch: int, count: int, dtype: torch.dtype, device: torch.device) -> None:

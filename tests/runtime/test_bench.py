@@ -197,6 +197,7 @@ def test_random_kv_is_in_store_and_index(tmp_path: Path) -> None:
             assert isinstance(other, layer_cache.TieredLayer)
             assert (len(one.pids), one.tail_len, one.indexed) == (len(other.pids), other.tail_len, other.indexed)
             keys, values = other.block(0, other.sealed)
+            assert one.state.num_queried == other.state.num_queried == 700 // 16
             assert abs(float(keys.mean())) < 0.05
             assert abs(float(values.std()) - 1) < 0.05
         logits = engine.decode([filled], [1])
