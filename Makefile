@@ -66,7 +66,7 @@ gpu-bench-32k: gpu-ready
 	$(GPU_BENCH) --contexts 32768 --host-kv-gb 16 --disk-kv-gb 0 $(ARGS) > /dev/null
 
 gpu-bench-32k-batch: gpu-ready
-	$(GPU_BENCH) --contexts 32768 --batch 4,8 --random-kv --host-kv-gb 48 --disk-kv-gb 0 --baselines dense $(ARGS) > /dev/null
+	$(GPU_BENCH) --contexts 32768 --batch 4 --random-kv --host-kv-gb 24 --disk-kv-gb 0 --baselines dense $(ARGS) > /dev/null
 
 gpu-bench-128k: gpu-ready
 	$(GPU_BENCH) --contexts 131072 --random-kv --host-kv-gb 24 --disk-kv-gb 0 --baselines dense $(ARGS) > /dev/null

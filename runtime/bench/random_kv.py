@@ -17,35 +17,47 @@ from ..sequence import PROMPT, Sequence
 
 
 def fill_sequence(engine: Engine, sequence: Sequence, tokens: np.ndarray, seed: int) -> None:
-    """Append `tokens`, each with random keys and values in every layer.
+    """Append `tokens` to an empty sequence, each with random keys and values in every layer.
 
     Raises:
         ValueError: the model has sliding-window layers, whose state is not in the store.
         CapacityError: the tiers are full.
     """
-    caches: list[TieredLayer] = [cache for cache in sequence.layers if isinstance(cache, TieredLayer)]
-    if len(caches) < len(sequence.layers):
+    if not all(isinstance(cache, TieredLayer) for cache in sequence.layers):
         raise ValueError("random KV needs a model whose layers are all full attention; leave out --random-kv")
+    assert not sequence.num_tokens, "random KV is the beginning of a sequence"
     random = torch.Generator(engine.model.device).manual_seed(seed)
-    room = engine.workspace.span_tokens // sequence.page_size * sequence.page_size
+    chains, pages = sequence.chains_for(tokens, np.full(len(tokens), PROMPT, dtype=np.uint8))
     with torch.inference_mode():
-        for part in np.split(tokens, range(room, len(tokens), room)):
-            chains, pages = sequence.chains_for(part, np.full(len(part), PROMPT, dtype=np.uint8))
-            length = sequence.tail_len + len(part)
-            for cache in caches:
-                cache.begin()
-                engine.workspace.span[:, :, sequence.tail_len : length].normal_(generator=random)
-                _note_queries(engine, cache, len(chains), random)
-                cache.finish(chains, pages, length)
-            sequence.log(part, PROMPT)
-            sequence.chains += chains
-        for cache in caches:
-            cache.index_sealed()
+        for cache in sequence.layers:
+            if isinstance(cache, TieredLayer):
+                _fill_layer(engine, cache, chains, pages, len(tokens), random)
+    sequence.log(tokens, PROMPT)
+    sequence.chains += chains
+
+
+def _fill_layer(
+    engine: Engine, cache: TieredLayer, chains: list[bytes], pages: np.ndarray, length: int, random: torch.Generator
+) -> None:
+    """Span by span, then the index. One layer at a time: what is noted for the index is large."""
+    size, learns = cache.layout.page_size, cache.index.learns
+    room = engine.workspace.span_tokens // size
+    for first in range(0, -(-length // size), room):
+        some = slice(first, first + room)
+        count = min(room * size, length - first * size)
+        cache.begin()
+        engine.workspace.span[:, :, :count].normal_(generator=random)
+        if not learns:
+            _note_queries(engine, cache, len(chains[some]), random)
+        cache.finish(chains[some], pages[some], count)
+    if learns:
+        _note_queries(engine, cache, len(chains), random)
+    cache.index_sealed()
 
 
 def _note_queries(engine: Engine, cache: TieredLayer, pages: int, random: torch.Generator) -> None:
     """What `TieredLayer.extend` notes in passing: without any, an index would learn anew while steps are timed."""
-    if cache._notes_queries:
+    if cache._notes_queries and pages:
         model = engine.model
         queries = torch.randn(model.num_heads, pages, model.head_dim, generator=random, device=model.device)
         cache._note_queries(queries, model.head_dim**-0.5)
