@@ -35,11 +35,61 @@ fuzz: export FUZZ ?= 2000
 fuzz: $(READY)
 	$(BIN)/python -m pytest -q -s tests/untrusted $(ARGS)
 
-# Needs a CUDA device, and a Python that has the dependencies already; downloads nothing.
-gpu:
-	@mkdir -p build/gpu/stratakv
+# What needs a CUDA device, in pieces of less than 8 minutes each. They need a Python that has the dependencies already,
+# download nothing and write into OUT. `make -k gpu` goes on after a piece that failed.
+OUT    ?= docs/results/gpu
+DEVICE ?= cuda
+SHAPE  ?= llama-3.1-8b
+CARD   ?= 24
+HOST   ?= 90
+GPU_PIECES := gpu-tests gpu-kernels gpu-bench-32k gpu-bench-32k-batch gpu-bench-128k gpu-bench-128k-offloaded \
+  gpu-bench-128k-disk gpu-bench-512k gpu-bench-1m gpu-trace
+GPU_PYTHON = PYTHONPATH=build/gpu timeout 480 $(PYTHON)
+GPU_BENCH  = $(GPU_PYTHON) -m stratakv.runtime bench --device $(DEVICE) --shape $(SHAPE) --gpu-memory-cap $(CARD) \
+  --index spectral --budget 2048 --out $(OUT)/$@.json
+.PHONY: $(GPU_PIECES) gpu-ready
+
+gpu: $(GPU_PIECES)
+
+gpu-ready:
+	@mkdir -p build/gpu/stratakv $(OUT)
 	@for p in runtime storage retrieval kernels; do ln -sfn ../../../$$p build/gpu/stratakv/$$p; done
-	PYTHONPATH=build/gpu $(PYTHON) -m pytest -m gpu $(ARGS)
+
+gpu-tests: gpu-ready
+	$(GPU_PYTHON) -m pytest -m gpu --ignore tests/gpu/test_kernels.py --junitxml=$(OUT)/$@.xml $(ARGS)
+
+# Kernels against their references: at the sizes of models, and small and odd.
+gpu-kernels: gpu-ready
+	$(GPU_PYTHON) -m pytest tests/gpu/test_kernels.py tests/kernels --junitxml=$(OUT)/$@.xml $(ARGS)
+
+gpu-bench-32k: gpu-ready
+	$(GPU_BENCH) --contexts 32768 --host-kv-gb 16 --disk-kv-gb 0 $(ARGS) > /dev/null
+
+gpu-bench-32k-batch: gpu-ready
+	$(GPU_BENCH) --contexts 32768 --batch 4 --random-kv --host-kv-gb 24 --disk-kv-gb 0 --baselines dense $(ARGS) > /dev/null
+
+gpu-bench-128k: gpu-ready
+	$(GPU_BENCH) --contexts 131072 --random-kv --host-kv-gb 24 --disk-kv-gb 0 --baselines dense $(ARGS) > /dev/null
+
+gpu-bench-128k-offloaded: gpu-ready
+	$(GPU_BENCH) --contexts 131072 --random-kv --host-kv-gb 24 --disk-kv-gb 0 --baselines offloaded --steps 64 $(ARGS) \
+	  > /dev/null
+
+# Three tiers: half of the KV is on disk only.
+gpu-bench-128k-disk: gpu-ready
+	$(GPU_BENCH) --contexts 131072 --random-kv --host-kv-gb 9 --disk-kv-gb 24 --codec raw --baselines none $(ARGS) > /dev/null
+
+gpu-bench-512k: gpu-ready
+	$(GPU_BENCH) --contexts 524288 --random-kv --host-kv-gb $(HOST) --disk-kv-gb 0 --baselines none $(ARGS) > /dev/null
+
+# All 32 layers of such a context are 137 GB of KV: half of the layers, so that it fits beside HOST = 90.
+gpu-bench-1m: gpu-ready
+	$(GPU_BENCH) --layers 16 --contexts 1048576 --random-kv --host-kv-gb $(HOST) --disk-kv-gb 0 --baselines none $(ARGS) \
+	  > /dev/null
+
+gpu-trace: gpu-ready
+	$(GPU_BENCH) --contexts 131072 --random-kv --host-kv-gb 24 --disk-kv-gb 0 --baselines none --steps 16 \
+	  --trace $(OUT)/$@.trace.json $(ARGS) > /dev/null
 
 bench: $(READY) $(MODEL)
 	$(BIN)/stratakv bench $(ARGS)

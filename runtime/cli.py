@@ -9,7 +9,25 @@ from typing import Annotated, Any
 
 import typer
 
+from .bench_cli import bench
 from .cli_errors import fail, user_errors
+from .cli_options import (
+    BudgetOption,
+    CodecOption,
+    DeviceOption,
+    DiskOption,
+    DtypeOption,
+    GpuOption,
+    HostOption,
+    IndexOption,
+    KvDtypeOption,
+    ModelOption,
+    PathOption,
+    PrefetchOption,
+    ProfileOption,
+    WeightsOption,
+    kv_config,
+)
 from .sessions_cli import sessions
 
 app = typer.Typer(
@@ -21,44 +39,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ModelOption = Annotated[str, typer.Option("-m", "--model", help="Alias, hub id, model directory or .gguf file.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-DtypeOption = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
-WeightsOption = Annotated[
-    str, typer.Option("--weights", help="What decode multiplies with: own, or int8 (faster on a CPU, lossy).")
-]
-GpuOption = Annotated[
-    float | None,
-    typer.Option("--gpu-kv-gb", help="Cap of the device tier in GB (10^9 bytes). Default: free GPU memory."),
-]
-HostOption = Annotated[
-    float | None, typer.Option("--host-kv-gb", help="Cap of the host tier in GB. Default: half of free memory.")
-]
-DiskOption = Annotated[
-    float | None,
-    typer.Option(
-        "--disk-kv-gb", help="Cap of the disk tier in GB; 0: no disk. Default: half of free disk, at most 64."
-    ),
-]
-PathOption = Annotated[Path | None, typer.Option("--kv-dir", help="Store folder. Default: the user's cache directory.")]
-IndexOption = Annotated[
-    str, typer.Option("--index", help="How tokens are found: auto, spectral, bounds, ..., or name:setting=value.")
-]
-KvDtypeOption = Annotated[str, typer.Option("--kv-dtype", help="Element type of the cache; auto: the model's.")]
-CodecOption = Annotated[
-    str,
-    typer.Option("--codec", help="How pages are written to disk: zstd, raw (lossless); int8, int4, adaptive (lossy)."),
-]
-PrefetchOption = Annotated[
-    bool, typer.Option("--prefetch/--no-prefetch", help="Move what is read soon while other things are computed.")
-]
-ProfileOption = Annotated[
-    Path | None, typer.Option("--profile", help="What calibrate wrote with --out. Default: where calibrate puts it.")
-]
-BudgetOption = Annotated[
-    float, typer.Option("--budget", help="Tokens read per KV head and step; below 1: share of the context.")
-]
-
 
 def main() -> None:
     """Entry point: user errors become one line on stderr and exit code 2."""
@@ -66,13 +46,6 @@ def main() -> None:
         app()
     except BrokenPipeError:
         sys.exit(141)
-
-
-def kv_config(**options: Any) -> Any:
-    from .config import KVConfig
-
-    budget = options.pop("budget")
-    return KVConfig(budget=int(budget) if float(budget).is_integer() else budget, **options)
 
 
 @app.command()
@@ -162,42 +135,7 @@ def plan(
 
 
 app.add_typer(sessions, name="sessions")
-
-
-@app.command()
-def bench(
-    model: ModelOption = "smollm2",
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    gpu_kv_gb: GpuOption = None,
-    host_kv_gb: HostOption = None,
-    index: IndexOption = "bounds",
-    budget: BudgetOption = 1024,
-    kv_dtype: KvDtypeOption = "auto",
-    contexts: Annotated[
-        str, typer.Option("--contexts", help="Comma-separated context lengths in tokens.")
-    ] = "512,8000",
-    steps: Annotated[int, typer.Option("--steps", help="Timed decode steps per measurement.")] = 64,
-    text: Annotated[
-        Path | None, typer.Option("--text", help="Text to fill the context; default: the bundled document.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Also write the JSON here.")] = None,
-) -> None:
-    """Decode speed over context, beside transformers' dense decode in the same run; correctness first."""
-    from .bench import run_bench
-
-    try:
-        kv = {"gpu_gb": gpu_kv_gb, "host_gb": host_kv_gb, "index": index, "budget": int(budget), "dtype": kv_dtype}
-        lengths = [int(part) for part in contexts.split(",")]
-        result = run_bench(
-            model, device, dtype, kv, lengths, steps, text, log=lambda line: print(line, file=sys.stderr)
-        )
-    except user_errors() as error:
-        fail(error)
-    line = json.dumps(result, indent=2)
-    print(line)
-    if out is not None:
-        out.write_text(line + "\n")
+app.command()(bench)
 
 
 @app.command()

@@ -85,17 +85,27 @@ def locate(model: str, dtype: str, *, local_files_only: bool = False, on_convert
     return _from_hub(model, local_files_only)
 
 
+def gguf_of(model: str) -> Path | None:
+    """The GGUF file behind an alias or a path, if it is on this machine in one piece."""
+    if model not in ALIASES:
+        path = Path(model).expanduser()
+        return path if path.suffix == ".gguf" and path.is_file() else None
+    joined = cache_dir() / "models" / f"{model}.gguf"
+    if joined.is_file():
+        return joined
+    parts = ALIASES[model].parts
+    return _package_file(parts[0]) if len(parts) == 1 else None
+
+
 def _locate_alias(name: str, dtype: str, local_only: bool, on_convert: Callable[[str], None]) -> Path:
     alias = ALIASES[name]
-    joined = cache_dir() / "models" / f"{name}.gguf"
-    if joined.is_file():
-        return _convert(joined, dtype, on_convert)
+    whole = gguf_of(name)
+    if whole is not None:
+        return _convert(whole, dtype, on_convert)
     parts = [_package_file(part) for part in alias.parts]
     if all(part is not None for part in parts):
         files = [part for part in parts if part is not None]
-        if len(files) == 1:
-            return _convert(files[0], dtype, on_convert)
-        return _convert(_join(files, joined), dtype, on_convert)
+        return _convert(_join(files, cache_dir() / "models" / f"{name}.gguf"), dtype, on_convert)
     try:
         return _from_hub(alias.hub_id, local_only)
     except ModelFileError as error:

@@ -248,8 +248,8 @@ class Model:
         return self.run_layer(self.layer(layer, prefill=False), hidden.unsqueeze(1), attend_all)[:, 0]
 
     def query(self, layer: int, hidden: Tensor, tables: StepTables) -> Tensor:
-        """The query `[G, R, D]` that a layer would make of one token's `hidden` `[1, hidden]`, and nothing more: rotated
-        and scaled, fp32."""
+        """The query `[G, R, D]` that a layer would make of one token's `hidden` `[1, hidden]`, without the rest of the
+        layer: rotated and scaled, fp32."""
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
             raise _Found(q[0].float() * scale)

@@ -113,7 +113,7 @@ class Profiles:
     """
 
     def __init__(self, directory: Path, name: str) -> None:
-        self._directory, self._name = directory, name
+        self._directory, self.name = directory, name
         self._read: dict[Path, dict[int, dict[str, Tensor]]] = {}
 
     def needed(self, config: KVConfig) -> dict[int, dict[str, Tensor]]:
@@ -131,16 +131,16 @@ class Profiles:
         return self._read[path]
 
     def _load(self, path: Path, index: str, *, own: bool) -> dict[int, dict[str, Tensor]]:
-        remedy = f"make one with: stratakv calibrate {self._name} --text FILE" + (f" --out {path}" if own else "")
+        remedy = f"make one with: stratakv calibrate {self.name} --text FILE" + (f" --out {path}" if own else "")
         try:
             profile, digest = load_profile(path)
         except FileNotFoundError:
             raise ProfileError(
-                f"index {index!r} needs a profile of {self._name}, and there is no {path}; {remedy}"
+                f"index {index!r} needs a profile of {self.name}, and there is no {path}; {remedy}"
             ) from (None)
         except ProfileError as error:
             raise ProfileError(f"{error}; {remedy}") from error
         if profile.model != model_digest(self._directory):
-            raise ProfileError(f"{path} is the profile of another model than {self._name}; {remedy}")
+            raise ProfileError(f"{path} is the profile of another model than {self.name}; {remedy}")
         stamp = torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8)
         return {layer: {**parts, "digest": stamp} for layer, parts in profile.layers.items()}

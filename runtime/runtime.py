@@ -91,24 +91,36 @@ class Runtime:
             raise ValueError(f"weights is {' or '.join(PRODUCTS)}, not {weights!r}")
         directory = locate(str(model), kind, local_files_only=local_files_only, on_convert=on_convert)
         profiles = Profiles(directory, str(model))
-        profile = profiles.needed(kv)  # before the weights: what is missing is told at once
+        profiles.needed(kv)  # before the weights: what is missing is told at once
         loaded = Model.load(directory, where, getattr(torch, kind), weights)
         Template(loaded.tokenizer).check()
+        return cls.over(loaded, directory, kv, profiles)
+
+    @classmethod
+    def over(cls, model: Model, directory: Path, kv: KVConfig, profiles: Profiles) -> Runtime:
+        """Open a store for a model that is in memory already; several runtimes may share one.
+
+        Args:
+            directory: what it was loaded from; names it in the store.
+
+        Raises as `load` does.
+        """
+        where, name = model.device, profiles.name
         layout = PageLayout(
-            num_heads=loaded.num_kv_heads,
+            num_heads=model.num_kv_heads,
             page_size=kv.page_size,
-            head_dim=loaded.head_dim,
-            dtype=kind if kv.dtype == "auto" else kv.dtype,
+            head_dim=model.head_dim,
+            dtype=str(model.dtype).removeprefix("torch.") if kv.dtype == "auto" else kv.dtype,
         )
         folder = Path(kv.path).expanduser() if kv.path is not None else cache_dir() / "kv"
-        plan = make_plan(kv, layout, len(loaded.tiered), where, _CHUNK[where.type], folder)
-        store = _open_store(plan, loaded, directory, str(model), kv, folder, where)
+        plan = make_plan(kv, layout, len(model.tiered), where, _CHUNK[where.type], folder)
+        store = _open_store(plan, model, directory, name, kv, folder, where)
         engine = Engine(
-            loaded, store, make_indexes(loaded, kv, profile), kv,
+            model, store, make_indexes(model, kv, profiles.needed(kv)), kv,
             Workspace(layout, plan.span_tokens, where), _CHUNK[where.type],
             Prefetcher() if kv.prefetch else None,
         )  # fmt: skip
-        return cls(loaded, store, engine, plan, kv, str(model), profiles)
+        return cls(model, store, engine, plan, kv, name, profiles)
 
     def reading(self, kv: KVConfig, like: Engine | None = None) -> Engine:
         """A second engine over the same model and store that finds its tokens as `kv` says (index, budget,

@@ -17,23 +17,23 @@ def check(path: Path) -> None:
     """Raises ValueError, before any work, if no picture can be drawn there."""
     if path.suffix not in _SUFFIXES:
         raise ValueError(f"a picture's name ends in {', '.join(_SUFFIXES)}; not {path.name!r}")
-    _figure_class()
+    figure_class()
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """Write a picture of `result` to `path`; the suffix says which kind."""
-    figure_class = _figure_class()
     sizes = {
         "exact": (9, 0.5 + 0.24 * len(result.get("checks", []))),
         "fidelity": (9, 5.5),
         "tasks": (16 if len(result.get("variants", [])) > 5 else 13, 5.5),
     }
-    figure = figure_class(figsize=sizes.get(result["suite"], (11, 4.5)), layout="constrained")
+    figure = figure_class()(figsize=sizes.get(result["suite"], (11, 4.5)), layout="constrained")
     _DRAWINGS[result["suite"]](result, figure)
     figure.savefig(path, dpi=130)
 
 
-def _figure_class() -> Any:
+def figure_class() -> Any:
+    """matplotlib's `Figure`. Raises ValueError, with what to install, if it is not there."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -1,0 +1,160 @@
+"""Somebody whose decode is timed, over two turns of one conversation.
+
+    first turn    the context      --> time to the first token, then `steps` timed steps
+    second turn   a further prompt --> time to the first token, then a quarter as many timed steps
+
+    steps         4 untimed | 16 timed | the others' turn | 1 untimed | 16 timed | ...
+
+Contestants take turns in blocks, not step by step: between two steps of one block nobody else works, so what a
+contestant does in the background (prefetching) overlaps with its own steps only, and disturbs its own only.
+
+All are given the same tokens, whatever they would have chosen themselves: nobody's steps become easier by
+repeating themselves. The likeliest token is computed all the same: without it there is no next step.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+WARM_UP = 4
+"""Steps at the beginning of a turn that are not timed."""
+RESUME = 1
+"""And at the beginning of a later block: what was fetched while others worked came for nothing."""
+BLOCK = 16
+"""Timed steps in a row."""
+
+
+class LeftOutError(Exception):
+    """A baseline cannot take part here. The message says why, for the result."""
+
+
+@dataclass(slots=True)
+class Turn:
+    """One turn of a batch. Times in seconds."""
+
+    batch: int
+    ttft_s: float | None = None
+    """Until every sequence of the batch has its first token; None: the context was not prefilled."""
+    step_s: list[float] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What the contestant counted over the timed steps."""
+
+    @property
+    def decode_s(self) -> float:
+        return sum(self.step_s)
+
+    @property
+    def tpot_ms(self) -> float:
+        """The median step."""
+        return 1000 * float(np.median(self.step_s))
+
+    def result(self) -> dict[str, Any]:
+        return {
+            "ttft_s": self.ttft_s,
+            "steps": len(self.step_s),
+            "tpot_ms_p50": self.tpot_ms,
+            "tpot_ms_p90": 1000 * float(np.percentile(self.step_s, 90)),
+            "tokens_per_s": self.batch * len(self.step_s) / self.decode_s,
+            **self.facts,
+        }
+
+
+def block_sizes(steps: int) -> list[tuple[int, int]]:
+    """(all, untimed) steps of each block, for `steps` timed ones."""
+    timed = [min(BLOCK, steps - start) for start in range(0, steps, BLOCK)]
+    untimed = [WARM_UP] + [RESUME] * (len(timed) - 1)
+    return [(n + before, before) for n, before in zip(timed, untimed, strict=True)]
+
+
+def num_steps(steps: int) -> int:
+    """All steps of a turn with `steps` timed ones."""
+    return sum(size for size, _ in block_sizes(steps))
+
+
+class Contestant(ABC):
+    """Decodes a batch, step by step. The subclass's constructor does what need not be timed.
+
+    Args:
+        settings: what tells it from others of its name, for the result.
+    """
+
+    name: str
+
+    def __init__(self, batch: int, settings: dict[str, Any]) -> None:
+        self.batch, self.settings = batch, settings
+        self.turns: list[Turn] = []
+
+    def begin_turn(self, prompts: np.ndarray, *, random_kv: bool) -> None:
+        """Append `prompts` `[batch, tokens]`; timed, unless they become random KV."""
+        turn = Turn(self.batch)
+        self.turns.append(turn)
+        if random_kv:
+            self.fill(prompts)
+            return
+        started = time.perf_counter()
+        self.extend(prompts)
+        turn.ttft_s = time.perf_counter() - started
+
+    def take_block(self, steps: list[list[int]], untimed: int) -> None:
+        """Decode `steps`, a token for every sequence each; the first `untimed` are in nobody's times."""
+        times = self.turns[-1].step_s
+        for tokens in steps[:untimed]:
+            self.decode(tokens)
+        self.on_block()
+        for tokens in steps[untimed:]:
+            started = time.perf_counter()
+            self.decode(tokens)
+            times.append(time.perf_counter() - started)
+            self.on_step()
+        self.on_block_end()
+
+    def end_turn(self) -> None:
+        self.turns[-1].facts = self.facts(self.turns[-1])
+
+    def result(self) -> dict[str, Any]:
+        first, second = self.turns
+        return {
+            "name": self.name, **self.settings, "first_turn": first.result(), "second_turn": second.result(),
+            **self.summary(),
+        }  # fmt: skip
+
+    @abstractmethod
+    def extend(self, prompts: np.ndarray) -> None:
+        """Append prompt tokens `[batch, n]`, up to knowing the next token of each sequence."""
+
+    @abstractmethod
+    def fill(self, prompts: np.ndarray) -> None:
+        """The same with random keys and values. Raises LeftOutError where that cannot be."""
+
+    @abstractmethod
+    def decode(self, tokens: list[int]) -> None:
+        """One step, up to knowing the next token of each sequence."""
+
+    def on_block(self) -> None:
+        """Before the first timed step of a block."""
+        return
+
+    def on_step(self) -> None:
+        """After each timed step, outside its time."""
+        return
+
+    def on_block_end(self) -> None:
+        """After the last timed step of a block."""
+        return
+
+    def facts(self, turn: Turn) -> dict[str, Any]:
+        """What was counted over a turn's timed steps."""
+        return {}
+
+    def summary(self) -> dict[str, Any]:
+        """What holds for all turns."""
+        return {}
+
+    def close(self) -> None:
+        """Give memory back."""
+        return

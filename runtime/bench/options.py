@@ -1,0 +1,134 @@
+"""What a run of the benchmark is asked for."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..config import KVConfig
+
+BASELINES = ("dense", "offloaded", "quantised", "llama.cpp")
+"""Of transformers the first three."""
+SHORTEST = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Caps:
+    """Of the tiers, in GB; None as in `KVConfig`."""
+
+    gpu_gb: float | None = None
+    host_gb: float | None = None
+    disk_gb: float | None = None
+
+    def given(self) -> dict[str, float]:
+        """Those that are not None."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name.removesuffix('_gb')} {value:.3g} GB" for name, value in self.given().items())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """A row for every context and batch; in a row every index under every cap, and the baselines."""
+
+    model: str = "smollm2"
+    shape: str | None = None
+    """Random weights of this shape in place of `model`."""
+    layers: int | None = None
+    """Of the shape; None: all it has."""
+    device: str = "auto"
+    dtype: str = "auto"
+    contexts: tuple[int, ...] = (512, 8000)
+    batches: tuple[int, ...] = (1,)
+    indexes: tuple[str, ...] = ("bounds",)
+    caps: tuple[Caps, ...] = (Caps(),)
+    budget: int | float = 1024
+    kv_dtype: str = "auto"
+    codec: str = "zstd"
+    profile: Path | None = None
+    kv_dir: Path | None = None
+    """Where stores are made; each is new, and removed. None: the system's folder for temporary files."""
+    steps: int = 256
+    """Timed decode steps of the first turn; the second has a quarter as many."""
+    turn_tokens: int = 64
+    """Prompt tokens of the second turn."""
+    random_kv: bool = False
+    """Contexts are random numbers written into the store instead of a prefill's results."""
+    prefetch: bool = True
+    baselines: tuple[str, ...] = BASELINES
+    gpu_memory_cap: float | None = None
+    """GB that model and KV may take on the device together, as if it were a card of that size."""
+    link_gbps: float | None = None
+    """GB per second that host-to-device copies are slowed down to; `disk_gbps` likewise disk reads."""
+    disk_gbps: float | None = None
+    text: Path | None = None
+    trace: Path | None = None
+    """Where to write a trace of a few decode steps, for a browser's profiler."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.turn_tokens < 1:
+            raise ValueError(f"bench needs at least 1 step and 1 token a turn, not {self.steps} and {self.turn_tokens}")
+        if not self.contexts or min(self.contexts) < SHORTEST:
+            raise ValueError(f"contexts are {SHORTEST} tokens or more, not {_listed(self.contexts)}")
+        if not self.batches or min(self.batches) < 1:
+            raise ValueError(f"batches are 1 sequence or more, not {_listed(self.batches)}")
+        unknown = [name for name in self.baselines if name not in BASELINES]
+        if unknown:
+            raise ValueError(f"baselines are {', '.join(BASELINES)}, or none; not {', '.join(unknown)}")
+        for name in ("gpu_memory_cap", "link_gbps", "disk_gbps"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is more than 0, not {value}")
+        if self.layers is not None and self.shape is None:
+            raise ValueError("layers can be chosen for a shape only; a model has the layers it has")
+        for index, caps in itertools.product(self.indexes, self.caps):
+            self.kv(Path(), index, caps)  # refuses what it cannot take before anything is measured
+
+    @property
+    def later_steps(self) -> int:
+        """Timed decode steps of the second turn."""
+        return max(1, self.steps // 4)
+
+    def kv(self, folder: Path, index: str, caps: Caps) -> KVConfig:
+        return KVConfig(
+            path=folder, index=index, budget=self.budget, dtype=self.kv_dtype, codec=self.codec, profile=self.profile,
+            gpu_gb=caps.gpu_gb, host_gb=caps.host_gb, disk_gb=caps.disk_gb, prefetch=self.prefetch,
+        )  # fmt: skip
+
+    def as_dict(self) -> dict[str, Any]:
+        """What a result says it was asked for."""
+        found = {name: value for name, value in asdict(self).items() if value not in (None, ())}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in found.items()}
+
+    def with_gpu_room(self, weights_bytes: int) -> Options:
+        """With the device tier's cap at what `gpu_memory_cap` leaves for it, where no other cap was given.
+
+        Raises ValueError if the model alone is too large.
+        """
+        if self.gpu_memory_cap is None:
+            return self
+        cap = int(1e9 * self.gpu_memory_cap)
+        room = cap - weights_bytes - int(_APART * cap)
+        if room <= 0:
+            raise ValueError(
+                f"a memory cap of {cap / 1e9:.3g} GB leaves nothing for the KV cache: weights "
+                f"{weights_bytes / 1e9:.3g} GB + {_APART * cap / 1e9:.3g} GB for indexes and activations; "
+                "raise --gpu-memory-cap"
+            )
+        return replace(self, caps=tuple(replace(c, gpu_gb=c.gpu_gb or room / 1e9) for c in self.caps))
+
+
+_APART = 0.15
+"""Share of the card kept for indexes' states and activations."""
+
+
+def crossed(gpu: list[float | None], host: list[float | None], disk: list[float | None]) -> tuple[Caps, ...]:
+    """Every combination of caps."""
+    return tuple(Caps(gpu_gb=g, host_gb=h, disk_gb=d) for g, h, d in itertools.product(gpu, host, disk))
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, numbers)) or "none"

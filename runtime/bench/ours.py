@@ -1,0 +1,129 @@
+"""stratakv: one index under one set of caps, with a store of its own."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..layer_cache import TieredLayer
+from ..runtime import Runtime
+from ..sequence import Sequence
+from .contestant import Contestant, Turn
+from .machine import Bandwidths
+from .options import Caps, Options
+from .random_kv import fill_sequence
+from .roofline import Traffic
+from .subject import Subject
+
+
+class Ours(Contestant):
+    """Raises what `check_room` and `Runtime.load` raise.
+
+    Args:
+        tokens: every sequence's, over both turns.
+    """
+
+    def __init__(
+        self, subject: Subject, options: Options, index: str, caps: Caps, batch: int, tokens: int,
+        bandwidths: Bandwidths,
+    ) -> None:  # fmt: skip
+        super().__init__(batch, {"index": index, "caps": caps.given()})
+        self.name = f"stratakv {index}" + (f" ({caps})" if str(caps) else "")
+        self._subject, self._bandwidths = subject, bandwidths
+        with ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="stratakv-bench-", dir=options.kv_dir))
+            runtime = stack.enter_context(subject.runtime(options.kv(Path(folder), index, caps)))
+            check_room(runtime, options, batch, tokens)
+            if options.link_gbps or options.disk_gbps:
+                runtime.store.emulate_links(options.link_gbps, options.disk_gbps)
+            self.runtime: Runtime = runtime
+            self.sequences = [runtime.engine.new_sequence() for _ in range(batch)]
+            self._exit = stack.pop_all()
+        self._before: dict[str, float] = {}
+        self._moved: dict[str, float] = {}
+        self._kv_bytes: list[int] = []
+
+    def extend(self, prompts: np.ndarray) -> None:
+        for sequence, prompt in zip(self.sequences, prompts, strict=True):
+            logits = self.runtime.engine.prefill(sequence, prompt, reuse=False).logits
+            assert logits is not None
+            logits.argmax().item()
+
+    def fill(self, prompts: np.ndarray) -> None:
+        for number, (sequence, prompt) in enumerate(zip(self.sequences, prompts, strict=True)):
+            fill_sequence(self.runtime.engine, sequence, prompt, seed=number)
+        if self.runtime.store.disk is not None:
+            self.runtime.store.flush()  # a prefill takes so long that most is written by its end
+
+    def decode(self, tokens: list[int]) -> None:
+        self.runtime.engine.decode(self.sequences, tokens).argmax(-1).tolist()
+
+    def begin_turn(self, prompts: np.ndarray, *, random_kv: bool) -> None:
+        super().begin_turn(prompts, random_kv=random_kv)
+        self._moved, self._kv_bytes = dict.fromkeys(self._counters(), 0), []
+
+    def on_block(self) -> None:
+        self._before = self._counters()
+
+    def on_step(self) -> None:
+        read = sum(cache.tokens_read for cache in _tiered(self.sequences))
+        self._kv_bytes.append(read * self.runtime.store.layout.token_bytes)
+
+    def on_block_end(self) -> None:
+        for name, count in self._counters().items():
+            self._moved[name] += count - self._before[name]
+
+    def facts(self, turn: Turn) -> dict[str, Any]:
+        moved = self._moved
+        steps, reads = len(turn.step_s), moved["gpu_reads"] + moved["host_reads"] + moved["disk_reads"]
+        kv = float(np.mean(self._kv_bytes))
+        traffic = Traffic(
+            weights=self._subject.read_per_step(self.runtime.model.dtype), kv=kv,
+            link=moved["host_to_gpu_bytes"] / steps, disk=moved["disk_to_host_bytes"] / steps,
+        )  # fmt: skip
+        return {
+            "tokens_read": self.runtime.engine.tokens_read,
+            "counters": moved,
+            "bytes_per_step": {name: moved[name] / steps for name in moved if name.endswith("_bytes")},
+            "hit_rate": 1 - moved["disk_reads"] / reads if reads else 1.0,
+            "device_hit_rate": moved["gpu_reads"] / reads if reads and self.runtime.store.gpu is not None else None,
+            "row_hit_rate": moved["row_hits"] / rows if (rows := _rows(moved)) else None,
+            "stall_share": moved["stall_s"] / turn.decode_s,
+            "hidden_share": 1 - moved["stall_s"] / moved["transfer_s"] if moved["transfer_s"] else None,
+            "roofline": traffic.against(self._bandwidths, turn.decode_s / steps),
+        }
+
+    def _counters(self) -> dict[str, float]:
+        store = self.runtime.store
+        return {**asdict(store.counters), "transfer_s": store.transfer_s}
+
+    def summary(self) -> dict[str, Any]:
+        engine = self.runtime.engine
+        states = sum(engine.indexes[c.layer].state_bytes(c.state) for c in _tiered(self.sequences) if c.indexed)
+        return {"tiers": self.runtime.stats()["tiers"], "index_bytes": states}
+
+    def close(self) -> None:
+        for sequence in self.sequences:
+            sequence.close()
+        self._exit.close()
+
+
+def _rows(moved: dict[str, float]) -> float:
+    """Rows that were looked for in a row cache, where the store has one."""
+    return moved.get("row_hits", 0) + moved.get("row_misses", 0)
+
+
+def check_room(runtime: Runtime, options: Options, batch: int, tokens: int) -> None:
+    """Raises DoesNotFitError unless the window (which random KV may exceed) and the tiers hold such a batch."""
+    if not options.random_kv:
+        runtime.check_fits(0, tokens, f"a context of {tokens} tokens")
+    runtime.plan.check(batch * tokens, f"{batch} x {tokens} tokens")
+
+
+def _tiered(sequences: list[Sequence]) -> list[TieredLayer]:
+    return [cache for sequence in sequences for cache in sequence.layers if isinstance(cache, TieredLayer)]

@@ -1,0 +1,73 @@
+"""Contexts of random keys and values, for lengths at which a prefill would take longer than what is measured.
+
+Pages, tiers, index and tail end up as a prefill of the same tokens leaves them; indexes that learn from queries
+are given random ones. What a step costs is the same; which pages it finds, and so hit rates, is not what text gives.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..engine import Engine
+from ..layer_cache import TieredLayer
+from ..sequence import PROMPT, Sequence
+
+
+def fill_sequence(engine: Engine, sequence: Sequence, tokens: np.ndarray, seed: int) -> None:
+    """Append `tokens` to an empty sequence, each with random keys and values in every layer.
+
+    Raises:
+        ValueError: the model has sliding-window layers, whose state is not in the store.
+        CapacityError: the tiers are full.
+    """
+    if not all(isinstance(cache, TieredLayer) for cache in sequence.layers):
+        raise ValueError("random KV needs a model whose layers are all full attention; leave out --random-kv")
+    assert not sequence.num_tokens, "random KV is the beginning of a sequence"
+    random = torch.Generator(engine.model.device).manual_seed(seed)
+    chains, pages = sequence.chains_for(tokens, np.full(len(tokens), PROMPT, dtype=np.uint8))
+    with torch.inference_mode():
+        for cache in sequence.layers:
+            if isinstance(cache, TieredLayer):
+                _fill_layer(engine, cache, chains, pages, len(tokens), random)
+    sequence.log(tokens, PROMPT)
+    sequence.chains += chains
+
+
+def _fill_layer(
+    engine: Engine, cache: TieredLayer, chains: list[bytes], pages: np.ndarray, length: int, random: torch.Generator
+) -> None:
+    """Span by span, then the index. One layer at a time: what is noted for the index is large."""
+    size, learns = cache.layout.page_size, cache.index.learns
+    room = engine.workspace.span_tokens // size
+    for first in range(0, -(-length // size), room):
+        some = slice(first, first + room)
+        count = min(room * size, length - first * size)
+        cache.begin()
+        engine.workspace.span[:, :, :count].normal_(generator=random)
+        if not learns:
+            _note_queries(engine, cache, len(chains[some]), random)
+        cache.finish(chains[some], pages[some], count)
+    if learns:
+        _note_queries(engine, cache, len(chains), random)
+    cache.index_sealed()
+
+
+def _note_queries(engine: Engine, cache: TieredLayer, pages: int, random: torch.Generator) -> None:
+    """What `TieredLayer.extend` notes in passing: without any, an index would learn anew while steps are timed."""
+    if cache.queries.is_wanted and pages:
+        model = engine.model
+        queries = torch.randn(model.num_heads, pages, model.head_dim, generator=random, device=model.device)
+        cache.queries.note(queries, model.head_dim**-0.5)
+
+
+def fill_cache(cache: Any, config: Any, batch: int, count: int, dtype: torch.dtype, device: torch.device) -> None:
+    """The same for a cache of transformers: `count` random tokens in each of `batch` sequences."""
+    heads = config.num_key_value_heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    random = torch.Generator(device).manual_seed(0)
+    for layer in range(config.num_hidden_layers):
+        kv = torch.empty(2, batch, heads, count, dim, dtype=dtype, device=device).normal_(generator=random)
+        cache.update(kv[0], kv[1], layer)

@@ -1,0 +1,82 @@
+"""Models of known shapes with random weights: as fast as the real ones, and nothing is downloaded.
+
+Speed does not depend on what the weights are, with one exception: which tokens an index finds, and so which pages
+are wanted again at the next step, does. A hit rate of random weights is not that of a trained model.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..model import ATTENTION, Model, _attention
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A family and the settings in `config.json` that decide what a step costs."""
+
+    family: str
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    rope_theta: float
+    is_tied: bool = False
+    """The head shares the embedding's weights."""
+
+    def settings(self, positions: int, layers: int | None) -> dict[str, Any]:
+        """For the family's configuration class, with a window of at least `positions`."""
+        found = {
+            "num_hidden_layers": self.layers if layers is None else layers,
+            "hidden_size": self.hidden, "intermediate_size": self.intermediate,
+            "num_attention_heads": self.heads, "num_key_value_heads": self.kv_heads, "head_dim": self.head_dim,
+            "vocab_size": self.vocabulary, "tie_word_embeddings": self.is_tied, "max_position_embeddings": positions,
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta}, "sliding_window": None,
+            "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
+        }  # fmt: skip
+        if self.family.startswith("qwen"):
+            found["use_sliding_window"] = False
+        return found
+
+
+SHAPES = {
+    "tiny": Shape("llama", 3, 48, 80, 6, 2, 8, 259, 1e4),
+    "smollm2-135m": Shape("llama", 30, 576, 1536, 9, 3, 64, 49152, 1e5, is_tied=True),
+    "llama-3.2-1b": Shape("llama", 16, 2048, 8192, 32, 8, 64, 128256, 5e5, is_tied=True),
+    "llama-3.1-8b": Shape("llama", 32, 4096, 14336, 32, 8, 128, 128256, 5e5),
+    "mistral-7b-v0.3": Shape("mistral", 32, 4096, 14336, 32, 8, 128, 32768, 1e6),
+    "qwen2.5-7b": Shape("qwen2", 28, 3584, 18944, 28, 4, 128, 152064, 1e6),
+    "qwen3-8b": Shape("qwen3", 36, 4096, 12288, 32, 8, 128, 151936, 1e6),
+}
+"""`tiny` is for tests."""
+
+
+def random_model(
+    name: str, folder: Path, device: torch.device, dtype: torch.dtype, positions: int, layers: int | None = None
+) -> Model:
+    """A model of that shape, the same weights every time, and its `config.json` in `folder`. It has no tokenizer.
+
+    Raises ValueError for a shape nobody knows.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.modeling_utils import AttentionInterface
+
+    if name not in SHAPES:
+        raise ValueError(f"shape is one of {', '.join(SHAPES)}; not {name!r}")
+    shape = SHAPES[name]
+    settings = shape.settings(positions, layers)
+    (folder / "config.json").write_text(json.dumps({"model_type": shape.family, **settings}))
+    config = AutoConfig.for_model(shape.family, **settings)
+    AttentionInterface.register(ATTENTION, _attention)
+    torch.manual_seed(0)
+    with torch.device(device):
+        hf = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION)
+    return Model(hf.to(device).eval(), None)

@@ -1,0 +1,155 @@
+"""The model that is measured, transformers' own forward pass over the same weights, and the tokens both are fed."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..config import KVConfig
+from ..documents import read_text_file
+from ..locate import locate
+from ..model import ATTENTION, Model
+from ..planner import available_memory
+from ..profile import Profiles
+from ..runtime import Runtime, pick_device, pick_dtype
+from .options import Options
+from .shapes import random_model
+
+_ROWS = 512
+"""Prompt tokens that transformers is given at a time: no more scores than that are in memory at once."""
+_STRIDE = 1009
+"""Sequences of a batch begin this many tokens apart in the text: none shares a page with another."""
+
+
+class Subject:
+    """One model. Everybody who is timed reads its weights, so they are in memory once.
+
+    Args:
+        text: token ids to draw from, over and over; None: random ones.
+    """
+
+    def __init__(self, name: str, model: Model, directory: Path, text: np.ndarray | None) -> None:
+        self.name, self.model, self.text = name, model, text
+        self._directory, self._profiles = directory, Profiles(directory, name)
+        self._references: dict[torch.dtype, Reference] = {}
+
+    @classmethod
+    def load(cls, options: Options, folder: Path, positions: int, log: Callable[[str], None]) -> Subject:
+        """Load `options.model`, or make `options.shape` up in `folder` with a window of `positions`."""
+        device = pick_device(options.device)
+        kind = pick_dtype(options.dtype, device)
+        dtype: torch.dtype = getattr(torch, kind)
+        if options.shape is not None:
+            model = random_model(options.shape, folder, device, dtype, positions, options.layers)
+            found = cls(options.shape, model, folder, None)
+        else:
+            directory = locate(options.model, kind, on_convert=lambda name: log(f"converting {name} once"))
+            model = Model.load(directory, device, dtype)
+            text = read_text_file(options.text or _bundled_text())
+            ids = model.tokenizer(text, add_special_tokens=False).input_ids
+            found = cls(options.model, model, directory, np.array(ids, dtype=np.uint32))
+        log(f"{found.name}: {found.weights_bytes / 1e9:.3g} GB of {kind} weights on {device}")
+        return found
+
+    def runtime(self, kv: KVConfig, model: Model | None = None) -> Runtime:
+        """A store of its own over the shared model (or a twin of it)."""
+        return Runtime.over(model or self.model, self._directory, kv, self._profiles)
+
+    def tokens(self, sequence: int, count: int) -> np.ndarray:
+        """uint32 `[count]` for one sequence of a batch."""
+        if self.text is None:
+            rng = np.random.default_rng(sequence)
+            return rng.integers(1, self.model.config.vocab_size, count).astype(np.uint32)
+        return np.resize(np.roll(self.text, -_STRIDE * sequence), count)
+
+    @property
+    def weights_bytes(self) -> int:
+        return sum(weight.nbytes for weight in self.model.hf.parameters())
+
+    def read_per_step(self, dtype: torch.dtype) -> int:
+        """Bytes of weights that a decode step must read: of the embedding one row, unless it is the head as well."""
+        embedding = self.model.inner.embed_tokens.weight
+        is_head = self.model.hf.lm_head.weight is embedding
+        count = sum(w.numel() for w in self.model.hf.parameters()) - (0 if is_head else embedding.numel())
+        return int(count * dtype.itemsize)
+
+    def pair(self, dtype: torch.dtype) -> tuple[Model, Reference]:
+        """Our model and transformers' in that dtype."""
+        if dtype == self.model.dtype:
+            return self.model, self.reference(dtype)
+        hf = _twin(self.model.hf, dtype, ATTENTION)
+        return Model(hf, self.model.tokenizer), Reference(_twin(hf, dtype, "sdpa"), dtype, self.model.device)
+
+    def reference(self, dtype: torch.dtype) -> Reference:
+        """transformers in that dtype; made once."""
+        if dtype not in self._references:
+            self._references[dtype] = Reference(_twin(self.model.hf, dtype, "sdpa"), dtype, self.model.device)
+        return self._references[dtype]
+
+    @property
+    def dense_dtypes(self) -> list[torch.dtype]:
+        """Ours, and where 16-bit matrices are slow the one in which transformers is fastest."""
+        return list(dict.fromkeys([self.model.prefill_dtype, self.model.dtype]))
+
+    def has_room_for(self, dtype: torch.dtype, options: Options) -> bool:
+        """Whether weights in `dtype` beside ours take at most half of the memory that is free."""
+        if dtype == self.model.dtype or dtype in self._references:
+            return True
+        free = available_memory()
+        if self.model.device.type == "cuda":
+            free = torch.cuda.mem_get_info(self.model.device)[0]
+            if options.gpu_memory_cap is not None:
+                free = min(free, int(1e9 * options.gpu_memory_cap) - self.weights_bytes)
+        return 2 * self.weights_bytes * dtype.itemsize // self.model.dtype.itemsize <= free
+
+
+class Reference:
+    """transformers' own model with its own SDPA attention."""
+
+    def __init__(self, hf: Any, dtype: torch.dtype, device: torch.device) -> None:
+        self.hf, self.dtype, self.device = hf, dtype, device
+        names = inspect.signature(hf.forward).parameters
+        self._argument = "cache" if "cache" in names else "past_key_values"  # what it is called in older ones
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    def new_cache(self) -> Any:
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self.hf.config)
+
+    @torch.inference_mode()
+    def extend(self, cache: Any, tokens: np.ndarray) -> torch.Tensor:
+        """Append tokens `[B, T]`; the last logits, fp32 `[B, vocabulary]`."""
+        ids = torch.from_numpy(tokens.astype(np.int64)).to(self.device)
+        for rows in torch.split(ids, _ROWS, 1):
+            out = self.hf(rows, logits_to_keep=1, **{self._argument: cache})
+        logits: torch.Tensor = out.logits[:, -1].float()
+        return logits
+
+
+def _twin(hf: Any, dtype: torch.dtype, attention: str) -> Any:
+    """The same transformers model with another attention; it shares the weights, unless `dtype` is another."""
+    weights = {id(w): w if w.dtype == dtype else _cast(w, dtype) for w in hf.parameters()}
+    found = copy.deepcopy(hf, weights)
+    found.set_attn_implementation(attention)
+    return found
+
+
+def _cast(weight: torch.nn.Parameter, dtype: torch.dtype) -> torch.nn.Parameter:
+    return torch.nn.Parameter(weight.detach().to(dtype), requires_grad=False)
+
+
+def _bundled_text() -> Path:
+    path = Path(__file__).resolve().parents[2] / "examples" / "northanger_abbey.txt"
+    if not path.is_file():
+        raise FileNotFoundError("the bundled text is only in a source checkout; give one with --text FILE")
+    return path

@@ -1,0 +1,117 @@
+"""transformers with its own attention and caches: dense, offloaded to the host, quantised."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import numpy as np
+import torch
+
+from .contestant import Contestant, LeftOutError, Turn
+from .machine import Bandwidths
+from .random_kv import fill_cache
+from .roofline import Traffic
+from .subject import Reference, Subject
+
+_BACKENDS = (("quanto", "optimum.quanto"), ("hqq", "hqq"))
+"""transformers' name of a quantiser, and the package that holds it."""
+
+
+class Transformers(Contestant):
+    """Everything read at every step, by SDPA."""
+
+    kind = "dense"
+
+    def __init__(self, subject: Subject, reference: Reference, batch: int, bandwidths: Bandwidths) -> None:
+        super().__init__(batch, {"baseline": self.kind, "dtype": reference.dtype_name})
+        self.name = f"transformers {self.kind} {reference.dtype_name}"
+        self._reference, self._subject, self._bandwidths = reference, subject, bandwidths
+        self._cache = self.new_cache(reference)
+        self._held = 0
+        self._read: list[int] = []
+
+    def new_cache(self, reference: Reference) -> Any:
+        """Raises LeftOutError where there can be none."""
+        return reference.new_cache()
+
+    def extend(self, prompts: np.ndarray) -> None:
+        self._next(prompts)
+
+    def fill(self, prompts: np.ndarray) -> None:
+        of, (batch, count) = self._reference, prompts.shape
+        fill_cache(self._cache, of.hf.config, batch, count, of.dtype, of.device)
+        self._held += count
+
+    def decode(self, tokens: list[int]) -> None:
+        self._next(np.array(tokens)[:, None])
+
+    def _next(self, tokens: np.ndarray) -> None:
+        self._reference.extend(self._cache, tokens).argmax(-1).tolist()
+        self._held += tokens.shape[1]
+
+    def on_step(self) -> None:
+        self._read.append(self._held)
+
+    def facts(self, turn: Turn) -> dict[str, Any]:
+        held = float(np.mean(self._read[-len(turn.step_s) :]))
+        traffic = self.traffic(self.batch * held * self._token_bytes)
+        return {"roofline": traffic.against(self._bandwidths, turn.decode_s / len(turn.step_s))}
+
+    def traffic(self, kv_bytes: float) -> Traffic:
+        """Of a step that reads so much KV."""
+        return Traffic(weights=self._subject.read_per_step(self._reference.dtype), kv=kv_bytes)
+
+    @property
+    def _token_bytes(self) -> int:
+        model = self._subject.model
+        return 2 * model.num_layers * model.num_kv_heads * model.head_dim * self._reference.dtype.itemsize
+
+    def close(self) -> None:
+        self._cache = None
+
+
+class Offloaded(Transformers):
+    """The cache lies in host memory and comes over layer by layer, one ahead."""
+
+    kind = "offloaded"
+
+    def new_cache(self, reference: Reference) -> Any:
+        from transformers import DynamicCache
+
+        if reference.device.type != "cuda":
+            raise LeftOutError("transformers offloads to the host from a CUDA device only")
+        return DynamicCache(config=reference.hf.config, offloading=True)
+
+    def traffic(self, kv_bytes: float) -> Traffic:
+        return Traffic(weights=self._subject.read_per_step(self._reference.dtype), kv=kv_bytes, link=kv_bytes)
+
+
+class Quantised(Transformers):
+    """The cache in 4 bits a number, except for the most recent tokens; expanded at every step."""
+
+    kind = "quantised"
+
+    def new_cache(self, reference: Reference) -> Any:
+        from transformers import QuantizedCache
+
+        for backend, package in _BACKENDS:
+            if _is_installed(package):
+                return QuantizedCache(backend=backend, config=reference.hf.config, nbits=4)
+        raise LeftOutError("needs optimum-quanto or hqq: pip install optimum-quanto")
+
+    def traffic(self, kv_bytes: float) -> Traffic:
+        packed = kv_bytes / self._reference.dtype.itemsize / 2
+        return Traffic(weights=self._subject.read_per_step(self._reference.dtype), kv=packed)
+
+
+def needed_bytes(subject: Subject, dtype: torch.dtype, tokens: int) -> int:
+    """Of device memory, for the model and the whole cache of `tokens` tokens over all sequences."""
+    model = subject.model
+    per_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * dtype.itemsize
+    return subject.weights_bytes + tokens * per_token
+
+
+def _is_installed(package: str) -> bool:
+    root, _, _ = package.partition(".")
+    return importlib.util.find_spec(root) is not None and importlib.util.find_spec(package) is not None

@@ -1,0 +1,53 @@
+"""Options that several commands of the console share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+ModelOption = Annotated[str, typer.Option("-m", "--model", help="Alias, hub id, model directory or .gguf file.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+DtypeOption = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
+WeightsOption = Annotated[
+    str, typer.Option("--weights", help="What decode multiplies with: own, or int8 (faster on a CPU, lossy).")
+]
+GpuOption = Annotated[
+    float | None,
+    typer.Option("--gpu-kv-gb", help="Cap of the device tier in GB (10^9 bytes). Default: free GPU memory."),
+]
+HostOption = Annotated[
+    float | None, typer.Option("--host-kv-gb", help="Cap of the host tier in GB. Default: half of free memory.")
+]
+DiskOption = Annotated[
+    float | None,
+    typer.Option(
+        "--disk-kv-gb", help="Cap of the disk tier in GB; 0: no disk. Default: half of free disk, at most 64."
+    ),
+]
+PathOption = Annotated[Path | None, typer.Option("--kv-dir", help="Store folder. Default: the user's cache directory.")]
+IndexOption = Annotated[
+    str, typer.Option("--index", help="How tokens are found: auto, spectral, bounds, ..., or name:setting=value.")
+]
+KvDtypeOption = Annotated[str, typer.Option("--kv-dtype", help="Element type of the cache; auto: the model's.")]
+CodecOption = Annotated[
+    str,
+    typer.Option("--codec", help="How pages are written to disk: zstd, raw (lossless); int8, int4, adaptive (lossy)."),
+]
+PrefetchOption = Annotated[
+    bool, typer.Option("--prefetch/--no-prefetch", help="Move what is read soon while other things are computed.")
+]
+ProfileOption = Annotated[
+    Path | None, typer.Option("--profile", help="What calibrate wrote with --out. Default: where calibrate puts it.")
+]
+BudgetOption = Annotated[
+    float, typer.Option("--budget", help="Tokens read per KV head and step; below 1: share of the context.")
+]
+
+
+def kv_config(**options: Any) -> Any:
+    from .config import KVConfig
+
+    budget = options.pop("budget")
+    return KVConfig(budget=int(budget) if float(budget).is_integer() else budget, **options)

@@ -1,0 +1,348 @@
+"""`stratakv bench` on a tiny model of random weights: what it reports is what happened."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from stratakv.retrieval import index as retrieval_index
+from stratakv.runtime import layer_cache
+from stratakv.runtime.bench import machine, ours
+from stratakv.runtime.bench.contestant import Contestant, num_steps
+from stratakv.runtime.bench.correctness import WrongLogitsError
+from stratakv.runtime.bench.options import Caps, Options
+from stratakv.runtime.bench.random_kv import fill_sequence
+from stratakv.runtime.bench.report import crossovers
+from stratakv.runtime.bench.run import run_bench, take_steps
+from stratakv.runtime.bench.shapes import SHAPES
+from stratakv.runtime.bench.subject import Subject
+from stratakv.runtime.errors import DoesNotFitError
+
+TIGHT = Caps(gpu_gb=0.0004, host_gb=0.0001, disk_gb=0.1)
+COMMON: dict[str, Any] = {
+    "shape": "tiny", "dtype": "float32", "budget": 112, "contexts": (200, 700), "steps": 20, "turn_tokens": 20,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_probes() -> Any:
+    """Bandwidths are measured over little memory: here they only have to be there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "_MEMORY_BYTES", dict.fromkeys(machine._MEMORY_BYTES, 1 << 20))
+        patch.setattr(machine, "_LINK_BYTES", 1 << 20)
+        patch.setattr(machine, "_DISK_BYTES", 1 << 20)
+        yield
+
+
+def silent(line: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Two contexts, two batches, two indexes, roomy tiers and tight ones."""
+    lines: list[str] = []
+    options = Options(
+        **COMMON, batches=(1, 2), indexes=("bounds", "spectral"), caps=(Caps(), TIGHT),
+        baselines=("dense", "offloaded"), kv_dir=tmp_path_factory.mktemp("stores"),
+        trace=tmp_path_factory.mktemp("trace") / "steps.json",
+    )  # fmt: skip
+    found = run_bench(options, lines.append)
+    return {**json.loads(json.dumps(found)), "lines": lines, "given": options}
+
+
+def turns(result: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
+    """(row, contestant, turn) of all."""
+    return [
+        (row, one, one[turn])
+        for row in result["rows"]
+        for one in row["contestants"]
+        for turn in ("first_turn", "second_turn")
+    ]
+
+
+def of_ours(result: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
+    return [found for found in turns(result) if "index" in found[1]]
+
+
+def test_every_combination_is_a_row_or_a_line_in_it(result: dict[str, Any]) -> None:
+    assert [(row["context"], row["batch"]) for row in result["rows"]] == [(200, 1), (200, 2), (700, 1), (700, 2)]
+    tight = "gpu 0.0004 GB, host 0.0001 GB, disk 0.1 GB"
+    for row in result["rows"]:
+        names = [one["name"] for one in row["contestants"]]
+        of_both = [f"stratakv {index}{caps}" for index in ("bounds", "spectral") for caps in ("", f" ({tight})")]
+        assert names == [*of_both, "transformers dense float32"]
+        assert row["left_out"] == {"offloaded": "transformers offloads to the host from a CUDA device only"}
+
+
+def test_speeds_agree_with_each_other(result: dict[str, Any]) -> None:
+    for row, _, turn in turns(result):
+        assert 0 < turn["tpot_ms_p50"] <= turn["tpot_ms_p90"]
+        mean_ms = 1000 * row["batch"] / turn["tokens_per_s"]
+        assert 0 < mean_ms <= turn["steps"] * turn["tpot_ms_p90"]
+        assert turn["ttft_s"] > 0
+
+
+def test_both_turns_have_their_steps(result: dict[str, Any]) -> None:
+    for _, one, _ in turns(result):
+        assert (one["first_turn"]["steps"], one["second_turn"]["steps"]) == (20, 5)
+
+
+def test_bytes_over_edges_are_those_the_store_counted(result: dict[str, Any]) -> None:
+    for _, _, turn in of_ours(result):
+        assert turn["bytes_per_step"] == {
+            name: pytest.approx(count / turn["steps"])
+            for name, count in turn["counters"].items()
+            if name.endswith("_bytes")
+        }
+        reads = sum(turn["counters"][f"{tier}_reads"] for tier in ("gpu", "host", "disk"))
+        assert reads > 0
+        assert turn["hit_rate"] == pytest.approx(1 - turn["counters"]["disk_reads"] / reads)
+
+
+def test_tight_tiers_move_bytes_and_stay_under_their_caps(result: dict[str, Any]) -> None:
+    tight = [found for found in of_ours(result) if found[1]["caps"]]
+    for row, one, turn in tight:
+        tiers = one["tiers"]
+        assert set(tiers) == {"gpu", "host", "disk"}
+        for tier, given in zip(("gpu", "host", "disk"), (0.0004, 0.0001, 0.1), strict=True):
+            assert tiers[tier]["used_bytes"] <= tiers[tier]["cap_bytes"] == int(1e9 * given)
+        if row["context"] == 700:
+            assert turn["counters"]["disk_reads"] > 0
+            assert turn["bytes_per_step"]["disk_to_host_bytes"] > 0
+            assert 0 < turn["stall_share"] < 1
+
+
+def test_the_roofline_is_the_slowest_of_its_parts(result: dict[str, Any]) -> None:
+    for _, one, turn in turns(result):
+        found = turn["roofline"]
+        assert found["bound_s"] == max(found["memory_s"], found["link_s"], found["disk_s"])
+        if "index" in one:
+            assert found["kv_bytes"] > 0
+            assert found["disk_s"] * result["bandwidths"]["used"]["disk_bytes_per_s"] == pytest.approx(
+                turn["bytes_per_step"]["disk_to_host_bytes"]
+            )
+
+
+def test_verdicts_follow_from_the_times(result: dict[str, Any]) -> None:
+    for verdict in result["crossovers"]:
+        times = {
+            row["context"]: {one["name"]: one["first_turn"]["tpot_ms_p50"] for one in row["contestants"]}
+            for row in result["rows"]
+            if row["batch"] == verdict["batch"]
+        }
+        ahead = [c for c in (200, 700) if times[c][verdict["ours"]] < times[c][verdict["baseline"]]]
+        expected = {(): None, (200,): None, (700,): 700, (200, 700): 200}[tuple(ahead)]
+        assert verdict["ahead_from"] == expected
+    assert sum(" against transformers dense" in line for line in result["lines"]) == len(result["crossovers"]) == 8
+
+
+def test_a_trace_holds_the_decode_steps(result: dict[str, Any]) -> None:
+    events = json.loads(result["given"].trace.read_text())["traceEvents"]
+    assert sum(event.get("name") == "decode step" and event.get("ph") == "X" for event in events) == 4
+
+
+def test_stores_are_removed(result: dict[str, Any]) -> None:
+    assert list(result["given"].kv_dir.iterdir()) == []
+
+
+def broken(change: Callable[[Tensor], Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
+    attend = retrieval_index.read_exactly
+
+    def wrong(*args: Any) -> tuple[Tensor, Tensor]:
+        out, lse = attend(*args)
+        return change(out), lse
+
+    return wrong
+
+
+@pytest.mark.parametrize("change", [lambda out: 1.01 * out, lambda out: out * torch.nan], ids=["scaled", "nan"])
+def test_no_speed_without_right_logits(
+    change: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(retrieval_index, "read_exactly", broken(change))
+    monkeypatch.setattr(ours.Ours, "take_block", lambda *_: pytest.fail("timed before it was checked"))
+    with pytest.raises(WrongLogitsError, match="no speed is reported"):
+        run_bench(Options(**COMMON, kv_dir=tmp_path), silent)
+
+
+def test_a_16_bit_model_is_checked_in_fp32_as_well(tmp_path: Path) -> None:
+    given = {**COMMON, "dtype": "bfloat16", "contexts": (64,), "steps": 1}
+    found = run_bench(Options(**given, baselines=(), kv_dir=tmp_path), silent)
+    assert 1e-4 < found["logits_error"]["bfloat16"] < 5e-2
+    assert found["logits_error"]["float32"] < 1e-5
+
+
+def test_random_kv_is_in_store_and_index(tmp_path: Path) -> None:
+    """Pages, index and tail are as long as after a prefill; what is read is what was drawn."""
+    options = Options(**COMMON, random_kv=True)
+    subject = Subject.load(options, tmp_path, 1000, silent)
+    with subject.runtime(options.kv(tmp_path / "kv", "spectral", Caps(host_gb=0.05))) as runtime:
+        engine = runtime.engine
+        prefilled, filled = engine.new_sequence(), engine.new_sequence()
+        tokens = subject.tokens(0, 700)
+        engine.prefill(prefilled, tokens[::-1].copy(), reuse=False)
+        fill_sequence(engine, filled, tokens, seed=3)
+        for one, other in zip(prefilled.layers, filled.layers, strict=True):
+            assert isinstance(one, layer_cache.TieredLayer)
+            assert isinstance(other, layer_cache.TieredLayer)
+            assert (len(one.pids), one.tail_len, one.indexed) == (len(other.pids), other.tail_len, other.indexed)
+            keys, values = other.block(0, other.sealed)
+            assert one.state.num_queried == other.state.num_queried == 700 // 16
+            assert abs(float(keys.mean())) < 0.05
+            assert abs(float(values.std()) - 1) < 0.05
+        logits = engine.decode([filled], [1])
+        assert torch.isfinite(logits).all()
+        runtime.store.check_integrity()
+
+
+def test_random_kv_is_labelled(tmp_path: Path) -> None:
+    lines: list[str] = []
+    found = run_bench(Options(**COMMON, random_kv=True, baselines=("dense",), kv_dir=tmp_path), lines.append)
+    for row, one, turn in turns(found):
+        assert row["random_kv"]
+        assert (turn["ttft_s"] is None) == (turn is one["first_turn"])
+    assert any("random KV" in line for line in lines)
+
+
+def test_a_smaller_card_is_kept_to(tmp_path: Path) -> None:
+    """2 MB: 0.3 for the weights, 0.3 apart, what is left for KV; dense attention needs more at 5,000 tokens."""
+    given = {**COMMON, "contexts": (5000,)}
+    options = Options(**given, gpu_memory_cap=0.002, baselines=("dense",), kv_dir=tmp_path)
+    row = run_bench(options, silent)["rows"][0]
+    (one,) = row["contestants"]
+    weights = one["first_turn"]["roofline"]["weights_bytes"]
+    assert one["tiers"]["gpu"]["cap_bytes"] < 0.85 * 2e6 - weights
+    assert one["tiers"]["gpu"]["used_bytes"] <= one["tiers"]["gpu"]["cap_bytes"]
+    assert "the card has 0.002 GB" in row["left_out"]["dense float32"]
+
+
+def test_a_card_without_room_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="raise --gpu-memory-cap"):
+        run_bench(Options(**COMMON, gpu_memory_cap=0.0003, kv_dir=tmp_path), silent)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"contexts": (200, 2500)}, {"contexts": (1300,), "batches": (2,)}, {"contexts": (2500,), "random_kv": True}],
+    ids=["context", "batch", "random-kv"],
+)
+def test_what_exceeds_the_tiers_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
+    options = Options(**{**COMMON, **changes}, caps=(Caps(host_gb=0.0012, disk_gb=0),), kv_dir=tmp_path)
+    with pytest.raises(DoesNotFitError, match="raise --host-kv-gb"):
+        run_bench(options, silent)
+    assert list(tmp_path.iterdir()) == []
+
+
+def row(context: int, **times: float) -> dict[str, Any]:
+    turns = [{"name": name, "first_turn": {"tpot_ms_p50": ms}} for name, ms in times.items()]
+    return {"context": context, "batch": 1, "contestants": turns}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ahead_from"),
+    [((9, 9, 9), 100), ((9, 4, 9), 300), ((4, 9, 9), 200), ((9, 9, 4), None), ((5, 5, 5), None)],
+)
+def test_ahead_means_at_every_longer_context(theirs: tuple[float, ...], ahead_from: int | None) -> None:
+    rows = [row(context, stratakv=5, other=ms) for context, ms in zip((100, 200, 300), theirs, strict=True)]
+    (found,) = crossovers(rows[::-1])
+    assert found["ahead_from"] == ahead_from
+    assert found["contexts"] == [100, 200, 300]
+
+
+def test_a_baseline_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    absent = {"optimum", "hqq", "llama_cpp"}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name in absent else found(name, *a))
+    given = {**COMMON, "contexts": (64,), "steps": 1}
+    row = run_bench(Options(**given, baselines=("quantised", "llama.cpp"), kv_dir=tmp_path), silent)["rows"][0]
+    assert row["left_out"] == {
+        "quantised": "needs optimum-quanto or hqq: pip install optimum-quanto",
+        "llama.cpp": "llama-cpp-python is not installed",
+    }
+
+
+def test_untimed_steps_are_in_the_context(result: dict[str, Any]) -> None:
+    """Four at the beginning of a turn, one at the beginning of a later block: what dense reads grows by them."""
+    blocks = [range(4, 20), range(21, 25)]
+    for row, one, _ in turns(result):
+        if one["name"].startswith("transformers"):
+            per_token = 2 * 3 * 2 * 8 * 4 * row["batch"]
+            held = [row["context"] + step + 1 for block in blocks for step in block]
+            assert one["first_turn"]["roofline"]["kv_bytes"] == pytest.approx(sum(held) / len(held) * per_token)
+
+
+class Recorded(Contestant):
+    """Writes down who decodes when."""
+
+    def __init__(self, name: str, diary: list[str]) -> None:
+        super().__init__(1, {})
+        self.name, self.diary = name, diary
+
+    def extend(self, prompts: np.ndarray) -> None:
+        pass
+
+    def fill(self, prompts: np.ndarray) -> None:
+        pass
+
+    def decode(self, tokens: list[int]) -> None:
+        self.diary.append(self.name)
+
+
+def test_contestants_take_turns_in_blocks() -> None:
+    diary: list[str] = []
+    both = [Recorded("a", diary), Recorded("b", diary)]
+    for one in both:
+        one.begin_turn(np.zeros((1, 1)), random_kv=False)
+    take_steps(list(both), np.zeros((1, num_steps(40)), dtype=np.int64), 40)
+    expected = [(name, size) for size in (4 + 16, 1 + 16, 1 + 8) for name in "ab"]
+    assert [(name, len(list(run))) for name, run in itertools.groupby(diary)] == expected
+    assert [len(one.turns[0].step_s) for one in both] == [40, 40]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"contexts": (63,)}, "contexts are 64 tokens or more, not 63"),
+        ({"batches": (0,)}, "batches are 1 sequence or more, not 0"),
+        ({"steps": 0}, "at least 1 step"),
+        ({"baselines": ("vllm",)}, "baselines are dense, offloaded, quantised, llama.cpp, or none; not vllm"),
+        ({"link_gbps": 0.0}, "link_gbps is more than 0, not 0.0"),
+        ({"shape": None, "layers": 2}, "layers can be chosen for a shape only"),
+        ({"indexes": ("bounds", "qest")}, "not 'qest'"),
+        ({"budget": 20}, "budget is at least 112 tokens"),
+    ],
+)
+def test_impossible_options_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Options(**{**COMMON, **changes})
+
+
+def test_an_unknown_shape_is_refused_with_those_known(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"shape is one of {', '.join(SHAPES)}; not 'llama-9'"):
+        run_bench(Options(**{**COMMON, "shape": "llama-9"}, kv_dir=tmp_path), silent)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [("smollm2-135m", 0.1345), ("llama-3.2-1b", 1.236), ("llama-3.1-8b", 8.030), ("mistral-7b-v0.3", 7.248),
+     ("qwen2.5-7b", 7.616), ("qwen3-8b", 8.191)],
+)  # fmt: skip
+def test_shapes_are_those_of_the_models(name: str, billions: float) -> None:
+    """By the number of weights that their makers state."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(SHAPES[name].family, **SHAPES[name].settings(131072, None))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert sum(weight.numel() for weight in model.parameters()) / 1e9 == pytest.approx(billions, rel=1e-3)
+    assert config.max_position_embeddings == 131072

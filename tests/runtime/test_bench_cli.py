@@ -1,0 +1,63 @@
+"""The command `stratakv bench`: options in, JSON and a picture out, one clear line when it cannot be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from stratakv.runtime.bench import machine
+from stratakv.runtime.cli import app
+
+
+@pytest.fixture(autouse=True)
+def _small_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_MEMORY_BYTES", dict.fromkeys(machine._MEMORY_BYTES, 1 << 20))
+    monkeypatch.setattr(machine, "_LINK_BYTES", 1 << 20)
+    monkeypatch.setattr(machine, "_DISK_BYTES", 1 << 20)
+
+
+def bench(*arguments: str) -> Result:
+    tiny = ["--shape", "tiny", "--dtype", "float32", "--budget", "112", "--steps", "4", "--turn-tokens", "8"]
+    return CliRunner().invoke(app, ["bench", *tiny, *arguments])
+
+
+def test_lists_are_crossed_and_written(tmp_path: Path) -> None:
+    out, picture = tmp_path / "found.json", tmp_path / "found.svg"
+    ran = bench(
+        "--contexts", "64,128", "--index", "bounds,window", "--gpu-kv-gb", "0.001,0.002", "--baselines", "dense",
+        "--out", str(out), "--plot", str(picture),
+    )  # fmt: skip
+    assert ran.exit_code == 0, ran.output
+    assert json.loads(ran.stdout) == json.loads(out.read_text())
+    names = [one["name"] for one in json.loads(ran.stdout)["rows"][1]["contestants"]]
+    assert names == [
+        "stratakv bounds (gpu 0.001 GB)", "stratakv bounds (gpu 0.002 GB)",
+        "stratakv window (gpu 0.001 GB)", "stratakv window (gpu 0.002 GB)", "transformers dense float32",
+    ]  # fmt: skip
+    drawn = picture.read_text()
+    assert drawn.startswith("<?xml")
+    assert "logits equal transformers' within" in ran.stderr
+    assert "against transformers dense float32" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--contexts", "1k"], "--contexts is a comma-separated list of whole numbers, not '1k'"),
+        (["--batch", ""], "--batch is a comma-separated list of whole numbers, not ''"),
+        (["--gpu-kv-gb", "big"], "a cap is a comma-separated list of numbers of GB, not 'big'"),
+        (["--index", "bounds,qest"], "not 'qest'"),
+        (["--baselines", "vllm"], "not vllm"),
+        (["--shape", "llama-9"], "shape is one of tiny, smollm2-135m"),
+        (["--out", "/nowhere/found.json"], "its folder does not exist"),
+        (["--plot", "found.gif"], "a picture's name ends in .png, .svg, .pdf"),
+    ],
+)
+def test_what_cannot_be_is_one_line(arguments: list[str], said: str) -> None:
+    ran = bench(*arguments)
+    assert ran.exit_code == 2
+    assert said in ran.stderr.splitlines()[-1]
+    assert not ran.stdout
