@@ -29,7 +29,17 @@ INDEXES = ["bounds", "leoam", "spectral", "shadowkv", "magicpig"]
 
 
 def load(model: Path, folder: Path, index: str) -> Runtime:
-    kv = KVConfig(path=folder, index=index, budget=96, sink=8, local=16, page_size=PAGE, host_gb=HOST_GB, disk_gb=0.1)
+    kv = KVConfig(
+        prefetch=False,
+        path=folder,
+        index=index,
+        budget=96,
+        sink=8,
+        local=16,
+        page_size=PAGE,
+        host_gb=HOST_GB,
+        disk_gb=0.1,
+    )
     return Runtime.load(model, dtype="float32", kv=kv)
 
 
