@@ -12,7 +12,6 @@ CPU     PyTorch's `topk` carries an index along with every score. NumPy partitio
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,9 +27,9 @@ def topk_pages(scores: Tensor, count: int, *, sink: int, local: int) -> Tensor:
     if not sink + local <= count <= total:
         raise ValueError(f"expected sink + local <= count <= N, got {sink} + {local}, {count}, {total}")
     if scores.device.type == "cpu" and scores.dtype == torch.float32:
-        found = _by_partition(scores.numpy(), count, sink, local)
+        found = _by_partition(scores, count, sink, local)
         if found is not None:
-            return torch.from_numpy(found)
+            return found
     middle = scores[:, sink : total - local]
     chosen = middle.topk(count - sink - local, -1, sorted=False).indices.sort(-1).values + sink
     first = torch.arange(sink, device=scores.device).expand(rows, -1)
@@ -38,24 +37,32 @@ def topk_pages(scores: Tensor, count: int, *, sink: int, local: int) -> Tensor:
     return torch.cat([first, chosen, last], -1)
 
 
-def _by_partition(scores: np.ndarray, count: int, sink: int, local: int) -> np.ndarray | None:
+def _by_partition(scores: Tensor, count: int, sink: int, local: int) -> Tensor | None:
     """`topk_pages`; None if there is nothing to choose or some scores are not numbers."""
     (rows, total), free = scores.shape, count - sink - local
     middle = scores[:, sink : total - local]
     if not rows or not 0 < free < middle.shape[1]:
         return None
-    least = np.partition(middle, -free, -1)[:, -free, None]
-    chosen = np.ones(scores.shape, dtype=bool)
+    parted = middle.clone()
+    parted.numpy().partition(-free, -1)
+    least = parted[:, -free, None]
+    chosen = torch.ones(scores.shape, dtype=torch.bool)
     best = chosen[:, sink : total - local]
-    np.greater_equal(middle, least, out=best)
-    if np.count_nonzero(chosen) != rows * count:  # equal scores at the border: the first of them
+    torch.ge(middle, least, out=best)
+    places = _where(chosen)
+    if len(places) != rows * count:  # equal scores at the border: the first of them
         above, at_border = middle > least, middle == least
-        lacking = free - np.count_nonzero(above, -1)[:, None]
-        np.logical_or(above, at_border & (np.cumsum(at_border, -1) <= lacking), out=best)
-        if np.count_nonzero(chosen) != rows * count:
-            return None
-    ids: np.ndarray = np.flatnonzero(chosen).reshape(rows, count) - np.arange(rows)[:, None] * total
-    return ids
+        lacking = free - above.sum(-1, keepdim=True)
+        best.copy_(above | (at_border & (at_border.cumsum(-1) <= lacking)))
+        places = _where(chosen)
+    if len(places) != rows * count:
+        return None
+    return places.view(rows, count) - torch.arange(0, rows * total, total).unsqueeze(1)
+
+
+def _where(mask: Tensor) -> Tensor:
+    """Places in the flat mask, ascending; NumPy finds few of many fast."""
+    return torch.from_numpy(mask.view(-1).numpy().nonzero()[0])
 
 
 def topk_ragged(scores: Tensor, totals: Tensor, count: int, *, sink: int, local: int) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,8 @@
 transformers loads weights, tokenizer and chat template and gives us its modules; we drive the
 decoder layers ourselves. A registered attention function hands each layer's queries, keys and
 values to our callback. Layers are called with the identity rotation, so they arrive un-rotated and
-positions are applied here, with the family's own tables and convention.
+positions are applied here, with the family's own tables and convention. Decode runs the same weights in
+a form of ours where it knows the layer (`lean_layer`).
 
 Supported are families whose whole forward pass is: embed, decoder layers, norm, head. Others scale
 or mix in between; they are refused by name rather than run wrong. `tests/runtime/test_families.py`

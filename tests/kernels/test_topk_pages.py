@@ -52,6 +52,20 @@ def test_ids_are_the_forced_and_the_best(data: st.DataObject, total: int, groups
         assert sorted((score[i] for i in set(row) - forced), reverse=True) == free[: count - len(forced)]
 
 
+def test_of_equal_scores_a_cpu_takes_the_first() -> None:
+    scores = torch.tensor([[5.0, 1, 2, 1, 1, 3, 1, 0], [0, 0, 0, 0, 0, 0, 0, 0]])
+    assert topk_pages(scores, 5, sink=1, local=1).tolist() == [[0, 1, 2, 5, 7], [0, 1, 2, 3, 7]]
+
+
+def test_scores_that_are_not_numbers_still_give_a_selection() -> None:
+    scores = torch.full((2, 20), torch.nan)
+    scores[1] = torch.arange(20.0)
+    ids = topk_pages(scores, 6, sink=1, local=2)
+    assert ids[1].tolist() == [0, 15, 16, 17, 18, 19]
+    assert (ids.diff() > 0).all()
+    assert ids.max() < 20
+
+
 @pytest.mark.parametrize(("count", "sink", "local"), [(3, 2, 2), (7, 0, 0), (1, 0, 2)])
 def test_what_cannot_be_chosen_is_refused(count: int, sink: int, local: int) -> None:
     with pytest.raises(ValueError, match=rf"{sink} \+ {local}, {count}, 6"):

@@ -10,7 +10,7 @@ from torch import Tensor
 from stratakv.kernels.topk_pages import group_scores
 from stratakv.retrieval import IndexParams, make_index
 from stratakv.retrieval.index import Index
-from stratakv.retrieval.spectral import SpectralState
+from stratakv.retrieval.spectral import SpectralIndex, SpectralState
 from stratakv.retrieval.whitening import captured_share, covariance, query_whitened_basis, second_moment
 
 GROUPS, REPEATS, DIM, SIZE = 2, 3, 64, 16
@@ -131,6 +131,24 @@ def test_a_segments_anchor_is_the_mean_of_its_first_page() -> None:
 
 
 # When to fit anew
+
+
+@pytest.mark.parametrize("tokens", [SIZE, 48, 64, 80, 640, 1008])
+def test_scores_are_those_of_anchor_and_decoded_rest(tokens: int) -> None:
+    keys, queries = text_like(1024)
+    index = make_index("spectral", PARAMS)
+    assert isinstance(index, SpectralIndex)
+    state = index.build(keys, queries)
+    q = queries[:, :, 9]
+    codes = state.codes.data[:, :tokens].long()
+    parts = [state.codebooks[:, m].float() for m in range(codes.shape[2])]
+    places = [codes[..., m, None].expand(-1, -1, part.shape[2]) for m, part in enumerate(parts)]
+    decoded = torch.cat([part.gather(1, place) for part, place in zip(parts, places, strict=True)], -1)
+    anchors = state.anchors.data.float()[:, torch.arange(tokens) // 64]
+    expected = (q @ state.basis.of_queries) @ decoded.transpose(1, 2) + q @ anchors.transpose(1, 2)
+    found = index.scores(state, q, tokens)
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_outgrown_when_the_text_has_doubled() -> None:
