@@ -36,6 +36,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         axes.set_ylabel(what)
         axes.grid(alpha=0.3)
     times.set_yscale("log")
+    moved.set_ylim(bottom=0)
     times.legend(fontsize=8)
     figure.suptitle(_title(result), x=0.01, ha="left", fontsize=10)
     figure.savefig(path, dpi=130)
