@@ -18,30 +18,24 @@ from functools import partial
 from itertools import pairwise
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from ..retrieval import Index, split_spec
-from ..storage import StorageFullError, TieredStore
+from ..storage import TieredStore
 from .config import KVConfig
 from .interrupt import Interrupts
 from .layer_cache import TieredLayer
 from .lookahead import FIRST_GUESSED
 from .model import Attend, Model, RotaryTables, StepTables
 from .prefetch import Prefetcher
+from .prefixes import StoredPrefixes
 from .recompute import recompute
 from .sequence import GENERATED, PROMPT, Sequence
 from .sliding_layer import SlidingLayer
-from .state_check import is_sound_index, stored_state, tensors_under
 from .workspace import Workspace
 
 logger = logging.getLogger(__name__)
-
-STATE_EVERY = 256
-"""A prefill of at least this many tokens leaves the sliding layers' state for later prefixes."""
-LEARNED_EVERY = 512
-"""And of at least this many what an index learned: as large as the KV of some hundred tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +88,7 @@ class Engine:
         settings = {**config.retrieval_settings(), "index": self.index_identity}
         if model.weights != "own":
             settings["weights"] = model.weights
+        self.prefixes = StoredPrefixes(model, store, self.index_identity)
         self.salt = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).digest()
 
     @property
@@ -163,7 +158,7 @@ class Engine:
         if total == 0:
             raise ValueError("prefill needs at least one token")
         started = time.perf_counter()
-        cached = self._reuse(sequence, tokens, want_logits) if reuse else 0
+        cached = self.prefixes.adopt(sequence, tokens, want_logits=want_logits) if reuse else 0
         done, logits = cached, None
 
         def report(share: float) -> None:
@@ -180,8 +175,7 @@ class Engine:
         for cache in sequence.layers:
             if isinstance(cache, TieredLayer):
                 cache.index_sealed()
-        if total - cached >= STATE_EVERY:
-            self._leave_state(sequence, total - cached)
+        self.prefixes.leave_state(sequence, total - cached)
         return Prefilled(logits, cached, total - cached)
 
     def _span_ends(self, start: int, count: int) -> Iterator[int]:
@@ -227,81 +221,6 @@ class Engine:
             return cache.extend(q[0], k[0], v[0], start, scale).unsqueeze(0)
 
         return attend
-
-    # Reuse of stored prefixes
-
-    def _reuse(self, sequence: Sequence, tokens: np.ndarray, want_logits: bool) -> int:
-        """Adopt stored pages that continue the sequence; returns how many new tokens they cover."""
-        chains, pages = sequence.chains_for(tokens, np.full(len(tokens), PROMPT, dtype=np.uint8))
-        tail, size = sequence.tail_len, self.config.page_size
-        if want_logits and len(chains) * size == tail + len(tokens):
-            chains = chains[:-1]  # the last token must be computed to have logits
-        known, windows = self._reusable(sequence, chains)
-        if known * size <= tail:
-            return 0
-        snapshot = sequence.snapshot()
-        learned = self._learned(chains[:known]) if not sequence.chains else {}
-        try:
-            for cache in sequence.layers:
-                if isinstance(cache, TieredLayer):
-                    mine = tensors_under(f"{cache.layer}.", learned)
-                    repeats = self.model.num_heads // self.model.num_kv_heads
-                    is_sound = bool(mine) and is_sound_index(cache, mine, 0, repeats)
-                    cache.adopt(chains[:known], pages[:known], mine if is_sound else None)
-                else:
-                    cache.restore(windows[f"{cache.layer}"], sequence.num_sealed + known * size)
-        except BaseException:
-            sequence.rollback(snapshot)
-            raise
-        covered = known * size - tail
-        sequence.log(tokens[:covered], PROMPT)
-        sequence.chains += chains[:known]
-        return covered
-
-    def _reusable(self, sequence: Sequence, chains: list[bytes]) -> tuple[int, dict[str, Tensor]]:
-        """How many leading `chains` can be adopted, and the sliding layers' windows there."""
-        known = self.store.num_known(chains, self.model.tiered)
-        sliding = [cache for cache in sequence.layers if isinstance(cache, SlidingLayer)]
-        if not sliding:
-            return known, {}
-        for count in range(known, 0, -1):
-            end = sequence.num_sealed + count * self.config.page_size
-            state = stored_state(self.store.disk, chains[count - 1], sliding, end, self.model.dtype)
-            if state is not None:
-                return count, state[0]
-        return 0, {}
-
-    def _leave_state(self, sequence: Sequence, computed: int) -> None:
-        """Store under the last page boundary's chain what pages alone do not tell whoever continues from there: the
-        sliding layers' state, and what an index learned from queries."""
-        disk = self.store.disk
-        if disk is None or self.store.disk_error or not sequence.chains:
-            return
-        states: dict[str, Tensor] = {}
-        for cache in sequence.layers:
-            if isinstance(cache, SlidingLayer):
-                states[f"{cache.layer}"] = cache.at_boundary(sequence.tail_len)
-            elif cache.index.uses_queries and computed >= LEARNED_EVERY:
-                states |= {f"{cache.layer}.{name}": t for name, t in cache.learned().items()}
-        if states:
-            payload = {name: t.cpu().contiguous() for name, t in states.items()}
-            packed = safetensors.torch.save(payload, {"index": self.index_identity})
-            try:
-                disk.put_state(sequence.chains[-1], packed)
-            except StorageFullError as error:
-                logger.warning("what this prompt leaves for later ones is not stored: %s", error)
-
-    def _learned(self, chains: list[bytes]) -> dict[str, Tensor]:
-        """What this engine's index learned when it last read the longest of these prefixes; empty if nothing was left.
-        Names are `layer.tensor`."""
-        disk = self.store.disk
-        if disk is None or not any(index.uses_queries for index in self.indexes.values()):
-            return {}
-        for chain in reversed(chains):
-            state = stored_state(disk, chain, [], 0, self.model.dtype)
-            if state is not None and state[1] == self.index_identity:
-                return {name: t.to(self.model.device) for name, t in state[0].items() if "." in name}
-        return {}
 
     # Decode
 

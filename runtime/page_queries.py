@@ -30,7 +30,7 @@ class PageQueries:
 
     def drop(self, num_pages: int) -> None:
         """Forget all but those of the first `num_pages` pages that are not taken yet: the others were not sealed."""
-        if self._coming:
+        if sum(queries.shape[2] for queries in self._coming) > num_pages:
             self._coming = [torch.cat(self._coming, 2)[:, :, :num_pages]]
 
     def take(self, num_pages: int) -> Tensor | None:

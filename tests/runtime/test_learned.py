@@ -10,8 +10,9 @@ import torch
 from tiny_models import VOCABULARY, save_tiny_model
 
 from stratakv.runtime import KVConfig, Runtime
-from stratakv.runtime.engine import LEARNED_EVERY, Engine
+from stratakv.runtime.engine import Engine
 from stratakv.runtime.layer_cache import TieredLayer
+from stratakv.runtime.prefixes import LEARNED_EVERY
 from stratakv.runtime.sequence import Sequence
 
 TOKENS = np.random.default_rng(5).integers(3, VOCABULARY, LEARNED_EVERY + 190).astype(np.uint32)
@@ -52,6 +53,17 @@ def test_a_prompt_read_again_has_the_same_index(model: Path, tmp_path: Path) -> 
         assert cached >= len(TOKENS) - 16
         assert same(again, first, {"moment", "of_keys", "of_queries", "codebooks", "codes", "anchors"})
         assert (logits - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def test_a_prompt_of_whole_pages_read_again_has_the_same_index(tiny_llama: Path, tmp_path: Path) -> None:
+    """Its last page is computed again, for the logits; what was learned lies under that very page."""
+    whole = TOKENS[: len(TOKENS) // 16 * 16]
+    with Runtime.load(tiny_llama, dtype="float32", kv=settings(tmp_path)) as runtime:
+        first, *_ = read(runtime.engine, whole)
+    with Runtime.load(tiny_llama, dtype="float32", kv=settings(tmp_path)) as runtime:
+        again, cached, _ = read(runtime.engine, whole)
+        assert cached == len(whole) - 16
+        assert same(again, first, {"of_keys", "of_queries", "codebooks"})
 
 
 def test_another_index_does_not_take_it(model: Path, tmp_path: Path) -> None:
