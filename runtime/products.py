@@ -1,7 +1,7 @@
 """Products of a weight with the vectors of a decode step: as the model has it, or in 8 bits.
 
 A decode step reads every weight once, so it takes about as long as reading them from memory; at 8 bits that is half
-of what 16 take. Lossy: each output's weights share a scale and are rounded to 255 steps, about 0.8 % of their length.
+of what 16 take. Lossy: each output's weights share a scale and are rounded to 255 steps of it.
 `examples/bench/decode_floor.py` measures what that does to a model's predictions.
 
 Shapes  x [B, K]   weight [N, K]   bias [N]   ->  [B, N]

@@ -11,6 +11,8 @@ The KV is drawn, not a model's, so that no prompt need be read, and so are `spec
 does not depend on what is looked up. Contexts may exceed the model's window for the same reason. First, lean layers
 must give the modules' logits on the shortest context, else no time is reported.
 
+`--plain` times decode as it is and nothing else, which also runs on revisions before lean layers.
+
 `--kl N` compares the predictions of 8-bit weights with the model's own over N tokens of the bundled text, read in full.
 """
 
@@ -221,14 +223,29 @@ def divergence(runtime: Runtime, ways: Ways, count: int) -> dict[str, float]:
     return {"tokens": count, **found}
 
 
-def measure(runtime: Runtime, names: list[str], contexts: list[int], budget: int, rounds: int, dense: bool) -> Any:
-    engines = {name: runtime.reading(KVConfig(index=name, budget=budget)) for name in names}
-    ways, sequences = Ways(runtime), {}
+def filled(engines: dict[str, Engine], contexts: list[int]) -> dict[tuple[str, int], Sequence]:
+    sequences = {}
     for context in contexts:
         first = None
         for name, engine in engines.items():
             sequences[name, context] = first = fill(engine, context, first)
             print(f"{name}: {context} tokens", file=sys.stderr)
+    return sequences
+
+
+def plain(runtime: Runtime, names: list[str], contexts: list[int], budget: int, rounds: int) -> dict[str, Any]:
+    engines = {name: runtime.reading(KVConfig(index=name, budget=budget)) for name in names}
+    sequences = filled(engines, contexts)
+    clocks = {key: Clock() for key in sequences}
+    for _ in range(rounds + _WARM_UP):
+        for (name, context), sequence in sequences.items():
+            clocks[name, context].time(partial(engines[name].decode, [sequence], [5]))
+    return {"rows": [{"index": name, "context": at, **clock.result()} for (name, at), clock in clocks.items()]}
+
+
+def measure(runtime: Runtime, names: list[str], contexts: list[int], budget: int, rounds: int, dense: bool) -> Any:
+    engines = {name: runtime.reading(KVConfig(index=name, budget=budget)) for name in names}
+    ways, sequences = Ways(runtime), filled(engines, contexts)
     worst = check(engines[names[0]], ways, sequences[names[0], contexts[0]])
     model = others = None
     if dense:
@@ -271,6 +288,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="default: PyTorch's")
     parser.add_argument("--dense", action="store_true", help="transformers' dense model beside ours")
     parser.add_argument("--kl", type=int, default=0, metavar="N", help="tokens over which 8-bit weights are compared")
+    parser.add_argument("--plain", action="store_true", help="decode as it is, nothing beside it")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     if asked.threads:
@@ -279,12 +297,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="stratakv-bench-") as folder:
         kv = KVConfig(path=folder, disk_gb=0, index="window")
         with Runtime.load(asked.model, device="cpu", dtype="bfloat16", kv=kv) as runtime:
-            found, ways = measure(
-                runtime, asked.index.split(","), contexts, asked.budget, asked.rounds, asked.dense
-            )  # fmt: skip
-            if asked.kl:
-                with torch.inference_mode():
-                    found["weights_int8"] = divergence(runtime, ways, asked.kl)
+            names = asked.index.split(",")
+            if asked.plain:
+                found = plain(runtime, names, contexts, asked.budget, asked.rounds)
+            else:
+                found, ways = measure(runtime, names, contexts, asked.budget, asked.rounds, asked.dense)
+                if asked.kl:
+                    with torch.inference_mode():
+                        found["weights_int8"] = divergence(runtime, ways, asked.kl)
     result = {
         "command": "python " + " ".join(sys.argv),
         "hardware": {**hardware(), "load_average": os.getloadavg()[0]},
