@@ -1,4 +1,4 @@
-"""A result in lines for people, and where one contestant overtakes another."""
+"""Rows in lines for people, and where one contestant overtakes another."""
 
 from __future__ import annotations
 
@@ -40,20 +40,26 @@ def _ahead_from(ahead: list[tuple[int, bool]]) -> int | None:
     return found
 
 
-def describe(rows: list[dict[str, Any]], crossed: list[dict[str, Any]]) -> Iterator[str]:
-    """A table, and a line for each baseline that tells who is ahead."""
-    width = max(len(one["name"]) for row in rows for one in row["contestants"])
-    for row in rows:
-        label = ", random KV" if row["random_kv"] else ""
-        yield f"{row['context']} tokens, batch {row['batch']}{label}: ms per token p50 / p90, tokens/s, TTFT in s"
-        for one in row["contestants"]:
-            yield f"  {one['name']:{width}}  {_turn(one['first_turn'])}; second turn {_turn(one['second_turn'])}"
-            if "counters" in one["first_turn"]:
-                yield f"  {'':{width}}  {_traffic(one['first_turn'])}"
-        for name, reason in row["left_out"].items():
-            yield f"  {name:{width}}  left out: {reason}"
-    for one in crossed:
-        yield _verdict(one)
+def describe_row(row: dict[str, Any]) -> Iterator[str]:
+    """A table of one context and batch."""
+    width = max((len(name) for name in [*row["left_out"], *(one["name"] for one in row["contestants"])]), default=0)
+    label = ", random KV" if row["random_kv"] else ""
+    yield f"{row['context']} tokens, batch {row['batch']}{label}: ms per token p50 / p90, tokens/s, TTFT in s"
+    for one in row["contestants"]:
+        yield f"  {one['name']:{width}}  {_turn(one['first_turn'])}; second turn {_turn(one['second_turn'])}"
+        if "counters" in one["first_turn"]:
+            yield f"  {'':{width}}  {_traffic(one['first_turn'])}"
+    for name, reason in row["left_out"].items():
+        yield f"  {name:{width}}  left out: {reason}"
+
+
+def describe_crossover(one: dict[str, Any]) -> str:
+    """Who is ahead of whom from where on."""
+    who = f"{one['ours']} against {one['baseline']}, batch {one['batch']}"
+    lengths = ", ".join(map(str, one["contexts"]))
+    if one["ahead_from"] is None:
+        return f"{who}: not ahead at {one['contexts'][-1]} tokens (measured: {lengths})"
+    return f"{who}: ahead from {one['ahead_from']} tokens on (measured: {lengths})"
 
 
 def _turn(turn: dict[str, Any]) -> str:
@@ -67,11 +73,3 @@ def _traffic(turn: dict[str, Any]) -> str:
         f"a step: {', '.join(moved) or 'no page moved'}; hit rate {turn['hit_rate']:.1%}, "
         f"stalled {turn['stall_share']:.1%}, {turn['roofline']['share']:.1%} of the roofline"
     )
-
-
-def _verdict(one: dict[str, Any]) -> str:
-    who = f"{one['ours']} against {one['baseline']}, batch {one['batch']}"
-    lengths = ", ".join(map(str, one["contexts"]))
-    if one["ahead_from"] is None:
-        return f"{who}: not ahead at {one['contexts'][-1]} tokens (measured: {lengths})"
-    return f"{who}: ahead from {one['ahead_from']} tokens on (measured: {lengths})"

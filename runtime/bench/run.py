@@ -28,7 +28,7 @@ from .llama_side import LlamaCpp
 from .machine import Bandwidths, PeakMemory, hardware, measure_bandwidths, private_bytes
 from .options import Options
 from .ours import Ours, check_room
-from .report import crossovers, describe
+from .report import crossovers, describe_crossover, describe_row
 from .subject import Subject
 from .trace import TRACED_STEPS, trace_steps
 from .transformers_side import Offloaded, Quantised, Transformers, needed_bytes
@@ -54,8 +54,8 @@ def run_bench(options: Options, log: Log) -> dict[str, Any]:
         bench = Bench(subject, options, measured.limited(options.link_gbps, options.disk_gbps), log)
         rows = [bench.row(context, batch) for context, batch in itertools.product(options.contexts, options.batches)]
     crossed = crossovers(rows)
-    for line in describe(rows, crossed):
-        log(line)
+    for one in crossed:
+        log(describe_crossover(one))
     model = subject.model
     return {
         "command": "stratakv " + " ".join(sys.argv[1:]),
@@ -134,10 +134,13 @@ class Bench:
                     found += self._in_turn([], [other], script, left_out)[0]
                 except torch.OutOfMemoryError:
                     left_out[other[0]] = "out of device memory"
-        return {
+        row = {
             "context": context, "batch": batch, "random_kv": self.options.random_kv, "contestants": found,
             "left_out": left_out, "host_memory": host,
         }  # fmt: skip
+        for line in describe_row(row):
+            self.log(line)
+        return row
 
     def _in_turn(
         self, ours: list[Make], others: list[tuple[str, Make]], script: Script, left_out: dict[str, str]
