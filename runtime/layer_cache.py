@@ -170,7 +170,7 @@ class TieredLayer:
             return pages, size, *read_exactly(query, pages, size, self._reader(), tail, scale)
         scaled = query.float() * scale
         chosen = self.index.select(self.state, scaled, self.sealed, budget)
-        reader = self._decode_reader(budget)
+        reader = self._decode_reader(max(budget, chosen.num_tokens))  # the yardstick `dense` reads beyond its budget
         if self.index.attends_on_host:
             tail = (tail[0].cpu(), tail[1].cpu())
             out, lse = self.index.attend(self.state, query.cpu(), chosen, reader, tail, scale)

@@ -57,7 +57,8 @@ class Options:
     """Prompt tokens of the second turn."""
     random_kv: bool = False
     """Contexts are random numbers written into the store instead of a prefill's results."""
-    prefetch: bool = True
+    prefetch: tuple[bool, ...] = (True,)
+    """With, without, or both ways."""
     baselines: tuple[str, ...] = BASELINES
     gpu_memory_cap: float | None = None
     """GB that model and KV may take on the device together, as if it were a card of that size."""
@@ -92,10 +93,10 @@ class Options:
         """Timed decode steps of the second turn."""
         return max(1, self.steps // 4)
 
-    def kv(self, folder: Path, index: str, caps: Caps) -> KVConfig:
+    def kv(self, folder: Path, index: str, caps: Caps, *, prefetch: bool = True) -> KVConfig:
         return KVConfig(
             path=folder, index=index, budget=self.budget, dtype=self.kv_dtype, codec=self.codec, profile=self.profile,
-            gpu_gb=caps.gpu_gb, host_gb=caps.host_gb, disk_gb=caps.disk_gb, prefetch=self.prefetch,
+            gpu_gb=caps.gpu_gb, host_gb=caps.host_gb, disk_gb=caps.disk_gb, prefetch=prefetch,
         )  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:

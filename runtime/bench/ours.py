@@ -30,14 +30,15 @@ class Ours(Contestant):
 
     def __init__(
         self, subject: Subject, options: Options, index: str, caps: Caps, batch: int, tokens: int,
-        bandwidths: Bandwidths,
+        bandwidths: Bandwidths, *, prefetch: bool = True,
     ) -> None:  # fmt: skip
-        super().__init__(batch, {"index": index, "caps": caps.given()})
-        self.name = f"stratakv {index}" + (f" ({caps})" if str(caps) else "")
+        super().__init__(batch, {"index": index, "caps": caps.given(), "prefetch": prefetch})
+        marks = [mark for mark in (str(caps), "" if prefetch else "no prefetch") if mark]
+        self.name = f"stratakv {index}" + (f" ({', '.join(marks)})" if marks else "")
         self._subject, self._bandwidths = subject, bandwidths
         with ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="stratakv-bench-", dir=options.kv_dir))
-            runtime = stack.enter_context(subject.runtime(options.kv(Path(folder), index, caps)))
+            runtime = stack.enter_context(subject.runtime(options.kv(Path(folder), index, caps, prefetch=prefetch)))
             check_room(runtime, options, batch, tokens)
             if options.link_gbps or options.disk_gbps:
                 runtime.store.emulate_links(options.link_gbps, options.disk_gbps)

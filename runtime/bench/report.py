@@ -69,7 +69,10 @@ def _turn(turn: dict[str, Any]) -> str:
 
 def _traffic(turn: dict[str, Any]) -> str:
     moved = [f"{name.removesuffix('_bytes')} {n / 1e6:.2f} MB" for name, n in turn["bytes_per_step"].items() if n]
+    hidden = turn["hidden_share"]
     return (
         f"a step: {', '.join(moved) or 'no page moved'}; hit rate {turn['hit_rate']:.1%}, "
-        f"stalled {turn['stall_share']:.1%}, {turn['roofline']['share']:.1%} of the roofline"
+        f"stalled {turn['stall_share']:.1%}, "
+        + ("" if hidden is None else f"{hidden:.0%} of transfer time hidden, ")
+        + f"{turn['roofline']['share']:.1%} of the roofline"
     )

@@ -119,8 +119,10 @@ class Bench:
         script = self._script(context, batch)
         left_out: dict[str, str] = {}
         ours: list[Make] = [
-            partial(Ours, self.subject, self.options, index, caps, batch, tokens, self.bandwidths)
-            for index, caps in itertools.product(self.options.indexes, self.options.caps)
+            partial(Ours, self.subject, self.options, index, caps, batch, tokens, self.bandwidths, prefetch=prefetch)
+            for index, caps, prefetch in itertools.product(
+                self.options.indexes, self.options.caps, self.options.prefetch
+            )
         ]
         others = list(self._baselines(context, batch, left_out))
         if self._device.type == "cpu":
