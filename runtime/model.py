@@ -23,9 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .captured import CapturedLayer, Graphs
 from .directory_check import check_weights
 from .errors import ModelFileError
-from .lean_layer import for_lean, lean_layer
+from .lean_layer import LeanLayer, for_lean, lean_layer
 from .numbers_check import FAMILIES as FAMILIES
 from .numbers_check import check_allocation, check_complete, check_family, check_shape, reading
 from .products import PRODUCTS
@@ -100,8 +101,16 @@ class Model:
         ]
         if weights != "own" and None in self._lean:
             raise ValueError(f"weights={weights} is for models whose layers are all known; leave it out")
+        self.use_graphs(Graphs() if self.device.type == "cuda" else None)
         self._head = product(self.hf.lm_head.weight, self.hf.lm_head.bias)
         self.weights = weights
+
+    def use_graphs(self, graphs: Graphs | None) -> None:
+        """Whether decode replays its layers' halves from now on."""
+        self._graphs = graphs
+        self._halves: list[LeanLayer | CapturedLayer | None] = [
+            CapturedLayer(lean, graphs) if graphs and lean else lean for lean in self._lean
+        ]
 
     def _legacy_window(self, config: Any) -> int | None:
         """Mistral and Phi-3 give every layer the window without naming layer types."""
@@ -233,14 +242,17 @@ class Model:
     def step_tables(self, positions: list[int]) -> StepTables:
         """For one new token at each of these positions."""
         tables = self.rotary(torch.tensor(positions, device=self.device).unsqueeze(1), self.dtype)
-        return StepTables(tables, {kind: for_lean(*table, self.head_dim) for kind, table in tables.items()})
+        lean = {kind: for_lean(*table, self.head_dim) for kind, table in tables.items()}
+        if self._graphs is not None:
+            lean = {kind: self._graphs.held(kind, table) for kind, table in lean.items()}
+        return StepTables(tables, lean)
 
     def step_layer(self, layer: int, hidden: Tensor, tables: StepTables, attend: AttendOne) -> Tensor:
         """A decoder layer over one new token of each sequence, `[B, hidden]`; its attention is `attend`."""
-        lean = self._lean[layer]
-        if lean is not None:
-            q, k, v = lean.before(hidden, *tables.lean[self.kinds[layer]])
-            return lean.after(hidden, attend(layer, q, k, v, lean.scale))
+        halves = self._halves[layer]
+        if halves is not None:
+            q, k, v = halves.before(hidden, *tables.lean[self.kinds[layer]])
+            return halves.after(hidden, attend(layer, q, k, v, halves.scale))
 
         def attend_all(at: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
             q, k = self.rotate(at, q, k, tables.rotary)
@@ -251,14 +263,18 @@ class Model:
     def query(self, layer: int, hidden: Tensor, tables: StepTables) -> Tensor:
         """The query `[G, R, D]` that a layer would make of one token's `hidden` `[1, hidden]`, without the rest of the
         layer: rotated and scaled, fp32."""
+        lean = self._lean[layer]
+        if lean is not None:
+            q = lean.before(hidden, *tables.lean[self.kinds[layer]])[0][0]
+            return q.view(self.num_kv_heads, -1, self.head_dim).float() * lean.scale
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-            raise _Found(q[0].float() * scale)
+            raise _Found(q[0].view(self.num_kv_heads, -1, self.head_dim).float() * scale)
 
         try:
             self.step_layer(layer, hidden, tables, attend)
         except _Found as found:
-            return found.query.view(self.num_kv_heads, -1, self.head_dim)
+            return found.query
         raise AssertionError(f"layer {layer} attends to nothing")
 
     def _identity(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -42,15 +42,15 @@ def outputs(model: Model, hidden: Tensor) -> tuple[list[Tensor], list[Tensor]]:
 
     sides = []
     tables = model.step_tables([5, 900, 31])
-    lean = model._lean
+    lean = model._halves
     with torch.inference_mode():
         for layers in (lean, [None] * model.num_layers):
             found: list[Tensor] = []
-            model._lean = list(layers)
+            model._halves = list(layers)
             for layer in range(model.num_layers):
                 found.append(model.step_layer(layer, hidden, tables, attend))
             sides.append(found)
-    model._lean = lean
+    model._halves = lean
     return sides[0], sides[1]
 
 

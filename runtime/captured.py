@@ -1,0 +1,126 @@
+"""What a decode step does between attention calls as CUDA graphs: one launch instead of one for every operation.
+
+A graph reads and writes the same memory at every replay. So inputs are copied to where it reads, except those that
+always lie there: what another graph gives, and what is `held`. Outputs are good until the next step of as many
+sequences.
+
+Nothing but time depends on it. What cannot be captured is called, with a warning, from then on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .lean_layer import LeanLayer
+
+logger = logging.getLogger(__name__)
+
+_CALLS = 3
+"""Of a batch size, before its graphs are worth making; a batch that shrinks passes through many sizes once."""
+_BATCH_SIZES = 4
+"""For which graphs are kept. They take memory, and others are called."""
+
+Work = Callable[..., tuple[Tensor, ...]]
+"""Tensors in, tensors out; pure, and of static shapes for a batch size."""
+
+
+class Graphs:
+    """What all graphs of a model share."""
+
+    def __init__(self) -> None:
+        self.are_off = False
+        self._pool: Any = None
+        self._lasting: set[tuple[int, torch.Size]] = set()
+        self._held: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+
+    def record(self, work: Work, inputs: tuple[Tensor, ...]) -> tuple[Callable[[], object], tuple[Tensor, ...]]:
+        """A replay of `work` on the memory of `inputs`, and the outputs that it fills.
+
+        Raises RuntimeError if something in it cannot be captured.
+        """
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        beside = torch.cuda.Stream(inputs[0].device)
+        beside.wait_stream(torch.cuda.current_stream(inputs[0].device))
+        with torch.cuda.stream(beside):
+            work(*inputs)  # libraries set themselves up in a first call, which a capture must not see
+        torch.cuda.current_stream(inputs[0].device).wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: other threads move pages meanwhile
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            outputs = work(*inputs)
+        return graph.replay, outputs
+
+    def lasts(self, tensor: Tensor) -> bool:
+        """Whether it lies where it will lie at the next step as well."""
+        return (tensor.data_ptr(), tensor.shape) in self._lasting
+
+    def keep(self, tensors: tuple[Tensor, ...]) -> None:
+        """They will last: whoever calls holds them for good."""
+        self._lasting.update((tensor.data_ptr(), tensor.shape) for tensor in tensors)
+
+    def held(self, name: str, tensors: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """A pair of tensors of a step `[B, ..]`, in the memory in which those of that batch size always are."""
+        key = name, tensors[0].shape[0]
+        if key not in self._held:
+            self._held[key] = tensors[0].clone(), tensors[1].clone()
+            self.keep(self._held[key])
+        for mine, tensor in zip(self._held[key], tensors, strict=True):
+            mine.copy_(tensor)
+        return self._held[key]
+
+
+class Captured:
+    """`work`, with a graph for each of the first batch sizes that are met several times."""
+
+    def __init__(self, work: Work, graphs: Graphs) -> None:
+        self._work, self._graphs = work, graphs
+        self._calls: Counter[int] = Counter()
+        self._captured: dict[int, tuple[tuple[Tensor, ...], Callable[[], object], tuple[Tensor, ...]]] = {}
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        batch = inputs[0].shape[0]
+        if batch not in self._captured and not self._capture(batch, inputs):
+            return self._work(*inputs)
+        own, replay, outputs = self._captured[batch]
+        for mine, given in zip(own, inputs, strict=True):
+            if mine.data_ptr() != given.data_ptr():
+                mine.copy_(given)
+        replay()
+        return outputs
+
+    def _capture(self, batch: int, inputs: tuple[Tensor, ...]) -> bool:
+        self._calls[batch] += 1
+        if self._graphs.are_off or self._calls[batch] < _CALLS or len(self._captured) == _BATCH_SIZES:
+            return False
+        own = tuple(given if self._graphs.lasts(given) else given.clone() for given in inputs)
+        try:
+            replay, outputs = self._graphs.record(self._work, own)
+        except RuntimeError as error:
+            logger.warning("decode goes on without CUDA graphs: %s", error)
+            self._graphs.are_off = True
+            return False
+        self._graphs.keep(outputs)
+        self._captured[batch] = own, replay, outputs
+        return True
+
+
+class CapturedLayer:
+    """A `LeanLayer` whose halves are replayed."""
+
+    def __init__(self, lean: LeanLayer, graphs: Graphs) -> None:
+        self.scale = lean.scale
+        self._before = Captured(lean.before, graphs)
+        self._after = Captured(lambda hidden, attended: (lean.after(hidden, attended),), graphs)
+
+    def before(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+        return self._before(hidden, cos, sin)
+
+    def after(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        return self._after(hidden, attended)[0]
