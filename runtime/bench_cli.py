@@ -56,9 +56,7 @@ def bench(
     random_kv: Annotated[
         bool, typer.Option("--random-kv", help="Fill contexts with random numbers instead of prefilling them.")
     ] = False,
-    prefetch: Annotated[
-        str, typer.Option("--prefetch", help="on; off: fetch only when a step asks; on,off: both, side by side.")
-    ] = "on",
+    prefetch: Annotated[str, typer.Option("--prefetch", help="As in chat; comma-separated.")] = "auto",
     baselines: Annotated[
         str, typer.Option("--baselines", help="Of dense, offloaded, quantised, llama.cpp; all or none.")
     ] = "all",
@@ -89,7 +87,7 @@ def bench(
             caps=crossed(_sizes(gpu_kv_gb), _sizes(host_kv_gb), _sizes(disk_kv_gb)),
             budget=int(budget) if float(budget).is_integer() else budget, gpu_memory_cap=gpu_memory_cap,
             link_gbps=link_gbps, disk_gbps=disk_gbps, kv_dtype=kv_dtype, codec=codec, profile=profile, kv_dir=kv_dir,
-            steps=steps, turn_tokens=turn_tokens, random_kv=random_kv, prefetch=_ways(prefetch),
+            steps=steps, turn_tokens=turn_tokens, random_kv=random_kv, prefetch=_names(prefetch),
             baselines={"all": BASELINES, "none": ()}.get(baselines, _names(baselines)), text=text, trace=trace,
         )  # fmt: skip
         result = run_bench(options, log=lambda line: print(line, file=sys.stderr))
@@ -105,13 +103,6 @@ def bench(
 
 def _names(listed: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in listed.split(","))
-
-
-def _ways(listed: str) -> tuple[bool, ...]:
-    ways = _names(listed)
-    if not set(ways) <= {"on", "off"}:
-        raise ValueError(f"--prefetch is on, off or on,off, not {listed!r}")
-    return tuple(way == "on" for way in ways)
 
 
 def _counts(option: str, listed: str) -> tuple[int, ...]:

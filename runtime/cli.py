@@ -63,7 +63,7 @@ def chat(
     kv_dtype: KvDtypeOption = "auto",
     profile: ProfileOption = None,
     codec: CodecOption = "zstd",
-    prefetch: PrefetchOption = True,
+    prefetch: PrefetchOption = "auto",
     file: Annotated[
         list[Path] | None, typer.Option("-f", "--file", help="Read this document first; repeatable.")
     ] = None,

@@ -36,7 +36,8 @@ CodecOption = Annotated[
     typer.Option("--codec", help="How pages are written to disk: zstd, raw (lossless); int8, int4, adaptive (lossy)."),
 ]
 PrefetchOption = Annotated[
-    bool, typer.Option("--prefetch/--no-prefetch", help="Move what is read soon while other things are computed.")
+    str,
+    typer.Option("--prefetch", help="Move what is read soon ahead of time: on, off; auto: where it is seen to pay."),
 ]
 ProfileOption = Annotated[
     Path | None, typer.Option("--profile", help="What calibrate wrote with --out. Default: where calibrate puts it.")

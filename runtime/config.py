@@ -10,6 +10,8 @@ from typing import Any
 from ..retrieval import IndexParams, split_spec
 from ..storage.compression import check_compression
 
+PREFETCH = ("auto", "on", "off")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KVConfig:
@@ -39,8 +41,9 @@ class KVConfig:
     dtype: str = "auto"
     """Element type of the cache. `auto`: the model's. `bfloat16` under a float32 model halves its
     bytes at a mean KL below 1e-4 (docs/decisions/0003)."""
-    prefetch: bool = True
-    """Bring up what the next step will probably read while this one computes. Changes no answer."""
+    prefetch: str = "auto"
+    """Bring up what a layer will probably read while the layer below computes: `on`, `off`, or `auto`, where it is seen
+    to save more time than it takes. Changes no answer."""
     codec: str = "zstd"
     """How pages are written to disk. `zstd`, `raw`: lossless. `int8`, `int4`: that many bits a number and a scale per
     group of them (docs/decisions/0013). `adaptive`: lossless while reading pages back could hide behind computing, else
@@ -58,6 +61,8 @@ class KVConfig:
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ValueError(f"the cache's dtype is auto, float32, bfloat16 or float16, not {self.dtype!r}")
         check_compression(self.codec)
+        if self.prefetch not in PREFETCH:
+            raise ValueError(f"prefetch is {', '.join(PREFETCH[:-1])} or {PREFETCH[-1]}, not {self.prefetch!r}")
         self.index_params()
         self._check_budget()
 

@@ -13,6 +13,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -244,9 +245,10 @@ class Engine:
         with self.interrupts.deferred():
             try:
                 hidden = model.embed(torch.tensor(tokens, device=model.device))
-                for layer in range(model.num_layers):
-                    self._look_ahead(sequences, layer + 1, hidden, tables)
-                    hidden = model.step_layer(layer, hidden, tables, attend)
+                with self.prefetcher.step() if self.prefetcher else nullcontext():
+                    for layer in range(model.num_layers):
+                        self._look_ahead(sequences, layer + 1, hidden, tables)
+                        hidden = model.step_layer(layer, hidden, tables, attend)
             except BaseException:
                 self._undo(sequences, lengths)
                 raise
@@ -264,8 +266,8 @@ class Engine:
             return
         for b, sequence in enumerate(sequences):
             cache = sequence.layers[layer]
-            if isinstance(cache, TieredLayer) and cache.lookahead.keeps_rows:
-                cache.guess_rows(partial(self.model.query, layer, hidden[b : b + 1], tables.of(b)))
+            if isinstance(cache, TieredLayer):
+                cache.look_ahead(partial(self.model.query, layer, hidden[b : b + 1], tables.of(b)))
 
     @torch.inference_mode()
     def decode_known(self, sequence: Sequence, tokens: np.ndarray) -> Tensor:

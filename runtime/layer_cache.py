@@ -29,7 +29,7 @@ from ..kernels.prefill_attention import prefill_attention
 from ..retrieval.index import Index, spread_pages
 from ..retrieval.reading import read_exactly
 from ..storage import OpenPage, PageLayout, TieredStore
-from .lookahead import FIRST_GUESSED, Lookahead
+from .lookahead import Lookahead
 from .page_queries import PageQueries
 from .page_reader import PageReader, Recover
 from .prefetch import Prefetcher
@@ -177,14 +177,12 @@ class TieredLayer:
             out, lse = out.to(query.device), lse.to(query.device)
         else:
             out, lse = self.index.attend(self.state, query, chosen, reader, tail, scale)
-        self.lookahead.guess_pages(scaled, self.state, reader, budget)
-        if self.layer < FIRST_GUESSED:
-            self.guess_rows(lambda: scaled)
         return chosen.ids, chosen.unit, out, lse
 
-    def guess_rows(self, query: Callable[[], Tensor]) -> None:
+    def look_ahead(self, query: Callable[[], Tensor]) -> None:
         """Bring up what the next step will read here, if `query()` `[G, R, D]`, rotated and scaled, is like its own."""
-        self.lookahead.guess_rows(query, self.state, self._reader(), self._budget)
+        if self.indexed == self.sealed > 0:
+            self.lookahead.guess(query, self.state, self._reader(), self._budget)
 
     @property
     def _budget(self) -> int:

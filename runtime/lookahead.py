@@ -1,19 +1,22 @@
-"""What one layer keeps near and brings up ahead: its row caches in the device pool, and its guesses under way."""
+"""What one layer keeps near and brings up ahead: its row caches in the device pool, and its guesses."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 from torch import Tensor
 
-from ..retrieval import Index
+from ..retrieval import Index, Selection
 from ..storage import TieredStore
 from .page_reader import KEYS_VALUES, PageReader
-from .prefetch import Guess, Prefetcher
+from .prefetch import Errand, Prefetcher
 from .row_cache import RowCache
 
 FIRST_GUESSED = 3
 """The first layer whose query can be told from the input of the layer below: docs/decisions/0018."""
+MORE = 1.25
+"""A guess selects so many times as much as the step will. What is newly wanted ranked close behind."""
 _ROOM = 2
 """Selections that a row cache holds, if the pool has room: what was read lately and is not now comes back soon."""
 
@@ -25,13 +28,13 @@ class Lookahead:
         self.store, self.layer, self.index, self.prefetcher = store, layer, index, prefetcher
         self._caches: dict[tuple[int, int], RowCache | None] = {}
         """By tokens per unit and sides; None: the pool has no room for it."""
-        self._guesses: list[Guess] = []
+        self._errands: list[Errand] = []
 
     def begin_step(self) -> None:
-        """A step has come to this layer: guesses for it are late, and what earlier steps read may go."""
-        for guess in self._guesses:
-            guess.cancel()
-        self._guesses = []
+        """A step has come to this layer: what is still queued for it is late, and what earlier steps read may go."""
+        for errand in self._errands:
+            errand.cancel()
+        self._errands = []
         for cache in self._held():
             cache.begin_step()
 
@@ -46,7 +49,6 @@ class Lookahead:
             cache = self._caches[kind]
             if cache is None or cache.num_entries >= needed:
                 return cache
-            self.stop()
             cache.close()
         cache = RowCache.reserve(self.store, self.layer, unit, sides, _ROOM * needed)
         if cache is not None and cache.num_entries < needed:
@@ -55,35 +57,46 @@ class Lookahead:
         self._caches[kind] = cache
         return cache
 
-    @property
-    def keeps_rows(self) -> bool:
-        """Whether guessing rows makes sense: earlier steps kept keys and values."""
-        return self.prefetcher is not None and self._cache is not None
+    def guess(self, query: Callable[[], Tensor], state: object, reader: PageReader, budget: int) -> None:
+        """Bring up what the step that comes to this layer next will probably read, where that may be far away: what it
+        would select with `query()` `[G, R, D]`, rotated and scaled, fp32."""
+        if self.prefetcher is None:
+            return
+        cache = next((cache for cache in self._held() if cache.sides == len(KEYS_VALUES)), None)
+        if cache is None and self.store.is_resident(reader.pids).all():
+            return
+        size = self.store.layout.page_size
+        sealed = len(reader.pids) * size
+        more = min(int(MORE * budget), sealed - size)
+        if more < budget:
+            return  # as good as everything: there is nothing to guess
+        if self.prefetcher.guesses:
+            self._bring(self.index.select(state, query(), sealed, more), reader, cache, self.prefetcher)
 
-    @property
-    def _cache(self) -> RowCache | None:
-        return next((cache for cache in self._held() if cache.sides == len(KEYS_VALUES)), None)
+    def _bring(self, chosen: Selection, reader: PageReader, cache: RowCache | None, prefetcher: Prefetcher) -> None:
+        ids, size = chosen.ids.cpu().numpy(), self.store.layout.page_size
+        self.store.counters.add(prefetches=1)
+        if cache is None:
+            self._fetch_pages(reader.pids[np.unique(ids * chosen.unit // size)], prefetcher)
+        elif cache.unit == chosen.unit:
+            heads, units = cache.lacking(ids)
+            pids = reader.pids[units * cache.unit // size]
+            near = self.store.is_resident(pids)
+            with prefetcher.aside(chosen.ids.device):
+                for some_heads, some, staged in reader.fetch_ahead(heads[near], units[near], cache.unit):
+                    cache.put(some_heads, some, staged)
+            self._fetch_pages(np.unique(pids[~near]), prefetcher)
 
-    def guess_rows(self, query: Callable[[], Tensor], state: object, reader: PageReader, budget: int) -> None:
-        """Bring up units for the step that comes to this layer next; `query` as in `Guess`."""
-        if self.keeps_rows:
-            self._guess("link", Guess(query, self.index, state, reader, budget, self._cache))
-
-    def guess_pages(self, query: Tensor, state: object, reader: PageReader, budget: int) -> None:
-        """Bring up pages from disk for the next step, if any page of the sequence is there only."""
-        if self.prefetcher is not None and not self.store.is_resident(reader.pids).all():
-            self._guess("disk", Guess(lambda: query, self.index, state, reader, budget, None))
-
-    def _guess(self, edge: str, guess: Guess) -> None:
-        assert self.prefetcher is not None
-        self._guesses.append(guess)
-        self.prefetcher.submit(edge, guess)
+    def _fetch_pages(self, pids: np.ndarray, prefetcher: Prefetcher) -> None:
+        if not self.store.is_resident(pids).all():
+            self._errands.append(Errand(self.store, pids))
+            prefetcher.submit(self._errands[-1])
 
     def stop(self) -> None:
-        """Nothing is under way for this layer any more. To be called before its pages or its index change."""
-        for guess in self._guesses:
-            guess.cancel(wait=True)
-        self._guesses = []
+        """Nothing is under way for this layer any more. To be called before its pages change."""
+        for errand in self._errands:
+            errand.cancel(wait=True)
+        self._errands = []
 
     def truncate(self, num_tokens: int) -> None:
         """Forget rows from `num_tokens` on: others may take those positions."""

@@ -1,56 +1,41 @@
 """Prefetching: what is read soon moves up the tiers while other things are computed.
 
-Two edges, two guesses, each as far ahead as its transfers are slow (docs/decisions/0018):
+Before layer l computes, the step guesses what layer l + 1 will read: by the query that layer l + 1 would make of layer
+l's input (docs/decisions/0018). From then on two edges have as long as layer l takes:
 
-    link   host -> device   units of layer l + 1, guessed while layer l computes: by the query that layer l + 1 would
-                            make of layer l's input. The first layers change their input too much for that: there by
-                            the query of the last step
-    disk   disk -> host     pages of layer l in step t + 1, guessed by the query of step t
+    host -> device   units that lack, into the layer's row cache. Sent by the step itself and not waited for: on CUDA
+                     on a stream of its own
+    disk -> host     pages that lack, by a thread, with a queue: reading blocks
 
 A guess selects like a step does, only more, with the index that the step will use. It decides *when* something moves,
 never what is read: the step selects with its own query and fetches what is still lacking. So results are the same with
-and without.
+and without. What is still queued when the step comes to the layer is cancelled; it waits for what is on its way.
 
-A guess is cancelled when the step that it is for comes to its layer: it is then late, and what the step fetches itself
-comes first.
+Guessing takes time itself: as much again as selecting, and the copies. `worth.Worth` measures whether it saves more.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from ..retrieval import Index
-from ..storage import StorageError
-from .page_reader import PageReader
-from .row_cache import RowCache
-
-MORE = 1.25
-"""A guess selects so many times as much as the step will. What is newly wanted ranked close behind."""
+from ..storage import StorageError, TieredStore
+from .worth import Worth
 
 
 @dataclass(slots=True, eq=False)
-class Guess:
-    """What one layer of one sequence will probably read, and where that is to be brought.
+class Errand:
+    """Pages `pids` of one layer, to be brought from disk into host memory."""
 
-    Attributes:
-        query: gives `[G, R, D]`, rotated and scaled, fp32; called on the thread that works on the guess.
-        reader: over the layer's sealed pages. budget: tokens that the step will read of them.
-        cache: where units are brought; None: their pages, into host memory.
-    """
-
-    query: Callable[[], Tensor]
-    index: Index
-    state: object
-    reader: PageReader
-    budget: int
-    cache: RowCache | None
+    store: TieredStore
+    pids: np.ndarray
     ended: threading.Event = field(default_factory=threading.Event)
     _cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -64,68 +49,80 @@ class Guess:
         if wait:
             self.ended.wait()
 
-    def bring(self) -> None:
-        """Select, and move what lacks."""
-        reader = self.reader
-        store, page_size = reader.store, reader.store.layout.page_size
-        sealed = len(reader.pids) * page_size
-        budget = min(int(MORE * self.budget), sealed - page_size)
-        if budget < self.budget:
-            return  # as good as everything: there is nothing to guess
-        chosen = self.index.select(self.state, self.query(), sealed, budget)
-        if self.is_cancelled:
-            return
-        ids = chosen.ids.cpu().numpy()
-        if self.cache is None:
-            pids = reader.pids[np.unique(ids * chosen.unit // page_size)]
-            store.prefetch(pids[~store.is_resident(pids)], lambda: self.is_cancelled)
-        elif chosen.unit == self.cache.unit:
-            heads, units = self.cache.lacking(ids)
-            for some_heads, some, staged in reader.fetch_ahead(heads, units, chosen.unit):
-                self.cache.put(some_heads, some, staged, lambda: self.is_cancelled)
-                if self.is_cancelled:
-                    return
+    def run(self) -> None:
+        if not self.is_cancelled:
+            self.store.prefetch(self.pids, lambda: self.is_cancelled)
 
 
 class Prefetcher:
-    """A thread per edge; they start with the first guess and end with `close`."""
+    """What all layers of all sequences share: the thread, which starts with the first errand and ends with `close`, and
+    the stream.
 
-    def __init__(self) -> None:
-        self._queues: dict[str, queue.SimpleQueue[Guess | None]] = {}
-        self._threads: list[threading.Thread] = []
+    Args:
+        is_forced: guess whether it pays or not.
+    """
+
+    def __init__(self, *, is_forced: bool = False) -> None:
+        self._is_forced, self._worth = is_forced, Worth()
+        self._guesses: bool | None = None
+        """Whether this step guesses; None: nothing was far yet."""
+        self._errands: queue.SimpleQueue[Errand | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._stream: torch.cuda.Stream | None = None
         self._failure: Exception | None = None
 
-    def submit(self, edge: str, guess: Guess) -> None:
-        """Raises what an earlier guess failed with, if that was not the store's to say."""
+    def submit(self, errand: Errand) -> None:
+        """Raises what an earlier one failed with, if that was not the store's to say."""
         if self._failure is not None:
             raise self._failure
-        if edge not in self._queues:
-            self._queues[edge] = queue.SimpleQueue()
-            thread = threading.Thread(target=self._work, args=(edge,), name=f"stratakv-{edge}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
-        self._queues[edge].put(guess)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="stratakv-prefetch", daemon=True)
+            self._thread.start()
+        self._errands.put(errand)
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Around a decode step of all layers, from which is learned whether guessing pays."""
+        self._guesses, started = None, time.perf_counter()
+        yield
+        if self._guesses is not None:
+            self._worth.note(guessed=self._guesses, seconds=time.perf_counter() - started)
+
+    @property
+    def guesses(self) -> bool:
+        """To be asked where what a layer reads may be far: whether this step guesses."""
+        if self._guesses is None:
+            self._guesses = self._is_forced or self._worth.try_it()
+        return self._guesses
+
+    @contextmanager
+    def aside(self, device: torch.device) -> Iterator[None]:
+        """What is sent to `device` in here is not waited for by what is computed there, but by whoever waits for a
+        `row_cache.Arrival`."""
+        if device.type != "cuda":
+            yield
+            return
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(device)
+        self._stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(self._stream):
+            yield
 
     def close(self) -> None:
         """End what is under way. Safe to call twice."""
-        for waiting in self._queues.values():
-            waiting.put(None)
-        for thread in self._threads:
-            thread.join()
-        self._queues, self._threads = {}, []
+        if self._thread is not None:
+            self._errands.put(None)
+            self._thread.join()
+            self._thread = None
 
-    def _work(self, edge: str) -> None:
-        torch.set_num_threads(1)  # of this thread: the cores are busy computing
-        waiting = self._queues[edge]
-        while (guess := waiting.get()) is not None:
+    def _work(self) -> None:
+        while (errand := self._errands.get()) is not None:
             try:
-                if not guess.is_cancelled:
-                    with torch.inference_mode():
-                        guess.bring()
+                errand.run()
             except StorageError:
-                guess.cancel()  # whoever reads these pages is told, and can do something about it
+                errand.cancel()  # whoever reads these pages is told, and can do something about it
             except Exception as error:
                 self._failure = error
-                guess.cancel()
-            guess.reader.store.count(prefetches=1, prefetches_cancelled=guess.is_cancelled)
-            guess.ended.set()
+                errand.cancel()
+            errand.store.counters.add(prefetches_cancelled=errand.is_cancelled)
+            errand.ended.set()

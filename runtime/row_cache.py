@@ -11,12 +11,11 @@ values alone) as rows of `unit * D` elements.
 Invariants  (1) `entry_of[g, u] == e` exactly if `unit_of[g, e] == u`
             (2) an entry's rows are the bytes of its unit's page: what is read does not depend on what is cached
             (3) what a step reads stays until the next: there are at least as many entries as it asks for
-Threads     one thread reads; any thread may put, drop and look. Each holds the lock, reads also while they fetch.
+What was put is not there yet: the first read that wants some of it waits for its `Arrival`.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -49,8 +48,8 @@ class RowCache:
         self._rows = store.gpu.rows(parts).view(getattr(torch, layout.dtype))
         every = (slots[:, None] * parts + np.arange(parts)).reshape(-1)
         self._row_of = every[: sides * self.groups * self.num_entries].reshape(sides, -1)  # [sides, G * entries]
-        self._lock = threading.RLock()
         self._clock = 0
+        self._arrival: Arrival | None = None
         self._clear()
 
     @classmethod
@@ -69,69 +68,63 @@ class RowCache:
 
     def begin_step(self) -> None:
         """What was read before may go from now on."""
-        with self._lock:
-            self._clock += 2
+        self._clock += 2
 
     def read(self, ids: np.ndarray, out: Tensor, fetch: Fetch) -> None:
         """The units `ids` `[G, n]` into `out` `[sides * G * n, unit * D]`: side by side, head by head, in the order
         of `ids`. The reads of a step ask for at most `num_entries` units of a head."""
-        with self._lock:
-            entries = self._find(ids)
-            lacking = entries < 0
-            found = (self._flat(entries))[~lacking.reshape(-1)]
-            self._last_use.reshape(-1)[found] = self._clock
-            self._note_useful(found)
-            self.store.count(row_hits=len(found), row_misses=lacking.size - len(found))
-            if lacking.any():
-                heads, where = np.nonzero(lacking)
-                units = ids[heads, where]
-                staged = out[: self.sides * len(units)]
-                fetch(heads, units, staged)
-                entries[lacking] = self._take(heads, units, staged, self._clock)
-            rows = self._row_of[:, self._flat(entries)].reshape(-1)
-            torch.index_select(self._rows, 0, torch.from_numpy(rows).to(self._rows.device), out=out)
+        entries = self._find(ids)
+        lacking = entries < 0
+        found = (self._flat(entries))[~lacking.reshape(-1)]
+        self._last_use.reshape(-1)[found] = self._clock
+        self._note_useful(found)
+        self.store.counters.add(row_hits=len(found), row_misses=lacking.size - len(found))
+        if lacking.any():
+            heads, where = np.nonzero(lacking)
+            units = ids[heads, where]
+            staged = out[: self.sides * len(units)]
+            fetch(heads, units, staged)
+            entries[lacking] = self._take(heads, units, staged, self._clock)
+        rows = self._row_of[:, self._flat(entries)].reshape(-1)
+        torch.index_select(self._rows, 0, torch.from_numpy(rows).to(self._rows.device), out=out)
 
     def lacking(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which of `ids` `[G, n]` are not here, as heads and units `[m]`; of each head at most as many as could come
-        without replacing what the last step read."""
-        with self._lock:
-            lacking = self._find(ids) < 0
-            room = (self._last_use < self._clock).sum(1)
-            lacking &= lacking.cumsum(1) <= room[:, None]
-            heads, where = np.nonzero(lacking)
-            return heads, ids[heads, where]
+        without replacing what the last step read, or others of `ids`: those stay until the next step."""
+        entries = self._find(ids)
+        lacking = entries < 0
+        held = self._flat(entries)[~lacking.reshape(-1)]
+        last_use = self._last_use.reshape(-1)
+        last_use[held] = np.maximum(last_use[held], self._clock - 1)
+        room = (self._last_use < self._clock - 1).sum(1)
+        lacking &= lacking.cumsum(1) <= room[:, None]
+        heads, where = np.nonzero(lacking)
+        return heads, ids[heads, where]
 
-    def put(self, heads: np.ndarray, units: np.ndarray, staged: Tensor, is_cancelled: Callable[[], bool]) -> None:
-        """Keep `staged` `[sides * m, unit * D]`, fetched ahead, unless it is too late or they came otherwise."""
-        with self._lock:
-            self.store.count(prefetched_bytes=staged.nbytes)
-            if is_cancelled():
-                self.store.count(wasted_prefetched_bytes=staged.nbytes)
-                return
-            assert (self._entry_of[heads, units] < 0).all(), "only reads and one put at a time bring entries in"
-            entries = self._take(heads, units, staged, self._clock - 1)
-            self._ahead[heads, entries] = True
+    def put(self, heads: np.ndarray, units: np.ndarray, staged: Tensor) -> None:
+        """Keep `staged` `[sides * m, unit * D]`, sent ahead: of units that were just `lacking`."""
+        entries = self._take(heads, units, staged, self._clock - 1)
+        self._ahead[heads, entries] = True
+        self._arrival = Arrival(self.store, staged.device)
+        self.store.counters.add(prefetched_bytes=staged.nbytes)
 
     def truncate(self, num_units: int) -> None:
         """Forget units from `num_units` on; 0 forgets everything."""
-        with self._lock:
-            heads, entries = np.nonzero(self._unit_of >= num_units)
-            self._drop(heads, entries)
+        heads, entries = np.nonzero(self._unit_of >= num_units)
+        self._drop(heads, entries)
 
     def close(self) -> None:
         """Give the slots back. Nothing may be called afterwards."""
-        with self._lock:
-            self.truncate(0)
-            self.store.unreserve(self.layer, self.slots)
+        self.truncate(0)
+        self.store.unreserve(self.layer, self.slots)
 
     def check_integrity(self) -> None:
         """Re-add the invariants; raises AssertionError."""
-        with self._lock:
-            heads, entries = np.nonzero(self._unit_of >= 0)
-            units = self._unit_of[heads, entries]
-            assert (self._entry_of[heads, units] == entries).all(), "an entry's unit does not lead back to it"
-            assert (self._entry_of >= 0).sum() == len(entries), "a unit leads to an entry that does not hold it"
-            assert not self._ahead[self._unit_of < 0].any(), "an empty entry came ahead"
+        heads, entries = np.nonzero(self._unit_of >= 0)
+        units = self._unit_of[heads, entries]
+        assert (self._entry_of[heads, units] == entries).all(), "an entry's unit does not lead back to it"
+        assert (self._entry_of >= 0).sum() == len(entries), "a unit leads to an entry that does not hold it"
+        assert not self._ahead[self._unit_of < 0].any(), "an empty entry came ahead"
 
     def _find(self, ids: np.ndarray) -> np.ndarray:
         """Entries of `ids` `[G, n]`, `_ABSENT` where there is none."""
@@ -169,10 +162,30 @@ class RowCache:
         came = self._ahead[heads, entries]
         if came.any():
             self._ahead[heads, entries] = False
-            self.store.count(wasted_prefetched_bytes=int(came.sum()) * self.entry_bytes)
+            self.store.counters.add(wasted_prefetched_bytes=int(came.sum()) * self.entry_bytes)
 
     def _note_useful(self, flat: np.ndarray) -> None:
         came = self._ahead.reshape(-1)[flat]
-        if came.any():
-            self._ahead.reshape(-1)[flat] = False
-            self.store.count(useful_prefetched_bytes=int(came.sum()) * self.entry_bytes)
+        if not came.any():
+            return
+        self._ahead.reshape(-1)[flat] = False
+        self.store.counters.add(useful_prefetched_bytes=int(came.sum()) * self.entry_bytes)
+        if self._arrival is not None:
+            self._arrival.wait()
+            self._arrival = None
+
+
+class Arrival:
+    """When everything that was sent ahead so far is there: `wait` lets the step wait, on CUDA the device."""
+
+    def __init__(self, store: TieredStore, device: torch.device) -> None:
+        self._store, self._due = store, store.host_link.due
+        self._event: torch.cuda.Event | None = None
+        if device.type == "cuda":
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def wait(self) -> None:
+        self._store.counters.add(stall_s=self._store.host_link.wait(self._due))
+        if self._event is not None:
+            self._event.wait()

@@ -118,7 +118,7 @@ class Runtime:
         engine = Engine(
             model, store, make_indexes(model, kv, profiles.needed(kv)), kv,
             Workspace(layout, plan.span_tokens, where), _CHUNK[where.type],
-            Prefetcher() if kv.prefetch else None,
+            None if kv.prefetch == "off" else Prefetcher(is_forced=kv.prefetch == "on"),
         )  # fmt: skip
         return cls(model, store, engine, plan, kv, name, profiles)
 

@@ -13,7 +13,7 @@ KEY_BLOCK = 2048
 """Keys per attention block. Fixed: results must not depend on how much memory there is."""
 
 
-AHEAD_TOKENS = 128
+AHEAD_TOKENS = 512
 """Tokens that cross to the device at a time before anybody asks for them."""
 
 

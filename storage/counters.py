@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import asdict, dataclass
+
+_adding = threading.Lock()
 
 
 @dataclass(slots=True)
@@ -31,12 +34,15 @@ class Counters:
     wasted_prefetched_bytes: int = 0
     """Of those, dropped without having been read."""
     prefetches: int = 0
+    """Guesses of what a layer will read."""
     prefetches_cancelled: int = 0
-    """Of those, overtaken by the step they were meant for."""
+    """Of those, whose pages from disk were overtaken by the step they were meant for."""
 
-    def add(self, **amounts: int) -> None:
-        for name, amount in amounts.items():
-            setattr(self, name, getattr(self, name) + amount)
+    def add(self, **amounts: float) -> None:
+        """For any thread, whatever it has locked: the only way for what no lock of the store guards."""
+        with _adding:
+            for name, amount in amounts.items():
+                setattr(self, name, getattr(self, name) + amount)
 
     @property
     def reads(self) -> int:

@@ -53,7 +53,7 @@ class Gatherer:
             self._count_reads(ticket)
         self._loader.finish(ticket)
         started = time.perf_counter()
-        with self._link.moving() as transfer, self._residency.lock:
+        with self._link.sending() if ticket.is_ahead else self._link.moving() as transfer, self._residency.lock:
             self._residency.note_read(ticket.pids)
             if self._residency.gpu is not None and promote and not ticket.failures:
                 self._promote(ticket.pids, transfer)

@@ -3,6 +3,9 @@
 Held to a speed, an edge carries one transfer at a time and a transfer takes at least as long as its bytes
 would: a fast machine then stands for one with a slower bus or disk. Waiting is sleeping, so that the
 processor is as free meanwhile as it would be beside a real transfer.
+
+What is sent ahead is not waited for. It is on its way until it is due, in the order in which it was sent, and is put
+off by what somebody waits for.
 """
 
 from __future__ import annotations
@@ -30,6 +33,10 @@ class Link:
         """Time of all transfers together."""
         self._one_at_a_time = threading.Lock()
         self._sum = threading.Lock()
+        self._free_at = 0.0
+        """When the last of what was sent ahead is due."""
+        self._put_off = 0.0
+        """By how long in all such transfers were."""
 
     @contextmanager
     def moving(self) -> Iterator[Transfer]:
@@ -43,4 +50,34 @@ class Link:
                 time.sleep(transfer.num_bytes / speed - taken)
             if transfer.num_bytes:
                 with self._sum:
-                    self.busy_s += time.perf_counter() - started
+                    taken = time.perf_counter() - started
+                    self.busy_s += taken
+                    if self._free_at > started:
+                        self._free_at += taken
+                        self._put_off += taken
+
+    @contextmanager
+    def sending(self) -> Iterator[Transfer]:
+        """The same for what is sent ahead: returns as soon as it is copied, however slow the edge is held to be."""
+        transfer, started = Transfer(), time.perf_counter()
+        yield transfer
+        taken = time.perf_counter() - started
+        if self.bytes_per_s:
+            taken = max(taken, transfer.num_bytes / self.bytes_per_s)
+        if transfer.num_bytes:
+            with self._sum:
+                self.busy_s += taken
+                self._free_at = max(self._free_at, started) + taken
+
+    @property
+    def due(self) -> float:
+        """Of all that was sent ahead so far, for `wait`."""
+        with self._sum:
+            return self._free_at - self._put_off
+
+    def wait(self, due: float) -> float:
+        """Until what was `due` then is there; returns for how many seconds."""
+        started = time.perf_counter()
+        while self.bytes_per_s and (rest := due + self._put_off - time.perf_counter()) > 0:
+            time.sleep(rest)
+        return time.perf_counter() - started

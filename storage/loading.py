@@ -152,7 +152,7 @@ class Loader:
         self._residency.counters.disk_to_host_bytes += moved
         if ticket.is_ahead:
             self._table.ahead[pids[good]] = True
-            self._residency.counters.prefetched_bytes += moved
+            self._residency.counters.add(prefetched_bytes=moved)
         self._lock.notify_all()
 
     def rounds_beyond(self, ticket: Ticket) -> Iterator[tuple[np.ndarray, torch.Tensor]]:

@@ -58,7 +58,7 @@ class Residency:
         came = self.table.ahead[pids]
         if came.any():
             self.table.ahead[pids] = False
-            self.counters.useful_prefetched_bytes += int(came.sum()) * self.host.page_bytes
+            self.counters.add(useful_prefetched_bytes=int(came.sum()) * self.host.page_bytes)
 
     def touch(self, pids: np.ndarray) -> None:
         for arena in self.tiers():
@@ -102,7 +102,7 @@ class Residency:
         pids = arena.evict(slots)
         if arena is self.host:
             assert table.stored[pids].all(), "evicting a page that is not on disk"
-            self.counters.wasted_prefetched_bytes += int(table.ahead[pids].sum()) * arena.page_bytes
+            self.counters.add(wasted_prefetched_bytes=int(table.ahead[pids].sum()) * arena.page_bytes)
             table.ahead[pids] = False
         self.slots_of(arena)[pids] = NO_SLOT
         arena.free(slots)

@@ -250,7 +250,8 @@ class TieredStore:
             out: contiguous `[m, page_bytes / parts / itemsize]`, on any device.
             promote: also copy pages into the gpu pool, as far as it has room. Otherwise nothing but the
                 asked parts leaves host memory.
-            ahead: nobody waits for it: counted neither as reads nor as a stall.
+            ahead: nobody waits for it: counted neither as reads nor as a stall. Over a link held to a speed it is
+                on its way until `host_link.due`.
 
         Raises:
             CorruptPageError: pages on disk failed verification; `out` is then unspecified.
@@ -263,17 +264,23 @@ class TieredStore:
             self._gatherer.gather(ticket, pages, parts_of, parts, out, promote=promote)
 
     def prefetch(self, pids: np.ndarray, is_cancelled: Callable[[], bool]) -> None:
-        """Bring pages from disk into host memory before somebody asks, a few at a time, as far as they have room there
-        and until `is_cancelled`. For any thread. Damaged pages are left for whoever reads them.
+        """Bring those of `pids` that are on disk only into host memory before somebody asks, a few at a time, until
+        `is_cancelled`. Only as far as the layer's share has room beside those that are there: what came in place of
+        another that is wanted would gain nothing. For any thread. Damaged pages are left for whoever reads them.
 
         Args:
-            pids: distinct page ids that the caller holds references to.
+            pids: distinct page ids of one layer that the caller holds references to.
         """
-        few = max(1, min(_FEW, self.host.num_slots // max(self.num_layers, 1) // 4))
-        for start in range(0, len(pids), few):
+        with self._lock:
+            self._residency.touch(pids)
+            near = self._table.is_resident(pids)
+        share = self.host.num_slots // max(self.num_layers, 1)
+        coming = pids[~near][: max(0, share - int(near.sum()))]
+        few = max(1, min(_FEW, share // 4))
+        for start in range(0, len(coming), few):
             if is_cancelled():
                 return
-            with self._passing(pids[start : start + few], ahead=True) as ticket:
+            with self._passing(coming[start : start + few], ahead=True) as ticket:
                 self._loader.finish(ticket)
 
     @contextmanager
@@ -301,11 +308,6 @@ class TieredStore:
         """Give slots from `reserve` back."""
         with self._lock:
             self._residency.unreserve(layer, slots)
-
-    def count(self, **amounts: int) -> None:
-        """Add to counters. For any thread."""
-        with self._lock:
-            self.counters.add(**amounts)
 
     def emulate_links(self, link_gbps: float | None, disk_gbps: float | None) -> None:
         """Hold the edges host to gpu and disk to host to so many 10^9 bytes per second; None: to nothing."""

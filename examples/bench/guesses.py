@@ -35,8 +35,8 @@ from stratakv.runtime import KVConfig, Runtime
 from stratakv.runtime.bench import hardware
 from stratakv.runtime.engine import Engine
 from stratakv.runtime.layer_cache import TieredLayer
+from stratakv.runtime.lookahead import MORE
 from stratakv.runtime.model import StepTables
-from stratakv.runtime.prefetch import MORE
 from stratakv.runtime.sequence import Sequence
 from stratakv.runtime.step import Step
 

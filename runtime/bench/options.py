@@ -57,8 +57,7 @@ class Options:
     """Prompt tokens of the second turn."""
     random_kv: bool = False
     """Contexts are random numbers written into the store instead of a prefill's results."""
-    prefetch: tuple[bool, ...] = (True,)
-    """With, without, or both ways."""
+    prefetch: tuple[str, ...] = ("auto",)
     baselines: tuple[str, ...] = BASELINES
     gpu_memory_cap: float | None = None
     """GB that model and KV may take on the device together, as if it were a card of that size."""
@@ -85,15 +84,15 @@ class Options:
                 raise ValueError(f"{name} is more than 0, not {value}")
         if self.layers is not None and self.shape is None:
             raise ValueError("layers can be chosen for a shape only; a model has the layers it has")
-        for index, caps in itertools.product(self.indexes, self.caps):
-            self.kv(Path(), index, caps)  # refuses what it cannot take before anything is measured
+        for index, caps, prefetch in itertools.product(self.indexes, self.caps, self.prefetch):
+            self.kv(Path(), index, caps, prefetch=prefetch)  # refuses what it cannot take before anything is measured
 
     @property
     def later_steps(self) -> int:
         """Timed decode steps of the second turn."""
         return max(1, self.steps // 4)
 
-    def kv(self, folder: Path, index: str, caps: Caps, *, prefetch: bool = True) -> KVConfig:
+    def kv(self, folder: Path, index: str, caps: Caps, *, prefetch: str = "auto") -> KVConfig:
         return KVConfig(
             path=folder, index=index, budget=self.budget, dtype=self.kv_dtype, codec=self.codec, profile=self.profile,
             gpu_gb=caps.gpu_gb, host_gb=caps.host_gb, disk_gb=caps.disk_gb, prefetch=prefetch,

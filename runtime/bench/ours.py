@@ -30,10 +30,10 @@ class Ours(Contestant):
 
     def __init__(
         self, subject: Subject, options: Options, index: str, caps: Caps, batch: int, tokens: int,
-        bandwidths: Bandwidths, *, prefetch: bool = True,
+        bandwidths: Bandwidths, *, prefetch: str = "auto",
     ) -> None:  # fmt: skip
         super().__init__(batch, {"index": index, "caps": caps.given(), "prefetch": prefetch})
-        marks = [mark for mark in (str(caps), "" if prefetch else "no prefetch") if mark]
+        marks = [mark for mark in (str(caps), _MARKS[prefetch]) if mark]
         self.name = f"stratakv {index}" + (f" ({', '.join(marks)})" if marks else "")
         self._subject, self._bandwidths = subject, bandwidths
         with ExitStack() as stack:
@@ -112,6 +112,9 @@ class Ours(Contestant):
         for sequence in self.sequences:
             sequence.close()
         self._exit.close()
+
+
+_MARKS = {"auto": "", "on": "prefetch", "off": "no prefetch"}
 
 
 def _rows(moved: dict[str, float]) -> float:

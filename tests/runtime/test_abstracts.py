@@ -17,20 +17,20 @@ from stratakv.runtime import KVConfig, Runtime, session
 from stratakv.runtime.layer_cache import TieredLayer
 from stratakv.runtime.sequence import Sequence
 from stratakv.runtime.step import Step
-from stratakv.storage import TieredStore
+from stratakv.runtime.workspace import Workspace
+from stratakv.storage import PageLayout, TieredStore
 
 PAGE, TOKENS, LAYERS = 8, 1000, 3
 NUM_PAGES = TOKENS // PAGE
-TOKEN_BYTES = 2 * 2 * 8 * 4
-"""K and V, two KV heads of 8 dims, fp32."""
-HOST_GB = ((512 + PAGE + 2048) * TOKEN_BYTES + LAYERS * 20 * PAGE * TOKEN_BYTES) / 1e9
+LAYOUT = PageLayout(num_heads=2, page_size=PAGE, head_dim=8, dtype="float32")
+HOST_GB = (Workspace.bytes_for(LAYOUT, 512) + LAYERS * 20 * LAYOUT.page_bytes) / 1e9
 """A workspace and 20 pages a layer, of 125."""
 INDEXES = ["bounds", "leoam", "spectral", "shadowkv", "magicpig"]
 
 
 def load(model: Path, folder: Path, index: str) -> Runtime:
     kv = KVConfig(
-        prefetch=False,
+        prefetch="off",
         path=folder,
         index=index,
         budget=96,

@@ -27,7 +27,7 @@ from stratakv.runtime.bench.shapes import SHAPES
 from stratakv.runtime.bench.subject import Subject
 from stratakv.runtime.errors import DoesNotFitError
 
-TIGHT = Caps(gpu_gb=0.0004, host_gb=0.0001, disk_gb=0.1)
+TIGHT = Caps(gpu_gb=0.00045, host_gb=0.0001, disk_gb=0.1)
 COMMON: dict[str, Any] = {
     "shape": "tiny", "dtype": "float32", "budget": 112, "contexts": (200, 700), "steps": 20, "turn_tokens": 20,
 }  # fmt: skip
@@ -76,7 +76,7 @@ def of_ours(result: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]
 
 def test_every_combination_is_a_row_or_a_line_in_it(result: dict[str, Any]) -> None:
     assert [(row["context"], row["batch"]) for row in result["rows"]] == [(200, 1), (200, 2), (700, 1), (700, 2)]
-    tight = "gpu 0.0004 GB, host 0.0001 GB, disk 0.1 GB"
+    tight = "gpu 0.00045 GB, host 0.0001 GB, disk 0.1 GB"
     for row in result["rows"]:
         names = [one["name"] for one in row["contestants"]]
         of_both = [f"stratakv {index}{caps}" for index in ("bounds", "spectral") for caps in ("", f" ({tight})")]
@@ -114,7 +114,7 @@ def test_tight_tiers_move_bytes_and_stay_under_their_caps(result: dict[str, Any]
     for row, one, turn in tight:
         tiers = one["tiers"]
         assert set(tiers) == {"gpu", "host", "disk"}
-        for tier, given in zip(("gpu", "host", "disk"), (0.0004, 0.0001, 0.1), strict=True):
+        for tier, given in zip(("gpu", "host", "disk"), (0.00045, 0.0001, 0.1), strict=True):
             assert tiers[tier]["used_bytes"] <= tiers[tier]["cap_bytes"] == int(1e9 * given)
         if row["context"] == 700:
             assert turn["counters"]["disk_reads"] > 0

@@ -45,13 +45,15 @@ def test_lists_are_crossed_and_written(tmp_path: Path) -> None:
 
 def test_prefetching_beside_none_over_slow_links() -> None:
     ran = bench(
-        "--contexts", "512", "--index", "spectral", "--gpu-kv-gb", "0.0005", "--link-gbps", "0.01",
+        "--layers", "5", "--contexts", "512", "--index", "spectral", "--gpu-kv-gb", "0.0008", "--link-gbps", "0.01",
         "--disk-gbps", "0.1", "--prefetch", "on,off", "--baselines", "none",
     )  # fmt: skip
     assert ran.exit_code == 0, ran.output
     with_it, without = json.loads(ran.stdout)["rows"][0]["contestants"]
-    assert (with_it["prefetch"], without["prefetch"]) == (True, False)
-    assert without["name"] == "stratakv spectral (gpu 0.0005 GB, no prefetch)"
+    assert (with_it["prefetch"], without["prefetch"]) == ("on", "off")
+    assert with_it["name"] == "stratakv spectral (gpu 0.0008 GB, prefetch)"
+    assert without["name"] == "stratakv spectral (gpu 0.0008 GB, no prefetch)"
+    assert with_it["first_turn"]["counters"]["prefetches"] > 0
     assert without["first_turn"]["counters"]["prefetches"] == 0
     assert without["first_turn"]["bytes_per_step"]["host_to_gpu_bytes"] > 0
     assert without["first_turn"]["hidden_share"] <= 0.01, "what nobody fetches ahead is waited for"
@@ -62,7 +64,7 @@ def test_prefetching_beside_none_over_slow_links() -> None:
     ("arguments", "said"),
     [
         (["--contexts", "1k"], "--contexts is a comma-separated list of whole numbers, not '1k'"),
-        (["--prefetch", "maybe"], "--prefetch is on, off or on,off, not 'maybe'"),
+        (["--prefetch", "maybe"], "prefetch is auto, on or off, not 'maybe'"),
         (["--batch", ""], "--batch is a comma-separated list of whole numbers, not ''"),
         (["--gpu-kv-gb", "big"], "a cap is a comma-separated list of numbers of GB, not 'big'"),
         (["--index", "bounds,qest"], "not 'qest'"),

@@ -16,11 +16,10 @@ import torch
 from kv_pages import store_on
 from tiny_models import VOCABULARY, save_tiny_model
 
-from stratakv.retrieval import IndexParams, make_index
 from stratakv.runtime import KVConfig, Runtime
 from stratakv.runtime.layer_cache import TieredLayer
-from stratakv.runtime.page_reader import PageReader
-from stratakv.runtime.prefetch import Guess, Prefetcher
+from stratakv.runtime.prefetch import Errand, Prefetcher
+from stratakv.runtime.sequence import Sequence
 from stratakv.runtime.workspace import Workspace
 from stratakv.storage import PageLayout
 
@@ -41,7 +40,7 @@ def cap_gb(pages_per_layer: int, *, workspace: bool) -> float:
 
 @contextmanager
 def runtime_of(
-    path: Path, *, prefetch: bool, index: str = "spectral", host: int = 200, gpu: int | None = 60
+    path: Path, *, prefetch: str, index: str = "spectral", host: int = 200, gpu: int | None = 60
 ) -> Iterator[Runtime]:
     caps: dict[str, Any] = {"host_gb": cap_gb(host, workspace=gpu is None), "disk_gb": 0.1}
     if gpu is not None:
@@ -76,16 +75,17 @@ def decoded(runtime: Runtime) -> tuple[torch.Tensor, dict[str, float]]:
 def test_answers_are_the_same_with_and_without(index: str, tmp_path: Path) -> None:
     """In three tiers none of which holds the prompt's pages but the last."""
     found = {}
-    for prefetch in (True, False):
-        with runtime_of(tmp_path / str(prefetch), prefetch=prefetch, index=index, host=40, gpu=40) as runtime:
+    for prefetch in ("on", "off", "auto"):
+        with runtime_of(tmp_path / prefetch, prefetch=prefetch, index=index, host=40, gpu=40) as runtime:
             found[prefetch], counted = decoded(runtime)
-            assert (counted["prefetches"] > 0) == prefetch
+            assert (counted["prefetches"] > 0) == (prefetch != "off")
             assert counted["disk_to_host_bytes"] > 0
-    assert torch.equal(found[True], found[False])
+    assert torch.equal(found["on"], found["off"])
+    assert torch.equal(found["auto"], found["off"])
 
 
 def test_guessed_rows_are_read(tmp_path: Path) -> None:
-    with runtime_of(tmp_path, prefetch=True) as runtime:
+    with runtime_of(tmp_path, prefetch="on") as runtime:
         _, counted = decoded(runtime)
     assert counted["row_hits"] > counted["row_misses"] > 0
     assert 0 < counted["useful_prefetched_bytes"] <= counted["prefetched_bytes"]
@@ -95,23 +95,23 @@ def test_guessed_rows_are_read(tmp_path: Path) -> None:
 
 
 def test_guessed_pages_come_from_disk_without_a_device_pool(tmp_path: Path) -> None:
-    with runtime_of(tmp_path, prefetch=True, host=40, gpu=None) as runtime:
+    with runtime_of(tmp_path, prefetch="on", host=40, gpu=None) as runtime:
         _, counted = decoded(runtime)
     assert counted["prefetched_bytes"] > 0
     assert counted["useful_prefetched_bytes"] > 0
 
 
 def test_nothing_is_guessed_where_everything_is_near(tmp_path: Path) -> None:
-    with runtime_of(tmp_path / "host", prefetch=True, gpu=None) as runtime:
+    with runtime_of(tmp_path / "host", prefetch="on", gpu=None) as runtime:
         assert decoded(runtime)[1]["prefetches"] == 0
-    with runtime_of(tmp_path / "gpu", prefetch=True, gpu=200) as runtime:
+    with runtime_of(tmp_path / "gpu", prefetch="on", gpu=200) as runtime:
         assert decoded(runtime)[1]["prefetches"] == 0
 
 
 def test_a_batch_is_guessed_for_sequence_by_sequence(tmp_path: Path) -> None:
     found = {}
-    for prefetch in (True, False):
-        with runtime_of(tmp_path / str(prefetch), prefetch=prefetch, gpu=80) as runtime:
+    for prefetch in ("on", "off", "auto"):
+        with runtime_of(tmp_path / prefetch, prefetch=prefetch, gpu=80) as runtime:
             engine, sequences = runtime.engine, []
             for start in (0, 40):
                 sequences.append(engine.new_sequence())
@@ -120,73 +120,81 @@ def test_a_batch_is_guessed_for_sequence_by_sequence(tmp_path: Path) -> None:
             for sequence in sequences:
                 sequence.close()
             runtime.store.check_integrity()
-    assert torch.equal(found[True], found[False])
+    assert torch.equal(found["on"], found["off"])
+    assert torch.equal(found["auto"], found["off"])
 
 
-def test_an_interrupted_turn_leaves_nothing_under_way(tmp_path: Path) -> None:
-    """Roll back to before a prefill while guesses are queued; what follows is as if it had not been."""
-    with runtime_of(tmp_path, prefetch=True) as runtime:
+def test_an_interrupted_turn_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Roll back to before a turn: nothing is under way, and what another turn reads at its positions is its own."""
+    with runtime_of(tmp_path, prefetch="on") as runtime:
         engine = runtime.engine
+
+        def turn(sequence: Sequence, first: int) -> torch.Tensor:
+            return torch.stack([engine.decode([sequence], [token])[0] for token in range(first, first + 20)])
+
         sequence = engine.new_sequence()
-        engine.prefill(sequence, prompt())
+        engine.prefill(sequence, prompt()[: 87 * PAGE - 1])  # the next token fills a page
+        twin = engine.fork(sequence)
+        expected = turn(twin, 20)
+        twin.close()
         snapshot = sequence.snapshot()
-        first = torch.stack([engine.decode([sequence], [token])[0] for token in range(3, 23)])
+        turn(sequence, 3)
         sequence.rollback(snapshot)
         for cache in sequence.layers:
             assert isinstance(cache, TieredLayer)
-            assert not cache.lookahead._guesses
-        again = torch.stack([engine.decode([sequence], [token])[0] for token in range(3, 23)])
+            assert not cache.lookahead._errands
+        found = turn(sequence, 20)
         sequence.close()
-    torch.testing.assert_close(again, first)
+    torch.testing.assert_close(found, expected)
 
 
-def guess(query: Callable[[], torch.Tensor]) -> Guess:
-    """About a layer of 100 pages that are never read: each of these tests ends in `query`."""
+class Gate:
+    """A cancellation that an errand asks about and waits in."""
+
+    def __init__(self) -> None:
+        self.reached, self.opened = threading.Event(), threading.Event()
+
+    def __call__(self, pids: np.ndarray, is_cancelled: Callable[[], bool]) -> None:
+        self.reached.set()
+        self.opened.wait()
+
+
+def errand(work: Callable[[np.ndarray, Callable[[], bool]], None], monkeypatch: pytest.MonkeyPatch) -> Errand:
+    """What its store does is `work`."""
     store = store_on(None, LAYOUT, host=1)
-    reader = PageReader(store, Workspace(LAYOUT, 0, torch.device("cpu")), np.arange(100), lambda pids: None)
-    index = make_index("window", IndexParams(page_size=PAGE, sink=8, local=16))
-    return Guess(query, index, None, reader, 96, None)
+    monkeypatch.setattr(store, "prefetch", work)
+    return Errand(store, np.arange(3))
 
 
-def test_a_failure_that_is_not_the_stores_reaches_the_caller() -> None:
-    prefetcher = Prefetcher()
+def fail(pids: np.ndarray, is_cancelled: Callable[[], bool]) -> None:
+    raise ZeroDivisionError("of the store")
 
-    def broken() -> torch.Tensor:
-        raise ZeroDivisionError("of the query")
 
-    first = guess(broken)
-    prefetcher.submit("link", first)
+def test_a_failure_that_is_not_the_stores_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    prefetcher, first = Prefetcher(), errand(fail, monkeypatch)
+    prefetcher.submit(first)
     first.ended.wait()
-    with pytest.raises(ZeroDivisionError, match="of the query"):
-        prefetcher.submit("link", guess(broken))
+    with pytest.raises(ZeroDivisionError, match="of the store"):
+        prefetcher.submit(errand(fail, monkeypatch))
     prefetcher.close()
 
 
-def test_a_cancelled_guess_is_not_begun() -> None:
-    prefetcher, holding, seen = Prefetcher(), threading.Event(), []
-
-    def hold() -> torch.Tensor:
-        holding.wait()
-        raise ZeroDivisionError
-
-    def begin() -> torch.Tensor:
-        seen.append("begun")
-        raise ZeroDivisionError
-
-    first, second = guess(hold), guess(begin)
-    prefetcher.submit("link", first)
-    prefetcher.submit("link", second)
+def test_a_cancelled_errand_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    prefetcher, gate = Prefetcher(), Gate()
+    first, second = errand(gate, monkeypatch), errand(fail, monkeypatch)
+    prefetcher.submit(first)
+    prefetcher.submit(second)
+    gate.reached.wait()
     second.cancel()
-    holding.set()
+    gate.opened.set()
     second.cancel(wait=True)
-    assert not seen
-    counters = second.reader.store.counters
-    assert (counters.prefetches, counters.prefetches_cancelled) == (1, 1)
+    assert (first.store.counters.prefetches_cancelled, second.store.counters.prefetches_cancelled) == (0, 1)
+    prefetcher.submit(errand(gate, monkeypatch))  # would raise what the second had failed with
     prefetcher.close()
 
 
 def test_guessing_leaves_the_computing_threads_alone(tmp_path: Path) -> None:
     before = torch.get_num_threads()
-    with runtime_of(tmp_path, prefetch=True) as runtime:
+    with runtime_of(tmp_path, prefetch="on") as runtime:
         assert decoded(runtime)[1]["prefetches"] > 0
     assert torch.get_num_threads() == before

@@ -22,7 +22,6 @@ TEXT = text(SMALL, PAGES)
 DATA = torch.randn(PAGES, SMALL.page_bytes // 4, generator=torch.Generator().manual_seed(0))
 KV = DATA.view(PAGES, SMALL.num_heads, 2, SMALL.page_size, SMALL.head_dim).permute(2, 1, 0, 3, 4).flatten(2, 3)
 """`[2, G, tokens, D]`"""
-never = lambda: False  # noqa: E731
 
 
 @pytest.fixture
@@ -47,7 +46,7 @@ def bring(reader: PageReader, cache: RowCache, ids: np.ndarray, unit: int) -> in
     """What prefetching does with a guess; returns how many units came."""
     heads, units = cache.lacking(ids)
     for some_heads, some, staged in reader.fetch_ahead(heads, units, unit):
-        cache.put(some_heads, some, staged, never)
+        cache.put(some_heads, some, staged)
     return len(units)
 
 
@@ -132,16 +131,20 @@ def test_a_right_guess_is_useful_and_a_wrong_one_wasted(store: TieredStore) -> N
     assert counters.wasted_prefetched_bytes == SMALL.page_bytes
 
 
-def test_what_is_cancelled_is_not_kept(store: TieredStore) -> None:
+def test_a_guess_keeps_what_it_wants_and_finds_here(store: TieredStore) -> None:
+    """What lies here from earlier steps is no room for the rest of the guess."""
     cache = RowCache.reserve(store, 0, 4, 2, 4)
     assert cache is not None
-    ids = np.arange(2)[None].repeat(SMALL.num_heads, 0)
+    reader = reader_through(store, cache)
+    for units in ([0, 1], [2, 3]):
+        cache.begin_step()
+        reader.keys_values(torch.tensor([units] * SMALL.num_heads), 4)
+    assert bring(reader, cache, np.array([[0, 1, 4, 5]] * SMALL.num_heads), 4) == 0
+    assert bring(reader, cache, np.array([[0, 4, 5]] * SMALL.num_heads), 4) == 0, "unit 1 was wanted just now"
     cache.begin_step()
-    heads, units = cache.lacking(ids)
-    for some_heads, some, staged in reader_through(store, cache).fetch_ahead(heads, units, 4):
-        cache.put(some_heads, some, staged, lambda: True)
-    assert len(cache.lacking(ids)[0]) == 2 * SMALL.num_heads
-    assert store.counters.wasted_prefetched_bytes == store.counters.prefetched_bytes == 2 * SMALL.page_bytes
+    reader.keys_values(torch.tensor([[2, 3]] * SMALL.num_heads), 4)
+    assert bring(reader, cache, np.array([[0, 4, 5]] * SMALL.num_heads), 4) == SMALL.num_heads
+    assert (cache._find(np.array([[0, 2, 3, 4]] * SMALL.num_heads)) >= 0).all()
     cache.close()
 
 
