@@ -21,7 +21,7 @@ def bench(
     layers: Annotated[int | None, typer.Option("--layers", help="Only so many layers of the shape.")] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
-    contexts: Annotated[str, typer.Option("--contexts", help="Lengths in tokens, comma-separated.")] = "512,8000",
+    contexts: Annotated[str, typer.Option("--contexts", help="Lengths in tokens, comma-separated.")] = "512,7500",
     batch: Annotated[str, typer.Option("--batch", help="Sequences at once, comma-separated.")] = "1",
     index: Annotated[str, typer.Option("--index", help="As in chat; comma-separated.")] = "bounds",
     budget: BudgetOption = 1024,

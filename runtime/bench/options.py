@@ -41,7 +41,7 @@ class Options:
     """Of the shape; None: all it has."""
     device: str = "auto"
     dtype: str = "auto"
-    contexts: tuple[int, ...] = (512, 8000)
+    contexts: tuple[int, ...] = (512, 7500)
     batches: tuple[int, ...] = (1,)
     indexes: tuple[str, ...] = ("bounds",)
     caps: tuple[Caps, ...] = (Caps(),)
