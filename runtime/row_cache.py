@@ -11,7 +11,7 @@ values alone) as rows of `unit * D` elements.
 Invariants  (1) `entry_of[g, u] == e` exactly if `unit_of[g, e] == u`
             (2) an entry's rows are the bytes of its unit's page: what is read does not depend on what is cached
             (3) what a step reads stays until the next: there are at least as many entries as it asks for
-What was put is not there yet: the first read that wants some of it waits for its `Arrival`.
+What was put is not there yet: the first read that wants some of it, or to write, waits for its `Arrival`.
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ class RowCache:
         self._note_useful(found)
         self.store.counters.add(row_hits=len(found), row_misses=lacking.size - len(found))
         if lacking.any():
+            self._await_arrival()  # what is still coming may be meant for where this goes
             heads, where = np.nonzero(lacking)
             units = ids[heads, where]
             staged = out[: self.sides * len(units)]
@@ -115,6 +116,7 @@ class RowCache:
 
     def close(self) -> None:
         """Give the slots back. Nothing may be called afterwards."""
+        self._await_arrival()
         self.truncate(0)
         self.store.unreserve(self.layer, self.slots)
 
@@ -170,6 +172,9 @@ class RowCache:
             return
         self._ahead.reshape(-1)[flat] = False
         self.store.counters.add(useful_prefetched_bytes=int(came.sum()) * self.entry_bytes)
+        self._await_arrival()
+
+    def _await_arrival(self) -> None:
         if self._arrival is not None:
             self._arrival.wait()
             self._arrival = None

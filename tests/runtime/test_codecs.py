@@ -10,10 +10,12 @@ from typer.testing import CliRunner
 
 from stratakv.runtime import KVConfig, Runtime
 from stratakv.runtime.cli import app
+from stratakv.runtime.workspace import Workspace
+from stratakv.storage import PageLayout
 
 TEXT = "The lighthouse keeper wrote the log every evening, and hid the letter under the lamp. " * 12
-TOKEN_BYTES = 2 * 2 * 8 * 4
-TINY_HOST = ((512 + 16 + 2048) * TOKEN_BYTES + 3 * 12 * 16 * TOKEN_BYTES) / 1e9
+LAYOUT = PageLayout(num_heads=2, page_size=16, head_dim=8, dtype="float32")
+TINY_HOST = (Workspace.bytes_for(LAYOUT, 512) + 3 * 12 * LAYOUT.page_bytes) / 1e9
 """GB: a workspace, and 12 pages in each of three layers."""
 
 

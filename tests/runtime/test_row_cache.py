@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kv_pages import SMALL, store_on, text
 
 from stratakv.runtime.page_reader import KEYS_VALUES, VALUES, PageReader
-from stratakv.runtime.row_cache import RowCache
+from stratakv.runtime.row_cache import Arrival, RowCache
 from stratakv.runtime.workspace import Workspace
 from stratakv.storage import TieredStore
 
@@ -146,6 +146,25 @@ def test_a_guess_keeps_what_it_wants_and_finds_here(store: TieredStore) -> None:
     assert bring(reader, cache, np.array([[0, 4, 5]] * SMALL.num_heads), 4) == SMALL.num_heads
     assert (cache._find(np.array([[0, 2, 3, 4]] * SMALL.num_heads)) >= 0).all()
     cache.close()
+
+
+@pytest.mark.parametrize("then", ["read", "close"])
+def test_nothing_takes_a_place_that_is_still_being_written(
+    store: TieredStore, then: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = RowCache.reserve(store, 0, 4, 2, 4)
+    assert cache is not None
+    waited: list[str] = []
+    monkeypatch.setattr(Arrival, "wait", lambda self: waited.append(then))
+    reader = reader_through(store, cache)
+    cache.begin_step()
+    bring(reader, cache, np.array([[7]] * SMALL.num_heads), 4)
+    if then == "read":
+        cache.begin_step()
+        reader.keys_values(torch.tensor([[8]] * SMALL.num_heads), 4)
+        assert waited
+    cache.close()
+    assert waited == [then]
 
 
 def test_a_layers_pages_keep_a_quarter_of_the_pool(store: TieredStore) -> None:
