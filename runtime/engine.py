@@ -262,12 +262,16 @@ class Engine:
 
     def _look_ahead(self, sequences: list[Sequence], layer: int, hidden: Tensor, tables: StepTables) -> None:
         """Guess what `layer` will read from the input `[B, hidden]` of the layer below it."""
-        if not FIRST_GUESSED <= layer < self.model.num_layers:
+        if self.prefetcher is None or not FIRST_GUESSED <= layer < self.model.num_layers:
             return
+
+        def query(b: int) -> Tensor:
+            return self.model.query(layer, hidden[b : b + 1], tables.of(b))
+
         for b, sequence in enumerate(sequences):
             cache = sequence.layers[layer]
             if isinstance(cache, TieredLayer):
-                cache.look_ahead(partial(self.model.query, layer, hidden[b : b + 1], tables.of(b)))
+                cache.look_ahead(partial(query, b))
 
     @torch.inference_mode()
     def decode_known(self, sequence: Sequence, tokens: np.ndarray) -> Tensor:

@@ -154,8 +154,8 @@ class TieredLayer:
             self.queries.note(q.unsqueeze(1), scale)
         ids, unit, out, lse = self._attend_chosen(query, scale)
         self.tokens_read = (ids.shape[1] * unit if ids is not None else 0) + self.tail_len
-        if self.watch is not None:
-            self.watch(self, Step(query, scale, None if ids is None else ids.cpu().numpy(), unit, out, lse))
+        if self.watch is not None:  # the query is a copy: a graph may write there again (`captured`)
+            self.watch(self, Step(query.clone(), scale, None if ids is None else ids.cpu().numpy(), unit, out, lse))
         return out.reshape(q.shape)
 
     def _attend_chosen(self, query: Tensor, scale: float) -> tuple[Tensor | None, int, Tensor, Tensor]:
@@ -180,7 +180,8 @@ class TieredLayer:
         return chosen.ids, chosen.unit, out, lse
 
     def look_ahead(self, query: Callable[[], Tensor]) -> None:
-        """Bring up what the next step will read here, if `query()` `[G, R, D]`, rotated and scaled, is like its own."""
+        """Bring up what the step will read when it comes here, if its query is like `query()` `[G, R, D]`, rotated and
+        scaled, fp32."""
         if self.indexed == self.sealed > 0:
             self.lookahead.guess(query, self.state, self._reader(), self._budget)
 

@@ -184,13 +184,13 @@ class Arrival:
     """When everything that was sent ahead so far is there: `wait` lets the step wait, on CUDA the device."""
 
     def __init__(self, store: TieredStore, device: torch.device) -> None:
-        self._store, self._due = store, store.host_link.due
+        self._store, self._due = store, store.links.host.due
         self._event: torch.cuda.Event | None = None
         if device.type == "cuda":
             self._event = torch.cuda.Event()
             self._event.record()
 
     def wait(self) -> None:
-        self._store.counters.add(stall_s=self._store.host_link.wait(self._due))
+        self._store.counters.add(stall_s=self._store.links.host.wait(self._due))
         if self._event is not None:
             self._event.wait()

@@ -62,7 +62,7 @@ class Gatherer:
         if pending.any():
             self._copy_staged(ticket, pending, ticket.pids[pages], parts_of, parts, out)
         if not ticket.is_ahead and (transfer.num_bytes or pending.any()):
-            counters.stall_s += time.perf_counter() - started
+            counters.add(stall_s=time.perf_counter() - started)
         self._loader.report(ticket)
 
     def _count_reads(self, ticket: Ticket) -> None:

@@ -141,7 +141,7 @@ class Intake:
             if not (self._writing.is_busy or self._residency.num_passing):
                 raise CapacityError(self._full_message(arena))
             self._residency.lock.wait()
-            self._counters.stall_s += time.perf_counter() - started
+            self._counters.add(stall_s=time.perf_counter() - started)
             started = time.perf_counter()
         return slots
 

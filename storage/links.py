@@ -1,4 +1,4 @@
-"""An edge between two tiers: how long it was busy, and a speed that it can be held to.
+"""Edges between tiers: how long they were busy, and a speed that each can be held to.
 
 Held to a speed, an edge carries one transfer at a time and a transfer takes at least as long as its bytes
 would: a fast machine then stands for one with a slower bus or disk. Waiting is sleeping, so that the
@@ -81,3 +81,22 @@ class Link:
         while self.bytes_per_s and (rest := due + self._put_off - time.perf_counter()) > 0:
             time.sleep(rest)
         return time.perf_counter() - started
+
+
+class Links:
+    """A store's edges to faster tiers."""
+
+    def __init__(self) -> None:
+        self.disk, self.host = Link(), Link()
+        """From disk to host, and from host to gpu."""
+
+    def hold_to(self, host_gbps: float | None, disk_gbps: float | None) -> None:
+        """At most so many 10^9 bytes per second; None: as fast as they are. Raises ValueError unless more than 0."""
+        for link, speed in ((self.host, host_gbps), (self.disk, disk_gbps)):
+            if speed is not None and not speed > 0:
+                raise ValueError(f"a link's speed is more than 0 GB/s, not {speed}")
+            link.bytes_per_s = None if speed is None else speed * 1e9
+
+    @property
+    def busy_s(self) -> float:
+        return self.disk.busy_s + self.host.busy_s

@@ -107,7 +107,7 @@ class Loader:
         started = time.perf_counter()
         self._bring(ticket)
         if not ticket.is_ahead:
-            self._residency.counters.stall_s += time.perf_counter() - started
+            self._residency.counters.add(stall_s=time.perf_counter() - started)
 
     def _bring(self, ticket: Ticket) -> None:
         while len(ticket.slots):

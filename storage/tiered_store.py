@@ -12,6 +12,7 @@ goes. Attention, heads and sequences are unknown here: a page is bytes made of e
     intake         new pages; waits for room
     loading        pages up: two-phase tickets                        reads without the lock
     gathering      rows of pages into the caller's buffer
+    links          the edges: how long busy, how fast
     write_behind   pages down: the queue and the writer thread        writes without the lock
     disk_tier      records in LMDB
 
@@ -58,7 +59,7 @@ from .disk_tier import DiskTier
 from .errors import ClosedError, StorageFullError
 from .gathering import Gatherer
 from .intake import Intake, OpenPage
-from .links import Link
+from .links import Links
 from .loading import Loader, Ticket
 from .page import PageLayout, page_key
 from .page_table import PageTable
@@ -102,10 +103,9 @@ class TieredStore:
         self._table = PageTable(layout.page_size)
         self._residency = Residency(host, gpu, self._table, num_layers, eviction, self.counters)
         self._lock = self._residency.lock
-        self.disk_link, self.host_link = Link(), Link()
-        """The edges disk to host and host to gpu."""
-        self._loader = Loader(self._residency, disk, lambda: self.compression, self.disk_link)
-        self._gatherer = Gatherer(self._residency, self._loader, self.host_link)
+        self.links = Links()
+        self._loader = Loader(self._residency, disk, lambda: self.compression, self.links.disk)
+        self._gatherer = Gatherer(self._residency, self._loader, self.links.host)
         self._writing = WriteBehind(self._residency, disk, lambda: self.compression)
         self._intake = Intake(self._residency, self._loader, self._writing)
         self._closed = False
@@ -251,7 +251,7 @@ class TieredStore:
             promote: also copy pages into the gpu pool, as far as it has room. Otherwise nothing but the
                 asked parts leaves host memory.
             ahead: nobody waits for it: counted neither as reads nor as a stall. Over a link held to a speed it is
-                on its way until `host_link.due`.
+                on its way until `links.host.due`.
 
         Raises:
             CorruptPageError: pages on disk failed verification; `out` is then unspecified.
@@ -308,18 +308,6 @@ class TieredStore:
         """Give slots from `reserve` back."""
         with self._lock:
             self._residency.unreserve(layer, slots)
-
-    def emulate_links(self, link_gbps: float | None, disk_gbps: float | None) -> None:
-        """Hold the edges host to gpu and disk to host to so many 10^9 bytes per second; None: to nothing."""
-        for link, speed in ((self.host_link, link_gbps), (self.disk_link, disk_gbps)):
-            if speed is not None and not speed > 0:
-                raise ValueError(f"a link's speed is more than 0 GB/s, not {speed}")
-            link.bytes_per_s = None if speed is None else speed * 1e9
-
-    @property
-    def transfer_s(self) -> float:
-        """How long the edges to faster tiers were busy, together."""
-        return self.disk_link.busy_s + self.host_link.busy_s
 
     def begin_load(self, pids: np.ndarray) -> Ticket:
         """Reserve room in host memory for these pages, and hold those that are in memory where they are.

@@ -58,6 +58,7 @@ class Options:
     random_kv: bool = False
     """Contexts are random numbers written into the store instead of a prefill's results."""
     prefetch: tuple[str, ...] = ("auto",)
+    """As in `KVConfig`, side by side."""
     baselines: tuple[str, ...] = BASELINES
     gpu_memory_cap: float | None = None
     """GB that model and KV may take on the device together, as if it were a card of that size."""

@@ -41,7 +41,7 @@ class Ours(Contestant):
             runtime = stack.enter_context(subject.runtime(options.kv(Path(folder), index, caps, prefetch=prefetch)))
             check_room(runtime, options, batch, tokens)
             if options.link_gbps or options.disk_gbps:
-                runtime.store.emulate_links(options.link_gbps, options.disk_gbps)
+                runtime.store.links.hold_to(options.link_gbps, options.disk_gbps)
             self.runtime: Runtime = runtime
             self.sequences = [runtime.engine.new_sequence() for _ in range(batch)]
             self._exit = stack.pop_all()
@@ -101,7 +101,7 @@ class Ours(Contestant):
 
     def _counters(self) -> dict[str, float]:
         store = self.runtime.store
-        return {**asdict(store.counters), "transfer_s": store.transfer_s}
+        return {**asdict(store.counters), "transfer_s": store.links.busy_s}
 
     def summary(self) -> dict[str, Any]:
         engine = self.runtime.engine

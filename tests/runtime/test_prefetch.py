@@ -191,10 +191,3 @@ def test_a_cancelled_errand_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (first.store.counters.prefetches_cancelled, second.store.counters.prefetches_cancelled) == (0, 1)
     prefetcher.submit(errand(gate, monkeypatch))  # would raise what the second had failed with
     prefetcher.close()
-
-
-def test_guessing_leaves_the_computing_threads_alone(tmp_path: Path) -> None:
-    before = torch.get_num_threads()
-    with runtime_of(tmp_path, prefetch="on") as runtime:
-        assert decoded(runtime)[1]["prefetches"] > 0
-    assert torch.get_num_threads() == before

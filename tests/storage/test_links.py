@@ -119,13 +119,13 @@ def test_what_somebody_waits_for_goes_before_what_is_sent_ahead(monkeypatch: pyt
 
 def test_both_edges_are_throttled(tmp_path: Path) -> None:
     store, pids = spilled(tmp_path / "s", host=COUNT, gpu=COUNT)
-    store.emulate_links(link_gbps=0.004, disk_gbps=0.008)
+    store.links.hold_to(host_gbps=0.004, disk_gbps=0.008)
     read_back(store, pids)
     moved = COUNT * LARGE.page_bytes
-    assert store.disk_link.busy_s >= moved / 8e6
-    assert store.host_link.busy_s >= moved / 4e6
-    assert store.counters.stall_s >= store.transfer_s
-    store.emulate_links(None, None)
+    assert store.links.disk.busy_s >= moved / 8e6
+    assert store.links.host.busy_s >= moved / 4e6
+    assert store.counters.stall_s >= store.links.busy_s
+    store.links.hold_to(None, None)
     assert torch.equal(read_back(store, pids), PAGES)
     store.close()
 
@@ -134,7 +134,7 @@ def test_both_edges_are_throttled(tmp_path: Path) -> None:
 def test_a_speed_is_positive(speed: float) -> None:
     store = store_on(None, LARGE, host=1)
     with pytest.raises(ValueError, match="more than 0 GB/s"):
-        store.emulate_links(speed, None)
+        store.links.hold_to(speed, None)
     store.close()
 
 
