@@ -1,10 +1,10 @@
 """Which folder of a store is a model's: one, however the model is spelled (docs/decisions/0020).
 
 A folder is named `<model>_<fingerprint in hex>`. What is before the fingerprint is for people; a folder of the right
-fingerprint is used whatever it is called. A model may have more than one folder all the same: earlier versions made one
-for each spelling. Then the largest is used, since it is the one that is in use, and the others' sessions are found in them
-(`elsewhere`). Each says in its `config.json` which model's it is (`identity`), so that one that has an older fingerprint
-is found again by a later spelling.
+fingerprint is used whatever it is called. A model may have more than one folder all the same: earlier versions made
+one for each spelling. Then the largest is used, since it is the one that is in use, and the others' sessions are found
+in them (`elsewhere`). Each says in its `config.json` which model's it is (`identity`), so that one that has an older
+fingerprint is found again by a later spelling.
 """
 
 from __future__ import annotations
