@@ -60,7 +60,8 @@ class _Spelled:
             gguf = gguf_digest(directory)
             if gguf is not None and gguf == said.get("gguf"):
                 return True
-            return said.get("weights") in (model_key(directory), weights_digest(directory))
+            name = model_key if "identity" in said else weights_digest  # an earlier version wrote no identity
+            return bool(said.get("weights") == name(directory))
         except (ModelFileError, OSError):
             return False
 

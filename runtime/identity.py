@@ -64,10 +64,10 @@ def model_key(directory: Path) -> str:
 
 
 def model_digests(directory: Path) -> list[str]:
-    """Names of the model whatever its dtype, that of today first: of the GGUF file it was converted from, or its key.
-    The others are what earlier versions called it."""
+    """Names of the model for what is kept beside it, the best first: of the GGUF file it was converted from, which is
+    one for all dtypes; its key; what earlier versions called it."""
     gguf = gguf_digest(directory)
-    return [gguf] if gguf is not None else [model_key(directory), weights_digest(directory)]
+    return [*([gguf] if gguf is not None else []), model_key(directory), weights_digest(directory)]
 
 
 def gguf_digest(directory: Path) -> str | None:

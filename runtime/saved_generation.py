@@ -11,7 +11,7 @@ from .session_header import shown
 
 logger = logging.getLogger(__name__)
 
-_MAX_WHOLE = 1 << 63
+_LEAST, _MOST = -(1 << 63), (1 << 64) - 1
 _MAX_STOPS, _MAX_STOP = 64, 1 << 12
 
 
@@ -46,7 +46,7 @@ def _is_like(value: Any, usual: Any) -> bool:
         return isinstance(value, list) and len(value) <= _MAX_STOPS and all(map(_is_stop, value))
     if isinstance(usual, float):
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _MAX_WHOLE  # `seed` has None
+    return isinstance(value, int) and not isinstance(value, bool) and _LEAST <= value <= _MOST  # `seed` has None
 
 
 def _is_stop(value: Any) -> bool:
