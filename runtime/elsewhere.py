@@ -8,7 +8,7 @@ another model saved cannot be used here; it is said where it is and what to ask 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from ..storage import DiskTier, StorageFullError, StoreUnavailableError, page_key
 from .home import twins
 from .names import same_name
-from .saved import StoreFolder, describe, store_folders
+from .saved import Saved, StoreFolder, describe, store_folders
 
 logger = logging.getLogger(__name__)
 
@@ -48,30 +48,40 @@ def folders_with(name: str, folders: list[Path]) -> list[Path]:
     return found
 
 
-def bring_over(disk: DiskTier, name: str, layers: list[int]) -> bool:
-    """Move a session of that name, with the pages of `layers`, from another folder of this model to this one.
+def bring_over(disk: DiskTier, name: str, layers: list[int], make_room: Callable[[int], int]) -> None:
+    """Move a session of that name, with the pages of `layers`, from another folder of this model to this one, if there
+    is one.
 
-    Returns whether there was one. Raises RecordError if it is damaged, StorageFullError if there is no room here; it is
-    still there then.
+    Args:
+        make_room: drops so many bytes of what nobody needs here.
+
+    Raises RecordError if it is damaged, StorageFullError if there is no room here; it is still there then.
     """
     folder = place_in_twins(disk, name)
     if folder is None:
-        return False
+        return
     with _opened(folder) as store:
         called = same_name(name, store.disk.session_names()) if store is not None else None
-        if store is None or called is None:
-            return False
-        saved, payload = store.session(called), store.disk.get_session(called)
-        if saved is None or payload is None:
-            return False
+        saved = store.session(called) if store is not None and called is not None else None
+        if store is None or called is None or saved is None:
+            return
         try:
-            disk.copy_pages(store.disk, [page_key(layer, chain) for layer in layers for chain in saved.chains])
+            _move(store.disk, disk, saved, layers)
         except StorageFullError as error:
-            logger.warning("pages of session %r stay in %s and are computed again: %s", name, folder, error)
-        disk.put_session(called, payload, only_over=())
-        store.disk.delete_session(called)
+            needed = saved.record_bytes + sum(store.chain_bytes().get(chain, 0) for chain in saved.chains)
+            if not (error.is_at_cap and make_room(needed)):
+                raise
+            _move(store.disk, disk, saved, layers)
     logger.info("session %r was moved from %s to %s", called, folder, disk.folder)
-    return True
+
+
+def _move(source: DiskTier, target: DiskTier, saved: Saved, layers: list[int]) -> None:
+    """Its pages first, and gone from `source` only when all of it is durable in `target`."""
+    target.copy_pages(source, [page_key(layer, chain) for layer in layers for chain in saved.chains])
+    payload = source.get_session(saved.name)
+    if payload is not None:
+        target.put_session(saved.name, payload, only_over=())
+        source.delete_session(saved.name)
 
 
 def told_where(disk: DiskTier, name: str) -> str:

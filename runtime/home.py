@@ -51,7 +51,8 @@ def is_lasting(name: str) -> bool:
 
 def prefix(model: str) -> str:
     """What a folder's name begins with."""
-    return file_name(Path(spelled(model)).name.removesuffix(".gguf"))
+    path = Path(spelled(model))
+    return file_name(path.stem if path.suffix.lower() == ".gguf" else path.name)
 
 
 def find_home(

@@ -73,7 +73,7 @@ def locate(model: str, dtype: str, *, local_files_only: bool = False, on_convert
     if model in ALIASES:
         return _locate_alias(model, dtype, local_files_only, on_convert)
     path = Path(model).expanduser()
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise ModelFileError(f"{path}: no such file")
         return _convert(path, dtype, on_convert)
@@ -92,7 +92,7 @@ def gguf_of(model: str) -> Path | None:
     """The GGUF file behind an alias or a path, if it is on this machine in one piece."""
     if model not in ALIASES:
         path = Path(model).expanduser()
-        return path if path.suffix == ".gguf" and path.is_file() else None
+        return path if path.suffix.lower() == ".gguf" and path.is_file() else None
     joined = cache_dir() / "models" / f"{model}.gguf"
     if joined.is_file():
         return joined

@@ -202,7 +202,7 @@ def _found(engine: Engine, disk: DiskTier, name: str) -> tuple[str, bytes, bytes
     called = same_name(name, disk.session_names())
     if called is None:
         try:
-            bring_over(disk, name, engine.model.tiered)
+            bring_over(disk, name, engine.model.tiered, engine.store.make_room)
         except (StorageFullError, SessionChangedError) as error:
             raise SessionError(f"session {name!r} cannot be brought here from another folder: {error}") from error
         called = same_name(name, disk.session_names())

@@ -16,6 +16,7 @@ from stratakv.runtime import Chat, KVConfig, Runtime, SessionError
 from stratakv.runtime.cli import app
 from stratakv.runtime.locate import ALIASES, Alias, locate
 from stratakv.runtime.saved import describe, store_folders
+from stratakv.storage import DiskTier, StorageFullError
 
 DATA = Path(__file__).parents[1] / "data"
 RECALL, (OLD,) = DATA / "recall", sorted((DATA / "stores").glob("recall_*"))
@@ -121,7 +122,7 @@ def test_a_gguf_file_is_one_model_under_any_name(tmp_path: Path, store: Path, mo
     whole = write_tiny_gguf(tmp_path / "tiny.gguf")
     save(whole, store, "s", "A short text to keep. ")
     converted: list[str] = []
-    renamed = Path(shutil.copy(whole, tmp_path / "renamed \u0436-1.Q4.gguf"))
+    renamed = Path(shutil.copy(whole, tmp_path / "renamed \u0436-1.Q4.GGUF"))
     assert locate(str(renamed), "bfloat16", on_convert=converted.append).name.startswith("tiny-")
     package = tmp_path / "lib" / "tiny_model_package"
     package.mkdir(parents=True)
@@ -209,6 +210,42 @@ def test_a_session_comes_over_to_a_folder_of_another_fingerprint(model: Path, st
         assert runtime.stats()["pages_recomputed"] == 0
     with load(newer, store) as runtime:
         assert runtime.sessions() == ["old", "s0", "s1", "s2"]
+
+
+def test_a_session_comes_over_to_a_full_folder(model: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody saved gives way to it; if nothing does, it stays where it is."""
+    one = old_store(store, "one")
+    save(model, store, "x", " ".join(f"k{i} v1" for i in range(300)))  # one is the only folder: it is the larger now
+    two, honest = old_store(store, "two"), DiskTier.copy_pages
+    sessions(store, "rm", "old", "--in", "one")
+    with load(model, store) as runtime:
+        chat = runtime.chat()
+        chat.read_text("v1 " * 100)
+        runtime.store.flush()
+        chat.close()
+        assert runtime.store.disk is not None
+        assert runtime.store.disk.folder == one
+
+        def full(disk: DiskTier, *_: object) -> None:
+            raise StorageFullError("full", is_at_cap=True)
+
+        def full_once(disk: DiskTier, source: DiskTier, keys: list[bytes]) -> None:
+            if not room:
+                full(disk)
+            honest(disk, source, keys)
+
+        room: list[int] = []
+        make_room = runtime.store.make_room
+        monkeypatch.setattr(runtime.store, "make_room", lambda needed: room.append(make_room(needed)) or 1)
+        monkeypatch.setattr(DiskTier, "copy_pages", full)
+        with pytest.raises(SessionError, match="cannot be brought here from another folder: full"):
+            runtime.chat(session="old")
+        room.clear()
+        monkeypatch.setattr(DiskTier, "copy_pages", full_once)
+        assert sessions(store, "list", "--in", two.name).startswith("old ")
+        assert is_whole(runtime.chat(session="old"))
+        assert room
+        assert sessions(store, "list", "--in", two.name) == "no sessions\n"
 
 
 def test_a_session_of_the_same_name_in_another_folder_is_named(
