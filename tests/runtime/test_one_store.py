@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ import pytest
 from tiny_gguf import write_tiny_gguf
 from typer.testing import CliRunner
 
-from stratakv.runtime import Chat, KVConfig, Runtime, SessionError
+from stratakv.runtime import Chat, KVConfig, Runtime, SessionError, home
 from stratakv.runtime.cli import app
 from stratakv.runtime.locate import ALIASES, Alias, locate
 from stratakv.runtime.saved import describe, store_folders
@@ -156,6 +157,28 @@ def test_the_commands_take_any_spelling(model: Path, store: Path, monkeypatch: p
     assert "no session 's'; saved: t; there is one elsewhere: --in a_" in asked
     assert sessions(store, "rm", "s", "-m", str(copy)) == ""
     assert sessions(store, "list").split()[0] == "t"
+
+
+def test_a_folder_is_chosen_and_made_while_no_other_process_can(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or two that begin together would make one each."""
+    honest, seen = home.private_folder, []
+
+    def make(folder: Path) -> None:
+        other = os.open(store, os.O_RDONLY)
+        try:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            seen.append(folder)
+        finally:
+            os.close(other)
+        honest(folder)
+
+    monkeypatch.setattr(home, "private_folder", make)
+    found = [home.find_home(store, name, {"weights": "w"}, {}, former=dict).folder for name in ("one", "two")]
+    assert found == seen == [found[0]] * 2
+    assert found[0].name.startswith("one_")
 
 
 # Folders of earlier versions
