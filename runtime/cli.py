@@ -35,6 +35,7 @@ app = typer.Typer(
     help="Chat with documents far larger than the GPU's memory.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # rich alone would take longer than all else that --help does
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -20,12 +20,11 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import lmdb
-import numpy as np
 
 from . import pieces, record
-from .codecs import Codec
 from .errors import RecordError, StorageFullError, StoreUnavailableError
 from .lease import Lease
 from .lmdb_file import PAGES, SESSIONS, STATES, USES, LmdbFile
@@ -34,6 +33,11 @@ from .private import private_file, private_folder
 from .records import Records
 from .session_name import session_name
 from .uses import Use, Uses
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .codecs import Codec
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +145,7 @@ class DiskTier:
         codecs: dict[int, Codec],
     ) -> dict[int, str]:
         """Read and verify pages; `out(i)` is the buffer for key i. Returns {i: what is wrong}."""
-        ids = np.ascontiguousarray(tokens, dtype="<u4")
+        ids = tokens.astype("<u4", copy=False)
         failures: dict[int, str] = {}
         start = 0
         while start < len(keys):
@@ -178,7 +182,7 @@ class DiskTier:
         self, buffer: bytes | memoryview, key: bytes, ids: np.ndarray, out: np.ndarray, codecs: dict[int, Codec]
     ) -> None:
         found = record.unpack(buffer, record.PAGE, self.fingerprint, key)
-        if found.tokens.tobytes() != ids.tobytes():
+        if found.ids != ids.tobytes():
             raise RecordError("tokens: the record holds other tokens under the same hash")
         if found.codec not in codecs:
             raise RecordError(f"codec: {found.codec} is unknown to this program")
