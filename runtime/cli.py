@@ -29,6 +29,7 @@ from .cli_options import (
     kv_config,
 )
 from .sessions_cli import sessions
+from .threads import choose
 
 app = typer.Typer(
     name="stratakv",
@@ -43,6 +44,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point: user errors become one line on stderr and exit code 2."""
+    choose()
     try:
         app()
     except BrokenPipeError:
