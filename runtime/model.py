@@ -120,36 +120,30 @@ class Model:
         return window
 
     @classmethod
-    def load(cls, directory: Path, device: torch.device, dtype: torch.dtype, weights: str = "own") -> Model:
+    def load(
+        cls, directory: Path, device: torch.device, dtype: torch.dtype, weights: str = "own", modules: str = "own"
+    ) -> Model:
         """Load a Hugging Face directory.
 
         Args:
             weights: what decode multiplies with, a key of `PRODUCTS`.
+            modules: `own` layers (`decoder`), or `transformers`', which take seconds more to import: for whoever
+                runs its forward pass beside ours.
 
         Raises:
             ModelFileError: it is not a model we can run. ValueError: its weights cannot be had as `weights`.
         """
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-        from transformers.modeling_utils import AttentionInterface
-        from transformers.utils import logging as transformers_logging
-
-        AttentionInterface.register(ATTENTION, _attention)
-        transformers_logging.disable_progress_bar()
-        local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         with reading(directory / "config.json", "a readable configuration"):
-            family, settings = read_config(directory / "config.json")
-            config = AutoConfig.for_model(family, name_or_path=str(directory), **settings)
+            config = _configuration(directory, modules)
             _check_config(config, directory)
         with reading(directory, "a readable model"):
-            hf, found = AutoModelForCausalLM.from_pretrained(
-                directory, config=config, dtype=dtype, attn_implementation=ATTENTION,
-                use_safetensors=True, output_loading_info=True, **local,
-            )  # fmt: skip
-            check_complete(directory, found)
+            hf = (_own_modules if modules == "own" else _transformers_modules)(directory, config, dtype)
         with reading(directory / "tokenizer.json", "a readable tokenizer"):
-            tokenizer = AutoTokenizer.from_pretrained(directory, config=config, **local)
+            from .tokens import load_tokenizer
+
+            tokenizer = load_tokenizer(directory, config)
             _check_vocabulary(tokenizer, config.vocab_size, directory)
-        hf = hf.to(device).eval()
+        hf = hf.to(device)
         with reading(directory / "config.json", "a configuration of a model we can run"):
             model = cls(hf, tokenizer)
         if weights != "own":
@@ -326,6 +320,43 @@ class LayerRotation:
     def _apply(self, keys: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
         each = keys.float().unsqueeze(1)  # a batch of KV heads, each with positions of its own
         return self._model.rotate(self._layer, each, each, {self._model.kinds[self._layer]: table})[1].squeeze(1)
+
+
+def _configuration(directory: Path, modules: str) -> Any:
+    family, settings = read_config(directory / "config.json")
+    if family == "llama" and modules == "own":
+        from .llama_config import LlamaConfig
+
+        return LlamaConfig(name_or_path=str(directory), **settings)
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(family, name_or_path=str(directory), **settings)
+
+
+def _own_modules(directory: Path, config: Any, dtype: torch.dtype) -> Any:
+    from transformers.generation.configuration_utils import GenerationConfig
+
+    from .weights import load_decoder
+
+    decoder = load_decoder(directory, config, dtype)
+    if (directory / "generation_config.json").is_file():
+        decoder.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
+    return decoder
+
+
+def _transformers_modules(directory: Path, config: Any, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM
+    from transformers.modeling_utils import AttentionInterface
+    from transformers.utils import logging as transformers_logging
+
+    AttentionInterface.register(ATTENTION, _attention)
+    transformers_logging.disable_progress_bar()
+    hf, found = AutoModelForCausalLM.from_pretrained(
+        directory, config=config, dtype=dtype, attn_implementation=ATTENTION, use_safetensors=True,
+        output_loading_info=True, local_files_only=True, trust_remote_code=False,
+    )  # fmt: skip
+    check_complete(directory, found)
+    return hf.eval()
 
 
 def _multiplies_slowly(device: torch.device, dtype: torch.dtype) -> bool:

@@ -50,7 +50,7 @@ class Subject:
             found = cls(options.shape, model, folder, None)
         else:
             directory = locate(options.model, kind, on_convert=lambda name: log(f"converting {name} once"))
-            model = Model.load(directory, device, dtype)
+            model = Model.load(directory, device, dtype, modules="transformers")
             text = read_text_file(options.text or _bundled_text())
             ids = model.tokenizer(text, add_special_tokens=False).input_ids
             found = cls(options.model, model, directory, np.array(ids, dtype=np.uint32))
