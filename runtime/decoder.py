@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 
+from .products import Linear
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Form:
@@ -66,7 +68,7 @@ class Decoder(nn.Module):
         self.generation_config: Any = None
         with torch.device("meta"):
             self.model = _Inner(config)
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.model.rotary_emb = (LayeredRotary if config.model_type == "gemma3_text" else Rotary)(config)
         self.requires_grad_(False)
 
@@ -77,13 +79,20 @@ class _Inner(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         form = FORMS[config.model_type]
-        embedding = ScaledEmbedding if config.model_type == "gemma3_text" else nn.Embedding
+        embedding = ScaledEmbedding if config.model_type == "gemma3_text" else Embedding
         self.embed_tokens = embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, form, at) for at in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config, form)
 
 
-class ScaledEmbedding(nn.Embedding):
+class Embedding(nn.Embedding):
+    """One whose numbers are still to come, as `Linear`."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class ScaledEmbedding(Embedding):
     """Rows times the root of their width."""
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -119,10 +128,10 @@ class Attention(nn.Module):
         self.rows = [heads * self.dim, kv_heads * self.dim, kv_heads * self.dim]
         bias = _is(form.qkv_bias, config)
         if form.is_fused:
-            self.qkv_proj = nn.Linear(hidden, sum(self.rows), bias=bias)
+            self.qkv_proj = Linear(hidden, sum(self.rows), bias=bias)
         else:
-            self.q_proj, self.k_proj, self.v_proj = (nn.Linear(hidden, rows, bias=bias) for rows in self.rows)
-        self.o_proj = nn.Linear(self.rows[0], hidden, bias=_is(form.out_bias, config))
+            self.q_proj, self.k_proj, self.v_proj = (Linear(hidden, rows, bias=bias) for rows in self.rows)
+        self.o_proj = Linear(self.rows[0], hidden, bias=_is(form.out_bias, config))
         self.head_norm = form.head_norm
         if form.head_norm:
             widths = self.rows[:2] if form.head_norm == "all" else [self.dim, self.dim]
@@ -148,10 +157,10 @@ class MLP(nn.Module):
         super().__init__()
         hidden, inner, bias = config.hidden_size, config.intermediate_size, _is(form.mlp_bias, config)
         if form.is_fused:
-            self.gate_up_proj = nn.Linear(hidden, 2 * inner, bias=bias)
+            self.gate_up_proj = Linear(hidden, 2 * inner, bias=bias)
         else:
-            self.gate_proj, self.up_proj = nn.Linear(hidden, inner, bias=bias), nn.Linear(hidden, inner, bias=bias)
-        self.down_proj = nn.Linear(inner, hidden, bias=bias)
+            self.gate_proj, self.up_proj = Linear(hidden, inner, bias=bias), Linear(hidden, inner, bias=bias)
+        self.down_proj = Linear(inner, hidden, bias=bias)
         act = activation(getattr(config, form.act))
         if form.is_fused:
             self.activation_fn = act

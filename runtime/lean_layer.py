@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .products import Product
+from .products import Linear, Product
 
 _NORMS_BEFORE = frozenset({"input_layernorm", "post_attention_layernorm"})
 _DROPOUTS = frozenset({"resid_attn_dropout", "resid_mlp_dropout"})
@@ -148,7 +148,7 @@ def lean_layer(
     if (norms, frozenset(parts[1]), frozenset(parts[2])) != known:
         return None
     products = [part for some in parts for name, part in some.items() if name.endswith("_proj")]
-    if not all(type(part) is nn.Linear and part.weight.is_floating_point() for part in products):
+    if not all(type(part) in (nn.Linear, Linear) and part.weight.is_floating_point() for part in products):
         return None
     return LeanLayer(layer, heads, kv_heads, dim, is_rotated=is_rotated, product=product)
 
