@@ -10,6 +10,8 @@ State   Kernels are tested in Triton's interpreter on a CPU and compiled ahead o
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
@@ -18,11 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # no wheels for this platform: ops run their PyTorch form
-    triton = tl = None
+triton: Any = None
+tl: Any = None
+if torch.version.cuda is not None or "triton" in sys.modules or "TRITON_INTERPRET" in os.environ:
+    # Else no kernel can run: a torch without CUDA, and nobody who interprets or compiles them. Loading takes a moment.
+    try:
+        import triton
+        import triton.language as tl
+    except ImportError:  # no wheels for this platform: ops run their PyTorch form
+        pass
 
 __all__ = ["block_of", "cdiv", "jit", "launch", "num_splits", "reaches_from", "tl", "uses_triton"]
 

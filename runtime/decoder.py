@@ -170,9 +170,10 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if hasattr(self, "gate_up_proj"):
             gate, up = self.gate_up_proj(x).chunk(2, -1)
-            out: Tensor = self.down_proj(self.activation_fn(gate) * up)
-            return out
-        out = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+            inner = self.activation_fn(gate) * up
+        else:
+            inner = self.act_fn(self.gate_proj(x)) * self.up_proj(x)
+        out: Tensor = self.down_proj(inner)
         return out
 
 

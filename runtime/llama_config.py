@@ -3,14 +3,15 @@
 For the sake of one field that is of no use to us, transformers' `LlamaConfig` imports its activations, and with them
 its loading, distributed training and compiling: 1.7 s. No other family's does. `tests/runtime/test_decoder.py` compares
 the two.
-"""
 
-from __future__ import annotations
+NOTE: annotations must not be postponed here: `strict` checks no field whose type is a text.
+"""
 
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_rope_utils import RopeParameters
 
 
 @strict
@@ -35,7 +36,7 @@ class LlamaConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = 2
     pretraining_tp: int | None = 1
     tie_word_embeddings: bool = False
-    rope_parameters: dict | None = None
+    rope_parameters: RopeParameters | dict | None = None
     attention_bias: bool = False
     attention_dropout: int | float | None = 0.0
     mlp_bias: bool = False

@@ -1,10 +1,12 @@
-"""The one file that knows transformers.
+"""A model as the engine drives it: layer by layer, with attention and positions of our own.
 
-transformers loads weights, tokenizer and chat template and gives us its modules; we drive the
-decoder layers ourselves. A registered attention function hands each layer's queries, keys and
-values to our callback. Layers are called with the identity rotation, so they arrive un-rotated and
-positions are applied here, with the family's own tables and convention. Decode runs the same weights in
-a form of ours where it knows the layer (`lean_layer`).
+Its layers are `decoder`'s or transformers' own modules. They are called with a function that attention calls back with
+each layer's queries, keys and values, un-rotated (transformers' layers get the identity as their rotation); positions
+are applied here, with the family's own tables and convention. Decode runs the same weights in a form of ours where it
+knows the layer (`lean_layer`).
+
+Importing transformers' models takes seconds; what of it is imported, where and why not more, is said in `decoder`,
+`llama_config` and `tokens`.
 
 Supported are families whose whole forward pass is: embed, decoder layers, norm, head. Others scale
 or mix in between; they are refused by name rather than run wrong. `tests/runtime/test_families.py`
