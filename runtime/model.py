@@ -33,6 +33,7 @@ from .numbers_check import FAMILIES as FAMILIES
 from .numbers_check import check_allocation, check_complete, check_family, check_shape, reading
 from .products import PRODUCTS
 from .settings_check import read_config
+from .tokens import load_tokenizer
 
 ATTENTION = "stratakv"
 
@@ -123,14 +124,16 @@ class Model:
 
     @classmethod
     def load(
-        cls, directory: Path, device: torch.device, dtype: torch.dtype, weights: str = "own", modules: str = "own"
-    ) -> Model:
+        cls, directory: Path, device: torch.device, dtype: torch.dtype, weights: str = "own", modules: str = "own",
+        on_tokenizer: Callable[[Any], object] = lambda tokenizer: None,
+    ) -> Model:  # fmt: skip
         """Load a Hugging Face directory.
 
         Args:
             weights: what decode multiplies with, a key of `PRODUCTS`.
             modules: `own` layers (`decoder`), or `transformers`', which take seconds more to import: for whoever
                 runs its forward pass beside ours.
+            on_tokenizer: given the tokenizer before the weights are read.
 
         Raises:
             ModelFileError: it is not a model we can run. ValueError: its weights cannot be had as `weights`.
@@ -138,14 +141,12 @@ class Model:
         with reading(directory / "config.json", "a readable configuration"):
             config = _configuration(directory, modules)
             _check_config(config, directory)
-        with reading(directory, "a readable model"):
-            hf = (_own_modules if modules == "own" else _transformers_modules)(directory, config, dtype)
         with reading(directory / "tokenizer.json", "a readable tokenizer"):
-            from .tokens import load_tokenizer
-
             tokenizer = load_tokenizer(directory, config)
             _check_vocabulary(tokenizer, config.vocab_size, directory)
-        hf = hf.to(device)
+        on_tokenizer(tokenizer)
+        with reading(directory, "a readable model"):
+            hf = (_own_modules if modules == "own" else _transformers_modules)(directory, config, dtype).to(device)
         with reading(directory / "config.json", "a configuration of a model we can run"):
             model = cls(hf, tokenizer)
         if weights != "own":
