@@ -130,10 +130,8 @@ def measure(builds: list[Build], rounds: int, model: str, scratch: Path) -> dict
                         with loops(count):
                             seconds = ask(workers[build.name], work)["seconds"]
                         found[build.name][work].setdefault(count, []).extend(seconds)
-                        print(
-                            f"{turn} beside {count}: {build.name:6} {work:7} {1e3 * statistics.median(seconds):8.1f} ms",
-                            file=sys.stderr,
-                        )
+                        middle = 1e3 * statistics.median(seconds)
+                        print(f"{turn} beside {count}: {build.name:6} {work:7} {middle:8.1f} ms", file=sys.stderr)
         for build in builds:
             found[build.name]["end"] = ask(workers[build.name], "end")
     return found
