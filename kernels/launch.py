@@ -20,15 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-triton: Any = None
-tl: Any = None
-if torch.version.cuda is not None or "triton" in sys.modules or "TRITON_INTERPRET" in os.environ:
-    # Else no kernel can run: a torch without CUDA, and nobody who interprets or compiles them. Loading takes a moment.
-    try:
-        import triton
-        import triton.language as tl
-    except ImportError:  # no wheels for this platform: ops run their PyTorch form
-        pass
+try:
+    if torch.version.cuda is None and "triton" not in sys.modules and "TRITON_INTERPRET" not in os.environ:
+        raise ImportError("a torch without CUDA, and nobody who interprets or compiles kernels: none can run")
+    import triton
+    import triton.language as tl
+except ImportError:  # or no wheels for this platform: ops run their PyTorch form
+    triton = tl = None
 
 __all__ = ["block_of", "cdiv", "jit", "launch", "num_splits", "reaches_from", "tl", "uses_triton"]
 

@@ -11,6 +11,7 @@ Shapes  B sequences, T tokens, C hidden size, H query heads, G KV heads, D head 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -188,7 +189,7 @@ class DecoderLayer(nn.Module):
         has_four = "pre_feedforward" in form.norms
         self._before = "input_layernorm" if "input" in form.norms else None
         self._between = "post_attention_layernorm" if has_four or self._before is None else None
-        self._before_mlp = "pre_feedforward_layernorm" if has_four else "post_attention_layernorm"
+        self._before_mlp: str | None = "pre_feedforward_layernorm" if has_four else "post_attention_layernorm"
         if self._before is None:
             self._before_mlp = None
         self._after = "post_feedforward_layernorm" if "post_feedforward" in form.norms else None
@@ -218,7 +219,7 @@ class Rotary(nn.Module):
         self.register_buffer("inv_freq", frequencies, persistent=False)
         self.register_buffer("original_inv_freq", frequencies.clone(), persistent=False)
 
-    @dynamic_rope_update
+    @dynamic_rope_update  # type: ignore[untyped-decorator]
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         return _tables(position_ids, self.inv_freq, self.attention_scaling, x.device, self.dtype or x.dtype)
 
@@ -242,7 +243,7 @@ class LayeredRotary(nn.Module):
             self.register_buffer(f"{kind}_original_inv_freq", frequencies.clone(), persistent=False)
             setattr(self, f"{kind}_attention_scaling", scaling)
 
-    @dynamic_rope_update
+    @dynamic_rope_update  # type: ignore[untyped-decorator]
     def forward(self, x: Tensor, position_ids: Tensor, layer_type: str) -> tuple[Tensor, Tensor]:
         frequencies, scaling = (getattr(self, f"{layer_type}_{name}") for name in ("inv_freq", "attention_scaling"))
         return _tables(position_ids, frequencies, scaling, x.device, x.dtype)
@@ -283,7 +284,7 @@ def _is(answer: str | bool, config: Any) -> bool:
     return bool(getattr(config, answer)) if isinstance(answer, str) else answer
 
 
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU, "swish": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU,
     "gelu_pytorch_tanh": lambda: nn.GELU(approximate="tanh"),
 }  # fmt: skip

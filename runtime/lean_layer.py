@@ -148,16 +148,21 @@ def lean_layer(
     if (norms, frozenset(parts[1]), frozenset(parts[2])) != known:
         return None
     products = [part for some in parts for name, part in some.items() if name.endswith("_proj")]
-    if not all(type(part) in (nn.Linear, Linear) and part.weight.is_floating_point() for part in products):
+    if not all(isinstance(part, nn.Linear) and _is_plain(part) for part in products):
         return None
     return LeanLayer(layer, heads, kv_heads, dim, is_rotated=is_rotated, product=product)
+
+
+def _is_plain(part: nn.Linear) -> bool:
+    """Whether its weight means what it says: other classes keep quantised ones."""
+    return type(part) in (nn.Linear, Linear) and part.weight.is_floating_point()
 
 
 def _family(layer: nn.Module) -> str:
     """Whose layer it is, ours (`decoder`) or transformers'; empty if neither's."""
     package = type(layer).__module__
     if package == f"{__package__}.decoder":
-        return str(layer.family).removesuffix("_text")
+        return str(getattr(layer, "family", "")).removesuffix("_text")
     return type(layer).__name__.removesuffix("DecoderLayer").lower() if package.startswith("transformers.") else ""
 
 

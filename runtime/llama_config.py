@@ -15,7 +15,7 @@ from transformers.modeling_rope_utils import RopeParameters
 
 
 @strict
-class LlamaConfig(PreTrainedConfig):
+class LlamaConfig(PreTrainedConfig):  # type: ignore[misc]
     """See the top of this file."""
 
     model_type = "llama"
@@ -36,7 +36,7 @@ class LlamaConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = 2
     pretraining_tp: int | None = 1
     tie_word_embeddings: bool = False
-    rope_parameters: RopeParameters | dict | None = None
+    rope_parameters: RopeParameters | dict[str, Any] | None = None
     attention_bias: bool = False
     attention_dropout: int | float | None = 0.0
     mlp_bias: bool = False

@@ -47,6 +47,7 @@ class Worker:
         self.ids = np.array(ids, dtype=np.uint32)
         self.sequence = self.runtime.engine.new_sequence()
         logits = self.runtime.engine.prefill(self.sequence, self.ids[:CONTEXT]).logits
+        assert logits is not None
         self.next = int(logits.argmax())
         self.tokens = [self.next]
         self.prompts = 0
