@@ -1,14 +1,14 @@
-"""A decoder layer for decode: transformers' weights, in as few operations as they need.
+"""A decoder layer for decode: a module's weights, in as few operations as they need.
 
-A decode step is bound by the bytes of the weights and, in a small model, by the number of operations. transformers'
-layers are written for any shape; this is one for a single new token of each sequence, as two pure functions of
+A decode step is bound by the bytes of the weights and, in a small model, by the number of operations. The modules
+(`decoder`, or transformers' own) are written for any shape; this is one for a single new token of each sequence, as two pure functions of
 static shapes with attention between them:
 
     before(hidden, cos, sin) -> q, k, v      norm, one product for q, k and v, their norms, rotation
     after(hidden, attended) -> hidden        output product, norms, one product for gate and up, down product
 
 Weights that are multiplied with the same vector lie together; the module's own parameters become views of them,
-so nothing is held twice. `lean_layer` gives None for any layer that is not known to its last part: transformers'
+so nothing is held twice. `lean_layer` gives None for any layer that is not known to its last part: its
 module serves that one.
 
 Shapes  B sequences, C hidden size, H query heads, G KV heads, D head dim
