@@ -1,8 +1,8 @@
 """A decoder layer for decode: a module's weights, in as few operations as they need.
 
 A decode step is bound by the bytes of the weights and, in a small model, by the number of operations. The modules
-(`decoder`, or transformers' own) are written for any shape; this is one for a single new token of each sequence, as two pure functions of
-static shapes with attention between them:
+(`decoder`'s, or transformers' own) are written for any shape; this is one for a single new token of each sequence, as
+two pure functions of static shapes with attention between them:
 
     before(hidden, cos, sin) -> q, k, v      norm, one product for q, k and v, their norms, rotation
     after(hidden, attended) -> hidden        output product, norms, one product for gate and up, down product

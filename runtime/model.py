@@ -26,16 +26,12 @@ import torch
 from torch import Tensor
 
 from .captured import CapturedLayer, Graphs
-from .directory_check import check_weights
-from .errors import ModelFileError
 from .lean_layer import LeanLayer, for_lean, lean_layer
+from .model_files import check_vocabulary, own_modules, read_configuration, transformers_modules
 from .numbers_check import FAMILIES as FAMILIES
-from .numbers_check import check_allocation, check_complete, check_family, check_shape, reading
+from .numbers_check import reading
 from .products import PRODUCTS
-from .settings_check import read_config
 from .tokens import load_tokenizer
-
-ATTENTION = "stratakv"
 
 RotaryTables = dict[str, tuple[Tensor, Tensor]]
 """cos and sin `[B, T, rotary dim]` by layer kind."""
@@ -56,14 +52,6 @@ class StepTables(NamedTuple):
         """Those of sequence b alone."""
         row = slice(b, b + 1)
         return StepTables(*({kind: (cos[row], sin[row]) for kind, (cos, sin) in some.items()} for some in self))
-
-
-def _attention(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, None]:
-    attend: Attend = kwargs["strata_attend"]
-    out = attend(int(module.layer_idx), query, key, value, float(kwargs["scaling"]))  # type: ignore[arg-type]
-    return out.transpose(1, 2), None
 
 
 class Model:
@@ -139,14 +127,13 @@ class Model:
             ModelFileError: it is not a model we can run. ValueError: its weights cannot be had as `weights`.
         """
         with reading(directory / "config.json", "a readable configuration"):
-            config = _configuration(directory, modules)
-            _check_config(config, directory)
+            config = read_configuration(directory, modules)
         with reading(directory / "tokenizer.json", "a readable tokenizer"):
             tokenizer = load_tokenizer(directory, config)
-            _check_vocabulary(tokenizer, config.vocab_size, directory)
+            check_vocabulary(tokenizer, config.vocab_size, directory)
         on_tokenizer(tokenizer)
         with reading(directory, "a readable model"):
-            hf = (_own_modules if modules == "own" else _transformers_modules)(directory, config, dtype).to(device)
+            hf = (own_modules if modules == "own" else transformers_modules)(directory, config, dtype).to(device)
         with reading(directory / "config.json", "a configuration of a model we can run"):
             model = cls(hf, tokenizer)
         if weights != "own":
@@ -325,85 +312,9 @@ class LayerRotation:
         return self._model.rotate(self._layer, each, each, {self._model.kinds[self._layer]: table})[1].squeeze(1)
 
 
-def _configuration(directory: Path, modules: str) -> Any:
-    family, settings = read_config(directory / "config.json")
-    if family == "llama" and modules == "own":
-        from .llama_config import LlamaConfig
-
-        return LlamaConfig(name_or_path=str(directory), **settings)
-    from transformers import AutoConfig
-
-    return AutoConfig.for_model(family, name_or_path=str(directory), **settings)
-
-
-def _own_modules(directory: Path, config: Any, dtype: torch.dtype) -> Any:
-    from transformers.generation.configuration_utils import GenerationConfig
-
-    from .weights import load_decoder
-
-    decoder = load_decoder(directory, config, dtype)
-    if (directory / "generation_config.json").is_file():
-        decoder.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
-    return decoder
-
-
-def _transformers_modules(directory: Path, config: Any, dtype: torch.dtype) -> Any:
-    from transformers import AutoModelForCausalLM
-    from transformers.modeling_utils import AttentionInterface
-    from transformers.utils import logging as transformers_logging
-
-    AttentionInterface.register(ATTENTION, _attention)
-    transformers_logging.disable_progress_bar()
-    hf, found = AutoModelForCausalLM.from_pretrained(
-        directory, config=config, dtype=dtype, attn_implementation=ATTENTION, use_safetensors=True,
-        output_loading_info=True, local_files_only=True, trust_remote_code=False,
-    )  # fmt: skip
-    check_complete(directory, found)
-    return hf.eval()
-
-
 def _multiplies_slowly(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether matrix products in `dtype` are slower than in fp32 on this hardware."""
     if device.type != "cpu" or dtype == torch.float32:
         return False
     checks = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
     return not getattr(torch.ops.mkldnn, checks[dtype])()
-
-
-def _check_config(config: Any, directory: Path) -> None:
-    check_family(directory, config.model_type)
-    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
-        if getattr(config, name, None) is not None:
-            raise ModelFileError(f"{directory / 'config.json'}: {name}: {getattr(config, name)} is not supported")
-    unknown = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
-    if unknown:
-        raise ModelFileError(f"{directory}: layers of type {', '.join(sorted(unknown))} are not supported")
-    if getattr(config, "use_bidirectional_attention", False):
-        raise ModelFileError(f"{directory}: use_bidirectional_attention is not supported")
-    sizes, weights = _sizes(config), check_weights(directory)
-    check_shape(directory / "config.json", sizes)
-    check_allocation(directory / "config.json", sizes, weights.elements, len(weights.names))
-
-
-def _check_vocabulary(tokenizer: Any, size: int, directory: Path) -> None:
-    """A token without weights would be read from beyond the table. Special tokens may have none: Gemma 3's text models
-    have one for images, which no text is split into."""
-    ids = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).values()
-    added = [number for number, token in tokenizer.added_tokens_decoder.items() if not token.special]
-    largest = max([*ids, *added], default=-1)
-    if largest >= size:
-        raise ModelFileError(f"{directory / 'tokenizer.json'}: vocabulary: token {largest}, the model has {size}")
-
-
-def _sizes(config: Any) -> dict[str, int]:
-    """What decides the shapes of the weights, with the family's defaults where the file is silent."""
-    heads = config.num_attention_heads
-    return {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
-    }

@@ -14,7 +14,8 @@ import torch
 from ..config import KVConfig
 from ..documents import read_text_file
 from ..locate import locate
-from ..model import ATTENTION, Model
+from ..model import Model
+from ..model_files import ATTENTION
 from ..planner import available_memory
 from ..profile import Profiles
 from ..runtime import Runtime, pick_device, pick_dtype
