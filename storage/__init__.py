@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         CorruptPageError,
         ForkedError,
         RecordError,
+        SessionChangedError,
         StorageError,
         StorageFullError,
         StoreUnavailableError,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHAIN_BYTES", "ROOT", "Arena", "CapacityError", "ClosedError", "CorruptPageError", "Counters", "DiskTier",
-    "ForkedError", "OpenPage", "PageLayout", "RecordError", "StorageError", "StorageFullError",
+    "ForkedError", "OpenPage", "PageLayout", "RecordError", "SessionChangedError", "StorageError", "StorageFullError",
     "StoreUnavailableError", "Ticket", "Tier", "TieredStore", "next_chain", "page_key",
 ]  # fmt: skip
 
@@ -40,8 +41,8 @@ _NAMES = {
     "counters": ["Counters"],
     "disk_tier": ["DiskTier"],
     "errors": [
-        "CapacityError", "ClosedError", "CorruptPageError", "ForkedError", "RecordError", "StorageError",
-        "StorageFullError", "StoreUnavailableError",
+        "CapacityError", "ClosedError", "CorruptPageError", "ForkedError", "RecordError", "SessionChangedError",
+        "StorageError", "StorageFullError", "StoreUnavailableError",
     ],
     "intake": ["OpenPage"],
     "loading": ["Ticket"],

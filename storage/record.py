@@ -63,10 +63,10 @@ def pack(
     *,
     codec: int = 0,
     raw_bytes: int | None = None,
-    tokens: np.ndarray | None = None,
+    tokens: np.ndarray | memoryview | None = None,
 ) -> bytes:
-    """One record as bytes."""
-    ids = b"" if tokens is None else tokens.astype("<u4", copy=False).tobytes()
+    """One record as bytes. `tokens` are numbers, or a record's `ids`."""
+    ids = _ids(tokens)
     raw = len(payload) if raw_bytes is None else raw_bytes
     head = _HEAD.pack(
         _MAGIC, VERSION, kind, codec, fingerprint, key.ljust(KEY_BYTES, b"\0")[:KEY_BYTES],
@@ -75,12 +75,31 @@ def pack(
     return b"".join((head, _SUM.pack(_checksum(head, ids, payload)), ids, payload))
 
 
+def _ids(tokens: np.ndarray | memoryview | None) -> bytes:
+    if tokens is None:
+        return b""
+    return tokens.tobytes() if isinstance(tokens, memoryview) else tokens.astype("<u4", copy=False).tobytes()
+
+
+def repack(found: Record, fingerprint: bytes, key: bytes) -> bytes:
+    """A record for another folder."""
+    return pack(
+        found.kind, fingerprint, key, bytes(found.payload), codec=found.codec, raw_bytes=found.raw_bytes,
+        tokens=found.ids,
+    )  # fmt: skip
+
+
 def length(buffer: memoryview | bytes) -> int:
     """How long the record that begins with `buffer` says it is; 0 if that cannot be told."""
     if len(buffer) < _HEAD.size:
         return 0
     *_, count, _, size = _HEAD.unpack(buffer[: _HEAD.size])
     return int(_FIXED + 4 * count + size)
+
+
+def checksum(buffer: memoryview | bytes) -> bytes:
+    """The 8 bytes of the checksum that the record which begins with `buffer` carries; fewer if it is cut off."""
+    return bytes(buffer[_HEAD.size : _FIXED])
 
 
 def unpack(buffer: memoryview | bytes, kind: int, fingerprint: bytes, key: bytes) -> Record:
