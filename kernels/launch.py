@@ -10,6 +10,8 @@ State   Kernels are tested in Triton's interpreter on a CPU and compiled ahead o
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
@@ -19,9 +21,11 @@ import torch
 from torch import Tensor
 
 try:
+    if torch.version.cuda is None and "triton" not in sys.modules and "TRITON_INTERPRET" not in os.environ:
+        raise ImportError("a torch without CUDA, and nobody who interprets or compiles kernels: none can run")
     import triton
     import triton.language as tl
-except ImportError:  # no wheels for this platform: ops run their PyTorch form
+except ImportError:  # or no wheels for this platform: ops run their PyTorch form
     triton = tl = None
 
 __all__ = ["block_of", "cdiv", "jit", "launch", "num_splits", "reaches_from", "tl", "uses_triton"]

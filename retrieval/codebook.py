@@ -8,7 +8,6 @@ Shapes  keys [G, n, D], before RoPE   queries [G, m, D], turned to the distance 
 
 from __future__ import annotations
 
-import faiss
 import torch
 from torch import Tensor
 
@@ -56,6 +55,8 @@ def learn_codebooks(keys: Tensor, metric: Tensor, num_codewords: int) -> dict[st
 def _kmeans(keys: Tensor, metric: Tensor, count: int) -> Tensor:
     """Codewords fp32 `[count, D]`: the plain mean of each cluster's keys. The mean commutes with L, so nothing goes
     back through L^-1, which is ill-conditioned; only the centroid of a cluster that ended empty does."""
+    import faiss  # only whoever learns a codebook needs it
+
     root = torch.linalg.cholesky(metric)
     white = (keys.double() @ root).float().contiguous().numpy()
     kmeans = faiss.Kmeans(

@@ -6,10 +6,14 @@ Paper   Jegou et al., Product quantization for nearest neighbor search (2011)
 
 from __future__ import annotations
 
-import faiss
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import faiss
 
 CENTROIDS = 256
 """Per part: what a byte can number."""
@@ -26,6 +30,8 @@ def train_codebooks(x: Tensor, parts: int) -> Tensor:
         padded = torch.zeros(groups, CENTROIDS, width, device=x.device)
         padded[:, :count] = x
         return padded.view(groups, CENTROIDS, parts, -1).transpose(1, 2).half().contiguous()
+    import faiss  # here and below, not for a chat too short to be trained on: it takes as long as numpy to load
+
     sample = x[:, torch.arange(min(count, _TRAINING)) * count // min(count, _TRAINING)].cpu().numpy()
     found = []
     for rows in sample:
@@ -47,6 +53,8 @@ class ProductEncoder:
 
     @staticmethod
     def _quantizer(centroids: np.ndarray) -> faiss.ProductQuantizer:
+        import faiss
+
         parts, _, width = centroids.shape
         quantizer = faiss.ProductQuantizer(parts * width, parts, 8)
         faiss.copy_array_to_vector(np.ascontiguousarray(centroids).ravel(), quantizer.centroids)

@@ -7,7 +7,9 @@
     chat.read("book.txt")
     print(chat.send("Who hid the letter?").text)
 
-Names are imported on first use: importing this package loads no model library and starts nothing.
+Names are imported on first use: importing this package loads no model library and starts nothing. Whoever first asks
+for `Runtime` or `Chat` loads torch, with OpenMP threads that sleep when they wait (`threads` says why and how to choose
+otherwise).
 """
 
 from __future__ import annotations
@@ -54,4 +56,6 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in ("Chat", "Runtime"):
+        import_module(".threads", __name__).import_torch()
     return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -29,12 +30,14 @@ from .cli_options import (
     kv_config,
 )
 from .sessions_cli import sessions
+from .threads import choose
 
 app = typer.Typer(
     name="stratakv",
     help="Chat with documents far larger than the GPU's memory.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # rich alone would take longer than all else that --help does
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -42,6 +45,10 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point: user errors become one line on stderr and exit code 2."""
+    choose()
+    gc.set_threshold(
+        100_000
+    )  # what imports make stays: to look through it every 700 objects takes a tenth of the start
     try:
         app()
     except BrokenPipeError:

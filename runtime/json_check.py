@@ -13,8 +13,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .errors import ModelFileError
 from .numbers_check import shown
 
@@ -97,6 +95,8 @@ def _bounded(path: Path, data: bytes, name: str, limits: Limits) -> _Outline:
 
 
 def _outline(data: bytes) -> _Outline:
+    import numpy as np
+
     if b"\\" in data:  # in pairs from the left, as a parser takes them; what is left escapes a quote
         data = data.replace(b"\\\\", b"__").replace(b'\\"', b"__")
     found, quoted, depth = _Outline(), 0, 0

@@ -1,14 +1,14 @@
-"""A decoder layer for decode: transformers' weights, in as few operations as they need.
+"""A decoder layer for decode: a module's weights, in as few operations as they need.
 
-A decode step is bound by the bytes of the weights and, in a small model, by the number of operations. transformers'
-layers are written for any shape; this is one for a single new token of each sequence, as two pure functions of
-static shapes with attention between them:
+A decode step is bound by the bytes of the weights and, in a small model, by the number of operations. The modules
+(`decoder`'s, or transformers' own) are written for any shape; this is one for a single new token of each sequence, as
+two pure functions of static shapes with attention between them:
 
     before(hidden, cos, sin) -> q, k, v      norm, one product for q, k and v, their norms, rotation
     after(hidden, attended) -> hidden        output product, norms, one product for gate and up, down product
 
 Weights that are multiplied with the same vector lie together; the module's own parameters become views of them,
-so nothing is held twice. `lean_layer` gives None for any layer that is not known to its last part: transformers'
+so nothing is held twice. `lean_layer` gives None for any layer that is not known to its last part: its
 module serves that one.
 
 Shapes  B sequences, C hidden size, H query heads, G KV heads, D head dim
@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .products import Product
+from .products import Linear, Product
 
 _NORMS_BEFORE = frozenset({"input_layernorm", "post_attention_layernorm"})
 _DROPOUTS = frozenset({"resid_attn_dropout", "resid_mlp_dropout"})
@@ -31,17 +31,16 @@ _HEAD_NORMS = frozenset({"q_norm", "k_norm"})
 _SPLIT_MLP = frozenset({"gate_proj", "up_proj", "down_proj", "act_fn"})
 
 _KNOWN: dict[str, tuple[frozenset[str], frozenset[str], frozenset[str]]] = {
-    **dict.fromkeys(["Llama", "Mistral", "Qwen2", "SmolLM3"], (_NORMS_BEFORE, _SPLIT, _SPLIT_MLP)),
-    "Qwen3": (_NORMS_BEFORE, _SPLIT | _HEAD_NORMS, _SPLIT_MLP),
-    "Gemma3": (
+    **dict.fromkeys(["llama", "mistral", "qwen2", "smollm3"], (_NORMS_BEFORE, _SPLIT, _SPLIT_MLP)),
+    "qwen3": (_NORMS_BEFORE, _SPLIT | _HEAD_NORMS, _SPLIT_MLP),
+    "gemma3": (
         _NORMS_BEFORE | {"pre_feedforward_layernorm", "post_feedforward_layernorm"}, _SPLIT | _HEAD_NORMS, _SPLIT_MLP
     ),
-    "Olmo2": (
+    "olmo2": (
         frozenset({"post_attention_layernorm", "post_feedforward_layernorm"}), _SPLIT | _HEAD_NORMS, _SPLIT_MLP
     ),
-    "Phi3": (
-        _NORMS_BEFORE | _DROPOUTS, frozenset({"qkv_proj", "o_proj"}),
-        frozenset({"gate_up_proj", "down_proj", "activation_fn"}),
+    "phi3": (
+        _NORMS_BEFORE, frozenset({"qkv_proj", "o_proj"}), frozenset({"gate_up_proj", "down_proj", "activation_fn"})
     ),
 }  # fmt: skip
 """Parts of a family's decoder layer, of its attention, and of its MLP."""
@@ -52,7 +51,7 @@ class Norm:
 
     def __init__(self, module: Any) -> None:
         self.eps = float(module.eps if hasattr(module, "eps") else module.variance_epsilon)
-        self.is_offset = type(module).__name__.startswith("Gemma")
+        self.is_offset = getattr(module, "is_offset", type(module).__name__.startswith("Gemma"))
         self.weight: Tensor = 1.0 + module.weight.float() if self.is_offset else module.weight
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -138,19 +137,33 @@ def lean_layer(
     layer: nn.Module, heads: int, kv_heads: int, dim: int, *, is_rotated: bool, product: type[Product] = Product
 ) -> LeanLayer | None:
     """None unless every part of `layer` is one that a family listed above has."""
-    known = _KNOWN.get(type(layer).__name__.removesuffix("DecoderLayer"))
-    if known is None or type(layer).__module__.split(".")[0] != "transformers":
+    known = _KNOWN.get(_family(layer))
+    if known is None:
         return None
     attention, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
     if attention is None or mlp is None:
         return None
     parts = dict(layer.named_children()), dict(attention.named_children()), dict(mlp.named_children())
-    if (frozenset(parts[0]) - {"self_attn", "mlp"}, frozenset(parts[1]), frozenset(parts[2])) != known:
+    norms = frozenset(parts[0]) - {"self_attn", "mlp"} - _DROPOUTS
+    if (norms, frozenset(parts[1]), frozenset(parts[2])) != known:
         return None
     products = [part for some in parts for name, part in some.items() if name.endswith("_proj")]
-    if not all(type(part) is nn.Linear and part.weight.is_floating_point() for part in products):
+    if not all(isinstance(part, nn.Linear) and _is_plain(part) for part in products):
         return None
     return LeanLayer(layer, heads, kv_heads, dim, is_rotated=is_rotated, product=product)
+
+
+def _is_plain(part: nn.Linear) -> bool:
+    """Whether its weight means what it says: other classes keep quantised ones."""
+    return type(part) in (nn.Linear, Linear) and part.weight.is_floating_point()
+
+
+def _family(layer: nn.Module) -> str:
+    """Whose layer it is, ours (`decoder`) or transformers'; empty if neither's."""
+    package = type(layer).__module__
+    if package == f"{__package__}.decoder":
+        return str(getattr(layer, "family", "")).removesuffix("_text")
+    return type(layer).__name__.removesuffix("DecoderLayer").lower() if package.startswith("transformers.") else ""
 
 
 def for_lean(cos: Tensor, sin: Tensor, dim: int) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,12 @@
-"""The one file that knows transformers.
+"""A model as the engine drives it: layer by layer, with attention and positions of our own.
 
-transformers loads weights, tokenizer and chat template and gives us its modules; we drive the
-decoder layers ourselves. A registered attention function hands each layer's queries, keys and
-values to our callback. Layers are called with the identity rotation, so they arrive un-rotated and
-positions are applied here, with the family's own tables and convention. Decode runs the same weights in
-a form of ours where it knows the layer (`lean_layer`).
+Its layers are `decoder`'s or transformers' own modules. They are called with a function that attention calls back with
+each layer's queries, keys and values, un-rotated (transformers' layers get the identity as their rotation); positions
+are applied here, with the family's own tables and convention. Decode runs the same weights in a form of ours where it
+knows the layer (`lean_layer`).
+
+Importing transformers' models takes seconds; what of it is imported, where and why not more, is said in `decoder`,
+`llama_config` and `tokens`.
 
 Supported are families whose whole forward pass is: embed, decoder layers, norm, head. Others scale
 or mix in between; they are refused by name rather than run wrong. `tests/runtime/test_families.py`
@@ -24,16 +26,13 @@ import torch
 from torch import Tensor
 
 from .captured import CapturedLayer, Graphs
-from .directory_check import check_weights
-from .errors import ModelFileError
 from .lean_layer import LeanLayer, for_lean, lean_layer
+from .model_files import check_vocabulary, own_modules, read_configuration, transformers_modules
 from .numbers_check import FAMILIES as FAMILIES
-from .numbers_check import check_allocation, check_complete, check_family, check_shape, reading
+from .numbers_check import reading
 from .products import PRODUCTS
-from .settings_check import read_config
+from .tokens import load_tokenizer
 from .turns import Turns
-
-ATTENTION = "stratakv"
 
 RotaryTables = dict[str, tuple[Tensor, Tensor]]
 """cos and sin `[B, T, rotary dim]` by layer kind."""
@@ -54,14 +53,6 @@ class StepTables(NamedTuple):
         """Those of sequence b alone."""
         row = slice(b, b + 1)
         return StepTables(*({kind: (cos[row], sin[row]) for kind, (cos, sin) in some.items()} for some in self))
-
-
-def _attention(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, None]:
-    attend: Attend = kwargs["strata_attend"]
-    out = attend(int(module.layer_idx), query, key, value, float(kwargs["scaling"]))  # type: ignore[arg-type]
-    return out.transpose(1, 2), None
 
 
 class Model:
@@ -123,36 +114,29 @@ class Model:
         return window
 
     @classmethod
-    def load(cls, directory: Path, device: torch.device, dtype: torch.dtype, weights: str = "own") -> Model:
+    def load(
+        cls, directory: Path, device: torch.device, dtype: torch.dtype, weights: str = "own", modules: str = "own",
+        on_tokenizer: Callable[[Any], object] = lambda tokenizer: None,
+    ) -> Model:  # fmt: skip
         """Load a Hugging Face directory.
 
         Args:
             weights: what decode multiplies with, a key of `PRODUCTS`.
+            modules: `own` layers (`decoder`), or `transformers`', which take seconds more to import: for whoever
+                runs its forward pass beside ours.
+            on_tokenizer: given the tokenizer before the weights are read.
 
         Raises:
             ModelFileError: it is not a model we can run. ValueError: its weights cannot be had as `weights`.
         """
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-        from transformers.modeling_utils import AttentionInterface
-        from transformers.utils import logging as transformers_logging
-
-        AttentionInterface.register(ATTENTION, _attention)
-        transformers_logging.disable_progress_bar()
-        local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         with reading(directory / "config.json", "a readable configuration"):
-            family, settings = read_config(directory / "config.json")
-            config = AutoConfig.for_model(family, name_or_path=str(directory), **settings)
-            _check_config(config, directory)
-        with reading(directory, "a readable model"):
-            hf, found = AutoModelForCausalLM.from_pretrained(
-                directory, config=config, dtype=dtype, attn_implementation=ATTENTION,
-                use_safetensors=True, output_loading_info=True, **local,
-            )  # fmt: skip
-            check_complete(directory, found)
+            config = read_configuration(directory, modules)
         with reading(directory / "tokenizer.json", "a readable tokenizer"):
-            tokenizer = AutoTokenizer.from_pretrained(directory, config=config, **local)
-            _check_vocabulary(tokenizer, config.vocab_size, directory)
-        hf = hf.to(device).eval()
+            tokenizer = load_tokenizer(directory, config)
+            check_vocabulary(tokenizer, config.vocab_size, directory)
+        on_tokenizer(tokenizer)
+        with reading(directory, "a readable model"):
+            hf = (own_modules if modules == "own" else transformers_modules)(directory, config, dtype).to(device)
         with reading(directory / "config.json", "a configuration of a model we can run"):
             model = cls(hf, tokenizer)
         if weights != "own":
@@ -337,42 +321,3 @@ def _multiplies_slowly(device: torch.device, dtype: torch.dtype) -> bool:
         return False
     checks = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
     return not getattr(torch.ops.mkldnn, checks[dtype])()
-
-
-def _check_config(config: Any, directory: Path) -> None:
-    check_family(directory, config.model_type)
-    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
-        if getattr(config, name, None) is not None:
-            raise ModelFileError(f"{directory / 'config.json'}: {name}: {getattr(config, name)} is not supported")
-    unknown = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
-    if unknown:
-        raise ModelFileError(f"{directory}: layers of type {', '.join(sorted(unknown))} are not supported")
-    if getattr(config, "use_bidirectional_attention", False):
-        raise ModelFileError(f"{directory}: use_bidirectional_attention is not supported")
-    sizes, weights = _sizes(config), check_weights(directory)
-    check_shape(directory / "config.json", sizes)
-    check_allocation(directory / "config.json", sizes, weights.elements, len(weights.names))
-
-
-def _check_vocabulary(tokenizer: Any, size: int, directory: Path) -> None:
-    """A token without weights would be read from beyond the table. Special tokens may have none: Gemma 3's text models
-    have one for images, which no text is split into."""
-    ids = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).values()
-    added = [number for number, token in tokenizer.added_tokens_decoder.items() if not token.special]
-    largest = max([*ids, *added], default=-1)
-    if largest >= size:
-        raise ModelFileError(f"{directory / 'tokenizer.json'}: vocabulary: token {largest}, the model has {size}")
-
-
-def _sizes(config: Any) -> dict[str, int]:
-    """What decides the shapes of the weights, with the family's defaults where the file is silent."""
-    heads = config.num_attention_heads
-    return {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
-    }

@@ -6,6 +6,7 @@ import logging
 import time
 import weakref
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -92,8 +93,13 @@ class Runtime:
         directory = locate(str(model), kind, local_files_only=local_files_only, on_convert=on_convert)
         profiles = Profiles(directory, str(model))
         profiles.needed(kv)  # before the weights: what is missing is told at once
-        loaded = Model.load(directory, where, getattr(torch, kind), weights)
-        Template(loaded.tokenizer).check()
+        with ThreadPoolExecutor(1) as beside:  # the template is rendered by another process, while weights are read
+            check: list[Future[None]] = []
+            loaded = Model.load(
+                directory, where, getattr(torch, kind), weights,
+                on_tokenizer=lambda tokenizer: check.append(beside.submit(Template(tokenizer).check)),
+            )  # fmt: skip
+            check[0].result()
         return cls.over(loaded, directory, kv, profiles)
 
     @classmethod

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .housekeeping import Found
     from .saved import Saved
 
-sessions = typer.Typer(help="Saved sessions.", no_args_is_help=True)
+sessions = typer.Typer(help="Saved sessions.", no_args_is_help=True, rich_markup_mode=None)
 
 StoreOption = Annotated[
     Path | None, typer.Option("--kv-dir", help="Store folder. Default: the user's cache directory.")

@@ -18,12 +18,11 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import lmdb
-import numpy as np
 
 from . import pieces, record
-from .codecs import Codec
 from .errors import RecordError, StorageFullError, StoreUnavailableError
 from .lease import Lease
 from .lmdb_file import PAGES, STATES, USES, LmdbFile
@@ -32,6 +31,11 @@ from .private import private_file, private_folder
 from .records import Records
 from .sessions import SessionShelf
 from .uses import Use, Uses
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .codecs import Codec
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +142,7 @@ class DiskTier(SessionShelf):
         codecs: dict[int, Codec],
     ) -> dict[int, str]:
         """Read and verify pages; `out(i)` is the buffer for key i. Returns {i: what is wrong}."""
-        ids = np.ascontiguousarray(tokens, dtype="<u4")
+        ids = tokens.astype("<u4", copy=False)
         failures: dict[int, str] = {}
         start = 0
         while start < len(keys):
@@ -175,7 +179,7 @@ class DiskTier(SessionShelf):
         self, buffer: bytes | memoryview, key: bytes, ids: np.ndarray, out: np.ndarray, codecs: dict[int, Codec]
     ) -> None:
         found = record.unpack(buffer, record.PAGE, self.fingerprint, key)
-        if found.tokens.tobytes() != ids.tobytes():
+        if found.ids != ids.tobytes():
             raise RecordError("tokens: the record holds other tokens under the same hash")
         if found.codec not in codecs:
             raise RecordError(f"codec: {found.codec} is unknown to this program")

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 CHAIN_BYTES = 16
 ROOT = bytes(CHAIN_BYTES)
@@ -50,7 +52,7 @@ class PageLayout:
 def next_chain(previous: bytes, tokens: np.ndarray, salt: bytes = b"") -> bytes:
     """The chain hash after a page of `tokens` (uint32). Stable across processes and platforms."""
     digest = hashlib.blake2b(previous, digest_size=CHAIN_BYTES, salt=salt[:16])
-    digest.update(np.ascontiguousarray(tokens, dtype="<u4").tobytes())
+    digest.update(tokens.astype("<u4", copy=False).tobytes())
     return digest.digest()
 
 

@@ -24,12 +24,15 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
 import xxhash
 
 from .errors import RecordError
 from .page import CHAIN_BYTES
+
+if TYPE_CHECKING:
+    import numpy as np
 
 VERSION = 1
 PAGE, SESSION, STATE = 0, 1, 2
@@ -38,17 +41,17 @@ _MAGIC = b"SKVR"
 _HEAD = struct.Struct("<4sHBB16s18sHQQ")
 _SUM = struct.Struct("<Q")
 _FIXED = _HEAD.size + _SUM.size
-_NO_TOKENS = np.empty(0, dtype=np.uint32)
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A verified record. `payload` borrows the buffer it was read from."""
+    """A verified record. `ids` and `payload` borrow the buffer it was read from."""
 
     kind: int
     codec: int
     raw_bytes: int
-    tokens: np.ndarray
+    ids: memoryview
+    """Of its tokens, little-endian uint32."""
     payload: memoryview
 
 
@@ -60,23 +63,29 @@ def pack(
     *,
     codec: int = 0,
     raw_bytes: int | None = None,
-    tokens: np.ndarray = _NO_TOKENS,
+    tokens: np.ndarray | memoryview | None = None,
 ) -> bytes:
-    """One record as bytes."""
-    ids = np.ascontiguousarray(tokens, dtype="<u4").tobytes()
+    """One record as bytes. `tokens` are numbers, or a record's `ids`."""
+    ids = _ids(tokens)
     raw = len(payload) if raw_bytes is None else raw_bytes
     head = _HEAD.pack(
         _MAGIC, VERSION, kind, codec, fingerprint, key.ljust(KEY_BYTES, b"\0")[:KEY_BYTES],
-        len(tokens), raw, len(payload),
+        len(ids) // 4, raw, len(payload),
     )  # fmt: skip
     return b"".join((head, _SUM.pack(_checksum(head, ids, payload)), ids, payload))
+
+
+def _ids(tokens: np.ndarray | memoryview | None) -> bytes:
+    if tokens is None:
+        return b""
+    return tokens.tobytes() if isinstance(tokens, memoryview) else tokens.astype("<u4", copy=False).tobytes()
 
 
 def repack(found: Record, fingerprint: bytes, key: bytes) -> bytes:
     """A record for another folder."""
     return pack(
         found.kind, fingerprint, key, bytes(found.payload), codec=found.codec, raw_bytes=found.raw_bytes,
-        tokens=found.tokens,
+        tokens=found.ids,
     )  # fmt: skip
 
 
@@ -118,7 +127,7 @@ def unpack(buffer: memoryview | bytes, kind: int, fingerprint: bytes, key: bytes
         raise RecordError(f"key: {found_key.hex()}, expected {key.hex()}")
     if kind != PAGE:
         _require_plain(codec, raw, size, count)
-    return Record(found_kind, codec, raw, np.frombuffer(ids, dtype="<u4"), payload)
+    return Record(found_kind, codec, raw, ids, payload)
 
 
 def _require_plain(codec: int, raw: int, size: int, count: int) -> None:

@@ -3,7 +3,7 @@
     python examples/bench/decode_floor.py [--contexts 1024,8192,32768] [--index spectral,bounds] [--dense] [--kl 256]
 
 Every round takes one step of each way at each context, in turn: with our lean layers (`runtime/lean_layer.py`), with
-transformers' own modules, and with weights of 8 bits; with `--dense` also transformers' dense model (SDPA). Times are
+the modules they are made of and with weights of 8 bits; with `--dense` also transformers' dense model (SDPA). Times are
 medians of wall clock, and of the calling thread's own time, which a busy machine disturbs less; with more than
 one thread only the former counts all work.
 

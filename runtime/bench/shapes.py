@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from ..model import ATTENTION, Model, _attention
+from ..model import Model
+from ..model_files import ATTENTION, attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ def random_model(
     settings = shape.settings(positions, layers)
     (folder / "config.json").write_text(json.dumps({"model_type": shape.family, **settings}))
     config = AutoConfig.for_model(shape.family, **settings)
-    AttentionInterface.register(ATTENTION, _attention)
+    AttentionInterface.register(ATTENTION, attention)
     torch.manual_seed(0)
     with torch.device(device):
         hf = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION)

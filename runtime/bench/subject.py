@@ -14,7 +14,8 @@ import torch
 from ..config import KVConfig
 from ..documents import read_text_file
 from ..locate import locate
-from ..model import ATTENTION, Model
+from ..model import Model
+from ..model_files import ATTENTION
 from ..planner import available_memory
 from ..profile import Profiles
 from ..runtime import Runtime, pick_device, pick_dtype
@@ -50,7 +51,7 @@ class Subject:
             found = cls(options.shape, model, folder, None)
         else:
             directory = locate(options.model, kind, on_convert=lambda name: log(f"converting {name} once"))
-            model = Model.load(directory, device, dtype)
+            model = Model.load(directory, device, dtype, modules="transformers")
             text = read_text_file(options.text or _bundled_text())
             ids = model.tokenizer(text, add_special_tokens=False).input_ids
             found = cls(options.model, model, directory, np.array(ids, dtype=np.uint32))

@@ -23,7 +23,8 @@ BATCH = 3
 
 def loaded(family: str, folder: Path, dtype: torch.dtype, **changes: Any) -> Model:
     """A tiny model whose vectors are random as well: a weight of one would hide which norm it belongs to."""
-    model = Model.load(save_tiny_model(folder, family, **changes), torch.device("cpu"), dtype)
+    saved = save_tiny_model(folder, family, **changes)
+    model = Model.load(saved, torch.device("cpu"), dtype, modules="transformers")
     draw = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, parameter in model.inner.layers.named_parameters():

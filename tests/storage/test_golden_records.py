@@ -59,7 +59,7 @@ def written(name: str) -> bytes:
 
 def decoded(name: str, buffer: bytes) -> np.ndarray:
     found = record.unpack(buffer, record.PAGE, FINGERPRINT, KEY)
-    assert found.tokens.tolist() == TOKENS.tolist()
+    assert bytes(found.ids) == TOKENS.astype("<u4").tobytes()
     codec, out = make_codec(name, LAYOUT), np.full(found.raw_bytes, 0xAA, dtype=np.uint8)
     assert found.codec == codec.code
     codec.decode(found.payload, out)

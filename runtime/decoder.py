@@ -1,0 +1,300 @@
+"""The decoder layers of our families as plain modules: what prefill runs and what `lean_layer` takes its weights from.
+
+They are transformers' own layers without what is around them. Importing a model of transformers imports its loading,
+distributed training and compiling, which takes twice as long as torch itself; here a process that answers one question
+needs none of it. Every operation is transformers', in its order, so that results are its own to the bit
+(`tests/runtime/test_decoder.py`); names of parts and weights are its as well. Rotary tables of every kind are made by
+its own functions, which load quickly.
+
+Shapes  B sequences, T tokens, C hidden size, H query heads, G KV heads, D head dim
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
+
+from .products import Linear
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Form:
+    """In what a family's layers differ from Llama's. Biases are named as in `config.json`, or a fact of the family."""
+
+    norms: tuple[str, ...] = ("input", "post_attention")
+    """Of the layer, each `<name>_layernorm`."""
+    norm: str = "scale"
+    """`scale`: rounds, then multiplies by the weight. `wide`: multiplies, then rounds. `offset`: by one more."""
+    head_norm: str | None = None
+    """Of q and k: over a `head`, over `all` of them, or none."""
+    qkv_bias: str | bool = False
+    out_bias: str | bool = False
+    mlp_bias: str | bool = False
+    is_fused: bool = False
+    """One product makes q, k and v, another gate and up; part of a head may stay un-rotated."""
+    act: str = "hidden_act"
+    rotary_dtype: torch.dtype | None = None
+    """Of the tables; None: of the hidden state."""
+
+
+FORMS = {
+    "llama": Form(qkv_bias="attention_bias", out_bias="attention_bias", mlp_bias="mlp_bias"),
+    "mistral": Form(),
+    "qwen2": Form(qkv_bias=True),
+    "qwen3": Form(head_norm="head", qkv_bias="attention_bias", out_bias="attention_bias"),
+    "gemma3_text": Form(
+        norms=("input", "post_attention", "pre_feedforward", "post_feedforward"), norm="offset", head_norm="head",
+        qkv_bias="attention_bias", out_bias="attention_bias", act="hidden_activation",
+    ),
+    "phi3": Form(is_fused=True),
+    "olmo2": Form(
+        norms=("post_attention", "post_feedforward"), norm="wide", head_norm="all", qkv_bias="attention_bias",
+        out_bias="attention_bias", rotary_dtype=torch.float32,
+    ),
+    "smollm3": Form(qkv_bias="attention_bias", out_bias="attention_bias", mlp_bias="mlp_bias"),
+}  # fmt: skip
+
+
+class Decoder(nn.Module):
+    """A model of one of `FORMS`, its weights still to come (`weights.fill`). `config` is transformers' or like it."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.generation_config: Any = None
+        with torch.device("meta"):
+            self.model = _Inner(config)
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.model.rotary_emb = (LayeredRotary if config.model_type == "gemma3_text" else Rotary)(config)
+        self.requires_grad_(False)
+
+
+class _Inner(nn.Module):
+    rotary_emb: nn.Module
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        form = FORMS[config.model_type]
+        embedding = ScaledEmbedding if config.model_type == "gemma3_text" else Embedding
+        self.embed_tokens = embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, form, at) for at in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config, form)
+
+
+class Embedding(nn.Embedding):
+    """One whose numbers are still to come, as `Linear`."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class ScaledEmbedding(Embedding):
+    """Rows times the root of their width."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        scale = torch.tensor(self.embedding_dim**0.5, dtype=self.weight.dtype, device=self.weight.device)
+        return super().forward(ids) * scale
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width: int, config: Any, form: Form) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.eps, self.kind = config.rms_norm_eps, form.norm
+        self.is_offset = form.norm == "offset"
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        if self.kind == "scale":
+            return self.weight * wide.to(x.dtype)
+        weight = 1.0 + self.weight.float() if self.is_offset else self.weight
+        return (weight * wide).to(x.dtype)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: Any, form: Form, at: int) -> None:
+        super().__init__()
+        heads, kv_heads, hidden = config.num_attention_heads, config.num_key_value_heads, config.hidden_size
+        self.dim = getattr(config, "head_dim", None) or hidden // heads
+        self.layer_idx = at
+        scale_of = getattr(config, "query_pre_attn_scalar", self.dim) if form.norm == "offset" else self.dim
+        self.scaling = scale_of**-0.5
+        self.use_rope = bool(config.no_rope_layers[at]) if config.model_type == "smollm3" else True
+        self.rows = [heads * self.dim, kv_heads * self.dim, kv_heads * self.dim]
+        bias = _is(form.qkv_bias, config)
+        if form.is_fused:
+            self.qkv_proj = Linear(hidden, sum(self.rows), bias=bias)
+        else:
+            self.q_proj, self.k_proj, self.v_proj = (Linear(hidden, rows, bias=bias) for rows in self.rows)
+        self.o_proj = Linear(self.rows[0], hidden, bias=_is(form.out_bias, config))
+        self.head_norm = form.head_norm
+        if form.head_norm:
+            widths = self.rows[:2] if form.head_norm == "all" else [self.dim, self.dim]
+            self.q_norm, self.k_norm = (RMSNorm(width, config, form) for width in widths)
+
+    def forward(self, hidden: Tensor, attend: Any) -> Tensor:
+        if hasattr(self, "qkv_proj"):
+            q, k, v = torch.split(self.qkv_proj(hidden), self.rows, -1)
+        else:
+            q, k, v = self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden)
+        if self.head_norm == "all":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (part.view(*hidden.shape[:-1], -1, self.dim) for part in (q, k, v))
+        if self.head_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        out = attend(self.layer_idx, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), self.scaling)
+        attended: Tensor = self.o_proj(out.transpose(1, 2).reshape(*hidden.shape[:-1], -1))
+        return attended
+
+
+class MLP(nn.Module):
+    def __init__(self, config: Any, form: Form) -> None:
+        super().__init__()
+        hidden, inner, bias = config.hidden_size, config.intermediate_size, _is(form.mlp_bias, config)
+        if form.is_fused:
+            self.gate_up_proj = Linear(hidden, 2 * inner, bias=bias)
+        else:
+            self.gate_proj, self.up_proj = Linear(hidden, inner, bias=bias), Linear(hidden, inner, bias=bias)
+        self.down_proj = Linear(inner, hidden, bias=bias)
+        act = activation(getattr(config, form.act))
+        if form.is_fused:
+            self.activation_fn = act
+        else:
+            self.act_fn = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        if hasattr(self, "gate_up_proj"):
+            gate, up = self.gate_up_proj(x).chunk(2, -1)
+            inner = self.activation_fn(gate) * up
+        else:
+            inner = self.act_fn(self.gate_proj(x)) * self.up_proj(x)
+        out: Tensor = self.down_proj(inner)
+        return out
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: Any, form: Form, at: int) -> None:
+        super().__init__()
+        self.family: str = config.model_type
+        self.self_attn = Attention(config, form, at)
+        self.mlp = MLP(config, form)
+        for name in form.norms:
+            setattr(self, f"{name}_layernorm", RMSNorm(config.hidden_size, config, form))
+        has_four = "pre_feedforward" in form.norms
+        self._before = "input_layernorm" if "input" in form.norms else None
+        self._between = "post_attention_layernorm" if has_four or self._before is None else None
+        self._before_mlp: str | None = "pre_feedforward_layernorm" if has_four else "post_attention_layernorm"
+        if self._before is None:
+            self._before_mlp = None
+        self._after = "post_feedforward_layernorm" if "post_feedforward" in form.norms else None
+
+    def forward(self, hidden: Tensor, *, strata_attend: Any, **_: Any) -> Tensor:
+        """A layer over `[B, T, C]`. The other arguments are those that transformers' layers take."""
+        out = self._normed(self._between, self.self_attn(self._normed(self._before, hidden), strata_attend))
+        hidden = hidden + out
+        return hidden + self._normed(self._after, self.mlp(self._normed(self._before_mlp, hidden)))
+
+    def _normed(self, name: str | None, x: Tensor) -> Tensor:
+        found: Tensor = x if name is None else getattr(self, name)(x)
+        return found
+
+
+class Rotary(nn.Module):
+    """cos and sin of positions. What its decorator reads and replaces is named as transformers names it."""
+
+    inv_freq: Tensor
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config, self.dtype = config, FORMS[config.model_type].rotary_dtype
+        self.max_seq_len_cached = self.original_max_seq_len = config.max_position_embeddings
+        self.rope_type = config.rope_parameters["rope_type"]
+        frequencies, self.attention_scaling = _frequencies(config, config.rope_parameters)
+        self.register_buffer("inv_freq", frequencies, persistent=False)
+        self.register_buffer("original_inv_freq", frequencies.clone(), persistent=False)
+
+    @dynamic_rope_update  # type: ignore[untyped-decorator]
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        return _tables(position_ids, self.inv_freq, self.attention_scaling, x.device, self.dtype or x.dtype)
+
+
+class LayeredRotary(nn.Module):
+    """The same with frequencies of its own for each kind of layer."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.max_seq_len_cached = self.original_max_seq_len = config.max_position_embeddings
+        self.layer_types = sorted(set(config.layer_types))
+        self.rope_type = {}
+        for kind in self.layer_types:
+            parameters = config.rope_parameters[kind]
+            if parameters is None:
+                continue
+            self.rope_type[kind] = parameters["rope_type"]
+            frequencies, scaling = _frequencies(config, parameters, layer_type=kind)
+            self.register_buffer(f"{kind}_inv_freq", frequencies, persistent=False)
+            self.register_buffer(f"{kind}_original_inv_freq", frequencies.clone(), persistent=False)
+            setattr(self, f"{kind}_attention_scaling", scaling)
+
+    @dynamic_rope_update  # type: ignore[untyped-decorator]
+    def forward(self, x: Tensor, position_ids: Tensor, layer_type: str) -> tuple[Tensor, Tensor]:
+        frequencies, scaling = (getattr(self, f"{layer_type}_{name}") for name in ("inv_freq", "attention_scaling"))
+        return _tables(position_ids, frequencies, scaling, x.device, x.dtype)
+
+
+def _frequencies(config: Any, parameters: dict[str, Any], **which: Any) -> tuple[Tensor, float]:
+    if parameters["rope_type"] != "default":
+        found: tuple[Tensor, float] = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config, None, **which)
+        return found
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if FORMS[config.model_type].is_fused:
+        dim = int(dim * parameters.get("partial_rotary_factor", 1.0))
+    return 1.0 / (parameters["rope_theta"] ** (torch.arange(0, dim, 2, dtype=torch.float) / dim)), 1.0
+
+
+def _tables(
+    positions: Tensor, frequencies: Tensor, scaling: float, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    angles = positions[..., None].float() * frequencies.to(device=device, dtype=torch.float)
+    both = torch.cat((angles, angles), -1)
+    return (both.cos() * scaling).to(dtype), (both.sin() * scaling).to(dtype)
+
+
+def apply_rotary_pos_emb(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotate q `[B,H,T,D]` and k `[B,G,T,D]` by tables `[B,T,rotary dim]`; what is beyond the tables stays."""
+    return _rotated(q, cos.unsqueeze(1), sin.unsqueeze(1)), _rotated(k, cos.unsqueeze(1), sin.unsqueeze(1))
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    width = cos.shape[-1]
+    turned, rest = x[..., :width], x[..., width:]
+    left, right = turned[..., : width // 2], turned[..., width // 2 :]
+    out = (turned * cos) + (torch.cat((-right, left), -1) * sin)
+    return (torch.cat([out, rest], -1) if rest.shape[-1] else out).to(x.dtype)
+
+
+def _is(answer: str | bool, config: Any) -> bool:
+    return bool(getattr(config, answer)) if isinstance(answer, str) else answer
+
+
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "silu": nn.SiLU, "swish": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU,
+    "gelu_pytorch_tanh": lambda: nn.GELU(approximate="tanh"),
+}  # fmt: skip
+"""Those that the families' models have. Others are transformers' own, which take long to load."""
+
+
+def activation(name: str) -> nn.Module:
+    if name in _ACTIVATIONS:
+        return _ACTIVATIONS[name]()
+    from transformers.activations import ACT2FN
+
+    found: nn.Module = ACT2FN[name]
+    return found

@@ -1,0 +1,128 @@
+"""How torch's OpenMP threads wait, and how many there are: chosen at start, unless the user has.
+
+A decode step is some hundreds of small parallel loops. By default a thread that is done spins until the others are.
+That is the fastest way to wait while every thread has a core of its own; beside another busy process it burns the very
+time that the thread it waits for should have, and a step takes four times as long. Asleep (`OMP_WAIT_POLICY=passive`),
+threads cost little more than nothing when the machine is idle, and a step beside a busy process stays near its own
+time (docs/results/busy_cpu.json, made by examples/bench/busy.py).
+
+libgomp starts a thread on every processor the process may run on. It does not know of a control group's quota: a
+container that is given two processors of sixty-four would get sixty-four threads. Nor of siblings: two threads on one
+core share what multiplies, which is all that these threads do. So the count is that of cores, at most the quota.
+
+The OpenMP library reads its environment when it is loaded, with torch, and never again. So this comes before
+`import torch` or not at all:
+
+- The command's process is ours: `choose` sets what is missing, for libraries that come later as well.
+- A program that imports us is not. `import_torch`, which runs when `stratakv.runtime.Runtime` is first asked for, sets
+  the variables for as long as torch takes to load and puts back what was there; child processes see nothing of it. If
+  torch is loaded already, nothing is changed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import ceil
+from pathlib import Path
+
+_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
+_COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_THREAD_LIMIT")
+"""If any of these is set, its question is the user's."""
+
+
+def choose() -> None:
+    """Set for this process and its children what the user has not. Of no effect once torch is loaded."""
+    os.environ.update(_missing())
+
+
+def import_torch() -> None:
+    """Load torch with what the user has not set; the environment is then as before."""
+    if "torch" in sys.modules:
+        return
+    with _environment(_missing()):
+        import torch  # noqa: F401
+
+
+def _missing() -> dict[str, str]:
+    found = {}
+    if not any(name in os.environ for name in _WAITING):
+        found["OMP_WAIT_POLICY"] = "passive"
+    if not any(name in os.environ for name in _COUNTS):
+        count, processors = num_threads(), _processors()
+        if count < len(processors):  # else it is what OpenMP does by itself
+            found["OMP_NUM_THREADS"] = str(count)
+    return found
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """`variables` are ones that are not set."""
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in variables:
+            os.environ.pop(name, None)
+
+
+def num_threads(system: Path = Path("/")) -> int:
+    """Cores this process may run on, at most as many as its control group's quota pays for; 1 or more.
+
+    Args:
+        system: where `sys` and `proc` are.
+    """
+    processors = _processors()
+    cores = {_siblings(system, processor) for processor in processors}
+    quota = min(_quotas(system), default=float("inf"))
+    return max(1, min(len(cores), ceil(min(quota, len(cores)))))
+
+
+def _processors() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def _siblings(system: Path, processor: int) -> str:
+    """Names the core that a processor is part of."""
+    try:
+        return (system / f"sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list").read_text().strip()
+    except OSError:  # not Linux, or hidden: a core of its own
+        return str(processor)
+
+
+def _quotas(system: Path) -> Iterator[float]:
+    """Processors' worth of time that each control group around this process allows, where one says so."""
+    try:
+        lines = (system / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        root = system / "sys/fs/cgroup"
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        for folder in _upwards(root if not controllers else root / "cpu", path):
+            yield from _quota(folder)
+
+
+def _upwards(root: Path, path: str) -> Iterator[Path]:
+    """The group's folder and those around it. In a container `path` may be the host's: then only the root is there."""
+    folder = root / path.lstrip("/")
+    yield from (place for place in (folder, *folder.parents) if place.is_relative_to(root) and place.is_dir())
+
+
+def _quota(folder: Path) -> Iterator[float]:
+    try:
+        if (folder / "cpu.max").is_file():
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            quota = (folder / "cpu.cfs_quota_us").read_text()
+            period = (folder / "cpu.cfs_period_us").read_text()
+        if quota != "max" and int(quota) > 0:
+            yield int(quota) / int(period)
+    except (OSError, ValueError):  # no such controller here, or one that says nothing we know
+        return
