@@ -140,16 +140,17 @@ class Run:
         """Some pieces are read; then the stream is closed, dropped, or left for the next operation to end."""
         text, shown = self._words(3), ""
         pieces = self.chat.stream(text, **self._options())
-        count = self.random.randint(0, 12)
+        count, is_done = self.random.randint(0, 12), False
         for _ in range(count):
-            shown += next(pieces, "")
+            piece = next(pieces, None)
+            shown, is_done = shown + (piece or ""), piece is None
         ending = self.random.choice(["close", "drop", "read on later"] if count else ["close", "drop"])
         if ending == "close":
             pieces.close()
         elif ending == "read on later":
             self.chat.fork().close()  # anything else asked of the conversation
             assert list(pieces) == []
-        if shown:
+        if shown or is_done:
             self.expected.turns += [("user", text), ("assistant", shown)]
 
     def regenerate(self) -> None:
@@ -229,7 +230,7 @@ class Run:
     def check(self, fresh: Runtime) -> None:
         """Transcript, memory and next answer are those of a fresh conversation given the same words."""
         tokenizer = self.runtime.tokenizer
-        assert self.chat.messages == self.expected.transcript(), "the transcript is not what was said"
+        assert self.chat.messages == self.expected.transcript(), f"the transcript {self.chat.messages} is not {self.expected.transcript()}"
         twin = self.chat.fork()  # ends a reply that is still open
         remembered = [*self.chat._sequence.tokens.tolist(), *self.chat._unfed]
         expected = self.expected.ids(tokenizer)
