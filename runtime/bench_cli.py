@@ -9,8 +9,16 @@ from typing import Annotated
 
 import typer
 
-from .cli_errors import fail, user_errors
-from .cli_options import BudgetOption, CodecOption, DeviceOption, DtypeOption, KvDtypeOption, ModelOption, ProfileOption
+from .cli_options import (
+    BudgetOption,
+    CodecOption,
+    DeviceOption,
+    DtypeOption,
+    KvDtypeOption,
+    ModelOption,
+    ProfileOption,
+    check_outputs,
+)
 
 
 def bench(
@@ -75,29 +83,24 @@ def bench(
     from .bench.run import run_bench
     from .evaluation import plot as picture
 
-    try:
-        if plot is not None:
-            picture.check(plot)
-        for path in (out, plot, trace):
-            if path is not None and not path.absolute().parent.is_dir():
-                raise ValueError(f"{path}: its folder does not exist")
-        options = Options(
-            model=model, shape=shape, layers=layers, device=device, dtype=dtype,
-            contexts=_counts("--contexts", contexts), batches=_counts("--batch", batch), indexes=_names(index),
-            caps=crossed(_sizes(gpu_kv_gb), _sizes(host_kv_gb), _sizes(disk_kv_gb)),
-            budget=int(budget) if float(budget).is_integer() else budget, gpu_memory_cap=gpu_memory_cap,
-            link_gbps=link_gbps, disk_gbps=disk_gbps, kv_dtype=kv_dtype, codec=codec, profile=profile, kv_dir=kv_dir,
-            steps=steps, turn_tokens=turn_tokens, random_kv=random_kv, prefetch=_names(prefetch),
-            baselines={"all": BASELINES, "none": ()}.get(baselines, _names(baselines)), text=text, trace=trace,
-        )  # fmt: skip
-        result = run_bench(options, log=lambda line: print(line, file=sys.stderr))
-        line = json.dumps(result, indent=2)
-        if out is not None:
-            out.write_text(line + "\n")
-        if plot is not None:
-            draw(result, plot)
-    except user_errors() as error:
-        fail(error)
+    if plot is not None:
+        picture.check(plot)
+    check_outputs(out, plot, trace)
+    options = Options(
+        model=model, shape=shape, layers=layers, device=device, dtype=dtype,
+        contexts=_counts("--contexts", contexts), batches=_counts("--batch", batch), indexes=_names(index),
+        caps=crossed(_sizes(gpu_kv_gb), _sizes(host_kv_gb), _sizes(disk_kv_gb)),
+        budget=int(budget) if float(budget).is_integer() else budget, gpu_memory_cap=gpu_memory_cap,
+        link_gbps=link_gbps, disk_gbps=disk_gbps, kv_dtype=kv_dtype, codec=codec, profile=profile, kv_dir=kv_dir,
+        steps=steps, turn_tokens=turn_tokens, random_kv=random_kv, prefetch=_names(prefetch),
+        baselines={"all": BASELINES, "none": ()}.get(baselines, _names(baselines)), text=text, trace=trace,
+    )  # fmt: skip
+    result = run_bench(options, log=lambda line: print(line, file=sys.stderr))
+    line = json.dumps(result, indent=2)
+    if out is not None:
+        out.write_text(line + "\n")
+    if plot is not None:
+        draw(result, plot)
     print(line)
 
 

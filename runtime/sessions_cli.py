@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .cli_errors import fail, user_errors
+from .cli_errors import say
 
 if TYPE_CHECKING:
     from .housekeeping import Found
@@ -40,14 +39,11 @@ def sessions_list(
     from .saved import describe
 
     rows: list[Found] = []
-    try:
-        for place in _folders(kv_dir, model, dtype, folder):
-            try:
-                rows += sessions_in(place)
-            except StoreUnavailableError as error:
-                print(f"stratakv: {place.name} is left out: {error}", file=sys.stderr)
-    except user_errors() as error:
-        fail(error)
+    for place in _folders(kv_dir, model, dtype, folder):
+        try:
+            rows += sessions_in(place)
+        except StoreUnavailableError as error:
+            say(f"{place.name} is left out: {error}")
     if not rows:
         print("no sessions")
         return
@@ -73,10 +69,7 @@ def sessions_show(
     from .housekeeping import find_session
     from .saved import describe
 
-    try:
-        found = find_session(_folders(kv_dir, model, dtype, folder), name)
-    except user_errors() as error:
-        fail(error)
+    found = find_session(_folders(kv_dir, model, dtype, folder), name)
     saved = _readable(found)
     said = describe(found.folder)
     layout = said.get("layout", {})
@@ -106,12 +99,9 @@ def sessions_rm(
     from .housekeeping import find_session
     from .saved import StoreFolder
 
-    try:
-        found = find_session(_folders(kv_dir, model, dtype, folder), name)
-        with StoreFolder(found.folder) as store:
-            store.disk.delete_session(name)
-    except user_errors() as error:
-        fail(error)
+    found = find_session(_folders(kv_dir, model, dtype, folder), name)
+    with StoreFolder(found.folder) as store:
+        store.disk.delete_session(name)
 
 
 @sessions.command("gc")
@@ -130,10 +120,7 @@ def sessions_gc(
     """Remove what no saved session refers to, and make the files smaller."""
     from .housekeeping import collect
 
-    try:
-        done = collect(_folders(kv_dir, model, dtype, folder), None if max_gb is None else int(max_gb * 10**9))
-    except user_errors() as error:
-        fail(error)
+    done = collect(_folders(kv_dir, model, dtype, folder), None if max_gb is None else int(max_gb * 10**9))
     for removed in done.removed_sessions:
         print(f"removed session {removed}")
     for note in done.notes:
@@ -150,19 +137,16 @@ def sessions_verify(
     from .saved import StoreFolder
 
     num_damaged = num_pages = 0
-    try:
-        for place in _folders(kv_dir, model, dtype, folder):
-            try:
-                with StoreFolder(place) as store:
-                    num_pages += store.disk.num_pages
-                    for line in store.damage():
-                        num_damaged += 1
-                        print(f"{place.name}: {line}")
-            except StoreUnavailableError as error:
-                num_damaged += 1
-                print(f"{place.name}: {error}")
-    except user_errors() as error:
-        fail(error)
+    for place in _folders(kv_dir, model, dtype, folder):
+        try:
+            with StoreFolder(place) as store:
+                num_pages += store.disk.num_pages
+                for line in store.damage():
+                    num_damaged += 1
+                    print(f"{place.name}: {line}")
+        except StoreUnavailableError as error:
+            num_damaged += 1
+            print(f"{place.name}: {error}")
     print(f"{num_pages} pages read, {num_damaged} damaged or missing")
     if num_damaged:
         raise typer.Exit(1)
@@ -177,9 +161,11 @@ def _folders(kv_dir: Path | None, model: str | None, dtype: str | None, folder: 
 
 
 def _readable(found: Found) -> Saved:
+    from .errors import SessionError
+
     if found.saved is None:
         remedy = f"to remove it: stratakv sessions rm {shlex.quote(found.name)}"
-        fail(ValueError(f"session {found.name!r} is damaged ({found.error}); {remedy}"))
+        raise SessionError(f"session {found.name!r} is damaged ({found.error}); {remedy}")
     return found.saved
 
 

@@ -72,7 +72,7 @@ class DiskTier:
                 raise
         except (OSError, lmdb.Error) as error:
             raise StoreUnavailableError(
-                f"store folder {folder} cannot be used ({error}); choose another with --kv-dir or path="
+                f"store folder {folder} cannot be used ({error}); choose another (path=)"
             ) from error
 
     def _open(self, cap_bytes: int) -> None:
