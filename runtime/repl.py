@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import closing, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app
@@ -184,7 +184,7 @@ class Repl:
         if not line.strip():
             return False
         is_warned, self._is_warned = self._is_warned, False
-        said = (*user_errors(), RecursionError)
+        said: tuple[type[BaseException], ...] = (*user_errors(), RecursionError)
         try:
             return self._do(line, is_warned)
         except KeyboardInterrupt:
@@ -254,7 +254,7 @@ class Repl:
         self._answer(first, pieces)
 
     def _answer(self, piece: str | None, pieces: Iterator[str]) -> None:
-        with closing(pieces):  # type: ignore[type-var]
+        with closing(cast(Any, pieces)):
             try:
                 while piece is not None:
                     print(shown(piece), end="", flush=True)

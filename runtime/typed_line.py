@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from difflib import get_close_matches
 
@@ -15,7 +16,7 @@ def command_of(line: str, known: list[str]) -> tuple[str, str] | None:
     """
     if not line.startswith("/") or line.startswith("//"):
         return None
-    typed, *rest = line[1:].split(maxsplit=1) if not line[1:2].isspace() else ["", line[1:]]
+    typed, *rest = re.split(r"\s+", line[1:], maxsplit=1)
     name = typed.lower()
     if name not in known:
         close = get_close_matches(name, known, 1)
