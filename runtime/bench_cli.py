@@ -18,6 +18,9 @@ from .cli_options import (
     ModelOption,
     ProfileOption,
     check_outputs,
+    path,
+    real,
+    whole,
 )
 
 
@@ -26,7 +29,7 @@ def bench(
     shape: Annotated[
         str | None, typer.Option("--shape", help="Random weights of this shape instead: llama-3.1-8b, qwen2.5-7b, ...")
     ] = None,
-    layers: Annotated[int | None, typer.Option("--layers", help="Only so many layers of the shape.")] = None,
+    layers: Annotated[int | None, whole("--layers", help="Only so many layers of the shape.")] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     contexts: Annotated[str, typer.Option("--contexts", help="Lengths in tokens, comma-separated.")] = "512,7500",
@@ -43,24 +46,20 @@ def bench(
         str | None, typer.Option("--disk-kv-gb", help="Caps of the disk tier in GB, comma-separated; 0: no disk.")
     ] = None,
     gpu_memory_cap: Annotated[
-        float | None, typer.Option("--gpu-memory-cap", help="GB of a smaller card to stand for, model included.")
+        float | None, real("--gpu-memory-cap", help="GB of a smaller card to stand for, model included.")
     ] = None,
     link_gbps: Annotated[
-        float | None, typer.Option("--link-gbps", help="Slow host-to-device copies down to so many GB a second.")
+        float | None, real("--link-gbps", help="Slow host-to-device copies down to so many GB a second.")
     ] = None,
-    disk_gbps: Annotated[
-        float | None, typer.Option("--disk-gbps", help="Slow disk reads down to so many GB a second.")
-    ] = None,
+    disk_gbps: Annotated[float | None, real("--disk-gbps", help="Slow disk reads down to so many GB a second.")] = None,
     kv_dtype: KvDtypeOption = "auto",
     codec: CodecOption = "zstd",
     profile: ProfileOption = None,
     kv_dir: Annotated[
-        Path | None, typer.Option("--kv-dir", help="Make the stores here; they are removed. Default: where tmp is.")
+        Path | None, path("--kv-dir", help="Make the stores here; they are removed. Default: where tmp is.")
     ] = None,
-    steps: Annotated[
-        int, typer.Option("--steps", help="Timed steps per contestant; a second turn adds a quarter.")
-    ] = 256,
-    turn_tokens: Annotated[int, typer.Option("--turn-tokens", help="Prompt tokens of the second turn.")] = 64,
+    steps: Annotated[int, whole("--steps", help="Timed steps per contestant; a second turn adds a quarter.")] = 256,
+    turn_tokens: Annotated[int, whole("--turn-tokens", help="Prompt tokens of the second turn.")] = 64,
     random_kv: Annotated[
         bool, typer.Option("--random-kv", help="Fill contexts with random numbers instead of prefilling them.")
     ] = False,
@@ -69,13 +68,11 @@ def bench(
         str, typer.Option("--baselines", help="Of dense, offloaded, quantised, llama.cpp; all or none.")
     ] = "all",
     text: Annotated[
-        Path | None, typer.Option("--text", help="Text to fill the context; default: the bundled document.")
+        Path | None, path("--text", help="Text to fill the context; default: the bundled document.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Also write the JSON here.")] = None,
-    plot: Annotated[Path | None, typer.Option("--plot", help="Draw a picture here (.png, .svg, .pdf).")] = None,
-    trace: Annotated[
-        Path | None, typer.Option("--trace", help="Write a profiler's trace of a few steps here (.json).")
-    ] = None,
+    out: Annotated[Path | None, path("--out", help="Also write the JSON here.")] = None,
+    plot: Annotated[Path | None, path("--plot", help="Draw a picture here (.png, .svg, .pdf).")] = None,
+    trace: Annotated[Path | None, path("--trace", help="Write a profiler's trace of a few steps here (.json).")] = None,
 ) -> None:
     """Decode speed over context, beside transformers and llama.cpp in the same run; correctness first."""
     from .bench.options import BASELINES, Options, crossed

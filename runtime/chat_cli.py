@@ -24,6 +24,8 @@ from .cli_options import (
     ProfileOption,
     WeightsOption,
     kv_config,
+    real,
+    whole,
 )
 
 if TYPE_CHECKING:
@@ -59,19 +61,17 @@ def chat(
     ] = None,
     system: Annotated[str | None, typer.Option("-sys", "--system-prompt", help="System prompt.")] = None,
     n_predict: Annotated[
-        int | None, typer.Option("-n", "--n-predict", help="Most tokens in a reply; -1: until there is no room. [512]")
+        int | None, whole("-n", "--n-predict", help="Most tokens in a reply; -1: until there is no room. [512]")
     ] = None,
-    temp: Annotated[float | None, typer.Option("--temp", help="Sampling temperature; 0 is greedy. [0]")] = None,
-    top_p: Annotated[
-        float | None, typer.Option("--top-p", help="Used when sampling, like the next two. [0.95]")
-    ] = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", help="0: off. [50]")] = None,
-    min_p: Annotated[float | None, typer.Option("--min-p", help="[0]")] = None,
-    repeat_penalty: Annotated[float | None, typer.Option("--repeat-penalty", help="1: none. [1]")] = None,
+    temp: Annotated[float | None, real("--temp", help="Sampling temperature; 0 is greedy. [0]")] = None,
+    top_p: Annotated[float | None, real("--top-p", help="Used when sampling, like the next two. [0.95]")] = None,
+    top_k: Annotated[int | None, whole("--top-k", help="0: off. [50]")] = None,
+    min_p: Annotated[float | None, real("--min-p", help="[0]")] = None,
+    repeat_penalty: Annotated[float | None, real("--repeat-penalty", help="1: none. [1]")] = None,
     stop: Annotated[
         list[str] | None, typer.Option("--stop", help="End a reply before this text; repeatable; \\n is a new line.")
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of sampling. Default: another each time.")] = None,
+    seed: Annotated[int | None, whole("--seed", help="Of sampling. Default: another each time.")] = None,
 ) -> None:
     """Chat over documents; with -p, or with text piped in, answer once.
 

@@ -23,11 +23,13 @@ from .cli_options import (
     ModelOption,
     PathOption,
     kv_config,
+    reading,
 )
 from .eval_cli import calibrate, evaluation
 from .loading import LOADER
 from .sessions_cli import sessions
 from .terminal import printable
+from .typed_numbers import whole_number
 
 app = typer.Typer(
     name="stratakv",
@@ -111,9 +113,18 @@ def options(
     """Chat with documents far larger than the GPU's memory."""
 
 
+def _length(text: str) -> int:
+    number = whole_number(text)
+    if number < 1:
+        raise ValueError(f"a number of tokens from 1, not {text}")
+    return number
+
+
 @app.command()
 def plan(
-    context: Annotated[int, typer.Argument(help="Context length in tokens.", min=1)],
+    context: Annotated[
+        int, typer.Argument(help="Context length in tokens.", metavar="TOKENS", parser=reading(_length))
+    ],
     model: ModelOption = "smollm2",
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",

@@ -34,6 +34,7 @@ CAPS = {
 GENERATION = {
     "max_new_tokens": "--n-predict", "temperature": "--temp", "top_p": "--top-p", "top_k": "--top-k",
     "min_p": "--min-p", "repetition_penalty": "--repeat-penalty", "stop_strings": "--stop",
+    "leave do_sample off": "use --temp 0",
 }  # fmt: skip
 """The same for what the chat sets by its Python name."""
 
@@ -94,6 +95,7 @@ class OneLine(TyperGroup):
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         kwargs["standalone_mode"] = False
+        kwargs["prog_name"] = "stratakv"
         try:
             code = super().main(*args, **kwargs) or 0
             if sys.stdout is not None:
@@ -138,7 +140,7 @@ def _usage(error: Any) -> int:
         return REFUSED
     context = getattr(error, "ctx", None)
     where = f"; {context.command_path} --help lists what there is" if context is not None else ""
-    say(error.format_message().rstrip(".") + where)
+    say(error.format_message().replace("Invalid value for ", "").rstrip(".") + where)
     return REFUSED
 
 

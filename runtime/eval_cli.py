@@ -8,15 +8,18 @@ from typing import Annotated
 
 import typer
 
-from .cli_options import DeviceOption, DtypeOption, ModelOption, check_outputs
+from .cli_options import DeviceOption, DtypeOption, ModelOption, at_home, check_outputs, path, reading, whole
 
 
 def calibrate(
-    model: Annotated[str, typer.Argument(help="Alias, hub id, model directory or .gguf file.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="Alias, hub id, model directory or .gguf file.", metavar="MODEL", parser=reading(at_home)),
+    ],
     text: Annotated[list[Path], typer.Option("--text", help="Text file to learn from; repeatable.")],
-    codewords: Annotated[int, typer.Option("--codewords", help="Per layer and KV head.")] = 1024,
-    tokens: Annotated[int, typer.Option("--tokens", help="How much of the texts is read.")] = 16384,
-    out: Annotated[Path | None, typer.Option("--out", help="Profile. Default: where the chat looks for it.")] = None,
+    codewords: Annotated[int, whole("--codewords", help="Per layer and KV head.")] = 1024,
+    tokens: Annotated[int, whole("--tokens", help="How much of the texts is read.")] = 16384,
+    out: Annotated[Path | None, path("--out", help="Profile. Default: where the chat looks for it.")] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
 ) -> None:
@@ -46,24 +49,22 @@ def evaluation(
         str, typer.Option("--index", help="Comma-separated; dense, window and oracle are always beside them.")
     ] = "bounds",
     budget: Annotated[str, typer.Option("--budget", help="Comma-separated token counts or shares.")] = "336,592",
-    ctx: Annotated[int, typer.Option("--ctx", help="Tokens of a context.")] = 4096,
-    samples: Annotated[
-        int | None, typer.Option("--samples", help="Contexts (tasks: per task). Default: 8; tasks: 4.")
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Another seed draws other contexts.")] = 0,
+    ctx: Annotated[int, whole("--ctx", help="Tokens of a context.")] = 4096,
+    samples: Annotated[int | None, whole("--samples", help="Contexts (tasks: per task). Default: 8; tasks: 4.")] = None,
+    seed: Annotated[int, whole("--seed", help="Another seed draws other contexts.")] = 0,
     tasks: Annotated[str | None, typer.Option("--tasks", help="Comma-separated tasks; default: all.")] = None,
     exact_question: Annotated[
         bool, typer.Option("--exact-question", help="Read questions exactly, as a chat does; default: sparsely.")
     ] = False,
     texts: Annotated[
-        Path | None, typer.Option("--texts", help="Folder of the texts. Default: where `make data` puts them.")
+        Path | None, path("--texts", help="Folder of the texts. Default: where `make data` puts them.")
     ] = None,
     kv_dir: Annotated[
-        Path | None, typer.Option("--kv-dir", help="Keep prefilled contexts here for other runs; default: nowhere.")
+        Path | None, path("--kv-dir", help="Keep prefilled contexts here for other runs; default: nowhere.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", help="Also write the JSON here.")] = None,
-    plot: Annotated[Path | None, typer.Option("--plot", help="Draw a picture here (.png, .svg, .pdf).")] = None,
+    out: Annotated[Path | None, path("--out", help="Also write the JSON here.")] = None,
+    plot: Annotated[Path | None, path("--plot", help="Draw a picture here (.png, .svg, .pdf).")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 if an index misses a mark.")] = False,
 ) -> None:
     """Measure an index against dense attention on the same samples; `exact` exits with 1 if a check fails."""

@@ -27,7 +27,7 @@ def check_caps(config: KVConfig, device_bytes: int | None = None) -> None:
     if device_bytes is not None:
         _check("gpu_gb", config.gpu_gb, device_bytes, "the device's memory")
     elif not any(map(os.path.exists, _GPU_FILES)):
-        _check("gpu_gb", config.gpu_gb, memory, "this machine's memory, which stands in for a GPU's")
+        _check("gpu_gb", config.gpu_gb, memory, "this machine's memory (there is no GPU)")
     if config.disk_gb:
         folder = Path(os.path.expanduser(config.path)) if config.path is not None else cache_dir() / "kv"
         _check("disk_gb", config.disk_gb, disk_total(folder), f"the file system of {folder}")

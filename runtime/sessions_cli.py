@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from datetime import datetime
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .cli_errors import say
+from .cli_options import at_home, path, reading, real
 
 if TYPE_CHECKING:
     from .housekeeping import Found
@@ -17,11 +19,16 @@ if TYPE_CHECKING:
 
 sessions = typer.Typer(help="Saved sessions.", no_args_is_help=True)
 
-StoreOption = Annotated[
-    Path | None, typer.Option("--kv-dir", help="Store folder. Default: the user's cache directory.")
-]
+StoreOption = Annotated[Path | None, path("--kv-dir", help="Store folder. Default: the user's cache directory.")]
 ModelOption = Annotated[
-    str | None, typer.Option("-m", "--model", help="Only of this model, named as in chat. Default: of all.")
+    str | None,
+    typer.Option(
+        "-m",
+        "--model",
+        metavar="MODEL",
+        parser=reading(at_home),
+        help="Only of this model, named as in chat. Default: of all.",
+    ),
 ]
 DtypeOption = Annotated[str | None, typer.Option("--dtype", help="Only of this dtype. Default: of all.")]
 FolderOption = Annotated[
@@ -109,9 +116,8 @@ def sessions_gc(
     model: ModelOption = None, kv_dir: StoreOption = None, dtype: DtypeOption = None, folder: FolderOption = None,
     max_gb: Annotated[
         float | None,
-        typer.Option(
+        real(
             "--max-gb",
-            min=0,
             help="Remove only what makes the store fit: unsaved prefixes that were used longest ago; if saved "
             "sessions alone are larger, those that were used longest ago. Default: everything unsaved.",
         ),
@@ -120,6 +126,8 @@ def sessions_gc(
     """Remove what no saved session refers to, and make the files smaller."""
     from .housekeeping import collect
 
+    if max_gb is not None and not 0 <= max_gb < math.inf:
+        raise ValueError(f"--max-gb is a number of gigabytes from 0, not {max_gb}")
     done = collect(_folders(kv_dir, model, dtype, folder), None if max_gb is None else int(max_gb * 10**9))
     for removed in done.removed_sessions:
         print(f"removed session {removed}")
@@ -156,7 +164,7 @@ def _folders(kv_dir: Path | None, model: str | None, dtype: str | None, folder: 
     from .housekeeping import chosen_folders
     from .locate import cache_dir
 
-    root = kv_dir.expanduser() if kv_dir is not None else cache_dir() / "kv"
+    root = kv_dir if kv_dir is not None else cache_dir() / "kv"
     return chosen_folders(root, model, None if dtype == "auto" else dtype, folder)
 
 

@@ -10,12 +10,12 @@ the rest of the line                        one stop string; `\n`, `\t` as in mo
 from __future__ import annotations
 
 import json
-import math
 import re
 from difflib import get_close_matches
 from typing import Any, get_type_hints
 
 from .config import GenerationConfig
+from .typed_numbers import real_number, whole_number
 
 ALIASES = {
     "max_tokens": "max_new_tokens", "n": "max_new_tokens", "n_predict": "max_new_tokens", "temp": "temperature",
@@ -95,11 +95,11 @@ def _parsed(name: str, value: str) -> Any:
         if kind is bool:
             return _switch(value)
         if kind is float:
-            return _number(value)
+            return real_number(value)
         if kind is int:
-            return _whole(value)
+            return whole_number(value)
         if kind == int | None:
-            return None if value.lower() in {*_NONE, "random"} else _whole(value)
+            return None if value.lower() in {*_NONE, "random"} else whole_number(value)
     except (ValueError, OverflowError):
         raise _wrong(name, value) from None
     return _texts(name, value)
@@ -110,22 +110,6 @@ def _switch(value: str) -> bool:
     if word not in _YES | _NO:
         raise ValueError(value)
     return word in _YES
-
-
-def _number(value: str) -> float:
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(value)
-    return number
-
-
-def _whole(value: str) -> int:
-    if re.fullmatch(r"[+-]?[0-9]{1,40}", value):
-        return int(value)
-    number = _number(value)
-    if not number.is_integer():
-        raise ValueError(value)
-    return int(number)
 
 
 def _texts(name: str, value: str) -> tuple[str, ...]:

@@ -251,8 +251,8 @@ VALUES = [
     "", "0", "1", "-1", "2.5", "1e3", "1e400", "-1e400", "nan", "inf", "none", "null", "true", "False", "yes", "off",
     "hot", "[]", "[1]", '[""]', '["a"]', "{}", '"', "'", '"x"', "[red]x[/red]", "[/b]", "\\", "\\n", "\x1b[31m",
     "\ud800", "é", "日本", "😀", "9" * 5000, "[" * 3000, "a b c", "=", "==", "5 = 6", "none.txt", ".", "/", "/dev/null",
-    "/dev/zero", "~", "~nobody-of-this-name", "file://x", "file:///", "a\\ b", "'a b", "a\0b", "x" * 300, "../up", "kept",
-    "two words", ":dog:", "\u202e", "%s %d {}", "\t", "--help", "$(ls)", "a;b", "`x`", "{0}", "\x9b2J", "\r", "a\nb",
+    "/dev/zero", "~", "~nobody-of-this-name", "file://x", "file:///", "a\\ b", "'a b", "a\0b", "x" * 300, "../up",
+    "kept", "two words", ":dog:", "\u202e", "%s %d {}", "\t", "--help", "$(ls)", "a;b", "`x`", "{0}", "\x9b2J", "\r", "a\nb",
 ]  # fmt: skip
 PIECES = [
     *"[]()\"'/\\{}=:;,.?!<>|&%$#@^*+-_~` \t",
