@@ -116,6 +116,13 @@ class Index(ABC):
     def truncate(self, state: Any, num_tokens: int) -> None:
         """Forget all but the first `num_tokens` tokens (whole pages). What was learned stays."""
 
+    def learned_by(self, state: Any) -> Any:
+        """What the state has learned so far and `truncate` does not take back; cheap, for `unlearn`."""
+        return None
+
+    def unlearn(self, state: Any, learned: Any) -> None:  # noqa: B027 (most indexes learn in `fit` only)
+        """Back to what `learned_by` gave earlier for the same state."""
+
     @abstractmethod
     def select(self, state: Any, q: Tensor, num_tokens: int, budget: int) -> Selection:
         """Units of the `num_tokens` sealed tokens to read for `q` `[G, R, D]` (rotated and scaled, fp32).

@@ -179,6 +179,13 @@ class SpectralIndex(Index):
         state.codes.truncate(num_tokens)
         state.anchors.truncate(-(-num_tokens // self._segment))
 
+    def learned_by(self, state: SpectralState) -> tuple[Tensor, Tensor]:
+        return state.moment, state.facts.clone()
+
+    def unlearn(self, state: SpectralState, learned: tuple[Tensor, Tensor]) -> None:
+        state.moment, facts = learned
+        state.facts = facts.clone()
+
     def select(self, state: SpectralState, q: Tensor, num_tokens: int, budget: int) -> Selection:
         scores = group_scores(self.scores(state, q, num_tokens))
         sink, local = min(self.params.sink, budget), self.params.local

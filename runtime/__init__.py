@@ -18,17 +18,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .chat import Chat
     from .config import GenerationConfig, KVConfig
-    from .errors import DoesNotFitError, ModelFileError, ProfileError, SessionError, StratakvError
+    from .errors import (
+        ConversationError,
+        DoesNotFitError,
+        ModelFileError,
+        ProfileError,
+        SessionError,
+        StratakvError,
+        WrongTypeError,
+    )
     from .reply import Reply
     from .runtime import Runtime
 
 __all__ = [
-    "Chat", "DoesNotFitError", "GenerationConfig", "KVConfig", "ModelFileError", "ProfileError", "Reply",
-    "Runtime", "SessionError", "StratakvError",
+    "Chat", "ConversationError", "DoesNotFitError", "GenerationConfig", "KVConfig", "ModelFileError", "ProfileError",
+    "Reply", "Runtime", "SessionError", "StratakvError", "WrongTypeError",
 ]  # fmt: skip
 
 _HOMES = {
     "Chat": "chat",
+    "ConversationError": "errors",
     "DoesNotFitError": "errors",
     "GenerationConfig": "config",
     "KVConfig": "config",
@@ -38,6 +47,7 @@ _HOMES = {
     "Runtime": "runtime",
     "SessionError": "errors",
     "StratakvError": "errors",
+    "WrongTypeError": "errors",
 }
 
 

@@ -1,23 +1,34 @@
-"""A conversation over documents."""
+"""A conversation over documents.
+
+Three things are kept in step, whatever happens in between: the transcript (`messages`), what the person was shown, and
+what the model remembers (the sequence, and `_unfed` tokens that join it with the next turn). An operation either
+happens as a whole or leaves everything as it was; of a reply that was cut short, all three keep what was shown.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from . import session
+from . import session, typed
 from .config import GenerationConfig
 from .documents import read_text_file
 from .engine import OnProgress
+from .errors import ConversationError
 from .generate import generate
 from .reply import Reply
+from .reply_stream import ReplyStream
 from .sequence import Sequence, Snapshot
+from .spoken import spoken
 from .template import Template, Turn, as_array
+from .turns import Turns
 
 if TYPE_CHECKING:
     from .runtime import Runtime
@@ -32,22 +43,37 @@ class Read:
     ms: float
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Draft:
-    """The point before a reply, to regenerate it from."""
+    """The point before a reply, to generate it from."""
 
     snapshot: Snapshot
     logits: Tensor
     num_messages: int
+    said: list[int]
+    """Tokens of the reply that now stands there."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """Everything a conversation was, to come back to."""
+
+    snapshot: Snapshot
+    messages: list[dict[str, str]]
+    last: Reply
+    turn_open: bool
+    unfed: list[int]
+    draft: _Draft | None
 
 
 class Chat:
-    """One conversation. Made by `Runtime.chat`.
+    """One conversation. Made by `Runtime.chat`. Several threads may use it: they take turns.
 
     Attributes:
         messages: the transcript, `{"role", "content"}`; documents appear by name.
         last: the newest `Reply`, also when it was interrupted.
         restored: how many tokens a resumed session brought back without prefill; 0 otherwise.
+        generation: what `send` and `stream` use where their arguments do not say otherwise.
     """
 
     def __init__(self, runtime: Runtime, sequence: Sequence, *, system: str | None = None) -> None:
@@ -60,99 +86,201 @@ class Chat:
         self._turn_open = False
         self._unfed: list[int] = []
         self._draft: _Draft | None = None
+        self.open_reply: ReplyStream | None = None
+        self._turns, self._is_closed = Turns("this conversation"), False
         self._first_turn()  # a template without a place for `system` is refused here
 
     # Talking
 
     def read(self, path: str | Path, *, on_progress: OnProgress | None = None) -> Read:
-        """A document joins the conversation, ahead of the next message.
+        """A document joins the conversation, ahead of the next message. A reply that is still open ends here.
 
         Raises:
             OSError: it cannot be read. ValueError: it is empty or not UTF-8 text.
             DoesNotFitError: it exceeds the model's window or the tiers; nothing was done.
+            CapacityError: the tiers are full; the conversation is as it was, as after any other exception.
         """
         path = Path(path)
         return self.read_text(read_text_file(path), path.name, on_progress=on_progress)
 
     def read_text(self, text: str, name: str = "text", *, on_progress: OnProgress | None = None) -> Read:
-        """As `read`, for text that is at hand."""
+        """As `read`, for text that is at hand. Raises WrongTypeError if it is none."""
+        text, name = typed.text("the document", text), typed.text("its name", name)
         if not text.strip():
             raise ValueError(f"{name} is empty")
         started = time.perf_counter()
-        opening = [] if self._turn_open else self._opening()
-        ids = [*opening, *self._template.encode_plain(f"Document {name}:\n\n{text.strip()}\n\n")]
-        self._check_fits(len(ids), 0, name)
-        done = self._runtime.engine.prefill(self._sequence, as_array(ids), want_logits=False, on_progress=on_progress)
-        self._unfed, self._turn_open, self._draft = [], True, None
-        self.messages.append({"role": "document", "content": name})
+        with self.alone():
+            self.end_reply()
+            with self._all_or_nothing():
+                opening = [] if self._turn_open else self._opening()
+                ids = [*opening, *self._template.encode_plain(f"Document {name}:\n\n{text.strip()}\n\n")]
+                self._check_fits(len(ids), 0, name)
+                engine = self._runtime.engine
+                done = engine.prefill(self._sequence, as_array(ids), want_logits=False, on_progress=on_progress)
+                self._unfed, self._turn_open, self._draft = [], True, None
+                self.messages.append({"role": "document", "content": name})
         return Read(len(ids), done.num_cached, 1000 * (time.perf_counter() - started))
 
-    def send(self, text: str, **generation: Any) -> Reply:
-        """Ask and wait for the whole reply; generation arguments as in Hugging Face."""
-        for _ in self.stream(text, **generation):
-            pass
-        return self.last
+    def send(self, text: str, *, on_progress: OnProgress | None = None, **generation: Any) -> Reply:
+        """Ask and wait for the whole reply; generation arguments as in Hugging Face.
 
-    def stream(self, text: str, *, on_progress: OnProgress | None = None, **generation: Any) -> Iterator[str]:
+        Raises as `stream`. After an exception or Ctrl-C the message was never sent: nobody saw any of the reply.
+        """
+        return self.stream(text, on_progress=on_progress, **generation).whole()
+
+    def stream(self, text: str, *, on_progress: OnProgress | None = None, **generation: Any) -> ReplyStream:
         """Ask and receive the reply in pieces; `self.last` is the `Reply`, complete at the end.
+
+        Work begins with the first piece. Whatever is asked of the conversation before the last piece ends the reply
+        there, as `ReplyStream.close` does: what was received stays, in the transcript and in memory.
 
         Raises:
             ValueError: the text is empty, or a generation argument is unknown or out of range.
+            WrongTypeError: the text is none, or a generation argument is of another type.
             DoesNotFitError: the message exceeds the model's window or the tiers; nothing was done.
+            CapacityError: the tiers are full; without a piece received the message was never sent.
+            ConversationError: the conversation is closed, or asked from inside one of its own calls.
         """
         config = GenerationConfig.from_kwargs(self.generation, **generation)
-        if not text.strip():
+        if not typed.text("the message", text).strip():
             raise ValueError("the message is empty")
-        started = time.perf_counter()
-        opening = [] if self._turn_open else self._opening()
-        ids = [*opening, *self._template.encode_plain(text), *self._template.encode(self._turn().after)]
-        self._check_fits(len(ids), 1, "the message")
-        reply = self.last = Reply()
-        before = self._sequence.num_tokens
-        done = self._runtime.engine.prefill(self._sequence, as_array(ids), on_progress=on_progress)
-        assert done.logits is not None
-        reply.timings.prompt_ms = 1000 * (time.perf_counter() - started)
-        reply.timings.prompt_n, reply.timings.cache_n = done.num_computed, before + done.num_cached
-        reply.usage.prompt_tokens = before + len(ids)
-        reply.usage.cached_tokens = before + done.num_cached
-        self._unfed, self._turn_open = [], False
-        self.messages.append({"role": "user", "content": text})
-        self._draft = _Draft(self._sequence.snapshot(), done.logits, len(self.messages))
-        yield from self._reply(reply, config, started)
+        return ReplyStream(self, partial(self._ask, text, on_progress), config)
 
-    def regenerate(self, **generation: Any) -> Iterator[str]:
-        """Take the last reply back and stream another one.
+    def regenerate(self, **generation: Any) -> ReplyStream:
+        """Take the last reply back and stream another one. Without a piece received, the last one stays.
 
-        Raises ValueError if there is no reply to take back.
+        Raises ValueError if there is no reply to take back, and as `stream`.
         """
         if self._draft is None:
             raise ValueError("there is no reply to regenerate")
         config = GenerationConfig.from_kwargs(self.generation, **generation)
-        started = time.perf_counter()
-        self._sequence.rollback(self._draft.snapshot)
-        del self.messages[self._draft.num_messages :]
-        usage = self.last.usage
-        reply = self.last = Reply()
-        reply.usage.prompt_tokens = reply.usage.cached_tokens = usage.prompt_tokens
-        reply.timings.cache_n = usage.prompt_tokens
-        yield from self._reply(reply, config, started)
+        return ReplyStream(self, self._take_back, config)
 
-    def _reply(self, reply: Reply, config: GenerationConfig, started: float) -> Iterator[str]:
+    # What a `ReplyStream` does to the conversation, having it to itself (`alone`)
+
+    def _ask(self, text: str, on_progress: OnProgress | None, reply: Reply, started: float) -> _Point:
+        """The message goes in; the reply can begin. Returns the point to which nothing shown leads back."""
+        with self._all_or_nothing() as point:
+            opening = [] if self._turn_open else self._opening()
+            ids = [*opening, *self._template.encode_plain(text), *self._template.encode(self._turn().after)]
+            self._check_fits(len(ids), 1, "the message")
+            before = self._sequence.num_tokens
+            done = self._runtime.engine.prefill(self._sequence, as_array(ids), on_progress=on_progress)
+            assert done.logits is not None
+            reply.timings.prompt_ms = 1000 * (time.perf_counter() - started)
+            reply.timings.prompt_n, reply.timings.cache_n = done.num_computed, before + done.num_cached
+            reply.usage.prompt_tokens = before + len(ids)
+            reply.usage.cached_tokens = before + done.num_cached
+            self._unfed, self._turn_open = [], False
+            self.messages.append({"role": "user", "content": text})
+            self._draft = _Draft(self._sequence.snapshot(), done.logits, len(self.messages), [])
+            self.last = reply
+        return point
+
+    def _take_back(self, reply: Reply, started: float) -> _Point:
+        """The last reply goes; another can begin. Returns the point at which it is back, if need be by computing the
+        KV of its text anew with the next turn."""
+        draft = self._draft
+        if draft is None:
+            raise ValueError("there is no reply to regenerate")
+        point = _Point(draft.snapshot, list(self.messages), self.last, False, draft.said, draft)
+        with self._all_or_nothing():
+            self._runtime.engine.rollback(self._sequence, draft.snapshot)
+            del self.messages[draft.num_messages :]
+            self._unfed = []
+            usage = self.last.usage
+            reply.usage.prompt_tokens = reply.usage.cached_tokens = usage.prompt_tokens
+            reply.timings.cache_n = usage.prompt_tokens
+            self.last = reply
+        return point
+
+    def pieces(self, reply: Reply, config: GenerationConfig, started: float) -> Iterator[str]:
+        """The reply's text as tokens come; empty where a token adds none."""
         draft = self._draft
         assert draft is not None
         room = self._runtime.plan.capacity_tokens() - self._sequence.num_tokens
-        if room < config.max_new_tokens:
+        if not 0 < config.max_new_tokens <= room:
             config = GenerationConfig.from_kwargs(config, max_new_tokens=max(1, room))
+        generating = generate(self._runtime.engine, [self._sequence], [draft.logits], [config], [reply], started)
+        return (piece for _, piece in generating)
+
+    def say(self, text: str) -> None:
+        """The transcript ends with `text` as the reply so far."""
+        assert self._draft is not None
+        self.messages[self._draft.num_messages :] = [{"role": "assistant", "content": text}]
+
+    def point_at_page_end(self) -> Snapshot | None:
+        """Where the sequence is, if no page is open there."""
+        return None if self._sequence.tail_len else self._sequence.snapshot()
+
+    def settle(self, reply: Reply, shown: str, page_ends: list[Snapshot]) -> None:
+        """The reply ends with what was `shown`: transcript and memory keep that.
+
+        Args:
+            page_ends: points of the sequence inside the reply, to go back to the last one that fits.
+        """
+        draft = self._draft
+        assert draft is not None
+        reply.text = shown
+        kept, start = spoken(self._template, reply.tokens, shown), draft.snapshot.num_tokens
+        fed = self._sequence.num_tokens - start
+        same = _num_alike(kept, reply.tokens[:fed])
+        if same < fed:
+            fitting = (point for point in page_ends if point.num_tokens - start <= same)
+            point = max(fitting, key=lambda point: point.num_tokens, default=draft.snapshot)
+            self._runtime.engine.rollback(self._sequence, point)
+            same = point.num_tokens - start
+        self._unfed, self._draft = kept[same:], replace(draft, said=kept)
+        self.say(shown)
+
+    # Keeping in step
+
+    @contextmanager
+    def alone(self, *, even_if_interrupted: bool = False) -> Iterator[None]:
+        """The conversation to oneself, with interrupts only where nothing is half done.
+
+        Raises ConversationError: this thread is inside a call on it or on its model already.
+        """
+        engine = self._runtime.engine
+        engine.turns.require_free()
+        check = (lambda: None) if even_if_interrupted else engine.interrupts.check
+        with engine.interrupts.deferred(), self._turns.taken(check):
+            yield
+
+    def end_reply(self) -> None:
+        """Before anything else is asked: a reply that is still open ends. Raises ConversationError if all has ended."""
+        if self._is_closed:
+            raise ConversationError("this conversation is closed; begin another one")
+        if self.open_reply is not None:
+            self.open_reply.end()
+
+    def check_interrupts(self) -> None:
+        """A safe point inside `alone`."""
+        self._runtime.engine.interrupts.check()
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[_Point]:
+        """An exception or interrupt before the end leaves the conversation as it was."""
+        point = self._point()
         try:
-            for _, piece in generate(
-                self._runtime.engine, [self._sequence], [draft.logits], [config], [reply], started
-            ):
-                yield piece
-        finally:
-            fed = self._sequence.num_tokens - draft.snapshot.num_tokens
-            ended = reply.finish_reason == "eos"
-            self._unfed = reply.tokens[fed : len(reply.tokens) - int(ended)]
-            self.messages.append({"role": "assistant", "content": reply.text})
+            yield point
+            self.check_interrupts()
+        except BaseException:
+            self.return_to(point)
+            raise
+
+    def _point(self) -> _Point:
+        return _Point(
+            self._sequence.snapshot(), list(self.messages), self.last, self._turn_open, self._unfed, self._draft
+        )
+
+    def return_to(self, point: _Point) -> None:
+        """The conversation is what it was at `point`."""
+        self.messages[:] = point.messages
+        self.last, self._turn_open = point.last, point.turn_open
+        self._unfed, self._draft = list(point.unfed), point.draft
+        if self._sequence.num_tokens != point.snapshot.num_tokens:
+            self._runtime.engine.rollback(self._sequence, point.snapshot)
 
     def _first_turn(self) -> Turn:
         return self._template.first(self._system)
@@ -161,9 +289,8 @@ class Chat:
         return self._template.next() if self.messages else self._first_turn()
 
     def _opening(self) -> list[int]:
-        """What comes before the next user text: the reply's last token if the cache lacks it, then
-        the template's words."""
-        return [*self._unfed, *self._template.encode(self._turn().before)]
+        """What comes before the next user text: the end of the last reply if the cache lacks it, then template text."""
+        return [*self._unfed, *self._template.encode_before(self._turn())]
 
     def _check_fits(self, new: int, reply: int, what: str) -> None:
         """Refuse before any work what cannot be held, with the sum."""
@@ -181,10 +308,12 @@ class Chat:
 
         Raises SessionError if it cannot be saved.
         """
-        notes = {
-            "messages": self.messages, "system": self._system, "turn_open": self._turn_open, "unfed": self._unfed,
-        }  # fmt: skip
-        session.save(self._runtime.engine, self._sequence, name, notes)
+        with self.alone():
+            self.end_reply()
+            notes = {
+                "messages": self.messages, "system": self._system, "turn_open": self._turn_open, "unfed": self._unfed,
+            }  # fmt: skip
+            session.save(self._runtime.engine, self._sequence, name, notes)
 
     @classmethod
     def resume(cls, runtime: Runtime, name: str) -> Chat:
@@ -197,13 +326,23 @@ class Chat:
 
     def fork(self) -> Chat:
         """An independent conversation with the same past; pages are shared, not copied."""
-        twin = Chat(self._runtime, self._runtime.engine.fork(self._sequence), system=self._system)
-        twin.messages = [dict(message) for message in self.messages]
-        twin._turn_open, twin._unfed = self._turn_open, list(self._unfed)
-        twin.generation, twin.restored = self.generation, self.restored
+        with self.alone():
+            self.end_reply()
+            twin = Chat(self._runtime, self._runtime.engine.fork(self._sequence), system=self._system)
+            twin.messages = [dict(message) for message in self.messages]
+            twin._turn_open, twin._unfed = self._turn_open, list(self._unfed)
+            twin.generation, twin.restored = self.generation, self.restored
         return twin
 
     def close(self) -> None:
-        """Forget the conversation. Its pages stay in the store as cache."""
-        self._sequence.close()
-        self._draft = None
+        """Forget the conversation. Its pages stay in the store as cache. Safe to call twice."""
+        with self.alone():
+            if not self._is_closed:
+                self.end_reply()
+                self._is_closed, self._draft = True, None
+                self._sequence.close()
+
+
+def _num_alike(some: list[int], others: list[int]) -> int:
+    """How many leading tokens agree."""
+    return next((n for n, (a, b) in enumerate(zip(some, others, strict=False)) if a != b), min(len(some), len(others)))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ..retrieval import IndexParams, split_spec
 from ..storage.compression import check_compression
+from . import typed
+from .errors import WrongTypeError
 
 PREFETCH = ("auto", "on", "off")
 
@@ -51,10 +54,21 @@ class KVConfig:
     have left it: answers then depend on what was spilled and when, and no longer repeat to the bit."""
 
     def __post_init__(self) -> None:
+        _take(self, typed.real, "gpu_gb", "host_gb", "disk_gb")
+        _take(self, typed.whole, "sink", "local", "page_size")
+        _take(self, typed.text, "index", "dtype", "prefetch", "codec")
+        budget = typed.real("budget", self.budget)
+        object.__setattr__(self, "budget", int(budget) if budget.is_integer() else budget)
+        for name in ("path", "profile"):
+            if not isinstance(getattr(self, name), str | Path | None):
+                raise WrongTypeError(f"{name} is a path, not {getattr(self, name)!r}")
         for name in ("gpu_gb", "host_gb", "disk_gb"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} is a number of gigabytes from 0, not {value}")
+        for name, least in (("sink", 0), ("local", 0), ("page_size", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is a number of tokens from {least}, not {getattr(self, name)}")
         if self.host_gb == 0 or self.gpu_gb == 0:
             raise ValueError("gpu_gb and host_gb are more than 0; leave them out for the default")
         split_spec(self.index)
@@ -67,7 +81,7 @@ class KVConfig:
         self._check_budget()
 
     def _check_budget(self) -> None:
-        if isinstance(self.budget, float) and not self.budget.is_integer():
+        if isinstance(self.budget, float):
             if not 0 < self.budget < 1:
                 raise ValueError(f"budget is a whole number of tokens or a fraction in (0, 1), not {self.budget}")
         elif self.budget < self.min_budget:
@@ -101,6 +115,7 @@ class GenerationConfig:
     """How tokens are chosen; names as in Hugging Face's `GenerationConfig`."""
 
     max_new_tokens: int = 512
+    """Most tokens of a reply; -1: as many as there is room for."""
     do_sample: bool = False
     temperature: float = 0.7
     """Used only with `do_sample`, like the next three."""
@@ -110,19 +125,27 @@ class GenerationConfig:
     repetition_penalty: float = 1.0
     stop_strings: tuple[str, ...] = ()
     seed: int | None = None
-    """None: fresh randomness each time."""
+    """From 0 to 2**64 - 1. In a batch, prompt number n draws with seed + n, as it would alone: equal prompts get
+    different replies, the same ones each time. None: fresh randomness each time."""
     ignore_eos: bool = False
     """Go on past the end-of-sequence token (benchmarks)."""
 
     def __post_init__(self) -> None:
+        _take(self, typed.whole, "max_new_tokens", "top_k", "seed")
+        _take(self, typed.real, "temperature", "top_p", "min_p", "repetition_penalty")
+        _take(self, typed.flag, "do_sample", "ignore_eos")
+        object.__setattr__(self, "stop_strings", typed.texts("stop_strings", self.stop_strings))
         checks = {
-            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
-            "temperature": (self.temperature > 0, "above 0; for greedy decoding leave do_sample off"),
+            "max_new_tokens": (
+                self.max_new_tokens >= 1 or self.max_new_tokens == -1, "at least 1, or -1 for as many as fit",
+            ),
+            "temperature": (0 < self.temperature < math.inf, "above 0; for greedy decoding leave do_sample off"),
             "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
             "top_k": (self.top_k >= 0, "at least 0 (0 switches it off)"),
             "min_p": (0 <= self.min_p < 1, "in [0, 1)"),
-            "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
-        }
+            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "above 0"),
+            "seed": (self.seed is None or 0 <= self.seed < 1 << 64, "a whole number from 0 to 2**64 - 1"),
+        }  # fmt: skip
         for name, (good, range_text) in checks.items():
             if not good:
                 raise ValueError(f"{name} is {range_text}, not {getattr(self, name)}")
@@ -131,7 +154,7 @@ class GenerationConfig:
     def from_kwargs(cls, base: GenerationConfig | None = None, **kwargs: Any) -> GenerationConfig:
         """Keyword arguments over `base`; knows the aliases `max_tokens` and `stop`.
 
-        Raises ValueError for an unknown name.
+        Raises ValueError for a name that is unknown or a value out of range, WrongTypeError for one of another type.
         """
         for alias, name in (("max_tokens", "max_new_tokens"), ("stop", "stop_strings")):
             if alias in kwargs:
@@ -140,9 +163,19 @@ class GenerationConfig:
         unknown = sorted(set(kwargs) - known)
         if unknown:
             raise ValueError(f"unknown generation argument(s) {', '.join(unknown)}; known: {', '.join(sorted(known))}")
-        stops = kwargs.get("stop_strings")
-        if isinstance(stops, str):
-            kwargs["stop_strings"] = (stops,)
-        elif stops is not None:
-            kwargs["stop_strings"] = tuple(stops)
         return cls(**{**(asdict(base) if base else {}), **kwargs})
+
+    def of_batch(self, count: int) -> list[GenerationConfig]:
+        """For `count` prompts that are continued together: one seed would draw the same numbers for each."""
+        if self.seed is None:
+            return [self] * count
+        return [replace(self, seed=(self.seed + number) % (1 << 64)) for number in range(count)]
+
+
+def _take(settings: object, kind: Callable[[str, Any], Any], *names: str) -> None:
+    """Read these fields of a frozen dataclass as a `kind` from `typed` does. None stays where it is the default."""
+    defaults = {field.name: field.default for field in fields(settings)}  # type: ignore[arg-type]
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None or defaults[name] is not None:
+            object.__setattr__(settings, name, kind(name, value))

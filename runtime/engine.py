@@ -2,8 +2,11 @@
 
 Prefill is layer-major: a span of tokens goes through layer l before any of it enters layer l + 1,
 so only one layer's K and V need room on the compute device. Rows go in chunks on a fixed grid of
-positions; a prompt longer than one span is several spans, and what earlier spans sealed survives an
-interruption.
+positions; a prompt longer than one span is several spans. What was sealed before an interruption stays in the store
+and is found again, but the sequence is as it was.
+
+Threads: an engine may be called from several. They take turns at its model, a layer of a span or a decode step at a
+time, in the order in which they ask. A sequence belongs to one caller at a time.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -32,7 +35,7 @@ from .model import Attend, Model, RotaryTables, StepTables
 from .prefetch import Prefetcher
 from .prefixes import StoredPrefixes
 from .recompute import recompute
-from .sequence import GENERATED, PROMPT, Sequence
+from .sequence import GENERATED, PROMPT, NamedPages, Sequence, Snapshot
 from .sliding_layer import SlidingLayer
 from .workspace import Workspace
 
@@ -68,7 +71,7 @@ class Prefilled:
 
 
 class Engine:
-    """One model over one store. Not re-entrant: one call at a time."""
+    """One model over one store."""
 
     def __init__(
         self,
@@ -83,7 +86,7 @@ class Engine:
         self.model, self.store, self.config = model, store, config
         self.indexes = dict(zip(model.tiered, indexes, strict=True))
         self.workspace, self.chunk, self.prefetcher = workspace, chunk, prefetcher
-        self.interrupts = Interrupts()
+        self.interrupts, self.turns = Interrupts(), model.turns
         self.num_steps = 0
         self.tokens_read = 0
         settings = {**config.retrieval_settings(), "index": self.index_identity}
@@ -129,11 +132,25 @@ class Engine:
         """
         twin = self.new_sequence()
         try:
-            twin.follow(sequence)
+            with self.turn():
+                twin.follow(sequence)
         except BaseException:
             twin.close()
             raise
         return twin
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """The model to oneself, with interrupts waiting for a safe point. Raises ConversationError if this thread has
+        it already."""
+        with self.interrupts.deferred(), self.turns.taken(self.interrupts.check):
+            yield
+
+    @torch.inference_mode()
+    def rollback(self, sequence: Sequence, point: Snapshot) -> None:
+        """Drop everything after `point`. What was sealed stays in the store as cache."""
+        with self.interrupts.deferred(), self.turns.taken():  # no check: it is called to clean up
+            sequence.rollback(point)
 
     # Prefill
 
@@ -149,17 +166,35 @@ class Engine:
     ) -> Prefilled:
         """Append prompt tokens, reusing pages the store already has.
 
-        An exception or Ctrl-C leaves the sequence after its last whole span.
+        An exception or Ctrl-C leaves the sequence as it was; what was sealed until then stays in the store, so that
+        another try goes on from there.
+
+        Args:
+            on_progress: called in between, while other threads wait for the model; it must not call back.
 
         Raises:
-            ValueError: no tokens, or more than the model's window; nothing was done.
+            ValueError: no tokens; nothing was done.
             CapacityError: the tiers are full.
+            ConversationError: called from inside `on_progress`, or another call has changed the sequence.
         """
-        total = len(tokens)
-        if total == 0:
+        if len(tokens) == 0:
             raise ValueError("prefill needs at least one token")
-        started = time.perf_counter()
-        cached = self.prefixes.adopt(sequence, tokens, want_logits=want_logits) if reuse else 0
+        self.turns.require_free()
+        point = sequence.snapshot()
+        with self.interrupts.deferred():
+            try:
+                return self._prefill(sequence, tokens, want_logits, reuse, on_progress)
+            except BaseException:
+                self.rollback(sequence, point)
+                raise
+
+    def _prefill(
+        self, sequence: Sequence, tokens: np.ndarray, want_logits: bool, reuse: bool, on_progress: OnProgress | None
+    ) -> Prefilled:
+        started, total, cached = time.perf_counter(), len(tokens), 0
+        if reuse:
+            with self.turn():
+                cached = self.prefixes.adopt(sequence, tokens, want_logits=want_logits)
         done, logits = cached, None
 
         def report(share: float) -> None:
@@ -167,16 +202,17 @@ class Engine:
                 processed = done + int(share * len(span))
                 on_progress(Progress(total, cached, processed, time.perf_counter() - started))
 
-        with self.interrupts.deferred():
-            for stop in self._span_ends(sequence.num_tokens, total - cached):
-                span = tokens[done : done + stop - sequence.num_tokens]
-                is_last = done + len(span) == total
-                logits = self._span(sequence, span, want_logits and is_last, report)
-                done += len(span)
+        for stop in self._span_ends(sequence.num_tokens, total - cached):
+            span = tokens[done : done + stop - sequence.num_tokens]
+            is_last = done + len(span) == total
+            logits = self._span(sequence, span, want_logits and is_last, report)
+            done += len(span)
         for cache in sequence.layers:
             if isinstance(cache, TieredLayer):
-                cache.index_sealed()
-        self.prefixes.leave_state(sequence, total - cached)
+                with self.turn():
+                    cache.index_sealed()
+        with self.turn():
+            self.prefixes.leave_state(sequence, total - cached)
         return Prefilled(logits, cached, total - cached)
 
     def _span_ends(self, start: int, count: int) -> Iterator[int]:
@@ -191,15 +227,13 @@ class Engine:
     ) -> Tensor | None:
         start, count = sequence.num_tokens, len(tokens)
         model = self.model
-        chains, pages = sequence.chains_for(tokens, np.full(count, PROMPT, dtype=np.uint8))
-        length = sequence.tail_len + count
-        snapshot = sequence.snapshot()
+        named = sequence.name_pages(tokens, PROMPT)
         hidden = model.embed_wide(tokens)
         grid = range((start // self.chunk + 1) * self.chunk, start + count, self.chunk)
         chunks = list(pairwise([start, *grid, start + count]))
         tables = [model.tables(a, b) for a, b in chunks]
-        try:
-            for layer, cache in enumerate(sequence.layers):
+        for layer, cache in enumerate(sequence.layers):
+            with self.turn():
                 cache.begin()
                 module = model.layer(layer, prefill=True)
                 for (a, b), table in zip(chunks, tables, strict=True):
@@ -207,14 +241,16 @@ class Engine:
                     rows = slice(a - start, b - start)
                     hidden[:, rows] = model.run_layer(module, hidden[:, rows], self._attend_rows(cache, a, table))
                     report((layer + (b - start) / count) / model.num_layers)
-                if isinstance(cache, TieredLayer):
-                    cache.finish(chains, pages, length)
-        except BaseException:
-            sequence.rollback(snapshot)
-            raise
-        sequence.log(tokens, PROMPT)
-        sequence.chains += chains
-        return model.logits(hidden[:, -1])[0].float() if want_logits else None
+                self._finish(sequence, cache, named, count)
+        sequence.commit(tokens, PROMPT, named.chains)
+        with self.turn():
+            return model.logits(hidden[:, -1])[0].float() if want_logits else None
+
+    def _finish(self, sequence: Sequence, cache: TieredLayer | SlidingLayer, named: NamedPages, count: int) -> None:
+        """A span's `count` tokens are through this layer: publish the pages they fill."""
+        named.require_right(sequence)
+        if isinstance(cache, TieredLayer):
+            cache.finish(named.chains, named.tokens, sequence.tail_len + count)
 
     def _attend_rows(self, cache: TieredLayer | SlidingLayer, start: int, table: RotaryTables) -> Attend:
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -233,27 +269,39 @@ class Engine:
 
         Returns:
             fp32 `[len(sequences), vocabulary]`.
+
+        Raises:
+            CapacityError: the tiers are full.
+            ConversationError: called from a callback of another call.
         """
+        with self.turn():
+            return self._step(sequences, tokens)
+
+    def _step(self, sequences: list[Sequence], tokens: list[int]) -> Tensor:
         model = self.model
-        lengths = [sequence.tail_len for sequence in sequences]
+        ids = [np.array([token], dtype=np.uint32) for token in tokens]
+        named = [sequence.name_pages(new, GENERATED) for sequence, new in zip(sequences, ids, strict=True)]
+        before = [_Before.of(sequence, fills) for sequence, fills in zip(sequences, named, strict=True)]
         tables = model.step_tables([sequence.num_tokens for sequence in sequences])
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
             outs = [sequence.layers[layer].step(q[b], k[b], v[b], scale) for b, sequence in enumerate(sequences)]
             return torch.stack(outs) if len(outs) > 1 else outs[0].unsqueeze(0)
 
-        with self.interrupts.deferred():
-            try:
-                hidden = model.embed(torch.tensor(tokens, device=model.device))
-                with self.prefetcher.step() if self.prefetcher else nullcontext():
-                    for layer in range(model.num_layers):
-                        self._look_ahead(sequences, layer + 1, hidden, tables)
-                        hidden = model.step_layer(layer, hidden, tables, attend)
-            except BaseException:
-                self._undo(sequences, lengths)
-                raise
-            for sequence, token in zip(sequences, tokens, strict=True):
-                self._commit(sequence, token)
+        try:
+            hidden = model.embed(torch.tensor(tokens, device=model.device))
+            with self.prefetcher.step() if self.prefetcher else nullcontext():
+                for layer in range(model.num_layers):
+                    self._look_ahead(sequences, layer + 1, hidden, tables)
+                    hidden = model.step_layer(layer, hidden, tables, attend)
+            for sequence, filled in zip(sequences, named, strict=True):
+                self._seal(sequence, filled)
+        except BaseException:
+            for sequence, earlier in zip(sequences, before, strict=True):
+                earlier.restore(sequence)
+            raise
+        for sequence, new, filled in zip(sequences, ids, named, strict=True):
+            sequence.commit(new, GENERATED, filled.chains)
         self.num_steps += 1
         self.tokens_read = max(
             (cache.tokens_read for s in sequences for cache in s.layers if isinstance(cache, TieredLayer)), default=0
@@ -294,7 +342,7 @@ class Engine:
         model, start, count = self.model, sequence.num_tokens, len(tokens)
         if not count:
             raise ValueError("decode_known needs at least one token")
-        chains, pages = sequence.chains_for(tokens, np.full(count, GENERATED, dtype=np.uint8))
+        named = sequence.name_pages(tokens, GENERATED)
         snapshot = sequence.snapshot()
         table = model.tables(start, start + count)
 
@@ -303,7 +351,7 @@ class Engine:
             cache = sequence.layers[layer]
             if isinstance(cache, SlidingLayer):
                 return cache.extend(q[0], k[0], v[0], start, scale).unsqueeze(0)
-            names = iter(zip(chains, pages, strict=True))
+            names = iter(zip(named.chains, named.tokens, strict=True))
             outs = []
             for row in range(count):
                 outs.append(cache.step(q[0, :, row], k[0, :, row], v[0, :, row], scale))
@@ -311,7 +359,7 @@ class Engine:
                     cache.seal(*next(names))
             return torch.stack(outs, 1).unsqueeze(0)
 
-        with self.interrupts.deferred():
+        with self.turn():
             try:
                 hidden = model.embed_wide(tokens)
                 for layer in range(model.num_layers):
@@ -320,20 +368,35 @@ class Engine:
             except BaseException:
                 sequence.rollback(snapshot)
                 raise
-            sequence.log(tokens, GENERATED)
-            sequence.chains += chains
-        return model.logits(hidden[0]).float()
+            named.require_right(sequence)
+            sequence.commit(tokens, GENERATED, named.chains)
+            return model.logits(hidden[0]).float()
 
-    def _undo(self, sequences: list[Sequence], lengths: list[int]) -> None:
-        for sequence, length in zip(sequences, lengths, strict=True):
-            for cache in sequence.layers:
-                cache.undo_step(length, sequence.num_tokens)
-
-    def _commit(self, sequence: Sequence, token: int) -> None:
-        """The step is complete: log its token, seal the page it filled."""
-        chains, pages = sequence.chains_for(np.array([token]), np.array([GENERATED], dtype=np.uint8))
+    def _seal(self, sequence: Sequence, named: NamedPages) -> None:
+        """All layers have the step's token: publish the page that it filled, if it did."""
+        if not named.chains:
+            return
+        named.require_right(sequence)
         for cache in sequence.layers:
-            if chains and isinstance(cache, TieredLayer):
-                cache.seal(chains[0], pages[0])
-        sequence.log(np.array([token], dtype=np.uint32), GENERATED)
-        sequence.chains += chains
+            if isinstance(cache, TieredLayer):
+                cache.seal(named.chains[0], named.tokens[0])
+
+
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """What it takes to undo a step of one sequence: a snapshot if it fills a page, which layers may have sealed one by
+    one before another fails; else only lengths."""
+
+    tail_len: int
+    point: Snapshot | None
+
+    @classmethod
+    def of(cls, sequence: Sequence, fills: NamedPages) -> _Before:
+        return cls(sequence.tail_len, sequence.snapshot() if fills.chains else None)
+
+    def restore(self, sequence: Sequence) -> None:
+        if self.point is not None:
+            sequence.rollback(self.point)
+            return
+        for cache in sequence.layers:
+            cache.undo_step(self.tail_len, sequence.num_tokens)

@@ -19,5 +19,13 @@ class DoesNotFitError(StratakvError):
     """A prompt exceeds the model's window or the configured tiers. Shows the sum."""
 
 
+class ConversationError(StratakvError):
+    """A conversation or model cannot be used now: it is closed, or in use by the call that asks."""
+
+
+class WrongTypeError(StratakvError, TypeError):
+    """An argument is of a type that means nothing there. Names it, what was given, and what is taken."""
+
+
 class SessionError(StratakvError):
     """A session cannot be saved or loaded; the running conversation is untouched."""

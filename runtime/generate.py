@@ -84,7 +84,8 @@ def generate(
     engine: Engine, sequences: list[Sequence], logits: list[Tensor], configs: list[GenerationConfig],
     replies: list[Reply], started: float,
 ) -> Iterator[tuple[int, str]]:  # fmt: skip
-    """Decode until every sequence is done; yields (which, text piece) as text becomes certain.
+    """Decode until every sequence is done; yields (which, text piece) for every token: the text that has become
+    certain, which may be none.
 
     The last token of a finished reply is not yet in its sequence: whoever continues it feeds it.
 
@@ -96,23 +97,17 @@ def generate(
     begun = time.perf_counter()
     rows = list(logits)
     active = list(range(len(jobs)))
-    try:
-        while active:
-            for i in active:
-                job = jobs[i]
-                text = job.take(rows[i])
-                if len(job.reply.tokens) == 1:
-                    job.reply.timings.ttft_ms = 1000 * (time.perf_counter() - started)
-                if text:
-                    yield i, text
-            active = [i for i in active if not jobs[i].done]
-            if active:
-                new = engine.decode([jobs[i].sequence for i in active], [jobs[i].reply.tokens[-1] for i in active])
-                for i, row in zip(active, new, strict=True):
-                    rows[i] = row
-            for job in jobs:
-                job.reply.timings.predicted_ms = 1000 * (time.perf_counter() - begun)
-    finally:
+    while active:
+        for i in active:
+            job = jobs[i]
+            text = job.take(rows[i])
+            if len(job.reply.tokens) == 1:
+                job.reply.timings.ttft_ms = 1000 * (time.perf_counter() - started)
+            yield i, text
+        active = [i for i in active if not jobs[i].done]
+        if active:
+            new = engine.decode([jobs[i].sequence for i in active], [jobs[i].reply.tokens[-1] for i in active])
+            for i, row in zip(active, new, strict=True):
+                rows[i] = row
         for job in jobs:
-            if not job.done:
-                job.reply.text += job.stream.rest()
+            job.reply.timings.predicted_ms = 1000 * (time.perf_counter() - begun)

@@ -11,13 +11,17 @@ Both answer `extend` (prefill: many queries, exact) and `step` (decode: one quer
 computed from depends only on positions, never on where pages lie: row chunks and key blocks sit on
 a fixed grid, so that spilling changes no bit.
 
+A page is published (`finish`, `seal`) only by whoever has held the model's turn without a break since its rows began
+to arrive, and only when all of them have: buffers are shared, and what another caller wrote there would be stored for
+good under these tokens' name.
+
 Shapes  G KV heads, R query heads each (H = G*R), L page size, D head dim.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +33,7 @@ from ..kernels.prefill_attention import prefill_attention
 from ..retrieval.index import Index, spread_pages
 from ..retrieval.reading import read_exactly
 from ..storage import OpenPage, PageLayout, TieredStore
+from .errors import ConversationError
 from .lookahead import Lookahead
 from .page_queries import PageQueries
 from .page_reader import PageReader, Recover
@@ -39,6 +44,20 @@ from .workspace import KEY_BLOCK, Workspace
 PUT_PAGES = 64
 """Pages handed to the store at a time: bounds the copy that lays them out."""
 _NO_PIDS = np.empty(0, dtype=np.int64)
+
+
+class LayerPoint(NamedTuple):
+    """What a layer held at some point of its sequence."""
+
+    num_pages: int
+    tail: Tensor
+    """`[2, G, n, D]`, a copy."""
+    state: Any
+    """The index's state, not a copy: those are only added to."""
+    indexed: int
+    """Tokens it held."""
+    learned: Any
+    """`Index.learned_by` of it."""
 
 
 class TieredLayer:
@@ -67,6 +86,7 @@ class TieredLayer:
         self.queries = PageQueries(self.layout.num_heads, used=index.uses_queries)
         self._tail: OpenPage | None = None
         self._dtype = workspace.dtype
+        self._turn = self._arrived = 0
 
     @property
     def sealed(self) -> int:
@@ -75,17 +95,26 @@ class TieredLayer:
     # Prefill
 
     def begin(self) -> None:
-        """Start a span: the tail's tokens go first in the span buffer."""
+        """Start a span, which ends in the same turn: the tail's tokens go first in the span buffer."""
+        self.workspace.turns.require()
+        self._turn, self._arrived = self.workspace.turns.number, 0
         self.queries.drop(self._num_unindexed)
         if self.tail_len:
-            self.workspace.span[:, :, : self.tail_len] = self._tail_kv()[:, :, : self.tail_len]
+            self.span_rows(0, self.tail_len)[:] = self._tail_kv()[:, :, : self.tail_len]
+
+    def span_rows(self, first: int, count: int) -> Tensor:
+        """Where K and V of the span's rows `first .. first + count` belong, `[2, G, count, D]`: those that come next.
+        Raises ConversationError if another call has come between, or rows are left out."""
+        self.workspace.turns.require()
+        if self._turn != self.workspace.turns.number or first != self._arrived:
+            raise ConversationError("another call came between the parts of a prefill; nothing of it is kept")
+        self._arrived += count
+        return self.workspace.span[:, :, first : first + count]
 
     def extend(self, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float) -> Tensor:
         """Exact causal attention of rows `start ..`; q `[H,T,D]`, k and v `[G,T,D]`, rotated."""
-        span, rows = self.workspace.span, q.shape[1]
-        first = start - self.sealed
-        span[0, :, first : first + rows] = k
-        span[1, :, first : first + rows] = v
+        rows = self.span_rows(start - self.sealed, q.shape[1])
+        rows[0], rows[1] = k, v
         if self.queries.is_wanted:
             self.queries.note(q[:, -(start + 1) % self.layout.page_size :: self.layout.page_size], scale)
         return self.attend(q, k, v, start, scale)
@@ -106,7 +135,12 @@ class TieredLayer:
 
         Args:
             chains: chain hash of each whole page. tokens: uint32 `[pages, L]`.
+
+        Raises:
+            ConversationError: the span is not whole, or not this turn's; nothing was published.
+            CapacityError: the tiers are full.
         """
+        self.span_rows(length, 0)
         size, span = self.layout.page_size, self.workspace.span
         whole = len(chains) * size
         for first in range(0, len(chains), PUT_PAGES):
@@ -143,6 +177,7 @@ class TieredLayer:
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Attention of one new token; q `[H,D]`, k and v `[G,D]`, rotated. Returns `[H,D]`."""
+        self.workspace.turns.require()
         self.index_sealed()  # does something only after a prefill that was interrupted
         tail = self._open_tail()
         tail[0, :, self.tail_len] = k
@@ -209,6 +244,7 @@ class TieredLayer:
 
     def seal(self, chain: bytes, tokens: np.ndarray) -> None:
         """The tail is a whole page: hand it to the store and index it."""
+        self.workspace.turns.require()
         assert self._tail is not None
         assert self.is_full
         self.lookahead.stop()
@@ -337,18 +373,21 @@ class TieredLayer:
             self._open_tail()[:, :, : kv.shape[2]] = kv
             self.tail_len = kv.shape[2]
 
-    def snapshot(self) -> tuple[int, Tensor]:
-        return len(self.pids), self.tail_copy()
+    def snapshot(self) -> LayerPoint:
+        learned = self.index.learned_by(self.state) if self.indexed else None
+        return LayerPoint(len(self.pids), self.tail_copy(), self.state, self.indexed, learned)
 
-    def rollback(self, snapshot: tuple[int, Tensor]) -> None:
+    def rollback(self, point: LayerPoint) -> None:
         """Back to an earlier snapshot of this layer."""
-        count, tail = snapshot
+        count, tail = point.num_pages, point.tail
         self.lookahead.truncate(count * self.layout.page_size)
         self.store.release(self.pids[count:])
         self.pids = self.pids[:count]
-        if self.indexed > self.sealed:
-            self.index.truncate(self.state, self.sealed)
-            self.indexed = self.sealed
+        if point.indexed:
+            self.state = point.state  # another one if it has been outgrown since
+            self.index.truncate(self.state, point.indexed)
+            self.index.unlearn(self.state, point.learned)
+        self.indexed = point.indexed
         self.queries.drop(self._num_unindexed)
         self.queries.truncate(count)
         self.set_tail(tail)

@@ -31,6 +31,7 @@ from .numbers_check import FAMILIES as FAMILIES
 from .numbers_check import check_allocation, check_complete, check_family, check_shape, reading
 from .products import PRODUCTS
 from .settings_check import read_config
+from .turns import Turns
 
 ATTENTION = "stratakv"
 
@@ -70,6 +71,8 @@ class Model:
         config = hf.config
         self.hf, self.tokenizer, self.config = hf, tokenizer, config
         self.inner = hf.model
+        self.turns = Turns("this model")
+        """Whose turn it is to compute: widened weights, graphs and buffers are shared by all that use the model."""
         self.device: torch.device = next(hf.parameters()).device
         self.dtype: torch.dtype = next(hf.parameters()).dtype
         self.prefill_dtype = torch.float32 if _multiplies_slowly(self.device, self.dtype) else self.dtype

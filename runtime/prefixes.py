@@ -31,7 +31,8 @@ class StoredPrefixes:
 
     def adopt(self, sequence: Sequence, tokens: np.ndarray, *, want_logits: bool) -> int:
         """Adopt stored pages that continue the sequence with prompt `tokens`; returns how many of those they cover."""
-        chains, pages = sequence.chains_for(tokens, np.full(len(tokens), PROMPT, dtype=np.uint8))
+        named = sequence.name_pages(tokens, PROMPT)
+        chains, pages = named.chains, named.tokens
         tail, size = sequence.tail_len, sequence.page_size
         is_whole = len(chains) * size == tail + len(tokens)
         known, windows = self._reusable(sequence, chains[:-1] if want_logits and is_whole else chains)
@@ -52,8 +53,7 @@ class StoredPrefixes:
             sequence.rollback(snapshot)
             raise
         covered = known * size - tail
-        sequence.log(tokens[:covered], PROMPT)
-        sequence.chains += chains[:known]
+        sequence.commit(tokens[:covered], PROMPT, chains[:known])
         return covered
 
     def _reusable(self, sequence: Sequence, chains: list[bytes]) -> tuple[int, dict[str, Tensor]]:

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 
 from ..storage import Arena, DiskTier, PageLayout, TieredStore
 from ..storage.compression import is_lossy
-from . import session
+from . import session, typed
 from .chat import Chat
 from .config import GenerationConfig, KVConfig
 from .engine import Engine
@@ -31,6 +31,7 @@ from .products import PRODUCTS
 from .profile import Profiles
 from .reply import Reply
 from .saved import chains_of_all
+from .sequence import Sequence
 from .template import Template, as_array
 from .workspace import Workspace
 
@@ -117,7 +118,7 @@ class Runtime:
         store = _open_store(plan, model, directory, name, kv, folder, where)
         engine = Engine(
             model, store, make_indexes(model, kv, profiles.needed(kv)), kv,
-            Workspace(layout, plan.span_tokens, where), _CHUNK[where.type],
+            Workspace(layout, plan.span_tokens, where, model.turns), _CHUNK[where.type],
             None if kv.prefetch == "off" else Prefetcher(is_forced=kv.prefetch == "on"),
         )  # fmt: skip
         return cls(model, store, engine, plan, kv, name, profiles)
@@ -154,41 +155,57 @@ class Runtime:
             return Chat.resume(self, session)
         return Chat(self, self.engine.new_sequence(), system=system)
 
-    def generate(self, prompts: list[str], **generation: Any) -> list[Reply]:
-        """Continue several prompts of any lengths in one batch; a `Reply` per prompt, in order.
+    def generate(self, prompts: str | Iterable[str], **generation: Any) -> list[Reply]:
+        """Continue several prompts of any lengths in one batch; a `Reply` per prompt, in order. A single text is a
+        batch of one.
 
-        Prompts are continued as they are, without a chat template (special tokens in them count).
+        Prompts are continued as they are, without a chat template: whoever calls writes control tokens into them, and
+        takes them out of texts that come from others.
 
         Raises:
             ValueError: a prompt is empty, or a generation argument is unknown or out of range.
+            WrongTypeError: a prompt is no text, or a generation argument is of another type.
             DoesNotFitError: together they exceed the tiers, or one exceeds the model's window.
         """
         config = GenerationConfig.from_kwargs(**generation)
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
         template = Template(self.tokenizer)
-        ids = [template.encode(prompt) for prompt in prompts]
+        ids = [template.encode(typed.text(f"prompt {number}", text)) for number, text in enumerate(texts)]
         for number, prompt in enumerate(ids):
             if not prompt:
                 raise ValueError(f"prompt {number} is empty")
             self.check_fits(0, len(prompt) + 1, f"prompt {number}")
-        self.plan.check(sum(len(prompt) + config.max_new_tokens for prompt in ids), "the batch")
+        if not ids:
+            return []
+        config = self._within_room(config, [len(prompt) for prompt in ids])
         started = time.perf_counter()
-        sequences = [self.engine.new_sequence() for _ in ids]
+        sequences: list[Sequence] = []
         replies, logits = [Reply() for _ in ids], []
         try:
-            for sequence, prompt, reply in zip(sequences, ids, replies, strict=True):
+            for prompt, reply in zip(ids, replies, strict=True):
+                sequences.append(self.engine.new_sequence())
                 begun = time.perf_counter()
-                done = self.engine.prefill(sequence, as_array(prompt))
+                done = self.engine.prefill(sequences[-1], as_array(prompt))
                 assert done.logits is not None
                 logits.append(done.logits)
                 reply.usage.prompt_tokens, reply.usage.cached_tokens = len(prompt), done.num_cached
                 reply.timings.prompt_n, reply.timings.cache_n = done.num_computed, done.num_cached
                 reply.timings.prompt_ms = 1000 * (time.perf_counter() - begun)
-            for _ in generate(self.engine, sequences, logits, [config] * len(ids), replies, started):
+            for _ in generate(self.engine, sequences, logits, config.of_batch(len(ids)), replies, started):
                 pass
         finally:
             for sequence in sequences:
                 sequence.close()
         return replies
+
+    def _within_room(self, config: GenerationConfig, lengths: list[int]) -> GenerationConfig:
+        """With `max_new_tokens=-1` as many as the tiers hold for each of the batch, otherwise refused if too many."""
+        if config.max_new_tokens > 0:
+            self.plan.check(sum(lengths) + len(lengths) * config.max_new_tokens, "the batch")
+            return config
+        room = (self.plan.capacity_tokens() - sum(lengths)) // len(lengths)
+        self.plan.check(sum(lengths) + len(lengths) * max(1, room), "the batch")
+        return GenerationConfig.from_kwargs(config, max_new_tokens=max(1, room))
 
     def check_fits(self, held: int, new: int, what: str) -> None:
         """Raises DoesNotFitError if `held + new` tokens exceed the model's window or the tiers."""
@@ -197,7 +214,7 @@ class Runtime:
             raise DoesNotFitError(
                 f"{what} does not fit: {held} tokens in context + {new} new = {total}, but {self.name} was trained "
                 f"for {self.model.max_positions}; shorten it, start a new conversation, or use a model with a "
-                "longer window (--model)"
+                "longer window"
             )
         self.plan.check(total, what)
 
@@ -243,8 +260,12 @@ class Runtime:
         return session.names(self.store.disk) if self.store.disk is not None else []
 
     def close(self) -> None:
-        """Finish writing and close the store. Safe to call twice."""
-        self._finalizer()
+        """Finish writing and close the store, between two steps of whoever is using it. Safe to call twice.
+
+        Raises ConversationError from inside `on_progress`.
+        """
+        with self.engine.turn():
+            self._finalizer()
 
     def __enter__(self) -> Runtime:
         return self

@@ -2,15 +2,59 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..storage import ROOT, next_chain
+from .errors import ConversationError
 from .layer_cache import TieredLayer
 from .sliding_layer import SlidingLayer
 
 PROMPT, GENERATED = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class NamedPages:
+    """Pages that tokens will fill at the end of a sequence, and their names. Made by `Sequence.name_pages` only.
+
+    A name says which tokens a page's KV was computed from, for every conversation that will ever look. So whoever
+    publishes pages asks first: `require_right`.
+    """
+
+    start: int
+    """Pages before them."""
+    length: int
+    """Tokens of the sequence when they were named."""
+    previous: bytes
+    """Chain of the page before them."""
+    chains: list[bytes]
+    tokens: np.ndarray
+    """uint32 `[pages, L]`."""
+    salts: list[bytes]
+
+    def __len__(self) -> int:
+        return len(self.chains)
+
+    def require_right(self, sequence: Sequence) -> None:
+        """Raises ConversationError unless `sequence` still ends where these pages begin and their names are what their
+        tokens give there: otherwise another call has changed it meanwhile."""
+        here = sequence.chains[-1] if sequence.chains else ROOT
+        is_there = (len(sequence.chains), sequence.num_tokens, here) == (self.start, self.length, self.previous)
+        if not is_there or _chained(self.previous, self.tokens, self.salts) != self.chains:
+            raise ConversationError(
+                "a sequence was changed while its pages were computed; nothing of them is kept. "
+                "Use a sequence from one call at a time"
+            )
+
+
+def _chained(previous: bytes, pages: np.ndarray, salts: list[bytes]) -> list[bytes]:
+    chains = []
+    for page, salt in zip(pages, salts, strict=True):
+        previous = next_chain(previous, page, salt)
+        chains.append(previous)
+    return chains
 
 
 class Sequence:
@@ -53,18 +97,23 @@ class Sequence:
         self._origins[self.num_tokens : needed] = origin
         self.num_tokens = needed
 
-    def chains_for(self, tokens: np.ndarray, origins: np.ndarray) -> tuple[list[bytes], np.ndarray]:
-        """Names and token ids `[pages, L]` of the whole pages in `tail + tokens`."""
+    def name_pages(self, tokens: np.ndarray, origin: int) -> NamedPages:
+        """The whole pages in `tail + tokens`, if `tokens` of that origin come next."""
+        length = self.num_tokens
         tokens = np.concatenate([self.tokens[self.num_sealed :], tokens.astype(np.uint32)])
-        origins = np.concatenate([self.origins[self.num_sealed :], origins])
+        origins = np.full(len(tokens), origin, dtype=np.uint8)
+        origins[: self.tail_len] = self.origins[self.num_sealed :]
         whole = len(tokens) // self.page_size
         pages = tokens[: whole * self.page_size].reshape(whole, self.page_size)
         salted = np.any(origins[: whole * self.page_size].reshape(whole, self.page_size), axis=1).tolist()
-        chains, previous = [], self.chains[-1] if self.chains else ROOT
-        for page, is_salted in zip(pages, salted, strict=True):
-            previous = next_chain(previous, page, self.salt if is_salted else b"")
-            chains.append(previous)
-        return chains, pages
+        salts = [self.salt if is_salted else b"" for is_salted in salted]
+        previous = self.chains[-1] if self.chains else ROOT
+        return NamedPages(len(self.chains), length, previous, _chained(previous, pages, salts), pages, salts)
+
+    def commit(self, tokens: np.ndarray, origin: int, chains: list[bytes]) -> None:
+        """`tokens` are in every layer, and have filled the pages named `chains`."""
+        self.log(tokens, origin)
+        self.chains += chains
 
     def snapshot(self) -> Snapshot:
         """Enough to come back to this point: what `rollback` takes."""

@@ -3,12 +3,16 @@
 A conversation is an append-only token log. Each turn adds: what the template puts between the last
 reply and the user's text, that text, and what follows it up to where the reply begins.
 
+Control tokens (whatever the tokenizer calls special, ends a turn, or the template writes) come from the template
+only: what a person, a document or its name says is never one, however it is spelled.
+
 A template comes with the model and is not trusted: `template_render` says how it is bounded.
 """
 
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +21,7 @@ import numpy as np
 from .errors import ModelFileError
 from .template_render import TemplateFailedError, render
 
-_USER, _REPLY = "\u241euser\u241e", "\u241ereply\u241e"
+_USER, _REPLY, _SYSTEM = "\u241euser\u241e", "\u241ereply\u241e", "\u241esystem\u241e"
 
 
 class Turn(NamedTuple):
@@ -25,6 +29,8 @@ class Turn(NamedTuple):
 
     before: str
     after: str
+    said: slice = slice(0, 0)
+    """Where in `before` the system prompt stands, in the template's own form of it."""
 
 
 class Template:
@@ -32,6 +38,11 @@ class Template:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+
+    @property
+    def backend(self) -> Any:
+        """The `tokenizers.Tokenizer` behind it."""
+        return self._tokenizer.backend_tokenizer
 
     @property
     def is_plain(self) -> bool:
@@ -46,29 +57,35 @@ class Template:
     def first(self, system: str | None) -> Turn:
         """Raises ValueError if the template has no place for a system prompt."""
         if self.is_plain:
-            return Turn((self._tokenizer.bos_token or "") + (f"{system}\n\n" if system else ""), "")
-        messages = [{"role": "system", "content": system}] if system else []
+            bos = self._tokenizer.bos_token or ""
+            said = slice(len(bos), len(bos) + len(system or ""))
+            return Turn(bos + (f"{system}\n\n" if system else ""), "", said)
+        if not system:
+            return self._around(_USER, self._render([_user(_USER)])[0])
         no_place = "this model's chat template has no place for a system prompt"
         try:
-            text = self._render([*messages, {"role": "user", "content": _USER}])
+            text, marked = self._render(*([_system(words), _user(_USER)] for words in (system, _SYSTEM)))
         except ModelFileError as error:
-            if not system:
-                raise
             raise ValueError(f"{no_place} ({error})") from error
-        if system and system not in text:
+        turn, around = self._around(_USER, text), self._around(_USER, marked)
+        begin, found, rest = around.before.partition(_SYSTEM)
+        end = len(turn.before) - len(rest)
+        if not found or end < len(begin) or not (turn.before.startswith(begin) and turn.before.endswith(rest)):
             raise ValueError(no_place)
-        return self._around(_USER, text)
+        return turn._replace(said=slice(len(begin), end))
 
     def next(self) -> Turn:
         """A later turn; `before` starts right after the previous reply's text."""
         if self.is_plain:
             return Turn("", "")
-        messages = [
-            {"role": "user", "content": "?"},
-            {"role": "assistant", "content": _REPLY},
-            {"role": "user", "content": _USER},
-        ]
-        return self._around(_USER, self._around(_REPLY, self._render(messages)).after)
+        messages = [_user("?"), {"role": "assistant", "content": _REPLY}, _user(_USER)]
+        return self._around(_USER, self._around(_REPLY, self._render(messages)[0]).after)
+
+    def encode_before(self, turn: Turn) -> list[int]:
+        """`turn.before` as tokens; a system prompt in it is a person's text."""
+        begin, said, rest = turn.before[: turn.said.start], turn.before[turn.said], turn.before[turn.said.stop :]
+        whole, apart = self.encode(turn.before), [*self.encode(begin), *self.encode_plain(said), *self.encode(rest)]
+        return whole if self._controls_in(whole) == self._controls_in(apart) else apart
 
     def encode(self, text: str) -> list[int]:
         """Template text: special tokens are what they look like."""
@@ -76,9 +93,36 @@ class Template:
         return ids
 
     def encode_plain(self, text: str) -> list[int]:
-        """A person's text: special tokens in it are just characters."""
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
-        return ids
+        """A person's text: control tokens in it are just characters."""
+        plain = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+        ids: list[int] = self._tokenizer(text, **plain).input_ids
+        if not self._control.intersection(ids):
+            return ids
+        # Tokenizers know tokens that are not called special but do the same. Their spelling is taken apart.
+        offsets = self._tokenizer(text, return_offsets_mapping=True, **plain).offset_mapping
+        spans = [span for token, span in zip(ids, offsets, strict=True) if token in self._control]
+        cuts = sorted({begin + 1 for begin, end in spans if begin + 1 < end})
+        if not cuts:  # a single character, which cannot be spelled in another way
+            return [token for token in ids if token not in self._control]
+        pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+        return [token for piece in pieces for token in self.encode_plain(piece)]
+
+    @cached_property
+    def _control(self) -> frozenset[int]:
+        """Ids of tokens that mean something to the model besides their text: those that are called special, and added
+        ones that the template writes itself."""
+        tokenizer = self._tokenizer
+        templates = tokenizer.chat_template or ""
+        written = " ".join(templates.values()) if isinstance(templates, dict) else str(templates)
+        added = tokenizer.added_tokens_decoder.items()
+        unknown = {token for token in (tokenizer.unk_token,) if token not in (tokenizer.bos_token, tokenizer.eos_token)}
+        return frozenset(
+            number for number, token in added
+            if (token.special and token.content not in unknown) or (token.content.strip() and token.content in written)
+        ) | {number for number in (tokenizer.bos_token_id, tokenizer.eos_token_id) if number is not None}  # fmt: skip
+
+    def _controls_in(self, ids: list[int]) -> list[int]:
+        return [token for token in ids if token in self._control]
 
     def _around(self, text: str, rendered: str) -> Turn:
         before, found, after = rendered.partition(text)
@@ -86,14 +130,14 @@ class Template:
             raise self._failed("leaves out what is said")
         return Turn(before, after)
 
-    def _render(self, messages: list[dict[str, str]]) -> str:
+    def _render(self, *conversations: list[dict[str, str]]) -> list[str]:
         tokenizer = self._tokenizer
         found = tokenizer.chat_template
         template = found.get("default") if isinstance(found, dict) else found
         if not isinstance(template, str):
             raise self._failed("is no text, and none is called 'default'")
         try:
-            return render(template, tuple(tokenizer.special_tokens_map.items()), json.dumps([messages]))[0]
+            return render(template, tuple(tokenizer.special_tokens_map.items()), json.dumps(conversations))
         except TemplateFailedError as error:
             raise self._failed(str(error)) from error
 
@@ -103,6 +147,14 @@ class Template:
         if not file.is_file():
             file = folder / "tokenizer_config.json"
         return ModelFileError(f"{file}: chat_template: {why}; mend it, or remove it to talk to the model without one")
+
+
+def _user(words: str) -> dict[str, str]:
+    return {"role": "user", "content": words}
+
+
+def _system(words: str) -> dict[str, str]:
+    return {"role": "system", "content": words}
 
 
 def as_array(ids: list[int]) -> np.ndarray:

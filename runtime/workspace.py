@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..storage import PageLayout
+from .turns import Turns
 
 KEY_BLOCK = 2048
 """Keys per attention block. Fixed: results must not depend on how much memory there is."""
@@ -22,9 +23,13 @@ class Workspace:
 
     Args:
         span_tokens: rows of one prefill span; the buffer also holds the tail before them.
+        turns: whoever holds the turn may use the buffers; a model's, where several engines share it.
     """
 
-    def __init__(self, layout: PageLayout, span_tokens: int, device: torch.device) -> None:
+    def __init__(
+        self, layout: PageLayout, span_tokens: int, device: torch.device, turns: Turns | None = None
+    ) -> None:  # fmt: skip
+        self.turns = turns or Turns("the workspace")
         self.dtype: torch.dtype = getattr(torch, layout.dtype)
         self.span_tokens, self._layout, self._device = span_tokens, layout, device
         shape = (2, layout.num_heads, span_tokens + layout.page_size, layout.head_dim)
@@ -42,7 +47,7 @@ class Workspace:
     @cached_property
     def on_host(self) -> Workspace:
         """Where attention on the CPU is staged: this one, or beside a GPU a second without a span."""
-        return self if self._device.type == "cpu" else Workspace(self._layout, 0, torch.device("cpu"))
+        return self if self._device.type == "cpu" else Workspace(self._layout, 0, torch.device("cpu"), self.turns)
 
     @staticmethod
     def bytes_for(layout: PageLayout, span_tokens: int) -> int:

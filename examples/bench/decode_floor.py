@@ -58,13 +58,13 @@ def fill(engine: Engine, length: int, like: Sequence | None = None) -> Sequence:
     noise = torch.randn(2, engine.model.num_kv_heads, _SPAN, engine.model.head_dim, generator=draw)
     for start in range(0, length, _SPAN):
         some = tokens[start : start + _SPAN]
-        chains, pages = sequence.chains_for(some, np.full(len(some), PROMPT, dtype=np.uint8))
-        for layer in tiered(sequence) if like is None else []:
-            shuffled = noise[:, :, torch.randperm(_SPAN, generator=draw)[: len(some)]]
-            layer.workspace.span[:, :, : len(some)] = shuffled
-            layer.finish(chains, pages, len(some))
-        sequence.log(some, PROMPT)
-        sequence.chains += chains
+        named = sequence.name_pages(some, PROMPT)
+        with engine.turns.taken():
+            for layer in tiered(sequence) if like is None else []:
+                layer.begin()
+                layer.span_rows(0, len(some))[:] = noise[:, :, torch.randperm(_SPAN, generator=draw)[: len(some)]]
+                layer.finish(named.chains, named.tokens, len(some))
+        sequence.commit(some, PROMPT, named.chains)
     for layer, other in zip(tiered(sequence), tiered(like or sequence), strict=True):
         if like is not None:
             layer.store.retain(other.pids)

@@ -166,7 +166,8 @@ class Bench:
         query = text.queries(torch.tensor([text.length + TAIL]))[:, :, 0]
         new = torch.stack([text.keys[:, -1], text.values[:, -1]])
         layer.budget_of = lambda context: context + 1
-        out = layer.step(query.reshape(-1, DIM), new[0], new[1], SCALE).view_as(query)
+        with self.workspace.turns.taken():
+            out = layer.step(query.reshape(-1, DIM), new[0], new[1], SCALE).view_as(query)
         layer.undo_step(TAIL, text.length + TAIL)
         layer.budget_of = lambda context: self.budget
         runs = [(text.keys, text.values), (new[0].unsqueeze(1), new[1].unsqueeze(1))]

@@ -27,13 +27,12 @@ def fill_sequence(engine: Engine, sequence: Sequence, tokens: np.ndarray, seed: 
         raise ValueError("random KV needs a model whose layers are all full attention; leave out random_kv")
     assert not sequence.num_tokens, "random KV is the beginning of a sequence"
     random = torch.Generator(engine.model.device).manual_seed(seed)
-    chains, pages = sequence.chains_for(tokens, np.full(len(tokens), PROMPT, dtype=np.uint8))
-    with torch.inference_mode():
+    named = sequence.name_pages(tokens, PROMPT)
+    with torch.inference_mode(), engine.turns.taken():
         for cache in sequence.layers:
             if isinstance(cache, TieredLayer):
-                _fill_layer(engine, cache, chains, pages, len(tokens), random)
-    sequence.log(tokens, PROMPT)
-    sequence.chains += chains
+                _fill_layer(engine, cache, named.chains, named.tokens, len(tokens), random)
+    sequence.commit(tokens, PROMPT, named.chains)
 
 
 def _fill_layer(
@@ -46,7 +45,7 @@ def _fill_layer(
         some = slice(first, first + room)
         count = min(room * size, length - first * size)
         cache.begin()
-        engine.workspace.span[:, :, :count].normal_(generator=random)
+        cache.span_rows(0, count).normal_(generator=random)
         if not learns:
             _note_queries(engine, cache, len(chains[some]), random)
         cache.finish(chains[some], pages[some], count)

@@ -207,7 +207,7 @@ def test_a_base_model_continues_plain_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"max_new_tokens": 0}, "max_new_tokens is at least 1, not 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens is at least 1, or -1 .*, not 0"),
         ({"temperature": 0.0}, "temperature is above 0"),
         ({"top_p": 1.5}, r"top_p is in \(0, 1\], not 1.5"),
         ({"temprature": 0.5}, "unknown generation argument"),

@@ -61,7 +61,7 @@ def test_what_honest_templates_use_is_rendered_as_transformers_does(tokenizer: A
         {"role": "user", "content": "x"},
     ]
     expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert Template(tokenizer)._render(messages) == expected
+    assert Template(tokenizer)._render(messages) == [expected]
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -1,0 +1,120 @@
+"""The pieces of one reply, while somebody reads them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from .config import GenerationConfig
+from .reply import Reply
+from .sequence import Snapshot
+
+if TYPE_CHECKING:
+    from .chat import Chat
+
+_POINTS = 4
+"""Page ends that are remembered: what is not shown yet is rarely longer. If it is, more is computed again."""
+
+
+class ReplyStream(Iterator[str]):
+    """Iterate to receive a reply's text; `reply` is the `Reply` as far as it has come.
+
+        not begun --first next--> open --last piece, close, or anything else asked of the conversation--> over
+
+    Nothing is held while the reader thinks: other conversations go on, and this one may be asked something else, which
+    ends the reply. Any thread may ask for the next piece. A reply that ends early keeps what was received; if that is
+    nothing, the conversation is as it was before.
+
+    Args:
+        begin: brings the conversation to where the reply begins, given the reply and when it was asked for
+            (`time.perf_counter`); returns the point to go back to.
+    """
+
+    def __init__(self, chat: Chat, begin: Callable[[Reply, float], Any], config: GenerationConfig) -> None:
+        self.reply = Reply()
+        self._chat, self._begin, self._config = chat, begin, config
+        self._pieces: Iterator[str] | None = None
+        self._point: Any = None
+        self._shown = ""
+        self._page_ends: list[Snapshot] = []
+        self._is_over = False
+
+    def __next__(self) -> str:
+        """The next piece, never empty. Raises StopIteration at the end, and as `Chat.stream` says."""
+        try:
+            with self._chat.alone():
+                piece = None if self._is_over else self._next_piece()
+        except BaseException:
+            with self._chat.alone(even_if_interrupted=True):
+                self.end()
+            raise
+        if piece is None:
+            raise StopIteration
+        self._shown += piece
+        return piece
+
+    def whole(self) -> Reply:
+        """The reply once it is complete; nobody reads it before. An exception takes the message back."""
+        with self._chat.alone():
+            try:
+                while (piece := self._next_piece()) is not None:
+                    self._shown += piece
+            except BaseException:
+                self._shown = ""
+                self.end()
+                raise
+        return self.reply
+
+    def close(self) -> None:
+        """End the reply with what was received. Safe to call twice, and before the first piece."""
+        with self._chat.alone():
+            self.end()
+
+    def end(self) -> None:
+        """`close`, for whoever has the conversation to itself."""
+        if self._is_over:
+            return
+        if self._pieces is not None:
+            if self._shown != self.reply.text:
+                self.reply.finish_reason = "interrupted"
+            if self._shown:
+                self._chat.settle(self.reply, self._shown, self._page_ends)
+            else:
+                self._chat.return_to(self._point)
+                self._chat.last = self.reply
+                self.reply.text = ""
+        self._leave()
+
+    def _next_piece(self) -> str | None:
+        """None at the end."""
+        chat = self._chat
+        if self._pieces is None:
+            chat.end_reply()
+            started = time.perf_counter()
+            self._point = self._begin(self.reply, started)
+            self._pieces, chat.open_reply = chat.pieces(self.reply, self._config, started), self
+        while True:
+            chat.check_interrupts()
+            piece = next(self._pieces, None)
+            if piece is None:
+                chat.settle(self.reply, self._shown, self._page_ends)
+                self._leave()
+                return None
+            self._note_page_end()
+            if piece:
+                chat.check_interrupts()
+                chat.say(self._shown + piece)
+                return piece
+
+    def _note_page_end(self) -> None:
+        """Points to go back to, should the reply end before what was generated. At a page's end they cost little."""
+        point = self._chat.point_at_page_end()
+        if point is not None and not any(point.num_tokens == other.num_tokens for other in self._page_ends):
+            self._page_ends = [*self._page_ends[1 - _POINTS :], point]
+
+    def _leave(self) -> None:
+        self._is_over = True
+        self._pieces, self._point, self._page_ends = iter(()), None, []
+        if self._chat.open_reply is self:
+            self._chat.open_reply = None
