@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from .chat_setup import Options, check_session, check_text, load, prepare, progress_bar, read, say_converting
 from .terminal import make_console, shown
@@ -37,7 +37,7 @@ def _answer(chat: Chat, prompt: str, as_json: bool, console: Any) -> None:
     with progress_bar(console, "reading the message") as step:
         pieces = chat.stream(prompt, on_progress=step)
         piece = next(pieces, None)
-    with closing(cast(Any, pieces)):
+    with closing(pieces):
         while piece is not None:
             if not as_json:
                 print(shown(piece), end="", flush=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import closing, suppress
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from .chat import Chat
+    from .reply_stream import ReplyStream
     from .runtime import Runtime
 
 __all__ = ["Options", "Repl", "one_shot", "run"]
@@ -87,7 +88,9 @@ class Repl:
         self._prompt: PromptSession[str] = PromptSession(history=InMemoryHistory())
         self._name = options.session
         """What the conversation is saved as."""
-        self._is_unsaved = self._is_warned = False
+        self._kept: list[dict[str, str]] = []
+        """What had been said when the conversation was saved or began."""
+        self._is_warned = False
         self.asks = is_terminal()
         """Whether somebody is there to answer before something is lost."""
         self._commands: dict[str, Callable[[str], None]] = {
@@ -115,6 +118,7 @@ class Repl:
         """The conversation; the documents of the command line are read the first time."""
         if self._chat is None:
             self._chat = self._opened()[1]
+            self._kept = _said(self._chat)
             if self._chat.restored:
                 self._say_restored(self._chat)
         while self._documents:
@@ -162,6 +166,10 @@ class Repl:
 
     def _typed(self, prompt: str) -> str:
         return self._prompt.prompt(prompt, pre_run=self._leave_if_failed)
+
+    @property
+    def _is_unsaved(self) -> bool:
+        return self._chat is not None and _said(self._chat) != self._kept
 
     def _has_failed(self) -> bool:
         return self._opening.done() and self._opening.exception() is not None
@@ -244,17 +252,14 @@ class Repl:
         with progress_bar(self.console, "reading the message") as step:
             pieces = chat.stream(text, on_progress=step)
             first = next(pieces, None)
-        self._is_unsaved = True
         self._answer(first, pieces)
 
     def _regenerate(self) -> None:
         pieces = self.chat.regenerate()
-        first = next(pieces, None)
-        self._is_unsaved = True
-        self._answer(first, pieces)
+        self._answer(next(pieces, None), pieces)
 
-    def _answer(self, piece: str | None, pieces: Iterator[str]) -> None:
-        with closing(cast(Any, pieces)):
+    def _answer(self, piece: str | None, pieces: ReplyStream) -> None:
+        with closing(pieces):
             try:
                 while piece is not None:
                     print(shown(piece), end="", flush=True)
@@ -280,7 +285,7 @@ class Repl:
             self.console.print("not saved", style="dim")
             return
         seconds = repl_report.timed(lambda: chat.save(name))
-        self._name, self._is_unsaved = name, False
+        self._name, self._kept = name, _said(chat)
         self.console.print(f"saved {printable(name)!r} with the KV of {chat.num_tokens} tokens in {seconds:.1f} s")
 
     def _load(self, argument: str) -> None:
@@ -332,7 +337,12 @@ class Repl:
         """Go on with another conversation."""
         old = self._chat if self._chat is not None else self._opened()[1]
         old.close()
-        self._chat, self._name, self._is_unsaved = chat, name, False
+        self._chat, self._name, self._kept = chat, name, _said(chat)
+
+
+def _said(chat: Chat) -> list[dict[str, str]]:
+    """Documents are read again at no cost; what was said is nowhere else."""
+    return [message for message in chat.messages if message["role"] != "document"]
 
 
 def _close(opening: Future[tuple[Runtime, Chat]]) -> None:
