@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -47,9 +48,10 @@ def prepare(options: Options) -> list[Document]:
 
     Raises ValueError, OSError, SessionError.
     """
-    for what, text in (("the system prompt", options.system), ("a session name", options.session)):
-        if text is not None:
-            check_text(what, text)
+    if options.system is not None:
+        options.system = check_text("the system prompt", options.system)
+    if options.session is not None:
+        options.session = check_text("a session name", options.session)
     GenerationConfig.from_kwargs(**options.generation)
     documents = [read_document(path) for path in options.files]
     if options.piped.strip():
@@ -60,11 +62,15 @@ def prepare(options: Options) -> list[Document]:
 
 
 def check_text(what: str, text: str) -> str:
-    """Raises ValueError if a shell or a terminal gave bytes that are no UTF-8 text."""
+    """The text, also where the locale's own encoding could not read it. Raises ValueError if a shell or a terminal gave
+    bytes that are no UTF-8 text."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{what} is not UTF-8 text (character {error.start + 1}): {text!r}") from None
+        try:
+            return text.encode(sys.getfilesystemencoding(), "surrogateescape").decode()
+        except UnicodeError:
+            raise ValueError(f"{what} is not UTF-8 text (character {error.start + 1}): {text!r}") from None
     return text
 
 

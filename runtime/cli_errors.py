@@ -79,8 +79,8 @@ def words(error: BaseException) -> str:
         )
     if isinstance(error, RecursionError):
         return f"too deeply nested: {error}"
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename is None else f"{os.fsdecode(error.filename)}: {error.strerror}"
     return str(error) or type(error).__name__
 
 
@@ -107,6 +107,10 @@ class OneLine(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """The command itself. Caught here, before the library that parses options makes another exit code of it."""
         try:
+            os.getcwd()
+        except FileNotFoundError:  # native libraries abort without a word of their own
+            raise FileNotFoundError("the current folder was deleted; change to another one") from None
+        try:
             return super().invoke(ctx)
         except BrokenPipeError:
             _leave_stdout()
@@ -121,7 +125,8 @@ def _exit_code(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return INTERRUPTED
     if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else FAILED
+        is_closed = type(sys.stdout).__name__ == "PacifyFlushWrapper"  # how the library that prints the help says so
+        return CLOSED if is_closed else error.code if isinstance(error.code, int) else FAILED
     if isinstance(error, _CLICK_ERROR):
         return _usage(error)
     if is_debugging():

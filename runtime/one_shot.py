@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def one_shot(options: Options, prompt: str, as_json: bool) -> None:
     """Answer once on stdout. Progress goes to stderr, and only to a terminal."""
     console = make_console(stderr=True)
-    check_text("the prompt", prompt)
+    prompt = check_text("the prompt", prompt)
     if not prompt.strip():
         raise ValueError("the prompt is empty")
     documents = prepare(options)

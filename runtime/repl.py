@@ -218,7 +218,7 @@ class Repl:
         if argument and name not in ("read", "save", "load", "set", "help", "?"):
             raise ValueError(f"/{name} takes nothing after it, not {argument!r}")
         if name != "read":
-            check_text("what was typed", argument)
+            argument = check_text("what was typed", argument)
         self._commands[name](argument)
         return False
 
