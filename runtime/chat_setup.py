@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -156,9 +157,14 @@ def check_session(options: Options) -> None:
                 names.update(store.disk.session_names())
         except (StorageError, OSError):  # whether it is in there, opening it for its model will tell
             return
-    if options.session not in names:
+    if _composed(options.session) not in map(_composed, names):
         known = ", ".join(sorted(names)) or "none"
         raise SessionError(f"no session {options.session!r} for this model or any other; saved: {known}")
+
+
+def _composed(name: str) -> str:
+    """The same letters as the same characters: a keyboard or a file system may take an accent apart."""
+    return unicodedata.normalize("NFC", name)
 
 
 def store_root(kv: KVConfig) -> Path:

@@ -147,6 +147,20 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     assert "stdin is read as a document" in one_line(chat(tmp_path, "-f", "-", stdin="text"))
 
 
+def test_a_locale_without_utf8_gives_text_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    assert chat_setup.check_text("the prompt", "caf\udcc3\udca9") == "caf\u00e9"
+
+
+@pytest.mark.usefixtures("unloaded")
+def test_a_folder_that_is_gone_is_no_place_to_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert "the current folder was deleted" in one_line(chat(tmp_path / "kv", "-p", "hi"))
+    monkeypatch.chdir(tmp_path)
+
+
 def tokens(result: Result) -> int:
     assert result.exit_code == 0, result.stderr
     return int(json.loads(result.stdout)["usage"]["prompt_tokens"])
