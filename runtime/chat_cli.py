@@ -96,7 +96,7 @@ def chat(
 def _converse(options: Options, prompt: str | None, as_json: bool) -> None:
     """At a prompt if somebody is there to type at it, else once."""
     from .documents import text_of
-    from .standard_input import is_standard_input, is_terminal, piped_text, read_standard_input
+    from .standard_input import PipedText, is_standard_input, is_terminal, read_standard_input
 
     is_read_as_file = any(map(is_standard_input, options.files))
     if prompt is None and is_terminal():
@@ -111,7 +111,10 @@ def _converse(options: Options, prompt: str | None, as_json: bool) -> None:
     if prompt is None:
         prompt = text_of(read_standard_input(), "stdin")
     elif not is_read_as_file:
-        options.piped = text_of(piped_text(), "stdin")
+        piped = PipedText()
+        found = piped.at_once()
+        options.piped = text_of(found or b"", "stdin")
+        options.late = piped.late if found is None else None
     from .one_shot import one_shot
 
     one_shot(options, prompt, as_json)

@@ -40,6 +40,8 @@ class Options:
     weights: str = "own"
     piped: str = ""
     """Text from standard input, a document beside the prompt."""
+    late: Callable[[], bytes] | None = None
+    """Gives the same once the model is loaded, where nothing had come yet."""
     save: str | None = None
     """Keep the conversation under this name once it has answered."""
 

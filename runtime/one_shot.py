@@ -7,6 +7,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from .chat_setup import Options, check_session, check_text, load, prepare, progress_bar, read, say_converting
+from .documents import Document, text_of
 from .terminal import make_console, shown
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ def one_shot(options: Options, prompt: str, as_json: bool) -> None:
     check_session(options)
     runtime, chat = load(options, lambda name: say_converting(name, console))
     with runtime:
+        if options.late is not None and (text := text_of(options.late(), "stdin")).strip():
+            documents.append(Document("stdin", text))
         for document in documents:
             read(chat, document, console)
         _answer(chat, prompt, as_json, console)

@@ -18,6 +18,7 @@ from stratakv.runtime import Chat, KVConfig, Runtime, StratakvError
 from stratakv.runtime.chat_setup import Options, begin
 from stratakv.runtime.documents import Document
 from stratakv.runtime.repl import Repl
+from stratakv.runtime.terminal import make_console
 
 KV: dict[str, Any] = {"host_gb": 0.02, "disk_gb": 0.2, "budget": 256}
 
@@ -33,7 +34,8 @@ class Typist(Repl):
         opening: Future[Any] = Future()
         opening.set_result((runtime, begin(runtime, options, options.session)))
         self.screen = io.StringIO()
-        console = Console(file=self.screen, width=200, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        console = make_console()
+        console.file = self.screen
         super().__init__(options, console, opening, documents)
         self.asks = True
         self.lines = list(lines)

@@ -17,7 +17,16 @@ import pytest
 from recall import NAMES
 from typer.testing import CliRunner, Result
 
-from stratakv.runtime import Runtime, chat_setup, cli, machine_caps, standard_input
+from stratakv.runtime import (
+    GenerationConfig,
+    KVConfig,
+    Runtime,
+    chat_cli,
+    chat_setup,
+    cli,
+    machine_caps,
+    standard_input,
+)
 from stratakv.runtime.cli import app
 from stratakv.runtime.cli_errors import CAPS, with_flags
 
@@ -201,8 +210,34 @@ def test_a_pipe_that_nobody_writes_into_is_not_waited_for(
     open_pipe: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(standard_input, "PATIENCE_S", 0.01)
-    assert standard_input.piped_text() == b""
+    monkeypatch.setattr(standard_input, "_AT_ONCE_S", 0.01)
+    piped = standard_input.PipedText()
+    assert piped.at_once() is None
+    assert piped.late() == b""
     assert "nothing came through stdin" in capsys.readouterr().err
+
+
+def test_a_pipe_may_be_slower_than_the_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What comes while the model loads is used."""
+    expected = tokens(chat(tmp_path, "-p", "? k1", "--json", stdin="k1 v2\n"))
+    monkeypatch.setattr(standard_input, "_AT_ONCE_S", 0.01)
+    reading, writing = os.pipe()
+    load = Runtime.load
+
+    def write_and_load(*args: Any, **kwargs: Any) -> Runtime:
+        os.write(writing, b"k1 v2\n")
+        os.close(writing)
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(Runtime, "load", write_and_load)
+    kv = KVConfig(path=tmp_path, disk_gb=0.2)
+    options = chat_setup.Options(str(RECALL), "auto", "auto", kv, [], None, None, {"max_new_tokens": 3})
+    with os.fdopen(reading) as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        chat_cli._converse(options, "? k1", True)
+    assert json.loads(capsys.readouterr().out)["usage"]["prompt_tokens"] == expected
 
 
 def test_a_pipe_that_has_begun_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,16 +246,16 @@ def test_a_pipe_that_has_begun_is_read_to_its_end(monkeypatch: pytest.MonkeyPatc
     os.close(writing)
     with os.fdopen(reading) as stream:
         monkeypatch.setattr(sys, "stdin", stream)
-        assert standard_input.piped_text() == b"text"
+        assert standard_input.PipedText().at_once() == b"text"
 
 
 def test_no_standard_input_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with open(os.devnull) as nothing:
         monkeypatch.setattr(sys, "stdin", nothing)
-        assert standard_input.piped_text() == b""
-    assert standard_input.piped_text() == b""  # closed by now
+        assert standard_input.PipedText().at_once() == b""
+    assert standard_input.PipedText().at_once() == b""  # closed by now
     monkeypatch.setattr(sys, "stdin", None)
-    assert standard_input.piped_text() == b""
+    assert standard_input.PipedText().at_once() == b""
     assert not standard_input.is_terminal()
     with pytest.raises(ValueError, match="stdin is closed"):
         standard_input.read_standard_input()
@@ -249,6 +284,18 @@ def test_flags_of_other_programs(tmp_path: Path) -> None:
     assert other != first
     for flag in ("--version", "-V"):
         assert re.fullmatch(r"stratakv \S+\n|stratakv \(not installed\)\n", run(flag).stdout)
+
+
+def test_the_help_names_the_defaults() -> None:
+    """They are not the command's own: only what is given is handed on."""
+    found, said = GenerationConfig(), run("chat", "--help").stdout
+    defaults = {
+        "--n-predict": found.max_new_tokens, "--temp": found.temperature if found.do_sample else 0,
+        "--top-p": found.top_p, "--top-k": found.top_k, "--min-p": found.min_p,
+        "--repeat-penalty": found.repetition_penalty,
+    }  # fmt: skip
+    for flag, value in defaults.items():
+        assert f"[{value:g}]" in " ".join(said[said.index(flag) :].split("--")[1].split()), flag
 
 
 def test_a_reply_until_there_is_no_room(tmp_path: Path) -> None:
