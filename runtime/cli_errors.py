@@ -28,7 +28,7 @@ _CLICK_ERROR: Any = next(base for base in typer.BadParameter.__mro__ if base.__n
 CAPS = {
     "host_gb": "--host-kv-gb", "gpu_gb": "--gpu-kv-gb", "disk_gb": "--disk-kv-gb", "gpu_memory_cap": "--gpu-memory-cap",
     "random_kv": "--random-kv", "link_gbps": "--link-gbps", "disk_gbps": "--disk-gbps", "kv_dir": "--kv-dir",
-    "turn_tokens": "--turn-tokens", "ctx": "--ctx",
+    "turn_tokens": "--turn-tokens", "ctx": "--ctx", "path=": "--kv-dir", "device=cpu": "--device cpu",
 }  # fmt: skip
 """What a Python argument is called on the command line."""
 GENERATION = {

@@ -29,6 +29,8 @@ from stratakv.runtime import (
 )
 from stratakv.runtime.cli import app
 from stratakv.runtime.cli_errors import CAPS, with_flags
+from stratakv.runtime.documents import document_name
+from stratakv.runtime.terminal import shown
 
 ROOT = Path(__file__).parents[2]
 RECALL = ROOT / "tests" / "data" / "recall"
@@ -168,6 +170,18 @@ def test_a_folder_that_is_gone_is_no_place_to_work(tmp_path: Path, monkeypatch: 
     (tmp_path / "gone").rmdir()
     assert "the current folder was deleted" in one_line(chat(tmp_path / "kv", "-p", "hi"))
     monkeypatch.chdir(tmp_path)
+
+
+def test_what_a_document_is_called() -> None:
+    assert document_name(Path("/tmp/a b.txt")) == "a b.txt"
+    assert document_name(Path("/dev/fd/63")) == document_name(Path("/proc/self/fd/11")) == "pipe"
+    assert document_name(Path(os.fsdecode(b"caf\xe9.txt"))) == "caf\ufffd.txt"
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_only_a_terminal_gets_replies_without_controls(is_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal, raising=False)
+    assert shown("a\x1b[2J\n") == ("a\u241b[2J\n" if is_terminal else "a\x1b[2J\n")
 
 
 def tokens(result: Result) -> int:
@@ -381,8 +395,14 @@ def test_python_names_become_flags_but_nobodys_words_do() -> None:
     assert with_flags("top_p is in (0, 1], not 2; use max_new_tokens=5") == (
         "--top-p is in (0, 1], not 2; use --n-predict=5"
     )
-    for words in ("no session 'top_k'; saved: x", "top_k.txt: no such file", "/data/host_gb/x is empty", "a-top_k"):
+    for words in (
+        "no session 'my top_k one'; saved: x",
+        "top_k.txt: no such file",
+        "/data/host_gb/x is empty",
+        "a-top_k",
+    ):
         assert with_flags(words) == words
+    assert with_flags("choose another (path=)") == "choose another (--kv-dir)"
     assert with_flags("top_k, disk_gb", CAPS) == "top_k, --disk-kv-gb"
 
 
@@ -395,7 +415,7 @@ def test_messages_of_the_library_name_no_flags() -> None:
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
                     is_command = re.search(
-                        r"stratakv \w+|pip |sha256|^--|--folder|--verify|--in:|--text FILE| --out ", node.value
+                        r"stratakv \w+|pip |sha256|--folder|--verify|--in:|--text FILE|^ ?--", node.value
                     )
                     is_drawing = "-->" in node.value
                     found = re.search(r"--[a-z]{2}", node.value)
