@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -139,34 +138,28 @@ def check_session(options: Options) -> None:
     Raises SessionError.
     """
     from ..storage import StorageError
-    from ..storage.session_name import MAX_BYTES, is_session_name
     from .errors import SessionError
+    from .names import check_name, listed, same_name
     from .saved import StoreFolder, store_folders
 
     for name in (options.session, options.save):
         if name is None:
             continue
-        if not is_session_name(name):
-            raise SessionError(f"a session name is 1 to {MAX_BYTES} printable bytes without slashes, not {name!r}")
+        check_name(name)
         if options.kv.disk_gb == 0:
             raise SessionError("sessions need the disk tier; it is switched off (disk_gb=0)")
     if options.session is None:
         return
-    names: set[str] = set()
+    names: list[str] = []
     for folder in store_folders(store_root(options.kv)):
         try:
             with StoreFolder(folder) as store:
-                names.update(store.disk.session_names())
+                names.extend(store.disk.session_names())
         except (StorageError, OSError):  # whether it is in there, opening it for its model will tell
             return
-    if _composed(options.session) not in map(_composed, names):
-        known = ", ".join(sorted(names)) or "none"
-        raise SessionError(f"no session {options.session!r} for this model or any other; saved: {known}")
-
-
-def _composed(name: str) -> str:
-    """The same letters as the same characters: a keyboard or a file system may take an accent apart."""
-    return unicodedata.normalize("NFC", name)
+    if same_name(options.session, names) is None:
+        known = listed(options.session, names)
+        raise SessionError(f"no session {options.session!r} for this model or any other; {known}")
 
 
 def store_root(kv: KVConfig) -> Path:

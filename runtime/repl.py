@@ -280,11 +280,11 @@ class Repl:
         name = self._session_name(argument) or self._name
         if name is None:
             raise ValueError("/save needs a name")
-        is_another = name != self._name and name in self.runtime.sessions()
-        if is_another and not self._is_sure(f"there is a session {name!r} already; replace it?"):
+        other = chat.would_replace(name)
+        if other is not None and not self._is_sure(f"there is a session {name!r} already, {other}; replace it?"):
             self.console.print("not saved", style="dim")
             return
-        seconds = repl_report.timed(lambda: chat.save(name))
+        seconds = repl_report.timed(lambda: chat.save(name, replace=other is not None))
         self._name, self._kept = name, _said(chat)
         self.console.print(f"saved {printable(name)!r} with the KV of {chat.num_tokens} tokens in {seconds:.1f} s")
 

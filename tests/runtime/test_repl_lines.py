@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -167,7 +168,8 @@ def test_an_unsaved_conversation_is_not_forgotten_by_accident(runtime: Runtime) 
 def test_saving_over_another_session_asks(runtime: Runtime) -> None:
     talk(runtime, "One.", "/save mine", "/bye")
     refused = talk(runtime, "Two.", "/save mine", "no", "/bye", "/bye")
-    assert "there is a session 'mine' already; replace it? [y/N]" in refused
+    assert re.search(r"there is a session 'mine' already, \d+ tokens saved ", refused)
+    assert "; replace it? [y/N]" in refused
     assert "not saved" in refused
     assert runtime.chat(session="mine").messages[0]["content"] == "One."
     again = talk(runtime, "/load mine", "More.", "/save", "/bye")
@@ -180,7 +182,7 @@ def test_saving_over_another_session_asks(runtime: Runtime) -> None:
 def test_what_the_command_line_gave_wins_over_a_session(runtime: Runtime) -> None:
     talk(runtime, "/set top_k 7", "One.", "/save kept", "/bye")
     chat = Typist(runtime, session="kept", generation={"max_new_tokens": 3}).chat
-    assert chat.generation.max_new_tokens == 3
+    assert (chat.generation.max_new_tokens, chat.generation.top_k) == (3, 7)
 
 
 def test_a_message_in_quotes_that_is_never_closed_is_dropped(runtime: Runtime) -> None:
