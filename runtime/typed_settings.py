@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any, get_type_hints
 
@@ -32,6 +33,7 @@ ALLOWED = {
     "repetition_penalty": "a number above 0; 1 changes nothing",
     "stop_strings": 'a text (\\n and \\t are understood), a JSON list like ["a", "b"], or none',
     "seed": "a whole number from 0, or none for fresh randomness each time",
+    "max_repeats": "a whole number from 2, 0 for never, or none for what a chat does",
     "ignore_eos": "true or false (also yes, no, on, off, 1, 0)",
 }
 _YES, _NO = {"true", "yes", "on", "1", "y", "t"}, {"false", "no", "off", "0", "n", "f"}
@@ -49,10 +51,11 @@ def split_setting(typed: str) -> tuple[str, str | None]:
     assert match is not None
     name = match[1].lower().replace("-", "_").strip("_")
     name = ALIASES.get(name, name)
-    if name not in ALLOWED:
-        close = get_close_matches(name, [*ALLOWED, *ALIASES], 1)
+    names = [field.name for field in fields(GenerationConfig)]
+    if name not in names:
+        close = get_close_matches(name, [*names, *ALIASES], 1)
         meant = f"did you mean {ALIASES.get(close[0], close[0])}? " if close else ""
-        raise ValueError(f"unknown generation argument(s) {match[1] or typed}; {meant}known: {', '.join(ALLOWED)}")
+        raise ValueError(f"unknown generation argument(s) {match[1] or typed}; {meant}known: {', '.join(names)}")
     return name, match[2].strip() or None
 
 
