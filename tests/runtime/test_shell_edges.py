@@ -368,6 +368,11 @@ class Odd(Exception):
         (KeyboardInterrupt(), 130, None),
         (BrokenPipeError(), 141, None),
         (MemoryError(), 2, "not enough memory; lower --host-kv-gb or --gpu-kv-gb"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+            2,
+            "not enough memory; lower --host-kv-gb",
+        ),
         (OSError(28, "No space left on device", "/x"), 2, "/x: No space left on device"),
         (ValueError("two\nlines [red]"), 2, "two lines [red]"),
     ],
