@@ -13,7 +13,7 @@ import typer
 
 from .bench_cli import bench
 from .chat_cli import chat
-from .cli_errors import EXIT_CODES, INTERRUPTED, OneLine
+from .cli_errors import EXIT_CODES, INTERRUPTED, OneLine, with_flags
 from .cli_options import (
     DeviceOption,
     DiskOption,
@@ -51,6 +51,7 @@ app.command(name="eval")(evaluation)
 def main() -> None:
     """Entry point: any error becomes one line on stderr and an exit code."""
     _prepare_streams()
+    _prepare_log()
     code: int | str | None = INTERRUPTED
     try:
         app()
@@ -71,6 +72,9 @@ def _prepare_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
     if sys.stdout is not None:
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+
+
+def _prepare_log() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_Warning())
     logging.getLogger("stratakv").addHandler(handler)
@@ -80,7 +84,7 @@ class _Warning(logging.Formatter):
     """Names of files in a warning are other people's words."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return f"stratakv: {printable(record.getMessage())}"
+        return f"stratakv: {printable(with_flags(record.getMessage()))}"
 
 
 def _leave(code: int | str | None) -> None:

@@ -73,7 +73,7 @@ def is_debugging() -> bool:
 
 def words(error: BaseException) -> str:
     """An error that a user can act on, in one line."""
-    if isinstance(error, MemoryError):
+    if is_out_of_memory(error):
         return (
             f"not enough memory; lower host_gb or gpu_gb, or shorten the context ({error or 'nothing was allocated'})"
         )
@@ -82,6 +82,12 @@ def words(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror if error.filename is None else f"{os.fsdecode(error.filename)}: {error.strerror}"
     return str(error) or type(error).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """PyTorch says so with a RuntimeError."""
+    is_tensors = isinstance(error, RuntimeError) and re.search(r"out of memory|can't allocate memory", str(error))
+    return isinstance(error, MemoryError) or bool(is_tensors)
 
 
 def fault(error: BaseException) -> str:
@@ -131,7 +137,7 @@ def _exit_code(error: BaseException) -> int:
         return _usage(error)
     if is_debugging():
         traceback.print_exception(error)
-    if isinstance(error, user_errors()):
+    if isinstance(error, user_errors()) or is_out_of_memory(error):
         say(with_flags(words(error)))
         return REFUSED
     say(fault(error))

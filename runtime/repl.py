@@ -15,7 +15,7 @@ from rich.text import Text
 
 from . import repl_report
 from .chat_setup import Options, begin, check_session, check_text, prepare, progress_bar, read
-from .cli_errors import CAPS, fault, is_debugging, user_errors, with_flags, words
+from .cli_errors import CAPS, fault, is_debugging, is_out_of_memory, user_errors, with_flags, words
 from .config import GenerationConfig
 from .documents import Document, read_document
 from .loading import load_behind
@@ -202,7 +202,8 @@ class Repl:
         except said as error:
             self._complain(with_flags(words(error), CAPS))
         except Exception as error:  # a fault of ours: the conversation must outlive it
-            self._complain(fault(error))
+            is_ours = not is_out_of_memory(error)
+            self._complain(fault(error) if is_ours else with_flags(words(error), CAPS))
             if is_debugging():
                 traceback.print_exception(error)
         return self._has_failed()

@@ -83,7 +83,7 @@ class Options:
         for name in ("gpu_memory_cap", "link_gbps", "disk_gbps"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} is a number more than 0, not {value}")
+                raise ValueError(f"{name} is more than 0, not {value}")
         if self.layers is not None and self.layers < 1:
             raise ValueError(f"layers is at least 1, not {self.layers}")
         if self.layers is not None and self.shape is None:
