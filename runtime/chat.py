@@ -8,10 +8,11 @@ happens as a whole or leaves everything as it was; of a reply that was cut short
 from __future__ import annotations
 
 import copy
+import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -234,7 +235,7 @@ class Chat:
             point = max(fitting, key=lambda point: point.num_tokens, default=draft.snapshot)
             self._runtime.engine.rollback(self._sequence, point)
             same = point.num_tokens - start
-        self._unfed, self._draft = kept[same:], replace(draft, said=kept)
+        self._unfed, self._draft = kept[same:], dataclasses.replace(draft, said=kept)
         self.say(shown)
 
     # Keeping in step

@@ -36,7 +36,7 @@ from .engine import Engine
 from .errors import SessionError
 from .layer_cache import TieredLayer
 from .names import check_name, listed, rm_command, same_name
-from .sequence import Sequence
+from .sequence import PROMPT, Sequence
 from .session_check import read_session
 from .session_header import MAX_HEADER_BYTES, VERSION, header_of
 from .sliding_layer import SlidingLayer
@@ -122,8 +122,9 @@ def _payload(engine: Engine, sequence: Sequence, name: str, notes: dict[str, Any
         "origins": torch.from_numpy(sequence.origins.copy()),
         "chains": torch.frombuffer(bytearray(b"".join(sequence.chains)) or bytearray(1), dtype=torch.uint8),
     }
-    for layer, cache in enumerate(sequence.layers):
-        tensors |= {f"layer.{layer}.{part}": t.cpu().contiguous() for part, t in cache.export().items()}
+    with engine.turn():
+        for layer, cache in enumerate(sequence.layers):
+            tensors |= {f"layer.{layer}.{part}": t.cpu().contiguous() for part, t in cache.export().items()}
     header = {
         "version": VERSION, "index": engine.index_identity, "num_pages": len(sequence.chains), "notes": notes,
         "saved_at": time.time(), "id": secrets.token_hex(8),
@@ -223,56 +224,64 @@ def names(disk: DiskTier) -> list[str]:
 def _fill(
     engine: Engine, sequence: Sequence, header: dict[str, Any], chains: list[bytes], tensors: dict[str, Tensor]
 ) -> int:
+    """Returns how many tokens had to be computed again."""
+    tokens, total = tensors["tokens"].numpy().astype(np.uint32), len(tensors["tokens"])
+    with engine.turn():
+        known = engine.store.num_known(chains, engine.model.tiered)
+        if known == len(chains):
+            _take_over(engine, sequence, header, chains, tensors)
+            kept = total
+        else:
+            _check_window(engine, total)
+            has_windows = any(isinstance(cache, SlidingLayer) for cache in sequence.layers)
+            kept = _adopt(sequence, tokens, [] if has_windows else chains[:known])
+        sequence.origins[:] = tensors["origins"].numpy()[: sequence.num_tokens]
+    if kept < total:
+        try:
+            engine.prefill(sequence, tokens[kept:], want_logits=False)
+        except CapacityError as error:
+            raise SessionError(f"the session's missing pages cannot be computed again: {error}") from error
+    return total - kept
+
+
+def _take_over(
+    engine: Engine, sequence: Sequence, header: dict[str, Any], chains: list[bytes], tensors: dict[str, Tensor]
+) -> None:
+    """All pages are there: everything is as it was saved."""
     tokens = tensors["tokens"].numpy().astype(np.uint32)
-    origins = tensors["origins"].numpy()
-    size = sequence.page_size
-    pages = tokens[: len(chains) * size].reshape(-1, size)
-    known = engine.store.num_known(chains, engine.model.tiered)
-    if known < len(chains):
-        return _recompute_rest(engine, sequence, tokens, origins, chains[:known])
-
-    def is_sound(cache: TieredLayer, parts: dict[str, Tensor]) -> bool:
-        repeats = engine.model.num_heads // engine.model.num_kv_heads
-        return is_sound_index(cache, tensors_under("index.", parts), len(chains) * size, repeats)
-
+    num_sealed = len(chains) * sequence.page_size
+    pages = tokens[:num_sealed].reshape(-1, sequence.page_size)
+    repeats = engine.model.num_heads // engine.model.num_kv_heads
     for layer, cache in enumerate(sequence.layers):
         parts = tensors_under(f"layer.{layer}.", tensors)
         if isinstance(cache, SlidingLayer):
             cache.restore(parts["window"], len(tokens))
-        elif header["index"] == engine.index_identity and chains and is_sound(cache, parts):
+            continue
+        is_ours = header["index"] == engine.index_identity and chains
+        if is_ours and is_sound_index(cache, tensors_under("index.", parts), num_sealed, repeats):
             cache.restore(parts, chains, pages)
         else:
             cache.adopt(chains, pages)
             cache.set_tail(parts["tail"])
-    sequence.log(tokens, 0)
-    sequence.origins[:] = origins
-    sequence.chains = list(chains)
-    return 0
+    sequence.commit(tokens, PROMPT, chains)
 
 
-def _recompute_rest(
-    engine: Engine, sequence: Sequence, tokens: np.ndarray, origins: np.ndarray, chains: list[bytes]
-) -> int:
-    """Some pages are gone: keep the stored prefix, prefill what follows it."""
-    if any(isinstance(cache, SlidingLayer) for cache in sequence.layers):
-        chains = []
-    if len(tokens) > engine.model.max_positions:
-        raise SessionError(
-            f"the session's missing pages cannot be computed again: {len(tokens)} tokens, the model was trained for "
-            f"{engine.model.max_positions}"
-        )
+def _adopt(sequence: Sequence, tokens: np.ndarray, chains: list[bytes]) -> int:
+    """Some pages are gone: keep the stored prefix. Returns how many tokens it has."""
     kept = len(chains) * sequence.page_size
     for cache in sequence.layers:
         if chains and isinstance(cache, TieredLayer):
             cache.adopt(chains, tokens[:kept].reshape(-1, sequence.page_size))
-    sequence.log(tokens[:kept], 0)
-    sequence.origins[:] = origins[:kept]
-    sequence.chains = list(chains)
-    try:
-        engine.prefill(sequence, tokens[kept:], want_logits=False)
-    except CapacityError as error:
-        raise SessionError(f"the session's missing pages cannot be computed again: {error}") from error
-    return len(tokens) - kept
+    sequence.commit(tokens[:kept], PROMPT, chains)
+    return kept
+
+
+def _check_window(engine: Engine, num_tokens: int) -> None:
+    if num_tokens > engine.model.max_positions:
+        raise SessionError(
+            f"the session's missing pages cannot be computed again: {num_tokens} tokens, the model was trained for "
+            f"{engine.model.max_positions}"
+        )
 
 
 def _damaged(name: str, disk: DiskTier, error: RecordError) -> SessionError:
