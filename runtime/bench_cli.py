@@ -9,8 +9,19 @@ from typing import Annotated
 
 import typer
 
-from .cli_errors import fail, user_errors
-from .cli_options import BudgetOption, CodecOption, DeviceOption, DtypeOption, KvDtypeOption, ModelOption, ProfileOption
+from .cli_options import (
+    BudgetOption,
+    CodecOption,
+    DeviceOption,
+    DtypeOption,
+    KvDtypeOption,
+    ModelOption,
+    ProfileOption,
+    check_outputs,
+    path,
+    real,
+    whole,
+)
 
 
 def bench(
@@ -18,7 +29,7 @@ def bench(
     shape: Annotated[
         str | None, typer.Option("--shape", help="Random weights of this shape instead: llama-3.1-8b, qwen2.5-7b, ...")
     ] = None,
-    layers: Annotated[int | None, typer.Option("--layers", help="Only so many layers of the shape.")] = None,
+    layers: Annotated[int | None, whole("--layers", help="Only so many layers of the shape.")] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     contexts: Annotated[str, typer.Option("--contexts", help="Lengths in tokens, comma-separated.")] = "512,7500",
@@ -35,24 +46,20 @@ def bench(
         str | None, typer.Option("--disk-kv-gb", help="Caps of the disk tier in GB, comma-separated; 0: no disk.")
     ] = None,
     gpu_memory_cap: Annotated[
-        float | None, typer.Option("--gpu-memory-cap", help="GB of a smaller card to stand for, model included.")
+        float | None, real("--gpu-memory-cap", help="GB of a smaller card to stand for, model included.")
     ] = None,
     link_gbps: Annotated[
-        float | None, typer.Option("--link-gbps", help="Slow host-to-device copies down to so many GB a second.")
+        float | None, real("--link-gbps", help="Slow host-to-device copies down to so many GB a second.")
     ] = None,
-    disk_gbps: Annotated[
-        float | None, typer.Option("--disk-gbps", help="Slow disk reads down to so many GB a second.")
-    ] = None,
+    disk_gbps: Annotated[float | None, real("--disk-gbps", help="Slow disk reads down to so many GB a second.")] = None,
     kv_dtype: KvDtypeOption = "auto",
     codec: CodecOption = "zstd",
     profile: ProfileOption = None,
     kv_dir: Annotated[
-        Path | None, typer.Option("--kv-dir", help="Make the stores here; they are removed. Default: where tmp is.")
+        Path | None, path("--kv-dir", help="Make the stores here; they are removed. Default: where tmp is.")
     ] = None,
-    steps: Annotated[
-        int, typer.Option("--steps", help="Timed steps per contestant; a second turn adds a quarter.")
-    ] = 256,
-    turn_tokens: Annotated[int, typer.Option("--turn-tokens", help="Prompt tokens of the second turn.")] = 64,
+    steps: Annotated[int, whole("--steps", help="Timed steps per contestant; a second turn adds a quarter.")] = 256,
+    turn_tokens: Annotated[int, whole("--turn-tokens", help="Prompt tokens of the second turn.")] = 64,
     random_kv: Annotated[
         bool, typer.Option("--random-kv", help="Fill contexts with random numbers instead of prefilling them.")
     ] = False,
@@ -61,13 +68,11 @@ def bench(
         str, typer.Option("--baselines", help="Of dense, offloaded, quantised, llama.cpp; all or none.")
     ] = "all",
     text: Annotated[
-        Path | None, typer.Option("--text", help="Text to fill the context; default: the bundled document.")
+        Path | None, path("--text", help="Text to fill the context; default: the bundled document.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Also write the JSON here.")] = None,
-    plot: Annotated[Path | None, typer.Option("--plot", help="Draw a picture here (.png, .svg, .pdf).")] = None,
-    trace: Annotated[
-        Path | None, typer.Option("--trace", help="Write a profiler's trace of a few steps here (.json).")
-    ] = None,
+    out: Annotated[Path | None, path("--out", help="Also write the JSON here.")] = None,
+    plot: Annotated[Path | None, path("--plot", help="Draw a picture here (.png, .svg, .pdf).")] = None,
+    trace: Annotated[Path | None, path("--trace", help="Write a profiler's trace of a few steps here (.json).")] = None,
 ) -> None:
     """Decode speed over context, beside transformers and llama.cpp in the same run; correctness first."""
     from .bench.options import BASELINES, Options, crossed
@@ -75,29 +80,24 @@ def bench(
     from .bench.run import run_bench
     from .evaluation import plot as picture
 
-    try:
-        if plot is not None:
-            picture.check(plot)
-        for path in (out, plot, trace):
-            if path is not None and not path.absolute().parent.is_dir():
-                raise ValueError(f"{path}: its folder does not exist")
-        options = Options(
-            model=model, shape=shape, layers=layers, device=device, dtype=dtype,
-            contexts=_counts("--contexts", contexts), batches=_counts("--batch", batch), indexes=_names(index),
-            caps=crossed(_sizes(gpu_kv_gb), _sizes(host_kv_gb), _sizes(disk_kv_gb)),
-            budget=int(budget) if float(budget).is_integer() else budget, gpu_memory_cap=gpu_memory_cap,
-            link_gbps=link_gbps, disk_gbps=disk_gbps, kv_dtype=kv_dtype, codec=codec, profile=profile, kv_dir=kv_dir,
-            steps=steps, turn_tokens=turn_tokens, random_kv=random_kv, prefetch=_names(prefetch),
-            baselines={"all": BASELINES, "none": ()}.get(baselines, _names(baselines)), text=text, trace=trace,
-        )  # fmt: skip
-        result = run_bench(options, log=lambda line: print(line, file=sys.stderr))
-        line = json.dumps(result, indent=2)
-        if out is not None:
-            out.write_text(line + "\n")
-        if plot is not None:
-            draw(result, plot)
-    except user_errors() as error:
-        fail(error)
+    if plot is not None:
+        picture.check(plot)
+    check_outputs(out, plot, trace)
+    options = Options(
+        model=model, shape=shape, layers=layers, device=device, dtype=dtype,
+        contexts=_counts("--contexts", contexts), batches=_counts("--batch", batch), indexes=_names(index),
+        caps=crossed(_sizes(gpu_kv_gb), _sizes(host_kv_gb), _sizes(disk_kv_gb)),
+        budget=int(budget) if float(budget).is_integer() else budget, gpu_memory_cap=gpu_memory_cap,
+        link_gbps=link_gbps, disk_gbps=disk_gbps, kv_dtype=kv_dtype, codec=codec, profile=profile, kv_dir=kv_dir,
+        steps=steps, turn_tokens=turn_tokens, random_kv=random_kv, prefetch=_names(prefetch),
+        baselines={"all": BASELINES, "none": ()}.get(baselines, _names(baselines)), text=text, trace=trace,
+    )  # fmt: skip
+    result = run_bench(options, log=lambda line: print(line, file=sys.stderr))
+    line = json.dumps(result, indent=2)
+    if out is not None:
+        out.write_text(line + "\n")
+    if plot is not None:
+        draw(result, plot)
     print(line)
 
 

@@ -102,7 +102,7 @@ def _contexts(model: Model, texts: list[str], tokens: int) -> tuple[list[np.ndar
     if len(pieces) < needed:
         raise ValueError(
             f"the texts hold {len(pieces)} whole contexts of {length} tokens, and {needed} are needed to learn from "
-            f"{tokens} tokens and test on one more; give more text, or a smaller --tokens"
+            f"{tokens} tokens and test on one more; give more text, or learn from fewer tokens"
         )
     spread = [np.array([*before, *pieces[i * len(pieces) // needed]]) for i in range(needed)]
     tested = spread.pop(needed // 2)

@@ -2,12 +2,67 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-ModelOption = Annotated[str, typer.Option("-m", "--model", help="Alias, hub id, model directory or .gguf file.")]
+from .typed_numbers import whole_number
+
+
+def whole(*flags: str, help: str) -> Any:
+    """An option whose value is a whole number; `1e3` is one."""
+    return typer.Option(*flags, help=help, metavar="N", parser=reading(whole_number))
+
+
+def real(*flags: str, help: str) -> Any:
+    """An option whose value is a number."""
+    return typer.Option(*flags, help=help, metavar="X", parser=reading(_any_number))
+
+
+def path(*flags: str, help: str) -> Any:
+    """An option whose value is a path; `~` is the home folder."""
+    return typer.Option(*flags, help=help, metavar="PATH", parser=reading(lambda text: Path(at_home(text))))
+
+
+def reading(read: Callable[[str], Any]) -> Callable[[Any], Any]:
+    """A parser of one option: what `read` says is wrong becomes the command's line."""
+
+    def parse(value: Any) -> Any:
+        if not isinstance(value, str):  # the default
+            return value
+        try:
+            return read(value)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+
+    return parse
+
+
+def _any_number(text: str) -> float:
+    """`inf` and `nan` too: what takes the number says better what it may be."""
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"a number, not {text!r}") from None
+
+
+def at_home(text: str) -> str:
+    """With `~` as the home folder. Raises ValueError if there is no such folder."""
+    found = os.path.expanduser(text)
+    if found.startswith("~") and not os.path.lexists(found):
+        raise ValueError(f"there is no home folder for {text!r}")
+    return found
+
+
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "-m", "--model", metavar="MODEL", parser=reading(at_home), help="Alias, hub id, model directory or .gguf file."
+    ),
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
 WeightsOption = Annotated[
@@ -15,18 +70,16 @@ WeightsOption = Annotated[
 ]
 GpuOption = Annotated[
     float | None,
-    typer.Option("--gpu-kv-gb", help="Cap of the device tier in GB (10^9 bytes). Default: free GPU memory."),
+    real("--gpu-kv-gb", help="Cap of the device tier in GB (10^9 bytes). Default: free GPU memory."),
 ]
 HostOption = Annotated[
-    float | None, typer.Option("--host-kv-gb", help="Cap of the host tier in GB. Default: half of free memory.")
+    float | None, real("--host-kv-gb", help="Cap of the host tier in GB. Default: half of free memory.")
 ]
 DiskOption = Annotated[
     float | None,
-    typer.Option(
-        "--disk-kv-gb", help="Cap of the disk tier in GB; 0: no disk. Default: half of free disk, at most 64."
-    ),
+    real("--disk-kv-gb", help="Cap of the disk tier in GB; 0: no disk. Default: half of free disk, at most 64."),
 ]
-PathOption = Annotated[Path | None, typer.Option("--kv-dir", help="Store folder. Default: the user's cache directory.")]
+PathOption = Annotated[Path | None, path("--kv-dir", help="Store folder. Default: the user's cache directory.")]
 IndexOption = Annotated[
     str, typer.Option("--index", help="How tokens are found: auto, spectral, bounds, ..., or name:setting=value.")
 ]
@@ -40,15 +93,30 @@ PrefetchOption = Annotated[
     typer.Option("--prefetch", help="Move what is read soon ahead of time: on, off; auto: where it is seen to pay."),
 ]
 ProfileOption = Annotated[
-    Path | None, typer.Option("--profile", help="What calibrate wrote with --out. Default: where calibrate puts it.")
+    Path | None, path("--profile", help="What calibrate wrote with --out. Default: where calibrate puts it.")
 ]
 BudgetOption = Annotated[
-    float, typer.Option("--budget", help="Tokens read per KV head and step; below 1: share of the context.")
+    float, real("--budget", help="Tokens read per KV head and step; below 1: share of the context.")
 ]
 
 
 def kv_config(**options: Any) -> Any:
+    """A `KVConfig`. Raises ValueError if a number is out of range, or beyond this machine."""
     from .config import KVConfig
+    from .machine_caps import check_caps
 
     budget = options.pop("budget")
-    return KVConfig(budget=int(budget) if float(budget).is_integer() else budget, **options)
+    config = KVConfig(budget=int(budget) if float(budget).is_integer() else budget, **options)
+    check_caps(config)
+    return config
+
+
+def check_outputs(*paths: Path | None) -> None:
+    """Refuse before hours of work what cannot be written after them. Raises ValueError."""
+    for path in paths:
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ValueError(f"{path}: its folder does not exist")
+        if path is not None and (
+            path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK)
+        ):
+            raise ValueError(f"{path}: cannot be written")

@@ -1,22 +1,67 @@
-"""Reading what a person calls a document."""
+"""Reading what a person calls a document: a file, a pipe, or standard input. Each is read once."""
 
 from __future__ import annotations
 
+import os
+import stat
+from dataclasses import dataclass
 from pathlib import Path
+
+from .standard_input import is_standard_input, read_standard_input
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text and what the conversation calls it."""
+
+    name: str
+    text: str
 
 
 def read_text_file(path: Path) -> str:
     """A text file's contents. Raises OSError, or ValueError if it is not UTF-8 text."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a directory, not a text file")
     try:
+        kind = path.stat().st_mode
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(f"{path} is a directory, not a text file")
+        if stat.S_ISBLK(kind) or (stat.S_ISCHR(kind) and not path.samefile(os.devnull)):
+            raise ValueError(f"{path} is a device, not a text file")
         data = path.read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
+    except OSError as error:
+        if error.strerror is None:  # ours
+            raise
+        raise type(error)(f"{path}: {error.strerror}") from None
+    return text_of(data, str(path))
+
+
+def text_of(data: bytes, what: str) -> str:
+    """Raises ValueError if it is not UTF-8 text."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}): only text files can be read") from None
+        raise ValueError(f"{what} is not UTF-8 text (byte {error.start}): only text files can be read") from None
     if "\0" in text:
-        raise ValueError(f"{path} is a binary file: only text files can be read")
+        raise ValueError(f"{what} is a binary file: only text files can be read")
     return text
+
+
+def read_document(path: Path) -> Document:
+    """The document at `path`; `-` is standard input. Raises OSError, or ValueError if it is empty or not UTF-8 text."""
+    if is_standard_input(path):
+        text = text_of(read_standard_input(), "stdin")
+        name = "stdin"
+    else:
+        text, name = read_text_file(path), document_name(path)
+    if not text.strip():
+        raise ValueError(f"{name if is_standard_input(path) else path} is empty")
+    return Document(name, text)
+
+
+def document_name(path: Path) -> str:
+    """What the conversation calls a file: its name, as text even where the name's bytes are none. A shell's `<(...)`
+    has another number each time, and is called a pipe."""
+    if path.parent in (Path("/dev/fd"), Path("/proc/self/fd")):
+        return "pipe"
+    return os.fsencode(path.name or str(path)).decode(errors="replace")

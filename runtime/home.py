@@ -79,9 +79,7 @@ def find_home(
             for folder in {home, *mine}:
                 _stamp(folder, spelled(model), {**identity, **also, "identity": name.hex()}, is_ours=folder == home)
     except OSError as error:
-        raise StoreUnavailableError(
-            f"store folder {new} cannot be used ({error}); choose another with --kv-dir or path="
-        ) from error
+        raise StoreUnavailableError(f"store folder {new} cannot be used ({error}); choose another (path=)") from error
     return Home(home, fingerprint_of(home))
 
 

@@ -12,6 +12,7 @@ import torch
 from ..storage import PageLayout
 from .config import KVConfig
 from .errors import DoesNotFitError
+from .machine_caps import check_caps
 from .workspace import Workspace
 
 GB = 10**9
@@ -67,7 +68,7 @@ class Plan:
         tiers = f"host {_gb(self.host_pool_bytes)}"
         if self.disk_bytes:
             tiers = f"disk {_gb(self.disk_bytes)} (up to {_RECORD_OVERHEAD}x the raw bytes when incompressible)"
-        knob = "--disk-kv-gb" if self.disk_bytes else "--host-kv-gb, or allow the disk tier (--disk-kv-gb)"
+        knob = "disk_gb" if self.disk_bytes else "host_gb, or allow the disk tier (disk_gb)"
         raise DoesNotFitError(
             f"{what} does not fit: {tokens} tokens x {self.token_bytes} bytes = {_gb(tokens * self.token_bytes)}, "
             f"but there is {tiers}, enough for {max(0, self.capacity_tokens())} tokens; raise {knob}"
@@ -91,8 +92,11 @@ def make_plan(
 ) -> Plan:
     """Caps from the configuration, or from what is free now.
 
-    Raises DoesNotFitError if the compute tier cannot hold its workspace and a few pages per layer.
+    Raises:
+        ValueError: a cap is more than the machine has.
+        DoesNotFitError: the compute tier cannot hold its workspace and a few pages per layer.
     """
+    check_caps(config, torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None)
     gpu = None
     if config.gpu_gb is not None:
         gpu = int(config.gpu_gb * GB)
@@ -106,7 +110,7 @@ def make_plan(
     span = max(chunk, min(_DEFAULT_SPAN, spare // 2 // layout.token_bytes // chunk * chunk))
     plan = Plan(layout=layout, num_tiered=num_tiered, gpu_bytes=gpu, host_bytes=host, disk_bytes=disk, span_tokens=span)
     if plan.compute_pool_bytes < pages:
-        name, knob = ("device", "--gpu-kv-gb") if gpu is not None else ("host", "--host-kv-gb")
+        name, knob = ("device", "gpu_gb") if gpu is not None else ("host", "host_gb")
         raise DoesNotFitError(
             f"{name} cap {_gb(compute)} is too small: {_gb(plan.workspace_bytes)} workspace + "
             f"{_PAGES_PER_LAYER} pages x {num_tiered} layers x {layout.page_bytes} bytes = "
@@ -115,7 +119,7 @@ def make_plan(
     if plan.host_pool_bytes < 2 * num_tiered * layout.page_bytes:
         raise DoesNotFitError(
             f"host cap {_gb(host)} is too small: 2 pages x {num_tiered} layers x {layout.page_bytes} bytes = "
-            f"{_gb(2 * num_tiered * layout.page_bytes)}; raise --host-kv-gb"
+            f"{_gb(2 * num_tiered * layout.page_bytes)}; raise host_gb"
         )
     return plan
 

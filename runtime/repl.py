@@ -1,347 +1,311 @@
-"""The interactive chat behind `stratakv chat`, and its one-shot form."""
+"""The interactive chat behind `stratakv chat`: read a line, do it, repeat. No line ends it but the one that leaves."""
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import traceback
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit.application import get_app
 from prompt_toolkit.history import InMemoryHistory
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.text import Text
 
-from .config import GenerationConfig, KVConfig
-from .documents import read_text_file
+from . import repl_report
+from .chat_setup import Options, begin, check_session, check_text, prepare, progress_bar, read
+from .cli_errors import CAPS, fault, is_debugging, is_out_of_memory, user_errors, with_flags, words
+from .config import GenerationConfig
+from .documents import Document, read_document
+from .loading import load_behind
+from .one_shot import one_shot
+from .standard_input import is_terminal
+from .terminal import make_console, printable, shown
+from .typed_line import command_of, message_of, whole_message
+from .typed_path import path_of, unquoted
+from .typed_settings import changed, in_words, split_setting
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from .chat import Chat
-    from .engine import OnProgress
-    from .engine import Progress as Step
+    from .reply_stream import ReplyStream
     from .runtime import Runtime
 
+__all__ = ["Options", "Repl", "one_shot", "run"]
+
 HELP = """\
-/read FILE     a document joins the conversation
+/read FILE     a document joins the conversation; quoted, escaped and dragged paths are understood
 /stats         tokens, bytes per tier, reads, hit rate
-/save NAME     keep the conversation with its KV; it resumes without prefill
-/load NAME     resume a saved conversation
+/save NAME     keep the conversation with its KV; it resumes without prefill. /save alone: under the same name again
+/load NAME     resume a saved conversation, with its settings
 /sessions      saved conversations
-/set NAME VAL  generation setting (max_new_tokens, temperature, seed, ...); /set alone lists them
+/set NAME VAL  a setting: /set temperature 0.9 samples, /set temperature 0 is greedy, /set stop_strings END ends a reply
+               there (\\n is a new line, none: no longer); /set alone lists them
 /show          model, tiers and their caps
 /regen         take the last reply back and write another
 /clear         forget the conversation
-/bye           leave
-\"\"\"            starts and ends a message of several lines; Ctrl-C stops a reply"""
+/bye           leave, like Ctrl-D; again, if the conversation is not saved
+\"\"\"            starts and ends a message of several lines; Ctrl-C or Ctrl-D in it drops it
+//             begins a message with a slash
+Ctrl-C         stops a reply"""
 
 
-@dataclass(slots=True)
-class Options:
-    """What the command line asked for."""
-
-    model: str
-    device: str
-    dtype: str
-    kv: KVConfig
-    files: list[Path]
-    session: str | None
-    system: str | None
-    generation: dict[str, Any]
-    weights: str = "own"
-
-
-# One shot
-
-
-def one_shot(options: Options, prompt: str, as_json: bool) -> None:
-    """Answer once on stdout. Progress goes to stderr, and only to a terminal."""
-    console = Console(stderr=True)
-    _check(options, prompt)
-    runtime, chat = _open(options, console)
-    with runtime:
-        with progress_bar(console, "reading the message") as step:
-            pieces = chat.stream(prompt, on_progress=step)
-            first = next(pieces, "")
-        for piece in _chain(first, pieces):
-            if not as_json:
-                print(piece, end="", flush=True)
-        if as_json:
-            print(json.dumps(_as_json(runtime, chat)))
-        else:
-            print()
-
-
-def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
-
-
-def _as_json(runtime: Runtime, chat: Chat) -> dict[str, Any]:
-    reply, stats = chat.last, runtime.stats()
-    usage = reply.usage
-    return {
-        "text": reply.text,
-        "finish_reason": reply.finish_reason,
-        "usage": {name: getattr(usage, name) for name in ("prompt_tokens", "cached_tokens", "completion_tokens")},
-        "timings": reply.timings.as_dict(),
-        "tiers": stats.pop("tiers"),
-        "stats": stats,
-    }
-
-
-def _check(options: Options, prompt: str | None) -> None:
-    """Refuse bad input before a model is loaded. Raises ValueError, OSError."""
-    if prompt is not None and not prompt.strip():
-        raise ValueError("the prompt is empty")
-    GenerationConfig.from_kwargs(**options.generation)
-    for path in options.files:
-        if not read_text_file(path).strip():
-            raise ValueError(f"{path} is empty")
-
-
-def _open(options: Options, console: Console) -> tuple[Runtime, Chat]:
-    """Load the model, resume or begin the conversation, read the documents."""
-    from .runtime import Runtime
-
-    runtime = Runtime.load(
-        options.model,
-        device=options.device,
-        dtype=options.dtype,
-        weights=options.weights,
-        kv=options.kv,
-        on_convert=lambda name: _say_converting(name, console),
-    )
-    try:
-        chat = runtime.chat(options.system, options.session)
-        chat.generation = GenerationConfig.from_kwargs(**options.generation)
-        for path in options.files:
-            _read(chat, path, console)
-    except BaseException:
-        runtime.close()
-        raise
-    return runtime, chat
-
-
-def _say_converting(name: str, console: Console) -> None:
-    if console.is_terminal:
-        console.print(f"[dim]converting {name} once; later starts skip this[/dim]")
-
-
-def _read(chat: Chat, path: Path, console: Console) -> None:
-    with progress_bar(console, f"reading {path.name}") as step:
-        done = chat.read(path, on_progress=step)
-    if console.is_terminal:
-        console.print(
-            f"[dim]{path.name}: {done.tokens} tokens, {done.cached} of them from the store, "
-            f"{done.ms / 1000:.1f} s[/dim]"
-        )
-
-
-@contextmanager
-def progress_bar(console: Console, what: str) -> Iterator[OnProgress]:
-    """A prefill bar with ETA; nothing when the console is no terminal."""
-    columns = (
-        TextColumn("[dim]{task.description}"), BarColumn(), TaskProgressColumn(),
-        TextColumn("[dim]{task.fields[count]}"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None, count="")
-
-        def step(done: Step) -> None:
-            bar.update(task, total=done.total, completed=done.processed, count=f"{done.processed}/{done.total} tokens")
-
-        yield step
-
-
-# Interactive
+class _Failed(Exception):
+    """The model cannot be loaded: ends the prompt that is being typed at."""
 
 
 def run(options: Options) -> None:
-    """Read, answer, repeat. The prompt appears at once; the model loads behind it."""
-    _check(options, None)
-    console = Console(highlight=False)
-    console.print(f"[bold]stratakv[/bold] · {options.model} · /help for commands")
-    for path in options.files:
-        console.print(f"[dim]{path} will be part of the conversation[/dim]")
-    with ThreadPoolExecutor(1, "stratakv-load") as loader:
-        opening = loader.submit(_load_only, options)
-        Repl(options, console, opening).loop()
+    """Read, answer, repeat. The prompt appears at once; the model loads behind it.
 
-
-def _load_only(options: Options) -> Runtime:
-    from .runtime import Runtime
-
-    return Runtime.load(
-        options.model,
-        device=options.device,
-        dtype=options.dtype,
-        weights=options.weights,
-        kv=options.kv,
-        on_convert=lambda name: _say_converting(name, Console(stderr=True)),
-    )
+    Raises what loading raised, if it failed.
+    """
+    documents = prepare(options)
+    check_session(options)
+    console = make_console()
+    console.print(Text("stratakv", "bold"), "·", printable(options.model), "· /help for commands")
+    for document in documents:
+        console.print(f"{printable(document.name)} will be part of the conversation", style="dim")
+    Repl(options, console, load_behind(options), documents).loop()
 
 
 class Repl:
-    """The loop and its commands. `opening` resolves to the loaded runtime."""
+    """The loop and its commands.
 
-    def __init__(self, options: Options, console: Console, opening: Future[Runtime]) -> None:
+    Args:
+        opening: resolves to the loaded runtime and the conversation.
+        documents: they are read before the first message.
+    """
+
+    def __init__(
+        self, options: Options, console: Console, opening: Future[tuple[Runtime, Chat]],
+        documents: list[Document] | None = None,
+    ) -> None:  # fmt: skip
         self.options, self.console, self._opening = options, console, opening
+        self._documents = list(documents or [])
         self._chat: Chat | None = None
+        self._prompt: PromptSession[str] = PromptSession(history=InMemoryHistory())
+        self._name = options.session
+        """What the conversation is saved as."""
+        self._kept: list[dict[str, str]] = []
+        """What had been said when the conversation was saved or began."""
+        self._is_warned = False
+        self.asks = is_terminal()
+        """Whether somebody is there to answer before something is lost."""
         self._commands: dict[str, Callable[[str], None]] = {
-            "help": lambda _: self.console.print(HELP, markup=False),
-            "?": lambda _: self.console.print(HELP, markup=False),
+            "help": lambda _: self.console.print(HELP),
+            "?": lambda _: self.console.print(HELP),
             "read": self._read,
-            "stats": lambda _: self._stats(),
+            "stats": lambda _: repl_report.stats(self.console, self.runtime, self.chat),
             "save": self._save,
             "load": self._load,
-            "sessions": lambda _: self.console.print("\n".join(self.runtime.sessions()) or "no sessions", markup=False),
+            "sessions": lambda _: self._sessions(),
             "set": self._set,
-            "show": lambda _: self._show(),
-            "regen": lambda _: self._answer(self.chat.regenerate()),
+            "show": lambda _: repl_report.show(self.console, self.runtime),
+            "regen": lambda _: self._regenerate(),
             "clear": lambda _: self._clear(),
         }
+        opening.add_done_callback(self._stop_typing)
 
     @property
     def runtime(self) -> Runtime:
         """Waits for the model, showing that it does."""
-        if not self._opening.done():
-            with self.console.status(f"loading {self.options.model}"):
-                return self._opening.result()
-        return self._opening.result()
+        return self._opened()[0]
 
     @property
     def chat(self) -> Chat:
         """The conversation; the documents of the command line are read the first time."""
         if self._chat is None:
-            runtime = self.runtime
-            self._chat = runtime.chat(self.options.system, self.options.session)
-            self._chat.generation = GenerationConfig.from_kwargs(**self.options.generation)
+            self._chat = self._opened()[1]
+            self._kept = _said(self._chat)
             if self._chat.restored:
                 self._say_restored(self._chat)
-            for path in self.options.files:
-                _read(self._chat, path, self.console)
+        while self._documents:
+            try:
+                read(self._chat, self._documents[0], self.console)
+            except Exception:
+                self._documents.pop(0)
+                raise
+            self._documents.pop(0)  # not after Ctrl-C: then it is read before the next message
         return self._chat
 
+    def _opened(self) -> tuple[Runtime, Chat]:
+        if not self._opening.done():
+            with self.console.status(Text(f"loading {printable(self.options.model)}")):
+                return self._opening.result()
+        return self._opening.result()
+
+    # The loop
+
     def loop(self) -> None:
-        prompt: PromptSession[str] = PromptSession(history=InMemoryHistory())
+        """Until somebody leaves. Raises what loading raised, if it failed."""
         try:
-            while True:
+            while not self._has_failed():
                 try:
-                    text = self._message(prompt)
+                    if self._handle(self._line()):
+                        break
                 except KeyboardInterrupt:
-                    self.console.print("[dim](/bye or Ctrl-D leaves)[/dim]")
-                    continue
-                except EOFError:
-                    break
-                if text in ("/bye", "/exit"):
-                    break
-                if text:
-                    self._handle(text)
+                    self.console.print("(/bye or Ctrl-D leaves)", style="dim")
         finally:
-            if self._opening.done() and not self._opening.exception():
-                self._opening.result().close()
+            self._opening.add_done_callback(_close)
+        if self._has_failed():
+            self._opening.result()
 
-    def _message(self, prompt: PromptSession[str]) -> str:
-        text = prompt.prompt(">>> ").strip()
-        if not text.startswith('"""'):
-            return text
-        lines = [text[3:]]
-        while not lines[-1].rstrip().endswith('"""'):
-            lines.append(prompt.prompt("... "))
-        lines[-1] = lines[-1].rstrip()[:-3]
-        return "\n".join(lines).strip()
-
-    def _handle(self, text: str) -> None:
-        """One message or command. What the user can act on is said; the loop goes on."""
-        from .cli_errors import user_errors
-
+    def _line(self) -> str:
+        """What was typed, without blanks around it. Whoever ends the input wants to leave."""
         try:
-            if text.startswith("/"):
-                name, _, argument = text[1:].partition(" ")
-                if name not in self._commands:
-                    raise ValueError(f"no command /{name}; /help lists them")
-                self._commands[name](argument.strip())
-            else:
-                self._ask(text)
+            first = self._typed(">>> ")
+        except (EOFError, _Failed):
+            return "/bye"
+        try:
+            return whole_message(first, lambda: self._typed("... "))
+        except (EOFError, KeyboardInterrupt):
+            self.console.print("the message was dropped", style="dim")
+            return ""
+
+    def _typed(self, prompt: str) -> str:
+        return self._prompt.prompt(prompt, pre_run=self._leave_if_failed)
+
+    @property
+    def _is_unsaved(self) -> bool:
+        return self._chat is not None and _said(self._chat) != self._kept
+
+    def _has_failed(self) -> bool:
+        return self._opening.done() and self._opening.exception() is not None
+
+    def _leave_if_failed(self) -> None:
+        """Called at a prompt as it begins, and when loading has failed."""
+        app = self._prompt.app if not get_app().is_running else get_app()
+        if self._has_failed() and app.future is not None and not app.future.done():
+            app.exit(exception=_Failed())
+
+    def _stop_typing(self, opening: Future[tuple[Runtime, Chat]]) -> None:
+        """Called when loading has ended, mostly in its thread: whoever types need not finish in vain."""
+        loop = self._prompt.app.loop
+        if opening.exception() is not None and loop is not None:
+            with suppress(RuntimeError):  # the prompt has ended by itself meanwhile
+                loop.call_soon_threadsafe(self._leave_if_failed)
+
+    def _handle(self, line: str) -> bool:
+        """One message or command; whether it leaves. What goes wrong is said, and the loop goes on."""
+        if not line.strip():
+            return False
+        is_warned, self._is_warned = self._is_warned, False
+        said: tuple[type[BaseException], ...] = (*user_errors(), RecursionError)
+        try:
+            return self._do(line, is_warned)
         except KeyboardInterrupt:
-            self.console.print("[dim]stopped[/dim]")
-        except user_errors() as error:
-            self.console.print(f"[red]{' '.join(str(error).split())}[/red]", markup=True)
-            if self._opening.done() and self._opening.exception():
-                raise
+            self.console.print("stopped", style="dim")
+        except BrokenPipeError:  # nobody sees what is said
+            raise
+        except said as error:
+            self._complain(with_flags(words(error), CAPS))
+        except Exception as error:  # a fault of ours: the conversation must outlive it
+            is_ours = not is_out_of_memory(error)
+            self._complain(fault(error) if is_ours else with_flags(words(error), CAPS))
+            if is_debugging():
+                traceback.print_exception(error)
+        return self._has_failed()
+
+    def _do(self, line: str, is_warned: bool) -> bool:
+        found = command_of(line, [*self._commands, "bye", "exit", "quit"])
+        if found is None:
+            self._ask(check_text("what was typed", message_of(line)))
+            return False
+        name, argument = found
+        if name in ("bye", "exit", "quit"):
+            return self._may_leave(is_warned)
+        if argument and name not in ("read", "save", "load", "set", "help", "?"):
+            raise ValueError(f"/{name} takes nothing after it, not {argument!r}")
+        if name != "read":
+            argument = check_text("what was typed", argument)
+        self._commands[name](argument)
+        return False
+
+    def _complain(self, message: str) -> None:
+        self.console.print(printable(message), style="red")
+
+    def _may_leave(self, is_warned: bool) -> bool:
+        if not (self.asks and self._is_unsaved) or is_warned:
+            return True
+        self._is_warned = True
+        self.console.print("the conversation is not saved: /save NAME keeps it, /bye or Ctrl-D again leaves")
+        return False
+
+    def _is_sure(self, question: str) -> bool:
+        """Asked where somebody is there to answer; anything but yes is no."""
+        if not self.asks:
+            return True
+        try:
+            answer = self._typed(f"{printable(question)} [y/N] ")
+        except (EOFError, KeyboardInterrupt):
+            return False
+        return answer.strip().lower() in ("y", "yes")
+
+    def _may_forget(self) -> bool:
+        return not self._is_unsaved or self._is_sure("the conversation is not saved; forget it?")
+
+    # Talking
 
     def _ask(self, text: str) -> None:
         chat = self.chat
         with progress_bar(self.console, "reading the message") as step:
             pieces = chat.stream(text, on_progress=step)
-            first = next(pieces, "")
-        self._answer(_chain(first, pieces))
+            first = next(pieces, None)
+        self._answer(first, pieces)
 
-    def _answer(self, pieces: Iterator[str]) -> None:
-        try:
-            for piece in pieces:
-                print(piece, end="", flush=True)
-        finally:
-            print()
-        self.console.print(f"[dim]{self._status()}[/dim]")
+    def _regenerate(self) -> None:
+        pieces = self.chat.regenerate()
+        self._answer(next(pieces, None), pieces)
 
-    def _status(self) -> str:
-        """One line: tokens in context, bytes per tier, speed, hit rate."""
-        stats, last = self.runtime.stats(), self.chat.last
-        tiers = " ".join(f"{name} {tier['used_bytes'] / 1e6:.0f} MB" for name, tier in stats["tiers"].items())
-        return (
-            f"{self.chat.num_tokens} tokens in context · {tiers} · "
-            f"{last.timings.predicted_per_second:.1f} tok/s · hit rate {stats['hit_rate']:.0%}"
-        )
+    def _answer(self, piece: str | None, pieces: ReplyStream) -> None:
+        with closing(pieces):
+            try:
+                while piece is not None:
+                    print(shown(piece), end="", flush=True)
+                    piece = next(pieces, None)
+            finally:
+                print()
+        self.console.print(repl_report.status(self.runtime, self.chat), style="dim")
 
     # Commands
 
     def _read(self, argument: str) -> None:
         if not argument:
             raise ValueError("/read needs a file name")
-        _read(self.chat, Path(argument).expanduser(), self.console)
-
-    def _stats(self) -> None:
-        stats = self.runtime.stats()
-        table = Table("tier", "cap", "used", "pages", "page reads", box=None, header_style="dim")
-        for name, tier in stats.pop("tiers").items():
-            sizes = [f"{tier[key] / 1e6:.1f} MB" for key in ("cap_bytes", "used_bytes")]
-            table.add_row(name, *sizes, str(tier["pages"]), str(tier["page_reads"]))
-        self.console.print(table)
-        moved = ", ".join(
-            f"{edge.removesuffix('_bytes').replace('_', ' ')} {n / 1e6:.1f} MB" for edge, n in stats["edges"].items()
-        )
-        self.console.print(f"moved: {moved}", markup=False)
-        if stats["codec"] == "adaptive":
-            self.console.print(f"{stats['int4_share']:.0%} of new pages are written to disk as int4")
-        self.console.print(
-            f"hit rate {stats['hit_rate']:.1%}, stalled {stats['stall_s']:.2f} s, "
-            f"{stats['tokens_read']} tokens read per head at the last step"
-        )
-        self.console.print(self._status())
+        read(self.chat, read_document(path_of(argument)), self.console)
 
     def _save(self, argument: str) -> None:
-        started = time.perf_counter()
-        self.chat.save(argument)
-        self.console.print(
-            f"saved {argument!r} with the KV of {self.chat.num_tokens} tokens in {time.perf_counter() - started:.1f} s",
-            markup=False,
-        )
+        chat = self.chat
+        name = self._session_name(argument) or self._name
+        if name is None:
+            raise ValueError("/save needs a name")
+        other = chat.would_replace(name)
+        if other is not None and not self._is_sure(f"there is a session {name!r} already, {other}; replace it?"):
+            self.console.print("not saved", style="dim")
+            return
+        seconds = repl_report.timed(lambda: chat.save(name, replace=other is not None))
+        self._name, self._kept = name, _said(chat)
+        self.console.print(f"saved {printable(name)!r} with the KV of {chat.num_tokens} tokens in {seconds:.1f} s")
 
     def _load(self, argument: str) -> None:
-        chat = self.runtime.chat(session=argument)
-        chat.generation = (
-            self.chat.generation if self._chat else GenerationConfig.from_kwargs(**self.options.generation)
-        )
-        if self._chat is not None:
-            self._chat.close()
-        self._chat = chat
+        name = self._session_name(argument)
+        if not name:
+            raise ValueError("/load needs a name; /sessions lists them")
+        if not self._may_forget():
+            return
+        chat = begin(self.runtime, self.options, name)
+        self._replace(chat, name)
         self._say_restored(chat)
+
+    def _session_name(self, argument: str) -> str:
+        """As typed if there is such a session, else without quotes."""
+        bare = unquoted(argument)
+        return argument if bare != argument and argument in self.runtime.sessions() else bare
+
+    def _sessions(self) -> None:
+        self.console.print("\n".join(map(printable, self.runtime.sessions())) or "no sessions")
 
     def _say_restored(self, chat: Chat) -> None:
         computed = chat.num_tokens - chat.restored
@@ -349,33 +313,39 @@ class Repl:
 
     def _set(self, argument: str) -> None:
         chat = self.chat
-        name, _, value = argument.partition(" ")
-        if name:
-            try:
-                parsed = json.loads(value)
-            except ValueError:
-                parsed = value
-            chat.generation = GenerationConfig.from_kwargs(chat.generation, **{name: parsed})
-        self.console.print(str(chat.generation), markup=False)
-
-    def _show(self) -> None:
-        runtime = self.runtime
-        self.console.print(
-            f"{runtime.name} on {runtime.model.device}, cache in {runtime.store.layout.dtype}; "
-            f"index {runtime.engine.index_name}, budget {runtime.config.budget}",
-            markup=False,
-        )
-        self.console.print(
-            f"{runtime.plan.token_bytes} bytes of KV per token; trained for {runtime.model.max_positions} positions"
-        )
-        for tier, cap, tokens in runtime.plan.rows():
-            self.console.print(f"  {tier:5} cap {cap:>8}  holds {tokens} tokens")
-        if runtime.store.disk is not None:
-            self.console.print(f"  store {runtime.store.disk.folder}", markup=False)
+        if argument:
+            name, value = split_setting(argument)
+            if value is None and name == "stop_strings":
+                value = "none"
+            if value is not None:
+                chat.generation = changed(chat.generation, name, value)
+            self.console.print(printable(in_words(chat.generation, name)))
+        self.console.print(printable(repl_report.settings(chat.generation)), style="dim")
 
     def _clear(self) -> None:
-        if self._chat is not None:
-            self._chat.close()
-        self._chat = self.runtime.chat(self.options.system)
-        self._chat.generation = GenerationConfig.from_kwargs(**self.options.generation)
-        self.console.print("[dim]the conversation is forgotten[/dim]")
+        if not self._may_forget():
+            return
+        chat = self.runtime.chat(self.options.system)
+        chat.generation = self._generation()
+        self._documents.clear()
+        self._replace(chat, None)
+        self.console.print("the conversation is forgotten", style="dim")
+
+    def _generation(self) -> GenerationConfig:
+        return self.chat.generation if self._chat is not None else self._opened()[1].generation
+
+    def _replace(self, chat: Chat, name: str | None) -> None:
+        """Go on with another conversation."""
+        old = self._chat if self._chat is not None else self._opened()[1]
+        old.close()
+        self._chat, self._name, self._kept = chat, name, _said(chat)
+
+
+def _said(chat: Chat) -> list[dict[str, str]]:
+    """Documents are read again at no cost; what was said is nowhere else."""
+    return [message for message in chat.messages if message["role"] != "document"]
+
+
+def _close(opening: Future[tuple[Runtime, Chat]]) -> None:
+    if opening.exception() is None:
+        opening.result()[0].close()

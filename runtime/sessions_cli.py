@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import math
 import unicodedata
 from datetime import datetime
 from pathlib import Path
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .cli_errors import fail, user_errors
+from .cli_errors import say
+from .cli_options import at_home, path, reading, real
 
 if TYPE_CHECKING:
     from .housekeeping import Found
@@ -18,11 +19,16 @@ if TYPE_CHECKING:
 
 sessions = typer.Typer(help="Saved sessions.", no_args_is_help=True, rich_markup_mode=None)
 
-StoreOption = Annotated[
-    Path | None, typer.Option("--kv-dir", help="Store folder. Default: the user's cache directory.")
-]
+StoreOption = Annotated[Path | None, path("--kv-dir", help="Store folder. Default: the user's cache directory.")]
 ModelOption = Annotated[
-    str | None, typer.Option("-m", "--model", help="Only of this model, named as in chat. Default: of all.")
+    str | None,
+    typer.Option(
+        "-m",
+        "--model",
+        metavar="MODEL",
+        parser=reading(at_home),
+        help="Only of this model, named as in chat. Default: of all.",
+    ),
 ]
 DtypeOption = Annotated[str | None, typer.Option("--dtype", help="Only of this dtype. Default: of all.")]
 _MAX_WIDTH = 40
@@ -42,14 +48,11 @@ def sessions_list(
     from .saved import describe
 
     rows: list[Found] = []
-    try:
-        for place in _folders(kv_dir, model, dtype, folder):
-            try:
-                rows += sessions_in(place)
-            except StoreUnavailableError as error:
-                print(f"stratakv: {place.name} is left out: {error}", file=sys.stderr)
-    except user_errors() as error:
-        fail(error)
+    for place in _folders(kv_dir, model, dtype, folder):
+        try:
+            rows += sessions_in(place)
+        except StoreUnavailableError as error:
+            say(f"{place.name} is left out: {error}")
     if not rows:
         print("no sessions")
         return
@@ -74,10 +77,7 @@ def sessions_show(
     """One session: its size, dates and index, and what its folder says about the model."""
     from .saved import describe
 
-    try:
-        found = _found(name, kv_dir, model, dtype, folder)
-    except user_errors() as error:
-        fail(error)
+    found = _found(name, kv_dir, model, dtype, folder)
     saved = _readable(found)
     said = describe(found.folder)
     layout = said.get("layout", {})
@@ -106,12 +106,9 @@ def sessions_rm(
     """Delete a session. Its pages stay as cache until their room is needed; `gc` removes them now."""
     from .saved import StoreFolder
 
-    try:
-        found = _found(name, kv_dir, model, dtype, folder)
-        with StoreFolder(found.folder) as store:
-            store.disk.delete_session(found.name)
-    except user_errors() as error:
-        fail(error)
+    found = _found(name, kv_dir, model, dtype, folder)
+    with StoreFolder(found.folder) as store:
+        store.disk.delete_session(found.name)
 
 
 @sessions.command("gc")
@@ -119,9 +116,8 @@ def sessions_gc(
     model: ModelOption = None, kv_dir: StoreOption = None, dtype: DtypeOption = None, folder: FolderOption = None,
     max_gb: Annotated[
         float | None,
-        typer.Option(
+        real(
             "--max-gb",
-            min=0,
             help="Remove only what makes the store fit: unsaved prefixes that were used longest ago; if saved "
             "sessions alone are larger, those that were used longest ago. Default: everything unsaved.",
         ),
@@ -130,10 +126,9 @@ def sessions_gc(
     """Remove what no saved session refers to, and make the files smaller."""
     from .housekeeping import collect
 
-    try:
-        done = collect(_folders(kv_dir, model, dtype, folder), None if max_gb is None else int(max_gb * 10**9))
-    except user_errors() as error:
-        fail(error)
+    if max_gb is not None and not 0 <= max_gb < math.inf:
+        raise ValueError(f"--max-gb is a number of gigabytes from 0, not {max_gb}")
+    done = collect(_folders(kv_dir, model, dtype, folder), None if max_gb is None else int(max_gb * 10**9))
     for removed in done.removed_sessions:
         print(f"removed session {removed}")
     for note in done.notes:
@@ -150,19 +145,16 @@ def sessions_verify(
     from .saved import StoreFolder
 
     num_damaged = num_pages = 0
-    try:
-        for place in _folders(kv_dir, model, dtype, folder):
-            try:
-                with StoreFolder(place) as store:
-                    num_pages += store.disk.num_pages
-                    for line in store.damage():
-                        num_damaged += 1
-                        print(f"{place.name}: {line}")
-            except StoreUnavailableError as error:
-                num_damaged += 1
-                print(f"{place.name}: {error}")
-    except user_errors() as error:
-        fail(error)
+    for place in _folders(kv_dir, model, dtype, folder):
+        try:
+            with StoreFolder(place) as store:
+                num_pages += store.disk.num_pages
+                for line in store.damage():
+                    num_damaged += 1
+                    print(f"{place.name}: {line}")
+        except StoreUnavailableError as error:
+            num_damaged += 1
+            print(f"{place.name}: {error}")
     print(f"{num_pages} pages read, {num_damaged} damaged or missing")
     if num_damaged:
         raise typer.Exit(1)
@@ -172,7 +164,7 @@ def _folders(kv_dir: Path | None, model: str | None, dtype: str | None, folder: 
     from .housekeeping import chosen_folders
     from .locate import cache_dir
 
-    root = kv_dir.expanduser() if kv_dir is not None else cache_dir() / "kv"
+    root = kv_dir if kv_dir is not None else cache_dir() / "kv"
     return chosen_folders(root, model, None if dtype == "auto" else dtype, folder)
 
 
@@ -184,11 +176,13 @@ def _found(name: str, kv_dir: Path | None, model: str | None, dtype: str | None,
 
 
 def _readable(found: Found) -> Saved:
+    from .errors import SessionError
+
     if found.saved is None:
         from .names import rm_command
 
         remedy = f"to remove it: {rm_command(found.name, found.folder)}"
-        fail(ValueError(f"session {found.name!r} is damaged ({found.error}); {remedy}"))
+        raise SessionError(f"session {found.name!r} is damaged ({found.error}); {remedy}")
     return found.saved
 
 

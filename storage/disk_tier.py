@@ -73,7 +73,7 @@ class DiskTier(SessionShelf):
                 raise
         except (OSError, lmdb.Error) as error:
             raise StoreUnavailableError(
-                f"store folder {folder} cannot be used ({error}); choose another with --kv-dir or path="
+                f"store folder {folder} cannot be used ({error}); choose another (path=)"
             ) from error
 
     def _open(self, cap_bytes: int) -> None:

@@ -146,7 +146,7 @@ class Intake:
         return slots
 
     def _full_message(self, arena: Arena) -> str:
-        knob = "--gpu-kv-gb" if arena is self._gpu else "--host-kv-gb"
+        knob = "gpu_gb" if arena is self._gpu else "host_gb"
         reason = f"; {self._writing.disk_error}" if self._writing.disk_error else ""
         return (
             f"the {arena.name} tier is full: {arena.num_slots} pages of {arena.page_bytes} bytes "

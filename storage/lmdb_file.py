@@ -229,7 +229,7 @@ class LmdbFile:
             )  # fmt: skip
         except lmdb.MemoryError as error:
             raise OSError(
-                f"no address space for a map of {self._map_bytes} bytes; lower --disk-kv-gb or raise `ulimit -v`"
+                f"no address space for a map of {self._map_bytes} bytes; lower disk_gb or raise `ulimit -v`"
             ) from error
         try:
             missing = _missing_bytes(environment, self.name)

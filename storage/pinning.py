@@ -69,7 +69,7 @@ class Pinner:
             if not self._pins.pin(address, num_bytes):
                 logger.warning(
                     "%d of %d bytes of host memory are pinned and the system gives no more; copies to the gpu from the "
-                    "rest are slower: lower --host-kv-gb or raise the limit on locked memory (ulimit -l)",
+                    "rest are slower: lower host_gb or raise the limit on locked memory (ulimit -l)",
                     self.pinned_bytes, stop - start,
                 )  # fmt: skip
                 return

@@ -141,7 +141,7 @@ class Records:
         except lmdb.MapFullError as error:
             raise StorageFullError(
                 f"disk tier {self.folder} is full: cap {self.cap_bytes} bytes; "
-                "raise --disk-kv-gb or remove sessions with `stratakv sessions rm`",
+                "raise disk_gb or remove sessions with `stratakv sessions rm`",
                 is_at_cap=True,
             ) from error
         self.require_cap()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,8 +82,10 @@ class Options:
             raise ValueError(f"baselines are {', '.join(BASELINES)}, or none; not {', '.join(unknown)}")
         for name in ("gpu_memory_cap", "link_gbps", "disk_gbps"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} is more than 0, not {value}")
+        if self.layers is not None and self.layers < 1:
+            raise ValueError(f"layers is at least 1, not {self.layers}")
         if self.layers is not None and self.shape is None:
             raise ValueError("layers can be chosen for a shape only; a model has the layers it has")
         for index, caps, prefetch in itertools.product(self.indexes, self.caps, self.prefetch):
@@ -117,7 +120,7 @@ class Options:
             raise ValueError(
                 f"a memory cap of {cap / 1e9:.3g} GB leaves nothing for the KV cache: weights "
                 f"{weights_bytes / 1e9:.3g} GB + {_APART * cap / 1e9:.3g} GB for indexes and activations; "
-                "raise --gpu-memory-cap"
+                "raise gpu_memory_cap"
             )
         return replace(self, caps=tuple(replace(c, gpu_gb=c.gpu_gb or room / 1e9) for c in self.caps))
 

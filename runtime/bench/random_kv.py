@@ -24,7 +24,7 @@ def fill_sequence(engine: Engine, sequence: Sequence, tokens: np.ndarray, seed: 
         CapacityError: the tiers are full.
     """
     if not all(isinstance(cache, TieredLayer) for cache in sequence.layers):
-        raise ValueError("random KV needs a model whose layers are all full attention; leave out --random-kv")
+        raise ValueError("random KV needs a model whose layers are all full attention; leave out random_kv")
     assert not sequence.num_tokens, "random KV is the beginning of a sequence"
     random = torch.Generator(engine.model.device).manual_seed(seed)
     named = sequence.name_pages(tokens, PROMPT)

@@ -152,5 +152,5 @@ def _cast(weight: torch.nn.Parameter, dtype: torch.dtype) -> torch.nn.Parameter:
 def _bundled_text() -> Path:
     path = Path(__file__).resolve().parents[2] / "examples" / "northanger_abbey.txt"
     if not path.is_file():
-        raise FileNotFoundError("the bundled text is only in a source checkout; give one with --text FILE")
+        raise FileNotFoundError("the bundled text is only in a source checkout; give a text")
     return path

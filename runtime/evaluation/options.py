@@ -20,6 +20,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise ValueError(f"samples is at least 1, not {self.samples}")
+        if not 0 <= self.seed < 1 << 63:
+            raise ValueError(f"seed is a whole number from 0 to 2**63 - 1, not {self.seed}")
         if self.ctx < 512:
             raise ValueError(f"ctx is at least 512 tokens, not {self.ctx}: less has nothing to leave unread")
 

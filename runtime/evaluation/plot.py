@@ -37,7 +37,7 @@ def figure_class() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ValueError("--plot needs matplotlib: pip install 'stratakv[eval]'") from None
+        raise ValueError("pictures need matplotlib: pip install 'stratakv[eval]'") from None
     return Figure
 
 

@@ -55,6 +55,8 @@ def evaluate(
         raise ValueError(f"suite is one of {', '.join(SUITES)}; not {suite!r}")
     for index in indexes:
         index_class(index)
+    for budget in budgets:
+        KVConfig(budget=budget)  # refuses what no context could be read with
     started = time.perf_counter()
     if suite == "exact":
         found = exact.run(exact.Setting(model, device), indexes, options.seed, ticker)
@@ -114,12 +116,12 @@ def _check_lengths(runtime: Runtime, compared: list[Variant], options: Options) 
     """Raises ValueError or DoesNotFitError if the model cannot hold the contexts, or a budget reads them whole."""
     if options.ctx > runtime.model.max_positions:
         raise ValueError(
-            f"--ctx {options.ctx} is more than the {runtime.model.max_positions} tokens {runtime.name} knows"
+            f"ctx {options.ctx} is more than the {runtime.model.max_positions} tokens {runtime.name} knows"
         )
-    runtime.check_fits(0, options.ctx, f"--ctx {options.ctx}")
+    runtime.check_fits(0, options.ctx, f"ctx {options.ctx}")
     for variant in compared:
         if variant.index != DENSE and variant.config(runtime.config).budget_tokens(options.ctx) >= options.ctx:
-            raise ValueError(f"--budget {variant.budget:g} reads all of --ctx {options.ctx}; use a smaller one")
+            raise ValueError(f"budget {variant.budget:g} reads all of ctx {options.ctx}; use a smaller one")
 
 
 def _facts(runtime: Runtime, options: Options) -> dict[str, Any]:

@@ -254,7 +254,7 @@ def test_a_full_cap_gives_up_unsaved_prefixes_and_no_session(
         assert state_of(kept) == expected[0]
         kept.close()
         chats: list[Chat] = []
-        with pytest.raises(SessionError, match=r"is full: cap 2200000 bytes; raise --disk-kv-gb"):
+        with pytest.raises(SessionError, match=r"is full: cap 2200000 bytes; raise disk_gb"):
             save_until_full(runtime, chats)
         take_turn(chats[-1], SEED, 1)
         *saved, refused = (f"s{seed}" for seed in range(20, 20 + len(chats)))
@@ -279,7 +279,7 @@ def test_a_read_only_folder_says_what_to_change() -> None:
         if os.geteuid() == 0:
             os.chown(folder, NOBODY, NOBODY)
         folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
-        with as_nobody(), pytest.raises(StoreUnavailableError, match=r"Permission denied.*--kv-dir"):
+        with as_nobody(), pytest.raises(StoreUnavailableError, match=r"Permission denied.*\(path=\)"):
             disk_tier(folder / "kv")
 
 
@@ -303,7 +303,7 @@ def test_a_folder_others_could_read_is_closed(tmp_path: Path, mode: int, caplog:
 def test_too_little_address_space_for_the_map_says_what_to_change(tmp_path: Path) -> None:
     def open_it(say: Say, wait: object) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (64 << 30, resource.getrlimit(resource.RLIMIT_AS)[1]))
-        with pytest.raises(StoreUnavailableError, match=r"a map of \d+ bytes; lower --disk-kv-gb or raise `ulimit -v`"):
+        with pytest.raises(StoreUnavailableError, match=r"a map of \d+ bytes; lower disk_gb or raise `ulimit -v`"):
             disk_tier(tmp_path / "s", cap_bytes=1 << 40)
         disk_tier(tmp_path / "s", cap_bytes=1 << 20).close()
         say("opened")

@@ -227,7 +227,7 @@ def test_a_smaller_card_is_kept_to(tmp_path: Path) -> None:
 
 
 def test_a_card_without_room_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="raise --gpu-memory-cap"):
+    with pytest.raises(ValueError, match="raise gpu_memory_cap"):
         run_bench(Options(**COMMON, gpu_memory_cap=0.0003, kv_dir=tmp_path), silent)
 
 
@@ -238,7 +238,7 @@ def test_a_card_without_room_is_refused(tmp_path: Path) -> None:
 )
 def test_what_exceeds_the_tiers_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
     options = Options(**{**COMMON, **changes}, caps=(Caps(host_gb=0.0012, disk_gb=0),), kv_dir=tmp_path)
-    with pytest.raises(DoesNotFitError, match="raise --host-kv-gb"):
+    with pytest.raises(DoesNotFitError, match="raise host_gb"):
         run_bench(options, silent)
     assert list(tmp_path.iterdir()) == []
 

@@ -57,14 +57,14 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["-p", "hi", "--budget", "-5"], "budget is at least 112 tokens, not -5"),
         (["-p", "hi", "--budget", "-0.5"], "budget is a whole number of tokens or a fraction in (0, 1), not -0.5"),
         (["-p", "hi", "--budget", "nan"], "budget is a whole number of tokens or a fraction in (0, 1), not nan"),
-        (["-p", "hi", "--host-kv-gb", "-1"], "host_gb is a number of gigabytes from 0, not -1.0"),
+        (["-p", "hi", "--host-kv-gb", "-1"], "--host-kv-gb is a number of gigabytes from 0, not -1.0"),
         (["-p", "hi", "--gpu-kv-gb", "0.0001"], "device cap 0.0001 GB is too small"),
         (["-p", "hi", "--host-kv-gb", "0.0001"], "host cap 0.0001 GB is too small"),
         (["-p", "hi", "--device", "abacus"], "device is auto, cpu, cuda or cuda:N, not 'abacus'"),
         (["-p", "hi", "--dtype", "int3"], "dtype is auto, float32, bfloat16 or float16, not 'int3'"),
         (["-p", "hi", "--session", "nosuch"], "no session 'nosuch' for this model"),
         (["-p", "hi", "--session", "../up"], "a session name is 1 to 200 printable bytes without slashes"),
-        (["-p", "hi", "-n", "0"], "max_new_tokens is at least 1, not 0"),
+        (["-p", "hi", "-n", "0"], "--n-predict is at least 1, or -1 for as many as fit, not 0"),
     ],
 )
 def test_bad_input(arguments: list[str], message: str, broken: Path, tiny_llama: Path, tmp_path: Path) -> None:

@@ -84,9 +84,35 @@ def test_the_prompt_appears_within_three_seconds(tiny_llama: Path, tmp_path: Pat
     os.write(terminal, b"Hello?\r")
     shown += _read_until(terminal, b"tok/s")
     os.write(terminal, b"/bye\r")
+    shown += _read_until(terminal, b"again leaves")
+    os.write(terminal, b"/bye\r")
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
     assert b"tokens in context" in shown
+
+
+def test_a_model_that_is_not_there_ends_the_prompt_while_somebody_types(tmp_path: Path) -> None:
+    """One line on stderr and exit code 2, without another key."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.environ["TERM"] = "xterm"
+        command = ["-m", "stratakv.runtime", "chat", "-m", str(tmp_path / "none"), "--kv-dir", str(tmp_path / "kv")]
+        os.execv(sys.executable, [sys.executable, *command])
+    shown = _read_until(terminal, b">>>")
+    os.write(terminal, b"half a li")
+    shown += _read_until(terminal, b"stratakv: ")
+    _, status = os.waitpid(child, 0)
+    shown += _rest(terminal)
+    assert os.waitstatus_to_exitcode(status) == 2
+    assert b"Traceback" not in shown
+    assert shown.count(b"stratakv: ") == 1
+
+
+def _rest(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 65536)
+    except OSError:  # the other end is closed
+        return b""
 
 
 def _read_until(terminal: int, wanted: bytes) -> bytes:

@@ -27,7 +27,7 @@ def test_a_refused_put_keeps_nothing() -> None:
     """Otherwise closing the conversation that was refused would never free its room."""
     store = store_on(None, LARGE, host=4)
     kept = put(store, 0, 1)
-    with pytest.raises(CapacityError, match=r"host tier is full: 4 pages.*--host-kv-gb"):
+    with pytest.raises(CapacityError, match=r"host tier is full: 4 pages.*host_gb"):
         put(store, 0, 6)
     store.check_integrity()
     assert store.host.num_pages == 1
@@ -238,7 +238,7 @@ def test_pages_stay_in_host_memory_when_the_disk_is_full(tmp_path: Path) -> None
     disk = disk_tier(tmp_path / "s", cap_bytes=FULL)
     store = store_on(disk, LARGE, host=100)
     pids, count = fill(store)
-    assert "--disk-kv-gb" in str(store.disk_error)
+    assert "raise disk_gb" in str(store.disk_error)
     assert 30 < disk.num_pages < count
     more = put(store, count, 5)
     everything = np.concatenate([pids, more])

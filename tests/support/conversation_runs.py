@@ -230,7 +230,9 @@ class Run:
     def check(self, fresh: Runtime) -> None:
         """Transcript, memory and next answer are those of a fresh conversation given the same words."""
         tokenizer = self.runtime.tokenizer
-        assert self.chat.messages == self.expected.transcript(), f"the transcript {self.chat.messages} is not {self.expected.transcript()}"
+        assert self.chat.messages == self.expected.transcript(), (
+            f"the transcript {self.chat.messages} is not {self.expected.transcript()}"
+        )
         twin = self.chat.fork()  # ends a reply that is still open
         remembered = [*self.chat._sequence.tokens.tolist(), *self.chat._unfed]
         expected = self.expected.ids(tokenizer)

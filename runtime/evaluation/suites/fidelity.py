@@ -60,7 +60,7 @@ def contexts(harness: Harness, options: Options, texts: Texts) -> Iterator[tuple
         if len(ids) < options.ctx:
             raise ValueError(
                 f"the {source} text gives {len(ids)} tokens from where sample {sample} begins, fewer than ctx "
-                f"{options.ctx}; use a shorter --ctx or the full texts (`make data`)"
+                f"{options.ctx}; use a shorter ctx or the full texts (`make data`)"
             )
         yield source, ids[: options.ctx]
 

@@ -85,7 +85,7 @@ def _context(
     cut = len(ids) - harness.count(more) - _OVERHEAD
     if cut < options.ctx // 4:
         raise ValueError(
-            f"--ctx {options.ctx} is too short: the told modes put {harness.count(more)} tokens, more than the largest "
+            f"ctx {options.ctx} is too short: the told modes put {harness.count(more)} tokens, more than the largest "
             f"budget or sliding window ({reach}), between a statement and its question"
         )
 

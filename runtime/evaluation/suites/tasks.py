@@ -61,7 +61,7 @@ def _samples(task: Task, harness: Harness, options: Options, texts: Texts) -> It
         try:
             yield task.build(random.Random(f"{options.seed}/{task.name}/{number}"), texts, fit)
         except ValueError as error:
-            raise ValueError(f"task {task.name} with --ctx {options.ctx}: {error}") from error
+            raise ValueError(f"task {task.name} with ctx {options.ctx}: {error}") from error
 
 
 def _read(harness: Harness, task: Task, sample: Sample) -> dict[Variant, Score]:

@@ -1,0 +1,97 @@
+"""Standard input as the command finds it: a terminal, text, nothing, or a pipe that nobody will ever write into."""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+import sys
+import time
+from pathlib import Path
+from typing import IO
+
+PATIENCE_S = 3.0
+"""How long a pipe beside `-p` may stay silent before it is taken for one that holds nothing. Schedulers and remote
+shells hand their own open pipes down; a program that waited for such a one would wait for ever. The model loads
+meanwhile, so mostly nobody waits."""
+_AT_ONCE_S = 0.2
+_SAY_AFTER_S = 1.0
+_STILL_SAY_AFTER_S = 5.0
+_NAMES = {"-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"}
+
+
+def is_standard_input(path: Path) -> bool:
+    return str(path) in _NAMES
+
+
+def is_terminal() -> bool:
+    return _stream() is not None and sys.stdin.isatty()
+
+
+class PipedText:
+    """What was piped in beside a prompt."""
+
+    def __init__(self) -> None:
+        self._until = time.monotonic() + PATIENCE_S
+
+    def at_once(self) -> bytes | None:
+        """All of it, mostly nothing; None if it may come later. To be called before the model is loaded."""
+        stream = _stream()
+        if stream is None or sys.stdin.isatty():
+            return b""
+        kind = _kind(stream)
+        if kind is None or stat.S_ISREG(kind):
+            return stream.read()
+        if not (stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind)):
+            return b""  # /dev/null and other devices
+        return stream.read() if _has_begun(stream, _AT_ONCE_S) else None
+
+    def late(self) -> bytes:
+        """All of it, or nothing if nobody has written for `PATIENCE_S`; that is said."""
+        stream = _stream()
+        assert stream is not None
+        if _has_begun(stream, max(0.0, self._until - time.monotonic())):
+            return stream.read()
+        _tell(f"nothing came through stdin in {PATIENCE_S:g} s, going on without it; -f - waits for it however long")
+        return b""
+
+
+def read_standard_input() -> bytes:
+    """All of it, however long it takes; says so if nothing comes. Raises ValueError if there is none."""
+    stream = _stream()
+    if stream is None:
+        raise ValueError("stdin is closed: there is nothing to read")
+    if _kind(stream) is not None and not _has_begun(
+        stream, _SAY_AFTER_S if sys.stderr.isatty() else _STILL_SAY_AFTER_S
+    ):
+        _tell("reading stdin until it ends (Ctrl-D on a terminal)")
+    return stream.read()
+
+
+def _stream() -> IO[bytes] | None:
+    """None where the process was given no standard input."""
+    if sys.stdin is None or sys.stdin.closed:
+        return None
+    return sys.stdin.buffer
+
+
+def _kind(stream: IO[bytes]) -> int | None:
+    """The file's mode; None where it is no file of the system."""
+    try:
+        return os.fstat(stream.fileno()).st_mode
+    except (OSError, ValueError):
+        return None
+
+
+def _has_begun(stream: IO[bytes], seconds: float) -> bool:
+    """Whether there is something to read, its end included, within `seconds`."""
+    try:
+        ready, _, _ = select.select([stream], [], [], seconds)
+    except (OSError, ValueError):  # it cannot be waited for; reading tells
+        return True
+    return bool(ready)
+
+
+def _tell(line: str) -> None:
+    if sys.stderr is not None:
+        print(f"stratakv: {line}", file=sys.stderr, flush=True)

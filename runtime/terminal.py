@@ -1,0 +1,54 @@
+"""Text on its way to a terminal, which must show it and never obey it.
+
+Names of files and sessions, errors and a model's replies are other people's words: a control sequence in them could
+clear the screen, rename the window or type into the shell.
+"""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from typing import Any
+
+_LONGEST = 2000
+"""Characters of one line that are shown; an error may quote a whole file."""
+_PICTURES = {number: 0x2400 + number for number in range(0x20)} | {0x7F: 0x2421}
+_REPLY = {
+    **_PICTURES, **{number: f"\\x{number:02x}" for number in range(0x80, 0xA0)}, ord("\n"): "\n", ord("\t"): "\t",
+    ord("\r"): None,
+}  # fmt: skip
+"""Controls by their pictures (ESC is one character that reads `ESC`); a carriage return would overwrite its line."""
+
+
+def printable(text: str) -> str:
+    """One line: whitespace is single spaces, and what a terminal obeys or cannot show is escaped."""
+    line = " ".join(text.split())
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
+    return "".join(map(_escaped, line))
+
+
+def _escaped(character: str) -> str:
+    if character.isprintable() or unicodedata.category(character) == "Zs":
+        return character
+    return repr(character)[1:-1]
+
+
+def reply_text(piece: str) -> str:
+    """A piece of a reply as a terminal may have it: lines and tabs stay, other controls become visible.
+
+    What follows an escape character is plain text then, so pieces need no memory of each other.
+    """
+    return piece.translate(_REPLY)
+
+
+def shown(piece: str) -> str:
+    """A piece of a reply for standard output: byte for byte into files and pipes, without controls on a terminal."""
+    return reply_text(piece) if sys.stdout is not None and sys.stdout.isatty() else piece
+
+
+def make_console(*, stderr: bool = False) -> Any:
+    """A console that shows what it is given: no markup, no colours of its own, no `:name:` made an emoji."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, markup=False, highlight=False, emoji=False, soft_wrap=True)

@@ -1,0 +1,191 @@
+r"""What a person types, read as meant: settings by their types, paths as a shell or a file manager has them, lines."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from stratakv.runtime import GenerationConfig
+from stratakv.runtime.terminal import printable, reply_text
+from stratakv.runtime.typed_line import command_of, message_of, whole_message
+from stratakv.runtime.typed_path import path_of, unquoted
+from stratakv.runtime.typed_settings import ALLOWED, changed, in_words, split_setting
+
+BASE = GenerationConfig()
+
+
+def setting(typed: str, base: GenerationConfig = BASE) -> GenerationConfig:
+    name, value = split_setting(typed)
+    assert value is not None
+    return changed(base, name, value)
+
+
+@pytest.mark.parametrize("word", ["False", "false", "no", "NO", "off", "0"])
+def test_what_means_no_is_false(word: str) -> None:
+    assert not setting(f"do_sample {word}", GenerationConfig(do_sample=True)).do_sample
+
+
+@pytest.mark.parametrize("word", ["True", "yes", "on", "1"])
+def test_what_means_yes_is_true(word: str) -> None:
+    assert setting(f"ignore_eos {word}").ignore_eos
+
+
+def test_a_temperature_samples_and_zero_is_greedy() -> None:
+    warm = setting("temperature 0.9")
+    assert (warm.do_sample, warm.temperature) == (True, 0.9)
+    assert "sampled at temperature 0.9" in in_words(warm, "temperature")
+    cold = setting("temp 0.0", warm)
+    assert not cold.do_sample
+    assert "greedy" in in_words(cold, "temperature")
+
+
+@pytest.mark.parametrize(
+    ("typed", "name", "value"),
+    [
+        ("max_new_tokens 1e3", "max_new_tokens", 1000),
+        ("max_new_tokens 12.0", "max_new_tokens", 12),
+        ("max_tokens=7", "max_new_tokens", 7),
+        ("  TOP-K   =  3 ", "top_k", 3),
+        ("n -1", "max_new_tokens", -1),
+        ("seed 5", "seed", 5),
+        ("seed None", "seed", None),
+        ("repeat_penalty 1.1", "repetition_penalty", 1.1),
+        ("top_p 1", "top_p", 1.0),
+        ("stop_strings a b", "stop_strings", ("a b",)),
+        ("stop 5", "stop_strings", ("5",)),
+        ("stop None", "stop_strings", ()),
+        (r"stop END\n\t\\", "stop_strings", ("END\n\t\\",)),
+        ('stop ["a", "b c"]', "stop_strings", ("a", "b c")),
+        ('stop " x"', "stop_strings", (" x",)),
+        ("stop '\"'", "stop_strings", ('"',)),
+        ("stop [red]", "stop_strings", ("[red]",)),
+        ("stop a=b", "stop_strings", ("a=b",)),
+    ],
+)
+def test_values_are_read_by_the_settings_type(typed: str, name: str, value: object) -> None:
+    assert getattr(setting(typed), name) == value
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "temperature hot", "temperature -1", "temperature nan", "temperature inf", "temperature 0,9", "top_p 2",
+        "top_p 0", "top_k -1", "top_k 1.5", "min_p 1", "max_new_tokens 0", "max_new_tokens 12.5", "max_new_tokens many",
+        "max_new_tokens 1e400", "max_new_tokens []", "seed -1", "seed x", "do_sample maybe", "do_sample 2",
+        "repetition_penalty 0", 'stop [""]', "stop [1]", 'stop ""', "seed " + "9" * 5000, "ignore_eos null",
+    ],
+)  # fmt: skip
+def test_a_wrong_value_names_setting_value_and_what_is_allowed(typed: str) -> None:
+    name, value = split_setting(typed)
+    assert value is not None
+    with pytest.raises(ValueError, match=f"^{name} is ") as caught:
+        changed(BASE, name, value)
+    assert ALLOWED[name] in str(caught.value)
+    assert value[:50] in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_every_setting_can_be_typed() -> None:
+    assert set(ALLOWED) >= {field.name for field in fields(GenerationConfig)}
+
+
+def test_an_unknown_setting_gets_a_suggestion() -> None:
+    with pytest.raises(ValueError, match="temprature; did you mean temperature") as caught:
+        split_setting("temprature 1")
+    assert "top_k" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "a b.txt",
+        "'a b.txt'",
+        '"a b.txt"',
+        r"a\ b.txt",
+        "a b.txt ",
+        " 'a b.txt' ",
+        "file://{folder}/a%20b.txt",
+        "~/a b.txt",
+    ],
+)
+def test_paths_are_understood(typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a b.txt").write_text("text")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert path_of(typed.format(folder=tmp_path)).samefile(tmp_path / "a b.txt")
+
+
+@pytest.mark.parametrize(
+    "name", ["'q'", r"a\ b", 'say "hi".txt', "it's.txt", "notes[old].txt", "~x", "a#b?.txt", " blank"]
+)
+def test_a_file_called_exactly_so_wins(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / name).write_text("this one")
+    (tmp_path / name.strip("'").replace("\\", "")).touch()
+    monkeypatch.chdir(tmp_path)
+    assert path_of(name).read_text() == "this one"
+    assert path_of(f"file://{tmp_path}/{name}".replace(" ", "%20")).name in (name, name.replace("\\", ""))
+
+
+@pytest.mark.parametrize(
+    "typed", ["nothing.txt", "'unclosed", "~nobody-of-this-name/x", "x" * 5000, "a\0b", "file://[", "''"]
+)
+def test_a_path_to_nothing_raises_only_what_reading_it_raises(typed: str) -> None:
+    try:
+        path = path_of(typed)
+    except ValueError:
+        return
+    with pytest.raises(OSError, match=r"."):
+        path.read_text()
+
+
+def test_quotes_around_a_name() -> None:
+    assert [unquoted(name) for name in ("'my talk'", '"x"', "it's", "''", "'")] == ["my talk", "x", "it's", "''", "'"]
+
+
+def test_lines_are_commands_or_messages() -> None:
+    known = ["read", "save", "help"]
+    assert command_of("/READ  a b ", known) == ("read", "a b")
+    assert command_of("/help", known) == ("help", "")
+    assert command_of("hello /read", known) is None
+    assert command_of("//usr/bin is a folder", known) is None
+    assert message_of("//usr/bin") == "/usr/bin"
+    assert message_of("a // b") == "a // b"
+    for line in ("/", "/ read x", "/raed x", "/[/old]"):
+        with pytest.raises(ValueError, match="no command /"):
+            command_of(line, known)
+    with pytest.raises(ValueError, match="did you mean /read"):
+        command_of("/raed x", known)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (['  one """ line '], 'one """ line'),
+        (['"""two', 'lines."""'], "two\nlines."),
+        (['"""one"""'], "one"),
+        (['"""', "a", '"""  '], "a"),
+        (['""""""'], ""),
+        (['"""a""" b', 'c"""'], 'a""" b\nc'),
+    ],
+)
+def test_messages_of_several_lines(lines: list[str], message: str) -> None:
+    rest = iter(lines[1:])
+    assert whole_message(lines[0], lambda: next(rest)) == message
+    assert next(rest, None) is None
+
+
+def test_nothing_that_a_terminal_obeys_is_shown() -> None:
+    hostile = "a\x1b[2J\x07b\rc\nd\u202ee\x9b31mf\ud800 [red]x[/red] :dog: é 日本"
+    line = printable(hostile)
+    assert line == "a\\x1b[2J\\x07b c d\\u202ee\\x9b31mf\\ud800 [red]x[/red] :dog: é 日本"
+    assert len(printable("x" * 10**6)) < 2100
+    assert reply_text("a\tb\n\x1b]0;title\x07\r\n\x9bx é") == "a\tb\n␛]0;title␇\n\\x9bx é"
+
+
+def test_the_home_of_a_file_url_with_foreign_bytes(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.txt")
+    (tmp_path / name).write_text("x")
+    assert path_of(f"file://{tmp_path}/caf%E9.txt").read_text() == "x"
