@@ -121,7 +121,6 @@ def _check_notes(notes: dict[str, Any]) -> None:
     if not isinstance(unfed, list) or not all(map(is_count, unfed)):
         raise RecordError("notes.unfed: not a list of token ids")
     _require(isinstance(notes.get("system", 0), str | None), f"notes.system: {shown(notes.get('system'))}, not a text")
-    _require(isinstance(notes.get("turn_open"), bool), f"notes.turn_open: {shown(notes.get('turn_open'))}, not a bool")
 
 
 def _is_message(found: object) -> bool:
