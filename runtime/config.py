@@ -124,8 +124,8 @@ class GenerationConfig:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     max_repeats: int | None = None
-    """End a reply, with `finish_reason` "repeats", once it ends with so many copies of the same words in a row, 48 tokens
-    or more together; changes no token before. 0: never. None: 3 in a chat, never in `Runtime.generate`."""
+    """A reply ends, with `finish_reason` "repeats", once its last words are so many copies of the same in a row, 48
+    tokens or more together. Changes no token before. 0: never. None: 3 in a chat, never in `Runtime.generate`."""
     stop_strings: tuple[str, ...] = ()
     seed: int | None = None
     """From 0 to 2**64 - 1. In a batch, prompt number n draws with seed + n, as it would alone: equal prompts get

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from stratakv.runtime import GenerationConfig, KVConfig, Runtime
 from stratakv.runtime.repetition import Repetition
 
@@ -38,7 +39,8 @@ def test_a_sentence_over_and_over_is_a_loop() -> None:
     sentence = "He is also a member of the Court of Ashton. "
     reply = words("He is named Mr. Tilney. ") + words(sentence) * 9
     found = ends_at(reply)
-    assert found is not None and bytes(reply[:found]).decode().count("Court of Ashton") == 3
+    assert found is not None
+    assert bytes(reply[:found]).decode().count("Court of Ashton") == 3
 
 
 def test_a_loop_of_two_sentences_in_turn_is_a_loop() -> None:
@@ -116,7 +118,8 @@ def test_a_chat_ends_a_loop_and_says_so(looping: Runtime) -> None:
     reply = chat.last
     assert reply.finish_reason == "repeats"
     assert reply.text == "".join(pieces) == chat.messages[-1]["content"]
-    assert reply.text.startswith("Yes. It is a fine day. ") and reply.text.count("It is a fine day") >= 3
+    assert reply.text.startswith("Yes. It is a fine day. ")
+    assert reply.text.count("It is a fine day") >= 3
     assert len(reply.tokens) < 80
     assert chat.send("And tomorrow?", max_new_tokens=5).finish_reason == "length"
 
