@@ -12,6 +12,7 @@ A template comes with the model and is not trusted: `template_render` says how i
 from __future__ import annotations
 
 import json
+import threading
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,8 @@ from .template_render import TemplateFailedError, render
 _READ = "OK."
 """What the model is taken to have replied to a document: short, and true of any."""
 _USER, _REPLY, _SYSTEM = "\u241euser\u241e", "\u241ereply\u241e", "\u241esystem\u241e"
+
+_ENCODING = threading.Lock()
 
 
 class Turn(NamedTuple):
@@ -97,23 +100,32 @@ class Template:
 
     def encode(self, text: str) -> list[int]:
         """Template text: special tokens are what they look like."""
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
-        return ids
+        return self._encoded(text)[0]
 
     def encode_plain(self, text: str) -> list[int]:
         """A person's text: control tokens in it are just characters."""
-        plain = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-        ids: list[int] = self._tokenizer(text, **plain).input_ids
+        ids, _ = self._encoded(text, split_special_tokens=True)
         if not self._control.intersection(ids):
             return ids
-        # Tokenizers know tokens that are not called special but do the same. Their spelling is taken apart.
-        offsets = self._tokenizer(text, return_offsets_mapping=True, **plain).offset_mapping
-        spans = [span for token, span in zip(ids, offsets, strict=True) if token in self._control]
-        cuts = sorted({begin + 1 for begin, end in spans if begin + 1 < end})
-        if not cuts:  # a single character, which cannot be spelled in another way
+        # Tokenizers know tokens that are not called special but do the same: their spelling is taken apart. And where
+        # the unknown word is a control token itself, unknown words say nothing.
+        ids, offsets = self._encoded(text, split_special_tokens=True, return_offsets_mapping=True)
+        found = [(token, *span) for token, span in zip(ids, offsets, strict=True) if token in self._control]
+        cuts = sorted({a + 1 for token, a, b in found if b > a + 1 and not self._is_unknown(token, text[a:b])})
+        if not cuts:
             return [token for token in ids if token not in self._control]
         pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
         return [token for piece in pieces for token in self.encode_plain(piece)]
+
+    def _encoded(self, text: str, **how: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids, and their places in the text if asked for. One thread at a time: the tokenizer keeps in itself
+        whether special tokens are split, and another thread's call would change it in between."""
+        with _ENCODING:
+            found = self._tokenizer(text, add_special_tokens=False, verbose=False, **how)
+        return found.input_ids, found.get("offset_mapping", [])
+
+    def _is_unknown(self, token: int, spelled: str) -> bool:
+        return token == self._tokenizer.unk_token_id and self._tokenizer.unk_token not in spelled
 
     @cached_property
     def _control(self) -> frozenset[int]:
