@@ -21,7 +21,8 @@ from ..retrieval.codebook import MAX_CODEWORDS, learn_codebooks, query_metric, s
 from ..storage import PageLayout
 from .documents import read_text_file
 from .evaluation.options import Ticker
-from .locate import locate, model_digest
+from .identity import model_digests
+from .locate import locate
 from .model import Attend, Model
 from .profile import Profile, default_path
 from .runtime import pick_device, pick_dtype
@@ -83,7 +84,7 @@ def calibrate(
     notes = {"tokens": sum(map(len, read)), "codewords": codewords, "context": len(tested)}
     path = default_path(directory) if out is None else out
     path.parent.mkdir(parents=True, exist_ok=True)
-    size = Profile(model_digest(directory), layers, notes).save(path)
+    size = Profile(model_digests(directory)[0], layers, notes).save(path)
     return Calibration(
         path, size, len(layers), notes["tokens"], codewords, time.perf_counter() - started, compared
     )  # fmt: skip

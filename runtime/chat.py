@@ -7,10 +7,12 @@ happens as a whole or leaves everything as it was; of a reply that was cut short
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +25,11 @@ from .documents import read_text_file
 from .engine import OnProgress
 from .errors import ConversationError
 from .generate import generate
+from .names import check_name
 from .repetition import CHAT_COPIES
 from .reply import Reply
 from .reply_stream import ReplyStream
+from .saved_generation import from_notes, to_notes
 from .sequence import Sequence, Snapshot
 from .spoken import spoken
 from .template import Template, Turn, as_array
@@ -87,6 +91,7 @@ class Chat:
         self._draft: _Draft | None = None
         self.open_reply: ReplyStream | None = None
         self._turns, self._is_closed = Turns("this conversation"), False
+        self._seen: dict[str, session.Seen] = {}  # what this conversation loaded or saved, by name
         self._first_turn()  # a template without a place for `system` is refused here
 
     # Talking
@@ -230,7 +235,7 @@ class Chat:
             point = max(fitting, key=lambda point: point.num_tokens, default=draft.snapshot)
             self._runtime.engine.rollback(self._sequence, point)
             same = point.num_tokens - start
-        self._unfed, self._draft = kept[same:], replace(draft, said=kept)
+        self._unfed, self._draft = kept[same:], dataclasses.replace(draft, said=kept)
         self.say(shown)
 
     # Keeping in step
@@ -300,23 +305,43 @@ class Chat:
         """Tokens in the conversation's cache."""
         return self._sequence.num_tokens
 
-    def save(self, name: str) -> None:
+    def save(self, name: str, *, replace: bool = False) -> None:
         """Keep the conversation with its KV; `Runtime.chat(session=name)` resumes it without prefill.
 
-        Raises SessionError if it cannot be saved.
+        Args:
+            replace: replace what somebody else saved under that name after this conversation loaded or saved it. A
+                conversation that never did replaces what it finds there, with a warning (`would_replace` asks first).
+
+        Raises SessionError if it cannot be saved, or such another session is there.
         """
         with self.alone():
             self.end_reply()
-            notes = {"messages": self.messages, "system": self._system, "unfed": self._unfed}
-            session.save(self._runtime.engine, self._sequence, name, notes)
+            notes = {
+                "messages": self.messages, "system": self._system, "unfed": self._unfed,
+                "generation": to_notes(self.generation),
+            }  # fmt: skip
+            seen = self._seen.setdefault(check_name(name), session.Seen())
+            session.save(self._runtime.engine, self._sequence, name, notes, seen=seen, replace=replace)
+
+    def would_replace(self, name: str) -> session.Stored | None:
+        """What `save(name)` would take the place of and this conversation has not seen; None if nothing is lost.
+
+        Raises SessionError if no session can be called that, or there is no disk tier.
+        """
+        found = session.stored(self._runtime.engine, name)
+        known = self._seen.get(check_name(name))
+        return None if found is None or (known is not None and known.knows(found.version)) else found
 
     @classmethod
     def resume(cls, runtime: Runtime, name: str) -> Chat:
         """The conversation saved as `name`. Raises SessionError."""
-        sequence, notes, computed = session.load(runtime.engine, name)
+        seen = session.Seen()
+        sequence, notes, computed = session.load(runtime.engine, name, seen=seen)
         chat = cls(runtime, sequence, system=notes["system"])
         chat.messages, chat._unfed = notes["messages"], notes["unfed"]
         chat.restored = sequence.num_tokens - computed
+        chat.generation = from_notes(notes.get("generation", {}))
+        chat._seen[check_name(name)] = seen
         return chat
 
     def fork(self) -> Chat:
@@ -327,6 +352,7 @@ class Chat:
             twin.messages = [dict(message) for message in self.messages]
             twin._unfed = list(self._unfed)
             twin.generation, twin.restored = self.generation, self.restored
+            twin._seen = copy.deepcopy(self._seen)
         return twin
 
     def close(self) -> None:

@@ -45,7 +45,7 @@ def check_weights(path: Path) -> Weights:
     """The directory's weights as transformers will find them: one file, or those an index names."""
     names: set[str] = set()
     elements = 0
-    for file in _weight_files(path):
+    for file in weight_files(path):
         found = check_safetensors(file)
         if names & found.names:
             raise ModelFileError(f"{file}: tensor {shown(min(names & found.names))} is in another file as well")
@@ -83,7 +83,7 @@ def _check_size(path: Path, most: int) -> None:
         raise ModelFileError(f"{path}: {size} bytes, at most {most} are allowed")
 
 
-def _weight_files(path: Path) -> list[Path]:
+def weight_files(path: Path) -> list[Path]:
     if _is_there(path / "model.safetensors"):
         return [path / "model.safetensors"]
     index = path / _INDEX

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from ..storage import RecordError, StorageFullError
-from .errors import SessionError
+from ..storage import RecordError, StorageFullError, StoreUnavailableError
+from .elsewhere import folders_with
+from .errors import ModelFileError, SessionError
+from .home import spelled
+from .identity import gguf_digest, model_key, weights_digest
+from .locate import present
+from .names import listed, same_name
 from .saved import Saved, StoreFolder, describe, store_folders
 
 _WORTH_COMPACTING = 1.1
@@ -15,15 +22,48 @@ _WORTH_COMPACTING = 1.1
 
 
 def chosen_folders(root: Path, model: str | None, dtype: str | None, folder: str | None) -> list[Path]:
-    """The models' folders in the store `root`; of one model, dtype or folder name where that is given."""
+    """The models' folders in the store `root`; of one model (however it is spelled), dtype or folder name where that is
+    given."""
     found = store_folders(root)
     if folder is not None:
         found = [path for path in found if path.name.startswith(folder)]
     if model is not None:
-        found = [path for path in found if describe(path).get("model") == model]
+        is_it = _Spelled(model)
+        found = [path for path in found if is_it.model_of(path)]
     if dtype is not None:
         found = [path for path in found if describe(path).get("dtype") == f"torch.{dtype}"]
     return found
+
+
+class _Spelled:
+    """A model by any of its names: one that its folder was opened under, another path to it, or a copy of it."""
+
+    def __init__(self, model: str) -> None:
+        self._name, self._model = spelled(model), model
+        self._directories: list[Path] | None = None
+
+    def model_of(self, folder: Path) -> bool:
+        said = describe(folder)
+        names = {*said["names"], str(said.get("model"))} if said else set()
+        if self._name in names or os.path.realpath(self._name) in map(os.path.realpath, filter(os.path.isabs, names)):
+            return True
+        return any(self._is_same(directory, said) for directory in self._present())
+
+    def _present(self) -> list[Path]:
+        if self._directories is None:
+            self._directories = present(self._model)
+        return self._directories
+
+    def _is_same(self, directory: Path, said: dict[str, Any]) -> bool:
+        """Whether a folder was made for the model in `directory`, whose file or name may be another one."""
+        try:
+            gguf = gguf_digest(directory)
+            if gguf is not None and gguf == said.get("gguf"):
+                return True
+            name = model_key if "identity" in said else weights_digest  # an earlier version wrote no identity
+            return bool(said.get("weights") == name(directory))
+        except (ModelFileError, OSError):
+            return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +92,44 @@ def sessions_in(folder: Path) -> Iterator[Found]:
                 yield Found(folder, name, saved, num_bytes)
 
 
-def find_session(folders: list[Path], name: str) -> Found:
-    """The one session of that name. Raises SessionError if there is none, or one in several folders."""
-    everything = [found for folder in folders for found in sessions_in(folder)]
-    named = [found for found in everything if found.name == name]
+def find_session(folders: list[Path], name: str, everywhere: list[Path]) -> Found:
+    """The one session of that name in `folders`, which are some of those `everywhere` in the store.
+
+    Raises SessionError if there is none, or one in several folders; StoreUnavailableError if it may be in a folder that
+    cannot be opened.
+    """
+    everything: list[Found] = []
+    closed: list[StoreUnavailableError] = []
+    for folder in folders:
+        try:
+            everything += sessions_in(folder)
+        except StoreUnavailableError as error:
+            closed.append(error)
+    names = [found.name for found in everything]
+    called = same_name(name, names)
+    named = [found for found in everything if found.name == called]
+    if not named and closed:
+        raise closed[0]
     if not named:
-        known = ", ".join(sorted({found.name for found in everything})) or "none"
-        raise SessionError(f"no session {name!r}; saved: {known}")
+        others = folders_with(name, [folder for folder in everywhere if folder not in folders])
+        raise SessionError(f"no session {name!r}; {listed(name, names)}{_also_in(others)}")
     if len(named) > 1:
         places = ", ".join(found.folder.name for found in named)
         raise SessionError(f"{len(named)} sessions are called {name!r}; choose one with --in: {places}")
     return named[0]
+
+
+def _also_in(folders: list[Path]) -> str:
+    """Folders that have what was not found in those that were asked for."""
+    if not folders:
+        return ""
+    places = [f"--in {folder.name} ({_called(folder)})" for folder in folders]
+    return f"; there is one elsewhere: {', or '.join(places)}"
+
+
+def _called(folder: Path) -> str:
+    said = describe(folder)
+    return f"{said.get('model', '?')}, {str(said.get('dtype', '?')).removeprefix('torch.')}"
 
 
 @dataclass(slots=True)

@@ -27,6 +27,9 @@ from .numbers_check import check_complete, reading
 
 logger = logging.getLogger(__name__)
 
+_NAME_BYTES = 100
+"""Of what people call a model in the name of a folder: file systems take 255 with the digest behind it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Alias:
@@ -70,7 +73,7 @@ def locate(model: str, dtype: str, *, local_files_only: bool = False, on_convert
     if model in ALIASES:
         return _locate_alias(model, dtype, local_files_only, on_convert)
     path = Path(model).expanduser()
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise ModelFileError(f"{path}: no such file")
         return _convert(path, dtype, on_convert)
@@ -89,7 +92,7 @@ def gguf_of(model: str) -> Path | None:
     """The GGUF file behind an alias or a path, if it is on this machine in one piece."""
     if model not in ALIASES:
         path = Path(model).expanduser()
-        return path if path.suffix == ".gguf" and path.is_file() else None
+        return path if path.suffix.lower() == ".gguf" and path.is_file() else None
     joined = cache_dir() / "models" / f"{model}.gguf"
     if joined.is_file():
         return joined
@@ -157,11 +160,35 @@ def _from_hub(hub_id: str, local_only: bool) -> Path:
     raise ModelFileError(f"{hub_id}: not in the hub cache and not to be had from the hub: {reason}")
 
 
+def present(model: str) -> list[Path]:
+    """The directories on this machine that `locate` would take for a name, in any dtype, as far as that can be told
+    without converting or fetching anything."""
+    whole = gguf_of(model)
+    if whole is not None:
+        return [path for path in _conversions(whole, "*") if (path / "config.json").is_file()]
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return [path] if (path / "config.json").is_file() else []
+    hub_id = ALIASES[model].hub_id if model in ALIASES else model
+    if hub_id.count("/") != 1 or path.exists() or hub_id.startswith((".", "/", "~")):
+        return []
+    try:
+        return [_from_hub(hub_id, True)]
+    except ModelFileError:
+        return []
+
+
+def _conversions(gguf: Path, dtype: str) -> list[Path]:
+    """What was made of a file of this content, whatever it was called then."""
+    return sorted((cache_dir() / "models").glob(f"*-{file_digest(gguf)[:16]}-{dtype}"))
+
+
 def _convert(gguf: Path, dtype: str, on_convert: Callable[[str], None]) -> Path:
     """GGUF to safetensors, once per file digest and dtype."""
-    target = cache_dir() / "models" / f"{gguf.stem}-{file_digest(gguf)[:16]}-{dtype}"
-    if (target / "config.json").is_file():
-        return target
+    for made in _conversions(gguf, dtype):
+        if (made / "config.json").is_file():
+            return made
+    target = cache_dir() / "models" / f"{file_name(gguf.stem)}-{file_digest(gguf)[:16]}-{dtype}"
     from .gguf_check import check_gguf
 
     check_gguf(gguf)
@@ -198,40 +225,45 @@ def _write_converted(gguf: Path, dtype: str, target: Path) -> None:
     tokenizer.save_pretrained(target)
 
 
+def file_name(text: str) -> str:
+    """`text` as the beginning of a file's name: printable, without separators, at most 100 bytes."""
+    plain = "".join(letter if letter.isprintable() and letter not in "/\\" else "_" for letter in text)
+    return plain.encode()[:_NAME_BYTES].decode(errors="ignore").strip(" .").lstrip("-") or "model"
+
+
 def file_digest(path: Path) -> str:
     """xxh3-128 of a file's bytes, remembered by path, size and modification time."""
+    return remembered(path, "", _digest)
+
+
+def remembered(path: Path, kind: str, compute: Callable[[Path], str]) -> str:
+    """`compute(path)`, remembered under `kind` by the file's path, size and modification time."""
     status = path.stat()
     memo = cache_dir() / "models" / "digests.json"
-    name = f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
+    name = f"{kind and f'{kind}:'}{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
     try:
         known = json.loads(memo.read_text())
     except (OSError, ValueError):
         known = {}
     if name not in known:
-        digest = xxhash.xxh3_128()
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-        known[name] = digest.hexdigest()
+        known[name] = compute(path)
+        _write_memo(memo, known)
+    return str(known[name])
+
+
+def _write_memo(memo: Path, known: dict[str, str]) -> None:
+    try:
         memo.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=memo.parent, delete=False) as new_memo:
             json.dump(known, new_memo)
         os.replace(new_memo.name, memo)
-    return str(known[name])
+    except OSError as error:
+        logger.info("%s: what was computed is not remembered (%s)", memo, error)
 
 
-def model_digest(directory: Path) -> str:
-    """Names a model whatever its dtype: by the GGUF file it was converted from, or `weights_digest`."""
-    if directory.parent == cache_dir() / "models":
-        return directory.name.rsplit("-", 2)[1]  # as `_convert` names them
-    return weights_digest(directory)
-
-
-def weights_digest(directory: Path) -> str:
-    """One digest over a model directory's weights, configuration and tokenizer."""
+def _digest(path: Path) -> str:
     digest = xxhash.xxh3_128()
-    names = [*sorted(directory.glob("*.safetensors")), directory / "config.json", directory / "tokenizer.json"]
-    for path in names:
-        if path.is_file():
-            digest.update(f"{path.name}:{file_digest(path)};".encode())
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
     return digest.hexdigest()

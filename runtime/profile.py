@@ -22,7 +22,8 @@ from torch import Tensor
 from ..retrieval.registry import index_class
 from .config import KVConfig
 from .errors import ProfileError
-from .locate import cache_dir, model_digest
+from .identity import model_digests
+from .locate import cache_dir
 
 _FORMAT = 1
 _KEY = "stratakv_profile"
@@ -33,7 +34,7 @@ class Profile:
     """What is known about a model's layers."""
 
     model: str
-    """`locate.model_digest` of the model it was learned from."""
+    """The first of `identity.model_digests` of the model it was learned from."""
     layers: dict[int, dict[str, Tensor]]
     notes: dict[str, Any]
     """How it was learned; JSON-serialisable."""
@@ -101,8 +102,10 @@ def _by_layer(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
 
 
 def default_path(directory: Path) -> Path:
-    """Where the profile of the model in `directory` is kept unless told otherwise."""
-    return cache_dir() / "profiles" / f"{model_digest(directory)}.safetensors"
+    """Where the profile of the model in `directory` is kept unless told otherwise: where an earlier version put it, if
+    it did."""
+    paths = [cache_dir() / "profiles" / f"{digest}.safetensors" for digest in model_digests(directory)]
+    return next((path for path in paths if path.is_file()), paths[0])
 
 
 class Profiles:
@@ -140,7 +143,7 @@ class Profiles:
             ) from (None)
         except ProfileError as error:
             raise ProfileError(f"{error}; {remedy}") from error
-        if profile.model != model_digest(self._directory):
+        if profile.model not in model_digests(self._directory):
             raise ProfileError(f"{path} is the profile of another model than {self.name}; {remedy}")
         stamp = torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8)
         return {layer: {**parts, "digest": stamp} for layer, parts in profile.layers.items()}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import time
 import weakref
@@ -22,8 +20,10 @@ from .config import GenerationConfig, KVConfig
 from .engine import Engine
 from .errors import DoesNotFitError
 from .generate import generate
+from .home import find_home
+from .identity import former_identity, gguf_digest, identity_of
 from .indexes import make_indexes
-from .locate import cache_dir, locate, weights_digest
+from .locate import cache_dir, locate
 from .model import Model
 from .planner import Plan, make_plan
 from .prefetch import Prefetcher
@@ -39,7 +39,6 @@ logger = logging.getLogger(__name__)
 
 _CHUNK = {"cpu": 512, "cuda": 2048}
 """Prefill rows per layer call. On the grid of positions, so that results do not depend on caps."""
-_FORMAT = 1
 
 
 class Runtime:
@@ -282,20 +281,17 @@ def _open_store(
     layout = plan.layout
     disk = None
     if plan.disk_bytes:
-        identity = {
-            "format": _FORMAT,
-            "weights": weights_digest(directory),
-            "dtype": str(model.dtype),
-            "rope": getattr(model.config, "rope_parameters", None),
-            "layout": {field: getattr(layout, field) for field in layout.__slots__},
-        }
+        settings: dict[str, Any] = {
+            "dtype": str(model.dtype), "layout": {field: getattr(layout, field) for field in layout.__slots__},
+        }  # fmt: skip
         if is_lossy(kv.codec):
-            identity["codec"] = kv.codec  # its pages may be approximate: no other run may find them
-        fingerprint = hashlib.blake2b(
-            json.dumps(identity, sort_keys=True, default=str).encode(), digest_size=16
-        ).digest()
-        place = folder / f"{Path(name).stem or 'model'}_{fingerprint.hex()}"
-        disk = DiskTier(place, plan.disk_bytes, fingerprint, {"model": name, **identity})
+            settings["codec"] = kv.codec  # its pages may be approximate: no other run may find them
+        rope = getattr(model.config, "rope_parameters", None)
+        home = find_home(
+            folder, name, identity_of(directory, settings), {"gguf": gguf_digest(directory)},
+            former=lambda: former_identity(directory, rope, settings),
+        )  # fmt: skip
+        disk = DiskTier(home.folder, plan.disk_bytes, home.fingerprint, None)
     workspace_cap = plan.workspace_bytes
     cuda = device.type == "cuda"
     cpu = torch.device("cpu")

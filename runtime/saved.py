@@ -17,7 +17,7 @@ from typing import Any
 from ..storage import CHAIN_BYTES, DiskTier, RecordError
 from .session_header import header_of, is_time
 
-_FOLDER = re.compile(r".*_([0-9a-f]{32})")
+_FOLDER = re.compile(r".*_([0-9a-f]{32})", re.DOTALL)
 _MAX_DESCRIPTION = 1 << 20
 _ROOM_BYTES = 64 << 20
 """What housekeeping may add to a file while it deletes."""
@@ -58,11 +58,10 @@ class StoreFolder:
     """
 
     def __init__(self, folder: Path) -> None:
-        match = _FOLDER.fullmatch(folder.name)
-        assert match is not None, f"{folder} is not named MODEL_FINGERPRINT"
-        self.folder = folder
+        self.folder, name = folder, fingerprint_of(folder)
+        assert name, f"{folder} is not named MODEL_FINGERPRINT"
         size = (folder / "data.mdb").stat().st_size
-        self.disk = DiskTier(folder, size + _ROOM_BYTES, bytes.fromhex(match[1]), None)
+        self.disk = DiskTier(folder, size + _ROOM_BYTES, name, None)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -130,6 +129,12 @@ def _page_line(key: bytes, why: str, names: set[str]) -> str:
     return f"page {key.hex()} (layer {int.from_bytes(key[:-CHAIN_BYTES], 'big')}, {whose}): {why}"
 
 
+def fingerprint_of(folder: Path) -> bytes:
+    """By its name; empty if that is no store folder's."""
+    match = _FOLDER.fullmatch(folder.name)
+    return bytes.fromhex(match[1]) if match is not None else b""
+
+
 def describe(folder: Path) -> dict[str, Any]:
     """What of `config.json` is text or numbers for people; empty if there is no such file, or it is none of ours."""
     path = folder / "config.json"
@@ -138,7 +143,12 @@ def describe(folder: Path) -> dict[str, Any]:
         found = json.loads(text)
     except (OSError, ValueError, RecursionError):
         return {}
-    return _printable(found) | {"layout": _printable(found.get("layout") if isinstance(found, dict) else None)}
+    inner = found if isinstance(found, dict) else {}
+    names = inner.get("names")
+    return _printable(inner) | {
+        "layout": _printable(inner.get("layout")),
+        "names": [name for name in names if _is_text(name)] if isinstance(names, list) else [],
+    }
 
 
 def _printable(found: Any) -> dict[str, Any]:
@@ -155,4 +165,4 @@ def store_folders(root: Path) -> list[Path]:
     """The models' folders in a store."""
     if not root.is_dir():
         return []
-    return sorted(path for path in root.iterdir() if _FOLDER.fullmatch(path.name) and (path / "data.mdb").is_file())
+    return sorted(path for path in root.iterdir() if fingerprint_of(path) and (path / "data.mdb").is_file())

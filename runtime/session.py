@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
+import secrets
 import time
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -19,161 +22,270 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..storage import CapacityError, DiskTier, ForkedError, RecordError, StorageError, StorageFullError
-from ..storage.session_name import MAX_BYTES, is_session_name
+from ..storage import (
+    CapacityError,
+    DiskTier,
+    ForkedError,
+    RecordError,
+    SessionChangedError,
+    StorageError,
+    StorageFullError,
+)
+from .elsewhere import bring_over, names_in_twins, place_in_twins, told_where
 from .engine import Engine
 from .errors import SessionError
 from .layer_cache import TieredLayer
-from .sequence import Sequence
+from .names import check_name, listed, rm_command, same_name
+from .sequence import PROMPT, Sequence
 from .session_check import read_session
-from .session_header import MAX_HEADER_BYTES, VERSION
+from .session_header import MAX_HEADER_BYTES, VERSION, header_of
 from .sliding_layer import SlidingLayer
 from .state_check import is_sound_index, tensors_under
 
 logger = logging.getLogger(__name__)
 
 
-def check_name(name: str) -> str:
-    """Raises SessionError unless `name` is 1 to 200 printable bytes without slashes."""
-    if not is_session_name(name):
-        raise SessionError(f"a session name is 1 to {MAX_BYTES} printable bytes without slashes, not {name!r}")
-    return name
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What is saved under a name."""
+
+    version: bytes
+    num_tokens: int
+    """0 if the record is damaged."""
+    saved_at: float | None
+    """In seconds since 1970; None where that was not noted."""
+
+    def __str__(self) -> str:
+        when = "" if self.saved_at is None else f" saved {datetime.fromtimestamp(self.saved_at):%Y-%m-%d %H:%M:%S}"
+        return f"{self.num_tokens} tokens{when}"
 
 
-def save(engine: Engine, sequence: Sequence, name: str, notes: dict[str, Any]) -> None:
+@dataclass(slots=True)
+class Seen:
+    """Which session of a name a conversation knows: what it loaded or saved there last."""
+
+    version: bytes | None = None
+    attempts: set[bytes] = field(default_factory=set)
+    """Writes that failed: they may have reached the disk all the same."""
+
+    def knows(self, version: bytes) -> bool:
+        return version == self.version or version in self.attempts
+
+
+def stored(engine: Engine, name: str) -> Stored | None:
+    """Raises SessionError: no session can be called that, or there is no disk tier."""
+    disk, name = _disk(engine), check_name(name)
+    name = same_name(name, disk.session_names()) or name
+    try:
+        found = disk.get_session_version(name)
+        if found is None:
+            return None
+        header, _ = header_of(found[1])
+        return Stored(found[0], header["num_tokens"], header.get("saved_at"))
+    except RecordError:
+        version = disk.session_version(name)
+        return None if version is None else Stored(version, 0, None)
+
+
+def save(
+    engine: Engine, sequence: Sequence, name: str, notes: dict[str, Any], *,
+    seen: Seen | None = None, replace: bool = False,
+) -> None:  # fmt: skip
     """Publish `sequence` under `name`, replacing an earlier session of that name.
 
     Args:
         notes: JSON-serialisable, returned by `load` as it is.
+        seen: what the caller knows under that name, which is what is saved now from then on. None: nothing.
+        replace: even if the caller knows one of that name, and another one is there by now.
 
     Raises:
-        SessionError: there is no disk tier, or it is full; an earlier session stays as it was.
+        SessionError: there is no disk tier, it is full, or another session is there than the one that the caller knows;
+            an earlier session stays as it was.
         ForkedError: in a child of the process that opened the store.
     """
-    disk = _disk(engine)
-    check_name(name)
+    disk, name, seen = _disk(engine), check_name(name), Seen() if seen is None else seen
+    payload = _payload(engine, sequence, name, notes)
+    try:
+        name = same_name(name, disk.session_names()) or name
+        engine.store.flush()
+        _put(engine, disk, name, payload, seen, replace=replace)
+    except ForkedError:
+        raise
+    except StorageError as error:
+        seen.attempts.add(disk.version_of(payload))
+        raise SessionError(f"session {name!r} was not saved: {error}") from error
+
+
+def _payload(engine: Engine, sequence: Sequence, name: str, notes: dict[str, Any]) -> bytes:
     tensors: dict[str, Tensor] = {
         "tokens": torch.from_numpy(sequence.tokens.astype(np.int64)),
         "origins": torch.from_numpy(sequence.origins.copy()),
         "chains": torch.frombuffer(bytearray(b"".join(sequence.chains)) or bytearray(1), dtype=torch.uint8),
     }
-    for layer, cache in enumerate(sequence.layers):
-        tensors |= {f"layer.{layer}.{part}": t.cpu().contiguous() for part, t in cache.export().items()}
+    with engine.turn():
+        for layer, cache in enumerate(sequence.layers):
+            tensors |= {f"layer.{layer}.{part}": t.cpu().contiguous() for part, t in cache.export().items()}
     header = {
         "version": VERSION, "index": engine.index_identity, "num_pages": len(sequence.chains), "notes": notes,
-        "saved_at": time.time(),
+        "saved_at": time.time(), "id": secrets.token_hex(8),
     }  # fmt: skip
     payload = safetensors.torch.save(tensors, {"stratakv": json.dumps(header)})
     if (length := int.from_bytes(payload[:8], "little")) > MAX_HEADER_BYTES:
         raise SessionError(
             f"session {name!r} was not saved: its transcript takes {length} bytes, at most {MAX_HEADER_BYTES} are kept"
         )
-    try:
-        engine.store.flush()
+    return payload
+
+
+def _put(engine: Engine, disk: DiskTier, name: str, payload: bytes, seen: Seen, *, replace: bool) -> None:
+    """Store it over what may be replaced; what is replaced unseen is told."""
+    while True:
+        found = stored(engine, name)
+        is_new = found is not None and not seen.knows(found.version)
+        if found is not None and is_new and seen.version is not None and not replace:
+            raise SessionError(
+                f"session {name!r} was not saved: after this conversation loaded or saved it, somebody else saved "
+                f"another one under that name ({found}); save under another name, or with replace=True"
+            )
         try:
-            disk.put_session(name, payload)
-        except StorageFullError as error:
-            if not (error.is_at_cap and engine.store.make_room(len(payload))):
-                raise
-            disk.put_session(name, payload)
-    except ForkedError:
-        raise
-    except StorageError as error:
-        raise SessionError(f"session {name!r} was not saved: {error}") from error
+            version = _put_once(engine, disk, name, payload, () if found is None else (found.version,))
+            break
+        except SessionChangedError:
+            continue  # somebody saved between the look and the write: look again
+    seen.version, seen.attempts = version, set()
+    if is_new and not replace:
+        logger.warning("session %r takes the place of another one of that name: %s", name, found)
+    if (place := place_in_twins(disk, name)) is not None:
+        logger.warning("another session %r of this model stays in %s", name, place)
 
 
-def load(engine: Engine, name: str) -> tuple[Sequence, dict[str, Any], int]:
+def _put_once(engine: Engine, disk: DiskTier, name: str, payload: bytes, only_over: Collection[bytes]) -> bytes:
+    try:
+        return disk.put_session(name, payload, only_over)
+    except StorageFullError as error:
+        if not (error.is_at_cap and engine.store.make_room(len(payload))):
+            raise
+        return disk.put_session(name, payload, only_over)
+
+
+def load(engine: Engine, name: str, *, seen: Seen | None = None) -> tuple[Sequence, dict[str, Any], int]:
     """The sequence saved as `name`, its notes, and how many tokens had to be computed again (0 when
     every page is still stored).
 
+    Args:
+        seen: told what was loaded.
+
     Raises SessionError if there is no such session for this model, or its record is damaged.
     """
-    disk = _disk(engine)
-    check_name(name)
+    disk, name = _disk(engine), check_name(name)
     try:
-        payload = disk.get_session(name)
+        name, version, payload = _found(engine, disk, name)
     except RecordError as error:
-        raise _damaged(name, error) from error
-    if payload is None:
-        known = ", ".join(disk.session_names()) or "none"
-        raise SessionError(f"no session {name!r} for this model and these settings; saved: {known}")
+        raise _damaged(name, disk, error) from error
     sequence = engine.new_sequence()
     try:
         header, chains, tensors = read_session(engine, sequence, payload)
         computed = _fill(engine, sequence, header, chains, tensors)
     except RecordError as error:
         sequence.close()
-        raise _damaged(name, error) from error
+        raise _damaged(name, disk, error) from error
     except BaseException:
         sequence.close()
         raise
     disk.session_used(name)
+    if seen is not None:
+        seen.version = version
     return sequence, header["notes"], computed
 
 
+def _found(engine: Engine, disk: DiskTier, name: str) -> tuple[str, bytes, bytes]:
+    """The name it is stored under, version and payload. Raises RecordError."""
+    called = same_name(name, disk.session_names())
+    if called is None:
+        try:
+            bring_over(disk, name, engine.model.tiered, engine.store.make_room)
+        except (StorageFullError, SessionChangedError) as error:
+            raise SessionError(f"session {name!r} cannot be brought here from another folder: {error}") from error
+        called = same_name(name, disk.session_names())
+    found = None if called is None else disk.get_session_version(called)
+    if called is None or found is None:
+        raise SessionError(
+            f"no session {name!r} for this model and these settings; {listed(name, disk.session_names())}"
+            f"{told_where(disk, name)}"
+        )
+    return called, *found
+
+
 def names(disk: DiskTier) -> list[str]:
-    return disk.session_names()
+    """Of all sessions that `load` finds, in order."""
+    return sorted({*disk.session_names(), *names_in_twins(disk)})
 
 
 def _fill(
     engine: Engine, sequence: Sequence, header: dict[str, Any], chains: list[bytes], tensors: dict[str, Tensor]
 ) -> int:
+    """Returns how many tokens had to be computed again."""
+    tokens, total = tensors["tokens"].numpy().astype(np.uint32), len(tensors["tokens"])
+    with engine.turn():
+        known = engine.store.num_known(chains, engine.model.tiered)
+        if known == len(chains):
+            _take_over(engine, sequence, header, chains, tensors)
+            kept = total
+        else:
+            _check_window(engine, total)
+            has_windows = any(isinstance(cache, SlidingLayer) for cache in sequence.layers)
+            kept = _adopt(sequence, tokens, [] if has_windows else chains[:known])
+        sequence.origins[:] = tensors["origins"].numpy()[: sequence.num_tokens]
+    if kept < total:
+        try:
+            engine.prefill(sequence, tokens[kept:], want_logits=False)
+        except CapacityError as error:
+            raise SessionError(f"the session's missing pages cannot be computed again: {error}") from error
+    return total - kept
+
+
+def _take_over(
+    engine: Engine, sequence: Sequence, header: dict[str, Any], chains: list[bytes], tensors: dict[str, Tensor]
+) -> None:
+    """All pages are there: everything is as it was saved."""
     tokens = tensors["tokens"].numpy().astype(np.uint32)
-    origins = tensors["origins"].numpy()
-    size = sequence.page_size
-    pages = tokens[: len(chains) * size].reshape(-1, size)
-    known = engine.store.num_known(chains, engine.model.tiered)
-    if known < len(chains):
-        return _recompute_rest(engine, sequence, tokens, origins, chains[:known])
-
-    def is_sound(cache: TieredLayer, parts: dict[str, Tensor]) -> bool:
-        repeats = engine.model.num_heads // engine.model.num_kv_heads
-        return is_sound_index(cache, tensors_under("index.", parts), len(chains) * size, repeats)
-
+    num_sealed = len(chains) * sequence.page_size
+    pages = tokens[:num_sealed].reshape(-1, sequence.page_size)
+    repeats = engine.model.num_heads // engine.model.num_kv_heads
     for layer, cache in enumerate(sequence.layers):
         parts = tensors_under(f"layer.{layer}.", tensors)
         if isinstance(cache, SlidingLayer):
             cache.restore(parts["window"], len(tokens))
-        elif header["index"] == engine.index_identity and chains and is_sound(cache, parts):
+            continue
+        is_ours = header["index"] == engine.index_identity and chains
+        if is_ours and is_sound_index(cache, tensors_under("index.", parts), num_sealed, repeats):
             cache.restore(parts, chains, pages)
         else:
             cache.adopt(chains, pages)
             cache.set_tail(parts["tail"])
-    sequence.log(tokens, 0)
-    sequence.origins[:] = origins
-    sequence.chains = list(chains)
-    return 0
+    sequence.commit(tokens, PROMPT, chains)
 
 
-def _recompute_rest(
-    engine: Engine, sequence: Sequence, tokens: np.ndarray, origins: np.ndarray, chains: list[bytes]
-) -> int:
-    """Some pages are gone: keep the stored prefix, prefill what follows it."""
-    if any(isinstance(cache, SlidingLayer) for cache in sequence.layers):
-        chains = []
-    if len(tokens) > engine.model.max_positions:
-        raise SessionError(
-            f"the session's missing pages cannot be computed again: {len(tokens)} tokens, the model was trained for "
-            f"{engine.model.max_positions}"
-        )
+def _adopt(sequence: Sequence, tokens: np.ndarray, chains: list[bytes]) -> int:
+    """Some pages are gone: keep the stored prefix. Returns how many tokens it has."""
     kept = len(chains) * sequence.page_size
     for cache in sequence.layers:
         if chains and isinstance(cache, TieredLayer):
             cache.adopt(chains, tokens[:kept].reshape(-1, sequence.page_size))
-    sequence.log(tokens[:kept], 0)
-    sequence.origins[:] = origins[:kept]
-    sequence.chains = list(chains)
-    try:
-        engine.prefill(sequence, tokens[kept:], want_logits=False)
-    except CapacityError as error:
-        raise SessionError(f"the session's missing pages cannot be computed again: {error}") from error
-    return len(tokens) - kept
+    sequence.commit(tokens[:kept], PROMPT, chains)
+    return kept
 
 
-def _damaged(name: str, error: RecordError) -> SessionError:
-    return SessionError(
-        f"session {name!r} is damaged ({error}); to remove it: stratakv sessions rm {shlex.quote(name)}"
-    )
+def _check_window(engine: Engine, num_tokens: int) -> None:
+    if num_tokens > engine.model.max_positions:
+        raise SessionError(
+            f"the session's missing pages cannot be computed again: {num_tokens} tokens, the model was trained for "
+            f"{engine.model.max_positions}"
+        )
+
+
+def _damaged(name: str, disk: DiskTier, error: RecordError) -> SessionError:
+    return SessionError(f"session {name!r} is damaged ({error}); to remove it: {rm_command(name, disk.folder)}")
 
 
 def _disk(engine: Engine) -> DiskTier:

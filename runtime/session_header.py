@@ -121,6 +121,8 @@ def _check_notes(notes: dict[str, Any]) -> None:
     if not isinstance(unfed, list) or not all(map(is_count, unfed)):
         raise RecordError("notes.unfed: not a list of token ids")
     _require(isinstance(notes.get("system", 0), str | None), f"notes.system: {shown(notes.get('system'))}, not a text")
+    generation = notes.get("generation", {})
+    _require(isinstance(generation, dict), f"notes.generation: {shown(generation)}, not an object")
 
 
 def _is_message(found: object) -> bool:

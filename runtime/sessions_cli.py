@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
+import unicodedata
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,6 +25,8 @@ ModelOption = Annotated[
     str | None, typer.Option("-m", "--model", help="Only of this model, named as in chat. Default: of all.")
 ]
 DtypeOption = Annotated[str | None, typer.Option("--dtype", help="Only of this dtype. Default: of all.")]
+_MAX_WIDTH = 40
+"""Of the column of names: one longer name must not push the others' columns off the screen."""
 FolderOption = Annotated[
     str | None, typer.Option("--in", help="Only in the store's folder whose name begins like this.")
 ]
@@ -51,9 +53,9 @@ def sessions_list(
     if not rows:
         print("no sessions")
         return
-    width = max(len(found.name) for found in rows)
+    width = min(_MAX_WIDTH, max(_cells(found.name) for found in rows))
     for found in rows:
-        name = f"{found.name:{width}}"
+        name = found.name + " " * (width - _cells(found.name))
         model_name = Path(str(describe(found.folder).get("model", found.folder.name))).name
         if found.saved is None:
             print(f"{name}  damaged: {found.error}  {model_name}")
@@ -70,11 +72,10 @@ def sessions_show(
     folder: FolderOption = None,
 ) -> None:  # fmt: skip
     """One session: its size, dates and index, and what its folder says about the model."""
-    from .housekeeping import find_session
     from .saved import describe
 
     try:
-        found = find_session(_folders(kv_dir, model, dtype, folder), name)
+        found = _found(name, kv_dir, model, dtype, folder)
     except user_errors() as error:
         fail(error)
     saved = _readable(found)
@@ -103,13 +104,12 @@ def sessions_rm(
     folder: FolderOption = None,
 ) -> None:  # fmt: skip
     """Delete a session. Its pages stay as cache until their room is needed; `gc` removes them now."""
-    from .housekeeping import find_session
     from .saved import StoreFolder
 
     try:
-        found = find_session(_folders(kv_dir, model, dtype, folder), name)
+        found = _found(name, kv_dir, model, dtype, folder)
         with StoreFolder(found.folder) as store:
-            store.disk.delete_session(name)
+            store.disk.delete_session(found.name)
     except user_errors() as error:
         fail(error)
 
@@ -176,11 +176,25 @@ def _folders(kv_dir: Path | None, model: str | None, dtype: str | None, folder: 
     return chosen_folders(root, model, None if dtype == "auto" else dtype, folder)
 
 
+def _found(name: str, kv_dir: Path | None, model: str | None, dtype: str | None, folder: str | None) -> Found:
+    from .housekeeping import find_session
+
+    chosen = _folders(kv_dir, model, dtype, folder)
+    return find_session(chosen, name, _folders(kv_dir, None, None, None))
+
+
 def _readable(found: Found) -> Saved:
     if found.saved is None:
-        remedy = f"to remove it: stratakv sessions rm {shlex.quote(found.name)}"
+        from .names import rm_command
+
+        remedy = f"to remove it: {rm_command(found.name, found.folder)}"
         fail(ValueError(f"session {found.name!r} is damaged ({found.error}); {remedy}"))
     return found.saved
+
+
+def _cells(text: str) -> int:
+    """How wide a terminal shows it: two cells for what is wide in East Asia, none for what joins the letter before."""
+    return sum((not unicodedata.combining(letter)) + (unicodedata.east_asian_width(letter) in "WF") for letter in text)
 
 
 def _date(seconds: float | None) -> str:

@@ -27,8 +27,8 @@ def real(name: str, value: Any) -> float:
     if isinstance(value, numbers.Real) and not _is_flag(value):
         try:
             return float(value)
-        except OverflowError:
-            return math.inf if value > 0 else -math.inf
+        except OverflowError:  # a whole number or fraction beyond any float
+            return math.inf if value == abs(value) else -math.inf
     raise _wrong(name, value, "a number")
 
 

@@ -18,7 +18,7 @@ from .json_check import HEADER, parse
 from .numbers_check import shown
 
 MAX_TENSORS = 1 << 16
-_ITEM_BYTES = {
+ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
 }  # fmt: skip
@@ -78,14 +78,14 @@ def _entry(path: Path, where: str, entry: Any) -> tuple[list[int], int, int]:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise ModelFileError(f"{path}: {where}: expected dtype, shape and data_offsets, not {shown(entry)}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
-        raise ModelFileError(f"{path}: {where}: dtype: {shown(dtype)} is not one of {', '.join(_ITEM_BYTES)}")
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+        raise ModelFileError(f"{path}: {where}: dtype: {shown(dtype)} is not one of {', '.join(ITEM_BYTES)}")
     if not _are_counts(shape) or len(shape) > 8 or prod(shape) >= 1 << 63:
         raise ModelFileError(f"{path}: {where}: shape: {shown(shape)}")
     if not _are_counts(offsets) or len(offsets) != 2:
         raise ModelFileError(f"{path}: {where}: data_offsets: {shown(offsets)}")
     begin, end = offsets
-    if end - begin != prod(shape) * _ITEM_BYTES[dtype]:
+    if end - begin != prod(shape) * ITEM_BYTES[dtype]:
         raise ModelFileError(f"{path}: {where}: data_offsets: {end - begin} bytes for {dtype} {shown(shape)}")
     return shape, begin, end
 

@@ -9,6 +9,7 @@ from .errors import (
     CorruptPageError,
     ForkedError,
     RecordError,
+    SessionChangedError,
     StorageError,
     StorageFullError,
     StoreUnavailableError,
@@ -21,6 +22,6 @@ from .tiered_store import TieredStore
 
 __all__ = [
     "CHAIN_BYTES", "ROOT", "Arena", "CapacityError", "ClosedError", "CorruptPageError", "Counters", "DiskTier",
-    "ForkedError", "OpenPage", "PageLayout", "RecordError", "StorageError", "StorageFullError",
+    "ForkedError", "OpenPage", "PageLayout", "RecordError", "SessionChangedError", "StorageError", "StorageFullError",
     "StoreUnavailableError", "Ticket", "Tier", "TieredStore", "next_chain", "page_key",
 ]  # fmt: skip

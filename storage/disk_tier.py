@@ -15,8 +15,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import struct
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -28,11 +26,11 @@ from . import pieces, record
 from .codecs import Codec
 from .errors import RecordError, StorageFullError, StoreUnavailableError
 from .lease import Lease
-from .lmdb_file import PAGES, SESSIONS, STATES, USES, LmdbFile
+from .lmdb_file import PAGES, STATES, USES, LmdbFile
 from .page import CHAIN_BYTES
 from .private import private_file, private_folder
 from .records import Records
-from .session_name import session_name
+from .sessions import SessionShelf
 from .uses import Use, Uses
 
 logger = logging.getLogger(__name__)
@@ -40,10 +38,9 @@ logger = logging.getLogger(__name__)
 _MIN_CAP_BYTES = 1 << 20
 _PAGES_PER_READ = 32
 """In one transaction: a long one would keep LMDB from using freed pages again."""
-_SECONDS = struct.Struct("<d")
 
 
-class DiskTier:
+class DiskTier(SessionShelf):
     """Pages, session records and states of one model.
 
     Args:
@@ -191,6 +188,25 @@ class DiskTier:
         chains = [key[-CHAIN_BYTES:] for key, _ in records]
         self._records.write(PAGES, records, lambda transaction: self._uses.stamp(transaction, chains))
 
+    def copy_pages(self, source: DiskTier, keys: list[bytes]) -> None:
+        """Take over another folder's pages of the same layout, under our fingerprint. What is here already, or missing
+        or damaged there, is left out. Raises StorageFullError."""
+        missing = [key for key in keys if not self.contains(key)]
+        for start in range(0, len(missing), _PAGES_PER_READ):
+            packed = []
+            for key in missing[start : start + _PAGES_PER_READ]:
+                page = source.page_record(key)
+                if page is not None:
+                    packed.append((key, record.repack(page, self.fingerprint, key)))
+            self.write_pages(packed)
+
+    def page_record(self, key: bytes) -> record.Record | None:
+        """A page as it is stored; None if it is missing or damaged."""
+        try:
+            return self._records.whole(PAGES, key, record.PAGE)
+        except RecordError:
+            return None
+
     def delete_pages(self, keys: list[bytes]) -> None:
         self._records.delete(PAGES, keys)
 
@@ -205,57 +221,7 @@ class DiskTier:
         """Keys of all pages, in order, with the bytes of their records."""
         return self._records.sizes(PAGES)
 
-    # Sessions and states: whole records under a name
-
-    def put_session(self, name: str, payload: bytes) -> None:
-        packed = record.pack(record.SESSION, self.fingerprint, b"", payload)
-        self._records.write(SESSIONS, [(name.encode(), packed)])
-
-    def get_session(self, name: str) -> bytes | None:
-        """The session's payload, None if there is none. Raises RecordError if it is damaged."""
-        return self._records.get(SESSIONS, name.encode(), record.SESSION, b"")
-
-    def delete_session(self, name: str) -> bool:
-        existed = self._records.delete(SESSIONS, [name.encode()]) == 1
-        if existed:
-            self._records.delete(USES, [_used_key(name)])
-        return existed
-
-    def session_names(self) -> list[str]:
-        """In order. Records under keys that are no names are left out, which the log says."""
-        names = [session_name(key) for key in self._records.keys(SESSIONS)]
-        if None in names:
-            logger.warning(
-                "%s: %d session records have no name; `stratakv sessions gc` removes them",
-                self.folder, names.count(None),
-            )  # fmt: skip
-        return [name for name in names if name is not None]
-
-    def nameless_sessions(self) -> list[bytes]:
-        """Keys of session records that no session can have: of damage, or of another program."""
-        return [key for key in self._records.keys(SESSIONS) if session_name(key) is None]
-
-    def delete_nameless(self) -> int:
-        """How many were deleted."""
-        keys = self.nameless_sessions()
-        return self._records.delete(SESSIONS, keys) if keys else 0
-
-    def session_used(self, name: str) -> None:
-        """Remember that the session was loaded now, if that can be written."""
-        try:
-            with self._records.writing() as transaction:
-                transaction.put(_used_key(name), _SECONDS.pack(time.time()), db=self._file.handle(USES))
-        except StorageFullError as error:
-            logger.info("the use of session %r is not remembered: %s", name, error)
-
-    def session_used_at(self, name: str) -> float | None:
-        """When the session was last loaded, in seconds since 1970; None: never, as far as is known."""
-        try:
-            with self._file.reading() as transaction:
-                row = transaction.get(_used_key(name), db=self._file.handle(USES))
-                return _SECONDS.unpack(row)[0] if row is not None and len(row) == _SECONDS.size else None
-        except lmdb.Error as error:
-            raise StoreUnavailableError(f"{self.folder} is damaged ({error})") from error
+    # States
 
     def put_state(self, chain: bytes, payload: bytes) -> None:
         packed = record.pack(record.STATE, self.fingerprint, chain, payload)
@@ -357,9 +323,3 @@ class DiskTier:
     def close(self) -> None:
         self._file.release()
         self._lease.release()
-
-
-def _used_key(name: str) -> bytes:
-    """Never as long as a chain."""
-    key = b"session " + name.encode()
-    return key if len(key) != CHAIN_BYTES else key + b"\0"

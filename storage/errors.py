@@ -32,6 +32,10 @@ class RecordError(StorageError):
     """A record's bytes are damaged or not what was asked for. Names the field."""
 
 
+class SessionChangedError(StorageError):
+    """The session that was to be replaced is another one by now; nothing was written."""
+
+
 class StoreUnavailableError(StorageError):
     """The store folder cannot be created, written or locked, or its data file is damaged."""
 

@@ -35,7 +35,7 @@ def private_folder(folder: Path) -> None:
 
 def private_file(path: Path, text: str) -> None:
     """Write `path` whole or not at all, unless it holds `text` already. Raises OSError."""
-    if path.exists() and path.read_text() == text:
+    if path.exists() and path.read_bytes() == text.encode():
         return
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # 0600
     try:

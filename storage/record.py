@@ -72,12 +72,25 @@ def pack(
     return b"".join((head, _SUM.pack(_checksum(head, ids, payload)), ids, payload))
 
 
+def repack(found: Record, fingerprint: bytes, key: bytes) -> bytes:
+    """A record for another folder."""
+    return pack(
+        found.kind, fingerprint, key, bytes(found.payload), codec=found.codec, raw_bytes=found.raw_bytes,
+        tokens=found.tokens,
+    )  # fmt: skip
+
+
 def length(buffer: memoryview | bytes) -> int:
     """How long the record that begins with `buffer` says it is; 0 if that cannot be told."""
     if len(buffer) < _HEAD.size:
         return 0
     *_, count, _, size = _HEAD.unpack(buffer[: _HEAD.size])
     return int(_FIXED + 4 * count + size)
+
+
+def checksum(buffer: memoryview | bytes) -> bytes:
+    """The 8 bytes of the checksum that the record which begins with `buffer` carries; fewer if it is cut off."""
+    return bytes(buffer[_HEAD.size : _FIXED])
 
 
 def unpack(buffer: memoryview | bytes, kind: int, fingerprint: bytes, key: bytes) -> Record:

@@ -41,14 +41,41 @@ class Records:
             return False
 
     def get(self, database: str, name: bytes, kind: int, key: bytes) -> bytes | None:
+        found = self.get_version(database, name, kind, key)
+        return None if found is None else found[1]
+
+    def get_version(self, database: str, name: bytes, kind: int, key: bytes) -> tuple[bytes, bytes] | None:
+        """As `get`, with the record's checksum in front."""
         try:
             with self.file.reading() as transaction:
                 buffer = pieces.get(self.file, transaction, database, name)
                 if buffer is None:
                     return None
-                return bytes(record.unpack(buffer, kind, self.fingerprint, key).payload)
+                payload = bytes(record.unpack(buffer, kind, self.fingerprint, key).payload)
+                return record.checksum(buffer), payload
         except (StoreUnavailableError, lmdb.Error) as error:
             raise RecordError(str(error)) from error
+
+    def whole(self, database: str, key: bytes, kind: int) -> record.Record | None:
+        """A record that fits one piece, in memory of its own. Raises RecordError."""
+        try:
+            with self.file.reading() as transaction:
+                buffer = transaction.get(key, db=self.file.handle(database))
+                return None if buffer is None else record.unpack(bytes(buffer), kind, self.fingerprint, key)
+        except (StoreUnavailableError, lmdb.Error) as error:
+            raise RecordError(str(error)) from error
+
+    def checksum(self, database: str, name: bytes) -> bytes | None:
+        """What the record carries, right or wrong; None if there is none."""
+        try:
+            with self.file.reading() as transaction:
+                return self.checksum_in(transaction, database, name)
+        except lmdb.Error as error:
+            raise StoreUnavailableError(f"{self.folder} is damaged ({error})") from error
+
+    def checksum_in(self, transaction: lmdb.Transaction, database: str, name: bytes) -> bytes | None:
+        first = transaction.get(name, db=self.file.handle(database))
+        return None if first is None else record.checksum(first)
 
     def keys(self, database: str) -> Iterator[bytes]:
         for key, _ in self.sizes(database):
@@ -79,11 +106,15 @@ class Records:
                 yield key, str(error)
 
     def write(
-        self, database: str, items: list[tuple[bytes, bytes]], then: Callable[[lmdb.Transaction], None] | None = None
-    ) -> None:
-        """One durable transaction, in which `then` may write more. Raises StorageFullError; then nothing changed."""
+        self, database: str, items: list[tuple[bytes, bytes]], then: Callable[[lmdb.Transaction], None] | None = None,
+        first: Callable[[lmdb.Transaction], None] | None = None,
+    ) -> None:  # fmt: skip
+        """One durable transaction, in which `then` may write more and `first` may object: what it raises is raised.
+        Raises StorageFullError. Either way nothing changed then."""
         needed = sum((len(value) // self.file.page_bytes + 2) * self.file.page_bytes for _, value in items)
         with self.writing() as transaction:
+            if first is not None:
+                first(transaction)
             self.require_room(transaction, needed)
             for key, value in items:
                 if database == PAGES:

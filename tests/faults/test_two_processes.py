@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import lmdb
@@ -15,7 +16,18 @@ from conversations import begin, load, state_of, take_turn
 from faults import FailingDisk
 from kv_pages import FINGERPRINT, LARGE, disk_tier, text
 
-from stratakv.storage import DiskTier, ForkedError, StorageFullError, StoreUnavailableError, page_key, record
+from stratakv.runtime import SessionError
+from stratakv.runtime.home import find_home
+from stratakv.runtime.saved import StoreFolder
+from stratakv.storage import (
+    DiskTier,
+    ForkedError,
+    SessionChangedError,
+    StorageFullError,
+    StoreUnavailableError,
+    page_key,
+    record,
+)
 from stratakv.storage.codecs import make_codec
 
 TEXT = text(LARGE, 200)
@@ -247,6 +259,92 @@ def test_what_a_killed_compaction_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / "s" / "compact" / "data.mdb").write_bytes(bytes(100_000))
     disk_tier(tmp_path / "s").close()
     assert not (tmp_path / "s" / "compact").exists()
+
+
+# One folder, one session
+
+
+def test_processes_that_begin_together_make_one_folder(tmp_path: Path) -> None:
+    """Each under another spelling, whose name the folder would have."""
+    identity = {"format": 2, "weights": "w", "dtype": "torch.float32"}
+
+    def begin_as(number: int) -> Callable[[Say, Wait], None]:
+        def run(say: Say, wait: Wait) -> None:
+            wait()
+            home = find_home(tmp_path / "kv", f"model-{number}", identity, {}, former=dict)
+            disk = DiskTier(home.folder, 1 << 24, home.fingerprint, None)
+            disk.put_session(f"s{number}", b"1", ())
+            disk.close()
+            say(home.folder.name)
+
+        return run
+
+    with ExitStack() as stack:
+        children = [stack.enter_context(child(begin_as(number))) for number in range(4)]
+        for one in children:
+            one.go()
+        folders = {one.hear() for one in children}
+        assert [one.join() for one in children] == [0] * 4
+    assert [path.name for path in (tmp_path / "kv").iterdir()] == [*folders]
+    with StoreFolder(tmp_path / "kv" / folders.pop()) as store:
+        assert store.disk.session_names() == ["s0", "s1", "s2", "s3"]
+
+
+def test_of_two_processes_that_save_one_session_the_second_is_told(tiny_llama: Path, tmp_path: Path) -> None:
+    """Both loaded it; what the first was told is saved is still there."""
+
+    def go_on(say: Say, wait: Wait) -> None:
+        with load(tiny_llama, tmp_path) as runtime:
+            chat = runtime.chat(session="shared")
+            say("loaded")
+            wait()
+            take_turn(chat, 1, 1)
+            chat.save("shared")
+            say(chat.num_tokens)
+            wait()
+
+    with load(tiny_llama, tmp_path) as runtime:
+        chat = begin(runtime, 1)
+        take_turn(chat, 1, 0)
+        chat.save("shared")
+    with child(go_on) as other:
+        assert other.hear() == "loaded"
+        with load(tiny_llama, tmp_path) as runtime:
+            chat = runtime.chat(session="shared")
+            take_turn(chat, 1, 2)
+            other.go()
+            theirs = other.hear()
+            with pytest.raises(SessionError, match=f"somebody else saved another .* \\({theirs} tokens saved 20"):
+                chat.save("shared")
+            assert runtime.chat(session="shared").num_tokens == theirs
+            chat.save("mine")
+            assert runtime.sessions() == ["mine", "shared"]
+        other.go()
+        assert other.join() == 0
+
+
+def test_savers_that_take_turns_at_random_lose_nothing(tmp_path: Path) -> None:
+    """Three processes count up one session, each from what it saw there: every save that was acknowledged counts."""
+
+    def count(say: Say, wait: Wait) -> None:
+        disk = disk_tier(tmp_path / "s")
+        saved = 0
+        while saved < 40:
+            found = disk.get_session_version("n")
+            seen, number = (found[0], int(found[1].split()[0])) if found else (b"", 0)
+            try:
+                disk.put_session("n", f"{number + 1} {os.getpid()} {'x' * 20_000}".encode(), {seen})
+            except SessionChangedError:
+                continue
+            saved += 1
+        disk.close()
+
+    with child(count) as one, child(count) as two, child(count) as three:
+        assert [one.join(), two.join(), three.join()] == [0, 0, 0]
+    disk = disk_tier(tmp_path / "s")
+    assert (disk.get_session("n") or b"").split()[0] == b"120"
+    disk.check_integrity()
+    disk.close()
 
 
 # Forks

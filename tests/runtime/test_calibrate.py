@@ -20,8 +20,8 @@ from stratakv.kernels.codebook_scores import half_norms, nearest_codewords
 from stratakv.runtime import KVConfig, ProfileError, Runtime
 from stratakv.runtime.calibrate import CONTEXT, _captured, _contexts, calibrate
 from stratakv.runtime.cli import app
+from stratakv.runtime.identity import model_digests
 from stratakv.runtime.layer_cache import TieredLayer
-from stratakv.runtime.locate import model_digest
 from stratakv.runtime.model import Model
 from stratakv.runtime.profile import Profile, default_path, load_profile
 
@@ -95,7 +95,7 @@ def test_the_command_makes_a_profile(made: Result, tiny_llama: Path) -> None:
     assert [row.split()[1] for row in rows] == ["0", "1", "2"]
     assert all(0 < float(error) < 0.5 for row in rows for error in row.split()[2:]), "on text not learned from"
     profile, digest = load_profile(path)
-    assert profile.model == model_digest(tiny_llama)
+    assert profile.model == model_digests(tiny_llama)[0]
     assert profile.notes["tokens"] == 1024
     assert digest == profile.digest().hex()
     for parts in profile.layers.values():

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_models import save_tiny_model
 
-from stratakv.runtime import DoesNotFitError, KVConfig, Runtime
+from stratakv.runtime import DoesNotFitError, KVConfig, Runtime, WrongTypeError
 from stratakv.runtime.engine import Progress
 from stratakv.runtime.generate import Stream
 
@@ -152,6 +152,36 @@ def test_sampling_is_repeatable_by_seed(runtime: Runtime) -> None:
     options = {"max_new_tokens": 20, "do_sample": True, "temperature": 1.0, "ignore_eos": True}
     first, again, other = (runtime.generate([TEXT[:100]], seed=seed, **options)[0].tokens for seed in (3, 3, 4))
     assert first == again != other
+
+
+def test_equal_prompts_with_a_seed_are_continued_in_different_ways(runtime: Runtime) -> None:
+    options = {"max_new_tokens": 20, "do_sample": True, "temperature": 1.0, "ignore_eos": True, "seed": 3}
+    together, again = (runtime.generate([TEXT[:100]] * 3, **options) for _ in range(2))
+    assert [reply.tokens for reply in together] == [reply.tokens for reply in again]
+    assert len({tuple(reply.tokens) for reply in together}) == 3
+    assert runtime.generate([TEXT[:100]], **options)[0].tokens == together[0].tokens
+    (second,) = runtime.generate([TEXT[:100]], **{**options, "seed": 4})
+    assert second.tokens == together[1].tokens
+
+
+def test_prompts_are_texts(runtime: Runtime) -> None:
+    one, listed = (runtime.generate(prompts, max_new_tokens=3) for prompts in ("One text.", ["One text."]))
+    assert one[0].tokens == listed[0].tokens
+    assert runtime.generate([]) == []
+    assert len(runtime.generate(iter(["a", "b"]), max_new_tokens=1)) == 2
+    for wrong in (["a", 5], [None], [b"a"]):
+        with pytest.raises(WrongTypeError, match=r"prompt \d is a text, not"):
+            runtime.generate(wrong, max_new_tokens=1)  # type: ignore[arg-type]
+
+
+def test_as_many_tokens_as_there_is_room_for(tiny_llama: Path, tmp_path: Path) -> None:
+    kv = KVConfig(path=tmp_path, host_gb=0.0006, disk_gb=0, budget=112, local=32)
+    with Runtime.load(tiny_llama, dtype="float32", kv=kv) as small:
+        (reply,) = small.generate(["y" * 400], max_new_tokens=-1, ignore_eos=True)
+        assert reply.finish_reason == "length"
+        assert len(reply.tokens) == small.plan.capacity_tokens() - 400
+        chat = small.chat()
+        assert chat.send("y" * 400, max_new_tokens=-1, ignore_eos=True).finish_reason == "length"
 
 
 def test_a_stop_string_ends_the_reply_and_is_not_part_of_it(runtime: Runtime) -> None:

@@ -11,11 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from conversation_runs import Run, Trouble, in_two_threads
-from torch import Tensor
+from conversation_runs import Run, Trouble, choose_letter, in_two_threads
 
 from stratakv.runtime import KVConfig, Runtime
 
@@ -40,12 +37,7 @@ def runtimes(request: Any, tiny_llama: Path, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(autouse=True)
 def _printable_replies(monkeypatch: pytest.MonkeyPatch) -> None:
     """A random model writes bytes that are no text: only letters can be chosen, so that words say which tokens."""
-    monkeypatch.setattr("stratakv.runtime.sampling.Sampler.choose", _choose_letter)
-
-
-def _choose_letter(_: object, logits: Tensor, tokens: np.ndarray) -> int:
-    letters = torch.arange(3 + 64, 3 + 64 + 26)  # a to z in the tiny models' vocabulary
-    return int(letters[logits[letters].argmax()])
+    monkeypatch.setattr("stratakv.runtime.sampling.Sampler.choose", choose_letter)
 
 
 def test_conversations_say_what_was_said(runtimes: tuple[Runtime, Runtime]) -> None:

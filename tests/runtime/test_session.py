@@ -96,9 +96,9 @@ def test_pages_that_may_be_approximate_are_not_found_by_a_lossless_run(tmp_path:
             assert bool(runtime.chat().read_text(TEXT).cached) == cached, codec
 
 
-def test_a_store_made_by_another_model_misses(killed: tuple[Path, Path, list[int]], tiny_llama: Path) -> None:
+def test_a_store_made_by_another_model_misses(killed: tuple[Path, Path, list[int]], tmp_path: Path) -> None:
     _, store, _ = killed
-    with load(tiny_llama, store, sink=32) as runtime:
+    with load(save_tiny_model(tmp_path / "model", "qwen2"), store, sink=32) as runtime:
         chat = runtime.chat()
         cached = chat.read_text("Something else entirely. " * 20).cached
         assert cached == 0

@@ -1,0 +1,139 @@
+"""Which folder of a store is a model's: one, however the model is spelled (docs/decisions/0020).
+
+A folder is named `<model>_<fingerprint in hex>`. What is before the fingerprint is for people; a folder of the right
+fingerprint is used whatever it is called. A model may have more than one folder all the same: earlier versions made
+one for each spelling. Then the largest is used, since it is the one that is in use, and the others' sessions are found
+in them (`elsewhere`). Each says in its `config.json` which model's it is (`identity`), so that one that has an older
+fingerprint is found again by a later spelling.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..storage import StoreUnavailableError
+from ..storage.private import private_file, private_folder
+from .identity import fingerprint
+from .locate import ALIASES, file_name
+from .saved import describe, fingerprint_of
+
+_MAX_NAMES = 16
+"""Spellings that are remembered of one model, the latest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """A folder, and the fingerprint that its records carry."""
+
+    folder: Path
+    fingerprint: bytes
+
+
+def spelled(model: str) -> str:
+    """A name that means the same from everywhere: an alias or a hub id as it is, a path in full."""
+    if model in ALIASES:
+        return model
+    path = Path(model).expanduser()
+    return os.path.abspath(path) if path.exists() else model
+
+
+def is_lasting(name: str) -> bool:
+    """Whether `spelled` could have made it: earlier versions wrote down what was typed, `.` included."""
+    return name in ALIASES or os.path.isabs(name) or (name.count("/") == 1 and name[0] not in "./~")
+
+
+def prefix(model: str) -> str:
+    """What a folder's name begins with."""
+    path = Path(spelled(model))
+    return file_name(path.stem if path.suffix.lower() == ".gguf" else path.name)
+
+
+def find_home(
+    root: Path, model: str, identity: dict[str, Any], also: dict[str, Any], former: Callable[[], dict[str, Any]]
+) -> Home:
+    """The folder in `root` of the model that is spelled `model`; made if there is none.
+
+    Args:
+        identity: what the fingerprint is made of. also: what else `config.json` says.
+        former: what an earlier version would have made it of; asked only where there are folders of one.
+
+    Raises StoreUnavailableError: a folder cannot be made or written.
+    """
+    name = fingerprint(identity)
+    new = root / f"{prefix(model)}_{name.hex()}"
+    try:
+        stamped = {folder: describe(folder).get("identity") for folder in _folders(root)}
+        older = fingerprint(former()) if None in stamped.values() else None
+        _make(root)
+        with _alone(root):
+            mine = [folder for folder in _folders(root) if _belongs(folder, name, older)]
+            home = max(mine, key=lambda folder: (_size(folder), folder.name), default=new)
+            private_folder(home)
+            for folder in {home, *mine}:
+                _stamp(folder, spelled(model), {**identity, **also, "identity": name.hex()}, is_ours=folder == home)
+    except OSError as error:
+        raise StoreUnavailableError(
+            f"store folder {new} cannot be used ({error}); choose another with --kv-dir or path="
+        ) from error
+    return Home(home, fingerprint_of(home))
+
+
+def twins(folder: Path) -> list[Path]:
+    """The other folders of the model whose folder this is, in order of their names."""
+    mine = _identity(folder)
+    return [other for other in _folders(folder.parent) if other.name != folder.name and _identity(other) == mine]
+
+
+def _identity(folder: Path) -> Any:
+    return describe(folder).get("identity", fingerprint_of(folder).hex())
+
+
+def _belongs(folder: Path, name: bytes, older: bytes | None) -> bool:
+    return fingerprint_of(folder) in (name, older) or describe(folder).get("identity") == name.hex()
+
+
+def _folders(root: Path) -> list[Path]:
+    """Also those that have no data file yet."""
+    return sorted(path for path in root.iterdir() if fingerprint_of(path) and path.is_dir()) if root.is_dir() else []
+
+
+def _size(folder: Path) -> int:
+    data = folder / "data.mdb"
+    return data.stat().st_size if data.is_file() else 0
+
+
+def _stamp(folder: Path, model: str, said: dict[str, Any], *, is_ours: bool) -> None:
+    """Write who it is for, if that is new. Of a folder that is not used, failing to is nothing."""
+    known = describe(folder)
+    names = [model, *filter(is_lasting, [*known.get("names", []), str(known.get("model", ""))])]
+    try:
+        private_file(
+            folder / "config.json",
+            json.dumps({"model": model, "names": list(dict.fromkeys(names))[:_MAX_NAMES], **said}, indent=2) + "\n",
+        )
+    except OSError:
+        if is_ours:
+            raise
+
+
+def _make(root: Path) -> None:
+    for missing in reversed([path for path in (root, *root.parents) if not path.exists()]):
+        missing.mkdir(mode=0o700, exist_ok=True)
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """One process at a time chooses: two that begin together would make a folder each."""
+    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,181 @@
+"""What a model is, whatever it is called: the digest by which a store knows it (docs/decisions/0020).
+
+Two directories are one model if their tensors are the same and their `config.json` says the same about the forward
+pass. What only says who wrote a file, in which order, or when a reply ends, is left out: it changes no number. So is
+the tokenizer: it decides which token ids a text becomes, and pages are named by token ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import xxhash
+
+from . import json_check
+from .directory_check import weight_files
+from .errors import ModelFileError
+from .locate import cache_dir, file_digest, remembered
+from .settings_check import read_config
+from .weights_check import ITEM_BYTES
+
+_FORMAT = 2
+_FORMER_FORMAT = 1
+_CHANGES_NO_NUMBER = frozenset({
+    "bos_token_id", "eos_token_id", "pad_token_id",  # what the tokenizer adds, and when a reply ends
+    "attention_dropout", "embd_pdrop", "resid_pdrop",  # training
+    "pretraining_tp",  # how a matrix was once split
+})  # fmt: skip
+"""Of the names that reach a family's configuration (`settings_check.NAMES`); no other name reaches anything."""
+_ROPE = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
+_LENGTH_BLIND = frozenset({"default", "linear"})
+"""Kinds of RoPE that do not compute with `max_position_embeddings`: it says how long a context may be, no more."""
+_USUAL: dict[str, Any] = {
+    "attention_bias": False, "mlp_bias": False, "use_bidirectional_attention": False,
+    "attn_logit_softcapping": None, "final_logit_softcapping": None, "layer_types": None,
+}  # fmt: skip
+"""What every family takes a missing name for: to say it or not is the same."""
+_BLOCK = 1 << 22
+
+
+def fingerprint(identity: dict[str, Any]) -> bytes:
+    """16 bytes that name a store: equal for equal identities."""
+    return hashlib.blake2b(json.dumps(identity, sort_keys=True, default=str).encode(), digest_size=16).digest()
+
+
+def identity_of(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """What a store's fingerprint is made of; `settings` are dtype, layout and a lossy codec."""
+    return {"format": _FORMAT, "weights": model_key(directory), **settings}
+
+
+def former_identity(directory: Path, rope: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """The same as versions before 0020 made it, by which their folders are found."""
+    return {"format": _FORMER_FORMAT, "weights": weights_digest(directory), "rope": rope, **settings}
+
+
+def model_key(directory: Path) -> str:
+    """Names the model in a directory, by its tensors and by what of `config.json` can change a number."""
+    said = {"config": _what_matters(directory / "config.json"), "tensors": tensors_digest(directory)}
+    return hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def model_digests(directory: Path) -> list[str]:
+    """Names of the model for what is kept beside it, the best first: of the GGUF file it was converted from, which is
+    one for all dtypes; its key; what earlier versions called it."""
+    gguf = gguf_digest(directory)
+    return [*([gguf] if gguf is not None else []), model_key(directory), weights_digest(directory)]
+
+
+def gguf_digest(directory: Path) -> str | None:
+    """Of the GGUF file that `locate` converted to this directory; None if it was not made so."""
+    if directory.resolve().parent != (cache_dir() / "models").resolve():
+        return None
+    parts = directory.resolve().name.rsplit("-", 2)  # as `locate` names them
+    return parts[1] if len(parts) == 3 else None
+
+
+def weights_digest(directory: Path) -> str:
+    """One digest over the bytes of weights, configuration and tokenizer: how versions before 0020 named a model."""
+    digest = xxhash.xxh3_128()
+    names = [*sorted(directory.glob("*.safetensors")), directory / "config.json", directory / "tokenizer.json"]
+    for path in names:
+        if path.is_file():
+            digest.update(f"{path.name}:{file_digest(path)};".encode())
+    return digest.hexdigest()
+
+
+# Weights
+
+
+def tensors_digest(directory: Path) -> str:
+    """Over names, types, shapes and bytes of all tensors, in whichever order and files they are stored."""
+    try:
+        files = weight_files(directory)
+    except ModelFileError:
+        files = []  # made up in memory, by `stratakv bench`
+    return f"{_sum(remembered(path, 'tensors', _tensors_in) for path in files):032x}"
+
+
+def _tensors_in(path: Path) -> str:
+    """The sum of the tensors' digests, modulo 2^128: sums over a model's files add up to that of one file."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json_check.parse(path, file.read(length), "header", json_check.HEADER)
+        header.pop("__metadata__", None)
+        in_order = sorted(header.items(), key=lambda item: (item[1]["data_offsets"], item[0]))
+        return f"{_sum(_tensor(file, name, entry) for name, entry in in_order):032x}"
+
+
+def _tensor(file: BinaryIO, name: str, entry: dict[str, Any]) -> str:
+    digest, left = xxhash.xxh3_128(), prod(entry["shape"]) * ITEM_BYTES[entry["dtype"]]
+    while left > 0:
+        block = file.read(min(_BLOCK, left))
+        if not block:
+            raise ModelFileError(f"{file.name}: {name}: the file ends inside it; is it complete?")
+        digest.update(block)
+        left -= len(block)
+    said = json.dumps([name, entry["dtype"], entry["shape"], digest.hexdigest()])
+    return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
+
+
+def _sum(digests: Any) -> int:
+    return sum(int(digest, 16) for digest in digests) % (1 << 128)
+
+
+# Configuration
+
+
+def _what_matters(path: Path) -> dict[str, Any]:
+    family, settings = read_config(path)
+    kept = {name: _plain(value) for name, value in settings.items() if name not in _CHANGES_NO_NUMBER}
+    kept = {name: value for name, value in kept.items() if name not in _USUAL or value not in (None, _USUAL[name])}
+    rope = _rope({name: kept.pop(name, None) for name in _ROPE})
+    if all(kind in _LENGTH_BLIND for kind in _kinds(rope)):
+        kept.pop("max_position_embeddings", None)
+    return {"family": family, "rope": rope, **kept}
+
+
+def _rope(said: dict[str, Any]) -> dict[str, Any]:
+    """One spelling of what transformers 4 wrote as `rope_theta` and `rope_scaling`, and 5 as `rope_parameters`."""
+    found = _object(said.pop("rope_scaling")) or _object(said.pop("rope_parameters"))
+    of_all = {name: said[name] for name in ("rope_theta", "partial_rotary_factor") if said[name] is not None}
+    return _each_kind(found, lambda one: _one_rope({**of_all, **one}))
+
+
+def _one_rope(rope: dict[str, Any]) -> dict[str, Any]:
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    rest = {name: value for name, value in rope.items() if name not in ("rope_type", "type") and value is not None}
+    return rest if kind == "default" else {"rope_type": kind, **rest}
+
+
+def _kinds(rope: dict[str, Any]) -> list[Any]:
+    each = [value for value in rope.values() if isinstance(value, dict)] if _by_kind_of_layer(rope) else [rope]
+    return [one.get("rope_type", "default") for one in each]
+
+
+def _each_kind(rope: dict[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    """`change` to the whole, or to that of every kind of layer where they have one each."""
+    if not _by_kind_of_layer(rope):
+        return change(rope)
+    return {name: change(value) if isinstance(value, dict) else value for name, value in rope.items()}
+
+
+def _by_kind_of_layer(rope: dict[str, Any]) -> bool:
+    return any(isinstance(value, dict) for value in rope.values())
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _plain(value: Any) -> Any:
+    """10000.0 and 10000 are one number; JSON has but one kind."""
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
