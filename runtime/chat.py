@@ -203,7 +203,7 @@ class Chat:
         assert draft is not None
         room = self._runtime.plan.capacity_tokens() - self._sequence.num_tokens
         if config.max_repeats is None:
-            config = replace(config, max_repeats=CHAT_COPIES)
+            config = GenerationConfig.from_kwargs(config, max_repeats=CHAT_COPIES)
         if not 0 < config.max_new_tokens <= room:
             config = GenerationConfig.from_kwargs(config, max_new_tokens=max(1, room))
         generating = generate(self._runtime.engine, [self._sequence], [draft.logits], [config], [reply], started)
