@@ -7,7 +7,7 @@ READY  := $(VENV)/.installed
 MODEL  := $(VENV)/.model
 TEXTS  := $(VENV)/.texts
 
-.PHONY: chat test venv check faults fuzz gpu bench data profile clean
+.PHONY: chat test venv check faults fuzz conversations gpu bench data profile clean
 
 chat: $(READY) $(MODEL)
 	@$(BIN)/stratakv chat --file examples/northanger_abbey.txt $(ARGS)
@@ -34,6 +34,11 @@ faults: $(READY)
 fuzz: export FUZZ ?= 2000
 fuzz: $(READY)
 	$(BIN)/python -m pytest -q -s tests/untrusted $(ARGS)
+
+# RUNS random conversations at each of two levels of cap, beside a plain list of what was said; some ten minutes.
+conversations: export RUNS ?= 500
+conversations: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/runtime/test_conversations.py $(ARGS)
 
 # What needs a CUDA device, in pieces of less than 8 minutes each. They need a Python that has the dependencies already,
 # download nothing and write into OUT. `make -k gpu` goes on after a piece that failed.

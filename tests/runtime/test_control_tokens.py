@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +107,22 @@ def test_many_of_them_take_no_longer_than_many_words() -> None:
     text = (END + "a") * 300
     assert tokenizer.decode(template.encode_plain(text)) == text
     assert sum(calls) < 5 * len(text)
+
+
+def test_two_threads_do_not_change_each_others_words(runtime: Runtime) -> None:
+    """A tokenizer keeps in itself whether special tokens are split; template and words take turns at it."""
+    template, said, done = Template(runtime.tokenizer), SAID * 20, threading.Event()
+    words, control = template.encode_plain(said), template.encode(said)
+    wrong: list[str] = []
+
+    def speak() -> None:
+        while not done.is_set():
+            if template.encode_plain(said) != words:
+                wrong.append("words")
+
+    thread = threading.Thread(target=speak)
+    thread.start()
+    wrong += ["template" for _ in range(2000) if template.encode(said) != control]
+    done.set()
+    thread.join()
+    assert wrong == []
