@@ -26,6 +26,7 @@ from .engine import OnProgress
 from .errors import ConversationError
 from .generate import generate
 from .names import check_name
+from .repetition import CHAT_COPIES
 from .reply import Reply
 from .reply_stream import ReplyStream
 from .saved_generation import from_notes, to_notes
@@ -65,7 +66,6 @@ class _Point:
     snapshot: Snapshot
     messages: list[dict[str, str]]
     last: Reply
-    turn_open: bool
     unfed: list[int]
     draft: _Draft | None
 
@@ -87,7 +87,6 @@ class Chat:
         self.last = Reply()
         self.restored = 0
         self.generation = GenerationConfig()
-        self._turn_open = False
         self._unfed: list[int] = []
         self._draft: _Draft | None = None
         self.open_reply: ReplyStream | None = None
@@ -117,12 +116,12 @@ class Chat:
         with self.alone():
             self.end_reply()
             with self._all_or_nothing():
-                opening = [] if self._turn_open else self._opening()
-                ids = [*opening, *self._template.encode_plain(f"Document {name}:\n\n{text.strip()}\n\n")]
+                words = self._template.encode_plain(f"Document {name}:\n\n{text.strip()}")
+                ids = [*self._opening(), *words, *self._template.encode_after_document()]
                 self._check_fits(len(ids), 0, name)
                 engine = self._runtime.engine
                 done = engine.prefill(self._sequence, as_array(ids), want_logits=False, on_progress=on_progress)
-                self._unfed, self._turn_open, self._draft = [], True, None
+                self._unfed, self._draft = [], None
                 self.messages.append({"role": "document", "content": name})
         return Read(len(ids), done.num_cached, 1000 * (time.perf_counter() - started))
 
@@ -166,8 +165,7 @@ class Chat:
     def _ask(self, text: str, on_progress: OnProgress | None, reply: Reply, started: float) -> _Point:
         """The message goes in; the reply can begin. Returns the point to which nothing shown leads back."""
         with self._all_or_nothing() as point:
-            opening = [] if self._turn_open else self._opening()
-            ids = [*opening, *self._template.encode_plain(text), *self._template.encode(self._turn().after)]
+            ids = [*self._opening(), *self._template.encode_plain(text), *self._template.encode(self._turn().after)]
             self._check_fits(len(ids), 1, "the message")
             before = self._sequence.num_tokens
             done = self._runtime.engine.prefill(self._sequence, as_array(ids), on_progress=on_progress)
@@ -176,7 +174,7 @@ class Chat:
             reply.timings.prompt_n, reply.timings.cache_n = done.num_computed, before + done.num_cached
             reply.usage.prompt_tokens = before + len(ids)
             reply.usage.cached_tokens = before + done.num_cached
-            self._unfed, self._turn_open = [], False
+            self._unfed = []
             self.messages.append({"role": "user", "content": text})
             self._draft = _Draft(self._sequence.snapshot(), done.logits, len(self.messages), [])
             self.last = reply
@@ -188,7 +186,7 @@ class Chat:
         draft = self._draft
         if draft is None:
             raise ValueError("there is no reply to regenerate")
-        point = _Point(draft.snapshot, list(self.messages), self.last, False, draft.said, draft)
+        point = _Point(draft.snapshot, list(self.messages), self.last, draft.said, draft)
         with self._all_or_nothing():
             self._runtime.engine.rollback(self._sequence, draft.snapshot)
             del self.messages[draft.num_messages :]
@@ -204,6 +202,8 @@ class Chat:
         draft = self._draft
         assert draft is not None
         room = self._runtime.plan.capacity_tokens() - self._sequence.num_tokens
+        if config.max_repeats is None:
+            config = GenerationConfig.from_kwargs(config, max_repeats=CHAT_COPIES)
         if not 0 < config.max_new_tokens <= room:
             config = GenerationConfig.from_kwargs(config, max_new_tokens=max(1, room))
         generating = generate(self._runtime.engine, [self._sequence], [draft.logits], [config], [reply], started)
@@ -275,15 +275,12 @@ class Chat:
             raise
 
     def _point(self) -> _Point:
-        return _Point(
-            self._sequence.snapshot(), list(self.messages), self.last, self._turn_open, self._unfed, self._draft
-        )
+        return _Point(self._sequence.snapshot(), list(self.messages), self.last, self._unfed, self._draft)
 
     def return_to(self, point: _Point) -> None:
         """The conversation is what it was at `point`."""
         self.messages[:] = point.messages
-        self.last, self._turn_open = point.last, point.turn_open
-        self._unfed, self._draft = list(point.unfed), point.draft
+        self.last, self._unfed, self._draft = point.last, list(point.unfed), point.draft
         if self._sequence.num_tokens != point.snapshot.num_tokens:
             self._runtime.engine.rollback(self._sequence, point.snapshot)
 
@@ -320,7 +317,7 @@ class Chat:
         with self.alone():
             self.end_reply()
             notes = {
-                "messages": self.messages, "system": self._system, "turn_open": self._turn_open, "unfed": self._unfed,
+                "messages": self.messages, "system": self._system, "unfed": self._unfed,
                 "generation": to_notes(self.generation),
             }  # fmt: skip
             seen = self._seen.setdefault(check_name(name), session.Seen())
@@ -341,7 +338,7 @@ class Chat:
         seen = session.Seen()
         sequence, notes, computed = session.load(runtime.engine, name, seen=seen)
         chat = cls(runtime, sequence, system=notes["system"])
-        chat.messages, chat._turn_open, chat._unfed = notes["messages"], notes["turn_open"], notes["unfed"]
+        chat.messages, chat._unfed = notes["messages"], notes["unfed"]
         chat.restored = sequence.num_tokens - computed
         chat.generation = from_notes(notes.get("generation", {}))
         chat._seen[check_name(name)] = seen
@@ -353,7 +350,7 @@ class Chat:
             self.end_reply()
             twin = Chat(self._runtime, self._runtime.engine.fork(self._sequence), system=self._system)
             twin.messages = [dict(message) for message in self.messages]
-            twin._turn_open, twin._unfed = self._turn_open, list(self._unfed)
+            twin._unfed = list(self._unfed)
             twin.generation, twin.restored = self.generation, self.restored
             twin._seen = copy.deepcopy(self._seen)
         return twin

@@ -123,15 +123,18 @@ class GenerationConfig:
     top_k: int = 50
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    max_repeats: int | None = None
+    """A reply ends, with `finish_reason` "repeats", once its last words are so many copies of the same in a row, 48
+    tokens or more together. Changes no token before. 0: never. None: 3 in a chat, never in `Runtime.generate`."""
     stop_strings: tuple[str, ...] = ()
     seed: int | None = None
     """From 0 to 2**64 - 1. In a batch, prompt number n draws with seed + n, as it would alone: equal prompts get
     different replies, the same ones each time. None: fresh randomness each time."""
     ignore_eos: bool = False
-    """Go on past the end-of-sequence token (benchmarks)."""
+    """Go on past the end-of-sequence token and past repeats (benchmarks)."""
 
     def __post_init__(self) -> None:
-        _take(self, typed.whole, "max_new_tokens", "top_k", "seed")
+        _take(self, typed.whole, "max_new_tokens", "top_k", "seed", "max_repeats")
         _take(self, typed.real, "temperature", "top_p", "min_p", "repetition_penalty")
         _take(self, typed.flag, "do_sample", "ignore_eos")
         object.__setattr__(self, "stop_strings", typed.texts("stop_strings", self.stop_strings))
@@ -144,6 +147,7 @@ class GenerationConfig:
             "top_k": (self.top_k >= 0, "at least 0 (0 switches it off)"),
             "min_p": (0 <= self.min_p < 1, "in [0, 1)"),
             "repetition_penalty": (0 < self.repetition_penalty < math.inf, "above 0"),
+            "max_repeats": (2 <= (self.max_repeats or 2) <= 1000, "from 2 to 1000, or 0 for never"),
             "seed": (self.seed is None or 0 <= self.seed < 1 << 64, "a whole number from 0 to 2**64 - 1"),
         }  # fmt: skip
         for name, (good, range_text) in checks.items():

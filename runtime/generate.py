@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .config import GenerationConfig
 from .engine import Engine
+from .repetition import Repetition
 from .reply import Reply
 from .sampling import Sampler
 from .sequence import Sequence
@@ -55,6 +56,7 @@ class _Job:
         self.sampler = Sampler(config, engine.model.device)
         self.stream = Stream(engine.model.tokenizer, config.stop_strings)
         self.eos = frozenset() if config.ignore_eos else engine.model.eos_ids
+        self.repetition = Repetition(0 if config.ignore_eos else config.max_repeats or 0)
         self.limit = min(config.max_new_tokens, engine.model.max_positions - sequence.num_tokens)
         self.done = False
 
@@ -69,6 +71,8 @@ class _Job:
         text = self.stream.push(token)
         if self.stream.stopped:
             return self._finish("stop", text)
+        if self.repetition.push(token):
+            return self._finish("repeats", text + self.stream.rest())
         if len(self.reply.tokens) >= self.limit:
             return self._finish("length", text + self.stream.rest())
         self.reply.text += text

@@ -45,7 +45,8 @@ class Reply:
     usage: Usage = field(default_factory=Usage)
     timings: Timings = field(default_factory=Timings)
     finish_reason: str = "interrupted"
-    """`eos`, `stop` (a stop string), `length` (max_new_tokens or the model's window) or `interrupted`."""
+    """`eos`, `stop` (a stop string), `length` (max_new_tokens or the model's window), `repeats` (it said the same
+    over and over: `GenerationConfig.max_repeats`) or `interrupted`."""
 
     def __str__(self) -> str:
         return self.text

@@ -123,7 +123,6 @@ def _check_notes(notes: dict[str, Any]) -> None:
     _require(isinstance(notes.get("system", 0), str | None), f"notes.system: {shown(notes.get('system'))}, not a text")
     generation = notes.get("generation", {})
     _require(isinstance(generation, dict), f"notes.generation: {shown(generation)}, not an object")
-    _require(isinstance(notes.get("turn_open"), bool), f"notes.turn_open: {shown(notes.get('turn_open'))}, not a bool")
 
 
 def _is_message(found: object) -> bool:

@@ -22,6 +22,8 @@ import numpy as np
 from .errors import ModelFileError
 from .template_render import TemplateFailedError, render
 
+_READ = "OK."
+"""What the model is taken to have replied to a document: short, and true of any."""
 _USER, _REPLY, _SYSTEM = "\u241euser\u241e", "\u241ereply\u241e", "\u241esystem\u241e"
 
 _ENCODING = threading.Lock()
@@ -83,6 +85,12 @@ class Template:
             return Turn("", "")
         messages = [_user("?"), {"role": "assistant", "content": _REPLY}, _user(_USER)]
         return self._around(_USER, self._around(_REPLY, self._render(messages)[0]).after)
+
+    def encode_after_document(self) -> list[int]:
+        """Ends the turn that a document is, so that the question stands alone in the next one (docs/decisions/0021)."""
+        if self.is_plain:
+            return self.encode_plain("\n\n")
+        return [*self.encode(self.next().after), *self.encode_plain(_READ)]
 
     def encode_before(self, turn: Turn) -> list[int]:
         """`turn.before` as tokens; a system prompt in it is a person's text."""

@@ -37,17 +37,10 @@ class Expected:
         """As transformers writes it, up to the end of what was said last. Words are put in afterwards, so that control
         tokens among them stay recognisable: `ids` takes those apart."""
         messages = [{"role": "system", "content": "\x01S\x02"}] if self.system else []
-        open_turn = ""
         for number, (role, _) in enumerate(self.turns):
+            messages.append({"role": "assistant" if role == "assistant" else "user", "content": f"\x01{number}\x02"})
             if role == "document":
-                open_turn += f"\x01{number}\x02"
-            elif role == "user":
-                messages.append({"role": "user", "content": f"{open_turn}\x01{number}\x02"})
-                open_turn = ""
-            else:
-                messages.append({"role": "assistant", "content": f"\x01{number}\x02"})
-        if open_turn:
-            messages.append({"role": "user", "content": open_turn})
+                messages.append({"role": "assistant", "content": "\x01R\x02"})
         text = str(tokenizer.apply_chat_template(messages, tokenize=False)) if messages else ""
         return text[: text.rindex("\x02") + 1] if self.turns else ""
 
@@ -55,15 +48,17 @@ class Expected:
         """The tokens a model should remember."""
         found: list[int] = []
         for part in self.rendered(tokenizer).replace("\x02", "\x01").split("\x01"):
-            if part == "S" or part.isdigit():
-                found += _plain(tokenizer, self.system or "" if part == "S" else self._words(int(part)))
+            if part in ("S", "R") or part.isdigit():
+                found += _plain(tokenizer, self._words(part))
             else:
                 found += tokenizer(part, add_special_tokens=False).input_ids
         return found
 
-    def _words(self, number: int) -> str:
-        role, text = self.turns[number]
-        return f"Document d:\n\n{text}\n\n" if role == "document" else text
+    def _words(self, part: str) -> str:
+        if not part.isdigit():
+            return "OK." if part == "R" else self.system or ""
+        role, text = self.turns[int(part)]
+        return f"Document d:\n\n{text}" if role == "document" else text
 
 
 def _plain(tokenizer: Any, text: str) -> list[int]:

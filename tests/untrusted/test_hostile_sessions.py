@@ -65,7 +65,6 @@ HOSTILE: dict[str, tuple[Callable[[Payload], None], str]] = {
     "a message with a number": (_notes(messages=[{"role": "user", "content": 7}]), "notes.messages"),
     "an unknown role": (_notes(messages=[{"role": "root", "content": "x"}]), "notes.messages"),
     "system no text": (_notes(system=7), "notes.system"),
-    "turn no bool": (_notes(turn_open="yes"), "notes.turn_open"),
     "unfed no ids": (_notes(unfed=["a"]), "notes.unfed"),
     "unfed beyond the vocabulary": (_notes(unfed=[10**9]), "notes.unfed"),
     "unfed beyond the window": (_notes(unfed=[1] * 5000), "notes.unfed"),
