@@ -68,6 +68,9 @@ def chat(
     top_k: Annotated[int | None, whole("--top-k", help="0: off. [50]")] = None,
     min_p: Annotated[float | None, real("--min-p", help="[0]")] = None,
     repeat_penalty: Annotated[float | None, real("--repeat-penalty", help="1: none. [1]")] = None,
+    max_repeats: Annotated[
+        int | None, whole("--max-repeats", help="End a reply that says the same so often in a row; 0: never. [3]")
+    ] = None,
     stop: Annotated[
         list[str] | None, typer.Option("--stop", help="End a reply before this text; repeatable; \\n is a new line.")
     ] = None,
@@ -84,8 +87,9 @@ def chat(
         dtype=kv_dtype, profile=profile, codec=codec, prefetch=prefetch,
     )  # fmt: skip
     generation = _given(
-        max_new_tokens=n_predict, top_p=top_p, top_k=top_k, min_p=min_p, repetition_penalty=repeat_penalty, seed=seed
-    )
+        max_new_tokens=n_predict, top_p=top_p, top_k=top_k, min_p=min_p, repetition_penalty=repeat_penalty, seed=seed,
+        max_repeats=max_repeats,
+    )  # fmt: skip
     generation |= _temperature(temp) | _stops(stop)
     options = Options(
         model, device, dtype, settle_store(kv, say), file or [], session, system, generation, weights, save=save

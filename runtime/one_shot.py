@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .chat_setup import Options, check_session, check_text, load, prepare, progress_bar, read, say_converting
 from .documents import Document, text_of
+from .reply import REPEATS
 from .terminal import make_console, shown
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def _answer(chat: Chat, prompt: str, as_json: bool, console: Any) -> None:
             piece = next(pieces, None)
     if not as_json:
         print(flush=True)
+        if chat.last.finish_reason == "repeats":
+            console.print(f"[dim]{REPEATS}; --max-repeats 0 lets it[/dim]", markup=True)
 
 
 def _as_json(runtime: Runtime, chat: Chat) -> dict[str, Any]:

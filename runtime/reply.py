@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+REPEATS = "ended, since the reply repeats itself"
+"""What people are told where `finish_reason` is `repeats`."""
+
 
 @dataclass(slots=True)
 class Usage:

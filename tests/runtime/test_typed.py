@@ -16,7 +16,7 @@ REAL: list[Any] = [0.5, np.float64(0.5), np.float32(0.5), Fraction(1, 2)]
 NO_NUMBER: list[Any] = ["7", "x", [7], {}, True, np.bool_(True), 7j, object(), b"7"]
 
 TAKEN: dict[tuple[type[Any], str], list[Any]] = {
-    **{(GenerationConfig, name): WHOLE for name in ("max_new_tokens", "top_k", "seed")},
+    **{(GenerationConfig, name): WHOLE for name in ("max_new_tokens", "top_k", "seed", "max_repeats")},
     **{(GenerationConfig, name): REAL for name in ("temperature", "top_p", "min_p", "repetition_penalty")},
     **{(GenerationConfig, name): [True, False, np.bool_(True)] for name in ("do_sample", "ignore_eos")},
     (GenerationConfig, "stop_strings"): [None, "a", ["a", "b"], ("a",), iter(["a"]), "", [""]],
@@ -35,6 +35,7 @@ REFUSED: dict[tuple[type[Any], str], list[Any]] = {
        for name in ("max_new_tokens",)},
     (GenerationConfig, "top_k"): [*NO_NUMBER, 7.5, float("nan"), -1, None],
     (GenerationConfig, "seed"): [*NO_NUMBER, 7.5, -1, 1 << 64],
+    (GenerationConfig, "max_repeats"): [*NO_NUMBER, 7.5, -1, 1, 1 << 64],
     (GenerationConfig, "temperature"): [*NO_NUMBER, None, 0, -1, float("nan"), float("inf"), 1 << 2000],
     (GenerationConfig, "top_p"): [*NO_NUMBER, None, 0, 1.1, float("nan")],
     (GenerationConfig, "min_p"): [*NO_NUMBER, None, -0.1, 1, float("nan")],
