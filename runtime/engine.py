@@ -35,7 +35,7 @@ from .model import Attend, Model, RotaryTables, StepTables
 from .prefetch import Prefetcher
 from .prefixes import StoredPrefixes
 from .recompute import recompute
-from .sequence import GENERATED, PROMPT, NamedPages, Sequence, Snapshot
+from .sequence import GENERATED, PROMPT, NamedPages, Sequence, Snapshot, StepPoint
 from .sliding_layer import SlidingLayer
 from .workspace import Workspace
 
@@ -281,7 +281,7 @@ class Engine:
         model = self.model
         ids = [np.array([token], dtype=np.uint32) for token in tokens]
         named = [sequence.name_pages(new, GENERATED) for sequence, new in zip(sequences, ids, strict=True)]
-        before = [_Before.of(sequence, fills) for sequence, fills in zip(sequences, named, strict=True)]
+        before = [StepPoint.of(sequence, fills) for sequence, fills in zip(sequences, named, strict=True)]
         tables = model.step_tables([sequence.num_tokens for sequence in sequences])
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -380,23 +380,3 @@ class Engine:
         for cache in sequence.layers:
             if isinstance(cache, TieredLayer):
                 cache.seal(named.chains[0], named.tokens[0])
-
-
-@dataclass(frozen=True, slots=True)
-class _Before:
-    """What it takes to undo a step of one sequence: a snapshot if it fills a page, which layers may have sealed one by
-    one before another fails; else only lengths."""
-
-    tail_len: int
-    point: Snapshot | None
-
-    @classmethod
-    def of(cls, sequence: Sequence, fills: NamedPages) -> _Before:
-        return cls(sequence.tail_len, sequence.snapshot() if fills.chains else None)
-
-    def restore(self, sequence: Sequence) -> None:
-        if self.point is not None:
-            sequence.rollback(self.point)
-            return
-        for cache in sequence.layers:
-            cache.undo_step(self.tail_len, sequence.num_tokens)

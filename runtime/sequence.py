@@ -154,3 +154,23 @@ class Snapshot:
 
     def __init__(self, num_tokens: int, num_chains: int, layers: list[Any]) -> None:
         self.num_tokens, self.num_chains, self.layers = num_tokens, num_chains, layers
+
+
+@dataclass(frozen=True, slots=True)
+class StepPoint:
+    """What it takes to undo a decode step of one sequence: how long its tail was, and a snapshot if the step fills a
+    page. Layers seal it one by one, and one may fail after others have."""
+
+    tail_len: int
+    snapshot: Snapshot | None
+
+    @classmethod
+    def of(cls, sequence: Sequence, filled: NamedPages) -> StepPoint:
+        return cls(sequence.tail_len, sequence.snapshot() if filled.chains else None)
+
+    def restore(self, sequence: Sequence) -> None:
+        if self.snapshot is not None:
+            sequence.rollback(self.snapshot)
+            return
+        for layer in sequence.layers:
+            layer.undo_step(self.tail_len, sequence.num_tokens)

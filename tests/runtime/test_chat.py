@@ -14,6 +14,7 @@ from tiny_models import save_tiny_model
 from stratakv.runtime import DoesNotFitError, KVConfig, Runtime, WrongTypeError
 from stratakv.runtime.engine import Progress
 from stratakv.runtime.generate import Stream
+from stratakv.storage import CapacityError
 
 TEXT = "Every tide leaves something on the strand. " * 30
 
@@ -97,6 +98,32 @@ def test_an_error_inside_a_decode_step_undoes_the_step(runtime: Runtime, monkeyp
         mine, other = runtime.engine.decode([sequence], [token]), runtime.engine.decode([twin], [token])
         assert torch.equal(mine, other)
         token = int(mine[0].argmax())
+
+
+def test_a_page_that_only_some_layers_could_seal_undoes_the_step(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step that fills a page: one layer has handed it over when the tiers are full for the next."""
+    sequence, twin = runtime.engine.new_sequence(), runtime.engine.new_sequence()
+    for each in (sequence, twin):
+        runtime.engine.prefill(each, np.arange(3, 210, dtype=np.uint32), reuse=False)
+    assert sequence.tail_len == sequence.page_size - 1
+    seal, calls = runtime.store.seal, []
+
+    def full(*page: Any) -> int:
+        calls.append(page)
+        if len(calls) == 2:
+            raise CapacityError("full, say")
+        return seal(*page)
+
+    monkeypatch.setattr(runtime.store, "seal", full)
+    with pytest.raises(CapacityError, match="full, say"):
+        runtime.engine.decode([sequence], [7])
+    monkeypatch.undo()
+    assert (sequence.num_tokens, sequence.tail_len) == (207, sequence.page_size - 1)
+    assert len({len(layer.pids) for layer in sequence.layers}) == 1
+    for token in range(7, 30):
+        assert torch.equal(runtime.engine.decode([sequence], [token]), runtime.engine.decode([twin], [token]))
 
 
 def test_an_abandoned_reply_is_kept_as_far_as_it_came(runtime: Runtime) -> None:
