@@ -235,7 +235,7 @@ def test_a_prompt_beyond_the_window_is_refused_with_the_sum(runtime: Runtime) ->
 
 
 def test_a_prompt_beyond_the_tiers_is_refused_with_the_sum(tiny_llama: Path, tmp_path: Path) -> None:
-    message = r"\d+ tokens x 384 bytes = .* GB, but there is host .* raise --host-kv-gb"
+    message = r"\d+ tokens x 384 bytes = .* GB, but there is host .* raise host_gb"
     kv = KVConfig(path=tmp_path, host_gb=0.0008, disk_gb=0)
     with Runtime.load(tiny_llama, dtype="float32", kv=kv) as small, pytest.raises(DoesNotFitError, match=message):
         small.chat().read_text("y" * 3000)
