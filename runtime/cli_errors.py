@@ -34,7 +34,7 @@ CAPS = {
 GENERATION = {
     "max_new_tokens": "--n-predict", "temperature": "--temp", "top_p": "--top-p", "top_k": "--top-k",
     "min_p": "--min-p", "repetition_penalty": "--repeat-penalty", "stop_strings": "--stop",
-    "leave do_sample off": "use --temp 0",
+    "leave do_sample off": "use --temp 0", "max_repeats=0": "--max-repeats 0", "max_repeats": "--max-repeats",
 }  # fmt: skip
 """The same for what the chat sets by its Python name."""
 

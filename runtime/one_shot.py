@@ -7,6 +7,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from .chat_setup import Options, check_session, check_text, load, prepare, progress_bar, read, say_converting
+from .cli_errors import say, with_flags
 from .documents import Document, text_of
 from .reply import REPEATS
 from .terminal import make_console, shown
@@ -49,7 +50,7 @@ def _answer(chat: Chat, prompt: str, as_json: bool, console: Any) -> None:
     if not as_json:
         print(flush=True)
         if chat.last.finish_reason == "repeats":
-            console.print(f"[dim]{REPEATS}; --max-repeats 0 lets it[/dim]", markup=True)
+            say(with_flags(f"{REPEATS}; max_repeats=0 lets it go on"))
 
 
 def _as_json(runtime: Runtime, chat: Chat) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def status(runtime: Runtime, chat: Chat) -> str:
     """One line: tokens in context, bytes per tier, speed, hit rate."""
     stats, last = runtime.stats(), chat.last
     tiers = " ".join(f"{name} {tier['used_bytes'] / 1e6:.0f} MB" for name, tier in stats["tiers"].items())
-    ended = f" · {REPEATS}: /set max_repeats 0 lets it" if last.finish_reason == "repeats" else ""
+    ended = f" · {REPEATS}; /set max_repeats 0 lets it go on" if last.finish_reason == "repeats" else ""
     return (
         f"{chat.num_tokens} tokens in context · {tiers} · "
         f"{last.timings.predicted_per_second:.1f} tok/s · hit rate {stats['hit_rate']:.0%}{ended}"

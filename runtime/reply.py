@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-REPEATS = "ended, since the reply repeats itself"
+REPEATS = "the reply repeated itself and was ended"
 """What people are told where `finish_reason` is `repeats`."""
 
 

@@ -225,9 +225,14 @@ def test_the_help_names_the_defaults() -> None:
 def test_a_reply_until_there_is_no_room(tmp_path: Path) -> None:
     """The model's window is 4,096 tokens; a cap of the host tier alone makes less room."""
     caps = ("--disk-kv-gb", "0", "--host-kv-gb", "0.0026")
-    found = json.loads(chat(tmp_path, "-p", "k1 v2 ? k1", "--json", "-n", "-1", *caps).stdout)
+    found = json.loads(chat(tmp_path, "-p", "k1 v2 ? k1", "--json", "-n", "-1", "--max-repeats", "0", *caps).stdout)
     assert found["finish_reason"] in ("length", "eos")
     assert found["usage"]["completion_tokens"] > 3
+
+
+def test_a_reply_that_repeats_itself_is_ended_and_says_so(tmp_path: Path) -> None:
+    result = chat(tmp_path, "-p", "k1 v2 ? k1", "-n", "400", "--temp", "0")
+    assert "the reply repeated itself and was ended; --max-repeats 0 lets it go on" in result.stderr
 
 
 def test_the_default_store_is_done_without_where_it_cannot_be_written(
