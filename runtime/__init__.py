@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..storage.errors import CapacityError, ClosedError, StorageError, StoreUnavailableError
     from .chat import Chat
     from .config import GenerationConfig, KVConfig
     from .errors import (
@@ -33,11 +34,16 @@ if TYPE_CHECKING:
     from .runtime import Runtime
 
 __all__ = [
-    "Chat", "ConversationError", "DoesNotFitError", "GenerationConfig", "KVConfig", "ModelFileError", "ProfileError",
-    "Reply", "Runtime", "SessionError", "StratakvError", "WrongTypeError",
+    "CapacityError", "Chat", "ClosedError", "ConversationError", "DoesNotFitError", "GenerationConfig", "KVConfig",
+    "ModelFileError", "ProfileError", "Reply", "Runtime", "SessionError", "StorageError", "StoreUnavailableError",
+    "StratakvError", "WrongTypeError",
 ]  # fmt: skip
 
 _HOMES = {
+    "CapacityError": ".storage.errors",
+    "ClosedError": ".storage.errors",
+    "StorageError": ".storage.errors",
+    "StoreUnavailableError": ".storage.errors",
     "Chat": "chat",
     "ConversationError": "errors",
     "DoesNotFitError": "errors",

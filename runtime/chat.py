@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +34,7 @@ from .reply_stream import ReplyStream
 from .saved_generation import from_notes, to_notes
 from .sequence import Sequence, Snapshot
 from .spoken import spoken
-from .template import Template, Turn, as_array
+from .template import Template, Turn, as_array, num_alike
 from .turns import Turns
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ class _Draft:
     num_messages: int
     said: list[int]
     """Tokens of the reply that now stands there."""
+    prompt_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,7 @@ class Chat:
         self._turns, self._is_closed = Turns("this conversation"), False
         self._seen: dict[str, session.Seen] = {}  # what this conversation loaded or saved, by name
         self._first_turn()  # a template without a place for `system` is refused here
+        weakref.finalize(self, runtime.engine.abandoned.append, sequence).atexit = False
 
     # Talking
 
@@ -105,7 +109,8 @@ class Chat:
             CapacityError: the tiers are full; the conversation is as it was, as after any other exception.
         """
         path = Path(path)
-        return self.read_text(read_text_file(path), path.name, on_progress=on_progress)
+        name = os.fsencode(path.name).decode("utf-8", "replace")  # a file's name is bytes, and need not be text
+        return self.read_text(read_text_file(path), name, on_progress=on_progress)
 
     def read_text(self, text: str, name: str = "text", *, on_progress: OnProgress | None = None) -> Read:
         """As `read`, for text that is at hand. Raises WrongTypeError if it is none."""
@@ -176,7 +181,7 @@ class Chat:
             reply.usage.cached_tokens = before + done.num_cached
             self._unfed = []
             self.messages.append({"role": "user", "content": text})
-            self._draft = _Draft(self._sequence.snapshot(), done.logits, len(self.messages), [])
+            self._draft = _Draft(self._sequence.snapshot(), done.logits, len(self.messages), [], before + len(ids))
             self.last = reply
         return point
 
@@ -187,14 +192,10 @@ class Chat:
         if draft is None:
             raise ValueError("there is no reply to regenerate")
         point = _Point(draft.snapshot, list(self.messages), self.last, draft.said, draft)
-        with self._all_or_nothing():
-            self._runtime.engine.rollback(self._sequence, draft.snapshot)
-            del self.messages[draft.num_messages :]
-            self._unfed = []
-            usage = self.last.usage
-            reply.usage.prompt_tokens = reply.usage.cached_tokens = usage.prompt_tokens
-            reply.timings.cache_n = usage.prompt_tokens
-            self.last = reply
+        self._runtime.engine.rollback(self._sequence, draft.snapshot)  # from here on there is no way back but `point`
+        del self.messages[draft.num_messages :]
+        self._unfed, self.last = [], reply
+        reply.usage.prompt_tokens = reply.usage.cached_tokens = reply.timings.cache_n = draft.prompt_tokens
         return point
 
     def pieces(self, reply: Reply, config: GenerationConfig, started: float) -> Iterator[str]:
@@ -229,7 +230,7 @@ class Chat:
         reply.text = shown
         kept, start = spoken(self._template, reply.tokens, shown), draft.snapshot.num_tokens
         fed = self._sequence.num_tokens - start
-        same = _num_alike(kept, reply.tokens[:fed])
+        same = num_alike(kept, reply.tokens[:fed])
         if same < fed:
             fitting = (point for point in page_ends if point.num_tokens - start <= same)
             point = max(fitting, key=lambda point: point.num_tokens, default=draft.snapshot)
@@ -314,13 +315,14 @@ class Chat:
 
         Raises SessionError if it cannot be saved, or such another session is there.
         """
+        name = check_name(name)
         with self.alone():
             self.end_reply()
             notes = {
                 "messages": self.messages, "system": self._system, "unfed": self._unfed,
                 "generation": to_notes(self.generation),
             }  # fmt: skip
-            seen = self._seen.setdefault(check_name(name), session.Seen())
+            seen = self._seen.setdefault(name, session.Seen())
             session.save(self._runtime.engine, self._sequence, name, notes, seen=seen, replace=replace)
 
     def would_replace(self, name: str) -> session.Stored | None:
@@ -334,7 +336,12 @@ class Chat:
 
     @classmethod
     def resume(cls, runtime: Runtime, name: str) -> Chat:
-        """The conversation saved as `name`. Raises SessionError."""
+        """The conversation saved as `name`. Raises SessionError, or WrongTypeError if that is no text."""
+        with runtime.engine.interrupts.deferred():
+            return cls._resume(runtime, name)
+
+    @classmethod
+    def _resume(cls, runtime: Runtime, name: str) -> Chat:
         seen = session.Seen()
         sequence, notes, computed = session.load(runtime.engine, name, seen=seen)
         chat = cls(runtime, sequence, system=notes["system"])
@@ -362,8 +369,3 @@ class Chat:
                 self.end_reply()
                 self._is_closed, self._draft = True, None
                 self._sequence.close()
-
-
-def _num_alike(some: list[int], others: list[int]) -> int:
-    """How many leading tokens agree."""
-    return next((n for n, (a, b) in enumerate(zip(some, others, strict=False)) if a != b), min(len(some), len(others)))

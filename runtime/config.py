@@ -60,6 +60,8 @@ class KVConfig:
         budget = typed.real("budget", self.budget)
         object.__setattr__(self, "budget", int(budget) if budget.is_integer() else budget)
         for name in ("path", "profile"):
+            if getattr(self, name) == "":
+                raise ValueError(f"{name} is a path, not an empty text; None is the default")
             if not isinstance(getattr(self, name), str | Path | None):
                 raise WrongTypeError(f"{name} is a path, not {getattr(self, name)!r}")
         for name in ("gpu_gb", "host_gb", "disk_gb"):
@@ -142,11 +144,13 @@ class GenerationConfig:
             "max_new_tokens": (
                 self.max_new_tokens >= 1 or self.max_new_tokens == -1, "at least 1, or -1 for as many as fit",
             ),
-            "temperature": (0 < self.temperature < math.inf, "above 0; for greedy decoding leave do_sample off"),
+            "temperature": (
+                1e-3 <= self.temperature < math.inf, "above 0, from 0.001; for greedy decoding leave do_sample off",
+            ),
             "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
             "top_k": (self.top_k >= 0, "at least 0 (0 switches it off)"),
             "min_p": (0 <= self.min_p < 1, "in [0, 1)"),
-            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "above 0"),
+            "repetition_penalty": (1e-3 <= self.repetition_penalty <= 1e3, "above 0, from 0.001 to 1000"),
             "max_repeats": (2 <= (self.max_repeats or 2) <= 1000, "from 2 to 1000, or 0 for never"),
             "seed": (self.seed is None or 0 <= self.seed < 1 << 64, "a whole number from 0 to 2**64 - 1"),
         }  # fmt: skip

@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -87,6 +88,9 @@ class Engine:
         self.indexes = dict(zip(model.tiered, indexes, strict=True))
         self.workspace, self.chunk, self.prefetcher = workspace, chunk, prefetcher
         self.interrupts, self.turns = Interrupts(), model.turns
+        self.abandoned: deque[Sequence] = deque()
+        """Of conversations that were dropped without being closed: the next turn gives their pages up. A garbage
+        collector may come at any moment, also while the store is in the middle of something."""
         self.num_steps = 0
         self.tokens_read = 0
         settings = {**config.retrieval_settings(), "index": self.index_identity}
@@ -144,6 +148,8 @@ class Engine:
         """The model to oneself, with interrupts waiting for a safe point. Raises ConversationError if this thread has
         it already."""
         with self.interrupts.deferred(), self.turns.taken(self.interrupts.check):
+            while self.abandoned:
+                self.abandoned.popleft().close()
             yield
 
     @torch.inference_mode()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-
-class StratakvError(Exception):
-    """Base of the runtime's own errors."""
+from ..storage.errors import StratakvError as StratakvError
 
 
 class ModelFileError(StratakvError):

@@ -32,6 +32,8 @@ _CHANGES_NO_NUMBER = frozenset({
 })  # fmt: skip
 """Of the names that reach a family's configuration (`settings_check.NAMES`); no other name reaches anything."""
 _ROPE = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
+_OWN_ROPE = frozenset({"gemma3_text"})
+"""Families with two tables, whose configuration merges what it is told."""
 _LENGTH_BLIND = frozenset({"default", "linear"})
 """Kinds of RoPE that do not compute with `max_position_embeddings`: it says how long a context may be, no more."""
 _USUAL: dict[str, Any] = {
@@ -133,14 +135,18 @@ def _what_matters(path: Path) -> dict[str, Any]:
     family, settings = read_config(path)
     kept = {name: _plain(value) for name, value in settings.items() if name not in _CHANGES_NO_NUMBER}
     kept = {name: value for name, value in kept.items() if name not in _USUAL or value not in (None, _USUAL[name])}
-    rope = _rope({name: kept.pop(name, None) for name in _ROPE})
+    rope = _rope(family, {name: kept.pop(name, None) for name in _ROPE})
     if all(kind in _LENGTH_BLIND for kind in _kinds(rope)):
         kept.pop("max_position_embeddings", None)
     return {"family": family, "rope": rope, **kept}
 
 
-def _rope(said: dict[str, Any]) -> dict[str, Any]:
-    """One spelling of what transformers 4 wrote as `rope_theta` and `rope_scaling`, and 5 as `rope_parameters`."""
+def _rope(family: str, said: dict[str, Any]) -> dict[str, Any]:
+    """One spelling of what transformers 4 wrote as `rope_theta` and `rope_scaling`, and 5 as `rope_parameters`. Where
+    the family merges them in a way of its own, what is said is kept as it stands: two spellings may then be two
+    models, but never two models one."""
+    if family in _OWN_ROPE:
+        return {"as_said": {name: value for name, value in said.items() if value is not None}}
     found = _object(said.pop("rope_scaling")) or _object(said.pop("rope_parameters"))
     of_all = {name: said[name] for name in ("rope_theta", "partial_rotary_factor") if said[name] is not None}
     return _each_kind(found, lambda one: _one_rope({**of_all, **one}))
@@ -153,6 +159,9 @@ def _one_rope(rope: dict[str, Any]) -> dict[str, Any]:
 
 
 def _kinds(rope: dict[str, Any]) -> list[Any]:
+    """What each table is computed by; None if that is not looked into."""
+    if "as_said" in rope:
+        return [None]
     each = [value for value in rope.values() if isinstance(value, dict)] if _by_kind_of_layer(rope) else [rope]
     return [one.get("rope_type", "default") for one in each]
 

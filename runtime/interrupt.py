@@ -37,8 +37,9 @@ class Interrupts:
         if not _is_main_thread() or signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
             yield
             return
-        self._depth, self._pending = 1, False
-        self._previous = signal.signal(signal.SIGINT, self._remember)
+        self._pending = False
+        self._previous = signal.signal(signal.SIGINT, self._remember)  # a signal that came before is raised here
+        self._depth = 1
         try:
             yield
         finally:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..storage.session_name import MAX_BYTES, is_session_name
-from .errors import SessionError
+from .errors import SessionError, WrongTypeError
 from .locate import cache_dir
 
 _MAX_LISTED = 10
@@ -20,6 +20,8 @@ def check_name(name: str) -> str:
 
     Raises SessionError unless it is 1 to 200 printable bytes without slashes.
     """
+    if not isinstance(name, str):
+        raise WrongTypeError(f"a session name is a text, not {name!r}")
     if not is_session_name(name):
         raise SessionError(f"a session name is 1 to {MAX_BYTES} printable bytes without slashes, not {name!r}")
     composed = unicodedata.normalize("NFC", name)

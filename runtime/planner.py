@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +58,8 @@ class Plan:
 
     def capacity_tokens(self) -> int:
         """Tokens whose sealed pages the tiers can keep. GPU copies are spare and add nothing."""
+        if not self.token_bytes:  # all layers keep a window only
+            return sys.maxsize
         if self.disk_bytes:
             return int(self.disk_bytes / _RECORD_OVERHEAD) // self.token_bytes
         return self.host_pool_bytes // self.token_bytes - self.layout.page_size

@@ -42,28 +42,37 @@ class ReplyStream(Iterator[str]):
 
     def __next__(self) -> str:
         """The next piece, never empty. Raises StopIteration at the end, and as `Chat.stream` says."""
+        before, piece = self._shown, None
         try:
             with self._chat.alone():
+                before = self._shown
                 piece = None if self._is_over else self._next_piece()
+                self._shown += piece or ""
         except BaseException:
             with self._chat.alone(even_if_interrupted=True):
+                if not self._is_over:
+                    self._shown = before  # the piece was made, and never handed over
                 self.end()
             raise
         if piece is None:
             raise StopIteration
-        self._shown += piece
         return piece
 
     def whole(self) -> Reply:
         """The reply once it is complete; nobody reads it before. An exception takes the message back."""
-        with self._chat.alone():
-            try:
+        point = None
+        try:
+            with self._chat.alone():
                 while (piece := self._next_piece()) is not None:
+                    point = self._point
                     self._shown += piece
-            except BaseException:
+        except BaseException:
+            with self._chat.alone(even_if_interrupted=True):
                 self._shown = ""
                 self.end()
-                raise
+                if point is not None:  # also if it was complete: the interrupt came with its last token
+                    self._chat.return_to(point)
+            raise
         return self.reply
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from . import session, typed
 from .chat import Chat
 from .config import GenerationConfig, KVConfig
 from .engine import Engine
-from .errors import DoesNotFitError
+from .errors import DoesNotFitError, WrongTypeError
 from .generate import generate
 from .home import find_home
 from .identity import former_identity, gguf_digest, identity_of
@@ -85,6 +85,11 @@ class Runtime:
             DoesNotFitError: the tiers' caps are too small to work in.
             StoreUnavailableError: the store folder cannot be used.
         """
+        if not isinstance(kv, KVConfig | None):
+            raise WrongTypeError(f"kv is a KVConfig, not {kv!r}")
+        device, dtype, weights = (
+            typed.text(name, value) for name, value in (("device", device), ("dtype", dtype), ("weights", weights))
+        )
         kv = kv or KVConfig()
         where = pick_device(device)
         kind = pick_dtype(dtype, where)
@@ -158,6 +163,7 @@ class Runtime:
             if system is not None:
                 raise ValueError("a resumed session has its system prompt already; give session or system, not both")
             return Chat.resume(self, session)
+        system = None if system is None else typed.text("the system prompt", system)
         return Chat(self, self.engine.new_sequence(), system=system)
 
     def generate(self, prompts: str | Iterable[str], **generation: Any) -> list[Reply]:
@@ -173,6 +179,8 @@ class Runtime:
             DoesNotFitError: together they exceed the tiers, or one exceeds the model's window.
         """
         config = GenerationConfig.from_kwargs(**generation)
+        if not isinstance(prompts, str) and (isinstance(prompts, bytes | dict) or not isinstance(prompts, Iterable)):
+            raise WrongTypeError(f"prompts is a text or a list of texts, not {prompts!r}")
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         template = Template(self.tokenizer)
         ids = [template.encode(typed.text(f"prompt {number}", text)) for number, text in enumerate(texts)]

@@ -12,7 +12,9 @@ A template comes with the model and is not trusted: `template_render` says how i
 from __future__ import annotations
 
 import json
+import secrets
 import threading
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +26,9 @@ from .template_render import TemplateFailedError, render
 
 _READ = "OK."
 """What the model is taken to have replied to a document: short, and true of any."""
-_USER, _REPLY, _SYSTEM = "\u241euser\u241e", "\u241ereply\u241e", "\u241esystem\u241e"
+_MARK = f"\u241e{secrets.token_hex(8)}\u241e"
+_USER, _REPLY, _SYSTEM = f"user{_MARK}", f"reply{_MARK}", f"system{_MARK}"
+"""What stands for people's words while a template is rendered: nothing that anybody says."""
 
 _ENCODING = threading.Lock()
 
@@ -35,7 +39,7 @@ class Turn(NamedTuple):
     before: str
     after: str
     said: slice = slice(0, 0)
-    """Where in `before` the system prompt stands, in the template's own form of it."""
+    """Where in `before` a system prompt stands that has control tokens in it, in the template's own form of it."""
 
 
 class Template:
@@ -63,21 +67,29 @@ class Template:
         """Raises ValueError if the template has no place for a system prompt."""
         if self.is_plain:
             bos = self._tokenizer.bos_token or ""
-            said = slice(len(bos), len(bos) + len(system or ""))
-            return Turn(bos + (f"{system}\n\n" if system else ""), "", said)
+            return Turn(bos + (f"{system}\n\n" if system else ""), "", slice(len(bos), len(bos) + len(system or "")))
+        alone = [_user(_USER)]
         if not system:
-            return self._around(_USER, self._render([_user(_USER)])[0])
+            return self._around(_USER, self._render(alone)[0])
         no_place = "this model's chat template has no place for a system prompt"
         try:
-            text, marked = self._render(*([_system(words), _user(_USER)] for words in (system, _SYSTEM)))
+            text, marked = self._render(*([_system(words), *alone] for words in (system, _SYSTEM)))
         except ModelFileError as error:
             raise ValueError(f"{no_place} ({error})") from error
         turn, around = self._around(_USER, text), self._around(_USER, marked)
-        begin, found, rest = around.before.partition(_SYSTEM)
-        end = len(turn.before) - len(rest)
-        if not found or end < len(begin) or not (turn.before.startswith(begin) and turn.before.endswith(rest)):
+        if _SYSTEM not in around.before:
             raise ValueError(no_place)
-        return turn._replace(said=slice(len(begin), end))
+        return turn._replace(said=self._where_said(turn.before, around.before, system))
+
+    def _where_said(self, before: str, marked: str, system: str) -> slice:
+        """Where the system prompt stands in `before`, of which `marked` is the form with another one. If there is
+        nothing in it that could be mistaken for a control token, that need not be known: some templates read switches
+        in it and write other words around it."""
+        if not self._controls_in(self.encode(system)):
+            return slice(0, 0)
+        begin = num_alike(before, marked)
+        end = num_alike(before[begin:][::-1], marked[begin:][::-1])
+        return slice(begin, len(before) - end)
 
     def next(self) -> Turn:
         """A later turn; `before` starts right after the previous reply's text."""
@@ -95,8 +107,9 @@ class Template:
     def encode_before(self, turn: Turn) -> list[int]:
         """`turn.before` as tokens; a system prompt in it is a person's text."""
         begin, said, rest = turn.before[: turn.said.start], turn.before[turn.said], turn.before[turn.said.stop :]
-        whole, apart = self.encode(turn.before), [*self.encode(begin), *self.encode_plain(said), *self.encode(rest)]
-        return whole if self._controls_in(whole) == self._controls_in(apart) else apart
+        if not said:
+            return self.encode(turn.before)
+        return [*self.encode(begin), *self.encode_plain(said), *self.encode(rest)]
 
     def encode(self, text: str) -> list[int]:
         """Template text: special tokens are what they look like."""
@@ -175,6 +188,11 @@ def _user(words: str) -> dict[str, str]:
 
 def _system(words: str) -> dict[str, str]:
     return {"role": "system", "content": words}
+
+
+def num_alike(some: Sequence[Any], others: Sequence[Any]) -> int:
+    """How many leading items agree."""
+    return next((n for n, (a, b) in enumerate(zip(some, others, strict=False)) if a != b), min(len(some), len(others)))
 
 
 def as_array(ids: list[int]) -> np.ndarray:

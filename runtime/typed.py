@@ -40,16 +40,21 @@ def flag(name: str, value: Any) -> bool:
 
 
 def text(name: str, value: Any) -> str:
-    """Raises WrongTypeError unless it is a text."""
-    if isinstance(value, str):
-        return str(value)
-    raise _wrong(name, value, "a text")
+    """Raises WrongTypeError unless it is a text, ValueError if it holds half a character."""
+    if not isinstance(value, str):
+        raise _wrong(name, value, "a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        half = value[error.start]
+        raise ValueError(f"{name} cannot be encoded: {half!a} at character {error.start} is half of one") from None
+    return str(value)
 
 
 def texts(name: str, value: Any) -> tuple[str, ...]:
     """One text, several, or None for none. Empty ones say nothing and are left out. Raises WrongTypeError."""
     if value is None or isinstance(value, str):
-        return (value,) if value else ()
+        return (text(name, value),) if value else ()
     if not isinstance(value, Iterable) or isinstance(value, bytes):
         raise _wrong(name, value, "a text, or a list of texts")
     return tuple(found for each in value if (found := text(f"each of {name}", each)))

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 
-class StorageError(Exception):
+class StratakvError(Exception):
+    """Base of all errors of ours, here and above."""
+
+
+class StorageError(StratakvError):
     """Base of all errors raised by `stratakv.storage`."""
 
 

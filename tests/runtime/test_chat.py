@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ import pytest
 import torch
 from tiny_models import save_tiny_model
 
-from stratakv.runtime import DoesNotFitError, KVConfig, Runtime, WrongTypeError
+from stratakv.runtime import DoesNotFitError, KVConfig, Runtime, StratakvError, WrongTypeError
 from stratakv.runtime.engine import Progress
 from stratakv.runtime.generate import Stream
 from stratakv.storage import CapacityError
@@ -273,3 +276,89 @@ def test_a_base_model_continues_plain_text(tmp_path: Path) -> None:
 def test_generation_arguments_are_checked(runtime: Runtime, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         runtime.generate(["a"], **arguments)
+
+
+def test_an_interrupt_while_a_reply_is_taken_back_leaves_it(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old reply is gone from the sequence already: the next turn computes it anew."""
+    chat = runtime.chat()
+    said = chat.send("hello there", max_new_tokens=40, ignore_eos=True).text
+    rollback = runtime.engine.rollback
+
+    def interrupted(*arguments: Any) -> None:
+        rollback(*arguments)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(runtime.engine, "rollback", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(chat.regenerate(max_new_tokens=40, ignore_eos=True))
+    monkeypatch.undo()
+    assert chat.messages[-1] == {"role": "assistant", "content": said}
+    assert {len(layer.pids) * 16 + layer.tail_len for layer in chat._sequence.layers} == {chat.num_tokens}
+    assert chat.send("and?", max_new_tokens=3, ignore_eos=True).text
+
+
+def test_an_interrupt_with_the_last_token_takes_the_message_back(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = runtime.chat()
+    settle = chat.settle
+
+    def interrupted(*arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        settle(*arguments)
+
+    monkeypatch.setattr(chat, "settle", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        chat.send("hello", max_new_tokens=5, ignore_eos=True)
+    assert (chat.messages, chat.num_tokens) == ([], 0)
+
+
+def test_conversations_that_are_dropped_give_their_pages_up(tiny_llama: Path, tmp_path: Path) -> None:
+    kv = KVConfig(path=tmp_path, host_gb=0.001, disk_gb=0.3, budget=112, local=32)
+    with Runtime.load(tiny_llama, dtype="float32", kv=kv) as small:
+        for number in range(120):
+            small.chat().send(f"hi {number}", max_new_tokens=2, ignore_eos=True)
+        gc.collect()
+        small.generate("x", max_new_tokens=2)
+        assert not small.engine.abandoned
+        small.store.check_integrity()
+
+
+def test_a_model_of_windows_only_answers(tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model", "mistral-sliding")
+    with Runtime.load(model, dtype="float32", kv=KVConfig(path=tmp_path / "kv", host_gb=0.05)) as runtime:
+        reply = runtime.chat().send("hello", max_new_tokens=60, ignore_eos=True)
+        assert len(reply.tokens) == 60
+        assert len(runtime.generate("hello", max_new_tokens=-1, ignore_eos=True)[0].tokens) > 1000
+
+
+def test_errors_have_one_root(tiny_llama: Path, tmp_path: Path) -> None:
+    runtime = Runtime.load(tiny_llama, dtype="float32", kv=KVConfig(path=tmp_path, host_gb=0.05))
+    chat = runtime.chat()
+    runtime.close()
+    with pytest.raises(StratakvError):
+        chat.send("hello")
+    assert issubclass(CapacityError, StratakvError)
+
+
+@pytest.mark.parametrize("wrong", [["be kind"], 5, b"x"])
+def test_what_is_no_text_is_refused_at_once(runtime: Runtime, wrong: Any) -> None:
+    chat = runtime.chat()
+    for call in (
+        lambda: runtime.chat(system=wrong), lambda: runtime.chat(session=wrong), lambda: chat.send(wrong),
+        lambda: chat.read_text(wrong), lambda: chat.save(wrong), lambda: runtime.generate([wrong]),
+        lambda: Runtime.load(".", kv=wrong), lambda: Runtime.load(".", device=wrong),
+    ):  # fmt: skip
+        with pytest.raises(WrongTypeError):
+            call()
+    for half in (lambda: chat.send("\ud800"), lambda: runtime.chat(system="\ud800"), lambda: chat.read_text("\ud800")):
+        with pytest.raises(ValueError, match="is half of one"):
+            half()
+
+
+def test_a_file_whose_name_is_no_text_can_be_read(runtime: Runtime, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.txt")
+    path.write_text("words")
+    chat = runtime.chat()
+    assert chat.read(path).tokens
+    assert chat.messages == [{"role": "document", "content": "caf\ufffd.txt"}]

@@ -127,3 +127,25 @@ def test_two_threads_do_not_change_each_others_words(runtime: Runtime) -> None:
     done.set()
     thread.join()
     assert wrong == []
+
+
+SWITCHED = (
+    "{% set mode = '/think' %}{% if messages[0].role == 'system' %}{% set s = messages[0].content %}"
+    "{% if '/no_think' in s %}{% set mode = '/no_think' %}{% endif %}"
+    "{% set custom = s.replace('/no_think', '').rstrip() %}"
+    "{% endif %}<|im_start|>system\nMode: {{ mode }}\n\n{% if custom %}{{ custom }}\n\n{% endif %}<|im_end|>\n"
+    "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "<|im_start|>assistant\n"
+)
+"""As SmolLM3's: what the system prompt says changes other words of the template."""
+
+
+def test_a_system_prompt_may_have_switches_that_the_template_reads(runtime: Runtime, monkeypatch: Any) -> None:
+    monkeypatch.setattr(runtime.tokenizer, "chat_template", SWITCHED)
+    for system in ("Be kind.", "Be kind. /no_think", f"{END}Be kind. /no_think{START}"):
+        chat = runtime.chat(system=system)
+        chat.send("Hello.", max_new_tokens=1, ignore_eos=True)
+        tokens = chat._sequence.tokens.tolist()
+        assert (tokens.count(1), tokens.count(2)) == (3, 2)
+        said = runtime.tokenizer.decode(tokens, skip_special_tokens=False)
+        assert ("/no_think" in system) == ("Mode: /no_think" in said)

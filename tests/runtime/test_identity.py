@@ -164,15 +164,21 @@ def test_the_window_counts_where_positions_are_scaled_by_it(tmp_path: Path) -> N
     assert model_key(one) != model_key(two)
 
 
-def test_rope_of_each_kind_of_layer_has_one_spelling(tmp_path: Path) -> None:
-    """Gemma's: the theta of all is that of each."""
-    by_layer = {"full_attention": {"rope_type": "default"}, "sliding_attention": {"type": "default"}}
-    whole = {name: {"rope_theta": 10000, "rope_type": "default"} for name in by_layer}
-    gemma = says(model_type="gemma3_text")
-    one = changed(tmp_path / "a", gemma, says(rope_parameters=by_layer, rope_theta=10000.0))
-    two = changed(tmp_path / "b", gemma, says(rope_parameters=whole))
-    three = changed(tmp_path / "c", gemma, says(rope_parameters={**whole, "full_attention": {"rope_theta": 10001}}))
-    assert model_key(one) == model_key(two) != model_key(three)
+def test_rope_of_families_that_merge_it_is_kept_as_it_is_said(tmp_path: Path) -> None:
+    """Gemma's configuration reads these pairs differently, though they look like spellings of one thing."""
+    linear, flat = {"rope_type": "linear", "factor": 8.0}, {"rope_type": "default", "rope_theta": 100.0}
+    nested = {name: {"rope_type": "default", "rope_theta": 10000.0} for name in ("full_attention", "sliding_attention")}
+    said: list[dict[str, Any]] = [
+        {"rope_scaling": linear}, {"rope_scaling": {"type": "linear", "factor": 8.0}},
+        {"rope_scaling": linear, "rope_parameters": nested}, {"rope_parameters": nested},
+        {"rope_parameters": flat}, {"rope_parameters": flat, "rope_theta": 7.0},
+        {"rope_parameters": nested, "max_position_embeddings": 77},
+    ]  # fmt: skip
+    gemma = says(model_type="gemma3_text", rope_scaling=None, rope_parameters=None, rope_theta=None)
+    keys = [model_key(changed(tmp_path / str(n), gemma, says(**each))) for n, each in enumerate(said)]
+    assert len(set(keys)) == len(said)
+    again = model_key(changed(tmp_path / "again", gemma, says(rope_scaling={"factor": 8, "rope_type": "linear"})))
+    assert again == keys[0]
 
 
 def test_weights_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
