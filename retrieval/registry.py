@@ -57,14 +57,18 @@ def index_class(spec: str) -> tuple[type[Index], Any]:
         known = ", ".join(defaults) or "none"
         raise ValueError(f"index {name!r} has no setting {', '.join(map(repr, unknown))}; its settings: {known}")
     try:
-        values = {key: _number(text, defaults[key]) for key, text in given.items()}
-    except ValueError as error:
+        values = {key: _number(key, text, defaults[key]) for key, text in given.items()}
+        return found, found.Options(**values)
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"index {spec!r}: {error}") from None
-    return found, found.Options(**values)
 
 
-def _number(text: str, default: float) -> int | float:
-    return int(text) if isinstance(default, int) else float(text)
+def _number(name: str, text: str, default: float) -> int | float:
+    try:
+        return int(text) if isinstance(default, int) else float(text)
+    except ValueError:
+        kind = "a whole number" if isinstance(default, int) else "a number"
+        raise ValueError(f"{name} is {kind}, not {text!r}") from None
 
 
 def make_index(spec: str, params: IndexParams, layer: IndexedLayer | None = None) -> Index:

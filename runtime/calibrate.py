@@ -68,6 +68,8 @@ def calibrate(
         ValueError: a number is out of range, or the texts are too short. ModelFileError: no such model.
         OSError: a text cannot be read, or the file not written.
     """
+    if tokens < 1:
+        raise ValueError(f"tokens is at least 1, not {tokens}")
     if not 1 <= codewords <= min(MAX_CODEWORDS, tokens):
         raise ValueError(f"codewords is 1 to {MAX_CODEWORDS}, and at most as many as tokens, not {codewords}")
     if out is not None and not out.absolute().parent.is_dir():

@@ -54,6 +54,8 @@ def prepare(options: Options) -> list[Document]:
         options.system = check_text("the system prompt", options.system)
     if options.session is not None:
         options.session = check_text("a session name", options.session)
+    if options.save is not None:
+        options.save = check_text("a session name", options.save)
     GenerationConfig.from_kwargs(**options.generation)
     documents = [read_document(path) for path in options.files]
     if options.piped.strip():

@@ -32,10 +32,10 @@ def one_shot(options: Options, prompt: str, as_json: bool) -> None:
         for document in documents:
             read(chat, document, console)
         _answer(chat, prompt, as_json, console)
+        if as_json:  # before anything that may fail: the answer is there
+            print(json.dumps(_as_json(runtime, chat)), flush=True)
         if options.save is not None:
             chat.save(options.save)
-        if as_json:
-            print(json.dumps(_as_json(runtime, chat)), flush=True)
 
 
 def _answer(chat: Chat, prompt: str, as_json: bool, console: Any) -> None:

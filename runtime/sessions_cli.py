@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 sessions = typer.Typer(help="Saved sessions.", no_args_is_help=True, rich_markup_mode=None)
 
+_MOST_GB = 1e9
+"""More than any disk holds."""
+_SHOWN = 5
+"""Names of folders in a message."""
+
 StoreOption = Annotated[Path | None, path("--kv-dir", help="Store folder. Default: the user's cache directory.")]
 ModelOption = Annotated[
     str | None,
@@ -128,7 +133,8 @@ def sessions_gc(
 
     if max_gb is not None and not 0 <= max_gb < math.inf:
         raise ValueError(f"--max-gb is a number of gigabytes from 0, not {max_gb}")
-    done = collect(_folders(kv_dir, model, dtype, folder), None if max_gb is None else int(max_gb * 10**9))
+    most = None if max_gb is None else int(min(max_gb, _MOST_GB) * 10**9)
+    done = collect(_folders(kv_dir, model, dtype, folder), most)
     for removed in done.removed_sessions:
         print(f"removed session {removed}")
     for note in done.notes:
@@ -165,7 +171,14 @@ def _folders(kv_dir: Path | None, model: str | None, dtype: str | None, folder: 
     from .locate import cache_dir
 
     root = kv_dir if kv_dir is not None else cache_dir() / "kv"
-    return chosen_folders(root, model, None if dtype == "auto" else dtype, folder)
+    if root.exists() and not root.is_dir():
+        raise ValueError(f"{root} is a file, not a store folder")
+    wanted = (model, None if dtype == "auto" else dtype, folder)
+    found, everything = chosen_folders(root, *wanted), chosen_folders(root, None, None, None)
+    if everything and not found:
+        there = ", ".join(place.name for place in everything[:_SHOWN])
+        raise ValueError(f"no store in {root} is of that model, dtype and folder; there are {len(everything)}: {there}")
+    return found
 
 
 def _found(name: str, kv_dir: Path | None, model: str | None, dtype: str | None, folder: str | None) -> Found:

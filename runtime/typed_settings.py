@@ -32,7 +32,7 @@ ALLOWED = {
     "min_p": "a number from 0, below 1",
     "repetition_penalty": "a number above 0; 1 changes nothing",
     "stop_strings": 'a text (\\n and \\t are understood), a JSON list like ["a", "b"], or none',
-    "seed": "a whole number from 0, or none for fresh randomness each time",
+    "seed": "a whole number from 0 to 2**64 - 1, or none for fresh randomness each time",
     "max_repeats": "a whole number from 2, 0 for never, or none for what a chat does",
     "ignore_eos": "true or false (also yes, no, on, off, 1, 0)",
 }
@@ -123,8 +123,10 @@ def _texts(name: str, value: str) -> tuple[str, ...]:
         if all(isinstance(text, str) and text for text in texts):
             return tuple(texts)
         raise _wrong(name, value)
-    if len(value) > 2 and value[0] == value[-1] == "'":
+    if len(value) > 1 and value[0] == value[-1] == "'":
         value = value[1:-1]
+    if not value:
+        raise _wrong(name, "''")
     return (unescaped(value),)
 
 
