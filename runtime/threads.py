@@ -2,9 +2,11 @@
 
 A decode step is some hundreds of small parallel loops. By default a thread that is done spins until the others are.
 That is the fastest way to wait while every thread has a core of its own; beside another busy process it burns the very
-time that the thread it waits for should have, and a step takes four times as long. Asleep (`OMP_WAIT_POLICY=passive`),
-threads cost little more than nothing when the machine is idle, and a step beside a busy process stays near its own
-time (docs/results/busy_cpu.json, made by examples/bench/busy.py).
+time that the thread it waits for should have, and a step takes four times as long. Put to sleep at once
+(`OMP_WAIT_POLICY=passive`), threads cost least there, but on an idle virtual machine waking a processor takes so long
+that a step takes up to twice its time. So they spin for some microseconds and then sleep: on an idle machine the next
+loop mostly begins before that, and beside a busy process little is lost (docs/results/busy_cpu.json, made by
+examples/bench/busy.py).
 
 libgomp starts a thread on every processor the process may run on. It does not know of a control group's quota: a
 container that is given two processors of sixty-four would get sixty-four threads. Nor of siblings: two threads on one
@@ -31,6 +33,8 @@ from pathlib import Path
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 _COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_THREAD_LIMIT")
 """If any of these is set, its question is the user's."""
+SPINS = 2000
+"""How often a waiting thread of libgomp looks before it sleeps."""
 
 
 def choose() -> None:
@@ -49,7 +53,7 @@ def import_torch() -> None:
 def _missing() -> dict[str, str]:
     found = {}
     if not any(name in os.environ for name in _WAITING):
-        found["OMP_WAIT_POLICY"] = "passive"
+        found["GOMP_SPINCOUNT"] = str(SPINS)
     if not any(name in os.environ for name in _COUNTS):
         count, processors = num_threads(), _processors()
         if count < len(processors):  # else it is what OpenMP does by itself
