@@ -21,8 +21,6 @@ sessions = typer.Typer(help="Saved sessions.", no_args_is_help=True, rich_markup
 
 _MOST_GB = 1e9
 """More than any disk holds."""
-_SHOWN = 5
-"""Names of folders in a message."""
 
 StoreOption = Annotated[Path | None, path("--kv-dir", help="Store folder. Default: the user's cache directory.")]
 ModelOption = Annotated[
@@ -173,12 +171,7 @@ def _folders(kv_dir: Path | None, model: str | None, dtype: str | None, folder: 
     root = kv_dir if kv_dir is not None else cache_dir() / "kv"
     if root.exists() and not root.is_dir():
         raise ValueError(f"{root} is a file, not a store folder")
-    wanted = (model, None if dtype == "auto" else dtype, folder)
-    found, everything = chosen_folders(root, *wanted), chosen_folders(root, None, None, None)
-    if everything and not found:
-        there = ", ".join(place.name for place in everything[:_SHOWN])
-        raise ValueError(f"no store in {root} is of that model, dtype and folder; there are {len(everything)}: {there}")
-    return found
+    return chosen_folders(root, model, None if dtype == "auto" else dtype, folder)
 
 
 def _found(name: str, kv_dir: Path | None, model: str | None, dtype: str | None, folder: str | None) -> Found:
