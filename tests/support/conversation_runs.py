@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stratakv.runtime import Runtime
+from stratakv.runtime import Runtime, StratakvError
 from stratakv.runtime.config import GenerationConfig
 from stratakv.runtime.generate import generate
 from stratakv.runtime.reply import Reply
@@ -171,7 +171,7 @@ class Run:
         ):  # fmt: skip
             try:
                 call()
-            except Exception:
+            except (ValueError, StratakvError):
                 continue
             raise AssertionError("was not refused")
 
