@@ -38,6 +38,7 @@ from .prefixes import StoredPrefixes
 from .recompute import recompute
 from .sequence import GENERATED, PROMPT, NamedPages, Sequence, Snapshot, StepPoint
 from .sliding_layer import SlidingLayer
+from .spare_cores import FittingThreads
 from .workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ class Engine:
         self.indexes = dict(zip(model.tiered, indexes, strict=True))
         self.workspace, self.chunk, self.prefetcher = workspace, chunk, prefetcher
         self.interrupts, self.turns = Interrupts(), model.turns
+        self.threads = FittingThreads.on(model.device)
         self.abandoned: deque[Sequence] = deque()
         """Of conversations that were dropped without being closed: the next turn gives their pages up. A garbage
         collector may come at any moment, also while the store is in the middle of something."""
@@ -245,7 +247,8 @@ class Engine:
                 for (a, b), table in zip(chunks, tables, strict=True):
                     self.interrupts.check()
                     rows = slice(a - start, b - start)
-                    hidden[:, rows] = model.run_layer(module, hidden[:, rows], self._attend_rows(cache, a, table))
+                    with self.threads.fitted():
+                        hidden[:, rows] = model.run_layer(module, hidden[:, rows], self._attend_rows(cache, a, table))
                     report((layer + (b - start) / count) / model.num_layers)
                 self._finish(sequence, cache, named, count)
         sequence.commit(tokens, PROMPT, named.chains)
@@ -296,7 +299,7 @@ class Engine:
 
         try:
             hidden = model.embed(torch.tensor(tokens, device=model.device))
-            with self.prefetcher.step() if self.prefetcher else nullcontext():
+            with self.prefetcher.step() if self.prefetcher else nullcontext(), self.threads.fitted():
                 for layer in range(model.num_layers):
                     self._look_ahead(sequences, layer + 1, hidden, tables)
                     hidden = model.step_layer(layer, hidden, tables, attend)
@@ -312,7 +315,8 @@ class Engine:
         self.tokens_read = max(
             (cache.tokens_read for s in sequences for cache in s.layers if isinstance(cache, TieredLayer)), default=0
         )
-        return model.step_logits(hidden).float()
+        with self.threads.fitted():
+            return model.step_logits(hidden).float()
 
     def _look_ahead(self, sequences: list[Sequence], layer: int, hidden: Tensor, tables: StepTables) -> None:
         """Guess what `layer` will read from the input `[B, hidden]` of the layer below it."""

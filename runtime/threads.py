@@ -1,23 +1,16 @@
-"""How torch's OpenMP threads wait, and how many there are: chosen at start, unless the user has.
-
-A decode step is some hundreds of small parallel loops. By default a thread that is done spins until the others are.
-That is the fastest way to wait while every thread has a core of its own; beside another busy process it burns the very
-time that the thread it waits for should have, and a step takes four times as long. Put to sleep at once
-(`OMP_WAIT_POLICY=passive`), threads cost least there, but on an idle virtual machine waking a processor takes so long
-that a step takes up to twice its time. So they spin for some microseconds and then sleep: on an idle machine the next
-loop mostly begins before that, and beside a busy process little is lost (docs/results/busy_cpu.json, made by
-examples/bench/busy.py).
+"""How many OpenMP threads there are: chosen at start, unless the user has.
 
 libgomp starts a thread on every processor the process may run on. It does not know of a control group's quota: a
 container that is given two processors of sixty-four would get sixty-four threads. Nor of siblings: two threads on one
-core share what multiplies, which is all that these threads do. So the count is that of cores, at most the quota.
+core share what multiplies, which is all that these threads do. So the count is that of cores, at most the quota. How
+many of these threads compute, at any moment, is decided in `spare_cores`.
 
 The OpenMP library reads its environment when it is loaded, with torch, and never again. So this comes before
 `import torch` or not at all:
 
 - The command's process is ours: `choose` sets what is missing, for libraries that come later as well.
 - A program that imports us is not. `import_torch`, which runs when `stratakv.runtime.Runtime` is first asked for, sets
-  the variables for as long as torch takes to load and puts back what was there; child processes see nothing of it. If
+  the variable for as long as torch takes to load and puts back what was there; child processes see nothing of it. If
   torch is loaded already, nothing is changed.
 """
 
@@ -30,11 +23,14 @@ from contextlib import contextmanager
 from math import ceil
 from pathlib import Path
 
-_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 _COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_THREAD_LIMIT")
-"""If any of these is set, its question is the user's."""
-SPINS = 2000
-"""How often a waiting thread of libgomp looks before it sleeps."""
+_CHOSEN = any(name in os.environ for name in _COUNTS)
+"""Before `choose`."""
+
+
+def user_chose_count() -> bool:
+    """Whether the number of threads is the user's choice."""
+    return _CHOSEN
 
 
 def choose() -> None:
@@ -51,14 +47,10 @@ def import_torch() -> None:
 
 
 def _missing() -> dict[str, str]:
-    found = {}
-    if not any(name in os.environ for name in _WAITING):
-        found["GOMP_SPINCOUNT"] = str(SPINS)
-    if not any(name in os.environ for name in _COUNTS):
-        count, processors = num_threads(), _processors()
-        if count < len(processors):  # else it is what OpenMP does by itself
-            found["OMP_NUM_THREADS"] = str(count)
-    return found
+    count = num_threads()
+    if user_chose_count() or count == len(processors()):  # else it is what OpenMP does by itself
+        return {}
+    return {"OMP_NUM_THREADS": str(count)}
 
 
 @contextmanager
@@ -78,13 +70,14 @@ def num_threads(system: Path = Path("/")) -> int:
     Args:
         system: where `sys` and `proc` are.
     """
-    processors = _processors()
-    cores = {_siblings(system, processor) for processor in processors}
+    numbers = processors()
+    cores = {_siblings(system, processor) for processor in numbers}
     quota = min(_quotas(system), default=float("inf"))
     return max(1, min(len(cores), ceil(min(quota, len(cores)))))
 
 
-def _processors() -> set[int]:
+def processors() -> set[int]:
+    """Numbers of those that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
     return set(range(os.cpu_count() or 1))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parents[2]
 FOLDERS = ("runtime", "storage", "retrieval", "kernels")
-_CHOICES = ("OMP_", "GOMP_", "KMP_", "MKL_", "TRITON_INTERPRET")
-"""Variables that would answer for a build what it is to choose by itself."""
+_CHOICES = ("OMP_", "GOMP_", "KMP_", "MKL_", "TRITON_INTERPRET", "PYTHONDONTWRITEBYTECODE")
+"""Variables that would answer for a build what it is to choose by itself, or have it compile its modules at each start."""
 
 
 @dataclass(frozen=True, slots=True)
