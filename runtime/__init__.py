@@ -8,8 +8,8 @@
     print(chat.send("Who hid the letter?").text)
 
 Names are imported on first use: importing this package loads no model library and starts nothing. Whoever first asks
-for `Runtime` or `Chat` loads torch, with OpenMP threads that sleep when they wait (`threads` says why and how to choose
-otherwise).
+for `Runtime` or `Chat` loads torch, with as many OpenMP threads as it may have cores (`threads`; while others are busy,
+fewer compute: `spare_cores`).
 """
 
 from __future__ import annotations

@@ -247,7 +247,7 @@ class Engine:
                 for (a, b), table in zip(chunks, tables, strict=True):
                     self.interrupts.check()
                     rows = slice(a - start, b - start)
-                    with self.threads.fitted():
+                    with self.threads.fitted(long=True):
                         hidden[:, rows] = model.run_layer(module, hidden[:, rows], self._attend_rows(cache, a, table))
                     report((layer + (b - start) / count) / model.num_layers)
                 self._finish(sequence, cache, named, count)

@@ -1,10 +1,10 @@
-"""How many threads compute: no more than there are processors that no other process is using, looked at several times a
+"""How many threads compute: no more than there are processors that no other process wants, looked at several times a
 second.
 
 A decode step is some hundreds of small parallel loops, and a loop ends with its slowest thread. Beside another busy
 process one of our threads has to share its processor, and the others spin until it is done, which takes time from it
-too: on two processors a step takes four to five times as long. With one thread fewer it takes one and a half times as
-long, and the other process has its processor to itself. Letting threads sleep instead of spin is worse on an idle
+too: on two processors a step takes four times as long. With one thread fewer it takes a quarter longer than on an idle
+machine, and the other process has its processor to itself. Letting threads sleep instead of spin is worse on an idle
 machine and on a busy one (docs/decisions/0024).
 
 Layers give the same bits with any number of threads (tests/runtime/test_spare_cores.py). What indexes learn need not,
@@ -29,41 +29,55 @@ WINDOW_S = 0.2
 """How often to look, at most. Processor times come in hundredths of a second."""
 STALE_S = 1.0
 """A window that has become longer than this says little about now: this process was not computing."""
+FULL = 0.9
+"""Of the processors' time, in use: then there is someone who has to wait."""
 
 
 class SpareCores:
-    """Counts the processors that no other process is using.
+    """Counts the processors that no other process wants.
 
-    The count changes when others use more than half of another processor, or less than a third of one that was given
+    The count changes when others want more than half of another processor, or less than a third of one that was given
     up. In between it stays as it is.
     """
 
     def __init__(
         self,
         cores: int,
-        used: Callable[[], float] | None = None,
+        used: Callable[[], tuple[float, float]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
         Args:
             cores: how many there are.
-            used: seconds of processor time that other processes have had on them, since any fixed moment.
+            used: seconds of processor time on them since any fixed moment: the other processes' and this one's.
         """
-        self._cores, self._used, self._clock = cores, used or used_by_others, clock
+        self._cores, self._used, self._clock = cores, used or used_times, clock
         self._given_up = 0
         self._since, self._had = self._clock(), self._used()
 
-    def count(self) -> int:
-        """0 to `cores`. Cheap to ask; it looks again when `WINDOW_S` have passed."""
+    def count(self, threads: int) -> int:
+        """0 to all. Cheap to ask; it looks again when `WINDOW_S` have passed.
+
+        Args:
+            threads: how many of ours have been computing since it last looked.
+        """
         now = self._clock()
         passed = now - self._since
         if passed >= WINDOW_S:
             had = self._used()
             if passed <= STALE_S:
-                others = (had - self._had) / passed
-                self._given_up = min(max(self._given_up, floor(others + 1 / 2)), floor(others + 2 / 3))
+                others, ours = ((new - old) / passed for new, old in zip(had, self._had, strict=True))
+                wanted = self._wanted(others, ours, threads)
+                self._given_up = min(max(self._given_up, floor(wanted + 1 / 2)), floor(wanted + 2 / 3))
             self._since, self._had = now, had
         return max(0, self._cores - self._given_up)
+
+    def _wanted(self, others: float, ours: float, threads: int) -> float:
+        """Processors that others would use if they could, from those that they and our `threads` do use."""
+        if others + ours < FULL * self._cores:
+            return others
+        # Nothing is free, and whoever wants a processor has an equal share: their number follows from ours.
+        return max(others, min(self._cores, threads * others / max(ours, 0.01)))
 
 
 class FittingThreads:
@@ -72,6 +86,7 @@ class FittingThreads:
     def __init__(self, spare: SpareCores | None) -> None:
         """Without `spare` nothing is changed."""
         self._spare = spare
+        self._count = torch.get_num_threads()
 
     @classmethod
     def on(cls, device: torch.device) -> FittingThreads:
@@ -80,14 +95,23 @@ class FittingThreads:
         return cls(SpareCores(len(processors())) if follows and num_threads() > 1 else None)
 
     @contextmanager
-    def fitted(self) -> Iterator[None]:
-        """Of the calling thread only; others, and what comes after the block, have the threads they had."""
+    def fitted(self, *, long: bool = False) -> Iterator[None]:
+        """Of the calling thread only; others, and what comes after the block, have the threads they had.
+
+        Args:
+            long: the block's parallel loops are long. Spinning costs them little; so where no core is spare, all
+                threads compete for a share instead of one.
+        """
         most = torch.get_num_threads()
-        count = most if self._spare is None else max(1, min(most, self._spare.count()))
-        if count == most:
+        if self._spare is None:
             yield
             return
-        with _openmp().limit(limits=count):
+        spare = self._spare.count(self._count)
+        self._count = min(most, spare or (most if long else 1))
+        if self._count == most:
+            yield
+            return
+        with _openmp().limit(limits=self._count):
             yield
 
 
@@ -97,10 +121,11 @@ def _openmp() -> ThreadpoolController:
     return ThreadpoolController().select(user_api="openmp")
 
 
-def used_by_others() -> float:
-    """Seconds of processor time that other processes have had on the processors this one may run on."""
+def used_times() -> tuple[float, float]:
+    """Seconds of processor time that other processes and this one have had on the processors it may run on."""
     each = psutil.cpu_times(percpu=True)
     times = [each[number] for number in processors() if number < len(each)]
     idle = ("idle", "iowait", "steal", "guest", "guest_nice")  # a guest's time is counted in user's as well
     total = sum(sum(value for name, value in one._asdict().items() if name not in idle) for one in times)
-    return total - time.process_time()
+    own = time.process_time()
+    return total - own, own

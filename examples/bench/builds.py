@@ -11,7 +11,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parents[2]
 FOLDERS = ("runtime", "storage", "retrieval", "kernels")
 _CHOICES = ("OMP_", "GOMP_", "KMP_", "MKL_", "TRITON_INTERPRET", "PYTHONDONTWRITEBYTECODE")
-"""Variables that would answer for a build what it is to choose by itself, or have it compile its modules at each start."""
+"""Variables that would answer for a build what it is to choose by itself, or have it compile itself at each start."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""How OpenMP threads wait and how many there are: chosen before torch is loaded, unless the user has chosen."""
+"""How many OpenMP threads there are: chosen before torch is loaded, unless the user has chosen."""
 
 from __future__ import annotations
 
@@ -30,60 +30,44 @@ print(json.dumps({"threads": torch.get_num_threads(), "environment": dict(os.env
 """
 
 
-def run(program: str, **environment: str) -> tuple[dict[str, Any], str]:
-    """What a process is left with after `program`, and what its OpenMP library was told when it was loaded."""
-    chosen = {"OMP_DISPLAY_ENV": "verbose", **environment}
-    clean = {name: value for name, value in os.environ.items() if name not in (*threads._WAITING, *threads._COUNTS)}
-    done = subprocess.run(
-        [sys.executable, "-c", program + REPORT], env=clean | chosen, capture_output=True, text=True, check=True
-    )
-    return json.loads(done.stdout.splitlines()[-1]), done.stderr
+def run(program: str, **environment: str) -> dict[str, Any]:
+    """What a process is left with after `program`, which may use one processor's worth of time."""
+    clean = {name: value for name, value in os.environ.items() if name not in threads._COUNTS}
+    quota = "from stratakv.runtime import threads\nthreads._quotas = lambda system: [1.0]\n"
+    asked = [sys.executable, "-c", quota + program + REPORT]
+    done = subprocess.run(asked, env=clean | environment, capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-def spins(told: str) -> int:
-    """How often a waiting thread looks before it sleeps."""
-    if "GOMP_SPINCOUNT" not in told:
-        pytest.skip("this torch has another OpenMP library than libgomp")
-    return int(told.partition("GOMP_SPINCOUNT = '")[2].partition("'")[0])
+def test_the_library_keeps_the_quota_and_leaves_the_environment_as_it_was() -> None:
+    left = run(LIBRARY)
+    assert left["threads"] == 1
+    assert "OMP_NUM_THREADS" not in left["environment"]
 
 
-def test_the_library_has_threads_sleep_soon_and_leaves_the_environment_as_it_was() -> None:
-    left, told = run(LIBRARY)
-    assert spins(told) == threads.SPINS
-    assert not {"GOMP_SPINCOUNT", "OMP_NUM_THREADS"} & left["environment"].keys()
-    assert left["threads"] == threads.num_threads()
-
-
-def test_the_command_has_threads_sleep_soon() -> None:
-    left, told = run(COMMAND)
-    assert spins(told) == threads.SPINS
-    assert left["environment"]["GOMP_SPINCOUNT"] == str(threads.SPINS)
+def test_the_command_keeps_the_quota() -> None:
+    left = run(COMMAND)
+    assert left["threads"] == 1
+    assert left["environment"]["OMP_NUM_THREADS"] == "1" or len(threads.processors()) == 1
 
 
 @pytest.mark.parametrize("program", [LIBRARY, COMMAND])
 def test_what_the_user_chose_stays(program: str) -> None:
-    left, told = run(program, OMP_WAIT_POLICY="active", OMP_NUM_THREADS="1")
-    assert spins(told) > 1e9
-    assert left["threads"] == 1
-    assert left["environment"]["OMP_WAIT_POLICY"] == "active"
-
-
-@pytest.mark.parametrize("program", [LIBRARY, COMMAND])
-def test_a_user_who_chose_how_long_threads_spin_chose_how_they_wait(program: str) -> None:
-    left, told = run(program, GOMP_SPINCOUNT="1000")
-    assert spins(told) == 1000
-    assert "OMP_WAIT_POLICY" not in left["environment"]
+    left = run(program, OMP_NUM_THREADS="2")
+    assert left["threads"] == min(2, len(threads.processors()))
+    assert left["environment"]["OMP_NUM_THREADS"] == "2"
 
 
 def test_nothing_changes_where_torch_is_loaded_already() -> None:
-    left, told = run(TORCH_FIRST)
-    assert spins(told) > threads.SPINS
-    assert "GOMP_SPINCOUNT" not in left["environment"]
+    left = run(TORCH_FIRST)
+    assert left["threads"] == len(threads.processors())
+    assert "OMP_NUM_THREADS" not in left["environment"]
 
 
 def machine(root: Path, monkeypatch: pytest.MonkeyPatch, siblings: list[str], cgroup: str = "", **files: str) -> Path:
     """A made-up system: `siblings` of each processor, all of which this process may run on, and control groups."""
-    monkeypatch.setattr(threads, "_processors", lambda: set(range(len(siblings))))
+    monkeypatch.setattr(threads, "processors", lambda: set(range(len(siblings))))
     for number, listed in enumerate(siblings):
         topology = root / f"sys/devices/system/cpu/cpu{number}/topology"
         topology.mkdir(parents=True)
@@ -129,4 +113,4 @@ def test_a_quota_is_kept(
 
 
 def test_a_system_that_tells_nothing_has_a_core_per_processor(tmp_path: Path) -> None:
-    assert threads.num_threads(tmp_path) == len(threads._processors())
+    assert threads.num_threads(tmp_path) == len(threads.processors())
