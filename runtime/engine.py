@@ -210,10 +210,14 @@ class Engine:
                 processed = done + int(share * len(span))
                 on_progress(Progress(total, cached, processed, time.perf_counter() - started))
 
+        end = sequence.num_tokens + total - cached
+        # Who reads the same prompt again adopts its pages and computes the rows after them, at least the last one. The
+        # same rows are a group of their own here, so that the second time gives the same bits as the first.
+        last_group = (end - want_logits) // sequence.page_size * sequence.page_size
         for stop in self._span_ends(sequence.num_tokens, total - cached):
             span = tokens[done : done + stop - sequence.num_tokens]
             is_last = done + len(span) == total
-            logits = self._span(sequence, span, want_logits and is_last, report)
+            logits = self._span(sequence, span, last_group, want_logits and is_last, report)
             done += len(span)
         for cache in sequence.layers:
             if isinstance(cache, TieredLayer):
@@ -231,14 +235,21 @@ class Engine:
             yield start
 
     def _span(
-        self, sequence: Sequence, tokens: np.ndarray, want_logits: bool, report: Callable[[float], None]
+        self,
+        sequence: Sequence,
+        tokens: np.ndarray,
+        last_group: int,
+        want_logits: bool,
+        report: Callable[[float], None],
     ) -> Tensor | None:
+        """Append `tokens`, layer by layer, in groups of rows that end on the chunk grid or begin at `last_group`."""
         start, count = sequence.num_tokens, len(tokens)
         model = self.model
         named = sequence.name_pages(tokens, PROMPT)
         hidden = model.embed_wide(tokens)
         grid = range((start // self.chunk + 1) * self.chunk, start + count, self.chunk)
-        chunks = list(pairwise([start, *grid, start + count]))
+        inside = {last_group} & set(range(start + 1, start + count))
+        chunks = list(pairwise([start, *sorted({*grid} | inside), start + count]))
         tables = [model.tables(a, b) for a, b in chunks]
         for layer, cache in enumerate(sequence.layers):
             with self.turn():
@@ -253,7 +264,7 @@ class Engine:
                 self._finish(sequence, cache, named, count)
         sequence.commit(tokens, PROMPT, named.chains)
         with self.turn():
-            return model.logits(hidden[:, -1])[0].float() if want_logits else None
+            return model.logits(hidden[:, -1])[0] if want_logits else None
 
     def _finish(self, sequence: Sequence, cache: TieredLayer | SlidingLayer, named: NamedPages, count: int) -> None:
         """A span's `count` tokens are through this layer: publish the pages they fill."""
@@ -316,7 +327,7 @@ class Engine:
             (cache.tokens_read for s in sequences for cache in s.layers if isinstance(cache, TieredLayer)), default=0
         )
         with self.threads.fitted():
-            return model.step_logits(hidden).float()
+            return model.step_logits(hidden)
 
     def _look_ahead(self, sequences: list[Sequence], layer: int, hidden: Tensor, tables: StepTables) -> None:
         """Guess what `layer` will read from the input `[B, hidden]` of the layer below it."""
@@ -380,7 +391,7 @@ class Engine:
                 raise
             named.require_right(sequence)
             sequence.commit(tokens, GENERATED, named.chains)
-            return model.logits(hidden[0]).float()
+            return model.logits(hidden[0])
 
     def _seal(self, sequence: Sequence, named: NamedPages) -> None:
         """All layers have the step's token: publish the page that it filled, if it did."""

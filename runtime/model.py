@@ -26,11 +26,12 @@ import torch
 from torch import Tensor
 
 from .captured import CapturedLayer, Graphs
+from .head import Head
 from .lean_layer import LeanLayer, for_lean, lean_layer
 from .model_files import check_vocabulary, own_modules, read_configuration, transformers_modules
 from .numbers_check import FAMILIES as FAMILIES
 from .numbers_check import reading
-from .products import PRODUCTS
+from .products import PRODUCTS, Product
 from .tokens import load_tokenizer
 from .turns import Turns
 
@@ -96,7 +97,11 @@ class Model:
         if weights != "own" and None in self._lean:
             raise ValueError(f"weights={weights} is for models whose layers are all known; leave it out")
         self.use_graphs(Graphs() if self.device.type == "cuda" else None)
-        self._head = product(self.hf.lm_head.weight, self.hf.lm_head.bias)
+        head = self.hf.lm_head
+        self.logits = Head(self.inner.norm, head, Product(head.weight, head.bias))
+        """Of the last layer's output."""
+        self.step_logits = Head(self.inner.norm, head, product(head.weight, head.bias))
+        """`logits` of a decode step, whose product may be a rounded one."""
         self.weights = weights
 
     def use_graphs(self, graphs: Graphs | None) -> None:
@@ -270,15 +275,6 @@ class Model:
             cos, _ = next(iter(self.rotary(torch.zeros(1, 1, dtype=torch.long, device=self.device), dtype).values()))
             self._identities[dtype] = (torch.ones_like(cos), torch.zeros_like(cos))
         return self._identities[dtype]
-
-    def step_logits(self, hidden: Tensor) -> Tensor:
-        """`logits` of a decode step."""
-        return self._head(self.inner.norm(hidden))
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[B, hidden] -> [B, vocabulary]."""
-        logits: Tensor = self.hf.lm_head(self.inner.norm(hidden.to(self.dtype)))
-        return logits
 
 
 class _Found(Exception):

@@ -32,17 +32,17 @@ class SlidingLayer:
 
     def extend(self, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float) -> Tensor:
         """As `TieredLayer.extend`, with keys more than `window - 1` positions back unseen."""
-        rows, past = q.shape[1], self._count
-        keys = torch.cat([self._buffer[0, :, :past], k], 1)
-        values = torch.cat([self._buffer[1, :, :past], v], 1)
+        rows, held = q.shape[1], self._count
+        keys = torch.cat([self._buffer[0, :, :held], k], 1)
+        values = torch.cat([self._buffer[1, :, :held], v], 1)
+        past = min(held, self.window - 1)  # so that how many more are held changes no bit
         query = torch.arange(past, past + rows, device=q.device).unsqueeze(1)
         key = torch.arange(past + rows, device=q.device).unsqueeze(0)
         seen = (key <= query) & (query - key < self.window)
-        out = F.scaled_dot_product_attention(
-            q.unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0), attn_mask=seen, scale=scale, enable_gqa=True
-        )
-        kept = min(self.keep, past + rows)
-        self.restore(torch.stack([keys[:, past + rows - kept :], values[:, past + rows - kept :]]), start + rows)
+        visible = (keys[:, held - past :].unsqueeze(0), values[:, held - past :].unsqueeze(0))
+        out = F.scaled_dot_product_attention(q.unsqueeze(0), *visible, attn_mask=seen, scale=scale, enable_gqa=True)
+        kept = min(self.keep, held + rows)
+        self.restore(torch.stack([keys[:, held + rows - kept :], values[:, held + rows - kept :]]), start + rows)
         return out[0]
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

@@ -32,12 +32,12 @@ class PlainModel:
     @torch.inference_mode()
     def read(self, tokens: np.ndarray, chosen: dict[int, Tensor] | None = None) -> Tensor:
         """Append tokens; logits after the last, fp32 `[vocabulary]`."""
-        return self.model.logits(self._hidden(tokens, chosen)[-1:])[0].float()
+        return self.model.logits(self._hidden(tokens, chosen)[-1:])[0]
 
     @torch.inference_mode()
     def read_all(self, tokens: np.ndarray, chosen: dict[int, Tensor] | None = None) -> Tensor:
         """Append tokens; logits after each, fp32 `[len(tokens), vocabulary]`."""
-        return self.model.logits(self._hidden(tokens, chosen)).float()
+        return self.model.logits(self._hidden(tokens, chosen))
 
     def _hidden(self, tokens: np.ndarray, chosen: dict[int, Tensor] | None) -> Tensor:
         """Hidden states after the last layer `[len(tokens), hidden]`.
