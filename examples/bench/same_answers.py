@@ -1,4 +1,4 @@
-"""Whether the same greedy question is answered alike on an empty store, again from the stored prompt, and after a restart.
+"""Whether a greedy question is answered alike on an empty store, again from the stored prompt, and after a restart.
 
     python examples/bench/same_answers.py [--before CHECKOUT] [--prompts 100] [--dtype bfloat16] [--out OUT.json]
 
