@@ -12,8 +12,12 @@ TEXTS  := $(VENV)/.texts
 chat: $(READY) $(MODEL)
 	@$(BIN)/stratakv chat --file examples/northanger_abbey.txt $(ARGS)
 
+# One thread each: threads of processes side by side would wait for each other.
+WORKERS ?= 2
+PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
 test: $(READY) $(MODEL)
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 venv: $(READY)
 
@@ -22,7 +26,7 @@ check: $(READY) $(MODEL)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # Processes killed, disks that fill and fail, bits flipped: FAULTS trials of each loop, some ten minutes.
 FAULTS ?= 500
