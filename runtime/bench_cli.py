@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -79,6 +78,7 @@ def bench(
     from .bench.plot import draw
     from .bench.run import run_bench
     from .evaluation import plot as picture
+    from .figures import to_json
 
     if plot is not None:
         picture.check(plot)
@@ -93,7 +93,7 @@ def bench(
         baselines={"all": BASELINES, "none": ()}.get(baselines, _names(baselines)), text=text, trace=trace,
     )  # fmt: skip
     result = run_bench(options, log=lambda line: print(line, file=sys.stderr))
-    line = json.dumps(result, indent=2)
+    line = to_json(result, indent=2)
     if out is not None:
         out.write_text(line + "\n")
     if plot is not None:

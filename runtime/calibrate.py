@@ -7,7 +7,6 @@ are turned to the distance at which the paper scores keys (A2ATS, arXiv 2502.126
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from ..kernels.prefill_attention import prefill_attention
 from ..retrieval.codebook import MAX_CODEWORDS, learn_codebooks, query_metric, score_error
-from ..storage import PageLayout
+from ..storage import PageLayout, clock
 from .documents import read_text_file
 from .evaluation.options import Ticker
 from .identity import model_digests
@@ -75,7 +74,7 @@ def calibrate(
     if out is not None and not out.absolute().parent.is_dir():
         raise ValueError(f"{out}: its folder does not exist")
     words = [read_text_file(path) for path in texts]
-    started = time.perf_counter()
+    started = clock.now()
     where = pick_device(device)
     kind = pick_dtype(dtype, where)
     directory = locate(model, kind, on_convert=on_convert)
@@ -88,7 +87,7 @@ def calibrate(
     path.parent.mkdir(parents=True, exist_ok=True)
     size = Profile(model_digests(directory)[0], layers, notes).save(path)
     return Calibration(
-        path, size, len(layers), notes["tokens"], codewords, time.perf_counter() - started, compared
+        path, size, len(layers), notes["tokens"], codewords, clock.now() - started, compared
     )  # fmt: skip
 
 

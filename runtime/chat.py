@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +25,8 @@ from .config import GenerationConfig
 from .documents import read_text_file
 from .engine import OnProgress
 from .errors import ConversationError
-from .generate import generate
+from .figures import Stopwatch
+from .generate import generate, read_prompt
 from .names import check_name
 from .repetition import CHAT_COPIES
 from .reply import Reply
@@ -59,7 +59,6 @@ class _Draft:
     num_messages: int
     said: list[int]
     """Tokens of the reply that now stands there."""
-    prompt_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +116,7 @@ class Chat:
         text, name = typed.text("the document", text), typed.text("its name", name)
         if not text.strip():
             raise ValueError(f"{name} is empty")
-        started = time.perf_counter()
-        with self.alone():
+        with Stopwatch() as reading, self.alone():
             self.end_reply()
             with self._all_or_nothing():
                 words = self._template.encode_plain(f"Document {name}:\n\n{text.strip()}")
@@ -128,7 +126,7 @@ class Chat:
                 done = engine.prefill(self._sequence, as_array(ids), want_logits=False, on_progress=on_progress)
                 self._unfed, self._draft = [], None
                 self.messages.append({"role": "document", "content": name})
-        return Read(len(ids), done.num_cached, 1000 * (time.perf_counter() - started))
+        return Read(len(ids), done.num_cached, 1000 * reading.seconds)
 
     def send(self, text: str, *, on_progress: OnProgress | None = None, **generation: Any) -> Reply:
         """Ask and wait for the whole reply; generation arguments as in Hugging Face.
@@ -167,25 +165,19 @@ class Chat:
 
     # What a `ReplyStream` does to the conversation, having it to itself (`alone`)
 
-    def _ask(self, text: str, on_progress: OnProgress | None, reply: Reply, started: float) -> _Point:
+    def _ask(self, text: str, on_progress: OnProgress | None, reply: Reply) -> _Point:
         """The message goes in; the reply can begin. Returns the point to which nothing shown leads back."""
         with self._all_or_nothing() as point:
             ids = [*self._opening(), *self._template.encode_plain(text), *self._template.encode(self._turn().after)]
             self._check_fits(len(ids), 1, "the message")
-            before = self._sequence.num_tokens
-            done = self._runtime.engine.prefill(self._sequence, as_array(ids), on_progress=on_progress)
-            assert done.logits is not None
-            reply.timings.prompt_ms = 1000 * (time.perf_counter() - started)
-            reply.timings.prompt_n, reply.timings.cache_n = done.num_computed, before + done.num_cached
-            reply.usage.prompt_tokens = before + len(ids)
-            reply.usage.cached_tokens = before + done.num_cached
+            logits = read_prompt(self._runtime.engine, self._sequence, as_array(ids), reply, on_progress)
             self._unfed = []
             self.messages.append({"role": "user", "content": text})
-            self._draft = _Draft(self._sequence.snapshot(), done.logits, len(self.messages), [], before + len(ids))
+            self._draft = _Draft(self._sequence.snapshot(), logits, len(self.messages), [])
             self.last = reply
         return point
 
-    def _take_back(self, reply: Reply, started: float) -> _Point:
+    def _take_back(self, reply: Reply) -> _Point:
         """The last reply goes; another can begin. Returns the point at which it is back, if need be by computing the
         KV of its text anew with the next turn."""
         draft = self._draft
@@ -195,11 +187,11 @@ class Chat:
         self._runtime.engine.rollback(self._sequence, draft.snapshot)  # from here on there is no way back but `point`
         del self.messages[draft.num_messages :]
         self._unfed, self.last = [], reply
-        reply.usage.prompt_tokens = reply.usage.cached_tokens = reply.timings.cache_n = draft.prompt_tokens
+        reply.note_prompt(self._sequence.num_tokens, self._sequence.num_from_store, 0, 0.0)
         return point
 
-    def pieces(self, reply: Reply, config: GenerationConfig, started: float) -> Iterator[str]:
-        """The reply's text as tokens come; empty where a token adds none."""
+    def pieces(self, reply: Reply, config: GenerationConfig, asked: float) -> Iterator[str]:
+        """The reply's text as tokens come; empty where a token adds none. `asked`: when it was asked for."""
         draft = self._draft
         assert draft is not None
         room = self._runtime.plan.capacity_tokens() - self._sequence.num_tokens
@@ -207,7 +199,7 @@ class Chat:
             config = GenerationConfig.from_kwargs(config, max_repeats=CHAT_COPIES)
         if not 0 < config.max_new_tokens <= room:
             config = GenerationConfig.from_kwargs(config, max_new_tokens=max(1, room))
-        generating = generate(self._runtime.engine, [self._sequence], [draft.logits], [config], [reply], started)
+        generating = generate(self._runtime.engine, [self._sequence], [draft.logits], [config], [reply], asked)
         return (piece for _, piece in generating)
 
     def say(self, text: str) -> None:

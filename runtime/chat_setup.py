@@ -17,7 +17,7 @@ from .terminal import printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from .chat import Chat
+    from .chat import Chat, Read
     from .engine import OnProgress
     from .engine import Progress as Step
     from .runtime import Runtime
@@ -105,7 +105,7 @@ def say_converting(name: str, console: Console) -> None:
         console.print(f"converting {printable(name)} once; later starts skip this", style="dim")
 
 
-def read(chat: Chat, document: Document, console: Console) -> None:
+def read(chat: Chat, document: Document, console: Console) -> Read:
     """A document joins the conversation, with a bar while it does."""
     name = printable(document.name)
     with progress_bar(console, f"reading {name}") as step:
@@ -114,6 +114,7 @@ def read(chat: Chat, document: Document, console: Console) -> None:
         console.print(
             f"{name}: {done.tokens} tokens, {done.cached} of them from the store, {done.ms / 1000:.1f} s", style="dim"
         )
+    return done
 
 
 @contextmanager

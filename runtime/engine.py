@@ -14,10 +14,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -27,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ..retrieval import Index, split_spec
-from ..storage import TieredStore
+from ..storage import TieredStore, clock
 from .config import KVConfig
 from .interrupt import Interrupts
 from .layer_cache import TieredLayer
@@ -199,7 +198,7 @@ class Engine:
     def _prefill(
         self, sequence: Sequence, tokens: np.ndarray, want_logits: bool, reuse: bool, on_progress: OnProgress | None
     ) -> Prefilled:
-        started, total, cached = time.perf_counter(), len(tokens), 0
+        started, total, cached = clock.now(), len(tokens), 0
         if reuse:
             with self.turn():
                 cached = self.prefixes.adopt(sequence, tokens, want_logits=want_logits)
@@ -208,7 +207,7 @@ class Engine:
         def report(share: float) -> None:
             if on_progress is not None:
                 processed = done + int(share * len(span))
-                on_progress(Progress(total, cached, processed, time.perf_counter() - started))
+                on_progress(Progress(total, cached, processed, clock.now() - started))
 
         end = sequence.num_tokens + total - cached
         # Who reads the same prompt again adopts its pages and computes the rows after them, at least the last one. The
@@ -225,6 +224,8 @@ class Engine:
                     cache.index_sealed()
         with self.turn():
             self.prefixes.leave_state(sequence, total - cached)
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)  # callers tell how long it took: all of it
         return Prefilled(logits, cached, total - cached)
 
     def _span_ends(self, start: int, count: int) -> Iterator[int]:
@@ -282,10 +283,15 @@ class Engine:
     # Decode
 
     @torch.inference_mode()
-    def decode(self, sequences: list[Sequence], tokens: list[int]) -> Tensor:
+    def decode(
+        self, sequences: list[Sequence], tokens: list[int], *, within: AbstractContextManager[object] | None = None
+    ) -> Tensor:
         """One step for several sequences of any lengths: append a token each, return their logits.
 
         An exception or Ctrl-C leaves every sequence as it was.
+
+        Args:
+            within: entered once the model's turn has come, so that a stopwatch counts no waiting for other threads.
 
         Returns:
             fp32 `[len(sequences), vocabulary]`.
@@ -294,7 +300,7 @@ class Engine:
             CapacityError: the tiers are full.
             ConversationError: called from a callback of another call.
         """
-        with self.turn():
+        with self.turn(), within or nullcontext():
             return self._step(sequences, tokens)
 
     def _step(self, sequences: list[Sequence], tokens: list[int]) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -72,6 +71,7 @@ def evaluation(
     from .evaluation.options import Options
     from .evaluation.progress import Bar
     from .evaluation.run import DEFAULT_SAMPLES, evaluate
+    from .figures import to_json
 
     check_outputs(out, plot)
     if plot is not None:
@@ -83,11 +83,11 @@ def evaluation(
             options=options, texts=texts, kv_dir=kv_dir, question_sparse=not exact_question, ticker=bar,
         )  # fmt: skip
     if out is not None:
-        out.write_text(json.dumps(result, indent=1) + "\n")
+        out.write_text(to_json(result, indent=1) + "\n")
     if plot is not None:
         picture.draw(result, plot)
     if as_json:
-        print(json.dumps(result, indent=1))
+        print(to_json(result, indent=1))
     else:
         from .evaluation.report import show
 

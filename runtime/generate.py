@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
+from ..storage import clock
 from .config import GenerationConfig
-from .engine import Engine
+from .engine import Engine, OnProgress
+from .figures import Stopwatch
 from .repetition import Repetition
 from .reply import Reply
 from .sampling import Sampler
@@ -65,7 +67,6 @@ class _Job:
         token = self.sampler.choose(logits, self.sequence.tokens)
         self.reply.tokens.append(token)
         self.reply.usage.completion_tokens += 1
-        self.reply.timings.predicted_n += 1
         if token in self.eos:
             return self._finish("eos", self.stream.rest())
         text = self.stream.push(token)
@@ -84,34 +85,52 @@ class _Job:
         return text
 
 
+def read_prompt(
+    engine: Engine, sequence: Sequence, tokens: np.ndarray, reply: Reply, on_progress: OnProgress | None = None
+) -> Tensor:
+    """Append the prompt that `reply` answers, and note what that took. Returns the logits of its last token.
+
+    Raises as `Engine.prefill`.
+    """
+    with Stopwatch() as reading:
+        done = engine.prefill(sequence, tokens, on_progress=on_progress)
+    assert done.logits is not None
+    reply.note_prompt(sequence.num_tokens, sequence.num_from_store, done.num_computed, reading.seconds)
+    return done.logits
+
+
 def generate(
     engine: Engine, sequences: list[Sequence], logits: list[Tensor], configs: list[GenerationConfig],
-    replies: list[Reply], started: float,
+    replies: list[Reply], asked: float,
 ) -> Iterator[tuple[int, str]]:  # fmt: skip
     """Decode until every sequence is done; yields (which, text piece) for every token: the text that has become
     certain, which may be none.
 
     The last token of a finished reply is not yet in its sequence: whoever continues it feeds it.
 
+    A step is the whole batch's, from feeding it a token each to having chosen the next ones. Each reply is told the
+    time of the steps that it took part in; whoever reads the pieces can take as long as they like.
+
     Args:
         logits: of each sequence's last token, fp32 `[vocabulary]`.
-        started: `time.perf_counter()` when the request arrived, for TTFT.
+        asked: `clock.now()` when the request arrived, for the time to the first token.
     """
     jobs = [_Job(engine, *job) for job in zip(sequences, configs, replies, strict=True)]
-    begun = time.perf_counter()
-    rows = list(logits)
-    active = list(range(len(jobs)))
-    while active:
+    rows = dict(enumerate(logits))
+    texts = {i: jobs[i].take(row) for i, row in rows.items()}
+    for job in jobs:
+        job.reply.timings.note_first(clock.now() - asked)
+    while True:
+        yield from texts.items()
+        active = [i for i in rows if not jobs[i].done]
+        if not active:
+            return
+        step = Stopwatch()
+        new = engine.decode(
+            [jobs[i].sequence for i in active], [jobs[i].reply.tokens[-1] for i in active], within=step
+        )  # fmt: skip
+        rows = dict(zip(active, new, strict=True))
+        with step:
+            texts = {i: jobs[i].take(row) for i, row in rows.items()}
         for i in active:
-            job = jobs[i]
-            text = job.take(rows[i])
-            if len(job.reply.tokens) == 1:
-                job.reply.timings.ttft_ms = 1000 * (time.perf_counter() - started)
-            yield i, text
-        active = [i for i in active if not jobs[i].done]
-        if active:
-            new = engine.decode([jobs[i].sequence for i in active], [jobs[i].reply.tokens[-1] for i in active])
-            for i, row in zip(active, new, strict=True):
-                rows[i] = row
-        for job in jobs:
-            job.reply.timings.predicted_ms = 1000 * (time.perf_counter() - begun)
+            jobs[i].reply.timings.note_step(step.seconds)

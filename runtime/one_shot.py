@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .chat_setup import Options, check_session, check_text, load, prepare, progress_bar, read, say_converting
 from .cli_errors import say, with_flags
 from .documents import Document, text_of
+from .figures import Stopwatch, to_json
 from .reply import REPEATS
 from .terminal import make_console, shown
 
 if TYPE_CHECKING:
-    from .chat import Chat
+    from .chat import Chat, Read
     from .runtime import Runtime
 
 
@@ -25,15 +26,15 @@ def one_shot(options: Options, prompt: str, as_json: bool) -> None:
         raise ValueError("the prompt is empty")
     documents = prepare(options)
     check_session(options)
-    runtime, chat = load(options, lambda name: say_converting(name, console))
+    with Stopwatch() as loading:
+        runtime, chat = load(options, lambda name: say_converting(name, console))
     with runtime:
         if options.late is not None and (text := text_of(options.late(), "stdin")).strip():
             documents.append(Document("stdin", text))
-        for document in documents:
-            read(chat, document, console)
+        done = [read(chat, document, console) for document in documents]
         _answer(chat, prompt, as_json, console)
         if as_json:  # before anything that may fail: the answer is there
-            print(json.dumps(_as_json(runtime, chat)), flush=True)
+            print(to_json(_result(runtime, chat, done, loading.seconds)), flush=True)
         if options.save is not None:
             chat.save(options.save)
 
@@ -53,14 +54,22 @@ def _answer(chat: Chat, prompt: str, as_json: bool, console: Any) -> None:
             say(with_flags(f"{REPEATS}; max_repeats=0 lets it go on"))
 
 
-def _as_json(runtime: Runtime, chat: Chat) -> dict[str, Any]:
+def _result(runtime: Runtime, chat: Chat, documents: list[Read], load_s: float) -> dict[str, Any]:
+    """The prompt of a command is its documents and its question: whoever asked waited for both."""
     reply, stats = chat.last, runtime.stats()
-    usage = reply.usage
+    usage, timings = reply.usage, reply.timings
+    tokens, cached, ms = (sum(getattr(done, name) for done in documents) for name in ("tokens", "cached", "ms"))
+    timings = replace(timings, prompt_n=timings.prompt_n + tokens - cached, prompt_ms=timings.prompt_ms + ms)
+    timings.cache_n = usage.prompt_tokens - timings.prompt_n
+    if timings.ttft_ms is not None:
+        timings.ttft_ms += ms
     return {
         "text": reply.text,
         "finish_reason": reply.finish_reason,
+        "documents": {"tokens": tokens, "cached": cached, "ms": ms},
         "usage": {name: getattr(usage, name) for name in ("prompt_tokens", "cached_tokens", "completion_tokens")},
-        "timings": reply.timings.as_dict(),
+        "timings": timings.as_dict(),
+        "load_ms": 1000 * load_s,
         "tiers": stats.pop("tiers"),
         "stats": stats,
     }

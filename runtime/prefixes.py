@@ -53,7 +53,7 @@ class StoredPrefixes:
             sequence.rollback(snapshot)
             raise
         covered = known * size - tail
-        sequence.commit(tokens[:covered], PROMPT, chains[:known])
+        sequence.commit(tokens[:covered], PROMPT, chains[:known], from_store=True)
         return covered
 
     def _reusable(self, sequence: Sequence, chains: list[bytes]) -> tuple[int, dict[str, Tensor]]:

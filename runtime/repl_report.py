@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from .config import GenerationConfig
+from .figures import Stopwatch, shown
 from .reply import REPEATS
 from .terminal import printable
 
@@ -27,7 +27,7 @@ def status(runtime: Runtime, chat: Chat) -> str:
     ended = f" · {REPEATS}; /set max_repeats 0 lets it go on" if last.finish_reason == "repeats" else ""
     return (
         f"{chat.num_tokens} tokens in context · {tiers} · "
-        f"{last.timings.predicted_per_second:.1f} tok/s · hit rate {stats['hit_rate']:.0%}{ended}"
+        f"{shown(last.timings.steps_per_second, '.1f')} tok/s · hit rate {shown(stats['hit_rate'], '.0%')}{ended}"
     )
 
 
@@ -45,7 +45,7 @@ def stats(console: Console, runtime: Runtime, chat: Chat) -> None:
     if found["codec"] == "adaptive":
         console.print(f"{found['int4_share']:.0%} of new pages are written to disk as int4")
     console.print(
-        f"hit rate {found['hit_rate']:.1%}, stalled {found['stall_s']:.2f} s, "
+        f"hit rate {shown(found['hit_rate'], '.1%')}, stalled {found['stall_s']:.2f} s, "
         f"{found['tokens_read']} tokens read per head at the last step"
     )
     console.print(status(runtime, chat))
@@ -71,6 +71,6 @@ def settings(config: GenerationConfig) -> str:
 
 def timed(work: Callable[[], object]) -> float:
     """Seconds it takes."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+    with Stopwatch() as watch:
+        work()
+    return watch.seconds

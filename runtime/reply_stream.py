@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from ..storage import clock
 from .config import GenerationConfig
 from .reply import Reply
 from .sequence import Snapshot
@@ -27,12 +27,12 @@ class ReplyStream(Iterator[str]):
     nothing, the conversation is as it was before.
 
     Args:
-        begin: brings the conversation to where the reply begins, given the reply and when it was asked for
-            (`time.perf_counter`); returns the point to go back to.
+        begin: brings the conversation to where the reply begins, given the reply; returns the point to go back to.
     """
 
-    def __init__(self, chat: Chat, begin: Callable[[Reply, float], Any], config: GenerationConfig) -> None:
+    def __init__(self, chat: Chat, begin: Callable[[Reply], Any], config: GenerationConfig) -> None:
         self.reply = Reply()
+        self._asked: float | None = None
         self._chat, self._begin, self._config = chat, begin, config
         self._pieces: Iterator[str] | None = None
         self._point: Any = None
@@ -43,6 +43,7 @@ class ReplyStream(Iterator[str]):
     def __next__(self) -> str:
         """The next piece, never empty. Raises StopIteration at the end, and as `Chat.stream` says."""
         before, piece = self._shown, None
+        self._note_asked()
         try:
             with self._chat.alone():
                 before = self._shown
@@ -61,6 +62,7 @@ class ReplyStream(Iterator[str]):
     def whole(self) -> Reply:
         """The reply once it is complete; nobody reads it before. An exception takes the message back."""
         point = None
+        self._note_asked()
         try:
             with self._chat.alone():
                 while (piece := self._next_piece()) is not None:
@@ -95,14 +97,19 @@ class ReplyStream(Iterator[str]):
                 self.reply.text = ""
         self._leave()
 
+    def _note_asked(self) -> None:
+        """Somebody begins to wait, first of all for the conversation, which another thread may have."""
+        if self._asked is None:
+            self._asked = clock.now()
+
     def _next_piece(self) -> str | None:
         """None at the end."""
         chat = self._chat
         if self._pieces is None:
+            assert self._asked is not None
             chat.end_reply()
-            started = time.perf_counter()
-            self._point = self._begin(self.reply, started)
-            self._pieces, chat.open_reply = chat.pieces(self.reply, self._config, started), self
+            self._point = self._begin(self.reply)
+            self._pieces, chat.open_reply = chat.pieces(self.reply, self._config, self._asked), self
         while True:
             chat.check_interrupts()
             piece = next(self._pieces, None)

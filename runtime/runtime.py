@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,14 +12,14 @@ from typing import Any
 
 import torch
 
-from ..storage import Arena, DiskTier, PageLayout, TieredStore
+from ..storage import Arena, DiskTier, PageLayout, TieredStore, clock
 from ..storage.compression import is_lossy
 from . import session, typed
 from .chat import Chat
 from .config import GenerationConfig, KVConfig
 from .engine import Engine
 from .errors import DoesNotFitError, WrongTypeError
-from .generate import generate
+from .generate import generate, read_prompt
 from .home import find_home
 from .identity import former_identity, gguf_digest, identity_of
 from .indexes import make_indexes
@@ -178,6 +177,7 @@ class Runtime:
             WrongTypeError: a prompt is no text, or a generation argument is of another type.
             DoesNotFitError: together they exceed the tiers, or one exceeds the model's window.
         """
+        asked = clock.now()
         config = GenerationConfig.from_kwargs(**generation)
         if not isinstance(prompts, str) and (isinstance(prompts, bytes | dict) or not isinstance(prompts, Iterable)):
             raise WrongTypeError(f"prompts is a text or a list of texts, not {prompts!r}")
@@ -191,20 +191,13 @@ class Runtime:
         if not ids:
             return []
         config = self._within_room(config, [len(prompt) for prompt in ids])
-        started = time.perf_counter()
         sequences: list[Sequence] = []
         replies, logits = [Reply() for _ in ids], []
         try:
             for prompt, reply in zip(ids, replies, strict=True):
                 sequences.append(self.engine.new_sequence())
-                begun = time.perf_counter()
-                done = self.engine.prefill(sequences[-1], as_array(prompt))
-                assert done.logits is not None
-                logits.append(done.logits)
-                reply.usage.prompt_tokens, reply.usage.cached_tokens = len(prompt), done.num_cached
-                reply.timings.prompt_n, reply.timings.cache_n = done.num_computed, done.num_cached
-                reply.timings.prompt_ms = 1000 * (time.perf_counter() - begun)
-            for _ in generate(self.engine, sequences, logits, config.of_batch(len(ids)), replies, started):
+                logits.append(read_prompt(self.engine, sequences[-1], as_array(prompt), reply))
+            for _ in generate(self.engine, sequences, logits, config.of_batch(len(ids)), replies, asked):
                 pass
         finally:
             for sequence in sequences:

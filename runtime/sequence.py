@@ -61,7 +61,7 @@ class Sequence:
     """Append-only: tokens are added at the end or dropped from it, never re-rendered.
 
     `origins` tells prompt tokens from generated ones: pages with generated tokens are salted with
-    the retrieval settings, because their KV depends on them.
+    the retrieval settings, because their KV depends on them. `num_from_store` is for people's eyes: it decides nothing.
     """
 
     def __init__(self, layers: list[TieredLayer | SlidingLayer], page_size: int, salt: bytes) -> None:
@@ -69,6 +69,7 @@ class Sequence:
         self.chains: list[bytes] = []
         self._tokens = np.empty(1024, dtype=np.uint32)
         self._origins = np.empty(1024, dtype=np.uint8)
+        self._from_store = np.empty(1024, dtype=np.bool_)
         self.num_tokens = 0
 
     @property
@@ -81,6 +82,11 @@ class Sequence:
         return self._origins[: self.num_tokens]
 
     @property
+    def num_from_store(self) -> int:
+        """Tokens whose KV the store had when they joined, and that were not computed here."""
+        return int(self._from_store[: self.num_tokens].sum())
+
+    @property
     def num_sealed(self) -> int:
         return len(self.chains) * self.page_size
 
@@ -88,13 +94,15 @@ class Sequence:
     def tail_len(self) -> int:
         return self.num_tokens - self.num_sealed
 
-    def log(self, tokens: np.ndarray, origin: int) -> None:
+    def log(self, tokens: np.ndarray, origin: int, *, from_store: bool = False) -> None:
         needed = self.num_tokens + len(tokens)
         while needed > len(self._tokens):
             self._tokens = np.concatenate([self._tokens, np.empty_like(self._tokens)])
             self._origins = np.concatenate([self._origins, np.empty_like(self._origins)])
+            self._from_store = np.concatenate([self._from_store, np.empty_like(self._from_store)])
         self._tokens[self.num_tokens : needed] = tokens
         self._origins[self.num_tokens : needed] = origin
+        self._from_store[self.num_tokens : needed] = from_store
         self.num_tokens = needed
 
     def name_pages(self, tokens: np.ndarray, origin: int) -> NamedPages:
@@ -110,9 +118,9 @@ class Sequence:
         previous = self.chains[-1] if self.chains else ROOT
         return NamedPages(len(self.chains), length, previous, _chained(previous, pages, salts), pages, salts)
 
-    def commit(self, tokens: np.ndarray, origin: int, chains: list[bytes]) -> None:
+    def commit(self, tokens: np.ndarray, origin: int, chains: list[bytes], *, from_store: bool = False) -> None:
         """`tokens` are in every layer, and have filled the pages named `chains`."""
-        self.log(tokens, origin)
+        self.log(tokens, origin, from_store=from_store)
         self.chains += chains
 
     def snapshot(self) -> Snapshot:
@@ -138,6 +146,7 @@ class Sequence:
         self.chains = list(other.chains)
         self.log(other.tokens, PROMPT)
         self._origins[: self.num_tokens] = other.origins
+        self._from_store[: self.num_tokens] = other._from_store[: self.num_tokens]
 
     def close(self) -> None:
         """Give up all pages. They stay in the store as cache."""

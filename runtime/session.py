@@ -241,7 +241,7 @@ def _fill(
             engine.prefill(sequence, tokens[kept:], want_logits=False)
         except CapacityError as error:
             raise SessionError(f"the session's missing pages cannot be computed again: {error}") from error
-    return total - kept
+    return total - sequence.num_from_store
 
 
 def _take_over(
@@ -263,7 +263,7 @@ def _take_over(
         else:
             cache.adopt(chains, pages)
             cache.set_tail(parts["tail"])
-    sequence.commit(tokens, PROMPT, chains)
+    sequence.commit(tokens, PROMPT, chains, from_store=True)
 
 
 def _adopt(sequence: Sequence, tokens: np.ndarray, chains: list[bytes]) -> int:
@@ -272,7 +272,7 @@ def _adopt(sequence: Sequence, tokens: np.ndarray, chains: list[bytes]) -> int:
     for cache in sequence.layers:
         if chains and isinstance(cache, TieredLayer):
             cache.adopt(chains, tokens[:kept].reshape(-1, sequence.page_size))
-    sequence.commit(tokens[:kept], PROMPT, chains)
+    sequence.commit(tokens[:kept], PROMPT, chains, from_store=True)
     return kept
 
 

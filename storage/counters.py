@@ -44,14 +44,31 @@ class Counters:
             for name, amount in amounts.items():
                 setattr(self, name, getattr(self, name) + amount)
 
+    def since(self, before: Counters) -> Counters:
+        """What was counted after `before`, an earlier copy."""
+        earlier = asdict(before)
+        return Counters(**{name: count - earlier[name] for name, count in asdict(self).items()})
+
     @property
     def reads(self) -> int:
         return self.gpu_reads + self.host_reads + self.disk_reads
 
     @property
-    def hit_rate(self) -> float:
-        """Share of page reads that needed no disk."""
-        return 1.0 - self.disk_reads / self.reads if self.reads else 1.0
+    def hit_rate(self) -> float | None:
+        """Share of page reads that needed no disk; None where nothing was read."""
+        return 1.0 - self.disk_reads / self.reads if self.reads else None
+
+    @property
+    def device_hit_rate(self) -> float | None:
+        """Share of page reads that the device pool served; None where nothing was read."""
+        return self.gpu_reads / self.reads if self.reads else None
+
+    @property
+    def row_hit_rate(self) -> float | None:
+        """Share of the units looked for in a row cache that were there; None where none was looked for."""
+        units = self.row_hits + self.row_misses
+        return self.row_hits / units if units else None
 
     def as_dict(self) -> dict[str, int | float]:
-        return {**asdict(self), "hit_rate": self.hit_rate}
+        """What was counted, without the shares of it: those of a while are `since`'s."""
+        return asdict(self)

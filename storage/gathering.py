@@ -10,11 +10,10 @@ copied under the lock: it is memory bandwidth, and the device's order of work ne
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import torch
 
+from . import clock
 from .links import Link, Transfer
 from .loading import Loader, Ticket
 from .residency import Residency
@@ -52,7 +51,7 @@ class Gatherer:
         if not ticket.is_ahead:
             self._count_reads(ticket)
         self._loader.finish(ticket)
-        started = time.perf_counter()
+        started = clock.now()
         with self._link.sending() if ticket.is_ahead else self._link.moving() as transfer, self._residency.lock:
             self._residency.note_read(ticket.pids)
             if self._residency.gpu is not None and promote and not ticket.failures:
@@ -62,7 +61,7 @@ class Gatherer:
         if pending.any():
             self._copy_staged(ticket, pending, ticket.pids[pages], parts_of, parts, out)
         if not ticket.is_ahead and (transfer.num_bytes or pending.any()):
-            counters.add(stall_s=time.perf_counter() - started)
+            counters.add(stall_s=clock.now() - started)
         self._loader.report(ticket)
 
     def _count_reads(self, ticket: Ticket) -> None:

@@ -10,13 +10,13 @@ Waiting    Room may have to be waited for, which gives up the lock. So what was 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from . import clock
 from .arena import Arena
 from .errors import CapacityError
 from .loading import Loader
@@ -132,7 +132,7 @@ class Intake:
 
     def _room(self, arena: Arena, count: int, layer: int) -> np.ndarray:
         """1 to `count` slots, waiting for what ends by itself: the writer, and other threads' gathers."""
-        started, tried = time.perf_counter(), False
+        started, tried = clock.now(), False
         while not len(slots := self._residency.take_or_evict(arena, count, layer, force=True)):
             if self._writing.disk_error and not tried:
                 tried = True
@@ -141,8 +141,8 @@ class Intake:
             if not (self._writing.is_busy or self._residency.num_passing):
                 raise CapacityError(self._full_message(arena))
             self._residency.lock.wait()
-            self._counters.add(stall_s=time.perf_counter() - started)
-            started = time.perf_counter()
+            self._counters.add(stall_s=clock.now() - started)
+            started = clock.now()
         return slots
 
     def _full_message(self, arena: Arena) -> str:

@@ -27,13 +27,13 @@ Room        pages beyond the host's room (`Ticket.beyond`) are read in rounds th
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
+from . import clock
 from .arena import FILLING, Arena
 from .compression import Compression
 from .disk_tier import DiskTier
@@ -104,10 +104,10 @@ class Loader:
         """Read what is missing; all but `beyond` and `failures` is then leased in memory."""
         if not len(ticket.slots):
             return
-        started = time.perf_counter()
+        started = clock.now()
         self._bring(ticket)
         if not ticket.is_ahead:
-            self._residency.counters.add(stall_s=time.perf_counter() - started)
+            self._residency.counters.add(stall_s=clock.now() - started)
 
     def _bring(self, ticket: Ticket) -> None:
         while len(ticket.slots):

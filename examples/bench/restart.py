@@ -42,6 +42,7 @@ def child(role: str, store: str) -> None:
             found |= {"document_tokens": read.tokens, "cached": read.cached, "read_s": read.ms / 1000}
         found["load_s"] = time.perf_counter() - started
         reply = chat.send(QUESTION, max_new_tokens=64, ignore_eos=True)
+        assert reply.timings.ttft_ms is not None
         found |= {"tokens": reply.tokens, "text": reply.text, "question_ttft_s": reply.timings.ttft_ms / 1000}
         found |= {"prompt_n": reply.timings.prompt_n, "cache_n": reply.timings.cache_n}
         runtime.store.flush()

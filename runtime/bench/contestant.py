@@ -14,12 +14,13 @@ repeating themselves. The likeliest token is computed all the same: without it t
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from ..figures import Stopwatch, per_second
 
 WARM_UP = 4
 """Steps at the beginning of a turn that are not timed."""
@@ -48,20 +49,22 @@ class Turn:
     def decode_s(self) -> float:
         return sum(self.step_s)
 
-    @property
-    def tpot_ms(self) -> float:
-        """The median step."""
-        return 1000 * float(np.median(self.step_s))
-
     def result(self) -> dict[str, Any]:
         return {
             "ttft_s": self.ttft_s,
             "steps": len(self.step_s),
-            "tpot_ms_p50": self.tpot_ms,
-            "tpot_ms_p90": 1000 * float(np.percentile(self.step_s, 90)),
-            "tokens_per_s": self.batch * len(self.step_s) / self.decode_s,
+            "tpot_ms_p50": _percentile_ms(self.step_s, 50),
+            "tpot_ms_p90": _percentile_ms(self.step_s, 90),
+            "tokens_per_s": per_second(self.batch * len(self.step_s), self.decode_s),
             **self.facts,
         }
+
+
+def _percentile_ms(seconds: list[float], percent: float) -> float | None:
+    """Of times in seconds. One time has a middle and no spread: None."""
+    if not seconds or (len(seconds) == 1 and percent != 50):
+        return None
+    return 1000 * float(np.percentile(seconds, percent))
 
 
 def block_sizes(steps: int) -> list[tuple[int, int]]:
@@ -96,9 +99,9 @@ class Contestant(ABC):
         if random_kv:
             self.fill(prompts)
             return
-        started = time.perf_counter()
-        self.extend(prompts)
-        turn.ttft_s = time.perf_counter() - started
+        with Stopwatch() as watch:
+            self.extend(prompts)
+        turn.ttft_s = watch.seconds
 
     def take_block(self, steps: list[list[int]], untimed: int) -> None:
         """Decode `steps`, a token for every sequence each; the first `untimed` are in nobody's times."""
@@ -107,9 +110,9 @@ class Contestant(ABC):
             self.decode(tokens)
         self.on_block()
         for tokens in steps[untimed:]:
-            started = time.perf_counter()
-            self.decode(tokens)
-            times.append(time.perf_counter() - started)
+            with Stopwatch() as step:
+                self.decode(tokens)
+            times.append(step.seconds)
             self.on_step()
         self.on_block_end()
 

@@ -6,7 +6,6 @@ import os
 import platform
 import tempfile
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 
 import psutil
 import torch
+
+from ..figures import Stopwatch
 
 _REPEATS = 5
 _MEMORY_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
@@ -143,6 +144,6 @@ def _best(work: Callable[[], object], device: torch.device) -> float:
 
 
 def _timed(work: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+    with Stopwatch() as watch:
+        work()
+    return watch.seconds

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ...storage import Counters
+from ..figures import ratio
 from ..layer_cache import TieredLayer
 from ..runtime import Runtime
 from ..sequence import Sequence
@@ -45,8 +47,8 @@ class Ours(Contestant):
             self.runtime: Runtime = runtime
             self.sequences = [runtime.engine.new_sequence() for _ in range(batch)]
             self._exit = stack.pop_all()
-        self._before: dict[str, float] = {}
-        self._moved: dict[str, float] = {}
+        self._before, self._moved = Counters(), Counters()
+        self._busy_before = self._busy_s = 0.0
         self._kv_bytes: list[int] = []
 
     def extend(self, prompts: np.ndarray) -> None:
@@ -66,42 +68,40 @@ class Ours(Contestant):
 
     def begin_turn(self, prompts: np.ndarray, *, random_kv: bool) -> None:
         super().begin_turn(prompts, random_kv=random_kv)
-        self._moved, self._kv_bytes = dict.fromkeys(self._counters(), 0), []
+        self._moved, self._busy_s, self._kv_bytes = Counters(), 0.0, []
 
     def on_block(self) -> None:
-        self._before = self._counters()
+        store = self.runtime.store
+        self._before, self._busy_before = replace(store.counters), store.links.busy_s
 
     def on_step(self) -> None:
         read = sum(cache.tokens_read for cache in _tiered(self.sequences))
         self._kv_bytes.append(read * self.runtime.store.layout.token_bytes)
 
     def on_block_end(self) -> None:
-        for name, count in self._counters().items():
-            self._moved[name] += count - self._before[name]
+        store = self.runtime.store
+        self._moved.add(**store.counters.since(self._before).as_dict())
+        self._busy_s += store.links.busy_s - self._busy_before
 
     def facts(self, turn: Turn) -> dict[str, Any]:
-        moved = self._moved
-        steps, reads = len(turn.step_s), moved["gpu_reads"] + moved["host_reads"] + moved["disk_reads"]
-        kv = float(np.mean(self._kv_bytes))
+        moved, steps = self._moved, len(turn.step_s)
+        counters = {**moved.as_dict(), "transfer_s": self._busy_s}
         traffic = Traffic(
-            weights=self._subject.read_per_step(self.runtime.model.dtype), kv=kv,
-            link=moved["host_to_gpu_bytes"] / steps, disk=moved["disk_to_host_bytes"] / steps,
+            weights=self._subject.read_per_step(self.runtime.model.dtype), kv=float(np.mean(self._kv_bytes)),
+            link=moved.host_to_gpu_bytes / steps, disk=moved.disk_to_host_bytes / steps,
         )  # fmt: skip
+        waited = ratio(moved.stall_s, self._busy_s)
         return {
             "tokens_read": self.runtime.engine.tokens_read,
-            "counters": moved,
-            "bytes_per_step": {name: moved[name] / steps for name in moved if name.endswith("_bytes")},
-            "hit_rate": 1 - moved["disk_reads"] / reads if reads else 1.0,
-            "device_hit_rate": moved["gpu_reads"] / reads if reads and self.runtime.store.gpu is not None else None,
-            "row_hit_rate": moved["row_hits"] / rows if (rows := _rows(moved)) else None,
-            "stall_share": moved["stall_s"] / turn.decode_s,
-            "hidden_share": 1 - moved["stall_s"] / moved["transfer_s"] if moved["transfer_s"] else None,
+            "counters": counters,
+            "bytes_per_step": {name: counters[name] / steps for name in counters if name.endswith("_bytes")},
+            "hit_rate": moved.hit_rate,
+            "device_hit_rate": None if self.runtime.store.gpu is None else moved.device_hit_rate,
+            "row_hit_rate": moved.row_hit_rate,
+            "stall_share": ratio(moved.stall_s, turn.decode_s),
+            "hidden_share": None if waited is None else max(0.0, 1 - waited),
             "roofline": traffic.against(self._bandwidths, turn.decode_s / steps),
         }
-
-    def _counters(self) -> dict[str, float]:
-        store = self.runtime.store
-        return {**asdict(store.counters), "transfer_s": store.links.busy_s}
 
     def summary(self) -> dict[str, Any]:
         engine = self.runtime.engine
@@ -115,11 +115,6 @@ class Ours(Contestant):
 
 
 _MARKS = {"auto": "", "on": "prefetch", "off": "no prefetch"}
-
-
-def _rows(moved: dict[str, float]) -> float:
-    """Rows that were looked for in a row cache, where the store has one."""
-    return moved.get("row_hits", 0) + moved.get("row_misses", 0)
 
 
 def check_room(runtime: Runtime, options: Options, batch: int, tokens: int) -> None:

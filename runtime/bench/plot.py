@@ -1,4 +1,4 @@
-"""A result as one picture: time per token over context, and what a step of ours moves."""
+"""A result as one picture: time per step over context, and what a step of ours moves."""
 
 from __future__ import annotations
 
@@ -22,14 +22,12 @@ def draw(result: dict[str, Any], path: Path) -> None:
         here = [(row["context"], one["first_turn"]) for row, one in _of(rows, name, batch)]
         style = {"label": f"{name}, batch {batch}", "marker": _MARKERS[place % len(_MARKERS)], **_style(lines, place)}
         times.plot([c for c, _ in here], [turn["tpot_ms_p50"] for _, turn in here], **style)
-        times.vlines(
-            [c for c, _ in here], [turn["tpot_ms_p50"] for _, turn in here], [turn["tpot_ms_p90"] for _, turn in here],
-            color=style["color"], alpha=0.4,
-        )  # fmt: skip
+        spread = [(c, turn["tpot_ms_p50"], turn["tpot_ms_p90"]) for c, turn in here if turn["tpot_ms_p90"] is not None]
+        times.vlines(*(zip(*spread, strict=True) if spread else ([], [], [])), color=style["color"], alpha=0.4)
         if "bytes_per_step" in here[0][1]:
             moved.plot([c for c, _ in here], [_crossing(turn) for _, turn in here], **style)
     contexts = sorted({row["context"] for row in rows})
-    for axes, what in ((times, "ms per token (p50; bars up to p90)"), (moved, "MB crossing tier edges per step")):
+    for axes, what in ((times, "ms per step (p50; bars up to p90)"), (moved, "MB crossing tier edges per step")):
         axes.set_xscale("log", base=2)
         axes.set_xticks(contexts, [f"{c:,}" for c in contexts], rotation=30)
         axes.set_xlabel("context, tokens")

@@ -5,30 +5,36 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ..figures import shown
+
 
 def crossovers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each of ours against each baseline and batch: the context from which on ours took less time per token at
-    every measured length, or None."""
+    """For each of ours against each baseline and batch: the context from which on ours took less time per step at
+    every measured length, or None. Where one step is all that was timed nobody is ahead: those lengths are undecided,
+    and so is the verdict."""
     found = []
     for batch in dict.fromkeys(row["batch"] for row in rows):
-        times = _times([row for row in rows if row["batch"] == batch])
-        for ours in (name for name in times if name.startswith("stratakv")):
-            for other in (name for name in times if not name.startswith("stratakv")):
-                shared = sorted(times[ours].keys() & times[other].keys())
+        turns = _turns([row for row in rows if row["batch"] == batch])
+        for ours in (name for name in turns if name.startswith("stratakv")):
+            for other in (name for name in turns if not name.startswith("stratakv")):
+                shared = sorted(turns[ours].keys() & turns[other].keys())
+                pairs = [(turns[ours][context], turns[other][context]) for context in shared]
+                undecided = [c for c, pair in zip(shared, pairs, strict=True) if 1 in (t.get("steps") for t in pair)]
+                ahead = [mine["tpot_ms_p50"] < theirs["tpot_ms_p50"] for mine, theirs in pairs]
                 found.append({
-                    "ours": ours, "baseline": other, "batch": batch, "contexts": shared,
-                    "ahead_from": _ahead_from([(c, times[ours][c] < times[other][c]) for c in shared]),
+                    "ours": ours, "baseline": other, "batch": batch, "contexts": shared, "undecided": undecided,
+                    "ahead_from": None if undecided else _ahead_from(list(zip(shared, ahead, strict=True))),
                 })  # fmt: skip
     return found
 
 
-def _times(rows: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
-    """By contestant and context: the median step of the first turn, in ms."""
-    times: dict[str, dict[int, float]] = {}
+def _turns(rows: list[dict[str, Any]]) -> dict[str, dict[int, dict[str, Any]]]:
+    """The first turn by contestant and context."""
+    turns: dict[str, dict[int, dict[str, Any]]] = {}
     for row in rows:
         for one in row["contestants"]:
-            times.setdefault(one["name"], {})[row["context"]] = one["first_turn"]["tpot_ms_p50"]
-    return times
+            turns.setdefault(one["name"], {})[row["context"]] = one["first_turn"]
+    return turns
 
 
 def _ahead_from(ahead: list[tuple[int, bool]]) -> int | None:
@@ -44,7 +50,7 @@ def describe_row(row: dict[str, Any]) -> Iterator[str]:
     """A table of one context and batch."""
     width = max((len(name) for name in [*row["left_out"], *(one["name"] for one in row["contestants"])]), default=0)
     label = ", random KV" if row["random_kv"] else ""
-    yield f"{row['context']} tokens, batch {row['batch']}{label}: ms per token p50 / p90, tokens/s, TTFT in s"
+    yield f"{row['context']} tokens, batch {row['batch']}{label}: ms per step p50 / p90, tokens/s, TTFT in s"
     for one in row["contestants"]:
         yield f"  {one['name']:{width}}  {_turn(one['first_turn'])}; second turn {_turn(one['second_turn'])}"
         if "counters" in one["first_turn"]:
@@ -57,22 +63,24 @@ def describe_crossover(one: dict[str, Any]) -> str:
     """Who is ahead of whom from where on."""
     who = f"{one['ours']} against {one['baseline']}, batch {one['batch']}"
     lengths = ", ".join(map(str, one["contexts"]))
+    if one["undecided"]:
+        return f"{who}: undecided, one step is too few (measured: {lengths})"
     if one["ahead_from"] is None:
         return f"{who}: not ahead at {one['contexts'][-1]} tokens (measured: {lengths})"
     return f"{who}: ahead from {one['ahead_from']} tokens on (measured: {lengths})"
 
 
 def _turn(turn: dict[str, Any]) -> str:
-    first = "-" if turn["ttft_s"] is None else f"{turn['ttft_s']:.2f}"
-    return f"{turn['tpot_ms_p50']:.1f} / {turn['tpot_ms_p90']:.1f}, {turn['tokens_per_s']:.1f}, {first}"
+    steps = " / ".join(shown(turn[name], ".1f") for name in ("tpot_ms_p50", "tpot_ms_p90"))
+    return f"{steps}, {shown(turn['tokens_per_s'], '.1f')}, {shown(turn['ttft_s'], '.2f')}"
 
 
 def _traffic(turn: dict[str, Any]) -> str:
     moved = [f"{name.removesuffix('_bytes')} {n / 1e6:.2f} MB" for name, n in turn["bytes_per_step"].items() if n]
-    hidden = turn["hidden_share"]
+    hidden, share = turn["hidden_share"], turn["roofline"]["share"]
     return (
-        f"a step: {', '.join(moved) or 'no page moved'}; hit rate {turn['hit_rate']:.1%}, "
-        f"stalled {turn['stall_share']:.1%}, "
+        f"a step: {', '.join(moved) or 'no page moved'}; hit rate {shown(turn['hit_rate'], '.1%')}, "
+        f"stalled {shown(turn['stall_share'], '.1%')}, "
         + ("" if hidden is None else f"{hidden:.0%} of transfer time hidden, ")
-        + f"{turn['roofline']['share']:.1%} of the roofline"
+        + ("faster than the roofline: out of caches" if share is None else f"{share:.1%} of the roofline")
     )

@@ -2,7 +2,8 @@
 
 A step reads the weights and the KV it attends to from the device's memory; what is not there crosses an edge, while
 other bytes move. So the roofline is the slowest of the three, and a step's share of it is 1 when nothing else costs
-time. What an index reads to choose is not counted: the share is a lower bound.
+time. What an index reads to choose is not counted: the share is a lower bound. Where a step is faster than that, its
+bytes came out of caches, and there is no share.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..figures import ratio
 from .machine import Bandwidths
 
 
@@ -25,7 +27,7 @@ class Traffic:
     disk: float = 0.0
 
     def against(self, bandwidths: Bandwidths, step_s: float) -> dict[str, Any]:
-        """The roofline, its parts, and the share of it that a step of `step_s` reaches."""
+        """The roofline, its parts, and the share of it that a step of `step_s` reaches: at most 1, or None."""
         parts = {
             "memory_s": (self.weights + self.kv) / bandwidths.memory,
             "link_s": self.link / bandwidths.link,
@@ -33,5 +35,6 @@ class Traffic:
         }
         bound = max(parts.values())
         return {
-            "weights_bytes": self.weights, "kv_bytes": self.kv, **parts, "bound_s": bound, "share": bound / step_s,
+            "weights_bytes": self.weights, "kv_bytes": self.kv, **parts, "bound_s": bound,
+            "share": ratio(bound, step_s) if bound <= step_s else None,
         }  # fmt: skip

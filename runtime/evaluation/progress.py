@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-import time
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ...storage import clock
 
 
 class Bar:
@@ -26,14 +27,14 @@ class Bar:
 
     def start(self, total: int) -> None:
         self._progress.update(self._task, total=total)
-        self._total, self._started = total, time.perf_counter()
+        self._total, self._started = total, clock.now()
 
     def advance(self, what: str) -> None:
         """`what` begins; the one before it, if any, is done."""
         self._progress.update(self._task, description=what, advance=int(self._done >= 0))
         self._done += 1
         if not self._is_drawn and self._done and 10 * self._done // self._total > 10 * (self._done - 1) // self._total:
-            elapsed = time.perf_counter() - self._started
+            elapsed = clock.now() - self._started
             left = elapsed * (self._total - self._done) / self._done
             print(f"{self._done} of {self._total}, {what}; about {left / 60:.0f} min left", file=sys.stderr)
 
