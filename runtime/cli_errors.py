@@ -16,12 +16,13 @@ from typer.core import TyperGroup
 
 from .terminal import printable
 
-FAILED, REFUSED, INTERRUPTED, CLOSED = 1, 2, 130, 141
-"""Exit codes beside 0: a check failed, or a fault of the program; bad input; Ctrl-C; whoever read stdout is gone."""
+FAILED, REFUSED, UNDECIDED, INTERRUPTED, CLOSED = 1, 2, 3, 130, 141
+"""Exit codes beside 0: a check failed, or a fault of the program; bad input; samples too few to decide a mark; Ctrl-C;
+whoever read stdout is gone."""
 EXIT_CODES = (
     "Exit codes: 0 done; 1 a check failed, or a fault of the program; 2 what was asked cannot be, in one line on "
-    "stderr; 130 Ctrl-C; 141 whoever read the output is gone; 143 SIGTERM. With STRATAKV_DEBUG=1 errors come with a "
-    "traceback."
+    "stderr; 3 too few samples to decide (eval --strict); 130 Ctrl-C; 141 whoever read the output is gone; "
+    "143 SIGTERM. With STRATAKV_DEBUG=1 errors come with a traceback."
 )
 _CLICK_ERROR: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .cli_errors import UNDECIDED
 from .cli_options import DeviceOption, DtypeOption, ModelOption, at_home, check_outputs, path, reading, whole
 
 
@@ -64,7 +65,10 @@ def evaluation(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     out: Annotated[Path | None, path("--out", help="Also write the JSON here.")] = None,
     plot: Annotated[Path | None, path("--plot", help="Draw a picture here (.png, .svg, .pdf).")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 if an index misses a mark.")] = False,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Exit 1 if an index misses a mark, 3 if too few samples leave one undecided."),
+    ] = False,
 ) -> None:
     """Measure an index against dense attention on the same samples; `exact` exits with 1 if a check fails."""
     from .evaluation import plot as picture
@@ -94,6 +98,8 @@ def evaluation(
         show(result)
     if result["passed"] is False and (strict or suite == "exact"):
         raise typer.Exit(1)
+    if strict and any(row.get("undecided") for row in result.get("variants", [])):
+        raise typer.Exit(UNDECIDED)
 
 
 def _names(listed: str) -> list[str]:

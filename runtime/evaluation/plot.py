@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -67,19 +68,22 @@ def _fidelity(result: dict[str, Any], figure: Any) -> None:
     for name in sorted(lines, key=lambda name: -lines[name][-1]["kl"]):
         rows = lines[name]
         read, kl = [row["tokens_read"] for row in rows], [row["kl"] for row in rows]
-        low, high = zip(*(row["kl_interval"] for row in rows), strict=True)
+        bars = [(row["tokens_read"], *row["kl_interval"]) for row in rows if row["kl_interval"] is not None]
         axes.plot(
             read, kl, color=colour(result, name), marker=marker(result, name), markersize=6, zorder=3,
             linestyle="--" if name in _COLOURS else "-", linewidth=1.8, label=name,
         )  # fmt: skip
-        axes.vlines(read, low, high, color=colour(result, name), alpha=0.35, linewidth=1.2)
+        axes.vlines(
+            *(zip(*bars, strict=True) if bars else ([], [], [])), color=colour(result, name), alpha=0.35, linewidth=1.2
+        )
     read_at = _apart(sorted({row["tokens_read"] for row in lines[FLOOR]}))
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xticks(read_at, [f"{tokens:.0f}\n{tokens / result['ctx']:.1%}" for tokens in read_at], minor=False)
     axes.tick_params(axis="x", which="minor", labelbottom=False)
     axes.set_xlabel("tokens read per KV head and step, and their share of the context")
-    axes.set_ylabel("mean KL from dense (nats; bars: 95 %)")
+    has_bars = any(row["kl_interval"] is not None for row in result["variants"])
+    axes.set_ylabel(f"mean KL from dense (nats; {'bars: 95 %' if has_bars else 'one context: no interval'})")
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     figure.suptitle(_title(result), x=0.01, ha="left", fontsize=10)
@@ -125,7 +129,7 @@ def _tasks(result: dict[str, Any], figure: Any) -> None:
     axes.set_xticks(range(len(names)), labels, rotation=40, ha="right", fontsize=8)
     axes.set_ylabel("bars: right tokens, teacher-forced, %\nred: references found in the reply, %", fontsize=8)
     axes.legend(fontsize=8, ncols=len(rows), loc="upper center", bbox_to_anchor=(0.5, 1.1))
-    figure.suptitle(_title(result) + "  (* needs much of the context)", x=0.01, ha="left", fontsize=10)
+    figure.suptitle(_title(result, "  (* needs much of the context)"), x=0.01, ha="left", fontsize=10)
 
 
 _DRAWINGS = {"exact": _exact, "fidelity": _fidelity, "needles": _needles, "tasks": _tasks}
@@ -169,5 +173,8 @@ def _alpha(result: dict[str, Any], row: dict[str, Any]) -> float:
     return 0.4 + 0.6 * (budgets.index(row["budget"]) + 1) / len(budgets)
 
 
-def _title(result: dict[str, Any]) -> str:
-    return f"{result['suite']}: {result['model']}, {result['samples']} x {result['ctx']} tokens"
+def _title(result: dict[str, Any], note: str = "") -> str:
+    undecided = [row["label"] for row in result["variants"] if row.get("undecided")]
+    said = f"marks undecided, the samples are too few: {', '.join(undecided)}" if undecided else ""
+    what = f"{result['suite']}: {result['model']}, {result['samples']} x {result['ctx']} tokens{note}"
+    return "\n".join([what, *textwrap.wrap(said, 110)])

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..figures import shown
+
 _WIDTH = 1_000
 """Of a file or a pipe: tables there are as wide as they need to be."""
 _FIDELITY = (
@@ -30,8 +32,7 @@ def _exact(result: dict[str, Any]) -> Table:
     table = _table(result["suite"], "check", right=("error", "bound"), last=("",))
     for check in result["checks"]:
         verdict = "ok" if check["passed"] else escape(f"FAILED {check['note']}")
-        error = "-" if check["error"] is None else f"{check['error']:.2g}"
-        table.add_row(check["name"], error, f"{check['bound']:.2g}", verdict)
+        table.add_row(check["name"], shown(check["error"], ".2g"), f"{check['bound']:.2g}", verdict)
     return table
 
 
@@ -42,12 +43,12 @@ def _fidelity(result: dict[str, Any]) -> Table:
         if row["budget"] != budget:
             table.add_section()
         budget = row["budget"]
-        low, high = row["kl_interval"]
-        ratio = row["kl_over_oracle"]
+        interval = row["kl_interval"]
         table.add_row(
             row["label"], f"{row['tokens_read']:.0f}",
             *(f"{row[name]:.3f}" for name in ("recall", "mass", "output_error")),
-            f"{row['kl']:.4f}", "-" if ratio is None else f"{ratio:.1f}", f"{low:.3f}-{high:.3f}",
+            f"{row['kl']:.4f}", shown(row["kl_over_oracle"], ".1f"),
+            "-" if interval is None else "-".join(f"{end:.3f}" for end in interval),
             f"{row['kl_p99']:.3f}", f"{row['worst_context_kl']:.4f}", f"{100 * row['top1_agree']:.1f}",
             f"{100 * row['perplexity_change']:+.1f}", f"{row['index_bytes']:.0f}",
             f"{row['index_fixed_bytes'] / 1000:.1f}",
@@ -131,7 +132,7 @@ def _verdicts(result: dict[str, Any]) -> list[str]:
             if row["misses"]:
                 found.append(f"{row['label']} misses: {'; '.join(row['misses'])}")
             if row["undecided"]:
-                found.append(f"{row['label']}: too few samples to decide {len(row['undecided'])} of its marks")
+                found.append(f"{row['label']}: {len(row['undecided'])} of its marks undecided, the samples are too few")
             if not row["misses"] and not row["undecided"]:
                 found.append(f"{row['label']} meets all marks")
     return found

@@ -1,4 +1,8 @@
-"""Paired comparison: the same samples read densely and sparsely."""
+"""Paired comparison: the same samples read densely and sparsely.
+
+Contexts are what is independent. One has no interval, and few decide nothing: neither that a mark is missed nor that it
+is met.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,9 @@ import numpy as np
 GATE = 0.30
 """A task the dense model itself mostly fails says nothing about retrieval: shown, not gated."""
 FEWEST = 4
-"""A bootstrap over fewer clusters says nothing."""
+"""A bootstrap over fewer clusters says nothing: no mark is met or missed by it."""
+_RARE = 3
+"""The rule of three: what happens in fewer than 3 / n of all cases may well not be among n of them."""
 _RESAMPLES = 2000
 
 
@@ -29,8 +35,9 @@ class Paired:
     only_other: int
     p_value: float
     """Exact sign test over the clusters that differ; McNemar's where every item is its own cluster."""
-    interval: tuple[float, float]
-    """95 % of the mean difference: bootstrap over clusters; where no pair differs, by the rule of three."""
+    interval: tuple[float, float] | None
+    """95 % of the mean difference: bootstrap over clusters; where no pair differs, by the rule of three. None: there is
+    one cluster only."""
 
     @property
     def difference(self) -> float:
@@ -41,11 +48,14 @@ class Paired:
         return self.dense >= GATE
 
     def loses_at_most(self, margin: float) -> bool | None:
-        """Whether the true difference is above `-margin`; None if these samples cannot tell."""
-        if self.interval[0] >= -margin:
-            return True
-        is_clear = self.p_value < 0.05 or (self.clusters >= FEWEST and self.interval[1] < -margin)
-        return False if self.difference < -margin and is_clear else None
+        """Whether the true difference is above `-margin`; None if these samples cannot tell. That nothing more is lost
+        takes as many clusters as would show it, however little these have lost."""
+        if self.interval is None or self.clusters < FEWEST:
+            return None
+        low, high = self.interval
+        if low >= -margin:
+            return True if self.clusters * margin >= _RARE else None
+        return False if self.difference < -margin and (self.p_value < 0.05 or high < -margin) else None
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "difference": self.difference, "gates": self.gates}
@@ -61,10 +71,10 @@ def paired(dense: np.ndarray, other: np.ndarray, clusters: np.ndarray, *, seed: 
     change = other - dense
     names, member = np.unique(clusters, return_inverse=True)
     by_cluster = np.bincount(member, change)
-    if change.any():
-        interval = bootstrap(change, clusters, seed=seed)
-    else:
-        interval = (-min(1.0, 3 / len(names)), min(1.0, 3 / len(names)))
+    interval = bootstrap(change, clusters, seed=seed)
+    if interval is not None and not change.any():
+        rare = min(1.0, _RARE / len(names))
+        interval = -rare, rare
     return Paired(
         n=len(dense),
         clusters=len(names),
@@ -84,15 +94,29 @@ def sign_test(only_one: int, only_other: int) -> float:
     return min(1.0, 2 * tail / (1 << total))
 
 
-def bootstrap(values: np.ndarray, clusters: np.ndarray, *, seed: int = 0) -> tuple[float, float]:
+def bootstrap(values: np.ndarray, clusters: np.ndarray, *, seed: int = 0) -> tuple[float, float] | None:
     """95 % percentile interval of the mean of `values` `[n]`, resampling clusters: tokens of one
-    context are not independent. One cluster alone gives no width."""
+    context are not independent. One cluster alone would give no width: it has no interval."""
     names, member = np.unique(clusters, return_inverse=True)
+    if len(names) < 2:
+        return None
     sums, counts = np.bincount(member, values), np.bincount(member)
     drawn = np.random.default_rng(seed).integers(0, len(names), (_RESAMPLES, len(names)))
     means = sums[drawn].sum(1) / counts[drawn].sum(1)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
+
+
+def keeps_within(excess: np.ndarray) -> bool | None:
+    """Whether a mark is met, given by how much each context `[n]` exceeds it: on average not at all. None if so few
+    contexts cannot tell; what is no number is not met."""
+    if np.isnan(excess).any():
+        return False
+    interval = bootstrap(excess, np.arange(len(excess)))
+    if interval is None or len(excess) < FEWEST:
+        return None
+    low, high = interval
+    return True if high <= 0 else False if low > 0 else None
 
 
 def judge(marks: dict[str, bool | None]) -> dict[str, list[str]]:

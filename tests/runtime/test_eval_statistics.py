@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stratakv.runtime.evaluation.statistics import bootstrap, judge, paired, sign_test
+from stratakv.runtime.evaluation.statistics import bootstrap, judge, keeps_within, paired, sign_test
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,7 @@ def test_paired_counts_and_gates() -> None:
     found = paired(dense, other, np.arange(5))
     assert (found.only_dense, found.only_other) == (2, 1)
     assert found.difference == pytest.approx(-0.1)
+    assert found.interval is not None
     assert found.interval[0] <= found.difference <= found.interval[1]
     assert found.gates
     assert found.loses_at_most(0.05) is None  # three pairs prove nothing
@@ -66,6 +67,7 @@ def test_no_difference_in_few_samples_proves_little() -> None:
     """The rule of three: nothing lost in n contexts bounds the loss at 3 / n."""
     few, many = paired(np.ones(4), np.ones(4), np.arange(4)), paired(np.ones(400), np.ones(400), np.arange(400))
     assert few.interval == (-0.75, 0.75)
+    assert paired(np.ones(2), np.ones(2), np.arange(2)).interval == (-1, 1)
     assert few.loses_at_most(0.05) is None
     assert many.loses_at_most(0.05) is True
 
@@ -86,9 +88,51 @@ def test_the_interval_resamples_clusters() -> None:
     """A hundred tokens of each of two contexts are two observations, not two hundred."""
     values = np.repeat([0.0, 1.0], 100)
     assert bootstrap(values, np.repeat([0, 1], 100)) == (0.0, 1.0)
-    low, high = bootstrap(values, np.arange(200))
+    interval = bootstrap(values, np.arange(200))
+    assert interval is not None
+    low, high = interval
     assert 0.4 < low < 0.5 < high < 0.6
-    assert bootstrap(values, np.repeat([7, 7], 100)) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("change", [-1.0, -0.01, 0.0, 0.01, 1.0])
+def test_one_context_has_no_interval_and_decides_nothing(change: float) -> None:
+    """However many items it has: seven digits of one context are one look at it."""
+    dense, one = np.full(70, 0.5), np.zeros(70)
+    assert bootstrap(dense + change, one) is None
+    found = paired(dense, dense + change, one)
+    assert found.interval is None
+    assert found.as_dict()["interval"] is None
+    assert [found.loses_at_most(margin) for margin in (0.0, 0.05, 0.5)] == [None] * 3
+    assert keeps_within(np.array([change])) is None
+
+
+@pytest.mark.parametrize("contexts", [2, 3])
+@pytest.mark.parametrize("change", [-0.4, 0.0, 0.4])
+def test_too_few_contexts_decide_nothing(contexts: int, change: float) -> None:
+    dense, names = np.full(10 * contexts, 0.5), np.repeat(np.arange(contexts), 10)
+    assert paired(dense, dense + change, names).loses_at_most(0.05) is None
+    assert keeps_within(np.full(contexts, change)) is None
+
+
+@given(st.lists(st.sampled_from([-1.0, -0.5, 0.0, 0.5]), min_size=1, max_size=59))
+def test_no_more_is_lost_takes_as_many_contexts_as_would_show_it(changes: list[float]) -> None:
+    """Below 3 / 0.05 = 60 contexts nothing proves that less than 5 % is lost: neither gains nor small losses."""
+    dense = np.full(len(changes), 0.5)
+    assert paired(dense, dense + np.array(changes), np.arange(len(changes))).loses_at_most(0.05) is not True
+
+
+@pytest.mark.parametrize("gains", [0, 1, 60])
+def test_sixty_contexts_without_a_loss_lose_at_most_a_twentieth(gains: int) -> None:
+    dense, contexts = np.full(60, 0.5), np.arange(60)
+    assert paired(dense, dense + 0.5 * (contexts < gains), contexts).loses_at_most(0.05) is True
+    assert paired(dense[:59], dense[:59], contexts[:59]).loses_at_most(0.05) is None
+
+
+def test_a_mark_is_met_or_missed_where_the_interval_is_on_one_side() -> None:
+    assert keeps_within(np.array([-0.2, -0.1, -0.3, 0.0])) is True
+    assert keeps_within(np.array([0.2, 0.1, 0.3, 0.4])) is False
+    assert keeps_within(np.array([-0.2, 0.1, -0.3, 0.4])) is None
+    assert keeps_within(np.array([-0.2, np.nan])) is False  # an index that gives no numbers is not undecided
 
 
 def test_what_cannot_be_paired_is_refused() -> None:

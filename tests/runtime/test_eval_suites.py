@@ -104,6 +104,35 @@ def test_budgets_may_be_shares_of_the_context(tiny_llama: Path, tmp_path: Path) 
     assert found["bounds@0.4"]["kl_over_oracle"] == found["bounds@0.4"]["kl"] / found["oracle@0.4"]["kl"]
 
 
+def test_one_context_is_undecided_wherever_it_is_shown(tiny_llama: Path, tmp_path: Path) -> None:
+    """Neither met nor missed, and without an interval: in JSON, table, picture and exit code."""
+    out, picture = tmp_path / "found.json", tmp_path / "found.svg"
+    run = invoke(
+        "--suite", "fidelity", "-m", tiny_llama, "--texts", EXCERPT, "--samples", 1, "--ctx", 512, "--budget", 176,
+        "--out", out, "--plot", picture, "--strict",
+    )  # fmt: skip
+    assert run.exit_code == 3
+    result = json.loads(out.read_text())
+    row = rows(result)["bounds@176"]
+    assert (result["passed"], row["misses"], len(row["undecided"])) == (None, [], 4)
+    assert [row["kl_interval"] for row in result["variants"]] == [None] * 5
+    assert "bounds@176: 4 of its marks undecided, the samples are too few" in run.stdout
+    drawn = picture.read_text()
+    assert "marks undecided, the samples are too few: bounds@176" in drawn
+    assert "one context: no interval" in drawn
+
+
+@pytest.mark.parametrize(("kl", "misses"), [(0.001, 0), (0.4, 3)])
+def test_four_contexts_that_agree_decide(kl: float, misses: int) -> None:
+    def row(kl: float, top1: float) -> dict[str, Any]:
+        contexts = [{"kl": kl, "top1_agree": top1}] * 4
+        return {"kl": kl, "worst_context_kl": kl, "by_context": contexts}
+
+    marks = fidelity._marks(row(kl, 1 - kl), row(0.001, 1.0), row(0.5, 0.5))
+    assert list(marks.values()).count(False) == misses
+    assert None not in marks.values()
+
+
 def test_an_index_with_settings_is_one_of_its_own() -> None:
     compared = variants(["bounds", "bounds:bits=3", "bounds", "window:a=1", "oracle", "auto:b=2"], [0.1, 0.05])
     indexes = ["window", "bounds", "bounds:bits=3", "auto:b=2", "oracle"]

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..harness import Harness, index_bytes
 from ..options import Options, Ticker
 from ..probe import Probe
-from ..statistics import bootstrap, judge
+from ..statistics import FEWEST, bootstrap, judge, keeps_within
 from ..texts import Texts
 from ..variants import CEILING, DENSE, FLOOR, Variant
 
@@ -38,12 +38,12 @@ def run(harness: Harness, options: Options, texts: Texts, ticker: Ticker) -> dic
     seen = [(source, _measure(harness, source, ids, ticker)) for source, ids in found]
     rows = [_row(variant, [(source, of[variant]) for source, of in seen]) for variant in harness.variants]
     ceilings = {row["budget"]: row for row in rows if row["index"] == CEILING}
-    power = max(row["kl"] for row in rows if row["index"] == FLOOR)
+    bare = max((row for row in rows if row["index"] == FLOOR), key=lambda row: row["kl"])
     for variant, row in zip(harness.variants, rows, strict=True):
         best = ceilings.get(variant.budget) if variant.index != DENSE else None
         row["kl_over_oracle"] = row["kl"] / best["kl"] if best and best["kl"] else None
         if not variant.is_yardstick:
-            row |= judge(_marks(row, ceilings[variant.budget], power))
+            row |= judge(_marks(row, ceilings[variant.budget], bare))
     return {"positions": POSITIONS, "variants": rows}
 
 
@@ -131,12 +131,19 @@ def _mean(contexts: list[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([context[name] for context in contexts])) for name in contexts[0]}
 
 
-def _marks(row: dict[str, Any], best: dict[str, Any], power: float) -> dict[str, bool | None]:
-    """`best`: the oracle at the same budget. `power`: the KL of the poorest floor."""
-    contexts = len(row["by_context"])
+def _marks(row: dict[str, Any], best: dict[str, Any], bare: dict[str, Any]) -> dict[str, bool | None]:
+    """`best`: the oracle at the same budget. `bare`: the floor with the highest KL."""
+    kl, best_kl, bare_kl = (_by_context(of, "kl") for of in (row, best, bare))
+    top1, best_top1 = (_by_context(of, "top1_agree") for of in (row, best))
+    is_even = row["worst_context_kl"] <= 3 * row["kl"]
     return {
-        f"KL at most 2 x oracle's + 0.005 = {2 * best['kl'] + 0.005:.3f}": row["kl"] <= 2 * best["kl"] + 0.005,
-        "top-1 within 3 points of oracle's": row["top1_agree"] >= best["top1_agree"] - 0.03,
-        "worst context at most 3 x the mean": row["worst_context_kl"] <= 3 * row["kl"] if contexts > 3 else None,
-        "the bare window's KL at least 10 x its own": power >= 10 * row["kl"],
+        f"KL at most 2 x oracle's + 0.005 = {2 * best['kl'] + 0.005:.3f}": keeps_within(kl - 2 * best_kl - 0.005),
+        "top-1 within 3 points of oracle's": keeps_within(best_top1 - 0.03 - top1),
+        "worst context at most 3 x the mean": is_even if len(kl) >= FEWEST else None,
+        "the bare window's KL at least 10 x its own": keeps_within(10 * kl - bare_kl),
     }
+
+
+def _by_context(row: dict[str, Any], name: str) -> np.ndarray:
+    """A figure's mean in each context `[contexts]`: all have as many positions."""
+    return np.array([context[name] for context in row["by_context"]])
