@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -17,12 +15,11 @@ from torch import Tensor
 from stratakv.retrieval import index as retrieval_index
 from stratakv.runtime import layer_cache
 from stratakv.runtime.bench import machine, ours
-from stratakv.runtime.bench.contestant import Contestant, num_steps
 from stratakv.runtime.bench.correctness import WrongLogitsError
 from stratakv.runtime.bench.options import Caps, Options
 from stratakv.runtime.bench.random_kv import fill_sequence
 from stratakv.runtime.bench.report import crossovers
-from stratakv.runtime.bench.run import run_bench, take_steps
+from stratakv.runtime.bench.run import run_bench
 from stratakv.runtime.bench.shapes import SHAPES
 from stratakv.runtime.bench.subject import Subject
 from stratakv.runtime.errors import DoesNotFitError
@@ -279,34 +276,6 @@ def test_untimed_steps_are_in_the_context(result: dict[str, Any]) -> None:
             per_token = 2 * 3 * 2 * 8 * 4 * row["batch"]
             held = [row["context"] + step + 1 for block in blocks for step in block]
             assert one["first_turn"]["roofline"]["kv_bytes"] == pytest.approx(sum(held) / len(held) * per_token)
-
-
-class Recorded(Contestant):
-    """Writes down who decodes when."""
-
-    def __init__(self, name: str, diary: list[str]) -> None:
-        super().__init__(1, {})
-        self.name, self.diary = name, diary
-
-    def extend(self, prompts: np.ndarray) -> None:
-        pass
-
-    def fill(self, prompts: np.ndarray) -> None:
-        pass
-
-    def decode(self, tokens: list[int]) -> None:
-        self.diary.append(self.name)
-
-
-def test_contestants_take_turns_in_blocks() -> None:
-    diary: list[str] = []
-    both = [Recorded("a", diary), Recorded("b", diary)]
-    for one in both:
-        one.begin_turn(np.zeros((1, 1)), random_kv=False)
-    take_steps(list(both), np.zeros((1, num_steps(40)), dtype=np.int64), 40)
-    expected = [(name, size) for size in (4 + 16, 1 + 16, 1 + 8) for name in "ab"]
-    assert [(name, len(list(run))) for name, run in itertools.groupby(diary)] == expected
-    assert [len(one.turns[0].step_s) for one in both] == [40, 40]
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,17 @@ def test_lists_are_crossed_and_written(tmp_path: Path) -> None:
     assert "against transformers dense float32" in ran.stderr
 
 
+def test_one_step_is_drawn_and_written_without_a_spread(tmp_path: Path) -> None:
+    picture = tmp_path / "one.svg"
+    ran = bench("--steps", "1", "--contexts", "64", "--baselines", "dense", "--plot", str(picture))
+    assert ran.exit_code == 0, ran.output
+    (ours, _), (verdict,) = json.loads(ran.stdout)["rows"][0]["contestants"], json.loads(ran.stdout)["crossovers"]
+    assert ours["first_turn"]["tpot_ms_p90"] is None
+    assert verdict["undecided"] == [64]
+    assert "undecided, one step is too few" in ran.stderr
+    assert picture.read_text().startswith("<?xml")
+
+
 def test_prefetching_beside_none_over_slow_links() -> None:
     ran = bench(
         "--layers", "5", "--contexts", "512", "--index", "spectral", "--gpu-kv-gb", "0.0008", "--link-gbps", "0.01",
