@@ -23,11 +23,11 @@ from torch import Tensor
 from . import session, typed
 from .config import GenerationConfig
 from .documents import read_text_file
-from .engine import OnProgress
 from .errors import ConversationError
 from .figures import Stopwatch
 from .generate import generate, read_prompt
 from .names import check_name
+from .progress import OnProgress
 from .repetition import CHAT_COPIES
 from .reply import Reply
 from .reply_stream import ReplyStream

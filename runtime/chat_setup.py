@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from .chat import Chat, Read
-    from .engine import OnProgress
-    from .engine import Progress as Step
+    from .progress import OnProgress
+    from .progress import Progress as Step
     from .runtime import Runtime
 
 

@@ -34,6 +34,7 @@ from .lookahead import FIRST_GUESSED
 from .model import Attend, Model, RotaryTables, StepTables
 from .prefetch import Prefetcher
 from .prefixes import StoredPrefixes
+from .progress import OnProgress, Progress
 from .recompute import recompute
 from .sequence import GENERATED, PROMPT, NamedPages, Sequence, Snapshot, StepPoint
 from .sliding_layer import SlidingLayer
@@ -41,25 +42,6 @@ from .spare_cores import FittingThreads
 from .workspace import Workspace
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a prefill is. `processed` counts whole-model tokens; both include `cached` ones."""
-
-    total: int
-    cached: int
-    processed: int
-    elapsed_s: float
-
-    @property
-    def eta_s(self) -> float:
-        """Seconds to go at the average speed so far; infinite before the first step."""
-        done = self.processed - self.cached
-        return self.elapsed_s * (self.total - self.processed) / done if done else float("inf")
-
-
-OnProgress = Callable[[Progress], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..storage import clock
 from .config import GenerationConfig
-from .engine import Engine, OnProgress
+from .engine import Engine
 from .figures import Stopwatch
+from .progress import OnProgress
 from .repetition import Repetition
 from .reply import Reply
 from .sampling import Sampler

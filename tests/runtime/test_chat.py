@@ -15,8 +15,8 @@ import torch
 from tiny_models import save_tiny_model
 
 from stratakv.runtime import DoesNotFitError, KVConfig, Runtime, StratakvError, WrongTypeError
-from stratakv.runtime.engine import Progress
 from stratakv.runtime.generate import Stream
+from stratakv.runtime.progress import Progress
 from stratakv.storage import CapacityError
 
 TEXT = "Every tide leaves something on the strand. " * 30

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from stratakv.runtime import KVConfig, Runtime
-from stratakv.runtime.engine import Progress
 from stratakv.runtime.interrupt import Interrupts
+from stratakv.runtime.progress import Progress
 
 
 @pytest.fixture(autouse=True)

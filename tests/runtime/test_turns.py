@@ -12,8 +12,8 @@ import pytest
 from recall import make_context
 
 from stratakv.runtime import Chat, ConversationError, KVConfig, Runtime
-from stratakv.runtime.engine import Progress
 from stratakv.runtime.layer_cache import TieredLayer
+from stratakv.runtime.progress import Progress
 from stratakv.runtime.sequence import PROMPT
 from stratakv.runtime.turns import Turns
 
