@@ -32,7 +32,6 @@ class ReplyStream(Iterator[str]):
 
     def __init__(self, chat: Chat, begin: Callable[[Reply], Any], config: GenerationConfig) -> None:
         self.reply = Reply()
-        self._asked: float | None = None
         self._chat, self._begin, self._config = chat, begin, config
         self._pieces: Iterator[str] | None = None
         self._point: Any = None
@@ -42,12 +41,11 @@ class ReplyStream(Iterator[str]):
 
     def __next__(self) -> str:
         """The next piece, never empty. Raises StopIteration at the end, and as `Chat.stream` says."""
-        before, piece = self._shown, None
-        self._note_asked()
+        before, piece, asked = self._shown, None, clock.now()
         try:
             with self._chat.alone():
                 before = self._shown
-                piece = None if self._is_over else self._next_piece()
+                piece = None if self._is_over else self._next_piece(asked)
                 self._shown += piece or ""
         except BaseException:
             with self._chat.alone(even_if_interrupted=True):
@@ -61,11 +59,10 @@ class ReplyStream(Iterator[str]):
 
     def whole(self) -> Reply:
         """The reply once it is complete; nobody reads it before. An exception takes the message back."""
-        point = None
-        self._note_asked()
+        point, asked = None, clock.now()
         try:
             with self._chat.alone():
-                while (piece := self._next_piece()) is not None:
+                while (piece := self._next_piece(asked)) is not None:
                     point = self._point
                     self._shown += piece
         except BaseException:
@@ -97,19 +94,13 @@ class ReplyStream(Iterator[str]):
                 self.reply.text = ""
         self._leave()
 
-    def _note_asked(self) -> None:
-        """Somebody begins to wait, first of all for the conversation, which another thread may have."""
-        if self._asked is None:
-            self._asked = clock.now()
-
-    def _next_piece(self) -> str | None:
-        """None at the end."""
+    def _next_piece(self, asked: float) -> str | None:
+        """None at the end. `asked`: when somebody began to wait for it, first of all for the conversation."""
         chat = self._chat
         if self._pieces is None:
-            assert self._asked is not None
             chat.end_reply()
             self._point = self._begin(self.reply)
-            self._pieces, chat.open_reply = chat.pieces(self.reply, self._config, self._asked), self
+            self._pieces, chat.open_reply = chat.pieces(self.reply, self._config, asked), self
         while True:
             chat.check_interrupts()
             piece = next(self._pieces, None)
