@@ -194,7 +194,7 @@ class Chat:
         """The reply's text as tokens come; empty where a token adds none. `asked`: when it was asked for."""
         draft = self._draft
         assert draft is not None
-        room = self._runtime.plan.capacity_tokens() - self._sequence.num_tokens
+        room = self._runtime.room_tokens(self._sequence.num_tokens)
         if config.max_repeats is None:
             config = GenerationConfig.from_kwargs(config, max_repeats=CHAT_COPIES)
         if not 0 < config.max_new_tokens <= room:

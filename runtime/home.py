@@ -5,21 +5,24 @@ fingerprint is used whatever it is called. A model may have more than one folder
 one for each spelling. Then the largest is used, since it is the one that is in use, and the others' sessions are found
 in them (`elsewhere`). Each says in its `config.json` which model's it is (`identity`), so that one that has an older
 fingerprint is found again by a later spelling.
+
+A model that was updated under its old name leaves a folder behind: the name moves from `names` to `former_names`, and
+a folder without any other name is the first to give room (`store_cap`).
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..storage import StoreUnavailableError
 from ..storage.private import private_file, private_folder
+from ..storage.share import alone_in
 from .identity import fingerprint
 from .locate import ALIASES, file_name
 from .saved import describe, fingerprint_of
@@ -72,12 +75,16 @@ def find_home(
         stamped = {folder: describe(folder).get("identity") for folder in _folders(root)}
         older = fingerprint(former()) if None in stamped.values() else None
         _make(root)
-        with _alone(root):
+        with alone_in(root):
             mine = [folder for folder in _folders(root) if _belongs(folder, name, older)]
             home = max(mine, key=lambda folder: (_size(folder), folder.name), default=new)
             private_folder(home)
+            said = {**identity, **also, "identity": name.hex()}
             for folder in {home, *mine}:
-                _stamp(folder, spelled(model), {**identity, **also, "identity": name.hex()}, is_ours=folder == home)
+                _stamp(folder, spelled(model), said, is_ours=folder == home)
+            for folder in _folders(root):
+                if folder not in (home, *mine):
+                    _leave_behind(folder, spelled(model), said)
     except OSError as error:
         raise StoreUnavailableError(f"store folder {new} cannot be used ({error}); choose another (path=)") from error
     return Home(home, fingerprint_of(home))
@@ -109,29 +116,47 @@ def _size(folder: Path) -> int:
 
 def _stamp(folder: Path, model: str, said: dict[str, Any], *, is_ours: bool) -> None:
     """Write who it is for, if that is new. Of a folder that is not used, failing to is nothing."""
-    known = describe(folder)
-    names = [model, *filter(is_lasting, [*known.get("names", []), str(known.get("model", ""))])]
+    former = [name for name in describe(folder).get("former_names", []) if name != model]
+    names = list(dict.fromkeys([model, *_names(folder)]))[:_MAX_NAMES]
+    more = {"former_names": former} if former else {}
     try:
-        private_file(
-            folder / "config.json",
-            json.dumps({"model": model, "names": list(dict.fromkeys(names))[:_MAX_NAMES], **said}, indent=2) + "\n",
-        )
+        _write(folder, {"model": model, "names": names, **more, **said})
     except OSError:
         if is_ours:
             raise
 
 
+def _leave_behind(folder: Path, model: str, said: dict[str, Any]) -> None:
+    """Note in another folder that its model is called `model` no more, if it was, and that means another one now."""
+    known, names = describe(folder), _names(folder)
+    if model not in names or not _is_other_model(known, said):
+        return
+    former = [model, *(name for name in known["former_names"] if name != model)]
+    with suppress(OSError):  # it is not ours
+        path = folder / "config.json"
+        whole = json.loads(path.read_text())
+        _write(folder, {**whole, "names": [name for name in names if name != model], "former_names": former})
+
+
+def _is_other_model(known: dict[str, Any], said: dict[str, Any]) -> bool:
+    """Whether that can be told. A GGUF file's tensors differ from dtype to dtype, its digest does not."""
+    if known.get("gguf") or said.get("gguf"):
+        return bool(known.get("gguf") and said.get("gguf") and known["gguf"] != said["gguf"])
+    return known.get("format") == said.get("format") and known.get("weights") != said.get("weights")
+
+
+def _names(folder: Path) -> list[str]:
+    """Under which its model was opened, and that mean the same from everywhere."""
+    known = describe(folder)
+    former = known.get("former_names", [])
+    names = [*known.get("names", []), str(known.get("model", ""))]
+    return [name for name in dict.fromkeys(names) if is_lasting(name) and name not in former]
+
+
+def _write(folder: Path, said: dict[str, Any]) -> None:
+    private_file(folder / "config.json", json.dumps(said, indent=2) + "\n")
+
+
 def _make(root: Path) -> None:
     for missing in reversed([path for path in (root, *root.parents) if not path.exists()]):
         missing.mkdir(mode=0o700, exist_ok=True)
-
-
-@contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """One process at a time chooses: two that begin together would make a folder each."""
-    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -46,9 +46,18 @@ def total_memory() -> int:
 
 def disk_total(folder: Path) -> int:
     """Bytes of the file system that `folder` is or would be on. Raises OSError."""
+    return shutil.disk_usage(_nearest(folder)).total
+
+
+def disk_free(folder: Path) -> int:
+    """Bytes that are free there. Raises OSError."""
+    return shutil.disk_usage(_nearest(folder)).free
+
+
+def _nearest(folder: Path) -> Path:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
-    return shutil.disk_usage(folder).total
+    return folder
 
 
 def _check(name: str, asked_gb: float | None, there: int, what: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,11 @@ from ..storage import PageLayout
 from .config import KVConfig
 from .errors import DoesNotFitError
 from .machine_caps import check_caps
+from .store_cap import default_cap
 from .workspace import Workspace
 
 GB = 10**9
 _DEFAULT_SPAN = 4096
-_DEFAULT_DISK = 64 * GB
 _PAGES_PER_LAYER = 4
 """Fewest slots per tiered layer in the compute tier: the open page and a few to read."""
 _RECORD_OVERHEAD = 1.2
@@ -35,8 +34,11 @@ class Plan:
     gpu_bytes: int | None
     host_bytes: int
     disk_bytes: int
+    """Of the disk tier: of the store's cap what this model may come to have."""
     span_tokens: int
     """Rows of one layer-major prefill span."""
+    store_bytes: int = 0
+    """The cap of the store, in which other models may have folders, too."""
 
     @property
     def token_bytes(self) -> int:
@@ -58,23 +60,41 @@ class Plan:
 
     def capacity_tokens(self) -> int:
         """Tokens whose sealed pages the tiers can keep. GPU copies are spare and add nothing."""
+        return self.disk_tokens(self.disk_bytes) if self.disk_bytes else self.host_tokens()
+
+    def disk_tokens(self, disk_bytes: int) -> int:
+        """Those that so many bytes of disk keep, compressible or not."""
+        return int(disk_bytes / _RECORD_OVERHEAD) // self.token_bytes if self.token_bytes else sys.maxsize
+
+    def disk_need(self, tokens: int) -> int:
+        """Bytes of disk that keep them, compressible or not."""
+        return int(tokens * self.token_bytes * _RECORD_OVERHEAD) + 1
+
+    def host_tokens(self, num_taken: int = 0) -> int:
+        """Those that host memory keeps beside `num_taken` pages that cannot leave it."""
         if not self.token_bytes:  # all layers keep a window only
             return sys.maxsize
-        if self.disk_bytes:
-            return int(self.disk_bytes / _RECORD_OVERHEAD) // self.token_bytes
-        return self.host_pool_bytes // self.token_bytes - self.layout.page_size
+        pool = self.host_pool_bytes - num_taken * self.layout.page_bytes
+        return max(0, pool // self.token_bytes - self.layout.page_size)
 
-    def check(self, tokens: int, what: str) -> None:
-        """Raises DoesNotFitError, with the sum, if `tokens` exceed what the tiers can keep."""
-        if tokens <= self.capacity_tokens():
+    def check(self, tokens: int, what: str, disk_bytes: int | None = None) -> None:
+        """Raises DoesNotFitError, with the sum, if `tokens` exceed what the tiers can keep.
+
+        Args:
+            disk_bytes: what the disk tier has for them. None: what was planned.
+        """
+        disk = self.disk_bytes if disk_bytes is None else disk_bytes
+        most = self.disk_tokens(disk) if disk else self.host_tokens()
+        if tokens <= most:
             return
         tiers = f"host {_gb(self.host_pool_bytes)}"
-        if self.disk_bytes:
-            tiers = f"disk {_gb(self.disk_bytes)} (up to {_RECORD_OVERHEAD}x the raw bytes when incompressible)"
-        knob = "disk_gb" if self.disk_bytes else "host_gb, or allow the disk tier (disk_gb)"
+        if disk:
+            beside = f", {_gb(self.store_bytes - disk)} more in other folders" if self.store_bytes > disk else ""
+            tiers = f"disk {_gb(disk)} (up to {_RECORD_OVERHEAD}x the raw bytes when incompressible{beside})"
+        knob = "disk_gb" if disk else "host_gb, or allow the disk tier (disk_gb)"
         raise DoesNotFitError(
             f"{what} does not fit: {tokens} tokens x {self.token_bytes} bytes = {_gb(tokens * self.token_bytes)}, "
-            f"but there is {tiers}, enough for {max(0, self.capacity_tokens())} tokens; raise {knob}"
+            f"but there is {tiers}, enough for {most} tokens; raise {knob}"
         )
 
     def rows(self) -> list[tuple[str, str, str]]:
@@ -106,12 +126,20 @@ def make_plan(
     elif device.type == "cuda":
         gpu = int(torch.cuda.mem_get_info(device)[0] * 0.8)
     host = int(config.host_gb * GB) if config.host_gb is not None else available_memory() // 2
-    disk = int(config.disk_gb * GB) if config.disk_gb is not None else min(_DEFAULT_DISK, _free_disk(folder) // 2)
+    disk = int(config.disk_gb * GB) if config.disk_gb is not None else default_cap(folder)
     compute = gpu if gpu is not None else host
     pages = _PAGES_PER_LAYER * num_tiered * layout.page_bytes
     spare = compute - pages - Workspace.bytes_for(layout, 0)
     span = max(chunk, min(_DEFAULT_SPAN, spare // 2 // layout.token_bytes // chunk * chunk))
-    plan = Plan(layout=layout, num_tiered=num_tiered, gpu_bytes=gpu, host_bytes=host, disk_bytes=disk, span_tokens=span)
+    plan = Plan(
+        layout=layout,
+        num_tiered=num_tiered,
+        gpu_bytes=gpu,
+        host_bytes=host,
+        disk_bytes=disk,
+        span_tokens=span,
+        store_bytes=disk,
+    )
     if plan.compute_pool_bytes < pages:
         name, knob = ("device", "gpu_gb") if gpu is not None else ("host", "host_gb")
         raise DoesNotFitError(
@@ -140,12 +168,6 @@ def available_memory() -> int:
             continue
         free = min(free, max(room, 0))
     return free
-
-
-def _free_disk(folder: Path) -> int:
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def _gb(count: int) -> str:

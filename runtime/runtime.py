@@ -6,13 +6,15 @@ import logging
 import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 
-from ..storage import Arena, DiskTier, PageLayout, TieredStore, clock
+from ..storage import Arena, PageLayout, StorageFullError, TieredStore, clock
 from ..storage.compression import is_lossy
 from . import session, typed
 from .chat import Chat
@@ -32,6 +34,7 @@ from .profile import Profiles
 from .reply import Reply
 from .saved import chains_of_all
 from .sequence import Sequence
+from .store_cap import in_use_beside, open_disk
 from .template import Template, as_array
 from .workspace import Workspace
 
@@ -125,6 +128,8 @@ class Runtime:
         folder = Path(kv.path).expanduser() if kv.path is not None else cache_dir() / "kv"
         plan = make_plan(kv, layout, len(model.tiered), where, _CHUNK[where.type], folder)
         store = _open_store(plan, model, directory, name, kv, folder, where)
+        if store.disk is not None:
+            plan = replace(plan, disk_bytes=max(0, plan.disk_bytes - in_use_beside(store.disk.folder)))
         engine = Engine(
             model, store, make_indexes(model, kv, profiles.needed(kv)), kv,
             Workspace(layout, plan.span_tokens, where, model.turns), _CHUNK[where.type],
@@ -207,10 +212,10 @@ class Runtime:
     def _within_room(self, config: GenerationConfig, lengths: list[int]) -> GenerationConfig:
         """With `max_new_tokens=-1` as many as the tiers hold for each of the batch, otherwise refused if too many."""
         if config.max_new_tokens > 0:
-            self.plan.check(sum(lengths) + len(lengths) * config.max_new_tokens, "the batch")
+            self._check_room(0, sum(lengths) + len(lengths) * config.max_new_tokens, "the batch")
             return config
-        room = (self.plan.capacity_tokens() - sum(lengths)) // len(lengths)
-        self.plan.check(sum(lengths) + len(lengths) * max(1, room), "the batch")
+        room = self.room_tokens(sum(lengths)) // len(lengths)
+        self._check_room(0, sum(lengths) + len(lengths) * max(1, room), "the batch")
         return GenerationConfig.from_kwargs(config, max_new_tokens=max(1, room))
 
     def check_fits(self, held: int, new: int, what: str) -> None:
@@ -222,7 +227,32 @@ class Runtime:
                 f"for {self.model.max_positions}; shorten it, start a new conversation, or use a model with a "
                 "longer window"
             )
-        self.plan.check(total, what)
+        self._check_room(held, new, what)
+
+    def _check_room(self, held: int, new: int, what: str) -> None:
+        """What fits the disk is claimed there, other folders of the store give way for it. What is held already is
+        somewhere: where the disk has no room, `new` tokens may stay in memory."""
+        disk = self.store.disk
+        if disk is None:
+            self.plan.check(held + new, what)
+            return
+        need = self.plan.disk_need(held + new)
+        if disk.claim(need) >= need:
+            return
+        with suppress(StorageFullError):  # what the disk has room for need not stay in memory
+            self.store.flush()
+        if new > self._memory_tokens():
+            self.plan.check(held + new, what, disk.cap_bytes)
+
+    def _memory_tokens(self) -> int:
+        """How many more tokens host memory holds if the disk takes no more of them."""
+        return self.plan.host_tokens(self.store.num_unstored)
+
+    def room_tokens(self, held: int) -> int:
+        """How many tokens may join `held` ones, as far as the tiers go."""
+        if self.store.disk is None:
+            return self.plan.capacity_tokens() - held
+        return max(self.plan.disk_tokens(self.store.disk.cap_bytes) - held, self._memory_tokens())
 
     def stats(self) -> dict[str, Any]:
         """Bytes and pages per tier, reads by tier, bytes moved per edge, stalls."""
@@ -298,7 +328,7 @@ def _open_store(
             folder, name, identity_of(directory, settings), {"gguf": gguf_digest(directory)},
             former=lambda: former_identity(directory, rope, settings),
         )  # fmt: skip
-        disk = DiskTier(home.folder, plan.disk_bytes, home.fingerprint, None)
+        disk = open_disk(home, plan.disk_bytes, is_default=kv.disk_gb is None)
     workspace_cap = plan.workspace_bytes
     cuda = device.type == "cuda"
     cpu = torch.device("cpu")

@@ -144,11 +144,21 @@ def describe(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     inner = found if isinstance(found, dict) else {}
-    names = inner.get("names")
     return _printable(inner) | {
         "layout": _printable(inner.get("layout")),
-        "names": [name for name in names if _is_text(name)] if isinstance(names, list) else [],
+        "names": _texts(inner.get("names")),
+        "former_names": _texts(inner.get("former_names")),
     }
+
+
+def is_left_behind(folder: Path) -> bool:
+    """Whether every name under which the folder's model was opened means another model by now (`home`)."""
+    said = describe(folder)
+    return bool(said.get("former_names")) and not said["names"]
+
+
+def _texts(found: Any) -> list[str]:
+    return [text for text in found if _is_text(text)] if isinstance(found, list) else []
 
 
 def _printable(found: Any) -> dict[str, Any]:

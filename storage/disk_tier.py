@@ -6,6 +6,8 @@ Invariants  (1) a record is visible only after its transaction committed
 Crash       process kill: every committed record survives, others vanish whole; nothing to repair.
             Power loss: the same, because commits are synchronous (LMDB's default).
 Threads     read anywhere; write transactions are serialised by LMDB. Never used across fork.
+Cap         of this folder alone, or with `is_shared` of the whole store around it: then the file grows in steps, each
+            claimed before (`share`), and when nothing is left, other folders may `give_way`.
 Folder      `<store>/<fingerprint>/`: private to the user (`private`), a readable `config.json` beside
             `data.mdb`. Not for network file systems.
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -30,6 +33,7 @@ from .page import CHAIN_BYTES
 from .private import private_file, private_folder
 from .records import Records
 from .sessions import SessionShelf
+from .share import Share
 from .uses import Use, Uses
 
 if TYPE_CHECKING:
@@ -40,6 +44,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MIN_CAP_BYTES = 1 << 20
+_MIN_FILE_BYTES = 64 << 10
+"""Of a file that holds nothing yet, generously."""
 _PAGES_PER_READ = 32
 """In one transaction: a long one would keep LMDB from using freed pages again."""
 
@@ -51,23 +57,33 @@ class DiskTier(SessionShelf):
         folder: created if missing, with mode 0700.
         fingerprint: 16 bytes naming model, dtype, RoPE and page layout.
         description: written to `config.json` for people; None leaves what is there.
+        is_shared: `cap_bytes` is the cap of all folders beside this one together.
 
     Raises:
         StoreUnavailableError: the folder cannot be created or written, or its file is damaged.
+        StorageFullError: other folders leave none of a shared cap.
     """
 
     name = "disk"
 
-    def __init__(self, folder: Path, cap_bytes: int, fingerprint: bytes, description: dict[str, object] | None) -> None:
+    def __init__(
+        self, folder: Path, cap_bytes: int, fingerprint: bytes, description: dict[str, object] | None, *,
+        is_shared: bool = False,
+    ) -> None:  # fmt: skip
         self.folder = folder
         self.fingerprint = fingerprint
+        self.give_way: Callable[[int], int] | None = None
+        """Makes other folders of the store so many bytes smaller; returns by how many they are. None: they stay."""
+        self.remedy = "raise disk_gb"
+        """What lets the store hold more, for messages."""
+        self._claiming = threading.Lock()
         try:
             private_folder(folder)
             if description is not None:
                 private_file(folder / "config.json", json.dumps(description, indent=2) + "\n")
             self._lease = Lease(Path(os.path.realpath(folder)))
             try:
-                self._open(max(cap_bytes, _MIN_CAP_BYTES))
+                self._open(max(cap_bytes, _MIN_CAP_BYTES), is_shared=is_shared)
             except BaseException:
                 self._lease.release()
                 raise
@@ -76,21 +92,58 @@ class DiskTier(SessionShelf):
                 f"store folder {folder} cannot be used ({error}); choose another (path=)"
             ) from error
 
-    def _open(self, cap_bytes: int) -> None:
+    def _open(self, cap_bytes: int, *, is_shared: bool) -> None:
         is_first = not self._lease.others()
-        self._file = LmdbFile.share(self.folder, cap_bytes, check=self._lease.after_a_death, is_first=is_first)
+        self._share = Share(self.folder, cap_bytes, self._lease) if is_shared else None
+        room = cap_bytes if self._share is None else self._share.claim(self._share.step_bytes)
+        if room < _MIN_FILE_BYTES:
+            raise StorageFullError(
+                f"the store {self.folder.parent} is full: its folders take all of its cap of {cap_bytes} bytes",
+                is_at_cap=True,
+            )
+        self._file = LmdbFile.share(self.folder, room, check=self._lease.after_a_death, is_first=is_first)
         try:
             self._uses = Uses(self._file, self._lease)
         except BaseException:
             self._file.release()
             raise
-        if self.file_bytes > cap_bytes:
-            logger.warning(
-                "%s has %d bytes, more than its cap of %d; `stratakv sessions gc --max-gb` makes it smaller",
-                self.folder, self.file_bytes, cap_bytes,
-            )  # fmt: skip
-        self.cap_bytes = max(cap_bytes, self.file_bytes)
-        self._records = Records(self._file, self.folder, self.cap_bytes, self.fingerprint)
+        room = max(room, self.file_bytes)
+        self.cap_bytes = room if self._share is None else self._share.most_bytes
+        self._records = Records(self._file, self.folder, room, self.fingerprint)
+        if self._share is not None:
+            self._records.grow, self._records.why_full = self._grow, self._why_full
+
+    # The cap
+
+    def claim(self, num_bytes: int) -> int:
+        """Let the file become `num_bytes` long, if need be in room that other folders give up. Returns how long it may
+        become: less where no more is to be had."""
+        if self._share is None or not self._lease.is_held:
+            return self._records.cap_bytes
+        with self._claiming:
+            try:
+                room = self._share.claim(num_bytes)
+                if room < num_bytes and self.give_way is not None and self.give_way(num_bytes - room):
+                    room = self._share.claim(num_bytes)
+            except OSError as error:
+                logger.info("%s stays as long as it is: %s", self.folder, error)
+                return self._records.cap_bytes
+            self.cap_bytes = self._share.most_bytes
+            self._file.extend(room)
+            self._records.cap_bytes = room
+        return room
+
+    def _grow(self, needed: int) -> bool:
+        assert self._share is not None
+        before = self._records.cap_bytes
+        return self.claim(before + max(2 * needed, self._share.step_bytes)) > before
+
+    def _why_full(self) -> str:
+        assert self._share is not None
+        others = self._share.others_bytes
+        beside = f", of which other folders of the store take {others}" if others else ""
+        or_remove = " or remove sessions with `stratakv sessions rm`" if others or self.session_names() else ""
+        return f"cap {self._share.cap_bytes} bytes{beside}; {self.remedy}{or_remove}"
 
     # Pages
 
@@ -288,9 +341,7 @@ class DiskTier(SessionShelf):
     def probe(self, num_bytes: int = 0) -> None:
         """Whether records of `num_bytes` could be written now, shown by a small durable transaction. Raises
         StorageFullError."""
-        with self._records.writing() as transaction:
-            self._records.require_room(transaction, num_bytes)
-            self._uses.tick(transaction)
+        self._records.write_in_room(num_bytes, self._uses.tick)
 
     @property
     def used_bytes(self) -> int:

@@ -3,7 +3,8 @@
 A lease is a file `lease.<pid>.<random>` that its owner keeps locked (`flock`) as long as the tier is
 open. The kernel drops the lock when the process dies, however it dies: no heartbeat, no pid that means
 another process tomorrow or in another container, nothing to repair. The file holds the store's use
-clock at opening; records used since then may be in use, older ones are not (`uses`).
+clock at opening; records used since then may be in use, older ones are not (`uses`). Behind it stands how long the
+data file may become by what its owner has claimed (`share`).
 
 Invariants  (1) a locked file is a living owner's; an unlocked one is a dead owner's, and anyone removes it
             (2) a lease exists before its owner opens the data file and until it has closed it
@@ -40,6 +41,7 @@ class Lease:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._descriptor, self._path = _locked_file(folder)
+        self._clock, self._claimed = 0, 0
         _HELD.add(self)
         self.after_a_death = bool(self._remove_dead())
         """Whether some owner died without giving its lease back."""
@@ -52,18 +54,31 @@ class Lease:
 
     def hold_from(self, clock: int) -> None:
         """Records used at `clock` or later are claimed; until this is called, all are."""
-        os.pwrite(self._descriptor, str(clock).encode(), 0)
+        self._clock = clock
+        self._write()
+
+    @property
+    def is_held(self) -> bool:
+        """Neither given back nor a parent's."""
+        return self._descriptor >= 0
+
+    def claim(self, num_bytes: int) -> None:
+        """The data file may become so long."""
+        self._claimed = num_bytes
+        self._write()
+
+    def _write(self) -> None:
+        # NOTE: a version that knows no claims reads a clock of 0 from two numbers: everything is in use.
+        os.pwrite(self._descriptor, f"{self._clock:020d} {self._claimed:020d}".encode(), 0)
 
     def others(self) -> list[int]:
         """The clocks from which other owners claim records, one per living owner."""
         self._remove_dead()
         clocks = []
         for path in self._other_paths():
-            try:
-                text = path.read_text()
-            except FileNotFoundError:
-                continue  # released meanwhile
-            clocks.append(int(text) if text.isdecimal() else 0)
+            found = _read(path)
+            if found is not None:  # otherwise it was released meanwhile
+                clocks.append(found[0])
         return clocks
 
     @contextmanager
@@ -73,13 +88,13 @@ class Lease:
             yield not self.others()
 
     def release(self) -> None:
-        if self._descriptor >= 0:
+        if self.is_held:
             self._path.unlink(missing_ok=True)
             self.forget()
 
     def forget(self) -> None:
         """Let go of the file without removing it: in a forked child it is the parent's."""
-        if self._descriptor >= 0:
+        if self.is_held:
             os.close(self._descriptor)
             self._descriptor = -1
 
@@ -88,6 +103,43 @@ class Lease:
 
     def _remove_dead(self) -> int:
         return sum(_remove_if_dead(path) for path in self._other_paths())
+
+
+def claimed_in(folder: Path) -> int:
+    """How long the data file in `folder` may become by what its living owners have claimed. Removes no dead lease:
+    whoever opens the folder next is to find it (`Lease.after_a_death`)."""
+    return max(
+        (found[1] for path in folder.glob(f"{_PREFIX}*") if (found := _read(path)) and _is_held(path)), default=0
+    )
+
+
+def is_open(folder: Path) -> bool:
+    """Whether any tier has it open."""
+    return any(_is_held(path) for path in folder.glob(f"{_PREFIX}*"))
+
+
+def _read(path: Path) -> tuple[int, int] | None:
+    """Clock and claim; None if there is no such lease any more."""
+    try:
+        numbers = path.read_text().split()
+    except FileNotFoundError:
+        return None
+    clock, claim = [*numbers, "", ""][:2]
+    return int(clock) if clock.isdecimal() else 0, int(claim) if claim.isdecimal() else 0
+
+
+def _is_held(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _locked_file(folder: Path) -> tuple[int, Path]:

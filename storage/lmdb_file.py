@@ -5,7 +5,8 @@ Invariants  (1) a transaction is durable when its block ends, or nothing of it i
                 what it lacks would kill the process
             (3) a file is not read before its tree has been checked, if it is small or its last user died
 Map         as large as asked for from the start: address space, neither memory nor disk
-            (docs/decisions/0012). Where another process's file has outgrown it, its size is taken over.
+            (docs/decisions/0012); under a cap that folders share it ends where the file's share does, and is extended
+            when that grows (`share`). Where another process's file has outgrown it, its size is taken over.
             The kernel reads ahead: py-lmdb touches all of a value when it is looked up, and without that each 4 KiB
             would be waited for (docs/decisions/0016)
 Failure     after a write that failed for any reason but a full map the file is closed and opened again: LMDB
@@ -80,8 +81,8 @@ class LmdbFile:
                     file._close()
                     raise
                 _OPEN[name] = file
-            elif map_bytes > file._map_bytes:
-                file._resize(map_bytes)
+            else:
+                file.extend(map_bytes)
             file._users += 1
             return file
 
@@ -287,6 +288,11 @@ class LmdbFile:
         """A commit to a file that was removed or replaced would be lost. Raises OSError."""
         if os.stat(self.path).st_ino != self._inode:
             raise OSError("data.mdb was replaced by another file")
+
+    def extend(self, map_bytes: int) -> None:
+        """Let the file become so long, if it may not already. Not inside a transaction."""
+        if map_bytes > self._map_bytes:
+            self._resize(map_bytes)
 
     def _resize(self, map_bytes: int) -> None:
         with self._gate.alone():

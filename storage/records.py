@@ -1,7 +1,8 @@
 """Records in the databases of one LMDB file, verified when read, under a byte cap when written.
 
 Invariants  (1) what is returned was written here under that key and fingerprint, or RecordError says what is wrong
-            (2) live records never outgrow `cap_bytes`, nor does the file, unless another process has a larger cap
+            (2) live records never outgrow `cap_bytes`, nor does the file, unless another process has a larger cap.
+                Before a write fails for that, `grow` is asked to make it larger
             (3) a part of the cap is kept free: deleting, too, needs room to rewrite LMDB's tree
 """
 
@@ -30,6 +31,12 @@ class Records:
 
     def __init__(self, file: LmdbFile, folder: Path, cap_bytes: int, fingerprint: bytes) -> None:
         self.file, self.folder, self.cap_bytes, self.fingerprint = file, folder, cap_bytes, fingerprint
+        self.grow: Callable[[int], bool] = lambda needed: False
+        """Makes `cap_bytes` larger for so many bytes more; False if it cannot."""
+        self.why_full: Callable[[], str] = lambda: (
+            f"cap {self.cap_bytes} bytes; raise disk_gb or remove sessions with `stratakv sessions rm`"
+        )
+        """The sum, and what would help."""
 
     def has(self, database: str, key: bytes) -> bool:
         """False, too, where the tree is too damaged to tell."""
@@ -111,11 +118,8 @@ class Records:
     ) -> None:  # fmt: skip
         """One durable transaction, in which `then` may write more and `first` may object: what it raises is raised.
         Raises StorageFullError. Either way nothing changed then."""
-        needed = sum((len(value) // self.file.page_bytes + 2) * self.file.page_bytes for _, value in items)
-        with self.writing() as transaction:
-            if first is not None:
-                first(transaction)
-            self.require_room(transaction, needed)
+
+        def put(transaction: lmdb.Transaction) -> None:
             for key, value in items:
                 if database == PAGES:
                     transaction.put(key, value, db=self.file.handle(PAGES))
@@ -124,7 +128,27 @@ class Records:
             if then is not None:
                 then(transaction)
 
-    def require_room(self, transaction: lmdb.Transaction, needed: int) -> None:
+        needed = sum((len(value) // self.file.page_bytes + 2) * self.file.page_bytes for _, value in items)
+        self.write_in_room(needed, put, first)
+
+    def write_in_room(
+        self, needed: int, put: Callable[[lmdb.Transaction], None],
+        first: Callable[[lmdb.Transaction], None] | None = None,
+    ) -> None:  # fmt: skip
+        """`put` in one durable transaction, if there is room for `needed` bytes. Raises StorageFullError."""
+        while True:
+            try:
+                with self.writing() as transaction:
+                    if first is not None:
+                        first(transaction)
+                    self._require_room(transaction, needed)
+                    put(transaction)
+                return
+            except StorageFullError as error:
+                if not (error.is_at_cap and self.grow(needed)):
+                    raise
+
+    def _require_room(self, transaction: lmdb.Transaction, needed: int) -> None:
         if self.used_bytes(transaction) + needed > self.cap_bytes - self.kept_free:
             raise lmdb.MapFullError("no room is left beside what LMDB needs to free pages")
 
@@ -139,11 +163,7 @@ class Records:
             with self.file.writing() as transaction:
                 yield transaction
         except lmdb.MapFullError as error:
-            raise StorageFullError(
-                f"disk tier {self.folder} is full: cap {self.cap_bytes} bytes; "
-                "raise disk_gb or remove sessions with `stratakv sessions rm`",
-                is_at_cap=True,
-            ) from error
+            raise StorageFullError(f"disk tier {self.folder} is full: {self.why_full()}", is_at_cap=True) from error
         self.require_cap()
 
     def require_cap(self) -> None:

@@ -96,6 +96,11 @@ class Residency:
         self.gpu.free(slots)
         self.reserved[layer] -= len(slots)
 
+    def num_unstored(self) -> int:
+        """Pages that host memory alone holds."""
+        pids = self.host.page[self.host.page != NO_PAGE]
+        return int((~self.table.stored[pids]).sum())
+
     def evict(self, arena: Arena, slots: np.ndarray) -> None:
         """Drop the pages in `slots` from this tier, and pages altogether that are then nowhere and not wanted."""
         table = self.table

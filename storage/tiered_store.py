@@ -357,6 +357,12 @@ class TieredStore:
         """Make room on disk for `needed` bytes; returns how many records were dropped (see `WriteBehind`)."""
         return self._writing.make_room(needed)
 
+    @property
+    def num_unstored(self) -> int:
+        """Pages that are in host memory and not on disk: their slots are taken until they are."""
+        with self._lock:
+            return self._residency.num_unstored()
+
     # Life of the store
 
     def flush(self) -> None:

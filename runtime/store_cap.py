@@ -1,0 +1,157 @@
+"""The cap of a store folder, which all models, dtypes, page sizes and codecs in it share (docs/decisions/0025).
+
+By default it is half of what the disk has free or the store holds already: what was written at one start is not held
+against the next. Where it is reached, room is made in other folders first: in those that no model reaches any more,
+then in the one that was used longest ago. They give up what no saved session refers to, all of it at once, since
+giving room back to the file system means copying what stays. Folders that somebody has open stay as they are.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from ..storage import DiskTier, StorageError, StorageFullError
+from ..storage.lease import is_open
+from ..storage.share import DATA, bytes_in, claimed_bytes
+from .home import Home
+from .machine_caps import disk_free
+from .saved import StoreFolder, describe, is_left_behind, store_folders
+
+logger = logging.getLogger(__name__)
+
+GB = 10**9
+_MOST_BY_DEFAULT = 64 * GB
+_SPARE_SHARE = 16
+"""A store that is shortened to its cap is shortened by this part of the cap more: the next page would be too many."""
+
+
+def default_cap(root: Path) -> int:
+    """Bytes that the store in `root` may take if nobody says how many. Raises OSError.
+
+    Half of the disk's free bytes and its own together, at most 64 GB; never less than it has, however full the disk
+    has become: saved sessions stay usable.
+    """
+    own = sum(map(bytes_in, store_folders(root)))
+    return max(own, min(_MOST_BY_DEFAULT, (disk_free(root) + own) // 2))
+
+
+def open_disk(home: Home, cap_bytes: int, *, is_default: bool) -> DiskTier | None:
+    """The disk tier of one folder under the cap of the store around it; None, and a line in the log, if the other
+    folders leave it nothing.
+
+    Raises StoreUnavailableError.
+    """
+    root, others = home.folder.parent, _Others(home.folder)
+    _shorten(root, home.folder, cap_bytes, others)
+    try:
+        disk = DiskTier(home.folder, cap_bytes, home.fingerprint, None, is_shared=True)
+    except StorageFullError as error:
+        logger.warning("%s: going on in memory, nothing is kept; %s", error, _remedy(cap_bytes, is_default=is_default))
+        return None
+    disk.give_way, disk.remedy = others.give_way, _remedy(cap_bytes, is_default=is_default)
+    in_use = sum(map(claimed_bytes, filter(is_open, others.folders())))
+    if in_use:
+        logger.warning(
+            "the store %s has one cap of %d bytes: other folders of it that are in use take %d, %d are left here",
+            root, cap_bytes, in_use, max(0, cap_bytes - in_use),
+        )  # fmt: skip
+    return disk
+
+
+def in_use_beside(folder: Path) -> int:
+    """Bytes of the cap that other folders of the store have and that nobody can take from them now."""
+    return sum(map(claimed_bytes, filter(is_open, _Others(folder).folders())))
+
+
+def told_about(root: Path) -> list[str]:
+    """What is in a store, a line a folder, for people: the largest first."""
+    lines = []
+    for folder in sorted(store_folders(root), key=bytes_in, reverse=True):
+        said = describe(folder)
+        dtype = str(said.get("dtype", "?")).removeprefix("torch.")
+        state = " · in use" if is_open(folder) else left_words(folder)
+        lines.append(f"{bytes_in(folder) / 1e6:.1f} MB  {said.get('model', folder.name)} · {dtype}{state}")
+    return lines
+
+
+def left_words(folder: Path) -> str:
+    """Says of a folder that no model reaches any more what it is; nothing of others."""
+    return " · left by an earlier version of the model" if is_left_behind(folder) else ""
+
+
+def first_to_go(folders: list[Path]) -> list[Path]:
+    """In the order in which folders give room: those that no model reaches any more, then by their last use."""
+    return sorted(folders, key=lambda folder: (not is_left_behind(folder), (folder / DATA).stat().st_mtime))
+
+
+class _Others:
+    """The folders of a store beside one's own, which can be asked for room."""
+
+    def __init__(self, mine: Path) -> None:
+        self._mine = mine
+        self._given: dict[str, int] = {}
+        """When a folder that has given all it can was written then, by its name."""
+
+    def folders(self) -> list[Path]:
+        return [folder for folder in store_folders(self._mine.parent) if folder.name != self._mine.name]
+
+    def give_way(self, num_bytes: int) -> int:
+        """Make others so many bytes smaller, as far as they may be; returns by how many they are."""
+        freed = 0
+        for folder in first_to_go(self.folders()):
+            if freed < num_bytes and not is_open(folder) and self._given.get(folder.name) != _written(folder):
+                freed += give_room(folder)
+                self._given[folder.name] = _written(folder)
+        return freed
+
+
+def give_room(folder: Path, num_bytes: int | None = None) -> int:
+    """Remove of a folder what no saved session refers to, and shorten its file; returns by how many bytes it is
+    smaller.
+
+    Args:
+        num_bytes: so many bytes of records, those used longest ago. None: all.
+    """
+    before = bytes_in(folder)
+    try:
+        with StoreFolder(folder) as store:
+            if store.remove_unused(num_bytes) or store.disk.file_bytes > store.disk.used_bytes:
+                store.disk.compact()
+    except (StorageError, OSError) as error:
+        logger.warning("%s keeps what it has: %s", folder, error)
+    freed = max(0, before - bytes_in(folder))
+    if freed:
+        logger.info("%s gave %d bytes of unsaved pages to other folders of the store", folder, freed)
+    return freed
+
+
+def _shorten(root: Path, mine: Path, cap_bytes: int, others: _Others) -> None:
+    """To a cap that is smaller than what is there, as far as saved sessions allow."""
+    excess = _taken(root) - cap_bytes
+    if excess > 0:
+        others.give_way(excess)
+        excess = _taken(root) - cap_bytes
+    if excess > 0 and (mine / DATA).is_file() and not is_open(mine):
+        give_room(mine, excess + cap_bytes // _SPARE_SHARE)
+        excess = _taken(root) - cap_bytes
+    if excess > 0:
+        logger.warning(
+            "the store %s has %d bytes more than its cap of %d, in saved sessions or in use: they stay, and little or "
+            "nothing is added to them; raise disk_gb or remove sessions with `stratakv sessions rm`",
+            root, excess, cap_bytes,
+        )  # fmt: skip
+
+
+def _taken(root: Path) -> int:
+    return sum(map(bytes_in, store_folders(root)))
+
+
+def _written(folder: Path) -> int:
+    return (folder / DATA).stat().st_mtime_ns
+
+
+def _remedy(cap_bytes: int, *, is_default: bool) -> str:
+    if not is_default:
+        return "raise disk_gb"
+    return f"set disk_gb to allow more than {cap_bytes / GB:.3g} GB, which is half of what the disk had room for,"
