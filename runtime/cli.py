@@ -147,6 +147,7 @@ def plan(
 ) -> None:
     """Show what would live where, and whether a context of that length fits."""
     from .runtime import Runtime
+    from .store_cap import told_about
 
     kv = kv_config(gpu_gb=gpu_kv_gb, host_gb=host_kv_gb, disk_gb=disk_kv_gb, path=kv_dir, budget=2048)
     with Runtime.load(model, device=device, dtype=dtype, kv=kv) as runtime:
@@ -155,6 +156,9 @@ def plan(
         print(f"{found.token_bytes} bytes of KV per token; {context} tokens need {needed}")
         for tier, cap, tokens in found.rows():
             print(f"  {tier:5} cap {cap:>8}  holds {tokens} tokens")
+        if runtime.store.disk is not None:
+            for line in told_about(runtime.store.disk.folder):
+                print(f"  beside it in the store {printable(line)}")
         runtime.check_fits(0, context, f"a context of {context} tokens")
         print("it fits")
 

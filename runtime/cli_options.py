@@ -77,7 +77,11 @@ HostOption = Annotated[
 ]
 DiskOption = Annotated[
     float | None,
-    real("--disk-kv-gb", help="Cap of the disk tier in GB; 0: no disk. Default: half of free disk, at most 64."),
+    real(
+        "--disk-kv-gb",
+        help="Cap of the whole store folder in GB; 0: no disk. Default: half of what the disk has free and the store "
+        "holds, at most 64.",
+    ),
 ]
 PathOption = Annotated[Path | None, path("--kv-dir", help="Store folder. Default: the user's cache directory.")]
 IndexOption = Annotated[

@@ -25,7 +25,8 @@ class KVConfig:
     host_gb: float | None = None
     """Cap of the host tier. None: half of the memory that is free once the model is loaded."""
     disk_gb: float | None = None
-    """Cap of the disk tier; 0 switches it off. None: half of the free disk, at most 64 GB."""
+    """Cap of the store folder, over all models in it; 0: no disk tier. None: half of what the disk has free
+    and the store holds, at most 64 GB (docs/decisions/0025)."""
     path: str | Path | None = None
     """Store folder. None: `stratakv/kv` in the user's cache directory."""
     index: str = "auto"

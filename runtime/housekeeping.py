@@ -15,7 +15,8 @@ from .home import spelled
 from .identity import gguf_digest, model_key, weights_digest
 from .locate import present
 from .names import listed, same_name
-from .saved import Saved, StoreFolder, describe, store_folders
+from .saved import Saved, StoreFolder, describe, is_left_behind, store_folders
+from .store_cap import first_to_go, left_words
 
 _WORTH_COMPACTING = 1.1
 """File against live bytes from which on a copy is made."""
@@ -147,7 +148,8 @@ def collect(folders: list[Path], max_bytes: int | None) -> Collected:
     """Remove what no saved session refers to, and give the room back to the file system.
 
     With `max_bytes` only as much as makes the folders fit together: unsaved prefixes first, in the folder
-    that was used longest ago first; then, if need be, the sessions that were used longest ago.
+    that was used longest ago first; then, if need be, the sessions that were used longest ago. What the earlier
+    version of a model left goes before either.
     Nothing is removed that a running program may be using.
     """
     done = Collected()
@@ -163,6 +165,11 @@ def collect(folders: list[Path], max_bytes: int | None) -> Collected:
         _shrink(folders, max_bytes, done)
     for folder in folders:
         _compact(folder, done, always=max_bytes is not None and _size(folders) > max_bytes)
+        if is_left_behind(folder) and (names := _session_names(folder)):
+            done.notes.append(
+                f"{folder.name}{left_words(folder)}: what stays of it are the sessions {', '.join(names)}; "
+                "`stratakv sessions rm` removes them"
+            )
     done.left_bytes = _size(folders)
     done.freed_bytes = before - done.left_bytes
     if max_bytes is not None and done.left_bytes > max_bytes:
@@ -172,15 +179,14 @@ def collect(folders: list[Path], max_bytes: int | None) -> Collected:
 
 def _shrink(folders: list[Path], max_bytes: int, done: Collected) -> None:
     """Sweep unsaved prefixes, then sessions one by one, until the live bytes fit."""
-    oldest_first = sorted(folders, key=lambda folder: (folder / "data.mdb").stat().st_mtime)
-    for folder in oldest_first:
+    for folder in first_to_go(folders):
         excess = _live(folders) - max_bytes
         if excess <= 0:
             return
         with StoreFolder(folder) as store:
             done.num_records += store.remove_unused(excess)
     everything = [found for folder in folders for found in sessions_in(folder) if found.saved is not None]
-    for found in sorted(everything, key=_last_use):
+    for found in sorted(everything, key=lambda found: (not is_left_behind(found.folder), _last_use(found))):
         if _live(folders) <= max_bytes:
             return
         with StoreFolder(found.folder) as store:
@@ -205,6 +211,11 @@ def _compact(folder: Path, done: Collected, *, always: bool) -> None:
                 )
         except StorageFullError as error:
             done.notes.append(str(error))
+
+
+def _session_names(folder: Path) -> list[str]:
+    with StoreFolder(folder) as store:
+        return store.disk.session_names()
 
 
 def _live(folders: list[Path]) -> int:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
-from .config import KVConfig
 from .locate import cache_dir
+
+if TYPE_CHECKING:
+    from .config import KVConfig
 
 GB = 10**9
 _GROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")

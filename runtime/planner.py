@@ -13,7 +13,7 @@ from ..storage import PageLayout
 from .config import KVConfig
 from .errors import DoesNotFitError
 from .machine_caps import check_caps
-from .store_cap import default_cap
+from .store_cap import default_cap, remedy
 from .workspace import Workspace
 
 GB = 10**9
@@ -39,6 +39,8 @@ class Plan:
     """Rows of one layer-major prefill span."""
     store_bytes: int = 0
     """The cap of the store, in which other models may have folders, too."""
+    disk_knob: str = "raise disk_gb"
+    """What lets the store hold more, for messages."""
 
     @property
     def token_bytes(self) -> int:
@@ -91,10 +93,10 @@ class Plan:
         if disk:
             beside = f", {_gb(self.store_bytes - disk)} more in other folders" if self.store_bytes > disk else ""
             tiers = f"disk {_gb(disk)} (up to {_RECORD_OVERHEAD}x the raw bytes when incompressible{beside})"
-        knob = "disk_gb" if disk else "host_gb, or allow the disk tier (disk_gb)"
+        knob = self.disk_knob if disk else "raise host_gb, or allow the disk tier (disk_gb)"
         raise DoesNotFitError(
             f"{what} does not fit: {tokens} tokens x {self.token_bytes} bytes = {_gb(tokens * self.token_bytes)}, "
-            f"but there is {tiers}, enough for {most} tokens; raise {knob}"
+            f"but there is {tiers}, enough for {most} tokens; {knob}"
         )
 
     def rows(self) -> list[tuple[str, str, str]]:
@@ -127,19 +129,15 @@ def make_plan(
         gpu = int(torch.cuda.mem_get_info(device)[0] * 0.8)
     host = int(config.host_gb * GB) if config.host_gb is not None else available_memory() // 2
     disk = int(config.disk_gb * GB) if config.disk_gb is not None else default_cap(folder)
+    disk_knob = remedy(disk, is_default=config.disk_gb is None)
     compute = gpu if gpu is not None else host
     pages = _PAGES_PER_LAYER * num_tiered * layout.page_bytes
     spare = compute - pages - Workspace.bytes_for(layout, 0)
     span = max(chunk, min(_DEFAULT_SPAN, spare // 2 // layout.token_bytes // chunk * chunk))
     plan = Plan(
-        layout=layout,
-        num_tiered=num_tiered,
-        gpu_bytes=gpu,
-        host_bytes=host,
-        disk_bytes=disk,
-        span_tokens=span,
-        store_bytes=disk,
-    )
+        layout=layout, num_tiered=num_tiered, gpu_bytes=gpu, host_bytes=host, disk_bytes=disk, span_tokens=span,
+        store_bytes=disk, disk_knob=disk_knob,
+    )  # fmt: skip
     if plan.compute_pool_bytes < pages:
         name, knob = ("device", "gpu_gb") if gpu is not None else ("host", "host_gb")
         raise DoesNotFitError(

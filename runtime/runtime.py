@@ -128,8 +128,8 @@ class Runtime:
         folder = Path(kv.path).expanduser() if kv.path is not None else cache_dir() / "kv"
         plan = make_plan(kv, layout, len(model.tiered), where, _CHUNK[where.type], folder)
         store = _open_store(plan, model, directory, name, kv, folder, where)
-        if store.disk is not None:
-            plan = replace(plan, disk_bytes=max(0, plan.disk_bytes - in_use_beside(store.disk.folder)))
+        in_use = 0 if store.disk is None else in_use_beside(store.disk.folder)
+        plan = replace(plan, disk_bytes=0 if store.disk is None else max(0, plan.disk_bytes - in_use))
         engine = Engine(
             model, store, make_indexes(model, kv, profiles.needed(kv)), kv,
             Workspace(layout, plan.span_tokens, where, model.turns), _CHUNK[where.type],
@@ -328,7 +328,7 @@ def _open_store(
             folder, name, identity_of(directory, settings), {"gguf": gguf_digest(directory)},
             former=lambda: former_identity(directory, rope, settings),
         )  # fmt: skip
-        disk = open_disk(home, plan.disk_bytes, is_default=kv.disk_gb is None)
+        disk = open_disk(home, plan.disk_bytes, plan.disk_knob)
     workspace_cap = plan.workspace_bytes
     cuda = device.type == "cuda"
     cpu = torch.device("cpu")

@@ -290,5 +290,7 @@ def _damaged(name: str, disk: DiskTier, error: RecordError) -> SessionError:
 
 def _disk(engine: Engine) -> DiskTier:
     if engine.store.disk is None:
-        raise SessionError("sessions need the disk tier; it is switched off (disk_gb=0)")
+        raise SessionError(
+            "sessions need the disk tier; it is switched off (disk_gb=0), or the store had no room for it at the start"
+        )
     return engine.store.disk

@@ -48,21 +48,29 @@ def sessions_list(
     """The saved sessions of all models."""
     from ..storage import StoreUnavailableError
     from .housekeeping import sessions_in
-    from .saved import describe
+    from .saved import describe, is_left_behind
+    from .store_cap import left_words
 
     rows: list[Found] = []
-    for place in _folders(kv_dir, model, dtype, folder):
+    places = _folders(kv_dir, model, dtype, folder)
+    for place in places:
         try:
             rows += sessions_in(place)
         except StoreUnavailableError as error:
             say(f"{place.name} is left out: {error}")
+    for place in filter(is_left_behind, places):
+        num_bytes = (place / "data.mdb").stat().st_size
+        say(
+            f"{place.name} ({_size(num_bytes)}) was left by an earlier version of {describe(place).get('model', '?')}: "
+            "it gives room before any other folder, and `stratakv sessions gc` removes what no session needs"
+        )
     if not rows:
         print("no sessions")
         return
     width = min(_MAX_WIDTH, max(_cells(found.name) for found in rows))
     for found in rows:
         name = found.name + " " * (width - _cells(found.name))
-        model_name = Path(str(describe(found.folder).get("model", found.folder.name))).name
+        model_name = Path(str(describe(found.folder).get("model", found.folder.name))).name + left_words(found.folder)
         if found.saved is None:
             print(f"{name}  damaged: {found.error}  {model_name}")
             continue
@@ -79,6 +87,7 @@ def sessions_show(
 ) -> None:  # fmt: skip
     """One session: its size, dates and index, and what its folder says about the model."""
     from .saved import describe
+    from .store_cap import left_words
 
     found = _found(name, kv_dir, model, dtype, folder)
     saved = _readable(found)
@@ -86,7 +95,7 @@ def sessions_show(
     layout = said.get("layout", {})
     rows = {
         "session": saved.name,
-        "model": said.get("model", "?"),
+        "model": f"{said.get('model', '?')}{left_words(found.folder)}",
         "dtype": f"{said.get('dtype', '?')}, cache {layout.get('dtype', '?')}",
         "tokens": saved.num_tokens,
         "pages": f"{len(saved.chains)} per layer, {layout.get('page_size', '?')} tokens each",

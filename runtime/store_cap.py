@@ -36,20 +36,27 @@ def default_cap(root: Path) -> int:
     return max(own, min(_MOST_BY_DEFAULT, (disk_free(root) + own) // 2))
 
 
-def open_disk(home: Home, cap_bytes: int, *, is_default: bool) -> DiskTier | None:
+def open_disk(home: Home, cap_bytes: int, knob: str) -> DiskTier | None:
     """The disk tier of one folder under the cap of the store around it; None, and a line in the log, if the other
     folders leave it nothing.
+
+    Args:
+        knob: what lets the store hold more, for messages.
 
     Raises StoreUnavailableError.
     """
     root, others = home.folder.parent, _Others(home.folder)
     _shorten(root, home.folder, cap_bytes, others)
-    try:
-        disk = DiskTier(home.folder, cap_bytes, home.fingerprint, None, is_shared=True)
-    except StorageFullError as error:
-        logger.warning("%s: going on in memory, nothing is kept; %s", error, _remedy(cap_bytes, is_default=is_default))
-        return None
-    disk.give_way, disk.remedy = others.give_way, _remedy(cap_bytes, is_default=is_default)
+    while True:
+        try:
+            disk = DiskTier(home.folder, cap_bytes, home.fingerprint, None, is_shared=True)
+            break
+        except StorageFullError as error:
+            if others.give_way(1):
+                continue
+            logger.warning("%s: going on in memory, nothing is kept; to keep something %s", error, knob)
+            return None
+    disk.give_way, disk.remedy = others.give_way, knob
     in_use = sum(map(claimed_bytes, filter(is_open, others.folders())))
     if in_use:
         logger.warning(
@@ -64,14 +71,21 @@ def in_use_beside(folder: Path) -> int:
     return sum(map(claimed_bytes, filter(is_open, _Others(folder).folders())))
 
 
-def told_about(root: Path) -> list[str]:
-    """What is in a store, a line a folder, for people: the largest first."""
+def remedy(cap_bytes: int, *, is_default: bool) -> str:
+    """What lets a store hold more than its cap, for messages."""
+    return (
+        "raise disk_gb" if not is_default else f"set disk_gb above {cap_bytes / GB:.3g}, if the disk has room for it,"
+    )
+
+
+def told_about(mine: Path) -> list[str]:
+    """The other folders of a store, a line each, for people: the largest first."""
     lines = []
-    for folder in sorted(store_folders(root), key=bytes_in, reverse=True):
+    for folder in sorted(_Others(mine).folders(), key=bytes_in, reverse=True):
         said = describe(folder)
         dtype = str(said.get("dtype", "?")).removeprefix("torch.")
         state = " · in use" if is_open(folder) else left_words(folder)
-        lines.append(f"{bytes_in(folder) / 1e6:.1f} MB  {said.get('model', folder.name)} · {dtype}{state}")
+        lines.append(f"{bytes_in(folder) / 1e6:.1f} MB {said.get('model', folder.name)} · {dtype}{state}")
     return lines
 
 
@@ -149,9 +163,3 @@ def _taken(root: Path) -> int:
 
 def _written(folder: Path) -> int:
     return (folder / DATA).stat().st_mtime_ns
-
-
-def _remedy(cap_bytes: int, *, is_default: bool) -> str:
-    if not is_default:
-        return "raise disk_gb"
-    return f"set disk_gb to allow more than {cap_bytes / GB:.3g} GB, which is half of what the disk had room for,"

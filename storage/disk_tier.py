@@ -115,14 +115,14 @@ class DiskTier(SessionShelf):
 
     # The cap
 
-    def claim(self, num_bytes: int) -> int:
-        """Let the file become `num_bytes` long, if need be in room that other folders give up. Returns how long it may
-        become: less where no more is to be had."""
+    def claim(self, num_bytes: int, wanted: int = 0) -> int:
+        """Let the file become `num_bytes` long, if need be in room that other folders give up, or even `wanted`, if so
+        much is free. Returns how long it may become: less than `num_bytes` where no more is to be had."""
         if self._share is None or not self._lease.is_held:
             return self._records.cap_bytes
         with self._claiming:
             try:
-                room = self._share.claim(num_bytes)
+                room = self._share.claim(max(num_bytes, wanted))
                 if room < num_bytes and self.give_way is not None and self.give_way(num_bytes - room):
                     room = self._share.claim(num_bytes)
             except OSError as error:
@@ -136,7 +136,7 @@ class DiskTier(SessionShelf):
     def _grow(self, needed: int) -> bool:
         assert self._share is not None
         before = self._records.cap_bytes
-        return self.claim(before + max(2 * needed, self._share.step_bytes)) > before
+        return self.claim(before + needed, before + max(2 * needed, self._share.step_bytes)) > before
 
     def _why_full(self) -> str:
         assert self._share is not None

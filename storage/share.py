@@ -28,7 +28,7 @@ _BLOCK = 512
 _BOOKKEEPING_BYTES = 16 << 10
 """What the first user of a folder adds to it beside the data file: LMDB's table of readers, `replace.lock`."""
 _STEPS = 16
-_MIN_STEP_BYTES = 1 << 20
+_MIN_STEP_BYTES = 1 << 18
 _LOCKED: set[int] = set()
 """Descriptors that hold a root's lock just now. A child of a fork must not keep it."""
 
