@@ -54,14 +54,17 @@ def chains_of_all(disk: DiskTier) -> set[bytes]:
 class StoreFolder:
     """One model's folder in a store, opened for looking and housekeeping. Close it, or use `with`.
 
+    Args:
+        room_bytes: what its file may grow by while records are deleted.
+
     Raises StoreUnavailableError: it cannot be opened.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, room_bytes: int = _ROOM_BYTES) -> None:
         self.folder, name = folder, fingerprint_of(folder)
         assert name, f"{folder} is not named MODEL_FINGERPRINT"
         size = (folder / "data.mdb").stat().st_size
-        self.disk = DiskTier(folder, size + _ROOM_BYTES, name, None)
+        self.disk = DiskTier(folder, size + room_bytes, name, None)
 
     @property
     def description(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..storage import DiskTier, StorageError, StorageFullError
 from ..storage.lease import is_open
-from ..storage.share import DATA, bytes_in, claimed_bytes
+from ..storage.share import DATA, bytes_in, claimed_bytes, spare_bytes
 from .home import Home
 from .machine_caps import disk_free
 from .saved import StoreFolder, describe, is_left_behind, store_folders
@@ -45,7 +45,7 @@ def open_disk(home: Home, cap_bytes: int, knob: str) -> DiskTier | None:
 
     Raises StoreUnavailableError.
     """
-    root, others = home.folder.parent, _Others(home.folder)
+    root, others = home.folder.parent, _Others(home.folder, cap_bytes)
     _shorten(root, home.folder, cap_bytes, others)
     while True:
         try:
@@ -57,7 +57,7 @@ def open_disk(home: Home, cap_bytes: int, knob: str) -> DiskTier | None:
             logger.warning("%s: going on in memory, nothing is kept; to keep something %s", error, knob)
             return None
     disk.give_way, disk.remedy = others.give_way, knob
-    in_use = sum(map(claimed_bytes, filter(is_open, others.folders())))
+    in_use = in_use_beside(home.folder)
     if in_use:
         logger.warning(
             "the store %s has one cap of %d bytes: other folders of it that are in use take %d, %d are left here",
@@ -68,7 +68,7 @@ def open_disk(home: Home, cap_bytes: int, knob: str) -> DiskTier | None:
 
 def in_use_beside(folder: Path) -> int:
     """Bytes of the cap that other folders of the store have and that nobody can take from them now."""
-    return sum(map(claimed_bytes, filter(is_open, _Others(folder).folders())))
+    return sum(map(claimed_bytes, filter(is_open, _beside(folder))))
 
 
 def remedy(cap_bytes: int, *, is_default: bool) -> str:
@@ -81,7 +81,7 @@ def remedy(cap_bytes: int, *, is_default: bool) -> str:
 def told_about(mine: Path) -> list[str]:
     """The other folders of a store, a line each, for people: the largest first."""
     lines = []
-    for folder in sorted(_Others(mine).folders(), key=bytes_in, reverse=True):
+    for folder in sorted(_beside(mine), key=bytes_in, reverse=True):
         said = describe(folder)
         dtype = str(said.get("dtype", "?")).removeprefix("torch.")
         state = " · in use" if is_open(folder) else left_words(folder)
@@ -102,34 +102,32 @@ def first_to_go(folders: list[Path]) -> list[Path]:
 class _Others:
     """The folders of a store beside one's own, which can be asked for room."""
 
-    def __init__(self, mine: Path) -> None:
-        self._mine = mine
+    def __init__(self, mine: Path, cap_bytes: int) -> None:
+        self._mine, self._room_bytes = mine, spare_bytes(cap_bytes)
         self._given: dict[str, int] = {}
         """When a folder that has given all it can was written then, by its name."""
-
-    def folders(self) -> list[Path]:
-        return [folder for folder in store_folders(self._mine.parent) if folder.name != self._mine.name]
 
     def give_way(self, num_bytes: int) -> int:
         """Make others so many bytes smaller, as far as they may be; returns by how many they are."""
         freed = 0
-        for folder in first_to_go(self.folders()):
+        for folder in first_to_go(_beside(self._mine)):
             if freed < num_bytes and not is_open(folder) and self._given.get(folder.name) != _written(folder):
-                freed += give_room(folder)
+                freed += give_room(folder, self._room_bytes)
                 self._given[folder.name] = _written(folder)
         return freed
 
 
-def give_room(folder: Path, num_bytes: int | None = None) -> int:
+def give_room(folder: Path, room_bytes: int, num_bytes: int | None = None) -> int:
     """Remove of a folder what no saved session refers to, and shorten its file; returns by how many bytes it is
     smaller.
 
     Args:
+        room_bytes: what it may take for that.
         num_bytes: so many bytes of records, those used longest ago. None: all.
     """
     before = bytes_in(folder)
     try:
-        with StoreFolder(folder) as store:
+        with StoreFolder(folder, room_bytes) as store:
             if store.remove_unused(num_bytes) or store.disk.file_bytes > store.disk.used_bytes:
                 store.disk.compact()
     except (StorageError, OSError) as error:
@@ -147,7 +145,7 @@ def _shorten(root: Path, mine: Path, cap_bytes: int, others: _Others) -> None:
         others.give_way(excess)
         excess = _taken(root) - cap_bytes
     if excess > 0 and (mine / DATA).is_file() and not is_open(mine):
-        give_room(mine, excess + cap_bytes // _SPARE_SHARE)
+        give_room(mine, spare_bytes(cap_bytes), excess + cap_bytes // _SPARE_SHARE)
         excess = _taken(root) - cap_bytes
     if excess > 0:
         logger.warning(
@@ -155,6 +153,11 @@ def _shorten(root: Path, mine: Path, cap_bytes: int, others: _Others) -> None:
             "nothing is added to them; raise disk_gb or remove sessions with `stratakv sessions rm`",
             root, excess, cap_bytes,
         )  # fmt: skip
+
+
+def _beside(mine: Path) -> list[Path]:
+    """The other folders of the store."""
+    return [folder for folder in store_folders(mine.parent) if folder.name != mine.name]
 
 
 def _taken(root: Path) -> int:

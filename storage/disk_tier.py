@@ -33,7 +33,7 @@ from .page import CHAIN_BYTES
 from .private import private_file, private_folder
 from .records import Records
 from .sessions import SessionShelf
-from .share import Share
+from .share import DATA, Share
 from .uses import Use, Uses
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class DiskTier(SessionShelf):
                 private_file(folder / "config.json", json.dumps(description, indent=2) + "\n")
             self._lease = Lease(Path(os.path.realpath(folder)))
             try:
-                self._open(max(cap_bytes, _MIN_CAP_BYTES), is_shared=is_shared)
+                self._open(cap_bytes if is_shared else max(cap_bytes, _MIN_CAP_BYTES), is_shared=is_shared)
             except BaseException:
                 self._lease.release()
                 raise
@@ -96,9 +96,10 @@ class DiskTier(SessionShelf):
         is_first = not self._lease.others()
         self._share = Share(self.folder, cap_bytes, self._lease) if is_shared else None
         room = cap_bytes if self._share is None else self._share.claim(self._share.step_bytes)
-        if room < _MIN_FILE_BYTES:
+        if self._share is not None and room < _MIN_FILE_BYTES and not (self.folder / DATA).exists():
             raise StorageFullError(
-                f"the store {self.folder.parent} is full: its folders take all of its cap of {cap_bytes} bytes",
+                f"the store {self.folder.parent} has no room for {self.folder.name}: other folders take "
+                f"{self._share.others_bytes} of its cap of {cap_bytes} bytes",
                 is_at_cap=True,
             )
         self._file = LmdbFile.share(self.folder, room, check=self._lease.after_a_death, is_first=is_first)

@@ -30,6 +30,7 @@ import lmdb
 from lmdb import verify
 
 from .errors import ForkedError, StorageFullError, StoreUnavailableError
+from .nameless import name_file, nameless_file
 
 logger = logging.getLogger(__name__)
 
@@ -302,23 +303,19 @@ class LmdbFile:
 
     def compact(self) -> None:
         """Replace the file by a copy without free pages. The caller has seen to it that no other process has
-        it open. Raises OSError or lmdb.Error; then it is as before."""
-        copy = self._compact_folder
+        it open. The copy has no name until it is whole: killed, it leaves nothing behind. Raises OSError or
+        lmdb.Error; then it is as before."""
         with self._gate.alone():
             assert self._env is not None
-            self._remove_copy()
-            os.mkdir(copy, mode=0o700)
-            made = os.path.join(copy, "data.mdb")
             try:
-                self._env.copy(copy, compact=True)
-                os.chmod(made, 0o600)
-                _sync(made)
-                self._close()
-                os.replace(made, self.path)
+                with nameless_file(self.name) as copy:
+                    self._env.copyfd(copy.fileno(), compact=True)
+                    os.fsync(copy.fileno())
+                    self._close()
+                    name_file(copy.fileno(), self.path)
                 _sync(self.name)
                 self._acknowledged = 0  # a compacted file counts its transactions from the start
             finally:
-                self._remove_copy()
                 if self._env is None:
                     self._env = self._opened()
 
@@ -327,7 +324,7 @@ class LmdbFile:
         return os.path.join(self.name, "compact")
 
     def _remove_copy(self) -> None:
-        """What a compaction that was killed left behind."""
+        """What a compaction that was killed left behind when copies had names."""
         shutil.rmtree(self._compact_folder, ignore_errors=True)
 
     def _close(self) -> None:

@@ -27,6 +27,7 @@ DATA = "data.mdb"
 _BLOCK = 512
 _BOOKKEEPING_BYTES = 16 << 10
 """What the first user of a folder adds to it beside the data file: LMDB's table of readers, `replace.lock`."""
+_SPARE_PAGES = 32
 _STEPS = 16
 _MIN_STEP_BYTES = 1 << 18
 _LOCKED: set[int] = set()
@@ -54,7 +55,7 @@ class Share:
             others = [folder for folder in data_folders(self.folder.parent) if folder.name != self.folder.name]
             self.others_bytes = sum(map(claimed_bytes, others))
             beside = max(_BOOKKEEPING_BYTES, bytes_in(self.folder) - has)
-            left = self.cap_bytes - self.others_bytes - beside
+            left = self.cap_bytes - self.others_bytes - beside - spare_bytes(self.cap_bytes)
             least = max(has, self.claimed_bytes)
             wanted = max(least, min(num_bytes, left))
             try:
@@ -74,6 +75,11 @@ class Share:
     def step_bytes(self) -> int:
         """By which a share grows at least: what is claimed and never used, others lack."""
         return max(self.cap_bytes // _STEPS, _MIN_STEP_BYTES)
+
+
+def spare_bytes(cap_bytes: int) -> int:
+    """What of a store's cap nobody claims: a folder that gives way needs some room to rewrite LMDB's tree."""
+    return cap_bytes // 256 + _SPARE_PAGES * 4096
 
 
 def data_folders(root: Path) -> list[Path]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 from recall import NAMES, make_context
+from small_disk import SmallDisk, small_disk, taken
 from typer.testing import CliRunner
 
 from stratakv.runtime import Chat, DoesNotFitError, KVConfig, Runtime, SessionError
@@ -26,23 +27,6 @@ KINDS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-class Usage(NamedTuple):
-    total: int
-    used: int
-    free: int
-
-
-class Disk:
-    """A file system of `size` bytes, of which others take `foreign`: what the store takes is looked up."""
-
-    def __init__(self, store: Path, size: int) -> None:
-        self.store, self.size, self.foreign = store, size, 0
-
-    def usage(self, _: Path) -> Usage:
-        used = taken(self.store) + self.foreign
-        return Usage(self.size, used, max(0, self.size - used))
-
-
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -54,15 +38,8 @@ def store(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def disk(store: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
-    found = Disk(store, 8 * MB)
-    monkeypatch.setattr("stratakv.runtime.machine_caps.shutil.disk_usage", found.usage)
-    return found
-
-
-def taken(store: Path) -> int:
-    """By all that is in it, as it says itself."""
-    return sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
+def disk(store: Path, monkeypatch: pytest.MonkeyPatch) -> SmallDisk:
+    return small_disk(store, 8 * MB, monkeypatch)
 
 
 def num_pages(folder: Path) -> int:
@@ -112,7 +89,7 @@ def sessions(store: Path, *words: str) -> str:
 # The default cap
 
 
-def test_what_the_store_holds_is_its_own_room(store: Path, disk: Disk, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_the_store_holds_is_its_own_room(store: Path, disk: SmallDisk, caplog: pytest.LogCaptureFixture) -> None:
     """The larger half of a small disk: a second start has the first one's cap, and goes on with what was saved."""
     with load(store) as runtime:
         first = runtime.plan
@@ -128,7 +105,7 @@ def test_what_the_store_holds_is_its_own_room(store: Path, disk: Disk, caplog: p
 
 
 @pytest.mark.parametrize("free", [0, 100_000, 2 * MB])
-def test_a_disk_that_others_fill_takes_nothing_from_what_was_saved(store: Path, disk: Disk, free: int) -> None:
+def test_a_disk_that_others_fill_takes_nothing_from_what_was_saved(store: Path, disk: SmallDisk, free: int) -> None:
     with load(store) as runtime:
         save(runtime, "mine", 1, tokens=3 * TOKENS)
     held = taken(store)
@@ -142,7 +119,7 @@ def test_a_disk_that_others_fill_takes_nothing_from_what_was_saved(store: Path, 
         go_on(runtime, "mine")
 
 
-def test_advice_fits_what_was_set(store: Path, disk: Disk, caplog: pytest.LogCaptureFixture) -> None:
+def test_advice_fits_what_was_set(store: Path, disk: SmallDisk, caplog: pytest.LogCaptureFixture) -> None:
     disk.size = 4 * MB
     with load(store) as runtime, pytest.raises(SessionError, match=r"set disk_gb above 0\.002, if the disk has room"):
         save(runtime, "mine", 1, tokens=5 * TOKENS)

@@ -73,7 +73,7 @@ def test_what_folders_take_together_never_exceeds_the_cap(tmp_path: Path) -> Non
 def test_a_single_folder_may_take_nearly_all_of_it(tmp_path: Path) -> None:
     disk = opened(tmp_path / "a")
     fill(disk)
-    assert 0.95 * CAP < taken(tmp_path) <= CAP
+    assert 0.9 * CAP < taken(tmp_path) <= CAP
     assert disk.cap_bytes == CAP
     disk.close()
 
@@ -154,7 +154,7 @@ def test_a_new_folder_is_refused_where_nothing_is_left(tmp_path: Path) -> None:
     one = opened(tmp_path / "a")
     one.claim(CAP)
     fill(one)
-    with pytest.raises(StorageFullError, match=f"its folders take all of its cap of {CAP} bytes"):
+    with pytest.raises(StorageFullError, match=f"has no room for b: other folders take 5.* of its cap of {CAP} bytes"):
         opened(tmp_path / "b")
     assert taken(tmp_path) <= CAP
     one.close()

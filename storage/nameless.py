@@ -1,0 +1,40 @@
+"""Files that have no name until they are whole.
+
+What is written into one is on the file system, and nothing else can see it: neither who adds up a folder nor who lists
+it. A process that dies takes it along. Where a file system has no such files, it has a name, and is hidden by a dot.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+_SUFFIX = ".new"
+
+
+@contextmanager
+def nameless_file(folder: str) -> Iterator[BinaryIO]:
+    """For its owner alone, open for writing, gone with the block unless it was given a name. Raises OSError."""
+    try:
+        descriptor = os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o600)
+    except OSError:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=_SUFFIX) as file:
+            yield file.file
+        return
+    with os.fdopen(descriptor, "w+b") as file:
+        yield file
+
+
+def name_file(descriptor: int, path: str) -> None:
+    """Put a nameless file in the place of what is at `path`, in one step. Raises OSError."""
+    made = f"{path}{_SUFFIX}"
+    folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        # NOTE: `os.link` follows the link that /proc has for the descriptor only if it is given a folder.
+        os.link(f"/proc/self/fd/{descriptor}", made, src_dir_fd=folder, follow_symlinks=True)
+        os.replace(made, path)
+    finally:
+        os.close(folder)
