@@ -30,7 +30,7 @@ import lmdb
 from lmdb import verify
 
 from .errors import ForkedError, StorageFullError, StoreUnavailableError
-from .nameless import name_file, nameless_file
+from .nameless import name_file, nameless_file, remove_unfinished
 
 logger = logging.getLogger(__name__)
 
@@ -312,20 +312,17 @@ class LmdbFile:
                     self._env.copyfd(copy.fileno(), compact=True)
                     os.fsync(copy.fileno())
                     self._close()
-                    name_file(copy.fileno(), self.path)
+                    name_file(copy, self.path)
                 _sync(self.name)
                 self._acknowledged = 0  # a compacted file counts its transactions from the start
             finally:
                 if self._env is None:
                     self._env = self._opened()
 
-    @property
-    def _compact_folder(self) -> str:
-        return os.path.join(self.name, "compact")
-
     def _remove_copy(self) -> None:
-        """What a compaction that was killed left behind when copies had names."""
-        shutil.rmtree(self._compact_folder, ignore_errors=True)
+        """What a compaction that was killed left behind."""
+        remove_unfinished(self.name)
+        shutil.rmtree(os.path.join(self.name, "compact"), ignore_errors=True)  # of earlier versions
 
     def _close(self) -> None:
         if self._env is not None:

@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import BinaryIO
 
 _SUFFIX = ".new"
@@ -19,7 +20,7 @@ _SUFFIX = ".new"
 def nameless_file(folder: str) -> Iterator[BinaryIO]:
     """For its owner alone, open for writing, gone with the block unless it was given a name. Raises OSError."""
     try:
-        descriptor = os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o600)
+        descriptor = os.open(folder, getattr(os, "O_TMPFILE", os.O_DIRECTORY) | os.O_RDWR, 0o600)
     except OSError:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=_SUFFIX) as file:
             yield file.file
@@ -28,13 +29,21 @@ def nameless_file(folder: str) -> Iterator[BinaryIO]:
         yield file
 
 
-def name_file(descriptor: int, path: str) -> None:
+def name_file(file: BinaryIO, path: str) -> None:
     """Put a nameless file in the place of what is at `path`, in one step. Raises OSError."""
     made = f"{path}{_SUFFIX}"
+    source = file.name if isinstance(file.name, str) else f"/proc/self/fd/{file.fileno()}"
     folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
     try:
-        # NOTE: `os.link` follows the link that /proc has for the descriptor only if it is given a folder.
-        os.link(f"/proc/self/fd/{descriptor}", made, src_dir_fd=folder, follow_symlinks=True)
+        # NOTE: `os.link` follows the link that /proc has for a descriptor only if it is given a folder.
+        os.link(source, made, src_dir_fd=folder, follow_symlinks=True)
         os.replace(made, path)
     finally:
         os.close(folder)
+
+
+def remove_unfinished(folder: str) -> None:
+    """What somebody who was killed left there, where files had names, or between the two steps of naming one. The
+    caller has seen to it that nobody is writing one."""
+    for path in Path(folder).glob(f"*{_SUFFIX}"):
+        path.unlink(missing_ok=True)

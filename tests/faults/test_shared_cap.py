@@ -85,7 +85,9 @@ class History:
         sessions = self.saved.setdefault((start.model, self.versions[start.model], start.kind), {})
         self.disk.foreign = int(start.fill * (self.disk.size - taken(self.disk.store)))
         kind = dict(KINDS[start.kind])
-        kv = KVConfig(path=self.disk.store, host_gb=0.05, **{n: v for n, v in kind.items() if n != "dtype"})
+        kv = KVConfig(
+            path=self.disk.store, host_gb=0.05, index="bounds", **{n: v for n, v in kind.items() if n != "dtype"}
+        )
         with self.disk.as_full_as_it_is(), ExitStack() as stack:
             runtime = stack.enter_context(Runtime.load(path, dtype=kind["dtype"], kv=kv))
             cap = runtime.plan.store_bytes

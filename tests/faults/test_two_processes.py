@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import BinaryIO
 
 import lmdb
 import numpy as np
@@ -29,6 +30,7 @@ from stratakv.storage import (
     record,
 )
 from stratakv.storage.codecs import make_codec
+from stratakv.storage.nameless import name_file
 
 TEXT = text(LARGE, 200)
 Wait = Callable[[], None]
@@ -257,8 +259,34 @@ def test_what_a_killed_compaction_left_is_removed(tmp_path: Path) -> None:
     disk_tier(tmp_path / "s").close()
     (tmp_path / "s" / "compact").mkdir()
     (tmp_path / "s" / "compact" / "data.mdb").write_bytes(bytes(100_000))
+    (tmp_path / "s" / "data.mdb.new").write_bytes(bytes(100_000))
     disk_tier(tmp_path / "s").close()
     assert not (tmp_path / "s" / "compact").exists()
+    assert not (tmp_path / "s" / "data.mdb.new").exists()
+
+
+@pytest.mark.parametrize("has_nameless", [True, False])
+def test_a_copy_is_seen_only_when_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_nameless: bool
+) -> None:
+    disk = disk_tier(tmp_path / "s")
+    write(disk, range(60))
+    disk.sweep(lambda key: key == page_key(0, TEXT.chains[7]))
+    before = {path.name for path in (tmp_path / "s").iterdir()}
+    if not has_nameless:
+        monkeypatch.setattr("stratakv.storage.nameless.os.O_TMPFILE", os.O_DIRECTORY)
+    seen: list[set[str]] = []
+
+    def spy(file: BinaryIO, path: str) -> None:
+        seen.append({found.name for found in (tmp_path / "s").iterdir()} - before - {"replace.lock"})
+        name_file(file, path)
+
+    monkeypatch.setattr("stratakv.storage.lmdb_file.name_file", spy)
+    assert disk.compact()
+    assert [len(names) for names in seen] == [0 if has_nameless else 1]
+    assert {path.name for path in (tmp_path / "s").iterdir()} == before | {"replace.lock"}
+    assert num_good(disk, range(60)) == 1
+    disk.close()
 
 
 # One folder, one session

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from stratakv.runtime import Chat, DoesNotFitError, KVConfig, Runtime, SessionError
 from stratakv.runtime.cli import app
 from stratakv.runtime.saved import StoreFolder, is_left_behind, store_folders
+from stratakv.storage.nameless import name_file
 
 MB = 10**6
 RECALL = Path(__file__).parents[1] / "data" / "recall"
@@ -52,7 +53,7 @@ def text(seed: int, tokens: int = TOKENS) -> str:
 
 
 def load(store: Path, model: Path = RECALL, *, dtype: str = "float32", host_gb: float = 0.05, **kv: Any) -> Runtime:
-    return Runtime.load(model, dtype=dtype, kv=KVConfig(path=store, host_gb=host_gb, **kv))
+    return Runtime.load(model, dtype=dtype, kv=KVConfig(path=store, host_gb=host_gb, index="bounds", **kv))
 
 
 def read(runtime: Runtime, *seeds: int, tokens: int = TOKENS) -> Chat:
@@ -144,7 +145,16 @@ def test_all_kinds_share_one_cap(store: Path) -> None:
     assert len(store_folders(store)) == len(KINDS)
 
 
-def test_unsaved_pages_go_where_they_were_used_longest_ago_and_sessions_stay(store: Path) -> None:
+def test_unsaved_pages_go_where_they_were_used_longest_ago_and_sessions_stay(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def spy(file: BinaryIO, path: str) -> None:
+        sizes.append(taken(store))
+        name_file(file, path)
+
+    monkeypatch.setattr("stratakv.storage.lmdb_file.name_file", spy)
     cap = {"disk_gb": 2.4 * MB / 1e9}
     for number, kind in enumerate(KINDS[:3]):
         with load(store, **cap, **kind) as runtime:
@@ -159,6 +169,8 @@ def test_unsaved_pages_go_where_they_were_used_longest_ago_and_sessions_stay(sto
     after = list(map(num_pages, folders))
     assert after[0] < 0.4 * before[0], "two thirds were not saved"
     assert after[1:] == before[1:]
+    assert len(sizes) == 1
+    assert sizes[0] <= 2.4 * MB, "not even while the file was made smaller"
     for number, kind in enumerate(KINDS[:3]):
         with load(store, **cap, **kind) as runtime:
             go_on(runtime, f"s{number}")
