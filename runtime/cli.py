@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -146,20 +147,23 @@ def plan(
     kv_dir: PathOption = None,
 ) -> None:
     """Show what would live where, and whether a context of that length fits."""
+    from .chat_setup import store_root
+    from .planner import with_disk
     from .runtime import Runtime
+    from .saved import store_folders
     from .store_cap import told_about
 
     kv = kv_config(gpu_gb=gpu_kv_gb, host_gb=host_kv_gb, disk_gb=disk_kv_gb, path=kv_dir, budget=2048)
-    with Runtime.load(model, device=device, dtype=dtype, kv=kv) as runtime:
-        found = runtime.plan
+    with Runtime.load(model, device=device, dtype=dtype, kv=replace(kv, disk_gb=0.0)) as runtime:
+        found = with_disk(runtime.plan, kv, store_root(kv))  # to say what would be, a store need not be touched
         needed = f"{context * found.token_bytes / 1e9:.3g} GB"
         print(f"{found.token_bytes} bytes of KV per token; {context} tokens need {needed}")
         for tier, cap, tokens in found.rows():
             print(f"  {tier:5} cap {cap:>8}  holds {tokens} tokens")
-        if runtime.store.disk is not None:
-            for line in told_about(runtime.store.disk.folder):
-                print(f"  beside it in the store {printable(line)}")
-        runtime.check_fits(0, context, f"a context of {context} tokens")
+        for line in told_about(store_folders(store_root(kv))):
+            print(f"  in the store {printable(line)}")
+        runtime.check_window(0, context, f"a context of {context} tokens")
+        found.check(context, f"a context of {context} tokens")
         print("it fits")
 
 

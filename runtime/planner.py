@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -128,16 +128,11 @@ def make_plan(
     elif device.type == "cuda":
         gpu = int(torch.cuda.mem_get_info(device)[0] * 0.8)
     host = int(config.host_gb * GB) if config.host_gb is not None else available_memory() // 2
-    disk = int(config.disk_gb * GB) if config.disk_gb is not None else default_cap(folder)
-    disk_knob = remedy(disk, is_default=config.disk_gb is None)
     compute = gpu if gpu is not None else host
     pages = _PAGES_PER_LAYER * num_tiered * layout.page_bytes
     spare = compute - pages - Workspace.bytes_for(layout, 0)
     span = max(chunk, min(_DEFAULT_SPAN, spare // 2 // layout.token_bytes // chunk * chunk))
-    plan = Plan(
-        layout=layout, num_tiered=num_tiered, gpu_bytes=gpu, host_bytes=host, disk_bytes=disk, span_tokens=span,
-        store_bytes=disk, disk_knob=disk_knob,
-    )  # fmt: skip
+    plan = Plan(layout=layout, num_tiered=num_tiered, gpu_bytes=gpu, host_bytes=host, disk_bytes=0, span_tokens=span)
     if plan.compute_pool_bytes < pages:
         name, knob = ("device", "gpu_gb") if gpu is not None else ("host", "host_gb")
         raise DoesNotFitError(
@@ -150,7 +145,14 @@ def make_plan(
             f"host cap {_gb(host)} is too small: 2 pages x {num_tiered} layers x {layout.page_bytes} bytes = "
             f"{_gb(2 * num_tiered * layout.page_bytes)}; raise host_gb"
         )
-    return plan
+    return with_disk(plan, config, folder)
+
+
+def with_disk(plan: Plan, config: KVConfig, folder: Path) -> Plan:
+    """The same with the disk tier that is configured in the store `folder`, or that is the default there."""
+    disk = int(config.disk_gb * GB) if config.disk_gb is not None else default_cap(folder)
+    knob = remedy(disk, is_default=config.disk_gb is None)
+    return replace(plan, disk_bytes=disk, store_bytes=disk, disk_knob=knob)
 
 
 def available_memory() -> int:

@@ -11,7 +11,7 @@ from rich.table import Table
 from .config import GenerationConfig
 from .figures import Stopwatch, shown
 from .reply import REPEATS
-from .store_cap import told_about
+from .store_cap import beside, told_about
 from .terminal import printable
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def show(console: Console, runtime: Runtime) -> None:
         console.print(f"  {tier:5} cap {cap:>8}  holds {tokens} tokens")
     if runtime.store.disk is not None:
         console.print(f"  store {printable(str(runtime.store.disk.folder))}")
-        for line in told_about(runtime.store.disk.folder):
+        for line in told_about(beside(runtime.store.disk.folder)):
             console.print(f"  beside it {printable(line)}")
 
 

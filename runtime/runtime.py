@@ -220,6 +220,11 @@ class Runtime:
 
     def check_fits(self, held: int, new: int, what: str) -> None:
         """Raises DoesNotFitError if `held + new` tokens exceed the model's window or the tiers."""
+        self.check_window(held, new, what)
+        self._check_room(held, new, what)
+
+    def check_window(self, held: int, new: int, what: str) -> None:
+        """Raises DoesNotFitError if `held + new` tokens exceed the model's window."""
         total = held + new
         if total > self.model.max_positions:
             raise DoesNotFitError(
@@ -227,7 +232,6 @@ class Runtime:
                 f"for {self.model.max_positions}; shorten it, start a new conversation, or use a model with a "
                 "longer window"
             )
-        self._check_room(held, new, what)
 
     def _check_room(self, held: int, new: int, what: str) -> None:
         """What fits the disk is claimed there, other folders of the store give way for it. What is held already is

@@ -66,9 +66,14 @@ def open_disk(home: Home, cap_bytes: int, knob: str) -> DiskTier | None:
     return disk
 
 
+def beside(mine: Path) -> list[Path]:
+    """The other folders of the store."""
+    return [folder for folder in store_folders(mine.parent) if folder.name != mine.name]
+
+
 def in_use_beside(folder: Path) -> int:
     """Bytes of the cap that other folders of the store have and that nobody can take from them now."""
-    return sum(map(claimed_bytes, filter(is_open, _beside(folder))))
+    return sum(map(claimed_bytes, filter(is_open, beside(folder))))
 
 
 def remedy(cap_bytes: int, *, is_default: bool) -> str:
@@ -78,10 +83,10 @@ def remedy(cap_bytes: int, *, is_default: bool) -> str:
     )
 
 
-def told_about(mine: Path) -> list[str]:
-    """The other folders of a store, a line each, for people: the largest first."""
+def told_about(folders: list[Path]) -> list[str]:
+    """Folders of a store, a line each, for people: the largest first."""
     lines = []
-    for folder in sorted(_beside(mine), key=bytes_in, reverse=True):
+    for folder in sorted(folders, key=bytes_in, reverse=True):
         said = describe(folder)
         dtype = str(said.get("dtype", "?")).removeprefix("torch.")
         state = " · in use" if is_open(folder) else left_words(folder)
@@ -110,7 +115,7 @@ class _Others:
     def give_way(self, num_bytes: int) -> int:
         """Make others so many bytes smaller, as far as they may be; returns by how many they are."""
         freed = 0
-        for folder in first_to_go(_beside(self._mine)):
+        for folder in first_to_go(beside(self._mine)):
             if freed < num_bytes and not is_open(folder) and self._given.get(folder.name) != _written(folder):
                 freed += give_room(folder, self._room_bytes)
                 self._given[folder.name] = _written(folder)
@@ -153,11 +158,6 @@ def _shorten(root: Path, mine: Path, cap_bytes: int, others: _Others) -> None:
             "nothing is added to them; raise disk_gb or remove sessions with `stratakv sessions rm`",
             root, excess, cap_bytes,
         )  # fmt: skip
-
-
-def _beside(mine: Path) -> list[Path]:
-    """The other folders of the store."""
-    return [folder for folder in store_folders(mine.parent) if folder.name != mine.name]
 
 
 def _taken(root: Path) -> int:

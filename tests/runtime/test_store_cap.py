@@ -307,11 +307,16 @@ def test_gc_to_a_size_takes_what_an_update_left_first(store: Path, model: Path) 
     assert "other" not in said
 
 
-def test_the_plan_names_what_is_beside(store: Path, model: Path) -> None:
+def test_the_plan_names_what_is_in_the_store_and_changes_nothing(store: Path, model: Path) -> None:
     with load(store, model, disk_gb=0.01) as runtime:
-        read(runtime, 1)
+        read(runtime, 1, 2)
     updated(model, 4)
-    arguments = ["plan", "100", "-m", str(model), "--dtype", "float32", "--disk-kv-gb", "0.01", "--kv-dir", str(store)]
-    shown = CliRunner().invoke(app, arguments)
+    with load(store, model, disk_gb=0.01):
+        pass
+    before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
+    where = ["-m", str(model), "--dtype", "float32", "--disk-kv-gb", "0.001", "--kv-dir", str(store)]
+    shown = CliRunner().invoke(app, ["plan", "100", *where])
     assert shown.exit_code == 0, shown.output
     assert f"MB {model} · float32 · left by an earlier version of the model" in shown.stdout
+    assert f"MB {model} · float32\n" in shown.stdout
+    assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before
