@@ -101,7 +101,7 @@ def left_words(folder: Path) -> str:
 
 def first_to_go(folders: list[Path]) -> list[Path]:
     """In the order in which folders give room: those that no model reaches any more, then by their last use."""
-    return sorted(folders, key=lambda folder: (not is_left_behind(folder), (folder / DATA).stat().st_mtime))
+    return sorted(folders, key=lambda folder: (not is_left_behind(folder), _written(folder)))
 
 
 class _Others:
@@ -165,4 +165,8 @@ def _taken(root: Path) -> int:
 
 
 def _written(folder: Path) -> int:
-    return (folder / DATA).stat().st_mtime_ns
+    """When, in nanoseconds; 0 if it is gone."""
+    try:
+        return (folder / DATA).stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0

@@ -119,7 +119,8 @@ class DiskTier(SessionShelf):
     def claim(self, num_bytes: int, wanted: int = 0) -> int:
         """Let the file become `num_bytes` long, if need be in room that other folders give up, or even `wanted`, if so
         much is free. Returns how long it may become: less than `num_bytes` where no more is to be had."""
-        if self._share is None or not self._lease.is_held:
+        has_it = max(num_bytes, wanted) <= self._records.cap_bytes
+        if has_it or self._share is None or not self._lease.is_held:
             return self._records.cap_bytes
         with self._claiming:
             try:

@@ -11,25 +11,25 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 _SUFFIX = ".new"
 
 
 @contextmanager
-def nameless_file(folder: str) -> Iterator[BinaryIO]:
+def nameless_file(folder: str) -> Iterator[IO[bytes]]:
     """For its owner alone, open for writing, gone with the block unless it was given a name. Raises OSError."""
     try:
         descriptor = os.open(folder, getattr(os, "O_TMPFILE", os.O_DIRECTORY) | os.O_RDWR, 0o600)
     except OSError:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=_SUFFIX) as file:
-            yield file.file
+            yield file
         return
     with os.fdopen(descriptor, "w+b") as file:
         yield file
 
 
-def name_file(file: BinaryIO, path: str) -> None:
+def name_file(file: IO[bytes], path: str) -> None:
     """Put a nameless file in the place of what is at `path`, in one step. Raises OSError."""
     made = f"{path}{_SUFFIX}"
     source = file.name if isinstance(file.name, str) else f"/proc/self/fd/{file.fileno()}"
