@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from faults import num_faults
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from recall import NAMES, make_context
 from small_disk import SmallDisk, small_disk, taken
@@ -125,7 +125,10 @@ class History:
         assert taken(self.disk.store) <= cap
 
 
-@settings(max_examples=num_faults(default=3, share=0.5), deadline=None, derandomize=True)
+@settings(
+    max_examples=num_faults(default=3, share=0.5), deadline=None, derandomize=True,
+    phases=[Phase.explicit, Phase.generate],  # a history takes seconds: the one that failed is shown as it is
+)  # fmt: skip
 @given(history=st.lists(starts, min_size=5, max_size=8))
 def test_what_was_saved_goes_on_under_any_cap_and_fill(history: list[Start]) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as monkeypatch:
