@@ -214,8 +214,8 @@ class Runtime:
         if config.max_new_tokens > 0:
             self._check_room(0, sum(lengths) + len(lengths) * config.max_new_tokens, "the batch")
             return config
+        self._check_room(0, sum(lengths) + len(lengths), "the batch")  # what may come is not claimed before it does
         room = self.room_tokens(sum(lengths)) // len(lengths)
-        self._check_room(0, sum(lengths) + len(lengths) * max(1, room), "the batch")
         return GenerationConfig.from_kwargs(config, max_new_tokens=max(1, room))
 
     def check_fits(self, held: int, new: int, what: str) -> None:

@@ -176,6 +176,16 @@ def test_unsaved_pages_go_where_they_were_used_longest_ago_and_sessions_stay(
             go_on(runtime, f"s{number}")
 
 
+def test_a_reply_of_any_length_asks_nobody_for_room_that_it_does_not_need(store: Path) -> None:
+    with load(store, disk_gb=0.003) as runtime:
+        read(runtime, 1)
+    (other,) = store_folders(store)
+    before = num_pages(other)
+    with load(store, dtype="bfloat16", disk_gb=0.003) as runtime:
+        runtime.generate(["k1 v1 ? k1"], max_new_tokens=-1, stop_strings=["v", "k", "f"])
+    assert num_pages(other) == before
+
+
 def test_a_cap_that_was_lowered_is_kept(store: Path, caplog: pytest.LogCaptureFixture) -> None:
     with load(store, disk_gb=0.02) as runtime:
         save(runtime, "mine", 1, tokens=TOKENS // 2)
