@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import random
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -162,12 +165,12 @@ def test_a_new_folder_is_refused_where_nothing_is_left(tmp_path: Path) -> None:
 
 def test_a_lock_on_the_root_does_not_live_on_in_a_fork(tmp_path: Path) -> None:
     def live(say: Say, wait: Wait) -> None:
+        say("here")
         wait()
 
-    with alone_in(tmp_path):
-        other = child(live)
-        forked = other.__enter__()
-    opened(tmp_path / "a").close()
-    forked.go()
-    assert forked.join() == 0
-    other.__exit__(None, None, None)
+    with ExitStack() as forks:
+        with alone_in(tmp_path):
+            assert forks.enter_context(child(live)).hear() == "here"
+        descriptor = os.open(tmp_path, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(descriptor)
