@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 from ..retrieval import IndexParams, split_spec
 from ..storage.compression import check_compression
 from . import typed
-from .errors import WrongTypeError
+from .typed import shown
 
 PREFETCH = ("auto", "on", "off")
+MAX_STOPS, MAX_STOP_CHARACTERS = 1024, 1 << 20
+"""Stop strings, and the characters of all together: each is looked for at every token, and sessions keep them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,11 +29,11 @@ class KVConfig:
     disk_gb: float | None = None
     """Cap of the store folder, over all models in it; 0: no disk tier. None: half of what the disk has free
     and the store holds, at most 64 GB (docs/decisions/0025)."""
-    path: str | Path | None = None
+    path: str | os.PathLike[str] | None = None
     """Store folder. None: `stratakv/kv` in the user's cache directory."""
     index: str = "auto"
     """How the tokens that matter are found; see `stratakv.retrieval`."""
-    profile: str | Path | None = None
+    profile: str | os.PathLike[str] | None = None
     """Profile for an index that needs one. None: where `stratakv calibrate` puts it."""
     budget: int | float = 2048
     """Tokens read per KV head and layer at each decode step, sinks, window and tail included; or a
@@ -57,14 +59,10 @@ class KVConfig:
     def __post_init__(self) -> None:
         _take(self, typed.real, "gpu_gb", "host_gb", "disk_gb")
         _take(self, typed.whole, "sink", "local", "page_size")
-        _take(self, typed.text, "index", "dtype", "prefetch", "codec")
-        budget = typed.real("budget", self.budget)
-        object.__setattr__(self, "budget", int(budget) if budget.is_integer() else budget)
-        for name in ("path", "profile"):
-            if getattr(self, name) == "":
-                raise ValueError(f"{name} is a path, not an empty text; None is the default")
-            if not isinstance(getattr(self, name), str | Path | None):
-                raise WrongTypeError(f"{name} is a path, not {getattr(self, name)!r}")
+        _take(self, typed.text, "index", "prefetch", "codec")
+        _take(self, typed.named, "dtype")
+        _take(self, typed.path, "path", "profile")
+        object.__setattr__(self, "budget", _whole_or_real("budget", self.budget))
         for name in ("gpu_gb", "host_gb", "disk_gb"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
@@ -74,14 +72,23 @@ class KVConfig:
                 raise ValueError(f"{name} is a number of tokens from {least}, not {getattr(self, name)}")
         if self.host_gb == 0 or self.gpu_gb == 0:
             raise ValueError("gpu_gb and host_gb are more than 0; leave them out for the default")
-        split_spec(self.index)
+        self._check_index()
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
-            raise ValueError(f"the cache's dtype is auto, float32, bfloat16 or float16, not {self.dtype!r}")
+            raise ValueError(f"the cache's dtype is auto, float32, bfloat16 or float16, not {shown(self.dtype)}")
         check_compression(self.codec)
         if self.prefetch not in PREFETCH:
-            raise ValueError(f"prefetch is {', '.join(PREFETCH[:-1])} or {PREFETCH[-1]}, not {self.prefetch!r}")
-        self.index_params()
+            raise ValueError(f"prefetch is {', '.join(PREFETCH[:-1])} or {PREFETCH[-1]}, not {shown(self.prefetch)}")
         self._check_budget()
+
+    def _check_index(self) -> None:
+        _, settings = split_spec(self.index)
+        if settings:  # only the index itself knows their ranges, and it takes a tensor library to ask it
+            from .threads import import_torch
+
+            import_torch()
+            from ..retrieval.registry import index_class
+
+            index_class(self.index)
 
     def _check_budget(self) -> None:
         if isinstance(self.budget, float):
@@ -89,7 +96,7 @@ class KVConfig:
                 raise ValueError(f"budget is a whole number of tokens or a fraction in (0, 1), not {self.budget}")
         elif self.budget < self.min_budget:
             raise ValueError(
-                f"budget is at least {self.min_budget} tokens, not {int(self.budget)}: "
+                f"budget is at least {self.min_budget} tokens, not {self.budget}: "
                 f"sink {self.sink} + local {self.local} + two pages of {self.page_size}"
             )
 
@@ -153,11 +160,15 @@ class GenerationConfig:
             "min_p": (0 <= self.min_p < 1, "in [0, 1)"),
             "repetition_penalty": (1e-3 <= self.repetition_penalty <= 1e3, "above 0, from 0.001 to 1000"),
             "max_repeats": (2 <= (self.max_repeats or 2) <= 1000, "from 2 to 1000, or 0 for never"),
+            "stop_strings": (
+                len(self.stop_strings) <= MAX_STOPS and sum(map(len, self.stop_strings)) <= MAX_STOP_CHARACTERS,
+                f"at most {MAX_STOPS} texts of {MAX_STOP_CHARACTERS} characters together",
+            ),
             "seed": (self.seed is None or 0 <= self.seed < 1 << 64, "a whole number from 0 to 2**64 - 1"),
         }  # fmt: skip
         for name, (good, range_text) in checks.items():
             if not good:
-                raise ValueError(f"{name} is {range_text}, not {getattr(self, name)}")
+                raise ValueError(f"{name} is {range_text}, not {shown(getattr(self, name))}")
 
     @classmethod
     def from_kwargs(cls, base: GenerationConfig | None = None, **kwargs: Any) -> GenerationConfig:
@@ -166,6 +177,8 @@ class GenerationConfig:
         Raises ValueError for a name that is unknown or a value out of range, WrongTypeError for one of another type.
         """
         for alias, name in (("max_tokens", "max_new_tokens"), ("stop", "stop_strings")):
+            if alias in kwargs and name in kwargs:
+                raise ValueError(f"{alias} is another name of {name}; give one of them")
             if alias in kwargs:
                 kwargs[name] = kwargs.pop(alias)
         known = {field.name for field in fields(cls)}
@@ -179,6 +192,12 @@ class GenerationConfig:
         if self.seed is None:
             return [self] * count
         return [replace(self, seed=(self.seed + number) % (1 << 64)) for number in range(count)]
+
+
+def _whole_or_real(name: str, value: Any) -> int | float:
+    """A float only where there is a fraction."""
+    number = typed.real(name, value)
+    return typed.whole(name, value) if number.is_integer() else number
 
 
 def _take(settings: object, kind: Callable[[str, Any], Any], *names: str) -> None:

@@ -128,7 +128,7 @@ class Profiles:
         index, _ = index_class(config.index)
         if not index.needs_profile:
             return {}
-        path = default_path(self._directory) if config.profile is None else Path(config.profile).expanduser()
+        path = default_path(self._directory) if config.profile is None else Path(os.path.expanduser(config.profile))
         if path not in self._read:
             self._read[path] = self._load(path, index.name, own=config.profile is not None)
         return self._read[path]

@@ -11,9 +11,6 @@ from .session_header import shown
 
 logger = logging.getLogger(__name__)
 
-_LEAST, _MOST = -(1 << 63), (1 << 64) - 1
-_MAX_STOPS, _MAX_STOP = 64, 1 << 12
-
 
 def to_notes(config: GenerationConfig) -> dict[str, Any]:
     """The fields that are not at their defaults, for JSON."""
@@ -39,15 +36,8 @@ def from_notes(found: dict[str, Any]) -> GenerationConfig:
 
 
 def _is_like(value: Any, usual: Any) -> bool:
-    """Whether `value` is of the kind that the setting's default is."""
-    if isinstance(usual, bool):
-        return isinstance(value, bool)
+    """Whether `value` is of the kind that the setting's default is. How large it may be, the setting itself knows."""
     if isinstance(usual, tuple):
-        return isinstance(value, list) and len(value) <= _MAX_STOPS and all(map(_is_stop, value))
-    if isinstance(usual, float):
-        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
-    return isinstance(value, int) and not isinstance(value, bool) and _LEAST <= value <= _MOST  # `seed` has None
-
-
-def _is_stop(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= _MAX_STOP
+        return isinstance(value, list)
+    kind = bool if isinstance(usual, bool) else int | float if isinstance(usual, float) else int  # `seed` has None
+    return isinstance(value, kind) and isinstance(value, bool) == (kind is bool)

@@ -1,69 +1,164 @@
-"""Values of settings as their types: whatever means the same is taken, anything else is refused by name.
+"""Values of settings as Python's own types: whatever means the same is taken, anything else is refused by name.
 
-numpy's and others' scalars are numbers like Python's (the `numbers` tower tells); truth values are no numbers, and
-texts are never read as numbers here: that is the command line's work.
+A number is what gives itself out as one by `__index__` or `__float__`: Python's, numpy's and pandas' scalars,
+fractions, decimals, arrays and tensors without dimensions. Truth values, times and texts are no numbers, whatever they
+offer: reading a typed text as a number is the command line's work.
 """
 
 from __future__ import annotations
 
 import math
-import numbers
-from collections.abc import Iterable
-from typing import Any
+import operator
+import os
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Rational
+from pathlib import Path
+from typing import Any, TypeVar
 
 from .errors import WrongTypeError
 
+Called = TypeVar("Called", bound=Callable[..., Any] | None)
+_MOST_BITS = 128
+"""Of a whole number. Python neither prints nor reads one of some thousand digits."""
+_LONGEST = 100
+"""Characters of a value in a message."""
+
 
 def whole(name: str, value: Any) -> int:
-    """An int from any whole number, `12.0` included. Raises WrongTypeError."""
-    is_number = isinstance(value, numbers.Real) and not _is_flag(value)
-    if is_number and (isinstance(value, numbers.Integral) or float(value).is_integer()):
-        return int(value)
-    raise _wrong(name, value, "a whole number")
+    """An int from any whole number, `12.0` included. Raises WrongTypeError, or ValueError for more than 128 bits."""
+    number = _number(value)
+    if number is None or not (isinstance(number, int) or number.is_integer()):
+        raise _wrong(name, value, "a whole number")
+    if int(number).bit_length() > _MOST_BITS:
+        raise ValueError(f"{name} is a whole number of at most {_MOST_BITS} bits, not {shown(value)}")
+    return int(number)
 
 
 def real(name: str, value: Any) -> float:
-    """A float from any real number. Raises WrongTypeError."""
-    if isinstance(value, numbers.Real) and not _is_flag(value):
-        try:
-            return float(value)
-        except OverflowError:  # a whole number or fraction beyond any float
-            return math.inf if value == abs(value) else -math.inf
-    raise _wrong(name, value, "a number")
+    """A float from any real number, infinite if it is beyond all floats. Raises WrongTypeError."""
+    number = _number(value)
+    if number is None:
+        raise _wrong(name, value, "a number")
+    return _float(number)
 
 
 def flag(name: str, value: Any) -> bool:
     """True or False. Raises WrongTypeError."""
-    if _is_flag(value):
-        return bool(value)
+    found = _single(value)
+    if isinstance(found, bool):
+        return found
     raise _wrong(name, value, "True or False")
 
 
 def text(name: str, value: Any) -> str:
     """Raises WrongTypeError unless it is a text, ValueError if it holds half a character."""
-    if not isinstance(value, str):
+    found = _single(value)
+    if not isinstance(found, str):
         raise _wrong(name, value, "a text")
     try:
-        value.encode()
+        found.encode()
     except UnicodeEncodeError as error:
-        half = value[error.start]
+        half = found[error.start]
         raise ValueError(f"{name} cannot be encoded: {half!a} at character {error.start} is half of one") from None
-    return str(value)
+    return str.__str__(found)  # what str() makes of an enumeration's text is its name
+
+
+def named(name: str, value: Any) -> str:
+    """A text, or torch's own object of that name: `torch.float32`, `torch.device("cpu")`. Raises as `text`."""
+    kind = type(value)
+    if kind.__module__ == "torch" and kind.__name__ in ("dtype", "device"):
+        value = str(value).removeprefix("torch.")
+    return text(name, value)
 
 
 def texts(name: str, value: Any) -> tuple[str, ...]:
-    """One text, several, or None for none. Empty ones say nothing and are left out. Raises WrongTypeError."""
-    if value is None or isinstance(value, str):
-        return (text(name, value),) if value else ()
-    if not isinstance(value, Iterable) or isinstance(value, bytes):
-        raise _wrong(name, value, "a text, or a list of texts")
-    return tuple(found for each in value if (found := text(f"each of {name}", each)))
+    """One text, several, or None for none. Empty ones say nothing and are left out. Raises as `text`."""
+    if value is None:
+        return ()
+    return tuple(found for each in several(name, value) if (found := text(f"each of {name}", each)))
 
 
-def _is_flag(value: Any) -> bool:
-    kind = type(value)
-    return isinstance(value, bool) or (kind.__module__ == "numpy" and kind.__name__ in ("bool", "bool_"))
+def several(name: str, value: Any) -> list[Any]:
+    """One text, or what a list or any other series holds. Raises WrongTypeError for what is neither."""
+    found = _single(value)
+    if isinstance(found, str):
+        return [found]
+    try:
+        if isinstance(value, Iterable) and not isinstance(value, bytes | bytearray | Mapping):
+            return list(value)
+    except TypeError:  # numpy's and torch's scalars say that they can be gone through
+        pass
+    raise _wrong(name, value, "a text or a list of texts")
+
+
+def path(name: str, value: Any) -> str | Path:
+    """A text as it is, any other path as Python's own. Raises WrongTypeError for what is no path, ValueError for what
+    no file can be called."""
+    if not isinstance(value, str | os.PathLike):
+        raise _wrong(name, value, "a path")
+    found = os.fsdecode(value)
+    if not found:
+        raise ValueError(f"{name} is a path, not an empty text")
+    try:
+        os.fsencode(found)
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} is a path, and no file can be called {shown(found)}") from None
+    if "\0" in found:
+        raise ValueError(f"{name} is a path, and no file can be called {shown(found)}")
+    if found.startswith("~") and os.path.expanduser(found) == found and not os.path.lexists(found):
+        raise ValueError(f"{name} is {shown(found)}, but there is no such home folder")
+    return str.__str__(value) if isinstance(value, str) else Path(found)
+
+
+def called(name: str, value: Called) -> Called:
+    """Raises WrongTypeError for what cannot be called, None excepted: before work that would end there."""
+    if value is None or callable(value):
+        return value
+    raise _wrong(name, value, "a function")
+
+
+def shown(value: Any) -> str:
+    """A value for a message: on one line, and short, whatever it is."""
+    try:
+        found = " ".join(repr(value).split())
+    except Exception:  # a number of too many digits, or a foreign object's own mistake
+        found = f"{'a huge' if isinstance(value, int) else 'some'} {type(value).__name__}"
+    return found if len(found) <= _LONGEST else f"{found[: _LONGEST - 3]}..."
+
+
+def _number(value: Any) -> int | float | None:
+    """An int where it is one, exactly; None for what is no number."""
+    found = _single(value)
+    if isinstance(found, bool | str) or getattr(found, "shape", ()) != ():
+        return None
+    try:
+        if hasattr(found, "__index__"):
+            return operator.index(found)
+        if isinstance(found, Rational) and found.denominator == 1:
+            return int(found.numerator)
+        return _float(found) if hasattr(found, "__float__") else None
+    except (TypeError, ValueError):  # another unit, a symbol, a decimal that is no number
+        return None
+
+
+def _float(number: Any) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # a whole number or fraction beyond any float
+        return math.inf if number > 0 else -math.inf
+
+
+def _single(value: Any) -> Any:
+    """What a scalar, array or tensor of another library holds, if it is one value; otherwise `value`."""
+    if getattr(value, "shape", None) != () or not hasattr(value, "tolist"):
+        return value
+    if getattr(getattr(value, "dtype", None), "kind", "") in ("m", "M"):  # a time, which numpy makes an int of
+        return None
+    try:
+        return value.tolist()
+    except (RuntimeError, NotImplementedError):  # a tensor without values
+        return None
 
 
 def _wrong(name: str, value: Any, wanted: str) -> WrongTypeError:
-    return WrongTypeError(f"{name} is {wanted}, not {value!r}")
+    return WrongTypeError(f"{name} is {wanted}, not {shown(value)}")

@@ -26,14 +26,14 @@ ALIASES = {
 ALLOWED = {
     "max_new_tokens": "a whole number from 1, or -1 for as many as fit",
     "do_sample": "true or false (also yes, no, on, off, 1, 0)",
-    "temperature": "a number above 0, which samples, or 0, which is greedy",
+    "temperature": "a number from 0.001, which samples, or 0, which is greedy",
     "top_p": "a number above 0, at most 1",
     "top_k": "a whole number from 0; 0 switches it off",
     "min_p": "a number from 0, below 1",
-    "repetition_penalty": "a number above 0; 1 changes nothing",
+    "repetition_penalty": "a number from 0.001 to 1000; 1 changes nothing",
     "stop_strings": 'a text (\\n and \\t are understood), a JSON list like ["a", "b"], or none',
     "seed": "a whole number from 0 to 2**64 - 1, or none for fresh randomness each time",
-    "max_repeats": "a whole number from 2, 0 for never, or none for what a chat does",
+    "max_repeats": "a whole number from 2 to 1000, 0 for never, or none for what a chat does",
     "ignore_eos": "true or false (also yes, no, on, off, 1, 0)",
 }
 _YES, _NO = {"true", "yes", "on", "1", "y", "t"}, {"false", "no", "off", "0", "n", "f"}
@@ -102,7 +102,7 @@ def _parsed(name: str, value: str) -> Any:
         if kind is int:
             return whole_number(value)
         if kind == int | None:
-            return None if value.lower() in {*_NONE, "random"} else whole_number(value)
+            return None if value.lower() in _NONE | ({"random"} if name == "seed" else set()) else whole_number(value)
     except (ValueError, OverflowError):
         raise _wrong(name, value) from None
     return _texts(name, value)

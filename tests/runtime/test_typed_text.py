@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from stratakv.runtime import GenerationConfig
 from stratakv.runtime.terminal import printable, reply_text
@@ -86,6 +89,60 @@ def test_a_wrong_value_names_setting_value_and_what_is_allowed(typed: str) -> No
     assert ALLOWED[name] in str(caught.value)
     assert value[:50] in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+NUMBERS = st.one_of(
+    st.integers().map(str), st.floats().map(str), st.decimals().map(str),
+    st.sampled_from(["0", "-0", "1e3", "1e-3", "0.0005", "1001", "1e400", "1_0", " 7 ", "12.0", "٣", "1" * 45, "0x10"]),
+)  # fmt: skip
+
+
+def taken(call: Any) -> GenerationConfig | None:
+    try:
+        found: GenerationConfig = call()
+    except (ValueError, TypeError):
+        return None
+    return found
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from(["max_new_tokens", "top_k", "seed", "max_repeats", "temperature", "top_p", "min_p",
+                     "repetition_penalty"]),
+    NUMBERS | st.text(),
+)  # fmt: skip
+@example("temperature", "1")
+@example("seed", str((1 << 64) - 1))
+@example("top_k", "5.0")
+def test_a_number_is_set_exactly_if_a_message_takes_it(name: str, value: str) -> None:
+    """What `/set` takes no message refuses, and the other way round; both then mean the same."""
+    try:
+        meant: int | float | None = int(value)
+    except ValueError:
+        try:
+            meant = float(value)
+        except ValueError:
+            meant = None
+    if (
+        not value.strip()
+        or value.lower() in ("none", "null", "nothing", "random")
+        or (name, meant) == ("temperature", 0)
+    ):
+        return  # a word of its own: nothing typed, no seed, greedy
+    base = GenerationConfig(do_sample=True)
+    typed = taken(lambda: changed(base, name, value))
+    sent = None if meant is None else taken(lambda: GenerationConfig.from_kwargs(base, **{name: meant}))
+    assert typed == sent
+
+
+@settings(deadline=None)
+@given(st.text(min_size=1))
+@example('["a", "b"]')
+@example('"\\ud800"')
+def test_stop_strings_that_are_set_are_what_a_message_takes(value: str) -> None:
+    found = taken(lambda: changed(BASE, "stop_strings", value))
+    if found is not None:
+        assert GenerationConfig.from_kwargs(BASE, stop=list(found.stop_strings)) == found
 
 
 def test_every_setting_can_be_typed() -> None:
