@@ -1,4 +1,4 @@
-"""Ctrl-C without torn state: the signal waits for the next safe point."""
+"""Signals without torn state: what a handler would do waits for the next safe point."""
 
 from __future__ import annotations
 
@@ -10,56 +10,83 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGUSR1", "SIGUSR2")
+_SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+"""Whose handlers may raise: Ctrl-C, a request to end, a time limit."""
+
 
 class Interrupts:
-    """Inside `deferred()`, SIGINT is remembered and handed on by `check()` and at the end.
+    """Inside `deferred()`, signals are remembered and handed on by `check()` and at the end.
 
     What then happens is up to the handler that was installed before: Python's own raises KeyboardInterrupt, an
-    application's does what it likes. Where SIGINT is ignored it stays so. Only the main thread is ever interrupted
-    (Python delivers signals there), so in other threads nothing here does anything.
+    application's does what it likes, another handler for the next time included. Signals that are ignored, do what the
+    system does by itself (but SIGINT), or belong to a handler that is not Python's are left alone. Only the main thread
+    is ever interrupted (Python delivers signals there), so in other threads nothing here does anything.
     """
 
     def __init__(self) -> None:
-        self._pending: FrameType | bool = False
-        self._depth = 0
-        self._previous: Any = None
+        self._pending: dict[int, FrameType | None] = {}
+        self._depth, self._pid = 0, os.getpid()
+        self._previous: dict[int, Any] = {}
+        """The handlers in whose place `_remember` is, or was."""
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """May be nested; only the outermost restores the handler and hands on what is left."""
-        if self._depth and _is_main_thread():
-            self._depth += 1
-            try:
-                yield
-            finally:
-                self._depth -= 1
-            return
-        if not _is_main_thread() or signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
+        """May be nested; only the outermost restores the handlers and hands on what is left."""
+        if not _is_main_thread():
             yield
             return
-        self._pending = False
-        self._previous = signal.signal(signal.SIGINT, self._remember)  # a signal that came before is raised here
-        self._depth = 1
+        self._depth += 1
         try:
+            if self._depth == 1:
+                for number in _SIGNALS:
+                    self._defer(number)  # a signal that came before is handled here
             yield
         finally:
-            self._depth = 0
-            signal.signal(signal.SIGINT, self._previous)
-            self.check()
+            self._depth -= 1
+            if not self._depth:
+                for number in self._previous:
+                    self._restore(number)
+                self.check()
 
     def check(self) -> None:
-        """A safe point: a signal that waits is handed on, by default as KeyboardInterrupt."""
+        """A safe point: signals that wait are handed on, SIGINT by default as KeyboardInterrupt."""
         if not self._pending or not _is_main_thread():
             return
-        frame, self._pending = self._pending, False
-        if callable(self._previous):
-            self._previous(signal.SIGINT, None if frame is True else frame)
-        else:  # the operating system's own default, which ends the process
-            signal.signal(signal.SIGINT, self._previous)
-            os.kill(os.getpid(), signal.SIGINT)
+        number, frame = self._pending.popitem()
+        try:
+            self._hand_on(number, frame)
+        finally:  # what one handler raises keeps no other signal waiting
+            self.check()
+
+    def _hand_on(self, number: int, frame: FrameType | None) -> None:
+        self._restore(number)  # what the handler finds, and may replace for the next time, is itself
+        handler = signal.getsignal(number)
+        try:
+            if callable(handler):
+                handler(number, frame)
+            elif handler == signal.SIG_DFL:  # the operating system's own, which ends the process
+                os.kill(os.getpid(), number)
+        finally:
+            if self._depth:
+                self._defer(number)
+
+    def _defer(self, number: int) -> None:
+        handler = signal.getsignal(number)
+        if handler != self._remember and (callable(handler) or (number, handler) == (signal.SIGINT, signal.SIG_DFL)):
+            self._previous[number] = signal.signal(number, self._remember)
+
+    def _restore(self, number: int) -> None:
+        """The handler from before, unless somebody has installed another one meanwhile."""
+        if signal.getsignal(number) == self._remember:
+            signal.signal(number, self._previous[number])
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        self._pending = frame or True
+        self._pending[number] = frame
+        # Somebody found this handler in its time and put it back later, or a child was forked meanwhile, which will
+        # never come to a safe point: the handler before is meant.
+        if not self._depth or os.getpid() != self._pid:
+            self.check()
 
 
 def _is_main_thread() -> bool:

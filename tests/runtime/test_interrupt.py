@@ -136,3 +136,129 @@ def test_an_interrupted_read_of_a_text_that_is_partly_stored_leaves_nothing(tiny
         chat.send("Hi", max_new_tokens=2)
         assert chat._sequence.tokens.tolist().count(1) == 2  # one turn's <|im_start|> for each of the two
         assert chat.fork().read_text(text).tokens
+
+
+def test_a_handler_that_a_handler_installs_stays() -> None:
+    """The first Ctrl-C is noted, the next one ends: a common pattern, also while we compute."""
+    interrupts, seen = Interrupts(), []
+
+    def first(number: int, frame: Any) -> None:
+        seen.append("first")
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def work() -> None:
+        with interrupts.deferred():
+            interrupt()
+            interrupts.check()
+            interrupt()
+            seen.append("deferred")
+            interrupts.check()
+            seen.append("too far")
+
+    signal.signal(signal.SIGINT, first)
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert seen == ["first", "deferred"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_handler_that_a_callback_installs_stays() -> None:
+    seen: list[int] = []
+    with Interrupts().deferred():
+        found = signal.signal(signal.SIGINT, lambda number, _: seen.append(number))
+    interrupt()
+    assert seen == [signal.SIGINT]
+    signal.signal(signal.SIGINT, found)  # what it found is ours, and we are done: it is as if it had found Python's
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGALRM", "SIGUSR1"])
+def test_another_signals_handler_that_raises_waits_too(name: str) -> None:
+    number, interrupts, reached = getattr(signal, name), Interrupts(), []
+
+    def raises(*_: Any) -> None:
+        raise TimeoutError("over")
+
+    def work() -> None:
+        with interrupts.deferred():
+            os.kill(os.getpid(), number)
+            reached.append(1)
+            interrupts.check()
+            reached.append(2)
+
+    before = signal.signal(number, raises)
+    try:
+        with pytest.raises(TimeoutError, match="over"):
+            work()
+        assert signal.getsignal(number) is raises
+    finally:
+        signal.signal(number, before)
+    assert reached == [1]
+
+
+def test_signals_that_the_system_handles_are_left_alone() -> None:
+    with Interrupts().deferred():
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_two_signals_are_both_handed_on_though_the_first_one_raises() -> None:
+    interrupts, seen = Interrupts(), []
+    before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
+
+    def work() -> None:
+        with interrupts.deferred():
+            os.kill(os.getpid(), signal.SIGTERM)
+            interrupt()
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [signal.SIGTERM]
+
+
+@pytest.mark.parametrize("what", ["read", "send", "stream", "generate"])
+def test_a_time_limit_takes_back_what_was_not_finished(tiny_llama: Path, tmp_path: Path, what: str) -> None:
+    """A handler of SIGALRM that raises, as a program sets it around a call that may take too long."""
+
+    def over(*_: Any) -> None:
+        raise TimeoutError("over")
+
+    def limit(_: Progress) -> None:
+        os.kill(os.getpid(), signal.SIGALRM)
+
+    before = signal.signal(signal.SIGALRM, over)
+    try:
+        with Runtime.load(tiny_llama, dtype="float32", kv=KVConfig(path=tmp_path, host_gb=0.05)) as runtime:
+            chat = runtime.chat()
+            chat.send("Who?", max_new_tokens=2, ignore_eos=True)
+            was = chat.num_tokens, list(chat.messages), chat.last
+            calls: dict[str, Callable[[], Any]] = {
+                "read": lambda: chat.read_text("Some words.", on_progress=limit),
+                "send": lambda: chat.send("Some words.", on_progress=limit),
+                "stream": lambda: list(chat.stream("Some words.", on_progress=limit)),
+                "generate": lambda: (signal.setitimer(signal.ITIMER_REAL, 1e-4), runtime.generate(["a" * 3000] * 9)),
+            }
+            with pytest.raises(TimeoutError, match="over"):
+                calls[what]()
+            assert (chat.num_tokens, chat.messages, chat.last) == was
+            runtime.store.check_integrity()
+            assert chat.send("Who?", max_new_tokens=2).tokens
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_child_that_is_forked_meanwhile_can_be_interrupted() -> None:
+    interrupts = Interrupts()
+    with interrupts.deferred():
+        pid = os.fork()
+        if not pid:
+            try:
+                interrupt()
+            except KeyboardInterrupt:
+                os._exit(7)
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
