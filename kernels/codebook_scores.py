@@ -134,5 +134,5 @@ def union_scores_reference(table: Tensor, cells: Tensor) -> Tensor:
 
 def _counts(cells: Tensor, width: int) -> Tensor:
     """Tokens in each cell, fp32 `[G, width]` (exact up to 2^24)."""
-    zeros = torch.zeros(cells.shape[0], width, device=cells.device)
-    return zeros.scatter_add_(1, cells, torch.ones(1, 1, device=cells.device).expand(cells.shape))
+    zeros = torch.zeros(cells.shape[0], width, dtype=torch.float32, device=cells.device)
+    return zeros.scatter_add_(1, cells, torch.ones(1, 1, dtype=torch.float32, device=cells.device).expand(cells.shape))

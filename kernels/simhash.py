@@ -45,7 +45,7 @@ class Planes(NamedTuple):
 def random_planes(dim: int, bits: int, tables: int, seed: int) -> Planes:
     """Normals iid N(0, 1), rounded to multiples of 1/8 and in units of it."""
     generator = torch.Generator().manual_seed(seed)
-    normals = torch.randn(bits, tables, dim, generator=generator).mul_(_STEPS).round_()
+    normals = torch.randn(bits, tables, dim, dtype=torch.float32, generator=generator).mul_(_STEPS).round_()
     longest = max(float(normals.abs().sum(-1).max()), 1.0)
     return Planes(normals, 2.0 ** math.floor(math.log2(_EXACT / longest)))
 
@@ -76,7 +76,7 @@ def _simhash_torch(x: Tensor, planes: Planes) -> Tensor:
     """In fp32, block by block; the bits are put together by a second product."""
     bits, tables = planes.normals.shape[:2]
     normals, whole = planes.normals.flatten(0, 1), rounded(x, planes).transpose(-1, -2)
-    powers = 2.0 ** torch.arange(bits - 1, -1, -1, device=x.device)
+    powers = 2.0 ** torch.arange(bits - 1, -1, -1, dtype=torch.float32, device=x.device)
     codes = torch.empty(*x.shape[:-2], tables, x.shape[-2], dtype=torch.int16, device=x.device)
     for begin in range(0, x.shape[-2], _BLOCK):
         some = codes[..., begin : begin + _BLOCK]

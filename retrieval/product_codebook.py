@@ -27,7 +27,7 @@ def train_codebooks(x: Tensor, parts: int) -> Tensor:
     the vectors themselves."""
     groups, count, width = x.shape
     if count <= CENTROIDS:
-        padded = torch.zeros(groups, CENTROIDS, width, device=x.device)
+        padded = torch.zeros(groups, CENTROIDS, width, dtype=torch.float32, device=x.device)
         padded[:, :count] = x
         return padded.view(groups, CENTROIDS, parts, -1).transpose(1, 2).half().contiguous()
     import faiss  # here and below, not for a chat too short to be trained on: it takes as long as numpy to load

@@ -126,7 +126,7 @@ class SpectralIndex(Index):
             return previous.moment.clone(), previous.num_queried
         if queries is not None and queries.shape[2]:
             return second_moment(queries), float(min(queries.shape[2], _REMEMBERED))
-        return torch.eye(keys.shape[2], device=keys.device).repeat(keys.shape[0], 1, 1), 0.0
+        return torch.eye(keys.shape[2], dtype=torch.float32, device=keys.device).repeat(keys.shape[0], 1, 1), 0.0
 
     def _anchors(self, keys: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Anchors bf16 `[G, s, D]` of the segments in a sample, from the first page sampled of each, and

@@ -48,7 +48,7 @@ def query_whitened_basis(cov: Tensor, moment: Tensor, width: int, parts: int, *,
     if not 0 < width <= dim or width % parts:
         raise ValueError(f"the width is a multiple of {parts} parts from 1 to the head dim {dim}, not {width}")
     scale = moment.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
-    added = ridge * scale[:, None, None] * torch.eye(dim, device=cov.device)
+    added = ridge * scale[:, None, None] * torch.eye(dim, dtype=cov.dtype, device=cov.device)
     root = torch.linalg.cholesky((moment + added).double())  # [G, D, D]
     directions = torch.linalg.eigh(root.transpose(1, 2) @ cov.double() @ root).eigenvectors.flip(-1)[..., :width]
     directions = directions[..., _snake(width, parts)]

@@ -18,7 +18,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..storage.errors import CapacityError, ClosedError, StorageError, StoreUnavailableError
+    from ..storage.errors import CapacityError, ClosedError, ForkedError, StorageError, StoreUnavailableError
     from .chat import Chat
     from .config import GenerationConfig, KVConfig
     from .errors import (
@@ -34,14 +34,15 @@ if TYPE_CHECKING:
     from .runtime import Runtime
 
 __all__ = [
-    "CapacityError", "Chat", "ClosedError", "ConversationError", "DoesNotFitError", "GenerationConfig", "KVConfig",
-    "ModelFileError", "ProfileError", "Reply", "Runtime", "SessionError", "StorageError", "StoreUnavailableError",
-    "StratakvError", "WrongTypeError",
+    "CapacityError", "Chat", "ClosedError", "ConversationError", "DoesNotFitError", "ForkedError", "GenerationConfig",
+    "KVConfig", "ModelFileError", "ProfileError", "Reply", "Runtime", "SessionError", "StorageError",
+    "StoreUnavailableError", "StratakvError", "WrongTypeError",
 ]  # fmt: skip
 
 _HOMES = {
     "CapacityError": ".storage.errors",
     "ClosedError": ".storage.errors",
+    "ForkedError": ".storage.errors",
     "StorageError": ".storage.errors",
     "StoreUnavailableError": ".storage.errors",
     "Chat": "chat",

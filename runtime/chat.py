@@ -16,14 +16,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch import Tensor
 
 from . import session, typed
 from .config import GenerationConfig
 from .documents import read_text_file
-from .errors import ConversationError
+from .errors import ConversationError, WrongTypeError
 from .figures import Stopwatch
 from .generate import generate, read_prompt
 from .names import check_name
@@ -79,7 +79,6 @@ class Chat:
         messages: the transcript, `{"role", "content"}`; documents appear by name.
         last: the newest `Reply`, also when it was interrupted.
         restored: how many tokens a resumed session brought back without prefill; 0 otherwise.
-        generation: what `send` and `stream` use where their arguments do not say otherwise.
     """
 
     def __init__(self, runtime: Runtime, sequence: Sequence, *, system: str | None = None) -> None:
@@ -88,7 +87,7 @@ class Chat:
         self.messages: list[dict[str, str]] = []
         self.last = Reply()
         self.restored = 0
-        self.generation = GenerationConfig()
+        self._generation = GenerationConfig()
         self._unfed: list[int] = []
         self._draft: _Draft | None = None
         self.open_reply: ReplyStream | None = None
@@ -97,9 +96,29 @@ class Chat:
         self._first_turn()  # a template without a place for `system` is refused here
         weakref.finalize(self, runtime.engine.abandoned.append, sequence).atexit = False
 
+    def __repr__(self) -> str:
+        return f"<Chat with {self._runtime.name}: {len(self.messages)} messages, {self.num_tokens} tokens>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Chat can be neither copied nor sent to another process: its KV is in its runtime's store; `fork` makes "
+            "a copy here, and what `save` keeps can be resumed there with Runtime.chat(session=...)"
+        )
+
+    @property
+    def generation(self) -> GenerationConfig:
+        """What `send` and `stream` use where their arguments do not say otherwise; another one may be set."""
+        return self._generation
+
+    @generation.setter
+    def generation(self, config: GenerationConfig) -> None:
+        if not isinstance(config, GenerationConfig):
+            raise WrongTypeError(f"generation is a GenerationConfig, not {typed.shown(config)}")
+        self._generation = config
+
     # Talking
 
-    def read(self, path: str | Path, *, on_progress: OnProgress | None = None) -> Read:
+    def read(self, path: str | os.PathLike[str], *, on_progress: OnProgress | None = None) -> Read:
         """A document joins the conversation, ahead of the next message. A reply that is still open ends here.
 
         Raises:
@@ -107,13 +126,14 @@ class Chat:
             DoesNotFitError: it exceeds the model's window or the tiers; nothing was done.
             CapacityError: the tiers are full; the conversation is as it was, as after any other exception.
         """
-        path = Path(path)
+        path = Path(typed.path("the document's path", path))
         name = os.fsencode(path.name).decode("utf-8", "replace")  # a file's name is bytes, and need not be text
         return self.read_text(read_text_file(path), name, on_progress=on_progress)
 
     def read_text(self, text: str, name: str = "text", *, on_progress: OnProgress | None = None) -> Read:
         """As `read`, for text that is at hand. Raises WrongTypeError if it is none."""
         text, name = typed.text("the document", text), typed.text("its name", name)
+        typed.called("on_progress", on_progress)
         if not text.strip():
             raise ValueError(f"{name} is empty")
         with Stopwatch() as reading, self.alone():
@@ -149,7 +169,9 @@ class Chat:
             ConversationError: the conversation is closed, or asked from inside one of its own calls.
         """
         config = GenerationConfig.from_kwargs(self.generation, **generation)
-        if not typed.text("the message", text).strip():
+        text = typed.text("the message", text)
+        typed.called("on_progress", on_progress)
+        if not text.strip():
             raise ValueError("the message is empty")
         return ReplyStream(self, partial(self._ask, text, on_progress), config)
 
@@ -307,7 +329,7 @@ class Chat:
 
         Raises SessionError if it cannot be saved, or such another session is there.
         """
-        name = check_name(name)
+        name, replace = check_name(name), typed.flag("replace", replace)
         with self.alone():
             self.end_reply()
             notes = {

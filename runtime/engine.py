@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ..retrieval import Index, split_spec
 from ..storage import TieredStore, clock
+from .apart import apart
 from .config import KVConfig
 from .interrupt import Interrupts
 from .layer_cache import TieredLayer
@@ -130,12 +131,13 @@ class Engine:
     def turn(self) -> Iterator[None]:
         """The model to oneself, with interrupts waiting for a safe point. Raises ConversationError if this thread has
         it already."""
-        with self.interrupts.deferred(), self.turns.taken(self.interrupts.check):
+        with self.interrupts.deferred(), self.turns.taken(self.interrupts.check), apart():
             while self.abandoned:
                 self.abandoned.popleft().close()
             yield
 
     @torch.inference_mode()
+    @apart()
     def rollback(self, sequence: Sequence, point: Snapshot) -> None:
         """Drop everything after `point`. What was sealed stays in the store as cache."""
         with self.interrupts.deferred(), self.turns.taken():  # no check: it is called to clean up
@@ -144,6 +146,7 @@ class Engine:
     # Prefill
 
     @torch.inference_mode()
+    @apart()
     def prefill(
         self,
         sequence: Sequence,
@@ -265,6 +268,7 @@ class Engine:
     # Decode
 
     @torch.inference_mode()
+    @apart()
     def decode(
         self, sequences: list[Sequence], tokens: list[int], *, within: AbstractContextManager[object] | None = None
     ) -> Tensor:
@@ -331,6 +335,7 @@ class Engine:
                 cache.look_ahead(partial(query, b))
 
     @torch.inference_mode()
+    @apart()
     def decode_known(self, sequence: Sequence, tokens: np.ndarray) -> Tensor:
         """Append tokens that are already known, as `decode` would one by one (teacher forcing).
 

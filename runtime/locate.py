@@ -209,11 +209,15 @@ def _convert(gguf: Path, dtype: str, on_convert: Callable[[str], None]) -> Path:
 def _write_converted(gguf: Path, dtype: str, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-    from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()
+    from .apart import without_progress_bar
+
     where: dict[str, Any] = {"gguf_file": "model.gguf", "local_files_only": True, "trust_remote_code": False}
-    with tempfile.TemporaryDirectory(prefix="stratakv-") as alone, reading(gguf, "a readable GGUF model"):
+    with (
+        tempfile.TemporaryDirectory(prefix="stratakv-") as alone,
+        reading(gguf, "a readable GGUF model"),
+        without_progress_bar(),
+    ):
         os.symlink(gguf.resolve(), Path(alone) / "model.gguf")  # transformers would read what lies beside it as well
         tokenizer = AutoTokenizer.from_pretrained(alone, **where)
         model, found = AutoModelForCausalLM.from_pretrained(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .apart import without_progress_bar
 from .directory_check import check_weights
 from .errors import ModelFileError
 from .numbers_check import check_allocation, check_complete, check_family, check_shape
@@ -58,14 +59,13 @@ def transformers_modules(directory: Path, config: Any, dtype: torch.dtype) -> An
     """transformers' own model, whose attention is `attention`. Raises ModelFileError and what transformers raises."""
     from transformers import AutoModelForCausalLM
     from transformers.modeling_utils import AttentionInterface
-    from transformers.utils import logging as transformers_logging
 
     AttentionInterface.register(ATTENTION, attention)
-    transformers_logging.disable_progress_bar()
-    hf, found = AutoModelForCausalLM.from_pretrained(
-        directory, config=config, dtype=dtype, attn_implementation=ATTENTION, use_safetensors=True,
-        output_loading_info=True, local_files_only=True, trust_remote_code=False,
-    )  # fmt: skip
+    with without_progress_bar():
+        hf, found = AutoModelForCausalLM.from_pretrained(
+            directory, config=config, dtype=dtype, attn_implementation=ATTENTION, use_safetensors=True,
+            output_loading_info=True, local_files_only=True, trust_remote_code=False,
+        )  # fmt: skip
     check_complete(directory, found)
     return hf.eval()
 

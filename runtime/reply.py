@@ -72,7 +72,7 @@ class Reply:
     """A finished (or interrupted) reply."""
 
     text: str = ""
-    tokens: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list, repr=False)
     usage: Usage = field(default_factory=Usage)
     timings: Timings = field(default_factory=Timings)
     finish_reason: str = "interrupted"

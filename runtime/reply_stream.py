@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..storage import clock
 from .config import GenerationConfig
@@ -56,6 +56,15 @@ class ReplyStream(Iterator[str]):
         if piece is None:
             raise StopIteration
         return piece
+
+    def __aiter__(self) -> NoReturn:
+        raise TypeError(
+            "a reply's pieces take a thread while they are computed, and do not come in an async for; in a coroutine, "
+            "`await asyncio.to_thread(next, stream, None)` gives the next one, None at the end"
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a reply that is being generated can be neither copied nor sent; its `reply` can")
 
     def whole(self) -> Reply:
         """The reply once it is complete; nobody reads it before. An exception takes the message back."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,13 +11,15 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from ..storage import Arena, PageLayout, StorageFullError, TieredStore, clock
 from ..storage.compression import is_lossy
 from . import session, typed
+from .apart import apart
+from .batch import check_open_pages, within_memory
 from .chat import Chat
 from .config import GenerationConfig, KVConfig
 from .engine import Engine
@@ -36,6 +39,8 @@ from .saved import chains_of_all
 from .sequence import Sequence
 from .store_cap import in_use_beside, open_disk
 from .template import Template, as_array
+from .threads import one_in_a_child
+from .turns import Turns
 from .workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -53,15 +58,16 @@ class Runtime:
     ) -> None:  # fmt: skip
         self.model, self.store, self.engine, self.plan, self.config = model, store, engine, plan, config
         self.name, self.profiles = name, profiles
-        self._finalizer = weakref.finalize(self, _close, engine.prefetcher, store)
+        self._finalizer = weakref.finalize(self, _close, engine.turns, engine.prefetcher, store)
 
     @classmethod
+    @apart()
     def load(
         cls,
-        model: str | Path,
+        model: str | os.PathLike[str],
         *,
-        device: str = "auto",
-        dtype: str = "auto",
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
         weights: str = "own",
         kv: KVConfig | None = None,
         local_files_only: bool = False,
@@ -88,17 +94,22 @@ class Runtime:
             StoreUnavailableError: the store folder cannot be used.
         """
         if not isinstance(kv, KVConfig | None):
-            raise WrongTypeError(f"kv is a KVConfig, not {kv!r}")
+            raise WrongTypeError(f"kv is a KVConfig, not {typed.shown(kv)}")
+        model, kv = str(typed.path("model", model)), kv or KVConfig()
         device, dtype, weights = (
-            typed.text(name, value) for name, value in (("device", device), ("dtype", dtype), ("weights", weights))
+            typed.named("device", device),
+            typed.named("dtype", dtype),
+            typed.text("weights", weights),
         )
-        kv = kv or KVConfig()
+        local_files_only = typed.flag("local_files_only", local_files_only)
+        typed.called("on_convert", on_convert)
+        one_in_a_child()
         where = pick_device(device)
         kind = pick_dtype(dtype, where)
         if weights not in PRODUCTS:
             raise ValueError(f"weights is {' or '.join(PRODUCTS)}, not {weights!r}")
-        directory = locate(str(model), kind, local_files_only=local_files_only, on_convert=on_convert)
-        profiles = Profiles(directory, str(model))
+        directory = locate(model, kind, local_files_only=local_files_only, on_convert=on_convert)
+        profiles = Profiles(directory, model)
         profiles.needed(kv)  # before the weights: what is missing is told at once
         with ThreadPoolExecutor(1) as beside:  # the template is rendered by another process, while weights are read
             check: list[Future[None]] = []
@@ -125,7 +136,7 @@ class Runtime:
             head_dim=model.head_dim,
             dtype=str(model.dtype).removeprefix("torch.") if kv.dtype == "auto" else kv.dtype,
         )
-        folder = Path(kv.path).expanduser() if kv.path is not None else cache_dir() / "kv"
+        folder = Path(os.path.expanduser(kv.path)) if kv.path is not None else cache_dir() / "kv"
         plan = make_plan(kv, layout, len(model.tiered), where, _CHUNK[where.type], folder)
         store = _open_store(plan, model, directory, name, kv, folder, where)
         in_use = 0 if store.disk is None else in_use_beside(store.disk.folder)
@@ -153,6 +164,15 @@ class Runtime:
             engine.model, engine.store, indexes, kv, engine.workspace, engine.chunk, engine.prefetcher
         )  # fmt: skip
 
+    def __repr__(self) -> str:
+        return f"<Runtime of {self.name} on {self.model.device}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Runtime can be neither copied nor sent to another process: it holds a model and an open store; load one "
+            "there with Runtime.load, over the same store folder"
+        )
+
     @property
     def tokenizer(self) -> Any:
         """The model's Hugging Face tokenizer."""
@@ -161,8 +181,10 @@ class Runtime:
     def chat(self, system: str | None = None, session: str | None = None) -> Chat:
         """A conversation; `session` resumes one that was saved under that name.
 
-        Raises SessionError if there is no such session; ValueError if `system` cannot be used.
+        Raises SessionError if there is no such session; ValueError if `system` cannot be used; ForkedError in a child
+        of the process that loaded the model.
         """
+        self.engine.turns.require_process()
         if session is not None:
             if system is not None:
                 raise ValueError("a resumed session has its system prompt already; give session or system, not both")
@@ -184,18 +206,18 @@ class Runtime:
         """
         asked = clock.now()
         config = GenerationConfig.from_kwargs(**generation)
-        if not isinstance(prompts, str) and (isinstance(prompts, bytes | dict) or not isinstance(prompts, Iterable)):
-            raise WrongTypeError(f"prompts is a text or a list of texts, not {prompts!r}")
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        self.engine.turns.require_process()
+        texts = [typed.text(f"prompt {number}", each) for number, each in enumerate(typed.several("prompts", prompts))]
         template = Template(self.tokenizer)
-        ids = [template.encode(typed.text(f"prompt {number}", text)) for number, text in enumerate(texts)]
+        ids = [template.encode(text) for text in texts]
         for number, prompt in enumerate(ids):
             if not prompt:
                 raise ValueError(f"prompt {number} is empty")
             self.check_fits(0, len(prompt) + 1, f"prompt {number}")
         if not ids:
             return []
-        config = self._within_room(config, [len(prompt) for prompt in ids])
+        with self.engine.turn():  # conversations that were dropped have given their pages up
+            config = self._within_room(config, [len(prompt) for prompt in ids])
         sequences: list[Sequence] = []
         replies, logits = [Reply() for _ in ids], []
         try:
@@ -211,12 +233,15 @@ class Runtime:
 
     def _within_room(self, config: GenerationConfig, lengths: list[int]) -> GenerationConfig:
         """With `max_new_tokens=-1` as many as the tiers hold for each of the batch, otherwise refused if too many."""
-        if config.max_new_tokens > 0:
-            self._check_room(0, sum(lengths) + len(lengths) * config.max_new_tokens, "the batch")
-            return config
-        self._check_room(0, sum(lengths) + len(lengths), "the batch")  # what may come is not claimed before it does
-        room = self.room_tokens(sum(lengths)) // len(lengths)
-        return GenerationConfig.from_kwargs(config, max_new_tokens=max(1, room))
+        check_open_pages(self.plan, self.store, len(lengths))
+        window, new = self.model.max_positions, config.max_new_tokens
+        if new > 0:
+            self._check_room(0, sum(length + min(new, window - length) for length in lengths), "the batch")
+        else:
+            self._check_room(0, sum(lengths) + len(lengths), "the batch")  # what may come is not claimed before it does
+            new = max(1, self.room_tokens(sum(lengths)) // len(lengths))
+        new = within_memory(self.plan, self.store, window, lengths, new, is_asked=config.max_new_tokens > 0)
+        return replace(config, max_new_tokens=new)
 
     def check_fits(self, held: int, new: int, what: str) -> None:
         """Raises DoesNotFitError if `held + new` tokens exceed the model's window or the tiers."""
@@ -300,10 +325,13 @@ class Runtime:
         return session.names(self.store.disk) if self.store.disk is not None else []
 
     def close(self) -> None:
-        """Finish writing and close the store, between two steps of whoever is using it. Safe to call twice.
+        """Finish writing and close the store, between two steps of whoever is using it. Safe to call twice, and in a
+        forked child, where it does nothing.
 
         Raises ConversationError from inside `on_progress`.
         """
+        if self.engine.turns.is_forked:
+            return
         with self.engine.turn():
             self._finalizer()
 
@@ -347,7 +375,9 @@ def _open_store(
     return store
 
 
-def _close(prefetcher: Prefetcher | None, store: TieredStore) -> None:
+def _close(turns: Turns, prefetcher: Prefetcher | None, store: TieredStore) -> None:
+    if turns.is_forked:  # a child that ends: its threads are not there, and what it has of the store is the parent's
+        return
     if prefetcher is not None:
         prefetcher.close()
     store.close()

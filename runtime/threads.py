@@ -16,6 +16,7 @@ The OpenMP library reads its environment when it is loaded, with torch, and neve
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,9 @@ from contextlib import contextmanager
 from math import ceil
 from pathlib import Path
 
+logger = logging.getLogger(__name__)
+
+_SEEN_BY = os.getpid()
 _COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_THREAD_LIMIT")
 _CHOSEN = any(name in os.environ for name in _COUNTS)
 """Before `choose`."""
@@ -44,6 +48,18 @@ def import_torch() -> None:
         return
     with _environment(_missing()):
         import torch  # noqa: F401
+
+
+def one_in_a_child() -> None:
+    """OpenMP's threads do not survive a fork, and whoever waits for them in a child waits for ever: there torch gets
+    one thread, for good. Processes that start anew (multiprocessing's spawn and forkserver methods) have them all."""
+    import torch
+
+    if os.getpid() != _SEEN_BY and torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+        logger.warning(
+            "this process is a fork of one that had loaded torch: it computes with one thread; spawn it instead"
+        )
 
 
 def _missing() -> dict[str, str]:

@@ -9,11 +9,13 @@ stream thinks.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from ..storage.errors import ForkedError
 from .errors import ConversationError
 
 _LOOK_UP_S = 0.2
@@ -27,6 +29,7 @@ class Turns:
         self.what = what
         self.number = 0
         """Of the turn that is or was taken last. The same number before and after: nobody else came between."""
+        self._pid = os.getpid()
         self._holder: int | None = None
         self._waiting: deque[object] = deque()
         self._changed = threading.Condition()
@@ -40,6 +43,7 @@ class Turns:
 
         Raises:
             ConversationError: this thread holds it already: a callback called back.
+            ForkedError: in a child of the process that made this.
         """
         self._take(check)
         try:
@@ -47,13 +51,28 @@ class Turns:
         finally:
             self._release()
 
+    @property
+    def is_forked(self) -> bool:
+        """Whether this is a child's copy: whoever had the turn, or a lock, will never give it back here."""
+        return os.getpid() != self._pid
+
+    def require_process(self) -> None:
+        """Raises ForkedError in a child of the process that made this."""
+        if self.is_forked:
+            raise ForkedError(
+                f"{self.what} belongs to process {self._pid} and is used in its child {os.getpid()}: neither threads "
+                "nor the store survive a fork; load the runtime in the child, best in one that multiprocessing's spawn "
+                "method starts"
+            )
+
     def require(self) -> None:
         """Raises ConversationError unless this thread holds the turn: what is done next would mix up two callers."""
         if self._holder != threading.get_ident():
             raise ConversationError(f"{self.what} is used out of turn: two threads would mix up what they compute")
 
     def require_free(self) -> None:
-        """Raises ConversationError if this thread holds the turn."""
+        """Raises ConversationError if this thread holds the turn, ForkedError as `require_process`."""
+        self.require_process()
         if self._holder == threading.get_ident():
             raise ConversationError(
                 f"{self.what} is in use by the call that is being answered; call it again when that has returned "

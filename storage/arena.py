@@ -98,6 +98,10 @@ class Arena:
     def num_pages(self) -> int:
         return int(np.count_nonzero(self.state == RESIDENT))
 
+    @property
+    def num_filling(self) -> int:
+        return int(np.count_nonzero(self.state == FILLING))
+
     # The transitions
 
     def take(self, count: int, layer: int) -> np.ndarray:

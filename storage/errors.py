@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class StratakvError(Exception):
-    """Base of all errors of ours, here and above."""
+    """Base of all errors of ours, here and above. They can be copied and pickled, with their fields."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self.args, self.__dict__)
+
+
+def _again(kind: type[StratakvError], args: tuple[Any, ...], fields: dict[str, Any]) -> StratakvError:
+    """The same error, without its constructor, which may ask for more than the message."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(fields)
+    return error
 
 
 class StorageError(StratakvError):
