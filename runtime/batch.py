@@ -21,7 +21,7 @@ def check_open_pages(plan: Plan, store: TieredStore, prompts: int) -> None:
 
 
 def within_memory(plan: Plan, store: TieredStore, window: int, lengths: list[int], new: int, *, is_asked: bool) -> int:
-    """How many tokens each reply may have, where nothing can leave memory, which is given away in whole pages: `new`, or
+    """How many tokens each reply may have where nothing can leave memory, which is given in whole pages: `new`, or
     unless that `is_asked` for, as many as there is room for.
 
     Args:

@@ -26,7 +26,7 @@ ALIASES = {
 ALLOWED = {
     "max_new_tokens": "a whole number from 1, or -1 for as many as fit",
     "do_sample": "true or false (also yes, no, on, off, 1, 0)",
-    "temperature": "a number from 0.001, which samples, or 0, which is greedy",
+    "temperature": "a number above 0, which samples, or 0, which is greedy",
     "top_p": "a number above 0, at most 1",
     "top_k": "a whole number from 0; 0 switches it off",
     "min_p": "a number from 0, below 1",
