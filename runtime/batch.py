@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
-from ..storage import TieredStore
+from ..storage import Arena, TieredStore
 from .errors import DoesNotFitError
 from .planner import Plan
 
 
 def check_open_pages(plan: Plan, store: TieredStore, prompts: int) -> None:
     """The page that a sequence writes stays where attention reads, in every layer. Raises DoesNotFitError."""
-    tier, spare, needed = store.compute, store.num_spare(store.compute), prompts * plan.num_tiered
+    tier, spare, needed = store.compute, num_spare(store, store.compute), prompts * plan.num_tiered
     if needed > spare:
         raise DoesNotFitError(
             f"the batch does not fit: {prompts} prompts x {plan.num_tiered} layers = {needed} open pages, but the "
@@ -33,7 +33,7 @@ def within_memory(plan: Plan, store: TieredStore, window: int, lengths: list[int
     if store.disk is not None or not plan.num_tiered:
         return new
     size = plan.layout.page_size
-    room = store.num_spare(store.host) // plan.num_tiered * size
+    room = num_spare(store, store.host) // plan.num_tiered * size
 
     def needed(new: int) -> int:  # the last token of a reply is never stored
         return sum(-(-(length + min(new, window - length) - 1) // size) * size for length in lengths)
@@ -47,3 +47,9 @@ def within_memory(plan: Plan, store: TieredStore, window: int, lengths: list[int
             "host_gb, or allow the disk tier (disk_gb)"
         )
     return new
+
+
+def num_spare(store: TieredStore, tier: Arena) -> int:
+    """Slots of a memory tier that new pages may take: all but open pages, and those whose pages cannot leave."""
+    may_leave = tier is store.gpu or store.disk is not None
+    return tier.num_slots - tier.num_filling if may_leave else tier.num_free

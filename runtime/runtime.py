@@ -22,6 +22,7 @@ from .apart import apart
 from .batch import check_open_pages, within_memory
 from .chat import Chat
 from .config import GenerationConfig, KVConfig
+from .dtypes import pick_dtype
 from .engine import Engine
 from .errors import DoesNotFitError, WrongTypeError
 from .generate import generate, read_prompt
@@ -396,12 +397,3 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("device cuda was asked for, but PyTorch finds no CUDA device; use device=cpu")
     return device
-
-
-def pick_dtype(name: str, device: torch.device) -> str:
-    """The dtype `auto`, `float32`, `bfloat16` or `float16` means on a device. Raises ValueError."""
-    if name == "auto":
-        return "bfloat16" if device.type == "cpu" or torch.cuda.is_bf16_supported() else "float16"
-    if name not in ("float32", "bfloat16", "float16"):
-        raise ValueError(f"dtype is auto, float32, bfloat16 or float16, not {name!r}")
-    return name

@@ -131,12 +131,6 @@ class TieredStore:
         """The tier attention reads from and open pages live in."""
         return self.gpu if self.gpu is not None else self.host
 
-    def num_spare(self, arena: Arena) -> int:
-        """Slots of a memory tier that new pages may take: all but open pages, and those whose pages cannot leave."""
-        with self._lock:
-            may_leave = arena is self.gpu or self.disk is not None
-            return arena.num_slots - arena.num_filling if may_leave else arena.num_free
-
     def open_page(self, layer: int) -> OpenPage:
         """A fresh page to fill. Raises CapacityError."""
         with self._lock:

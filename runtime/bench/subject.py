@@ -13,12 +13,13 @@ import torch
 
 from ..config import KVConfig
 from ..documents import read_text_file
+from ..dtypes import pick_dtype
 from ..locate import locate
 from ..model import Model
 from ..model_files import ATTENTION
 from ..planner import available_memory
 from ..profile import Profiles
-from ..runtime import Runtime, pick_device, pick_dtype
+from ..runtime import Runtime, pick_device
 from .options import Options
 from .shapes import random_model
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from stratakv.runtime import DoesNotFitError, KVConfig, Runtime
+from stratakv.runtime.batch import num_spare
 
 RECALL = Path(__file__).parents[1] / "data/recall"
 
@@ -60,7 +61,7 @@ def test_what_a_conversation_holds_counts(tmp_path: Path) -> None:
         chat = runtime.chat()
         chat.read_text(" ".join(f"k{number}" for number in range(100)))
         held = runtime.store.host.num_slots - runtime.store.host.num_free
-        assert runtime.store.num_spare(runtime.store.host) == 36 - held < 36
+        assert num_spare(runtime.store, runtime.store.host) == 36 - held < 36
         fits = (36 - held) // 2
         with pytest.raises(DoesNotFitError, match=f"{fits + 1} prompts x 2 layers .* {36 - held} to spare of its 36"):
             runtime.generate(prompts(fits + 1), max_new_tokens=1)
