@@ -19,6 +19,7 @@ from ..storage.compression import is_lossy
 from . import session, typed
 from .chat import Chat
 from .config import GenerationConfig, KVConfig
+from .conversion import tell
 from .engine import Engine
 from .errors import DoesNotFitError, WrongTypeError
 from .generate import generate, read_prompt
@@ -65,7 +66,7 @@ class Runtime:
         weights: str = "own",
         kv: KVConfig | None = None,
         local_files_only: bool = False,
-        on_convert: Callable[[str], None] = lambda name: logger.info("converting %s once", name),
+        on_convert: Callable[[str], None] = tell,
     ) -> Runtime:
         """Load a model and open its store.
 
@@ -78,7 +79,8 @@ class Runtime:
                 half again as much memory as the layers take in bfloat16. Lossy: replies differ from the
                 model's own. Prompts are read with the model's own weights either way.
             kv: where the cache may live and how it is read.
-            on_convert: told a GGUF file's name before it is converted (once per file).
+            on_convert: told, before a GGUF file is converted (once per file), its name, what that needs and what is
+                free.
 
         Raises:
             ModelFileError: the model is not there or not usable. ValueError: device, dtype or weights unknown, or

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import stat
-import tempfile
 from pathlib import Path
+
+from .scratch import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -37,14 +38,8 @@ def private_file(path: Path, text: str) -> None:
     """Write `path` whole or not at all, unless it holds `text` already. Raises OSError."""
     if path.exists() and path.read_bytes() == text.encode():
         return
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # 0600
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    with whole_file(path) as file:
+        file.write(text.encode())
 
 
 def _close(path: Path) -> bool:

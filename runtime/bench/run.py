@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import itertools
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...storage.scratch import scratch_folder
 from ..locate import gguf_of
 from .contestant import Contestant, LeftOutError, block_sizes, num_steps
 from .correctness import check_logits
@@ -44,13 +44,13 @@ def run_bench(options: Options, log: Log) -> dict[str, Any]:
         ValueError: an option is out of range. WrongLogitsError: the correctness check failed.
         DoesNotFitError: a context does not fit the model's window or the tiers.
     """
-    with tempfile.TemporaryDirectory(prefix="stratakv-bench-", dir=options.kv_dir) as folder:
-        subject = Subject.load(options, Path(folder), _positions(options, max(options.contexts)), log)
+    with scratch_folder("bench", options.kv_dir) as folder:
+        subject = Subject.load(options, folder, _positions(options, max(options.contexts)), log)
         options = options.with_gpu_room(subject.weights_bytes)
         _hold_to_the_cap(options, subject)
-        _check_all_fit(options, subject, Path(folder))
-        error = check_logits(subject, options, Path(folder) / "check", log)
-        measured = measure_bandwidths(subject.model.device, Path(folder))
+        _check_all_fit(options, subject, folder)
+        error = check_logits(subject, options, folder / "check", log)
+        measured = measure_bandwidths(subject.model.device, folder)
         bench = Bench(subject, options, measured.limited(options.link_gbps, options.disk_gbps), log)
         rows = [bench.row(context, batch) for context, batch in itertools.product(options.contexts, options.batches)]
     crossed = crossovers(rows)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -92,9 +91,8 @@ def _read(
     for text in (texts.novels, texts.verses, texts.plays, texts.docs, texts.words):
         text()  # what is missing is told before a model is loaded
     with ExitStack() as stack:
-        kept = KVConfig(path=kv_dir) if kv_dir is not None else None
-        scratch = KVConfig(path=stack.enter_context(tempfile.TemporaryDirectory(prefix="stratakv-eval-")), disk_gb=0)
-        runtime = stack.enter_context(Runtime.load(model, device=device, dtype=dtype, kv=kept or scratch))
+        kept = KVConfig(path=kv_dir) if kv_dir is not None else KVConfig(disk_gb=0)
+        runtime = stack.enter_context(Runtime.load(model, device=device, dtype=dtype, kv=kept))
         _check_lengths(runtime, compared, options)
         harness = Harness(runtime, compared, question_sparse=question_sparse)
         found = READING[suite].run(harness, options, texts, ticker)

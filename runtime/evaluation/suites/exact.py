@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ....storage.scratch import scratch_folder
 from ... import session
 from ...config import KVConfig
 from ...engine import Engine
@@ -88,7 +88,7 @@ def run(setting: Setting, indexes: list[str], seed: int, ticker: Ticker, *, with
             checks.append(Check(name, None, 0, f"{type(error).__name__}: {error}"))
 
     take("attention kernels", lambda: kernels(seed, setting.torch_device))
-    with tempfile.TemporaryDirectory(prefix="stratakv-eval-") as folder:
+    with scratch_folder("eval") as folder:
         with setting.open(path=folder, disk_gb=0) as runtime:
             tokens = _tokens(runtime, seed)
             take("transformers", lambda: _against_transformers(runtime, tokens))
@@ -99,9 +99,9 @@ def run(setting: Setting, indexes: list[str], seed: int, ticker: Ticker, *, with
             expected = cache(lambda: _logits(_engine(runtime, index), tokens))
             take("pieces", lambda: _pieces(runtime, tokens))
             take("threads", lambda: _threads(runtime, index, tokens, expected))
-        take("tiers", lambda: _tiers(setting, index, tokens, expected, Path(folder)))
+        take("tiers", lambda: _tiers(setting, index, tokens, expected, folder))
         if with_child:
-            take("resume", lambda: _resume(setting, index, tokens, expected, Path(folder)))
+            take("resume", lambda: _resume(setting, index, tokens, expected, folder))
     return {"checks": [check.as_dict() for check in checks]}
 
 
