@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gc
 import logging
 import os
@@ -32,7 +33,7 @@ from .cli_options import (
 from .eval_cli import calibrate, evaluation
 from .loading import LOADER
 from .sessions_cli import sessions
-from .terminal import printable
+from .terminal import escaped_bytes, printable
 from .threads import choose
 from .typed_numbers import whole_number
 
@@ -82,8 +83,10 @@ def _prepare_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    if sys.stdout is not None:
-        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    codecs.register_error("stratakv", escaped_bytes)
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.reconfigure(errors="stratakv")  # type: ignore[union-attr]
 
 
 def _prepare_log() -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from ..storage.file_names import as_text
 from ..storage.scratch import scratch_folder, whole_file
 
 _TRIED_BYTES = 4096
@@ -19,18 +20,18 @@ def check_outputs(*paths: Path | None) -> None:
     """Refuse what cannot be written, None aside, by writing beside it. Raises ValueError."""
     given = [path for path in paths if path is not None]
     for path in given:
-        folder = path.absolute().parent
-        if not folder.is_dir():
-            raise ValueError(f"{path}: its folder does not exist")
+        name = as_text(path)
+        if not path.absolute().parent.is_dir():
+            raise ValueError(f"{name}: its folder does not exist")
         if path.is_dir():
-            raise ValueError(f"{path}: cannot be written: it is a folder")
+            raise ValueError(f"{name}: cannot be written: it is a folder")
         try:
             _try(path)
         except OSError as error:
-            raise ValueError(f"{path}: cannot be written: {error.strerror}") from error
+            raise ValueError(f"{name}: cannot be written: {error.strerror}") from error
     files = [os.path.realpath(path) for path in given if not _is_stream(path)]
     if len(set(files)) < len(files):
-        raise ValueError(f"two results cannot go to one file: {', '.join(map(str, given))}")
+        raise ValueError(f"two results cannot go to one file: {', '.join(map(as_text, given))}")
 
 
 @contextmanager

@@ -16,6 +16,8 @@ import torch
 
 from ..storage import Arena, PageLayout, StorageFullError, TieredStore, clock
 from ..storage.compression import is_lossy
+from ..storage.errors import NoRoomError
+from ..storage.file_names import as_text
 from . import session, typed
 from .chat import Chat
 from .config import GenerationConfig, KVConfig
@@ -129,7 +131,12 @@ class Runtime:
         )
         folder = Path(kv.path).expanduser() if kv.path is not None else cache_dir() / "kv"
         plan = make_plan(kv, layout, len(model.tiered), where, _CHUNK[where.type], folder)
-        store = _open_store(plan, model, directory, name, kv, folder, where)
+        try:
+            store = _open_store(plan, model, directory, name, kv, folder, where)
+        except NoRoomError as error:
+            logger.warning("going on without a disk tier, nothing is kept: %s", error)
+            plan = replace(plan, disk_bytes=0)
+            store = _open_store(plan, model, directory, name, kv, folder, where)
         in_use = 0 if store.disk is None else in_use_beside(store.disk.folder)
         plan = replace(plan, disk_bytes=0 if store.disk is None else max(0, plan.disk_bytes - in_use))
         engine = Engine(
@@ -137,7 +144,7 @@ class Runtime:
             Workspace(layout, plan.span_tokens, where, model.turns), _CHUNK[where.type],
             None if kv.prefetch == "off" else Prefetcher(is_forced=kv.prefetch == "on"),
         )  # fmt: skip
-        return cls(model, store, engine, plan, kv, name, profiles)
+        return cls(model, store, engine, plan, kv, as_text(name), profiles)
 
     def reading(self, kv: KVConfig, like: Engine | None = None) -> Engine:
         """A second engine over the same model and store that finds its tokens as `kv` says (index, budget,

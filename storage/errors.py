@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+from pathlib import Path
+
+from .file_names import as_text
+
+_LITTLE_BYTES = 1 << 20
+"""A file system with less free has no room for a store."""
+
 
 class StratakvError(Exception):
-    """Base of all errors of ours, here and above."""
+    """Base of all errors of ours, here and above. Its message can be printed, whatever the files in it are called."""
+
+    def __str__(self) -> str:
+        return as_text(super().__str__())
 
 
 class StorageError(StratakvError):
@@ -42,6 +55,24 @@ class SessionChangedError(StorageError):
 
 class StoreUnavailableError(StorageError):
     """The store folder cannot be created, written or locked, or its data file is damaged."""
+
+
+class NoRoomError(StoreUnavailableError):
+    """The same where the file system, or the user's share of it, has no room for what opening takes."""
+
+
+def store_unavailable(folder: Path, error: Exception) -> StoreUnavailableError:
+    """What to raise where `error` kept a store folder from being opened."""
+    kind = NoRoomError if _is_full(folder, error) else StoreUnavailableError
+    return kind(f"store folder {folder} cannot be used ({error}); choose another (path=)")
+
+
+def _is_full(folder: Path, error: Exception) -> bool:
+    """LMDB's errors have no number, only its text. A short write, which is what the last free bytes get, is an
+    input/output error to it."""
+    if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
+        return True
+    return os.strerror(errno.EIO) in str(error) and folder.is_dir() and shutil.disk_usage(folder).free < _LITTLE_BYTES
 
 
 class ForkedError(StorageError):

@@ -11,6 +11,7 @@ import os
 import stat
 from pathlib import Path
 
+from .file_names import as_text
 from .scratch import whole_file
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ def private_folder(folder: Path) -> None:
         )
     closed = [path for path in (folder, *folder.iterdir()) if _close(path)]
     if closed:
-        logger.warning("%s was open to other users; made private: %s", folder, ", ".join(map(str, closed)))
+        logger.warning("%s was open to other users; made private: %s", as_text(folder), ", ".join(map(as_text, closed)))
 
 
 def private_file(path: Path, text: str) -> None:
@@ -40,6 +41,18 @@ def private_file(path: Path, text: str) -> None:
         return
     with whole_file(path) as file:
         file.write(text.encode())
+
+
+def reserved_file(path: str, size: int) -> None:
+    """Have the first `size` bytes of a file on disk, zeros where they are new: whoever writes them through a memory map
+    is killed where a disk is full. Raises OSError."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        found = os.fstat(descriptor)
+        if found.st_size < size or not found.st_blocks:
+            os.posix_fallocate(descriptor, 0, size)
+    finally:
+        os.close(descriptor)
 
 
 def _close(path: Path) -> bool:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...storage.file_names import as_text
 from ...storage.scratch import scratch_folder
 from ..locate import gguf_of
 from .contestant import Contestant, LeftOutError, block_sizes, num_steps
@@ -58,11 +59,11 @@ def run_bench(options: Options, log: Log) -> dict[str, Any]:
         log(describe_crossover(one))
     model = subject.model
     return {
-        "command": "stratakv " + " ".join(sys.argv[1:]),
+        "command": as_text(" ".join(["stratakv", *sys.argv[1:]])),
         "hardware": hardware(),
         "options": options.as_dict(),
         "model": {
-            "name": subject.name, "random_weights": options.shape is not None, "layers": model.num_layers,
+            "name": as_text(subject.name), "random_weights": options.shape is not None, "layers": model.num_layers,
             "dtype": str(model.dtype).removeprefix("torch."), "weights_bytes": subject.weights_bytes,
         },
         "bandwidths": {"measured": measured.as_dict(), "used": bench.bandwidths.as_dict()},
@@ -168,7 +169,10 @@ class Bench:
                 contestant.begin_turn(script.prompts[1], random_kv=False)
             take_steps(contestants, script.steps[1], self.options.later_steps)
             if self.options.trace is not None and ours:
-                trace_steps(contestants[0], script.steps[1][:, :TRACED_STEPS].T.tolist(), self.options.trace)
+                try:
+                    trace_steps(contestants[0], script.steps[1][:, :TRACED_STEPS].T.tolist(), self.options.trace)
+                except OSError as error:  # the figures are there all the same
+                    left_out["trace"] = f"it could not be written ({error.strerror})"
             found = [contestant.result() for contestant in contestants]
             if self._device.type == "cuda":
                 found = [{**one, "device_peak_bytes": torch.cuda.max_memory_allocated(self._device)} for one in found]

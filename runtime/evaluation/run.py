@@ -11,6 +11,7 @@ from typing import Any
 
 from ...retrieval.registry import index_class
 from ...storage import clock
+from ...storage.file_names import as_text
 from ..bench import hardware
 from ..config import KVConfig
 from ..runtime import Runtime
@@ -66,9 +67,9 @@ def evaluate(
         )
     return {
         "suite": suite,
-        "command": "stratakv " + " ".join(sys.argv[1:]),
+        "command": as_text(" ".join(["stratakv", *sys.argv[1:]])),
         "hardware": hardware(),
-        "model": model,
+        "model": as_text(model),
         "device": facts.pop("device"),
         "version": version("stratakv"),
         "commit": commit(),

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ....storage.file_names import readable_path
 from ....storage.scratch import scratch_folder
 from ... import session
 from ...config import KVConfig
@@ -151,9 +152,10 @@ def _against_transformers(runtime: Runtime, tokens: np.ndarray) -> Iterator[Chec
         rows.append(engine.decode([sequence], [int(rows[-1].argmax())])[0])
     fed = torch.from_numpy(sequence.tokens.astype(np.int64)).to(runtime.model.device).unsqueeze(0)
     sequence.close()
-    reference = AutoModelForCausalLM.from_pretrained(
-        runtime.model.hf.config._name_or_path, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
-    ).to(runtime.model.device)
+    with readable_path(Path(runtime.model.hf.config.name_or_path)) as path:
+        reference = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
+        ).to(runtime.model.device)
     with torch.inference_mode():
         theirs = reference.eval()(fed, logits_to_keep=_GREEDY + 1).logits[0].float()
     ours = torch.stack(rows)
