@@ -83,10 +83,9 @@ def _prepare_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    codecs.register_error("stratakv", escaped_bytes)
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.reconfigure(errors="stratakv")  # type: ignore[union-attr]
+    if sys.stdout is not None:
+        codecs.register_error("stratakv", escaped_bytes)
+        sys.stdout.reconfigure(errors="stratakv")  # type: ignore[union-attr]
 
 
 def _prepare_log() -> None:

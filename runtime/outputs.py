@@ -20,15 +20,10 @@ def check_outputs(*paths: Path | None) -> None:
     """Refuse what cannot be written, None aside, by writing beside it. Raises ValueError."""
     given = [path for path in paths if path is not None]
     for path in given:
-        name = as_text(path)
-        if not path.absolute().parent.is_dir():
-            raise ValueError(f"{name}: its folder does not exist")
-        if path.is_dir():
-            raise ValueError(f"{name}: cannot be written: it is a folder")
         try:
             _try(path)
         except OSError as error:
-            raise ValueError(f"{name}: cannot be written: {error.strerror}") from error
+            raise ValueError(f"{as_text(path)}: cannot be written: {error.strerror}") from error
     files = [os.path.realpath(path) for path in given if not _is_stream(path)]
     if len(set(files)) < len(files):
         raise ValueError(f"two results cannot go to one file: {', '.join(map(as_text, given))}")
@@ -66,6 +61,11 @@ def deliver(deliveries: Iterable[Callable[[], None]]) -> None:
 
 
 def _try(path: Path) -> None:
+    """Raises OSError; ValueError where the place itself is wrong."""
+    if path.is_dir():
+        raise ValueError(f"{as_text(path)}: cannot be written: it is a folder")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"{as_text(path)}: its folder does not exist")
     if _is_stream(path):
         if not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -84,7 +84,7 @@ def _is_stream(path: Path) -> bool:
 
 def _may_replace(path: Path) -> bool:
     """Whether another file can take its place: its folder may be closed where it is open itself."""
-    return os.access(_meant(path).parent, os.W_OK | os.X_OK)
+    return os.access(_meant(path).parent, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _meant(path: Path) -> Path:
