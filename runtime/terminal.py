@@ -58,7 +58,12 @@ def shown(piece: str) -> str:
 
 
 def make_console(*, stderr: bool = False) -> Any:
-    """A console that shows what it is given: no markup, no colours of its own, no `:name:` made an emoji."""
+    """A console that shows what it is given: no markup, no colours of its own, no `:name:` made an emoji. It is a
+    terminal if its stream is one, whatever the environment says of colours: bars would fill a log."""
     from rich.console import Console
 
-    return Console(stderr=stderr, markup=False, highlight=False, emoji=False, soft_wrap=True)
+    stream = sys.stderr if stderr else sys.stdout
+    is_terminal = stream is not None and stream.isatty()
+    return Console(
+        stderr=stderr, markup=False, highlight=False, emoji=False, soft_wrap=True, force_terminal=is_terminal
+    )

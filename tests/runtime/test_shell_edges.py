@@ -26,7 +26,8 @@ from stratakv.runtime import (
 from stratakv.runtime.cli import app
 from stratakv.runtime.cli_errors import CAPS, with_flags
 from stratakv.runtime.documents import document_name
-from stratakv.runtime.terminal import shown
+from stratakv.runtime.evaluation.progress import Bar
+from stratakv.runtime.terminal import make_console, shown
 
 ROOT = Path(__file__).parents[2]
 RECALL = ROOT / "tests" / "data" / "recall"
@@ -183,6 +184,17 @@ def test_only_a_terminal_gets_replies_without_controls(is_terminal: bool, monkey
 def tokens(result: Result) -> int:
     assert result.exit_code == 0, result.stderr
     return int(json.loads(result.stdout)["usage"]["prompt_tokens"])
+
+
+def test_a_log_gets_no_bars_whatever_is_said_of_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    log = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", log)
+    console = make_console(stderr=True)
+    with chat_setup.progress_bar(console, "reading"), Bar() as bar:
+        bar.start(1)
+    chat_setup.say_converting("m.gguf (needs much)", console)
+    assert log.getvalue() == "converting m.gguf (needs much) once; later starts skip this\n"
 
 
 def test_a_shell_loop_holds_a_conversation(tmp_path: Path) -> None:

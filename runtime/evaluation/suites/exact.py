@@ -332,8 +332,10 @@ def _resume(setting: Setting, index: str, tokens: np.ndarray, expected: Expected
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         assert child.stderr is not None
-        said = child.stdout.readline().strip()
-        child.kill()
+        try:
+            said = child.stdout.readline().strip()
+        finally:  # also where we are ended: it waits for nothing else
+            child.kill()
         if said != SAVED:
             raise RuntimeError(f"the child did not save: {child.stderr.read().strip().splitlines()[-1:]}")
     with setting.open(**kv) as runtime:
