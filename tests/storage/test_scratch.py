@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from children import Say, child
-from faults import no_file_may_grow
+from faults import NOBODY, no_file_may_grow
 
 from stratakv.storage.scratch import remove_all, scratch_folder, whole_file
 
@@ -73,6 +73,18 @@ def test_what_is_called_otherwise_is_somebodys(tmp_path: Path) -> None:
         pass
     assert set(kept) < set(names(tmp_path))
     assert (tmp_path / "target").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's")
+def test_another_users_is_not_touched_whoever_is_root(tmp_path: Path) -> None:
+    theirs = tmp_path / "stratakv-bench-0123456789abcdef.tmp"
+    theirs.mkdir()
+    os.chown(theirs, NOBODY, NOBODY)
+    with scratch_folder("bench", tmp_path):
+        assert theirs.is_dir()
+    os.chown(theirs, 0, 0)
+    with scratch_folder("bench", tmp_path):
+        assert not theirs.exists()
 
 
 def test_a_fork_removes_nothing_of_its_parents(tmp_path: Path) -> None:
