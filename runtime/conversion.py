@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from ..storage.scratch import remove_dead, scratch_folder, whole_file
 from .errors import ModelFileError
 from .numbers_check import check_complete, reading
@@ -80,6 +78,8 @@ def _room_for(what: Path, needed: int, folder: Path) -> Iterator[str]:
             raise ModelFileError(f"{what}: no room to convert it: {room}; {_REMEDY}")
         yield room
     except Exception as error:
+        from safetensors import SafetensorError
+
         if not isinstance(error, OSError | SafetensorError) and type(error) is not Exception:  # tokenizers' own
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]

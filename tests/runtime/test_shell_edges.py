@@ -134,7 +134,7 @@ def test_what_cannot_be_is_said_before_the_model_is_loaded(arguments: list[str],
         (["calibrate", "x", "--text", "nowhere.txt"], "nowhere.txt: no such file"),
         (["sessions", "gc", "--max-gb", "nan"], "--max-gb is a number of gigabytes from 0, not nan"),
         (["sessions", "gc", "--max-gb", "inf"], "--max-gb is a number of gigabytes from 0, not inf"),
-        (["sessions", "show", "caf\udce9"], "a session name is not UTF-8 text (character 4)"),
+        (["sessions", "show", "caf\udce9"], r"no session 'caf\\xe9'"),
         (["nosuch"], "No such command 'nosuch'"),
     ],
 )
