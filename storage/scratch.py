@@ -42,7 +42,9 @@ def scratch_folder(kind: str, parent: Path | None = None) -> Iterator[Path]:
     """
     path = _new(Path(tempfile.gettempdir() if parent is None else parent), kind, _make_folder)
     try:
-        yield path
+        inner = path / kind  # whoever is given it may lock it: a store does
+        inner.mkdir(mode=0o700)
+        yield inner
     finally:
         _remove_held(path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 from collections.abc import Callable
@@ -16,6 +17,14 @@ from stratakv.storage.scratch import remove_all, scratch_folder, whole_file
 
 def names(folder: Path) -> list[str]:
     return sorted(os.listdir(folder))
+
+
+def test_a_folder_can_be_locked_by_whoever_is_given_it(tmp_path: Path) -> None:
+    """As a store locks its own: it would wait for ever for the process it runs in."""
+    with scratch_folder("bench", tmp_path) as folder:
+        descriptor = os.open(folder, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(descriptor)
 
 
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt, SystemExit])
@@ -55,7 +64,7 @@ def test_a_dead_owners_are_removed_by_the_next_and_a_living_ones_never(tmp_path:
             killed.kill()
         assert len(names(tmp_path)) == 4
         with scratch_folder("eval", tmp_path) as mine:
-            assert names(tmp_path) == sorted([*theirs, mine.name])
+            assert names(tmp_path) == sorted([*theirs, mine.parent.name])
         living.go()
         assert living.join() == 0
     assert names(tmp_path) == ["result"]
@@ -105,7 +114,7 @@ def test_a_fork_keeps_nothing_of_its_parents(tmp_path: Path) -> None:
         parent.join()
         assert len(names(tmp_path)) == 1
         with scratch_folder("eval", tmp_path) as mine:
-            assert names(tmp_path) == [mine.name]
+            assert names(tmp_path) == [mine.parent.name]
         parent.go()
 
 
