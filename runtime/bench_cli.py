@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,11 +17,11 @@ from .cli_options import (
     KvDtypeOption,
     ModelOption,
     ProfileOption,
-    check_outputs,
     path,
     real,
     whole,
 )
+from .outputs import check_outputs, deliver, write_text
 
 
 def bench(
@@ -94,11 +95,12 @@ def bench(
     )  # fmt: skip
     result = run_bench(options, log=lambda line: print(line, file=sys.stderr))
     line = to_json(result, indent=2)
+    deliveries = [partial(print, line, flush=True)]
     if out is not None:
-        out.write_text(line + "\n")
+        deliveries.append(partial(write_text, out, line + "\n"))
     if plot is not None:
-        draw(result, plot)
-    print(line)
+        deliveries.append(partial(draw, result, plot))
+    deliver(deliveries)
 
 
 def _names(listed: str) -> tuple[str, ...]:

@@ -18,12 +18,14 @@ from torch import Tensor
 from ..kernels.prefill_attention import prefill_attention
 from ..retrieval.codebook import MAX_CODEWORDS, learn_codebooks, query_metric, score_error
 from ..storage import PageLayout, clock
+from .conversion import tell
 from .documents import read_text_file
 from .dtypes import pick_dtype
 from .evaluation.options import Ticker
 from .identity import model_digests
 from .locate import locate
 from .model import Attend, Model
+from .outputs import check_outputs
 from .profile import Profile, default_path
 from .runtime import pick_device
 from .sliding_layer import SlidingLayer
@@ -55,7 +57,7 @@ class Calibration:
 def calibrate(
     model: str, texts: list[Path], *, device: str = "auto", dtype: str = "auto", codewords: int = CODEWORDS,
     tokens: int = TOKENS, out: Path | None = None, ticker: Ticker,
-    on_convert: Callable[[str], None] = lambda name: None,
+    on_convert: Callable[[str], None] = tell,
 ) -> Calibration:  # fmt: skip
     """Learn a model's profile and write it.
 
@@ -72,20 +74,20 @@ def calibrate(
         raise ValueError(f"tokens is at least 1, not {tokens}")
     if not 1 <= codewords <= min(MAX_CODEWORDS, tokens):
         raise ValueError(f"codewords is 1 to {MAX_CODEWORDS}, and at most as many as tokens, not {codewords}")
-    if out is not None and not out.absolute().parent.is_dir():
-        raise ValueError(f"{out}: its folder does not exist")
+    check_outputs(out)
     words = [read_text_file(path) for path in texts]
     started = clock.now()
     where = pick_device(device)
     kind = pick_dtype(dtype, where)
     directory = locate(model, kind, on_convert=on_convert)
+    path = default_path(directory) if out is None else out
+    path.parent.mkdir(parents=True, exist_ok=True)
+    check_outputs(path)
     loaded = Model.load(directory, where, getattr(torch, kind))
     read, tested = _contexts(loaded, words, tokens)
     ticker.start(max(loaded.tiered) + 1)
     layers, compared = _learn(loaded, [*read, tested], codewords, ticker)
     notes = {"tokens": sum(map(len, read)), "codewords": codewords, "context": len(tested)}
-    path = default_path(directory) if out is None else out
-    path.parent.mkdir(parents=True, exist_ok=True)
     size = Profile(model_digests(directory)[0], layers, notes).save(path)
     return Calibration(
         path, size, len(layers), notes["tokens"], codewords, clock.now() - started, compared

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch import Tensor
 
+from ..storage.file_names import as_text
 from . import session, typed
 from .config import GenerationConfig
-from .documents import read_text_file
+from .documents import document_name, read_text_file
 from .errors import ConversationError, WrongTypeError
 from .figures import Stopwatch
 from .generate import generate, read_prompt
@@ -118,7 +119,7 @@ class Chat:
 
     # Talking
 
-    def read(self, path: str | os.PathLike[str], *, on_progress: OnProgress | None = None) -> Read:
+    def read(self, path: str | bytes | os.PathLike[str], *, on_progress: OnProgress | None = None) -> Read:
         """A document joins the conversation, ahead of the next message. A reply that is still open ends here.
 
         Raises:
@@ -126,13 +127,19 @@ class Chat:
             DoesNotFitError: it exceeds the model's window or the tiers; nothing was done.
             CapacityError: the tiers are full; the conversation is as it was, as after any other exception.
         """
-        path = Path(typed.path("the document's path", path))
-        name = os.fsencode(path.name).decode("utf-8", "replace")  # a file's name is bytes, and need not be text
-        return self.read_text(read_text_file(path), name, on_progress=on_progress)
+        path = Path(typed.path("the document's path", os.fsdecode(path) if isinstance(path, bytes) else path))
+        return self.read_text(read_text_file(path), document_name(path), on_progress=on_progress)
 
-    def read_text(self, text: str, name: str = "text", *, on_progress: OnProgress | None = None) -> Read:
-        """As `read`, for text that is at hand. Raises WrongTypeError if it is none."""
-        text, name = typed.text("the document", text), typed.text("its name", name)
+    def read_text(
+        self, text: str, name: str | os.PathLike[str] = "text", *, on_progress: OnProgress | None = None
+    ) -> Read:
+        r"""As `read`, for text that is at hand. Raises WrongTypeError if it is none.
+
+        Args:
+            name: what the conversation calls it. Of a file's name a byte that is no text becomes `\xe9`.
+        """
+        text = typed.text("the document", text)
+        name = as_text(name) if isinstance(name, str | os.PathLike) else typed.text("its name", name)
         typed.called("on_progress", on_progress)
         if not text.strip():
             raise ValueError(f"{name} is empty")

@@ -100,9 +100,8 @@ def begin(runtime: Runtime, options: Options, session: str | None) -> Chat:
     return chat
 
 
-def say_converting(name: str, console: Console) -> None:
-    if console.is_terminal:
-        console.print(f"converting {printable(name)} once; later starts skip this", style="dim")
+def say_converting(what: str, console: Console) -> None:
+    console.print(f"converting {printable(what)} once; later starts skip this", style="dim")
 
 
 def read(chat: Chat, document: Document, console: Console) -> Read:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import gc
 import logging
 import os
+import signal
 import sys
 import threading
 from contextlib import suppress
@@ -13,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from ..storage.scratch import remove_all
 from .bench_cli import bench
 from .chat_cli import chat
 from .cli_errors import EXIT_CODES, INTERRUPTED, OneLine, with_flags
@@ -30,7 +33,7 @@ from .cli_options import (
 from .eval_cli import calibrate, evaluation
 from .loading import LOADER
 from .sessions_cli import sessions
-from .terminal import printable
+from .terminal import escaped_bytes, printable
 from .threads import choose
 from .typed_numbers import whole_number
 
@@ -61,6 +64,7 @@ def main() -> None:
     gc.set_threshold(_GC_EVERY)
     _prepare_streams()
     _prepare_log()
+    _prepare_signals()
     code: int | str | None = INTERRUPTED
     try:
         app()
@@ -80,13 +84,28 @@ def _prepare_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)
     if sys.stdout is not None:
-        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+        codecs.register_error("stratakv", escaped_bytes)
+        sys.stdout.reconfigure(errors="stratakv")  # type: ignore[union-attr]
 
 
 def _prepare_log() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_Warning())
     logging.getLogger("stratakv").addHandler(handler)
+    logging.getLogger("stratakv.runtime.conversion").setLevel(logging.INFO)  # minutes and gigabytes: never in silence
+
+
+def _prepare_signals() -> None:
+    """What a batch system or a closing terminal sends ends the command as Ctrl-C does: what was made for the time being
+    is removed. Where such a signal is ignored, as under `nohup`, it stays so."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _end)
+
+
+def _end(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one does not wait
+    raise SystemExit(128 + number)
 
 
 class _Warning(logging.Formatter):
@@ -102,6 +121,7 @@ def _leave(code: int | str | None) -> None:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError, AttributeError):
                 stream.flush()
+        remove_all()
         os._exit(code if isinstance(code, int) else 1)
     sys.exit(code)
 

@@ -21,8 +21,8 @@ FAILED, REFUSED, UNDECIDED, INTERRUPTED, CLOSED = 1, 2, 3, 130, 141
 whoever read stdout is gone."""
 EXIT_CODES = (
     "Exit codes: 0 done; 1 a check failed, or a fault of the program; 2 what was asked cannot be, in one line on "
-    "stderr; 3 too few samples to decide (eval --strict); 130 Ctrl-C; 141 whoever read the output is gone; "
-    "143 SIGTERM. With STRATAKV_DEBUG=1 errors come with a traceback."
+    "stderr; 3 too few samples to decide (eval --strict); 129 the terminal was closed; 130 Ctrl-C; 141 whoever read "
+    "the output is gone; 143 SIGTERM. With STRATAKV_DEBUG=1 errors come with a traceback."
 )
 _CLICK_ERROR: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 

@@ -113,14 +113,3 @@ def kv_config(**options: Any) -> Any:
     config = KVConfig(budget=int(budget) if float(budget).is_integer() else budget, **options)
     check_caps(config)
     return config
-
-
-def check_outputs(*paths: Path | None) -> None:
-    """Refuse before hours of work what cannot be written after them. Raises ValueError."""
-    for path in paths:
-        if path is not None and not path.absolute().parent.is_dir():
-            raise ValueError(f"{path}: its folder does not exist")
-        if path is not None and (
-            path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK)
-        ):
-            raise ValueError(f"{path}: cannot be written")

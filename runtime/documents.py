@@ -7,6 +7,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..storage.file_names import as_text
 from .standard_input import is_standard_input, read_standard_input
 
 
@@ -20,20 +21,21 @@ class Document:
 
 def read_text_file(path: Path) -> str:
     """A text file's contents. Raises OSError, or ValueError if it is not UTF-8 text."""
+    name = as_text(path)
     try:
         kind = path.stat().st_mode
         if stat.S_ISDIR(kind):
-            raise IsADirectoryError(f"{path} is a directory, not a text file")
+            raise IsADirectoryError(f"{name} is a directory, not a text file")
         if stat.S_ISBLK(kind) or (stat.S_ISCHR(kind) and not path.samefile(os.devnull)):
-            raise ValueError(f"{path} is a device, not a text file")
+            raise ValueError(f"{name} is a device, not a text file")
         data = path.read_bytes()
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
+        raise FileNotFoundError(f"{name}: no such file") from None
     except OSError as error:
         if error.strerror is None:  # ours
             raise
-        raise type(error)(f"{path}: {error.strerror}") from None
-    return text_of(data, str(path))
+        raise type(error)(f"{name}: {error.strerror}") from None
+    return text_of(data, name)
 
 
 def text_of(data: bytes, what: str) -> str:
@@ -55,7 +57,7 @@ def read_document(path: Path) -> Document:
     else:
         text, name = read_text_file(path), document_name(path)
     if not text.strip():
-        raise ValueError(f"{name if is_standard_input(path) else path} is empty")
+        raise ValueError(f"{name if is_standard_input(path) else as_text(path)} is empty")
     return Document(name, text)
 
 
@@ -64,4 +66,4 @@ def document_name(path: Path) -> str:
     has another number each time, and is called a pipe."""
     if path.parent in (Path("/dev/fd"), Path("/proc/self/fd")):
         return "pipe"
-    return os.fsencode(path.name or str(path)).decode(errors="replace")
+    return as_text(path.name or path)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .cli_errors import UNDECIDED
-from .cli_options import DeviceOption, DtypeOption, ModelOption, at_home, check_outputs, path, reading, whole
+from .cli_options import DeviceOption, DtypeOption, ModelOption, at_home, path, reading, whole
+from .outputs import check_outputs, deliver, write_text
 
 
 def calibrate(
@@ -74,6 +76,7 @@ def evaluation(
     from .evaluation import plot as picture
     from .evaluation.options import Options
     from .evaluation.progress import Bar
+    from .evaluation.report import show
     from .evaluation.run import DEFAULT_SAMPLES, evaluate
     from .figures import to_json
 
@@ -86,20 +89,27 @@ def evaluation(
             suite, model=model, device=device, dtype=dtype, indexes=_names(index), budgets=_budgets(budget),
             options=options, texts=texts, kv_dir=kv_dir, question_sparse=not exact_question, ticker=bar,
         )  # fmt: skip
+    line = to_json(result, indent=1)
+    deliveries = [partial(print, line, flush=True) if as_json else partial(show, result)]
     if out is not None:
-        out.write_text(to_json(result, indent=1) + "\n")
+        deliveries.append(partial(_write, out, line, is_shown=as_json))
     if plot is not None:
-        picture.draw(result, plot)
-    if as_json:
-        print(to_json(result, indent=1))
-    else:
-        from .evaluation.report import show
-
-        show(result)
+        deliveries.append(partial(picture.draw, result, plot))
+    deliver(deliveries)
     if result["passed"] is False and (strict or suite == "exact"):
         raise typer.Exit(1)
     if strict and any(row.get("undecided") for row in result.get("variants", [])):
         raise typer.Exit(UNDECIDED)
+
+
+def _write(out: Path, line: str, *, is_shown: bool) -> None:
+    """Where it cannot be written it is printed, unless it was."""
+    try:
+        write_text(out, line + "\n")
+    except OSError:
+        if not is_shown:
+            print(line, flush=True)
+        raise
 
 
 def _names(listed: str) -> list[str]:

@@ -112,7 +112,17 @@ class _Header:
         return text
 
 
-def check_gguf(path: Path) -> None:
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a GGUF file holds."""
+
+    elements: int
+    """Numbers in all tensors together."""
+    header_bytes: int
+    """All that is said before the tensors' data; most of it is the vocabulary."""
+
+
+def check_gguf(path: Path) -> Contents:
     """Raises ModelFileError, naming file and field, unless the header can be believed."""
     size = path.stat().st_size
     if size < 24:
@@ -132,6 +142,7 @@ def check_gguf(path: Path) -> None:
             _read_key(header, number)
         elements = _check_tensors(header, tensors)
         _check_sizes(header, elements, tensors)
+        return Contents(elements, header.at)
 
 
 def _count(header: _Header, name: str, most: int, smallest: int) -> int:

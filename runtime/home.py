@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..storage import StoreUnavailableError
+from ..storage.errors import store_unavailable
+from ..storage.file_names import as_text
 from ..storage.private import private_file, private_folder
 from ..storage.share import alone_in
 from .identity import fingerprint
@@ -40,11 +41,11 @@ class Home:
 
 
 def spelled(model: str) -> str:
-    """A name that means the same from everywhere: an alias or a hub id as it is, a path in full."""
+    """A name that means the same from everywhere, and is text: an alias or a hub id as it is, a path in full."""
     if model in ALIASES:
         return model
     path = Path(model).expanduser()
-    return os.path.abspath(path) if path.exists() else model
+    return as_text(os.path.abspath(path) if path.exists() else model)
 
 
 def is_lasting(name: str) -> bool:
@@ -86,7 +87,7 @@ def find_home(
                 if folder not in (home, *mine):
                     _leave_behind(folder, spelled(model), said)
     except OSError as error:
-        raise StoreUnavailableError(f"store folder {new} cannot be used ({error}); choose another (path=)") from error
+        raise store_unavailable(new, error) from error
     return Home(home, fingerprint_of(home))
 
 
@@ -115,14 +116,15 @@ def _size(folder: Path) -> int:
 
 
 def _stamp(folder: Path, model: str, said: dict[str, Any], *, is_ours: bool) -> None:
-    """Write who it is for, if that is new. Of a folder that is not used, failing to is nothing."""
-    former = [name for name in describe(folder).get("former_names", []) if name != model]
+    """Write who it is for, if that is new. Of a folder that is not used, or says so already, failing to is nothing."""
+    known = describe(folder)
+    former = [name for name in known.get("former_names", []) if name != model]
     names = list(dict.fromkeys([model, *_names(folder)]))[:_MAX_NAMES]
     more = {"former_names": former} if former else {}
     try:
         _write(folder, {"model": model, "names": names, **more, **said})
     except OSError:
-        if is_ours:
+        if is_ours and not known:
             raise
 
 

@@ -10,20 +10,17 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import platformdirs
 import xxhash
 
+from ..storage.scratch import whole_file
+from .conversion import convert, join
 from .directory_check import check_directory
 from .errors import ModelFileError
-from .numbers_check import check_complete, reading
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +62,7 @@ def locate(model: str, dtype: str, *, local_files_only: bool = False, on_convert
 
     Args:
         dtype: `float32`, `bfloat16` or `float16`; a GGUF file is converted to it.
-        on_convert: told the file's name before a conversion, which takes a while.
+        on_convert: told of a conversion, which takes a while, before it begins (`conversion.convert`).
 
     Raises:
         ModelFileError: nothing usable is there; the message says how to get it.
@@ -108,7 +105,9 @@ def _locate_alias(name: str, dtype: str, local_only: bool, on_convert: Callable[
     parts = [_package_file(part) for part in alias.parts]
     if all(part is not None for part in parts):
         files = [part for part in parts if part is not None]
-        return _convert(_join(files, cache_dir() / "models" / f"{name}.gguf"), dtype, on_convert)
+        joined = cache_dir() / "models" / f"{name}.gguf"
+        join(files, joined)
+        return _convert(joined, dtype, on_convert)
     try:
         return _from_hub(alias.hub_id, local_only)
     except ModelFileError as error:
@@ -126,16 +125,6 @@ def _package_file(part: str) -> Path | None:
         if (Path(folder) / inside).is_file():
             return Path(folder) / inside
     return None
-
-
-def _join(parts: list[Path], target: Path) -> Path:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
-        for part in parts:
-            with part.open("rb") as source:
-                shutil.copyfileobj(source, file, 1 << 20)
-    os.replace(file.name, target)
-    return target
 
 
 def _check_directory(path: Path) -> Path:
@@ -189,44 +178,8 @@ def _convert(gguf: Path, dtype: str, on_convert: Callable[[str], None]) -> Path:
         if (made / "config.json").is_file():
             return made
     target = cache_dir() / "models" / f"{file_name(gguf.stem)}-{file_digest(gguf)[:16]}-{dtype}"
-    from .gguf_check import check_gguf
-
-    check_gguf(gguf)
-    on_convert(gguf.name)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".convert-") as scratch:
-        _write_converted(gguf, dtype, Path(scratch))
-        try:
-            os.rename(scratch, target)
-        except OSError:
-            if not (target / "config.json").is_file():  # another process finished first otherwise
-                raise
-        else:
-            os.mkdir(scratch)  # for TemporaryDirectory to remove
+    convert(gguf, dtype, target, on_convert)
     return target
-
-
-def _write_converted(gguf: Path, dtype: str, target: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    from .apart import without_progress_bar
-
-    where: dict[str, Any] = {"gguf_file": "model.gguf", "local_files_only": True, "trust_remote_code": False}
-    with (
-        tempfile.TemporaryDirectory(prefix="stratakv-") as alone,
-        reading(gguf, "a readable GGUF model"),
-        without_progress_bar(),
-    ):
-        os.symlink(gguf.resolve(), Path(alone) / "model.gguf")  # transformers would read what lies beside it as well
-        tokenizer = AutoTokenizer.from_pretrained(alone, **where)
-        model, found = AutoModelForCausalLM.from_pretrained(
-            alone, quantization_config=GgufConfig(dequantize=True), dtype=getattr(torch, dtype),
-            output_loading_info=True, **where,
-        )  # fmt: skip
-        check_complete(gguf, found)
-    model.save_pretrained(target)
-    tokenizer.save_pretrained(target)
 
 
 def file_name(text: str) -> str:
@@ -258,9 +211,8 @@ def remembered(path: Path, kind: str, compute: Callable[[Path], str]) -> str:
 def _write_memo(memo: Path, known: dict[str, str]) -> None:
     try:
         memo.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=memo.parent, delete=False) as new_memo:
-            json.dump(known, new_memo)
-        os.replace(new_memo.name, memo)
+        with whole_file(memo) as file:
+            file.write(json.dumps(known).encode())
     except OSError as error:
         logger.info("%s: what was computed is not remembered (%s)", memo, error)
 

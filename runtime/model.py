@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..storage.file_names import readable_path
 from .captured import CapturedLayer, Graphs
 from .head import Head
 from .lean_layer import LeanLayer, for_lean, lean_layer
@@ -134,14 +135,17 @@ class Model:
         Raises:
             ModelFileError: it is not a model we can run. ValueError: its weights cannot be had as `weights`.
         """
-        with reading(directory / "config.json", "a readable configuration"):
-            config = read_configuration(directory, modules)
-        with reading(directory / "tokenizer.json", "a readable tokenizer"):
-            tokenizer = load_tokenizer(directory, config)
-            check_vocabulary(tokenizer, config.vocab_size, directory)
-        on_tokenizer(tokenizer)
-        with reading(directory, "a readable model"):
-            hf = (own_modules if modules == "own" else transformers_modules)(directory, config, dtype).to(device)
+        with readable_path(directory) as path:
+            with reading(directory / "config.json", "a readable configuration"):
+                config = read_configuration(path, modules)
+            with reading(directory / "tokenizer.json", "a readable tokenizer"):
+                tokenizer = load_tokenizer(path, config)
+                check_vocabulary(tokenizer, config.vocab_size, directory)
+            tokenizer.name_or_path = str(directory)
+            on_tokenizer(tokenizer)
+            with reading(directory, "a readable model"):
+                hf = (own_modules if modules == "own" else transformers_modules)(path, config, dtype).to(device)
+            hf.config.name_or_path = str(directory)
         with reading(directory / "config.json", "a configuration of a model we can run"):
             model = cls(hf, tokenizer)
         if weights != "own":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import xxhash
 from torch import Tensor
 
 from ..retrieval.registry import index_class
+from ..storage.scratch import whole_file
 from .config import KVConfig
 from .errors import ProfileError
 from .identity import model_digests
@@ -51,14 +51,8 @@ class Profile:
         """Write or replace the file in one step; returns its bytes. Raises OSError."""
         header = {"format": _FORMAT, "model": self.model, "digest": self.digest().hex(), "notes": self.notes}
         payload = safetensors.torch.save(self._tensors(), {_KEY: json.dumps(header)})
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            try:
-                file.write(payload)
-                file.flush()
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        with whole_file(path) as file:
+            file.write(payload)
         return len(payload)
 
     def _tensors(self) -> dict[str, Tensor]:

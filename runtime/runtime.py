@@ -17,11 +17,14 @@ import torch
 
 from ..storage import Arena, PageLayout, StorageFullError, TieredStore, clock
 from ..storage.compression import is_lossy
+from ..storage.errors import NoRoomError
+from ..storage.file_names import as_text
 from . import session, typed
 from .apart import apart
 from .batch import check_open_pages, within_memory
 from .chat import Chat
 from .config import GenerationConfig, KVConfig
+from .conversion import tell
 from .dtypes import pick_dtype
 from .engine import Engine
 from .errors import DoesNotFitError, WrongTypeError
@@ -72,7 +75,7 @@ class Runtime:
         weights: str = "own",
         kv: KVConfig | None = None,
         local_files_only: bool = False,
-        on_convert: Callable[[str], None] = lambda name: logger.info("converting %s once", name),
+        on_convert: Callable[[str], None] = tell,
     ) -> Runtime:
         """Load a model and open its store.
 
@@ -85,7 +88,8 @@ class Runtime:
                 half again as much memory as the layers take in bfloat16. Lossy: replies differ from the
                 model's own. Prompts are read with the model's own weights either way.
             kv: where the cache may live and how it is read.
-            on_convert: told a GGUF file's name before it is converted (once per file).
+            on_convert: told, before a GGUF file is converted (once per file), its name, what that needs and what is
+                free.
 
         Raises:
             ModelFileError: the model is not there or not usable. ValueError: device, dtype or weights unknown, or
@@ -139,7 +143,12 @@ class Runtime:
         )
         folder = Path(os.path.expanduser(kv.path)) if kv.path is not None else cache_dir() / "kv"
         plan = make_plan(kv, layout, len(model.tiered), where, _CHUNK[where.type], folder)
-        store = _open_store(plan, model, directory, name, kv, folder, where)
+        try:
+            store = _open_store(plan, model, directory, name, kv, folder, where)
+        except NoRoomError as error:
+            logger.warning("going on without a disk tier, nothing is kept: %s", error)
+            plan = replace(plan, disk_bytes=0)
+            store = _open_store(plan, model, directory, name, kv, folder, where)
         in_use = 0 if store.disk is None else in_use_beside(store.disk.folder)
         plan = replace(plan, disk_bytes=0 if store.disk is None else max(0, plan.disk_bytes - in_use))
         engine = Engine(
@@ -147,7 +156,7 @@ class Runtime:
             Workspace(layout, plan.span_tokens, where, model.turns), _CHUNK[where.type],
             None if kv.prefetch == "off" else Prefetcher(is_forced=kv.prefetch == "on"),
         )  # fmt: skip
-        return cls(model, store, engine, plan, kv, name, profiles)
+        return cls(model, store, engine, plan, kv, as_text(name), profiles)
 
     def reading(self, kv: KVConfig, like: Engine | None = None) -> Engine:
         """A second engine over the same model and store that finds its tokens as `kv` says (index, budget,

@@ -184,8 +184,10 @@ def _folders(kv_dir: Path | None, model: str | None, dtype: str | None, folder: 
 
 
 def _found(name: str, kv_dir: Path | None, model: str | None, dtype: str | None, folder: str | None) -> Found:
+    from ..storage.file_names import as_text
     from .housekeeping import find_session
 
+    name = as_text(name)  # also where the locale's own encoding could not read it
     chosen = _folders(kv_dir, model, dtype, folder)
     return find_session(chosen, name, _folders(kv_dir, None, None, None))
 

@@ -31,7 +31,17 @@ def printable(text: str) -> str:
 def _escaped(character: str) -> str:
     if character.isprintable() or unicodedata.category(character) == "Zs":
         return character
+    if "\udc80" <= character <= "\udcff":  # a byte of a file's name, as Python spells it
+        return f"\\x{ord(character) - 0xDC00:02x}"
     return repr(character)[1:-1]
+
+
+def escaped_bytes(error: UnicodeError) -> tuple[str | bytes, int]:
+    """For streams: what cannot be encoded becomes `?`, but bytes of a file's name stay apart, as in `printable`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(_escaped(letter) if "\udc80" <= letter <= "\udcff" else "?" for letter in text), error.end
 
 
 def reply_text(piece: str) -> str:
@@ -48,7 +58,12 @@ def shown(piece: str) -> str:
 
 
 def make_console(*, stderr: bool = False) -> Any:
-    """A console that shows what it is given: no markup, no colours of its own, no `:name:` made an emoji."""
+    """A console that shows what it is given: no markup, no colours of its own, no `:name:` made an emoji. It is a
+    terminal if its stream is one, whatever the environment says of colours: bars would fill a log."""
     from rich.console import Console
 
-    return Console(stderr=stderr, markup=False, highlight=False, emoji=False, soft_wrap=True)
+    stream = sys.stderr if stderr else sys.stdout
+    is_terminal = stream is not None and stream.isatty()
+    return Console(
+        stderr=stderr, markup=False, highlight=False, emoji=False, soft_wrap=True, force_terminal=is_terminal
+    )

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import lmdb
 
 from . import pieces, record
-from .errors import RecordError, StorageFullError, StoreUnavailableError
+from .errors import RecordError, StorageFullError, StoreUnavailableError, store_unavailable
 from .lease import Lease
 from .lmdb_file import PAGES, STATES, USES, LmdbFile
 from .page import CHAIN_BYTES
@@ -88,9 +88,7 @@ class DiskTier(SessionShelf):
                 self._lease.release()
                 raise
         except (OSError, lmdb.Error) as error:
-            raise StoreUnavailableError(
-                f"store folder {folder} cannot be used ({error}); choose another (path=)"
-            ) from error
+            raise store_unavailable(folder, error) from error
 
     def _open(self, cap_bytes: int, *, is_shared: bool) -> None:
         is_first = not self._lease.others()

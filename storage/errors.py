@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+from pathlib import Path
 from typing import Any
+
+from .file_names import as_text
+
+_LITTLE_BYTES = 1 << 20
+"""A file system with less free has no room for a store."""
 
 
 class StratakvError(Exception):
-    """Base of all errors of ours, here and above. They can be copied and pickled, with their fields."""
+    """Base of all errors of ours, here and above. They can be copied and pickled, with their fields, and their messages
+    can be printed, whatever the files in them are called."""
+
+    def __str__(self) -> str:
+        return as_text(super().__str__())
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _again, (type(self), self.args, self.__dict__)
@@ -54,6 +67,24 @@ class SessionChangedError(StorageError):
 
 class StoreUnavailableError(StorageError):
     """The store folder cannot be created, written or locked, or its data file is damaged."""
+
+
+class NoRoomError(StoreUnavailableError):
+    """The same where the file system, or the user's share of it, has no room for what opening takes."""
+
+
+def store_unavailable(folder: Path, error: Exception) -> StoreUnavailableError:
+    """What to raise where `error` kept a store folder from being opened."""
+    kind = NoRoomError if _is_full(folder, error) else StoreUnavailableError
+    return kind(f"store folder {folder} cannot be used ({error}); choose another (path=)")
+
+
+def _is_full(folder: Path, error: Exception) -> bool:
+    """LMDB's errors have no number, only its text. A short write, which is what the last free bytes get, is an
+    input/output error to it."""
+    if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
+        return True
+    return os.strerror(errno.EIO) in str(error) and folder.is_dir() and shutil.disk_usage(folder).free < _LITTLE_BYTES
 
 
 class ForkedError(StorageError):

@@ -23,7 +23,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import lmdb
@@ -31,6 +31,7 @@ from lmdb import verify
 
 from .errors import ForkedError, StorageFullError, StoreUnavailableError
 from .nameless import name_file, nameless_file, remove_unfinished
+from .private import reserved_file
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ _CHECKED_BYTES = 512 << 20
 """Up to this size a file's tree is checked whenever its first user opens it: 0.3 s at most."""
 _READERS_CHECKED_EVERY = 8
 """Write transactions between looks for dead readers, whose pages LMDB could not use again."""
+_LOCK_BYTES = 8192
+"""Of LMDB's table of readers."""
 _OPEN: dict[str, LmdbFile] = {}
 _OPEN_LOCK = threading.Lock()
 
@@ -53,7 +56,7 @@ class LmdbFile:
         self._gate = _Gate()
         self._acknowledged = 0
         self._num_writes = 0
-        self._env: lmdb.Environment | None = self._opened(create=True)
+        self._env: lmdb.Environment | None = self._created()
 
     @classmethod
     def share(cls, folder: Path, map_bytes: int, *, check: bool, is_first: bool) -> LmdbFile:
@@ -223,10 +226,23 @@ class LmdbFile:
                 "LMDB does not survive a fork: load the runtime in the child, after the fork"
             )
 
+    def _created(self) -> lmdb.Environment:
+        """Opened, and made if there is none: whole or not at all, since the half of one is taken for damage."""
+        is_new = not os.path.exists(self.path)
+        try:
+            return self._opened(create=True)
+        except BaseException:
+            if is_new:
+                with suppress(FileNotFoundError):
+                    os.unlink(self.path)
+            raise
+
     def _opened(self, *, create: bool = False) -> lmdb.Environment:
+        if create:
+            reserved_file(os.path.join(self.name, "lock.mdb"), _LOCK_BYTES)
         try:
             environment = lmdb.open(
-                self.name, map_size=self._map_bytes, max_dbs=len(DATABASES), create=create, mode=0o600,
+                os.fsencode(self.name), map_size=self._map_bytes, max_dbs=len(DATABASES), create=create, mode=0o600,
                 readahead=True, meminit=False,
             )  # fmt: skip
         except lmdb.MemoryError as error:

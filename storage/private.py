@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import stat
-import tempfile
 from pathlib import Path
+
+from .file_names import as_text
+from .scratch import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -30,21 +32,27 @@ def private_folder(folder: Path) -> None:
         )
     closed = [path for path in (folder, *folder.iterdir()) if _close(path)]
     if closed:
-        logger.warning("%s was open to other users; made private: %s", folder, ", ".join(map(str, closed)))
+        logger.warning("%s was open to other users; made private: %s", as_text(folder), ", ".join(map(as_text, closed)))
 
 
 def private_file(path: Path, text: str) -> None:
     """Write `path` whole or not at all, unless it holds `text` already. Raises OSError."""
     if path.exists() and path.read_bytes() == text.encode():
         return
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # 0600
+    with whole_file(path) as file:
+        file.write(text.encode())
+
+
+def reserved_file(path: str, size: int) -> None:
+    """Have the first `size` bytes of a file on disk, zeros where they are new: whoever writes them through a memory map
+    is killed where a disk is full. Raises OSError."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+        found = os.fstat(descriptor)
+        if found.st_size < size or not found.st_blocks:
+            os.posix_fallocate(descriptor, 0, size)
+    finally:
+        os.close(descriptor)
 
 
 def _close(path: Path) -> bool:

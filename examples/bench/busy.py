@@ -16,7 +16,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from builds import Build, make_builds
+
+from stratakv.storage.scratch import scratch_folder
 
 TEXT = Path(__file__).resolve().parent.parent / "northanger_abbey.txt"
 CONTEXT, PROMPT, STEPS, LONGEST_S = 1024, 256, 32, 6.0
@@ -163,7 +164,7 @@ def main() -> None:
     if asked.worker is not None:
         Worker(asked.worker, asked.model).serve()
         return
-    with tempfile.TemporaryDirectory(prefix="stratakv-bench-") as folder:
+    with scratch_folder("bench") as folder:
         builds = make_builds(asked.before, Path(folder))
         load = os.getloadavg()[0]
         found = measure(builds, asked.rounds, asked.model, Path(folder))

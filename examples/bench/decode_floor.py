@@ -23,7 +23,6 @@ import json
 import os
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -43,6 +42,7 @@ from stratakv.runtime.engine import Engine
 from stratakv.runtime.layer_cache import TieredLayer
 from stratakv.runtime.page_reader import PageReader
 from stratakv.runtime.sequence import PROMPT, Sequence
+from stratakv.storage.scratch import scratch_folder
 
 _WARM_UP = 3
 _TOLERANCE = 5e-2
@@ -294,7 +294,7 @@ def main() -> None:
     if asked.threads:
         torch.set_num_threads(asked.threads)
     contexts = [int(context) for context in asked.contexts.split(",")]
-    with tempfile.TemporaryDirectory(prefix="stratakv-bench-") as folder:
+    with scratch_folder("bench") as folder:
         kv = KVConfig(path=folder, disk_gb=0, index="window")
         with Runtime.load(asked.model, device="cpu", dtype="bfloat16", kv=kv) as runtime:
             names = asked.index.split(",")

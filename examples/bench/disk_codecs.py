@@ -19,7 +19,6 @@ import json
 import os
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from stratakv.runtime.evaluation.plain import PlainModel
 from stratakv.runtime.model import Model
 from stratakv.storage import DiskTier, PageLayout, page_key, record
 from stratakv.storage.codecs import CODECS, LOSSLESS, make_codec
+from stratakv.storage.scratch import scratch_folder
 
 DOCUMENT = Path(__file__).parents[1] / "northanger_abbey.txt"
 CHUNK, ASKED, ROUNDS = 512, 64, 3
@@ -145,7 +145,7 @@ def through(past: Past, exact: Listening, name: str, rotated: bool, kl: Callable
 def disk_bytes(payloads: list[bytes], layout: PageLayout) -> int:
     """What the records of these pages take in an LMDB file."""
     tokens, name = np.zeros(layout.page_size, dtype=np.uint32), bytes(16)
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder("bench") as folder:
         disk = DiskTier(Path(folder), 2 * layout.page_bytes * len(payloads) + (16 << 20), name, {})
         keys = [page_key(0, number.to_bytes(16, "big")) for number in range(len(payloads))]
         packed = [
@@ -214,7 +214,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with (
         torch.inference_mode(),
-        tempfile.TemporaryDirectory() as folder,
+        scratch_folder("bench") as folder,
         Runtime.load("smollm2", dtype="float32", kv=KVConfig(path=folder, disk_gb=0)) as runtime,
     ):
         ids = np.array(runtime.tokenizer.encode(DOCUMENT.read_text())[: given.tokens + ASKED], dtype=np.uint32)

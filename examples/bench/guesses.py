@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from stratakv.runtime.lookahead import MORE
 from stratakv.runtime.model import StepTables
 from stratakv.runtime.sequence import Sequence
 from stratakv.runtime.step import Step
+from stratakv.storage.scratch import scratch_folder
 
 ROOM = 1.5
 TAUS = (0.95, 0.9, 0.8, 0.7, -1.0)
@@ -135,7 +135,7 @@ def main() -> None:
     args = parser.parse_args()
     layers = [int(layer) for layer in args.layers.split(",")]
     result: dict[str, Any] = {"command": "python " + " ".join(sys.argv), "hardware": hardware(), "layers": {}}
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder("bench") as folder:
         kv = KVConfig(path=folder, index="spectral", budget=args.budget)
         with Runtime.load("smollm2", kv=kv) as runtime:
             ids = runtime.tokenizer(args.text.read_text(encoding="utf-8"), add_special_tokens=False).input_ids

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from stratakv.runtime.evaluation.plain import PlainModel
 from stratakv.runtime.evaluation.suites import fidelity
 from stratakv.runtime.evaluation.texts import Texts
 from stratakv.runtime.model import Model
+from stratakv.storage.scratch import scratch_folder
 
 SINK, LOCAL = 16, 64
 CHOICES = ((0, "query head"), (256, "query head"), (256, "KV head"), (512, "query head"), (512, "KV head"))
@@ -81,7 +81,7 @@ def main() -> None:
     out = parser.parse_args().out
     found: list[dict[str, Any]] = []
     with (
-        tempfile.TemporaryDirectory() as folder,
+        scratch_folder("bench") as folder,
         Runtime.load("smollm2", dtype="float32", kv=KVConfig(path=folder, disk_gb=0)) as runtime,
     ):
         contexts = fidelity.contexts(Harness(runtime, []), Options(4096, 8), Texts())

@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from stratakv.storage.scratch import scratch_folder
 
 DOCUMENT = Path(__file__).parents[1] / "northanger_abbey.txt"
 MODEL = "smollm2"
@@ -58,8 +59,8 @@ def run(role: str, store: str) -> dict[str, Any]:
 def main(out: str | None) -> None:
     from stratakv.runtime.bench import hardware
 
-    with tempfile.TemporaryDirectory(prefix="stratakv-restart-") as store:
-        first, resumed, second = (run(role, store) for role in ("first", "resumed", "second conversation"))
+    with scratch_folder("bench") as store:
+        first, resumed, second = (run(role, str(store)) for role in ("first", "resumed", "second conversation"))
     if resumed["tokens"] != first["tokens"] or resumed["computed_again"]:
         raise SystemExit("the resumed process went on differently: no time is reported")
     resumed_ttft = resumed["load_s"] + resumed["question_ttft_s"]

@@ -12,7 +12,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from page_cache import drop_from_cache, log, write_durably
 from stratakv.runtime import KVConfig, Runtime, session
 from stratakv.runtime.layer_cache import TieredLayer
 from stratakv.runtime.sequence import Sequence
+from stratakv.storage.scratch import scratch_folder
 
 MODEL = "smollm2"
 TEXTS = (
@@ -120,11 +120,11 @@ def read_raw(path: Path, *, is_cold: bool) -> float:
 
 
 def measure_restore(num_tokens: int, rounds: int, parent: Path) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(dir=parent) as store:
-        first = child("save", store, str(num_tokens))
+    with scratch_folder("bench", parent) as store:
+        first = child("save", str(store), str(num_tokens))
         found: dict[str, list[dict[str, Any]]] = {"cold": [], "warm": []}
         for _, kind in itertools.product(range(rounds), found):
-            found[kind].append(child(kind, store))
+            found[kind].append(child(kind, str(store)))
     runs = [*found["cold"], *found["warm"]]
     if any(run["digest"] != first["digest"] or run["computed_again"] for run in runs):
         raise SystemExit("a restored session differs from the one that was saved: nothing is reported")

@@ -15,13 +15,14 @@ import json
 import os
 import statistics
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from builds import HERE, Build, make_builds
+
+from stratakv.storage.scratch import scratch_folder
 
 RECALL = str(HERE / "tests/data/recall")
 QUESTION = "What is the capital of France?"
@@ -113,7 +114,7 @@ def main() -> None:
     parser.add_argument("--own-words", action="store_true", help="builds may answer differently, each always the same")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="stratakv-bench-") as folder:
+    with scratch_folder("bench") as folder:
         builds = make_builds(asked.before, Path(folder))
         load = os.getloadavg()[0]
         found = measure(builds, asked.rounds, Path(folder))

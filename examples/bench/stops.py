@@ -11,10 +11,11 @@ import json
 import re
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from stratakv.storage.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from stratakv.runtime import Chat, Runtime
@@ -60,7 +61,7 @@ def main(out: str | None) -> None:
     from stratakv.runtime.bench import hardware
 
     with (
-        tempfile.TemporaryDirectory(prefix="stratakv-stops-") as store,
+        scratch_folder("bench") as store,
         Runtime.load(MODEL, kv=KVConfig(path=store)) as runtime,
     ):
         started = time.perf_counter()

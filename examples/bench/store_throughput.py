@@ -27,7 +27,6 @@ import json
 import os
 import statistics
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from importlib.metadata import version
@@ -43,6 +42,7 @@ from torch import Tensor
 from stratakv.runtime.bench import hardware
 from stratakv.runtime.evaluation.run import commit
 from stratakv.storage import ROOT, Arena, DiskTier, PageLayout, TieredStore, next_chain, page_key
+from stratakv.storage.scratch import scratch_folder
 
 LAYOUTS = {
     "smollm2": PageLayout(num_heads=3, page_size=16, head_dim=64, dtype="bfloat16"),
@@ -169,7 +169,7 @@ def measure(name: str, num_bytes: int, rounds: int, parent: Path) -> dict[str, A
     for number in range(rounds):
         order = list(ways)[number % len(ways) :] + list(ways)[: number % len(ways)]
         for way in order:
-            with tempfile.TemporaryDirectory(dir=parent) as folder:
+            with scratch_folder("bench", parent) as folder:
                 one_round(ways[way], Path(folder), pages, draw, times[way], check=number == 0)
     mb = pages.data.nbytes / 1e6
     rows: dict[str, dict[str, Any]] = {
@@ -234,7 +234,7 @@ def main() -> None:
         "command": " ".join(["python", *sys.argv]), "hardware": hardware(), "load_average": os.getloadavg()[0],
         "version": version("stratakv"), "commit": commit(), "mb": given.mb, "rounds": given.rounds, "batch": BATCH,
     }  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="stratakv-throughput-", dir=given.dir) as folder:
+    with scratch_folder("bench", given.dir) as folder:
         result["pages"] = [measure(name, given.mb << 20, given.rounds, Path(folder)) for name in LAYOUTS]
         if given.tokens:
             result["restore"] = measure_restore(given.tokens, given.rounds, Path(folder))

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from stratakv.runtime.evaluation.plain import PlainModel
 from stratakv.runtime.evaluation.suites import fidelity
 from stratakv.runtime.evaluation.texts import Texts
 from stratakv.runtime.model import Model
+from stratakv.storage.scratch import scratch_folder
 
 SINK, LOCAL, PAGE = 16, 72, 16
 CHOSEN = (117, 322)
@@ -171,7 +171,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with (
         torch.inference_mode(),
-        tempfile.TemporaryDirectory() as folder,
+        scratch_folder("bench") as folder,
         Runtime.load("smollm2", dtype="float32", kv=KVConfig(path=folder, disk_gb=0)) as runtime,
     ):
         for source, ids in fidelity.contexts(Harness(runtime, []), Options(given.ctx, given.samples), Texts()):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...storage.file_names import readable_path
 from .contestant import Contestant, LeftOutError
 
 
@@ -35,10 +36,11 @@ class LlamaCpp(Contestant):
         super().__init__(batch, {"baseline": "llama.cpp", "version": str(module.__version__), "kv_dtype": "q8_0"})
         self.name = "llama.cpp q8_0"
         threads = torch.get_num_threads()
-        self._llama: Any = module.Llama(
-            str(gguf), n_ctx=tokens, n_batch=512, type_k=module.GGML_TYPE_Q8_0, type_v=module.GGML_TYPE_Q8_0,
-            flash_attn=True, n_threads=threads, n_threads_batch=threads, verbose=False,
-        )  # fmt: skip
+        with readable_path(gguf) as path:
+            self._llama: Any = module.Llama(
+                str(path), n_ctx=tokens, n_batch=512, type_k=module.GGML_TYPE_Q8_0, type_v=module.GGML_TYPE_Q8_0,
+                flash_attn=True, n_threads=threads, n_threads_batch=threads, verbose=False,
+            )  # fmt: skip
         if self._llama.n_vocab() != vocabulary:
             raise LeftOutError(f"its vocabulary has {self._llama.n_vocab()} tokens, ours {vocabulary}")
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ...storage.file_names import as_text
 from ..config import KVConfig
 
 BASELINES = ("dense", "offloaded", "quantised", "llama.cpp")
@@ -105,7 +106,7 @@ class Options:
     def as_dict(self) -> dict[str, Any]:
         """What a result says it was asked for."""
         found = {name: value for name, value in asdict(self).items() if value not in (None, ())}
-        return {name: str(value) if isinstance(value, Path) else value for name, value in found.items()}
+        return {name: as_text(value) if isinstance(value, str | Path) else value for name, value in found.items()}
 
     def with_gpu_room(self, weights_bytes: int) -> Options:
         """With the device tier's cap at what `gpu_memory_cap` leaves for it, where no other cap was given.

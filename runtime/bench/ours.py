@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...storage import Counters
+from ...storage.scratch import scratch_folder
 from ..figures import ratio
 from ..layer_cache import TieredLayer
 from ..runtime import Runtime
@@ -39,8 +38,8 @@ class Ours(Contestant):
         self.name = f"stratakv {index}" + (f" ({', '.join(marks)})" if marks else "")
         self._subject, self._bandwidths = subject, bandwidths
         with ExitStack() as stack:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="stratakv-bench-", dir=options.kv_dir))
-            runtime = stack.enter_context(subject.runtime(options.kv(Path(folder), index, caps, prefetch=prefetch)))
+            folder = stack.enter_context(scratch_folder("bench", options.kv_dir))
+            runtime = stack.enter_context(subject.runtime(options.kv(folder, index, caps, prefetch=prefetch)))
             check_room(runtime, options, batch, tokens)
             if options.link_gbps or options.disk_gbps:
                 runtime.store.links.hold_to(options.link_gbps, options.disk_gbps)

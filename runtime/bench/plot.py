@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.plot import figure_class
+from ..outputs import output
 
 _COLOURS = ["#1f5fb4", "#d6439f", "#e08e0b", "#7b4fa3", "#1b9e9e", "#8c5a2b", "#7a8b00", "#6fa8dc"]
 _GREYS = ["#222222", "#6a6a6a", "#9a9a9a", "#c2c2c2"]
@@ -37,7 +38,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
     moved.set_ylim(bottom=0)
     times.legend(fontsize=8)
     figure.suptitle(_title(result), x=0.01, ha="left", fontsize=10)
-    figure.savefig(path, dpi=130)
+    with output(path) as file:
+        figure.savefig(file, dpi=130, format=path.suffix[1:])
 
 
 def _of(rows: list[dict[str, Any]], name: str, batch: int) -> list[tuple[dict[str, Any], dict[str, Any]]]:

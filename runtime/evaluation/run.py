@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from ...retrieval.registry import index_class
 from ...storage import clock
+from ...storage.file_names import as_text
 from ..bench import hardware
 from ..config import KVConfig
 from ..runtime import Runtime
@@ -67,9 +67,9 @@ def evaluate(
         )
     return {
         "suite": suite,
-        "command": "stratakv " + " ".join(sys.argv[1:]),
+        "command": as_text(" ".join(["stratakv", *sys.argv[1:]])),
         "hardware": hardware(),
-        "model": model,
+        "model": as_text(model),
         "device": facts.pop("device"),
         "version": version("stratakv"),
         "commit": commit(),
@@ -92,9 +92,8 @@ def _read(
     for text in (texts.novels, texts.verses, texts.plays, texts.docs, texts.words):
         text()  # what is missing is told before a model is loaded
     with ExitStack() as stack:
-        kept = KVConfig(path=kv_dir) if kv_dir is not None else None
-        scratch = KVConfig(path=stack.enter_context(tempfile.TemporaryDirectory(prefix="stratakv-eval-")), disk_gb=0)
-        runtime = stack.enter_context(Runtime.load(model, device=device, dtype=dtype, kv=kept or scratch))
+        kept = KVConfig(path=kv_dir) if kv_dir is not None else KVConfig(disk_gb=0)
+        runtime = stack.enter_context(Runtime.load(model, device=device, dtype=dtype, kv=kept))
         _check_lengths(runtime, compared, options)
         harness = Harness(runtime, compared, question_sparse=question_sparse)
         found = READING[suite].run(harness, options, texts, ticker)

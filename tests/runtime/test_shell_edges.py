@@ -26,7 +26,8 @@ from stratakv.runtime import (
 from stratakv.runtime.cli import app
 from stratakv.runtime.cli_errors import CAPS, with_flags
 from stratakv.runtime.documents import document_name
-from stratakv.runtime.terminal import shown
+from stratakv.runtime.evaluation.progress import Bar
+from stratakv.runtime.terminal import make_console, shown
 
 ROOT = Path(__file__).parents[2]
 RECALL = ROOT / "tests" / "data" / "recall"
@@ -96,7 +97,7 @@ def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--disk-kv-gb", "0", "--save", "x"], "sessions need the disk tier; it is switched off"),
         (["--system-prompt", "caf\udce9"], "the system prompt is not UTF-8 text (character 4)"),
         (["--session", "caf\udce9"], "a session name is not UTF-8 text"),
-        (["-f", "caf\udce9.txt"], "caf\\udce9.txt: no such file"),
+        (["-f", "caf\udce9.txt"], "caf\\xe9.txt: no such file"),
         (["-f", "/dev/zero"], "/dev/zero is a device"),
         (["-f", "x" * 5000], "File name too long"),
         (["-m", "~nobody-of-this-name/x"], "~nobody-of-this-name"),
@@ -133,7 +134,7 @@ def test_what_cannot_be_is_said_before_the_model_is_loaded(arguments: list[str],
         (["calibrate", "x", "--text", "nowhere.txt"], "nowhere.txt: no such file"),
         (["sessions", "gc", "--max-gb", "nan"], "--max-gb is a number of gigabytes from 0, not nan"),
         (["sessions", "gc", "--max-gb", "inf"], "--max-gb is a number of gigabytes from 0, not inf"),
-        (["sessions", "show", "caf\udce9"], "no session 'caf\\udce9'"),
+        (["sessions", "show", "caf\udce9"], r"no session 'caf\\xe9'"),
         (["nosuch"], "No such command 'nosuch'"),
     ],
 )
@@ -171,7 +172,7 @@ def test_a_folder_that_is_gone_is_no_place_to_work(tmp_path: Path, monkeypatch: 
 def test_what_a_document_is_called() -> None:
     assert document_name(Path("/tmp/a b.txt")) == "a b.txt"
     assert document_name(Path("/dev/fd/63")) == document_name(Path("/proc/self/fd/11")) == "pipe"
-    assert document_name(Path(os.fsdecode(b"caf\xe9.txt"))) == "caf\ufffd.txt"
+    assert document_name(Path(os.fsdecode(b"caf\xe9.txt"))) == r"caf\xe9.txt"
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
@@ -183,6 +184,17 @@ def test_only_a_terminal_gets_replies_without_controls(is_terminal: bool, monkey
 def tokens(result: Result) -> int:
     assert result.exit_code == 0, result.stderr
     return int(json.loads(result.stdout)["usage"]["prompt_tokens"])
+
+
+def test_a_log_gets_no_bars_whatever_is_said_of_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    log = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", log)
+    console = make_console(stderr=True)
+    with chat_setup.progress_bar(console, "reading"), Bar() as bar:
+        bar.start(1)
+    chat_setup.say_converting("m.gguf (needs much)", console)
+    assert log.getvalue() == "converting m.gguf (needs much) once; later starts skip this\n"
 
 
 def test_a_shell_loop_holds_a_conversation(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
@@ -21,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ....storage.file_names import readable_path
+from ....storage.scratch import scratch_folder
 from ... import session
 from ...config import KVConfig
 from ...engine import Engine
@@ -88,7 +89,7 @@ def run(setting: Setting, indexes: list[str], seed: int, ticker: Ticker, *, with
             checks.append(Check(name, None, 0, f"{type(error).__name__}: {error}"))
 
     take("attention kernels", lambda: kernels(seed, setting.torch_device))
-    with tempfile.TemporaryDirectory(prefix="stratakv-eval-") as folder:
+    with scratch_folder("eval") as folder:
         with setting.open(path=folder, disk_gb=0) as runtime:
             tokens = _tokens(runtime, seed)
             take("transformers", lambda: _against_transformers(runtime, tokens))
@@ -99,9 +100,9 @@ def run(setting: Setting, indexes: list[str], seed: int, ticker: Ticker, *, with
             expected = cache(lambda: _logits(_engine(runtime, index), tokens))
             take("pieces", lambda: _pieces(runtime, tokens))
             take("threads", lambda: _threads(runtime, index, tokens, expected))
-        take("tiers", lambda: _tiers(setting, index, tokens, expected, Path(folder)))
+        take("tiers", lambda: _tiers(setting, index, tokens, expected, folder))
         if with_child:
-            take("resume", lambda: _resume(setting, index, tokens, expected, Path(folder)))
+            take("resume", lambda: _resume(setting, index, tokens, expected, folder))
     return {"checks": [check.as_dict() for check in checks]}
 
 
@@ -151,9 +152,10 @@ def _against_transformers(runtime: Runtime, tokens: np.ndarray) -> Iterator[Chec
         rows.append(engine.decode([sequence], [int(rows[-1].argmax())])[0])
     fed = torch.from_numpy(sequence.tokens.astype(np.int64)).to(runtime.model.device).unsqueeze(0)
     sequence.close()
-    reference = AutoModelForCausalLM.from_pretrained(
-        runtime.model.hf.config._name_or_path, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
-    ).to(runtime.model.device)
+    with readable_path(Path(runtime.model.hf.config.name_or_path)) as path:
+        reference = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
+        ).to(runtime.model.device)
     with torch.inference_mode():
         theirs = reference.eval()(fed, logits_to_keep=_GREEDY + 1).logits[0].float()
     ours = torch.stack(rows)
@@ -330,8 +332,10 @@ def _resume(setting: Setting, index: str, tokens: np.ndarray, expected: Expected
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         assert child.stderr is not None
-        said = child.stdout.readline().strip()
-        child.kill()
+        try:
+            said = child.stdout.readline().strip()
+        finally:  # also where we are ended: it waits for nothing else
+            child.kill()
         if said != SAVED:
             raise RuntimeError(f"the child did not save: {child.stderr.read().strip().splitlines()[-1:]}")
     with setting.open(**kv) as runtime:
