@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import xxhash
 
 from . import json_check
+from .digests import Stamp, stamp
 from .directory_check import weight_files
 from .errors import ModelFileError
 from .locate import cache_dir, file_digest, remembered
@@ -78,6 +79,11 @@ def gguf_digest(directory: Path) -> str | None:
         return None
     parts = directory.resolve().name.rsplit("-", 2)  # as `locate` names them
     return parts[1] if len(parts) == 3 else None
+
+
+def stamps(directory: Path) -> dict[str, Stamp]:
+    """Of the files that `model_key` is made of: equal as long as it is. Raises OSError, ModelFileError."""
+    return {path.name: stamp(path) for path in (*weight_files(directory), directory / "config.json")}
 
 
 def weights_digest(directory: Path) -> str:

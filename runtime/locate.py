@@ -8,16 +8,14 @@ else is a hub id. No network is touched when the files are present.
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
-import xxhash
 
-from ..storage.scratch import whole_file
+from . import digests
 from .conversion import convert, join
 from .directory_check import check_directory
 from .errors import ModelFileError
@@ -189,37 +187,10 @@ def file_name(text: str) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """xxh3-128 of a file's bytes, remembered by path, size and modification time."""
-    return remembered(path, "", _digest)
+    """XXH3-128 of a file's bytes, remembered."""
+    return remembered(path, "", digests.digest_of)
 
 
 def remembered(path: Path, kind: str, compute: Callable[[Path], str]) -> str:
-    """`compute(path)`, remembered under `kind` by the file's path, size and modification time."""
-    status = path.stat()
-    memo = cache_dir() / "models" / "digests.json"
-    name = f"{kind and f'{kind}:'}{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
-    try:
-        known = json.loads(memo.read_text())
-    except (OSError, ValueError):
-        known = {}
-    if name not in known:
-        known[name] = compute(path)
-        _write_memo(memo, known)
-    return str(known[name])
-
-
-def _write_memo(memo: Path, known: dict[str, str]) -> None:
-    try:
-        memo.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(memo) as file:
-            file.write(json.dumps(known).encode())
-    except OSError as error:
-        logger.info("%s: what was computed is not remembered (%s)", memo, error)
-
-
-def _digest(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+    """`compute(path)`, remembered under `kind` as long as the file cannot have changed (`digests`)."""
+    return digests.remembered(cache_dir() / "models" / "digests.json", path, kind, compute)

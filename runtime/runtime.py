@@ -27,10 +27,10 @@ from .config import GenerationConfig, KVConfig
 from .conversion import tell
 from .dtypes import pick_dtype
 from .engine import Engine
-from .errors import DoesNotFitError, WrongTypeError
+from .errors import DoesNotFitError, ModelFileError, WrongTypeError
 from .generate import generate, read_prompt
 from .home import find_home
-from .identity import former_identity, gguf_digest, identity_of
+from .identity import former_identity, gguf_digest, identity_of, stamps
 from .indexes import make_indexes
 from .locate import cache_dir, locate
 from .model import Model
@@ -92,8 +92,8 @@ class Runtime:
                 free.
 
         Raises:
-            ModelFileError: the model is not there or not usable. ValueError: device, dtype or weights unknown, or
-                the model's weights cannot be rounded so.
+            ModelFileError: the model is not there, not usable, or was replaced meanwhile. ValueError: device, dtype or
+                weights unknown, or the model's weights cannot be rounded so.
             ProfileError: the index needs a profile of this model, and has none.
             DoesNotFitError: the tiers' caps are too small to work in.
             StoreUnavailableError: the store folder cannot be used.
@@ -114,6 +114,7 @@ class Runtime:
         if weights not in PRODUCTS:
             raise ValueError(f"weights is {' or '.join(PRODUCTS)}, not {weights!r}")
         directory = locate(model, kind, local_files_only=local_files_only, on_convert=on_convert)
+        before = stamps(directory)
         profiles = Profiles(directory, model)
         profiles.needed(kv)  # before the weights: what is missing is told at once
         with ThreadPoolExecutor(1) as beside:  # the template is rendered by another process, while weights are read
@@ -123,7 +124,11 @@ class Runtime:
                 on_tokenizer=lambda tokenizer: check.append(beside.submit(Template(tokenizer).check)),
             )  # fmt: skip
             check[0].result()
-        return cls.over(loaded, directory, kv, profiles)
+        runtime = cls.over(loaded, directory, kv, profiles)
+        if stamps(directory) != before:  # its pages would be stored under another model's name
+            runtime.close()
+            raise ModelFileError(f"{directory}: the model was replaced while it was read; load it again")
+        return runtime
 
     @classmethod
     def over(cls, model: Model, directory: Path, kv: KVConfig, profiles: Profiles) -> Runtime:

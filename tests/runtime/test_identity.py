@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from stratakv.runtime import identity
+from stratakv.runtime import digests, identity
 from stratakv.runtime.home import prefix
 from stratakv.runtime.identity import model_key
 
@@ -182,6 +183,7 @@ def test_rope_of_families_that_merge_it_is_kept_as_it_is_said(tmp_path: Path) ->
 
 
 def test_weights_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digests, "time_ns", lambda: time.time_ns() + 10**10)  # the files are settled
     folder = changed(tmp_path / "a")
     first = model_key(folder)
     monkeypatch.setattr(identity, "_tensor", lambda *_: pytest.fail("read again"))
