@@ -26,7 +26,7 @@ from .identity import model_digests
 from .locate import locate
 from .model import Attend, Model
 from .outputs import check_outputs
-from .profile import Profile, default_path
+from .profile import Profile, default_path, refuse_later
 from .runtime import pick_device
 from .sliding_layer import SlidingLayer
 
@@ -81,6 +81,7 @@ def calibrate(
     kind = pick_dtype(dtype, where)
     directory = locate(model, kind, on_convert=on_convert)
     path = default_path(directory) if out is None else out
+    refuse_later(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     check_outputs(path)
     loaded = Model.load(directory, where, getattr(torch, kind))

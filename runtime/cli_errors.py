@@ -30,6 +30,7 @@ CAPS = {
     "host_gb": "--host-kv-gb", "gpu_gb": "--gpu-kv-gb", "disk_gb": "--disk-kv-gb", "gpu_memory_cap": "--gpu-memory-cap",
     "random_kv": "--random-kv", "link_gbps": "--link-gbps", "disk_gbps": "--disk-gbps", "kv_dir": "--kv-dir",
     "turn_tokens": "--turn-tokens", "ctx": "--ctx", "path=": "--kv-dir", "device=cpu": "--device cpu",
+    "profile=": "--profile", "out=": "--out",
 }  # fmt: skip
 """What a Python argument is called on the command line."""
 GENERATION = {

@@ -44,21 +44,33 @@ def remembered(memo: Path, path: Path, kind: str, compute: Callable[[Path], str]
         kind: which of several things that are computed of one file.
     """
     path = path.resolve()  # a link may lead elsewhere meanwhile
-    began, now, name = time_ns(), stamp(path), f"{kind}:{path}"
-    match _read(memo).get(name):
-        case [[*stamped], str(digest)] if tuple(stamped) == now:
-            return digest
+    began, now = time_ns(), stamp(path)
+    found = _recalled(memo, path, kind, now)
+    if found is not None:
+        return found
     digest = compute(path)
     if _is_telling(now, began):
-        _write(memo, {**_read(memo), name: [now, digest]})
+        _write(memo, {**_read(memo), f"{kind}:{path}": [now, digest]})
     return digest
+
+
+def recalled(memo: Path, path: Path, kind: str) -> str | None:
+    """What is remembered of the file as it is now; None if nothing is."""
+    return _recalled(memo, path.resolve(), kind, stamp(path))
+
+
+def _recalled(memo: Path, path: Path, kind: str, now: Stamp) -> str | None:
+    match _read(memo).get(f"{kind}:{path}"):
+        case [[*stamped], str(digest)] if tuple(stamped) == now:
+            return digest
+    return None
 
 
 def digest_of(path: Path) -> str:
     """XXH3-128 of a file's bytes, in hexadecimal."""
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:
-        while block := file.read(1 << 22):
+        while block := file.read(1 << 18):
             digest.update(block)
     return digest.hexdigest()
 

@@ -13,6 +13,10 @@ class ProfileError(StratakvError):
     """An index needs a profile that is missing, damaged or another model's. Names the file and the command to run."""
 
 
+class LaterProfileError(ProfileError):
+    """A later version of stratakv wrote a profile. It is not read, and left as it is."""
+
+
 class DoesNotFitError(StratakvError):
     """A prompt exceeds the model's window or the configured tiers. Shows the sum."""
 

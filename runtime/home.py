@@ -26,7 +26,7 @@ from ..storage.private import private_file, private_folder
 from ..storage.share import alone_in
 from .identity import fingerprint
 from .locate import ALIASES, file_name
-from .saved import describe, fingerprint_of
+from .saved import describe, fingerprint_of, is_of_later_format
 
 _MAX_NAMES = 16
 """Spellings that are remembered of one model, the latest first."""
@@ -116,7 +116,10 @@ def _size(folder: Path) -> int:
 
 
 def _stamp(folder: Path, model: str, said: dict[str, Any], *, is_ours: bool) -> None:
-    """Write who it is for, if that is new. Of a folder that is not used, or says so already, failing to is nothing."""
+    """Write who it is for, if that is new. Of a folder that is not used, or says so already, failing to is nothing. What a
+    later version wrote there stays: by that it finds the folder again."""
+    if is_of_later_format(folder):
+        return
     known = describe(folder)
     former = [name for name in known.get("former_names", []) if name != model]
     names = list(dict.fromkeys([model, *_names(folder)]))[:_MAX_NAMES]
@@ -131,7 +134,7 @@ def _stamp(folder: Path, model: str, said: dict[str, Any], *, is_ours: bool) -> 
 def _leave_behind(folder: Path, model: str, said: dict[str, Any]) -> None:
     """Note in another folder that its model is called `model` no more, if it was, and that means another one now."""
     known, names = describe(folder), _names(folder)
-    if model not in names or not _is_other_model(known, said):
+    if model not in names or is_of_later_format(folder) or not _is_other_model(known, said):
         return
     former = [model, *(name for name in known["former_names"] if name != model)]
     with suppress(OSError):  # it is not ours

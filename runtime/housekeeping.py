@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..storage import RecordError, StorageFullError, StoreUnavailableError
+from ..storage import LaterStoreError, RecordError, StorageFullError, StoreUnavailableError, UnknownPagesError
 from .elsewhere import folders_with
 from .errors import ModelFileError, SessionError
 from .home import spelled
 from .identity import gguf_digest, model_key, weights_digest
 from .locate import present
 from .names import listed, same_name
-from .saved import Saved, StoreFolder, describe, is_left_behind, store_folders
+from .saved import Saved, StoreFolder, chains_of_all, describe, is_left_behind, store_folders
 from .store_cap import first_to_go, left_words
 
 _WORTH_COMPACTING = 1.1
@@ -69,14 +69,14 @@ class _Spelled:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A session and where it is; `error` says why it cannot be read."""
+    """A session and where it is; `error`: why it cannot be read."""
 
     folder: Path
     name: str
     saved: Saved | None
     num_bytes: int
     """Its record and its pages, those included that other sessions share."""
-    error: str | None = None
+    error: RecordError | None = None
 
 
 def sessions_in(folder: Path) -> Iterator[Found]:
@@ -86,7 +86,7 @@ def sessions_in(folder: Path) -> Iterator[Found]:
             try:
                 saved = store.session(name)
             except RecordError as error:
-                yield Found(folder, name, None, 0, str(error))
+                yield Found(folder, name, None, 0, error)
                 continue
             if saved is not None:
                 num_bytes = saved.record_bytes + sum(sizes.get(chain, 0) for chain in set(saved.chains))
@@ -150,31 +150,42 @@ def collect(folders: list[Path], max_bytes: int | None) -> Collected:
     With `max_bytes` only as much as makes the folders fit together: unsaved prefixes first, in the folder
     that was used longest ago first; then, if need be, the sessions that were used longest ago. What the earlier
     version of a model left goes before either.
-    Nothing is removed that a running program may be using.
+    Nothing is removed that a running program may be using, and nothing at all from a folder of which it is not known
+    which pages its sessions need.
     """
     done = Collected()
-    before = _size(folders)
-    for folder in folders:
-        with StoreFolder(folder) as store:
-            done.num_records += store.disk.delete_nameless()
+    before, everything = _size(folders), folders
+    folders = [folder for folder in folders if _may_go(folder, done)]
     if max_bytes is None:
         for folder in folders:
             with StoreFolder(folder) as store:
                 done.num_records += store.remove_unused()
     else:
-        _shrink(folders, max_bytes, done)
+        _shrink(folders, max_bytes - _size([folder for folder in everything if folder not in folders]), done)
     for folder in folders:
-        _compact(folder, done, always=max_bytes is not None and _size(folders) > max_bytes)
+        _compact(folder, done, always=max_bytes is not None and _size(everything) > max_bytes)
         if is_left_behind(folder) and (names := _session_names(folder)):
             done.notes.append(
                 f"{folder.name}{left_words(folder)}: what stays of it are the sessions {', '.join(names)}; "
                 "`stratakv sessions rm` removes them"
             )
-    done.left_bytes = _size(folders)
+    done.left_bytes = _size(everything)
     done.freed_bytes = before - done.left_bytes
     if max_bytes is not None and done.left_bytes > max_bytes:
         done.notes.append(f"{done.left_bytes} bytes are left, more than {max_bytes}: the rest is in use or bookkeeping")
     return done
+
+
+def _may_go(folder: Path, done: Collected) -> bool:
+    """Whether it is known what of a folder is needed; if not, `done` says why."""
+    try:
+        with StoreFolder(folder) as store:
+            chains_of_all(store.disk)
+            done.num_records += store.disk.delete_nameless()
+    except (UnknownPagesError, LaterStoreError) as error:
+        done.notes.append(str(error))
+        return False
+    return True
 
 
 def _shrink(folders: list[Path], max_bytes: int, done: Collected) -> None:

@@ -42,7 +42,10 @@ _USUAL: dict[str, Any] = {
     "attn_logit_softcapping": None, "final_logit_softcapping": None, "layer_types": None,
 }  # fmt: skip
 """What every family takes a missing name for: to say it or not is the same."""
-_BLOCK = 1 << 22
+TENSORS = "tensors"
+"""What `file_tensors` is remembered under."""
+_BLOCK = 1 << 18
+"""Larger ones leave the processor's cache before they are digested."""
 
 
 def fingerprint(identity: dict[str, Any]) -> bytes:
@@ -53,6 +56,11 @@ def fingerprint(identity: dict[str, Any]) -> bytes:
 def identity_of(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """What a store's fingerprint is made of; `settings` are dtype, layout and a lossy codec."""
     return {"format": _FORMAT, "weights": model_key(directory), **settings}
+
+
+def is_later(number: object) -> bool:
+    """Whether a later version made an identity of this format."""
+    return isinstance(number, int) and number > _FORMAT
 
 
 def former_identity(directory: Path, rope: Any, settings: dict[str, Any]) -> dict[str, Any]:
@@ -105,7 +113,12 @@ def tensors_digest(directory: Path) -> str:
         files = weight_files(directory)
     except ModelFileError:
         files = []  # made up in memory, by `stratakv bench`
-    return f"{_sum(remembered(path, 'tensors', _tensors_in) for path in files):032x}"
+    return f"{_sum(map(file_tensors, files)):032x}"
+
+
+def file_tensors(path: Path) -> str:
+    """One file's part of it."""
+    return remembered(path, TENSORS, _tensors_in)
 
 
 def _tensors_in(path: Path) -> str:

@@ -193,4 +193,13 @@ def file_digest(path: Path) -> str:
 
 def remembered(path: Path, kind: str, compute: Callable[[Path], str]) -> str:
     """`compute(path)`, remembered under `kind` as long as the file cannot have changed (`digests`)."""
-    return digests.remembered(cache_dir() / "models" / "digests.json", path, kind, compute)
+    return digests.remembered(_memo(), path, kind, compute)
+
+
+def recalled(path: Path, kind: str) -> str | None:
+    """What is remembered of a file under `kind`; None if nothing is."""
+    return digests.recalled(_memo(), path, kind)
+
+
+def _memo() -> Path:
+    return cache_dir() / "models" / "digests.json"

@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..storage import LaterVersionError, RecordError
 from ..storage.session_name import MAX_BYTES, is_session_name
 from .errors import SessionError, WrongTypeError
 from .locate import cache_dir
@@ -45,6 +46,16 @@ def listed(name: str, names: Iterable[str]) -> str:
     more = f" and {len(known) - _MAX_LISTED} more" if len(known) > _MAX_LISTED else ""
     asked = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
     return f"saved: {', '.join(known[:_MAX_LISTED]) or 'none'}{more}{asked}"
+
+
+def unreadable(name: str, folder: Path, error: RecordError) -> SessionError:
+    """What to say of a session that is there and cannot be used."""
+    if isinstance(error, LaterVersionError):
+        return SessionError(
+            f"session {name!r} was written by a later version of stratakv ({error}); it is left as it is: "
+            "use it with that version"
+        )
+    return SessionError(f"session {name!r} is damaged ({error}); to remove it: {rm_command(name, folder)}")
 
 
 def rm_command(name: str, folder: Path) -> str:

@@ -21,9 +21,10 @@ from torch import Tensor
 from ..retrieval.registry import index_class
 from ..storage.scratch import whole_file
 from .config import KVConfig
-from .errors import ProfileError
+from .errors import LaterProfileError, ProfileError
 from .identity import model_digests
 from .locate import cache_dir
+from .session_header import is_count
 
 _FORMAT = 1
 _KEY = "stratakv_profile"
@@ -63,22 +64,32 @@ def load_profile(path: Path) -> tuple[Profile, str]:
     """A profile and its digest in hexadecimal.
 
     Raises:
-        OSError: it cannot be read. ProfileError: it is damaged, of another format, or no profile.
+        OSError: it cannot be read. ProfileError: it is damaged, or no profile. LaterProfileError: a later version wrote
+            it.
     """
     payload = path.read_bytes()
     try:
-        tensors = safetensors.torch.load(payload)
         header = json.loads(_metadata(payload)[_KEY])
-        written = header["format"]
-        if written == _FORMAT:
-            profile = Profile(header["model"], _by_layer(tensors), header["notes"])
-            if profile.digest().hex() == header["digest"]:
-                return profile, header["digest"]
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+        if is_count(written := header["format"]) and written > _FORMAT:
+            raise LaterProfileError(
+                f"{path} was written by a later version of stratakv (format {written}, this program reads {_FORMAT})"
+            )
+        profile = Profile(header["model"], _by_layer(safetensors.torch.load(payload)), header["notes"])
+        if written == _FORMAT and profile.digest().hex() == header["digest"]:
+            return profile, header["digest"]
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ProfileError(f"{path} is damaged, or no profile ({type(error).__name__})") from error
-    if written != _FORMAT:
-        raise ProfileError(f"{path} is a profile of format {written}, and this program reads {_FORMAT}")
     raise ProfileError(f"{path} is damaged (its digest differs)")
+
+
+def refuse_later(path: Path) -> None:
+    """Raises LaterProfileError if a later version's profile is there: nothing of ours may take its place."""
+    try:
+        load_profile(path)
+    except LaterProfileError as error:
+        raise LaterProfileError(f"{error}; it is left as it is: write to another file (out=)") from error
+    except (OSError, ProfileError):
+        return
 
 
 def _metadata(payload: bytes) -> dict[str, str]:
@@ -135,6 +146,8 @@ class Profiles:
             raise ProfileError(
                 f"index {index!r} needs a profile of {self.name}, and there is no {path}; {remedy}"
             ) from (None)
+        except LaterProfileError as error:
+            raise LaterProfileError(f"{error}; it is left as it is: name another one with profile=") from error
         except ProfileError as error:
             raise ProfileError(f"{error}; {remedy}") from error
         if profile.model not in model_digests(self._directory):

@@ -33,13 +33,14 @@ from .home import find_home
 from .identity import former_identity, gguf_digest, identity_of, stamps
 from .indexes import make_indexes
 from .locate import cache_dir, locate
+from .mapped import MappedWeights
 from .model import Model
 from .planner import Plan, make_plan
 from .prefetch import Prefetcher
 from .products import PRODUCTS
 from .profile import Profiles
 from .reply import Reply
-from .saved import chains_of_all
+from .saved import needed_chains
 from .sequence import Sequence
 from .store_cap import in_use_beside, open_disk
 from .template import Template, as_array
@@ -128,6 +129,8 @@ class Runtime:
         if stamps(directory) != before:  # its pages would be stored under another model's name
             runtime.close()
             raise ModelFileError(f"{directory}: the model was replaced while it was read; load it again")
+        if runtime.store.disk is not None:
+            runtime.store.disk.check_before_writing(MappedWeights(directory).require_unchanged)
         return runtime
 
     @classmethod
@@ -386,7 +389,7 @@ def _open_store(
     host = Arena("host", plan.host_bytes, layout.page_bytes, cpu, pin=cuda, reserved_bytes=workspace_cap)
     store = TieredStore(layout, len(model.tiered), host=host, gpu=gpu, disk=disk, codec=kv.codec)
     if disk is not None:
-        store.chains_to_keep = lambda: chains_of_all(disk)
+        store.chains_to_keep = lambda: needed_chains(disk)
     return store
 
 

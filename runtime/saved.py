@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..storage import CHAIN_BYTES, DiskTier, RecordError
+from ..storage import CHAIN_BYTES, DiskTier, LaterVersionError, RecordError, UnknownPagesError
+from .identity import is_later
+from .names import rm_command
 from .session_header import header_of, is_time
 
 _FOLDER = re.compile(r".*_([0-9a-f]{32})", re.DOTALL)
@@ -39,16 +41,53 @@ class Saved:
 
 
 def chains_of_all(disk: DiskTier) -> set[bytes]:
-    """The page chains any readable session refers to."""
+    """The page chains that sessions refer to.
+
+    Raises UnknownPagesError: of some session that is not known here. Then no page may go, for it may be one of its.
+    """
+    if is_of_later_format(disk.folder):
+        raise _unknown(disk, "it was written by a later version of stratakv")
     found: set[bytes] = set()
     for name in disk.session_names():
         try:
             payload = disk.get_session(name)
             if payload is not None:
                 found.update(header_of(payload)[1])
+        except LaterVersionError as error:
+            raise _unknown(disk, f"session {name!r} was written by a later version of stratakv") from error
+        except RecordError as error:
+            raise _unknown(
+                disk,
+                f"session {name!r} is damaged; to remove it: {rm_command(name, disk.folder)}",
+            ) from error
+    if later_nameless(disk):
+        raise _unknown(disk, "a session in it was written by a later version of stratakv")
+    return found
+
+
+def needed_chains(disk: DiskTier) -> set[bytes]:
+    """As `chains_of_all`, for whoever wants to store more."""
+    try:
+        return chains_of_all(disk)
+    except UnknownPagesError as error:
+        raise UnknownPagesError(f"{error}; to store more, raise disk_gb or use another folder (path=)") from error
+
+
+def later_nameless(disk: DiskTier) -> set[bytes]:
+    """Of the keys that name no session, those under which a later version wrote one: there they may be names."""
+    found = set()
+    for key in disk.nameless_sessions():
+        try:
+            header_of(disk.session_at(key) or b"")
+        except LaterVersionError:
+            found.add(key)
         except RecordError:
             continue
     return found
+
+
+def _unknown(disk: DiskTier, why: str) -> UnknownPagesError:
+    return UnknownPagesError(f"no page is removed from {disk.folder}, since it is not known which are needed: {why}")
 
 
 class StoreFolder:
@@ -78,7 +117,7 @@ class StoreFolder:
         self.disk.close()
 
     def session(self, name: str) -> Saved | None:
-        """None if there is no such session. Raises RecordError if it is damaged."""
+        """None if there is no such session. Raises RecordError if it is damaged, or LaterVersionError."""
         payload = self.disk.get_session(name)
         if payload is None:
             return None
@@ -97,17 +136,19 @@ class StoreFolder:
         return sizes
 
     def damage(self) -> Iterator[str]:
-        """Reads everything that is stored; yields a line for each thing that cannot be used."""
+        """Reads everything that is stored; yields a line for each thing that should be usable, and is not."""
         users: dict[bytes, set[str]] = defaultdict(set)
         for name in self.disk.session_names():
             try:
                 saved = self.session(name)
+            except LaterVersionError:
+                continue
             except RecordError as error:
                 yield f"session {name!r}: {error}"
                 continue
             for chain in saved.chains if saved is not None else []:
                 users[chain].add(name)
-        for key in self.disk.nameless_sessions():
+        for key in sorted({*self.disk.nameless_sessions()} - later_nameless(self.disk)):
             yield f"session record {key.hex()}: no session can be called that; `stratakv sessions gc` removes it"
         layers, present = set(), defaultdict(set)
         for key, _ in self.disk.page_sizes():
@@ -121,8 +162,26 @@ class StoreFolder:
         for chain, why in self.disk.damaged_states():
             yield f"state {chain.hex()}: {why}"
 
+    def later(self) -> Iterator[str]:
+        """Yields a line for what a later version of stratakv wrote: it is no damage, and nobody here can check it."""
+        if is_of_later_format(self.folder):
+            yield "the folder was written by a later version of stratakv"
+        for name in self.disk.session_names():
+            try:
+                self.session(name)
+            except LaterVersionError as error:
+                yield f"session {name!r} was written by a later version of stratakv ({error})"
+            except RecordError:
+                continue
+        for kind, count in {"sessions": len(later_nameless(self.disk)), **self.disk.num_later()}.items():
+            if count:
+                yield f"{count} {kind} were written by a later version of stratakv"
+
     def remove_unused(self, num_bytes: int | None = None) -> int:
-        """Delete pages and states that no session refers to (as `DiskTier.sweep`); returns how many."""
+        """Delete pages and states that no session refers to (as `DiskTier.sweep`); returns how many.
+
+        Raises UnknownPagesError, as `chains_of_all`.
+        """
         kept = chains_of_all(self.disk)
         return self.disk.sweep(lambda key: key[-CHAIN_BYTES:] in kept, num_bytes)
 
@@ -136,6 +195,11 @@ def fingerprint_of(folder: Path) -> bytes:
     """By its name; empty if that is no store folder's."""
     match = _FOLDER.fullmatch(folder.name)
     return bytes.fromhex(match[1]) if match is not None else b""
+
+
+def is_of_later_format(folder: Path) -> bool:
+    """Whether a later version of stratakv has had the folder: what else it keeps there is not known."""
+    return is_later(describe(folder).get("format"))
 
 
 def describe(folder: Path) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from ..storage import (
     CapacityError,
     DiskTier,
     ForkedError,
+    LaterVersionError,
     RecordError,
     SessionChangedError,
     StorageError,
@@ -35,7 +36,7 @@ from .elsewhere import bring_over, names_in_twins, place_in_twins, told_where
 from .engine import Engine
 from .errors import SessionError
 from .layer_cache import TieredLayer
-from .names import check_name, listed, rm_command, same_name
+from .names import check_name, listed, same_name, unreadable
 from .sequence import PROMPT, Sequence
 from .session_check import read_session
 from .session_header import MAX_HEADER_BYTES, VERSION, header_of
@@ -51,11 +52,15 @@ class Stored:
 
     version: bytes
     num_tokens: int
-    """0 if the record is damaged."""
+    """0 if the record cannot be read."""
     saved_at: float | None
     """In seconds since 1970; None where that was not noted."""
+    is_later: bool = False
+    """A later version of stratakv wrote it."""
 
     def __str__(self) -> str:
+        if self.is_later:
+            return "written by a later version of stratakv"
         when = "" if self.saved_at is None else f" saved {datetime.fromtimestamp(self.saved_at):%Y-%m-%d %H:%M:%S}"
         return f"{self.num_tokens} tokens{when}"
 
@@ -82,9 +87,9 @@ def stored(engine: Engine, name: str) -> Stored | None:
             return None
         header, _ = header_of(found[1])
         return Stored(found[0], header["num_tokens"], header.get("saved_at"))
-    except RecordError:
+    except RecordError as error:
         version = disk.session_version(name)
-        return None if version is None else Stored(version, 0, None)
+        return None if version is None else Stored(version, 0, None, isinstance(error, LaterVersionError))
 
 
 def save(
@@ -96,11 +101,12 @@ def save(
     Args:
         notes: JSON-serialisable, returned by `load` as it is.
         seen: what the caller knows under that name, which is what is saved now from then on. None: nothing.
-        replace: even if the caller knows one of that name, and another one is there by now.
+        replace: even if the caller knows one of that name, and another one is there by now, or one that a later version
+            wrote.
 
     Raises:
-        SessionError: there is no disk tier, it is full, or another session is there than the one that the caller knows;
-            an earlier session stays as it was.
+        SessionError: there is no disk tier, it is full, or another session is there than the one that the caller knows,
+            or one that a later version wrote; an earlier session stays as it was.
         ForkedError: in a child of the process that opened the store.
     """
     disk, name, seen = _disk(engine), check_name(name), Seen() if seen is None else seen
@@ -142,6 +148,11 @@ def _put(engine: Engine, disk: DiskTier, name: str, payload: bytes, seen: Seen, 
     while True:
         found = stored(engine, name)
         is_new = found is not None and not seen.knows(found.version)
+        if found is not None and is_new and found.is_later and not replace:
+            raise SessionError(
+                f"session {name!r} was not saved: one of that name is there that was written by a later version of "
+                "stratakv; save under another name, or with replace=True"
+            )
         if found is not None and is_new and seen.version is not None and not replace:
             raise SessionError(
                 f"session {name!r} was not saved: after this conversation loaded or saved it, somebody else saved "
@@ -175,20 +186,20 @@ def load(engine: Engine, name: str, *, seen: Seen | None = None) -> tuple[Sequen
     Args:
         seen: told what was loaded.
 
-    Raises SessionError if there is no such session for this model, or its record is damaged.
+    Raises SessionError if there is no such session for this model, its record is damaged, or a later version wrote it.
     """
     disk, name = _disk(engine), check_name(name)
     try:
         name, version, payload = _found(engine, disk, name)
     except RecordError as error:
-        raise _damaged(name, disk, error) from error
+        raise unreadable(name, disk.folder, error) from error
     sequence = engine.new_sequence()
     try:
         header, chains, tensors = read_session(engine, sequence, payload)
         computed = _fill(engine, sequence, header, chains, tensors)
     except RecordError as error:
         sequence.close()
-        raise _damaged(name, disk, error) from error
+        raise unreadable(name, disk.folder, error) from error
     except BaseException:
         sequence.close()
         raise
@@ -282,10 +293,6 @@ def _check_window(engine: Engine, num_tokens: int) -> None:
             f"the session's missing pages cannot be computed again: {num_tokens} tokens, the model was trained for "
             f"{engine.model.max_positions}"
         )
-
-
-def _damaged(name: str, disk: DiskTier, error: RecordError) -> SessionError:
-    return SessionError(f"session {name!r} is damaged ({error}); to remove it: {rm_command(name, disk.folder)}")
 
 
 def _disk(engine: Engine) -> DiskTier:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import math
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeGuard
 
-from ..storage import CHAIN_BYTES, RecordError
+from ..storage import CHAIN_BYTES, LaterVersionError, RecordError
 
 VERSION = 1
 MAX_HEADER_BYTES = 16 << 20
@@ -26,12 +26,12 @@ _MAX_INDEX = 4096
 
 
 def header_of(payload: bytes) -> tuple[dict[str, Any], list[bytes]]:
-    """A session's header, with `num_tokens`, and its page chains. Raises RecordError."""
-    layout, metadata, data = layout_of(payload)
+    """A session's header, with `num_tokens`, and its page chains. Raises RecordError, LaterVersionError."""
+    layout, metadata, data = _parts(payload)
     header = _object(_parsed(metadata.get("stratakv", ""), "header"), "header")
-    version, pages = header.get("version"), header.get("num_pages", -1)
-    if version != VERSION:
-        raise RecordError(f"version: has format {shown(version)}, this program reads {VERSION}")
+    _check_version(header.get("version"))
+    _check_tensors(layout, data)
+    pages = header.get("num_pages", -1)
     tokens, chains = _vector(layout, "tokens", "I64"), _vector(layout, "chains", "U8")
     if not is_count(pages) or pages > tokens or chains != max(1, CHAIN_BYTES * pages):
         raise RecordError(f"num_pages: {shown(pages)}, but there are {tokens} tokens and {chains} bytes of chains")
@@ -46,7 +46,15 @@ def header_of(payload: bytes) -> tuple[dict[str, Any], list[bytes]]:
     return header | {"num_tokens": tokens}, [bytes(data[a:b]) for a, b in pairwise(borders)]
 
 
-def is_count(value: object) -> bool:
+def _check_version(version: object) -> None:
+    """Before anything else is looked at: what a later version means by it is not known."""
+    told = f"version: has format {shown(version)}, this program reads {VERSION}"
+    if is_count(version) and version > VERSION:
+        raise LaterVersionError(told)
+    _require(version == VERSION, told)
+
+
+def is_count(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
@@ -65,6 +73,12 @@ def shown(value: object) -> str:
 
 def layout_of(payload: bytes) -> tuple[dict[str, Any], dict[str, str], memoryview]:
     """What a safetensors file says about its tensors, its metadata, and the tensors' bytes. Raises RecordError."""
+    layout, metadata, data = _parts(payload)
+    _check_tensors(layout, data)
+    return layout, metadata, data
+
+
+def _parts(payload: bytes) -> tuple[dict[str, Any], dict[str, str], memoryview]:
     length = int.from_bytes(payload[:8], "little")
     most = min(len(payload) - 8, MAX_HEADER_BYTES)
     if length > most:
@@ -72,7 +86,6 @@ def layout_of(payload: bytes) -> tuple[dict[str, Any], dict[str, str], memoryvie
     layout, data = _object(_parsed(payload[8 : 8 + length], "header"), "header"), memoryview(payload)[8 + length :]
     metadata = _object(layout.pop("__metadata__", {}), "metadata")
     _require(all(isinstance(value, str) for value in metadata.values()), "metadata: not texts")
-    _check_tensors(layout, data)
     return layout, metadata, data
 
 

@@ -14,6 +14,7 @@ from .cli_errors import say
 from .cli_options import at_home, path, reading, real
 
 if TYPE_CHECKING:
+    from ..storage import RecordError
     from .housekeeping import Found
     from .saved import Saved
 
@@ -72,7 +73,7 @@ def sessions_list(
         name = found.name + " " * (width - _cells(found.name))
         model_name = Path(str(describe(found.folder).get("model", found.folder.name))).name + left_words(found.folder)
         if found.saved is None:
-            print(f"{name}  damaged: {found.error}  {model_name}")
+            print(f"{name}  {_why(found.error)}: {found.error}  {model_name}")
             continue
         print(
             f"{name}  {found.saved.num_tokens:>8} tokens  {_size(found.num_bytes):>8}  "
@@ -154,10 +155,10 @@ def sessions_verify(
     model: ModelOption = None, kv_dir: StoreOption = None, dtype: DtypeOption = None, folder: FolderOption = None
 ) -> None:
     """Read every record and check it; exit code 1 if any is damaged or missing."""
-    from ..storage import StoreUnavailableError
+    from ..storage import LaterStoreError, StoreUnavailableError
     from .saved import StoreFolder
 
-    num_damaged = num_pages = 0
+    num_damaged = num_pages = num_later = 0
     for place in _folders(kv_dir, model, dtype, folder):
         try:
             with StoreFolder(place) as store:
@@ -165,10 +166,17 @@ def sessions_verify(
                 for line in store.damage():
                     num_damaged += 1
                     print(f"{place.name}: {line}")
+                for line in store.later():
+                    num_later += 1
+                    print(f"{place.name}: {line}")
+        except LaterStoreError as error:
+            num_later += 1
+            print(f"{place.name}: {error}")
         except StoreUnavailableError as error:
             num_damaged += 1
             print(f"{place.name}: {error}")
-    print(f"{num_pages} pages read, {num_damaged} damaged or missing")
+    later = f"; what a later version of stratakv wrote is not checked ({num_later})" if num_later else ""
+    print(f"{num_pages} pages read, {num_damaged} damaged or missing{later}")
     if num_damaged:
         raise typer.Exit(1)
 
@@ -193,14 +201,18 @@ def _found(name: str, kv_dir: Path | None, model: str | None, dtype: str | None,
 
 
 def _readable(found: Found) -> Saved:
-    from .errors import SessionError
-
     if found.saved is None:
-        from .names import rm_command
+        from .names import unreadable
 
-        remedy = f"to remove it: {rm_command(found.name, found.folder)}"
-        raise SessionError(f"session {found.name!r} is damaged ({found.error}); {remedy}")
+        assert found.error is not None
+        raise unreadable(found.name, found.folder, found.error)
     return found.saved
+
+
+def _why(error: RecordError | None) -> str:
+    from ..storage import LaterVersionError
+
+    return "written by a later version of stratakv" if isinstance(error, LaterVersionError) else "damaged"
 
 
 def _cells(text: str) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..retrieval.stored import Geometry, check_stored
-from ..storage import DiskTier, RecordError
+from ..storage import DiskTier, LaterVersionError, RecordError
 from .layer_cache import TieredLayer
 from .session_header import layout_of
 from .sliding_layer import SlidingLayer
@@ -76,6 +76,9 @@ def stored_state(
         tensors, metadata = read_tensors(payload)
         for cache in sliding:
             check_window(cache, f"layer {cache.layer}", tensors.get(f"{cache.layer}"), num_tokens, dtype)
+    except LaterVersionError as error:
+        logger.info("state %s was written by a later version of stratakv (%s): not used", chain.hex(), error)
+        return None
     except RecordError as error:
         logger.warning("state %s is damaged (%s): not used", chain.hex(), error)
         return None

@@ -18,11 +18,14 @@ if TYPE_CHECKING:
         ClosedError,
         CorruptPageError,
         ForkedError,
+        LaterStoreError,
+        LaterVersionError,
         RecordError,
         SessionChangedError,
         StorageError,
         StorageFullError,
         StoreUnavailableError,
+        UnknownPagesError,
     )
     from .intake import OpenPage
     from .loading import Ticket
@@ -32,8 +35,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHAIN_BYTES", "ROOT", "Arena", "CapacityError", "ClosedError", "CorruptPageError", "Counters", "DiskTier",
-    "ForkedError", "OpenPage", "PageLayout", "RecordError", "SessionChangedError", "StorageError", "StorageFullError",
-    "StoreUnavailableError", "Ticket", "Tier", "TieredStore", "next_chain", "page_key",
+    "ForkedError", "LaterStoreError", "LaterVersionError", "OpenPage", "PageLayout", "RecordError",
+    "SessionChangedError", "StorageError", "StorageFullError", "StoreUnavailableError", "Ticket", "Tier", "TieredStore",
+    "UnknownPagesError", "next_chain", "page_key",
 ]  # fmt: skip
 
 _NAMES = {
@@ -41,8 +45,9 @@ _NAMES = {
     "counters": ["Counters"],
     "disk_tier": ["DiskTier"],
     "errors": [
-        "CapacityError", "ClosedError", "CorruptPageError", "ForkedError", "RecordError", "SessionChangedError",
-        "StorageError", "StorageFullError", "StoreUnavailableError",
+        "CapacityError", "ClosedError", "CorruptPageError", "ForkedError", "LaterStoreError", "LaterVersionError",
+        "RecordError", "SessionChangedError", "StorageError", "StorageFullError", "StoreUnavailableError",
+        "UnknownPagesError",
     ],
     "intake": ["OpenPage"],
     "loading": ["Ticket"],

@@ -26,9 +26,17 @@ from typing import TYPE_CHECKING
 import lmdb
 
 from . import pieces, record
-from .errors import RecordError, StorageFullError, StoreUnavailableError, store_unavailable
+from .errors import (
+    LaterStoreError,
+    LaterVersionError,
+    RecordError,
+    StorageFullError,
+    StoreUnavailableError,
+    store_unavailable,
+)
 from .lease import Lease
 from .lmdb_file import PAGES, STATES, USES, LmdbFile
+from .lmdb_format import later_format
 from .page import CHAIN_BYTES
 from .private import private_file, private_folder
 from .records import Records
@@ -60,7 +68,8 @@ class DiskTier(SessionShelf):
         is_shared: `cap_bytes` is the cap of all folders beside this one together.
 
     Raises:
-        StoreUnavailableError: the folder cannot be created or written, or its file is damaged.
+        StoreUnavailableError: the folder cannot be created or written, or its file is damaged. LaterStoreError: a later
+            version wrote the file.
         StorageFullError: other folders leave none of a shared cap.
     """
 
@@ -88,6 +97,11 @@ class DiskTier(SessionShelf):
                 self._lease.release()
                 raise
         except (OSError, lmdb.Error) as error:
+            if (number := later_format(folder)) is not None:
+                raise LaterStoreError(
+                    f"store folder {folder} was written by a later version of stratakv, or by another program (LMDB "
+                    f"data format {number}); it is left as it is: choose another (path=)"
+                ) from error
             raise store_unavailable(folder, error) from error
 
     def _open(self, cap_bytes: int, *, is_shared: bool) -> None:
@@ -145,13 +159,22 @@ class DiskTier(SessionShelf):
         or_remove = " or remove sessions with `stratakv sessions rm`" if others or self.session_names() else ""
         return f"cap {self._share.cap_bytes} bytes{beside}; {self.remedy}{or_remove}"
 
+    def reads_codecs(self, codes: Iterable[int]) -> None:
+        """Pages of others are as if they were not there."""
+        self._records.known = record.beginnings(codes)
+
+    def check_before_writing(self, check: Callable[[], None]) -> None:
+        """`check` raises StorageFullError if what is computed now must not be stored."""
+        self._records.check = check
+
     # Pages
 
     def contains(self, key: bytes) -> bool:
         return self._records.has(PAGES, key)
 
     def num_leading(self, chains: list[bytes], keys_of: Callable[[bytes], Iterable[bytes]]) -> int:
-        """How many leading `chains` have every one of their keys stored. A use: no sweep takes them now."""
+        """How many leading `chains` have every one of their keys stored, to be read by this version. A use: no sweep
+        takes them now."""
         self._uses.begin()
         try:
             with self._file.reading() as transaction:
@@ -172,10 +195,10 @@ class DiskTier(SessionShelf):
     def _num_leading(
         self, transaction: lmdb.Transaction, chains: list[bytes], keys_of: Callable[[bytes], Iterable[bytes]]
     ) -> int:
-        count, pages = 0, self._file.handle(PAGES)
+        count = 0
         try:
             for chain in chains:
-                if any(transaction.get(key, db=pages) is None for key in keys_of(chain)):
+                if not all(self._records.is_readable(transaction, PAGES, key) for key in keys_of(chain)):
                     break
                 count += 1
         except lmdb.Error as error:
@@ -235,19 +258,22 @@ class DiskTier(SessionShelf):
         if found.ids != ids.tobytes():
             raise RecordError("tokens: the record holds other tokens under the same hash")
         if found.codec not in codecs:
-            raise RecordError(f"codec: {found.codec} is unknown to this program")
+            raise LaterVersionError(f"codec: {found.codec} is unknown to this program")
         if found.raw_bytes != out.nbytes:
             raise RecordError(f"raw bytes: {found.raw_bytes}, a page has {out.nbytes}")
         codecs[found.codec].decode(found.payload, out)
 
-    def write_pages(self, records: list[tuple[bytes, bytes]]) -> None:
-        """One durable transaction. Raises StorageFullError; then none of it is stored."""
+    def write_pages(self, records: list[tuple[bytes, bytes]]) -> set[bytes] | None:
+        """One durable transaction. Raises StorageFullError; then none of it is stored.
+
+        Returns the keys of pages that are not stored, if any: a later version wrote those, and they stay as they are.
+        """
         chains = [key[-CHAIN_BYTES:] for key, _ in records]
-        self._records.write(PAGES, records, lambda transaction: self._uses.stamp(transaction, chains))
+        return self._records.write(PAGES, records, lambda transaction: self._uses.stamp(transaction, chains)) or None
 
     def copy_pages(self, source: DiskTier, keys: list[bytes]) -> None:
         """Take over another folder's pages of the same layout, under our fingerprint. What is here already, or missing
-        or damaged there, is left out. Raises StorageFullError."""
+        or damaged there, is left out. Raises StorageFullError, LaterVersionError."""
         missing = [key for key in keys if not self.contains(key)]
         for start in range(0, len(missing), _PAGES_PER_READ):
             packed = []
@@ -258,13 +284,16 @@ class DiskTier(SessionShelf):
             self.write_pages(packed)
 
     def page_record(self, key: bytes) -> record.Record | None:
-        """A page as it is stored; None if it is missing or damaged."""
+        """A page as it is stored; None if it is missing or damaged. Raises LaterVersionError."""
         try:
             return self._records.whole(PAGES, key, record.PAGE)
+        except LaterVersionError:
+            raise
         except RecordError:
             return None
 
     def delete_pages(self, keys: list[bytes]) -> None:
+        """But those of a later version."""
         self._records.delete(PAGES, keys)
 
     def damaged_pages(self) -> Iterator[tuple[bytes, str]]:
@@ -274,6 +303,10 @@ class DiskTier(SessionShelf):
     def damaged_states(self) -> Iterator[tuple[bytes, str]]:
         return self._records.damaged(STATES, record.STATE)
 
+    def num_later(self) -> dict[str, int]:
+        """How many pages and states a later version wrote."""
+        return {database: self._records.num_later(database) for database in (PAGES, STATES)}
+
     def page_sizes(self) -> Iterator[tuple[bytes, int]]:
         """Keys of all pages, in order, with the bytes of their records."""
         return self._records.sizes(PAGES)
@@ -281,6 +314,7 @@ class DiskTier(SessionShelf):
     # States
 
     def put_state(self, chain: bytes, payload: bytes) -> None:
+        """Unless a later version left one there. Raises StorageFullError."""
         packed = record.pack(record.STATE, self.fingerprint, chain, payload)
         self._records.write(STATES, [(chain, packed)])
 

@@ -49,6 +49,13 @@ class StorageFullError(StorageError):
         """Removing records would make room; otherwise it is the file system that refuses."""
 
 
+class UnknownPagesError(StorageFullError):
+    """No room is made, since it is not known here which pages a saved session needs. Names it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, is_at_cap=True)
+
+
 class CorruptPageError(StorageError):
     """Stored pages failed verification or vanished; `pages` are their page ids."""
 
@@ -61,12 +68,20 @@ class RecordError(StorageError):
     """A record's bytes are damaged or not what was asked for. Names the field."""
 
 
+class LaterVersionError(RecordError):
+    """A later version of stratakv wrote the record. It is not read, and left as it is. Names the field."""
+
+
 class SessionChangedError(StorageError):
     """The session that was to be replaced is another one by now; nothing was written."""
 
 
 class StoreUnavailableError(StorageError):
     """The store folder cannot be created, written or locked, or its data file is damaged."""
+
+
+class LaterStoreError(StoreUnavailableError):
+    """A later version wrote the store's data file. It is not read, and left as it is."""
 
 
 class NoRoomError(StoreUnavailableError):

@@ -7,22 +7,24 @@ import numpy as np
 from .page import page_key
 
 NO_SLOT = -1
-_COLUMNS = ("host_slot", "gpu_slot", "stored", "ahead", "refs", "layer", "score", "tokens")
+_COLUMNS = ("host_slot", "gpu_slot", "stored", "kept_out", "ahead", "refs", "layer", "score", "tokens")
 
 
 class PageTable:
     """Columns by page id, grown by doubling; a row means nothing before `add` and after `remove`.
 
     `host_slot`, `gpu_slot`: where the page lies in memory, or NO_SLOT. `stored`: its record on disk is committed.
-    `ahead`: it came up before anybody asked, and nobody has read it since. `refs`: sequences and open tickets that
-    hold it. `score`: what eviction was told. `layer`, `tokens` uint32 `[L]`: what it is of. `keys` by id and `pids`
-    by key: its name. Ids of removed pages are given out again.
+    `kept_out`: it cannot be, since a later version's record has its key. `ahead`: it came up before anybody asked, and
+    nobody has read it since. `refs`: sequences and open tickets that hold it. `score`: what eviction was told. `layer`,
+    `tokens` uint32 `[L]`: what it is of. `keys` by id and `pids` by key: its name. Ids of removed pages are given out
+    again.
     """
 
     def __init__(self, page_size: int) -> None:
         self.host_slot = np.full(1024, NO_SLOT, dtype=np.int64)
         self.gpu_slot = np.full(1024, NO_SLOT, dtype=np.int64)
         self.stored = np.zeros(1024, dtype=bool)
+        self.kept_out = np.zeros(1024, dtype=bool)
         self.ahead = np.zeros(1024, dtype=bool)
         self.refs = np.zeros(1024, dtype=np.int32)
         self.layer = np.zeros(1024, dtype=np.int32)
@@ -54,7 +56,7 @@ class PageTable:
                 column = getattr(self, name)
                 setattr(self, name, np.concatenate([column, np.zeros_like(column)]))
         self.host_slot[pid] = self.gpu_slot[pid] = NO_SLOT
-        self.stored[pid] = self.ahead[pid] = False
+        self.stored[pid] = self.kept_out[pid] = self.ahead[pid] = False
         self.refs[pid] = 1
         self.layer[pid] = layer
         self.score[pid] = 0.0

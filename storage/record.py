@@ -28,19 +28,24 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from .errors import RecordError
+from .errors import LaterVersionError, RecordError
 from .page import CHAIN_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import numpy as np
 
 VERSION = 1
+LAST_CODEC = 3
+"""The highest number in `codecs`."""
 PAGE, SESSION, STATE = 0, 1, 2
 KEY_BYTES = 2 + CHAIN_BYTES
 _MAGIC = b"SKVR"
 _HEAD = struct.Struct("<4sHBB16s18sHQQ")
 _SUM = struct.Struct("<Q")
 _FIXED = _HEAD.size + _SUM.size
+_OURS = VERSION.to_bytes(2, "little")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +107,32 @@ def checksum(buffer: memoryview | bytes) -> bytes:
     return bytes(buffer[_HEAD.size : _FIXED])
 
 
+def beginnings(codecs: Iterable[int] = range(LAST_CODEC + 1)) -> frozenset[bytes]:
+    """With which eight bytes the records of this version begin, where it knows these codecs."""
+    kinds = [bytes((PAGE, codec)) for codec in codecs] + [bytes((kind, 0)) for kind in (SESSION, STATE)]
+    return frozenset(_MAGIC + VERSION.to_bytes(2, "little") + kind for kind in kinds)
+
+
+def later_field(buffer: memoryview | bytes, known: frozenset[bytes]) -> str:
+    """Which field says that a later version wrote the record, whatever it is of: `version` or `codec`; else empty.
+
+    Args:
+        known: from `beginnings`.
+    """
+    if len(buffer) < _FIXED or bytes(buffer[:8]) in known:
+        return ""
+    _, _, kind, _, fingerprint, key, *_ = _HEAD.unpack(buffer[: _HEAD.size])
+    try:
+        unpack(buffer, kind, fingerprint, key)
+    except LaterVersionError:
+        return "version"
+    except RecordError:
+        return ""
+    return "codec" if kind == PAGE else ""
+
+
 def unpack(buffer: memoryview | bytes, kind: int, fingerprint: bytes, key: bytes) -> Record:
-    """Verify a record and name what is wrong with it. Raises RecordError."""
+    """Verify a record and name what is wrong with it. Raises RecordError, LaterVersionError."""
     view = memoryview(buffer)
     if len(view) < _FIXED:
         raise RecordError(f"length: {len(view)} bytes, a record has at least {_FIXED}")
@@ -111,6 +140,8 @@ def unpack(buffer: memoryview | bytes, kind: int, fingerprint: bytes, key: bytes
     magic, version, found_kind, codec, found_print, found_key, count, raw, size = _HEAD.unpack(head)
     if magic != _MAGIC:
         raise RecordError(f"magic: {magic!r}, expected {_MAGIC!r}")
+    if version > VERSION and not _is_ours_flipped(view, version):
+        raise LaterVersionError(f"version: {version}, this program reads {VERSION}")
     if version != VERSION:
         raise RecordError(f"version: {version}, this program reads {VERSION}")
     if len(view) != _FIXED + 4 * count + size:
@@ -128,6 +159,15 @@ def unpack(buffer: memoryview | bytes, kind: int, fingerprint: bytes, key: bytes
     if kind != PAGE:
         _require_plain(codec, raw, size, count)
     return Record(found_kind, codec, raw, ids, payload)
+
+
+def _is_ours_flipped(view: memoryview, version: int) -> bool:
+    """Whether the version is ours but for one bit, with which the checksum fits: that is damage. Where a later version
+    has its checksum is not known."""
+    if (version ^ VERSION).bit_count() != 1:
+        return False
+    (stored_sum,) = _SUM.unpack(view[_HEAD.size : _FIXED])
+    return bool(stored_sum == _checksum(view[:4], _OURS, view[6 : _HEAD.size], view[_FIXED:]))
 
 
 def _require_plain(codec: int, raw: int, size: int, count: int) -> None:

@@ -4,6 +4,8 @@ Invariants  (1) what is returned was written here under that key and fingerprint
             (2) live records never outgrow `cap_bytes`, nor does the file, unless another process has a larger cap.
                 Before a write fails for that, `grow` is asked to make it larger
             (3) a part of the cap is kept free: deleting, too, needs room to rewrite LMDB's tree
+            (4) a record of a later version is never replaced: it is as if it were not there, and its key is taken.
+                So is a page of an unknown codec, but that gives way to the same page in one that every version reads
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from pathlib import Path
 import lmdb
 
 from . import pieces, record
-from .errors import RecordError, StorageFullError, StoreUnavailableError
-from .lmdb_file import DATABASES, PAGES, LmdbFile
+from .errors import LaterVersionError, RecordError, StorageFullError, StoreUnavailableError
+from .lmdb_file import DATABASES, PAGES, SESSIONS, LmdbFile
 
 logger = logging.getLogger(__name__)
 
@@ -37,15 +39,31 @@ class Records:
             f"cap {self.cap_bytes} bytes; raise disk_gb or remove sessions with `stratakv sessions rm`"
         )
         """The sum, and what would help."""
+        self.known = record.beginnings()
+        """How records begin that can be read here."""
+        self.check: Callable[[], None] = lambda: None
+        """Before every write: raises StorageFullError if what is computed now must not be stored."""
 
     def has(self, database: str, key: bytes) -> bool:
-        """False, too, where the tree is too damaged to tell."""
+        """Whether there is a record that this version can read. False, too, where the tree is too damaged to tell."""
         try:
             with self.file.reading() as transaction:
-                return transaction.get(key, db=self.file.handle(database)) is not None
+                return self.is_readable(transaction, database, key)
         except (StoreUnavailableError, lmdb.Error) as error:
             logger.warning("%s: record %s cannot be looked up (%s)", self.folder, key.hex(), error)
             return False
+
+    def is_readable(self, transaction: lmdb.Transaction, database: str, key: bytes) -> bool:
+        """Whether there is a record, damaged or not, that no later version wrote."""
+        buffer = transaction.get(key, db=self.file.handle(database))
+        if buffer is None or bytes(buffer[:8]) in self.known:  # asked of every page that may be there
+            return buffer is not None
+        whole = pieces.get(self.file, transaction, database, key)
+        return whole is not None and not record.later_field(whole, self.known)
+
+    def _is_later(self, transaction: lmdb.Transaction, database: str, key: bytes) -> bool:
+        buffer = pieces.get(self.file, transaction, database, key)
+        return buffer is not None and record.later_field(buffer, self.known) == "version"
 
     def get(self, database: str, name: bytes, kind: int, key: bytes) -> bytes | None:
         found = self.get_version(database, name, kind, key)
@@ -109,19 +127,37 @@ class Records:
         for key in self.keys(database):
             try:
                 self.get(database, key, kind, key)
+            except LaterVersionError:
+                continue
             except RecordError as error:
                 yield key, str(error)
+
+    def num_later(self, database: str) -> int:
+        """How many records a later version wrote."""
+        count = 0
+        for key in self.keys(database):
+            with self.file.reading() as transaction:
+                buffer = pieces.get(self.file, transaction, database, key)
+                count += buffer is not None and bool(record.later_field(buffer, self.known))
+        return count
 
     def write(
         self, database: str, items: list[tuple[bytes, bytes]], then: Callable[[lmdb.Transaction], None] | None = None,
         first: Callable[[lmdb.Transaction], None] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> set[bytes]:  # fmt: skip
         """One durable transaction, in which `then` may write more and `first` may object: what it raises is raised.
-        Raises StorageFullError. Either way nothing changed then."""
+        Raises StorageFullError. Either way nothing changed then.
+
+        Returns the keys that hold what a later version wrote. That stays, but for sessions: about them `first` decides.
+        """
+        taken: set[bytes] = set()
 
         def put(transaction: lmdb.Transaction) -> None:
+            taken.clear()
             for key, value in items:
-                if database == PAGES:
+                if database != SESSIONS and self._is_later(transaction, database, key):
+                    taken.add(key)
+                elif database == PAGES:
                     transaction.put(key, value, db=self.file.handle(PAGES))
                 else:
                     pieces.put(self.file, transaction, database, key, value)
@@ -130,12 +166,14 @@ class Records:
 
         needed = sum((len(value) // self.file.page_bytes + 2) * self.file.page_bytes for _, value in items)
         self.write_in_room(needed, put, first)
+        return taken
 
     def write_in_room(
         self, needed: int, put: Callable[[lmdb.Transaction], None],
         first: Callable[[lmdb.Transaction], None] | None = None,
     ) -> None:  # fmt: skip
         """`put` in one durable transaction, if there is room for `needed` bytes. Raises StorageFullError."""
+        self.check()
         while True:
             try:
                 with self.writing() as transaction:
@@ -152,9 +190,14 @@ class Records:
         if self.used_bytes(transaction) + needed > self.cap_bytes - self.kept_free:
             raise lmdb.MapFullError("no room is left beside what LMDB needs to free pages")
 
-    def delete(self, database: str, keys: list[bytes]) -> int:
+    def delete(self, database: str, keys: list[bytes], *, also_later: bool = False) -> int:
+        """Returns how many there were. What a later version wrote stays, unless `also_later`."""
         with self.writing() as transaction:
-            return sum(pieces.delete(self.file, transaction, database, key) for key in keys)
+            return sum(
+                pieces.delete(self.file, transaction, database, key)
+                for key in keys
+                if also_later or not self._is_later(transaction, database, key)
+            )
 
     @contextmanager
     def writing(self) -> Iterator[lmdb.Transaction]:

@@ -139,12 +139,13 @@ class Residency:
         np.subtract.at(table.refs, pids, 1)
         assert (table.refs[pids] >= 0).all(), "a page was released twice"
         for pid in np.unique(pids[table.refs[pids] == 0]).tolist():
-            if not (table.stored[pid] or keep_unstored) or not table.is_resident(np.array([pid]))[0]:
+            may_stay = table.stored[pid] or (keep_unstored and not table.kept_out[pid])
+            if not may_stay or not table.is_resident(np.array([pid]))[0]:
                 self.forget(pid)
 
-    def forget_unbacked(self) -> None:
-        """No page will be written any more: those that nobody refers to would only hold room."""
-        pids = self.host.page[self.host.page != NO_PAGE]
+    def forget_unbacked(self, pids: np.ndarray | None = None) -> None:
+        """Pages will not be written (None: none will): those that nobody refers to would only hold room."""
+        pids = self.host.page[self.host.page != NO_PAGE] if pids is None else pids
         for pid in pids[(self.table.refs[pids] == 0) & ~self.table.stored[pids]].tolist():
             if self.table.keys[pid][-CHAIN_BYTES:] not in self.counted:
                 self.forget(pid)

@@ -63,8 +63,12 @@ class SessionShelf:
         """Of what is stored under `name`, sound or damaged; None if there is nothing."""
         return self._records.checksum(SESSIONS, name.encode())
 
+    def session_at(self, key: bytes) -> bytes | None:
+        """As `get_session`, by the record's key."""
+        return self._records.get(SESSIONS, key, record.SESSION, b"")
+
     def get_session(self, name: str) -> bytes | None:
-        """The session's payload, None if there is none. Raises RecordError if it is damaged."""
+        """The session's payload, None if there is none. Raises RecordError if it is damaged, or LaterVersionError."""
         found = self.get_session_version(name)
         return None if found is None else found[1]
 
@@ -73,7 +77,8 @@ class SessionShelf:
         return self._records.get_version(SESSIONS, name.encode(), record.SESSION, b"")
 
     def delete_session(self, name: str) -> bool:
-        existed = self._records.delete(SESSIONS, [name.encode()]) == 1
+        """Whether there was one, whichever version wrote it."""
+        existed = self._records.delete(SESSIONS, [name.encode()], also_later=True) == 1
         if existed:
             self._records.delete(USES, [_used_key(name)])
         return existed
@@ -92,9 +97,9 @@ class SessionShelf:
         """Keys of session records that no session can have: of damage, or of another program."""
         return [key for key in self._records.keys(SESSIONS) if session_name(key) is None]
 
-    def delete_nameless(self) -> int:
-        """How many were deleted."""
-        keys = self.nameless_sessions()
+    def delete_nameless(self, spare: Collection[bytes] = ()) -> int:
+        """All but those under the keys in `spare`; returns how many."""
+        keys = [key for key in self.nameless_sessions() if key not in spare]
         return self._records.delete(SESSIONS, keys) if keys else 0
 
     def session_used(self, name: str) -> None:

@@ -109,6 +109,8 @@ class TieredStore:
         self._writing = WriteBehind(self._residency, disk, lambda: self.compression)
         self._intake = Intake(self._residency, self._loader, self._writing)
         self._closed = False
+        if disk is not None:
+            disk.reads_codecs(self.compression.readers)
 
     @property
     def disk_error(self) -> StorageFullError | None:
@@ -117,7 +119,7 @@ class TieredStore:
 
     @property
     def chains_to_keep(self) -> Callable[[], set[bytes]] | None:
-        """Which chains sessions still need when room is made on disk; None: never sweep."""
+        """Which chains sessions still need when room is made on disk; None: never sweep (see `WriteBehind`)."""
         return self._writing.chains_to_keep
 
     @chains_to_keep.setter

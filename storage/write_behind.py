@@ -21,6 +21,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+import numpy as np
+
 from . import record
 from .arena import NO_PAGE
 from .compression import Compression
@@ -52,11 +54,13 @@ class WriteBehind:
         self.disk_error: StorageFullError | None = None
         """Why the disk tier takes no writes at the moment; pages then stay in host memory."""
         self.chains_to_keep: Callable[[], set[bytes]] | None = None
-        """Which chains sessions still need when room is made on disk; None: never sweep."""
+        """Which chains sessions still need when room is made on disk; None: never sweep. Raises UnknownPagesError where
+        that is not known."""
         self._residency, self._compression = residency, compression
         self._table, self._lock = residency.table, residency.lock
         self._queue: deque[int] = deque()
         self._in_flight = 0
+        self._has_told = False
         self._closed = False
         self._writer = threading.Thread(target=self._write_behind, name="stratakv-writer", daemon=True)
         if disk is not None:
@@ -110,18 +114,33 @@ class WriteBehind:
                 with self._lock:
                     self._probed(error)
                 continue
-            error = self._try_write(pids)
+            done = self._try_write(pids)
             with self._lock:
                 self._in_flight = 0
-                if error is None:
-                    self._table.stored[pids] = True
-                    self._residency.counters.pages_written += len(pids)
+                if not isinstance(done, StorageFullError):
+                    self._wrote(np.array(pids), done)
                 else:
-                    self.disk_error = error
+                    self.disk_error = done
                     self._queue.clear()
                     self._residency.forget_unbacked()
-                    logger.warning("pages stay in host memory: %s", error)
+                    logger.warning("pages stay in host memory: %s", done)
                 self._lock.notify_all()
+
+    def _wrote(self, pids: np.ndarray, taken: set[bytes]) -> None:
+        """All are stored but those whose keys a later version's records have `taken`."""
+        out = np.array([self._table.keys[pid] in taken for pid in pids.tolist()], dtype=bool)
+        self._table.stored[pids[~out]] = True
+        self._residency.counters.pages_written += int((~out).sum())
+        if out.any():
+            assert self.disk is not None
+            if not self._has_told:
+                logger.warning(
+                    "%s has pages that a later version of stratakv wrote; they stay as they are, and what is read here "
+                    "in their place is in host memory only", self.disk.folder,
+                )  # fmt: skip
+            self._has_told = True
+        self._table.kept_out[pids] = out
+        self._residency.forget_unbacked(pids[out])
 
     def _next_batch(self) -> list[int] | None:
         """Pages to write; none: it is time to see whether the disk takes writes again; None: closed."""
@@ -168,18 +187,19 @@ class WriteBehind:
             if self.disk_error.is_at_cap:
                 self.make_room(self._batch_bytes)
         except StorageError as error:
-            self._probed(StorageFullError(str(error)))
+            self._probed(error if isinstance(error, StorageFullError) else StorageFullError(str(error)))
         else:
             self._probed(self._probe())
 
-    def _try_write(self, pids: list[int]) -> StorageFullError | None:
+    def _try_write(self, pids: list[int]) -> set[bytes] | StorageFullError:
+        """As `DiskTier.write_pages`; what stopped it is returned, for whoever waits."""
         assert self.disk is not None
         try:
             records = [(self._table.keys[pid], self._pack(pid)) for pid in pids]
             needed = sum(len(packed) for _, packed in records)
             while True:
                 try:
-                    self.disk.write_pages(records)
+                    taken = self.disk.write_pages(records) or set()
                     break
                 except StorageFullError as error:
                     if not (error.is_at_cap and self.make_room(needed)):
@@ -189,7 +209,7 @@ class WriteBehind:
         except Exception as error:  # callers wait for this thread: whatever stops it is told to them
             return StorageFullError(f"writing pages stopped: {error!r}")
         self._residency.counters.host_to_disk_bytes += needed
-        return None
+        return taken
 
     def _pack(self, pid: int) -> bytes:
         assert self.disk is not None

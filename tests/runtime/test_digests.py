@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 import safetensors.torch
 
-from stratakv.runtime import KVConfig, ModelFileError, Runtime, digests
+from stratakv.runtime import KVConfig, ModelFileError, Runtime, SessionError, digests
 from stratakv.runtime.digests import remembered, stamp
 from stratakv.runtime.identity import model_digests, model_key
 from stratakv.runtime.locate import cache_dir, file_digest
+from stratakv.runtime.mapped import MappedWeights
 from stratakv.runtime.model import Model
 from stratakv.runtime.profile import default_path
+from stratakv.storage import StorageFullError
 
 RECALL = Path(__file__).parents[1] / "data" / "recall"
 TEXT = " ".join(f"k{i % 128} v{7 * i % 128}" for i in range(60))
@@ -169,6 +171,54 @@ def test_a_model_replaced_while_it_is_read_is_refused(
         Runtime.load(model, kv=kv)
     monkeypatch.setattr(Model, "load", load)
     Runtime.load(model, kv=kv).close()
+
+
+def test_a_model_written_to_while_it_is_in_use_stores_nothing_more(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its weights are mapped: what it computes from then on is neither model's."""
+    path, store = model / "model.safetensors", tmp_path / "kv"
+    whole = path.read_bytes()
+    other = whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2)
+    with Runtime.load(model, dtype="float32", kv=KVConfig(path=store, host_gb=0.05, disk_gb=0.05)) as runtime:
+        written_over(path, other)
+        chat = runtime.chat()
+        chat.read_text(TEXT)
+        with pytest.raises(SessionError, match="was written to while the model was in use"):
+            chat.save("s")
+    assert "pages stay in host memory" in caplog.text
+    written_over(path, whole)
+    with Runtime.load(model, dtype="float32", kv=KVConfig(path=store, host_gb=0.05, disk_gb=0.05)) as runtime:
+        assert runtime.chat().read_text(TEXT).cached == 0
+        renamed(path, other)
+        chat = runtime.chat()
+        chat.read_text(TEXT)
+        chat.save("what is mapped is still there")
+        assert runtime.sessions() == ["what is mapped is still there"]
+
+
+@pytest.mark.usefixtures("settled")
+def test_the_same_bytes_written_again_are_the_same_model(model: Path, tmp_path: Path) -> None:
+    path = model / "model.safetensors"
+    with Runtime.load(model, kv=KVConfig(path=tmp_path / "kv", host_gb=0.05, disk_gb=0.05)) as runtime:
+        written_over(path, path.read_bytes())
+        path.chmod(0o400)
+        chat = runtime.chat()
+        chat.read_text(TEXT)
+        chat.save("s")
+        path.unlink()
+        chat.save("t")
+        assert runtime.sessions() == ["s", "t"]
+
+
+def test_what_was_not_remembered_is_changed_by_any_change(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a file that was new, or whose file system has no clock: it is not read once more only to compare it later."""
+    monkeypatch.setattr("stratakv.runtime.identity._tensors_in", lambda path: pytest.fail("read"))
+    weights = MappedWeights(model)
+    weights.require_unchanged()
+    written_over(model / "model.safetensors", flipped(model / "model.safetensors"))
+    with pytest.raises(StorageFullError, match="was written to"):
+        weights.require_unchanged()
 
 
 class Counted:

@@ -1,0 +1,39 @@
+"""The files that a model's weights are mapped from: who writes into one changes the model under the running program.
+
+What is computed from then on belongs to no model, and must not be found under the name of the one that was loaded. A
+file that was put in its place changes nothing: the old one stays mapped, and nobody finds it any more to write to.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..storage import StorageFullError
+from .digests import stamp
+from .directory_check import weight_files
+from .identity import TENSORS, file_tensors
+from .locate import recalled
+
+
+class MappedWeights:
+    """The weights in `directory`, just read. Raises ModelFileError, OSError."""
+
+    def __init__(self, directory: Path) -> None:
+        self._known = {path: (stamp(path), recalled(path, TENSORS)) for path in weight_files(directory)}
+
+    def require_unchanged(self) -> None:
+        """Raises StorageFullError if there was written into one. After whatever was computed with it: a file's time is
+        set before its bytes."""
+        for path, (before, tensors) in self._known.items():
+            try:
+                now = stamp(path)
+            except OSError:  # gone, or taken away
+                continue
+            if now == before or now[0] != before[0]:
+                continue
+            if tensors is None or file_tensors(path) != tensors:
+                raise StorageFullError(
+                    f"{path} was written to while the model was in use: nothing that it computes is stored any more; "
+                    "load it again"
+                )
+            self._known[path] = now, tensors
