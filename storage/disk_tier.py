@@ -26,17 +26,10 @@ from typing import TYPE_CHECKING
 import lmdb
 
 from . import pieces, record
-from .errors import (
-    LaterStoreError,
-    LaterVersionError,
-    RecordError,
-    StorageFullError,
-    StoreUnavailableError,
-    store_unavailable,
-)
+from .errors import LaterVersionError, RecordError, StorageFullError, StoreUnavailableError, store_unavailable
 from .lease import Lease
 from .lmdb_file import PAGES, STATES, USES, LmdbFile
-from .lmdb_format import later_format
+from .lmdb_format import refuse_later
 from .page import CHAIN_BYTES
 from .private import private_file, private_folder
 from .records import Records
@@ -97,11 +90,7 @@ class DiskTier(SessionShelf):
                 self._lease.release()
                 raise
         except (OSError, lmdb.Error) as error:
-            if (number := later_format(folder)) is not None:
-                raise LaterStoreError(
-                    f"store folder {folder} was written by a later version of stratakv, or by another program (LMDB "
-                    f"data format {number}); it is left as it is: choose another (path=)"
-                ) from error
+            refuse_later(folder)
             raise store_unavailable(folder, error) from error
 
     def _open(self, cap_bytes: int, *, is_shared: bool) -> None:
@@ -158,14 +147,6 @@ class DiskTier(SessionShelf):
         beside = f", of which other folders of the store take {others}" if others else ""
         or_remove = " or remove sessions with `stratakv sessions rm`" if others or self.session_names() else ""
         return f"cap {self._share.cap_bytes} bytes{beside}; {self.remedy}{or_remove}"
-
-    def reads_codecs(self, codes: Iterable[int]) -> None:
-        """Pages of others are as if they were not there."""
-        self._records.known = record.beginnings(codes)
-
-    def check_before_writing(self, check: Callable[[], None]) -> None:
-        """`check` raises StorageFullError if what is computed now must not be stored."""
-        self._records.check = check
 
     # Pages
 

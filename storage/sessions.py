@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import struct
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import lmdb
@@ -34,6 +34,14 @@ class SessionShelf:
     fingerprint: bytes
     _file: LmdbFile
     _records: Records
+
+    def reads_codecs(self, codes: Iterable[int]) -> None:
+        """Pages of others are as if they were not there."""
+        self._records.known = record.beginnings(codes)
+
+    def check_before_writing(self, check: Callable[[], None]) -> None:
+        """`check` raises StorageFullError if what is computed now must not be stored."""
+        self._records.check = check
 
     def put_session(self, name: str, payload: bytes, only_over: Collection[bytes] | None = None) -> bytes:
         """Returns its version: what is stored under `name` from now on, until somebody stores something else.
