@@ -6,20 +6,35 @@ file that was put in its place changes nothing: the old one stays mapped, and no
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from ..storage import StorageFullError
-from .digests import stamp
+from ..storage import DiskTier, StorageFullError
+from .digests import Stamp, stamp
 from .directory_check import weight_files
-from .identity import TENSORS, file_tensors
+from .errors import ModelFileError
+from .identity import TENSORS, file_tensors, stamps
 from .locate import recalled
 
 
 class MappedWeights:
-    """The weights in `directory`, just read. Raises ModelFileError, OSError."""
+    """The weights in `directory`, about to be read. Raises ModelFileError, OSError."""
 
     def __init__(self, directory: Path) -> None:
-        self._known = {path: (stamp(path), recalled(path, TENSORS)) for path in weight_files(directory)}
+        self._directory, self._before = directory, stamps(directory)
+        self._known: dict[Path, tuple[Stamp, str | None]] = {}
+
+    def guard(self, disk: DiskTier | None, close: Callable[[], None]) -> None:
+        """They are read, and `disk` is open for them: from now on nothing is stored there that is not theirs.
+
+        Raises ModelFileError, after `close`, if they were replaced meanwhile: their pages would have another's name.
+        """
+        if stamps(self._directory) != self._before:
+            close()
+            raise ModelFileError(f"{self._directory}: the model was replaced while it was read; load it again")
+        self._known = {path: (stamp(path), recalled(path, TENSORS)) for path in weight_files(self._directory)}
+        if disk is not None:
+            disk.check_before_writing(self.require_unchanged)
 
     def require_unchanged(self) -> None:
         """Raises StorageFullError if there was written into one. After whatever was computed with it: a file's time is

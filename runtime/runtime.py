@@ -27,10 +27,10 @@ from .config import GenerationConfig, KVConfig
 from .conversion import tell
 from .dtypes import pick_dtype
 from .engine import Engine
-from .errors import DoesNotFitError, ModelFileError, WrongTypeError
+from .errors import DoesNotFitError, WrongTypeError
 from .generate import generate, read_prompt
 from .home import find_home
-from .identity import former_identity, gguf_digest, identity_of, stamps
+from .identity import former_identity, gguf_digest, identity_of
 from .indexes import make_indexes
 from .locate import cache_dir, locate
 from .mapped import MappedWeights
@@ -115,7 +115,7 @@ class Runtime:
         if weights not in PRODUCTS:
             raise ValueError(f"weights is {' or '.join(PRODUCTS)}, not {weights!r}")
         directory = locate(model, kind, local_files_only=local_files_only, on_convert=on_convert)
-        before = stamps(directory)
+        mapped = MappedWeights(directory)
         profiles = Profiles(directory, model)
         profiles.needed(kv)  # before the weights: what is missing is told at once
         with ThreadPoolExecutor(1) as beside:  # the template is rendered by another process, while weights are read
@@ -126,11 +126,7 @@ class Runtime:
             )  # fmt: skip
             check[0].result()
         runtime = cls.over(loaded, directory, kv, profiles)
-        if stamps(directory) != before:  # its pages would be stored under another model's name
-            runtime.close()
-            raise ModelFileError(f"{directory}: the model was replaced while it was read; load it again")
-        if runtime.store.disk is not None:
-            runtime.store.disk.check_before_writing(MappedWeights(directory).require_unchanged)
+        mapped.guard(runtime.store.disk, runtime.close)
         return runtime
 
     @classmethod

@@ -215,6 +215,7 @@ def test_what_was_not_remembered_is_changed_by_any_change(model: Path, monkeypat
     """Of a file that was new, or whose file system has no clock: it is not read once more only to compare it later."""
     monkeypatch.setattr("stratakv.runtime.identity._tensors_in", lambda path: pytest.fail("read"))
     weights = MappedWeights(model)
+    weights.guard(None, lambda: None)
     weights.require_unchanged()
     written_over(model / "model.safetensors", flipped(model / "model.safetensors"))
     with pytest.raises(StorageFullError, match="was written to"):
