@@ -6,15 +6,18 @@ file that was put in its place changes nothing: the old one stays mapped, and no
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..storage import DiskTier, StorageFullError
+from ..storage import StorageFullError
 from .digests import Stamp, stamp
 from .directory_check import weight_files
 from .errors import ModelFileError
 from .identity import TENSORS, file_tensors, stamps
 from .locate import recalled
+
+if TYPE_CHECKING:
+    from .runtime import Runtime
 
 
 class MappedWeights:
@@ -24,17 +27,18 @@ class MappedWeights:
         self._directory, self._before = directory, stamps(directory)
         self._known: dict[Path, tuple[Stamp, str | None]] = {}
 
-    def guard(self, disk: DiskTier | None, close: Callable[[], None]) -> None:
-        """They are read, and `disk` is open for them: from now on nothing is stored there that is not theirs.
+    def guard(self, runtime: Runtime) -> Runtime:
+        """They are read, and `runtime` works with them: from now on it stores nothing that is not theirs.
 
-        Raises ModelFileError, after `close`, if they were replaced meanwhile: their pages would have another's name.
+        Raises ModelFileError, and closes it, if they were replaced meanwhile: their pages would have another's name.
         """
         if stamps(self._directory) != self._before:
-            close()
+            runtime.close()
             raise ModelFileError(f"{self._directory}: the model was replaced while it was read; load it again")
         self._known = {path: (stamp(path), recalled(path, TENSORS)) for path in weight_files(self._directory)}
-        if disk is not None:
-            disk.check_before_writing(self.require_unchanged)
+        if runtime.store.disk is not None:
+            runtime.store.disk.check_before_writing(self.require_unchanged)
+        return runtime
 
     def require_unchanged(self) -> None:
         """Raises StorageFullError if there was written into one. After whatever was computed with it: a file's time is

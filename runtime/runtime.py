@@ -118,16 +118,14 @@ class Runtime:
         mapped = MappedWeights(directory)
         profiles = Profiles(directory, model)
         profiles.needed(kv)  # before the weights: what is missing is told at once
+        check: list[Future[None]] = []
         with ThreadPoolExecutor(1) as beside:  # the template is rendered by another process, while weights are read
-            check: list[Future[None]] = []
             loaded = Model.load(
                 directory, where, getattr(torch, kind), weights,
                 on_tokenizer=lambda tokenizer: check.append(beside.submit(Template(tokenizer).check)),
             )  # fmt: skip
             check[0].result()
-        runtime = cls.over(loaded, directory, kv, profiles)
-        mapped.guard(runtime.store.disk, runtime.close)
-        return runtime
+        return mapped.guard(cls.over(loaded, directory, kv, profiles))
 
     @classmethod
     def over(cls, model: Model, directory: Path, kv: KVConfig, profiles: Profiles) -> Runtime:

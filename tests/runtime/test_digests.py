@@ -17,10 +17,8 @@ from stratakv.runtime import KVConfig, ModelFileError, Runtime, SessionError, di
 from stratakv.runtime.digests import remembered, stamp
 from stratakv.runtime.identity import model_digests, model_key
 from stratakv.runtime.locate import cache_dir, file_digest
-from stratakv.runtime.mapped import MappedWeights
 from stratakv.runtime.model import Model
 from stratakv.runtime.profile import default_path
-from stratakv.storage import StorageFullError
 
 RECALL = Path(__file__).parents[1] / "data" / "recall"
 TEXT = " ".join(f"k{i % 128} v{7 * i % 128}" for i in range(60))
@@ -211,15 +209,14 @@ def test_the_same_bytes_written_again_are_the_same_model(model: Path, tmp_path: 
         assert runtime.sessions() == ["s", "t"]
 
 
-def test_what_was_not_remembered_is_changed_by_any_change(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_not_remembered_is_changed_by_any_change(model: Path, tmp_path: Path) -> None:
     """Of a file that was new, or whose file system has no clock: it is not read once more only to compare it later."""
-    monkeypatch.setattr("stratakv.runtime.identity._tensors_in", lambda path: pytest.fail("read"))
-    weights = MappedWeights(model)
-    weights.guard(None, lambda: None)
-    weights.require_unchanged()
-    written_over(model / "model.safetensors", flipped(model / "model.safetensors"))
-    with pytest.raises(StorageFullError, match="was written to"):
-        weights.require_unchanged()
+    with Runtime.load(model, kv=KVConfig(path=tmp_path / "kv", host_gb=0.05, disk_gb=0.05)) as runtime:
+        chat = runtime.chat()
+        chat.save("s")
+        (model / "model.safetensors").chmod(0o400)
+        with pytest.raises(SessionError, match="was written to"):
+            chat.save("t")
 
 
 class Counted:
