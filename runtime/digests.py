@@ -14,12 +14,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from time import time_ns
 
 import xxhash
+
+from ..storage.scratch import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -92,13 +93,7 @@ def _read(memo: Path) -> dict[str, object]:
 def _write(memo: Path, known: dict[str, object]) -> None:
     try:
         memo.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=memo.parent, delete=False) as new_memo:
-            try:
-                json.dump(known, new_memo)
-                new_memo.flush()
-                os.replace(new_memo.name, memo)
-            except BaseException:
-                os.unlink(new_memo.name)
-                raise
+        with whole_file(memo) as file:
+            file.write(json.dumps(known).encode())
     except OSError as error:
         logger.info("%s: what was computed is not remembered (%s)", memo, error)

@@ -116,8 +116,8 @@ def _size(folder: Path) -> int:
 
 
 def _stamp(folder: Path, model: str, said: dict[str, Any], *, is_ours: bool) -> None:
-    """Write who it is for, if that is new. Of a folder that is not used, or says so already, failing to is nothing. What a
-    later version wrote there stays: by that it finds the folder again."""
+    """Write who it is for, if that is new. Of a folder that is not used, or says so already, failing to is nothing.
+    What a later version wrote there stays: by that it finds the folder again."""
     if is_of_later_format(folder):
         return
     known = describe(folder)
