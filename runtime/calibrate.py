@@ -19,15 +19,14 @@ from ..kernels.prefill_attention import prefill_attention
 from ..retrieval.codebook import MAX_CODEWORDS, learn_codebooks, query_metric, score_error
 from ..storage import PageLayout, clock
 from .conversion import tell
+from .devices import pick_device, pick_dtype
 from .documents import read_text_file
-from .dtypes import pick_dtype
 from .evaluation.options import Ticker
 from .identity import model_digests
 from .locate import locate
 from .model import Attend, Model
 from .outputs import check_outputs
 from .profile import Profile, default_path, refuse_later
-from .runtime import pick_device
 from .sliding_layer import SlidingLayer
 
 CODEWORDS, TOKENS = 1024, 16384

@@ -25,7 +25,7 @@ from .batch import check_open_pages, within_memory
 from .chat import Chat
 from .config import GenerationConfig, KVConfig
 from .conversion import tell
-from .dtypes import pick_dtype
+from .devices import pick_device, pick_dtype
 from .engine import Engine
 from .errors import DoesNotFitError, WrongTypeError
 from .generate import generate, read_prompt
@@ -393,18 +393,3 @@ def _close(turns: Turns, prefetcher: Prefetcher | None, store: TieredStore) -> N
     if prefetcher is not None:
         prefetcher.close()
     store.close()
-
-
-def pick_device(name: str) -> torch.device:
-    """The device `auto`, `cpu`, `cuda` or `cuda:N` means. Raises ValueError."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device is auto, cpu, cuda or cuda:N, not {name!r}") from None
-    if device.type not in _CHUNK:
-        raise ValueError(f"device is auto, cpu, cuda or cuda:N, not {name!r}")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device cuda was asked for, but PyTorch finds no CUDA device; use device=cpu")
-    return device

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from ..config import KVConfig
+from ..devices import pick_device, pick_dtype
 from ..documents import read_text_file
-from ..dtypes import pick_dtype
 from ..locate import locate
 from ..model import Model
 from ..model_files import ATTENTION
 from ..planner import available_memory
 from ..profile import Profiles
-from ..runtime import Runtime, pick_device
+from ..runtime import Runtime
 from .options import Options
 from .shapes import random_model
 
