@@ -361,4 +361,4 @@ def test_a_file_whose_name_is_no_text_can_be_read(runtime: Runtime, tmp_path: Pa
     path.write_text("words")
     chat = runtime.chat()
     assert chat.read(path).tokens
-    assert chat.messages == [{"role": "document", "content": "caf\ufffd.txt"}]
+    assert chat.messages == [{"role": "document", "content": r"caf\xe9.txt"}]
