@@ -54,6 +54,10 @@ class Prefilled:
     num_computed: int
 
 
+_LONG_ROWS = 64
+"""Rows that a layer is called with from which on its parallel loops are long."""
+
+
 class Engine:
     """One model over one store."""
 
@@ -244,7 +248,7 @@ class Engine:
                 for (a, b), table in zip(chunks, tables, strict=True):
                     self.interrupts.check()
                     rows = slice(a - start, b - start)
-                    with self.threads.fitted(long=True):
+                    with self.threads.fitted(long=b - a >= _LONG_ROWS):
                         hidden[:, rows] = model.run_layer(module, hidden[:, rows], self._attend_rows(cache, a, table))
                     report((layer + (b - start) / count) / model.num_layers)
                 self._finish(sequence, cache, named, count)

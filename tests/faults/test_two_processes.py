@@ -386,7 +386,9 @@ def test_a_fork_may_not_use_the_store_but_may_open_it_anew(tiny_llama: Path, tmp
         expected = state_of(chat)
 
         def use_it(say: Say, wait: Wait) -> None:
-            with pytest.raises(ForkedError, match=r"used in its child \d+: neither threads nor the store survive a fork"):
+            with pytest.raises(
+                ForkedError, match=r"used in its child \d+: neither threads nor the store survive a fork"
+            ):
                 take_turn(chat, 1, 1)
             with pytest.raises(ForkedError):
                 begin(runtime, 2).read_text("Another text. " * 20)
