@@ -23,7 +23,7 @@ from builds import Build, make_builds
 
 TEXT = Path(__file__).resolve().parent.parent / "northanger_abbey.txt"
 QUESTION = "Who is spoken of here, and what happens?"
-TOKENS, SHORTEST, LONGEST = 16, 40, 400
+TOKENS, SHORTEST, LONGEST = 12, 40, 160
 """Of a reply; words of a passage."""
 
 
