@@ -54,10 +54,6 @@ class Prefilled:
     num_computed: int
 
 
-_LONG_ROWS = 64
-"""Rows that a layer is called with from which on its parallel loops are long."""
-
-
 class Engine:
     """One model over one store."""
 
@@ -248,7 +244,7 @@ class Engine:
                 for (a, b), table in zip(chunks, tables, strict=True):
                     self.interrupts.check()
                     rows = slice(a - start, b - start)
-                    with self.threads.fitted(long=b - a >= _LONG_ROWS):
+                    with self.threads.fitted(b - a):
                         hidden[:, rows] = model.run_layer(module, hidden[:, rows], self._attend_rows(cache, a, table))
                     report((layer + (b - start) / count) / model.num_layers)
                 self._finish(sequence, cache, named, count)
@@ -306,7 +302,7 @@ class Engine:
 
         try:
             hidden = model.embed(torch.tensor(tokens, device=model.device))
-            with self.prefetcher.step() if self.prefetcher else nullcontext(), self.threads.fitted():
+            with self.prefetcher.step() if self.prefetcher else nullcontext(), self.threads.fitted(len(sequences)):
                 for layer in range(model.num_layers):
                     self._look_ahead(sequences, layer + 1, hidden, tables)
                     hidden = model.step_layer(layer, hidden, tables, attend)
@@ -322,7 +318,7 @@ class Engine:
         self.tokens_read = max(
             (cache.tokens_read for s in sequences for cache in s.layers if isinstance(cache, TieredLayer)), default=0
         )
-        with self.threads.fitted():
+        with self.threads.fitted(len(sequences)):
             return model.step_logits(hidden)
 
     def _look_ahead(self, sequences: list[Sequence], layer: int, hidden: Tensor, tables: StepTables) -> None:

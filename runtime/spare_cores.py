@@ -7,8 +7,9 @@ too: on two processors a step takes four times as long. With one thread fewer it
 machine, and the other process has its processor to itself. Letting threads sleep instead of spin is worse on an idle
 machine and on a busy one (docs/decisions/0024).
 
-Layers give the same bits with any number of threads (tests/runtime/test_spare_cores.py). What indexes learn need not,
-so that is always computed with all of them.
+With one row and with many, layers give the same bits with any number of threads (tests/runtime/test_spare_cores.py).
+With a few rows they need not (MKL's fp32 product of 5 rows differs), nor need what indexes learn: that is always
+computed with all threads.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ WINDOW_S = 0.2
 """How often to look, at most. Processor times come in hundredths of a second."""
 STALE_S = 1.0
 """A window that has become longer than this says little about now: this process was not computing."""
+LONG_ROWS = 64
+"""Rows from which on parallel loops are long."""
 FULL = 0.9
 """Of the processors' time, in use: then there is someone who has to wait."""
 
@@ -95,19 +98,19 @@ class FittingThreads:
         return cls(SpareCores(len(processors())) if follows and num_threads() > 1 else None)
 
     @contextmanager
-    def fitted(self, *, long: bool = False) -> Iterator[None]:
+    def fitted(self, rows: int) -> Iterator[None]:
         """Of the calling thread only; others, and what comes after the block, have the threads they had.
 
         Args:
-            long: the block's parallel loops are long. Spinning costs them little; so where no core is spare, all
-                threads compete for a share instead of one.
+            rows: that layers are called with in the block. With many of them parallel loops are long, and spinning
+                costs little; so where no core is spare, all threads compete for a share instead of one.
         """
         most = torch.get_num_threads()
-        if self._spare is None:
+        if self._spare is None or 1 < rows < LONG_ROWS:
             yield
             return
         spare = self._spare.count(self._count)
-        self._count = min(most, spare or (most if long else 1))
+        self._count = min(most, spare or (most if rows > 1 else 1))
         if self._count == most:
             yield
             return

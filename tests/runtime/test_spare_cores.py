@@ -14,7 +14,7 @@ import torch
 from tiny_models import FAMILIES, save_tiny_model
 
 from stratakv.runtime import KVConfig, Runtime, spare_cores
-from stratakv.runtime.spare_cores import STALE_S, WINDOW_S, FittingThreads, SpareCores
+from stratakv.runtime.spare_cores import LONG_ROWS, STALE_S, WINDOW_S, FittingThreads, SpareCores
 
 
 @dataclass
@@ -113,8 +113,8 @@ class Given(SpareCores):
         return self.given
 
 
-def threads_in(spare: SpareCores, *, long: bool = False) -> int:
-    with FittingThreads(spare).fitted(long=long):
+def threads_in(spare: SpareCores, *, rows: int = 1) -> int:
+    with FittingThreads(spare).fitted(rows):
         return torch.get_num_threads()
 
 
@@ -122,7 +122,7 @@ def test_a_block_has_fewer_threads_and_what_follows_has_all() -> None:
     torch.set_num_threads(4)
     assert [threads_in(Given(count)) for count in (1, 3, 4, 9)] == [1, 3, 4, 4]
     assert torch.get_num_threads() == 4
-    with pytest.raises(KeyError), FittingThreads(Given(2)).fitted():
+    with pytest.raises(KeyError), FittingThreads(Given(2)).fitted(1):
         raise KeyError
     assert torch.get_num_threads() == 4
 
@@ -130,13 +130,14 @@ def test_a_block_has_fewer_threads_and_what_follows_has_all() -> None:
 def test_where_no_core_is_spare_short_loops_have_one_thread_and_long_ones_compete() -> None:
     torch.set_num_threads(4)
     assert threads_in(Given(0)) == 1
-    assert threads_in(Given(0), long=True) == 4
-    assert threads_in(Given(1), long=True) == 1
+    assert threads_in(Given(0), rows=LONG_ROWS) == 4
+    assert threads_in(Given(1), rows=LONG_ROWS) == 1
+    assert threads_in(Given(1), rows=5) == 4  # whose product gives other bits with other threads
 
 
 def test_other_threads_of_the_process_keep_theirs() -> None:
     torch.set_num_threads(4)
-    with FittingThreads(Given(1)).fitted(), ThreadPoolExecutor(1) as pool:
+    with FittingThreads(Given(1)).fitted(1), ThreadPoolExecutor(1) as pool:
         assert pool.submit(torch.get_num_threads).result() == 4
 
 
