@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from ..storage.scratch import remove_dead, scratch_folder, whole_file
 from .errors import ModelFileError
-from .numbers_check import check_complete, reading
 
 logger = logging.getLogger(__name__)
 
+VERSION = 2
+"""Of what is made of a file. The first one's folders, whose names have no version, may have wrong positions."""
+_DIGEST = 16
+_NAME = re.compile(rf".*-([0-9a-f]{{{_DIGEST}}})-(float32|bfloat16|float16)(?:-v([1-9][0-9]{{0,8}}))?", re.DOTALL)
 _GB = 10**9
 _TOKENIZER_GROWTH = 6
 """Bytes of `tokenizer.json` for each of the GGUF file's header: 2.0 in SmolLM2, 5.1 in Gemma 3."""
@@ -32,23 +36,47 @@ def tell(what: str) -> None:
     logger.info("converting %s once; later starts skip this", what)
 
 
-def convert(gguf: Path, dtype: str, target: Path, on_convert: Callable[[str], None]) -> None:
+class Made(NamedTuple):
+    """What the name of a folder says that a file was converted to."""
+
+    digest: str
+    """The beginning of the file's."""
+    dtype: str
+    version: int
+
+
+def folder_name(called: str, digest: str, dtype: str) -> str:
+    """Of what this version makes of a file, by what people call it and the file's digest."""
+    return f"{called}-{digest[:_DIGEST]}-{dtype}-v{VERSION}"
+
+
+def made_of(name: str) -> Made | None:
+    """What a folder's name says, if this or an earlier version gave it."""
+    found = _NAME.fullmatch(name)
+    return Made(found[1], found[2], int(found[3] or 1)) if found else None
+
+
+def convert(paths: Sequence[Path], dtype: str, target: Path, on_convert: Callable[[str], None]) -> None:
     """Make `target`, a new folder in the model cache.
 
     Args:
+        paths: a GGUF file, or all parts of a split one.
         on_convert: told, before it begins, the file's name, what the conversion needs and what is free.
 
-    Raises ModelFileError: the file is damaged, or there is no room for what is made of it.
+    Raises ModelFileError: the file is damaged or no model that we can run, or there is no room for what is made of it.
     """
-    from .gguf_check import check_gguf
+    import torch
 
-    found = check_gguf(gguf)
-    needed = found.elements * _ITEM_BYTES[dtype] + found.header_bytes * _TOKENIZER_GROWTH + _OTHER_FILES
+    from .gguf.directory import read_model, write_model
+
+    found = read_model(paths)
+    gguf = found.contents.path
+    needed = found.num_weights * _ITEM_BYTES[dtype] + found.contents.header_bytes * _TOKENIZER_GROWTH + _OTHER_FILES
     with _room_for(gguf, needed, target.parent) as room, scratch_folder("convert", target.parent) as scratch:
         on_convert(f"{gguf.name} ({room})")
         made = scratch / "made"
         made.mkdir(mode=0o700)
-        _write(gguf, dtype, scratch, made)
+        write_model(found, getattr(torch, dtype), made)
         try:
             os.rename(made, target)
         except OSError:
@@ -89,37 +117,3 @@ def _room_for(what: Path, needed: int, folder: Path) -> Iterator[str]:
 
 
 _REMEDY = "make room there, or have XDG_CACHE_HOME name a folder with more"
-
-
-def _write(gguf: Path, dtype: str, alone: Path, made: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    where: dict[str, Any] = {"gguf_file": "model.gguf", "local_files_only": True, "trust_remote_code": False}
-    with _no_bars(), reading(gguf, "a readable GGUF model"):
-        os.symlink(gguf.resolve(), alone / "model.gguf")  # transformers would read what lies beside it as well
-        tokenizer = AutoTokenizer.from_pretrained(alone, **where)
-        model, found = AutoModelForCausalLM.from_pretrained(
-            alone, quantization_config=GgufConfig(dequantize=True), dtype=getattr(torch, dtype),
-            output_loading_info=True, **where,
-        )  # fmt: skip
-        check_complete(gguf, found)
-    with _no_bars():
-        model.save_pretrained(made)
-        tokenizer.save_pretrained(made)
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """transformers draws bars, also into logs and across a prompt; one of them whatever it is told."""
-    from transformers import modeling_gguf_pytorch_utils as drawing
-
-    from .apart import without_progress_bar
-
-    bar = drawing.tqdm
-    drawing.tqdm = lambda items, **_: items
-    try:
-        with without_progress_bar():
-            yield
-    finally:
-        drawing.tqdm = bar

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import xxhash
 
 from . import json_check
+from .conversion import made_of
 from .digests import Stamp, stamp
 from .directory_check import weight_files
 from .errors import ModelFileError
@@ -85,8 +86,8 @@ def gguf_digest(directory: Path) -> str | None:
     """Of the GGUF file that `locate` converted to this directory; None if it was not made so."""
     if directory.resolve().parent != (cache_dir() / "models").resolve():
         return None
-    parts = directory.resolve().name.rsplit("-", 2)  # as `locate` names them
-    return parts[1] if len(parts) == 3 else None
+    made = made_of(directory.resolve().name)
+    return made.digest if made is not None else None
 
 
 def stamps(directory: Path) -> dict[str, Stamp]:

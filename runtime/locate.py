@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import platformdirs
 
 from . import digests
-from .conversion import convert, join
+from .conversion import VERSION, Made, convert, folder_name, join, made_of
 from .directory_check import check_directory
 from .errors import ModelFileError
 
@@ -152,7 +153,7 @@ def present(model: str) -> list[Path]:
     without converting or fetching anything."""
     whole = gguf_of(model)
     if whole is not None:
-        return [path for path in _conversions(whole, "*") if (path / "config.json").is_file()]
+        return list(_conversions(whole))
     path = Path(model).expanduser()
     if path.is_dir():
         return [path] if (path / "config.json").is_file() else []
@@ -165,18 +166,28 @@ def present(model: str) -> list[Path]:
         return []
 
 
-def _conversions(gguf: Path, dtype: str) -> list[Path]:
-    """What was made of a file of this content, whatever it was called then."""
-    return sorted((cache_dir() / "models").glob(f"*-{file_digest(gguf)[:16]}-{dtype}"))
+def _conversions(gguf: Path) -> dict[Path, Made]:
+    """What was made of a file of this content, by whichever version, whatever the file was called then."""
+    digest, found = file_digest(gguf), {}
+    for path in sorted((cache_dir() / "models").glob("*-*-*")):
+        made = made_of(path.name)
+        if made is not None and digest.startswith(made.digest) and (path / "config.json").is_file():
+            found[path] = made
+    return found
 
 
 def _convert(gguf: Path, dtype: str, on_convert: Callable[[str], None]) -> Path:
-    """GGUF to safetensors, once per file digest and dtype."""
-    for made in _conversions(gguf, dtype):
-        if (made / "config.json").is_file():
-            return made
-    target = cache_dir() / "models" / f"{file_name(gguf.stem)}-{file_digest(gguf)[:16]}-{dtype}"
-    convert(gguf, dtype, target, on_convert)
+    """GGUF to safetensors, once per file digest, dtype and version of the conversion. What an earlier version made is
+    of no more use: it may have wrong settings."""
+    same = {path: made.version for path, made in _conversions(gguf).items() if made.dtype == dtype}
+    for path, version in same.items():
+        if version == VERSION:
+            return path
+    target = cache_dir() / "models" / folder_name(file_name(gguf.stem), file_digest(gguf), dtype)
+    convert([gguf], dtype, target, on_convert)
+    for path, version in same.items():
+        if version < VERSION:
+            shutil.rmtree(path, ignore_errors=True)
     return target
 
 

@@ -31,16 +31,20 @@ def read_configuration(directory: Path, modules: str) -> Any:
     """transformers' configuration of a model whose files can be what they say. Raises ModelFileError, and whatever
     transformers raises."""
     family, settings = read_config(directory / "config.json")
+    config = make_configuration(family, {**settings, "name_or_path": str(directory)}, modules)
+    _check_config(config, directory)
+    return config
+
+
+def make_configuration(family: str, settings: dict[str, Any], modules: str = "own") -> Any:
+    """transformers' configuration of a family, from what `settings_check` lets through. Raises what it raises."""
     if family == "llama" and modules == "own":
         from .llama_config import LlamaConfig
 
-        config = LlamaConfig(name_or_path=str(directory), **settings)
-    else:
-        from transformers import AutoConfig
+        return LlamaConfig(**settings)
+    from transformers import AutoConfig
 
-        config = AutoConfig.for_model(family, name_or_path=str(directory), **settings)
-    _check_config(config, directory)
-    return config
+    return AutoConfig.for_model(family, **settings)
 
 
 def own_modules(directory: Path, config: Any, dtype: torch.dtype) -> Any:

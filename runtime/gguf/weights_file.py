@@ -1,0 +1,58 @@
+"""Writing a model's weights as one safetensors file, a few rows at a time: a model need not fit in memory to be made.
+
+header length u64 | header, a JSON object: {name: {dtype, shape, data_offsets}} | data
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .number_types import values
+from .plan import Part, Weight
+
+_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+
+def write_weights(path: Path, weights: list[Weight], dtype: torch.dtype, config: dict[str, object]) -> None:
+    """Make the file. Raises OSError, and ModelFileError if the GGUF file ends inside a tensor."""
+    listed: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for weight in weights:
+        end = at + weight.elements * dtype.itemsize
+        listed[weight.name] = {"dtype": _NAMES[dtype], "shape": list(weight.shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(listed, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data is aligned
+    with path.open("xb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for weight in weights:
+            for piece in _pieces(weight, dtype, config):
+                file.write(piece.contiguous().view(torch.uint8).numpy().data)
+
+
+def _pieces(weight: Weight, dtype: torch.dtype, config: dict[str, object]) -> Iterator[Tensor]:
+    """The weight from the top to the bottom; in one piece if its rows move."""
+    if not weight.parts:
+        yield torch.zeros(weight.shape, dtype=dtype)
+    elif weight.change is None:
+        for part in weight.parts:
+            yield from _rows(part, weight.offset, dtype)
+    else:
+        whole = torch.cat([rows for part in weight.parts for rows in _rows(part, weight.offset, dtype)])
+        yield weight.change(whole.view(weight.shape), config)
+
+
+def _rows(part: Part, offset: float, dtype: torch.dtype) -> Iterator[Tensor]:
+    """What multiplies and what is added comes before the numbers are rounded to `dtype`."""
+    scale = None if part.scale is None else float(next(values(part.scale))[0, 0])
+    is_vector = len(part.tensor.shape) == 1
+    for found in values(part.tensor) if is_vector else values(part.tensor, part.first, part.rows):
+        rows = found if scale is None else found * found.dtype.type(scale)
+        rows = rows + found.dtype.type(offset) if offset else rows
+        rows = rows[:, part.first : part.first + part.rows].ravel() if is_vector else rows
+        yield torch.from_numpy(rows if rows.flags.writeable else rows.copy()).to(dtype)
