@@ -44,6 +44,16 @@ class Made(NamedTuple):
     dtype: str
     version: int
 
+    @property
+    def is_current(self) -> bool:
+        """Whether this version of the conversion made it."""
+        return self.version == VERSION
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether an earlier one made it, perhaps with wrong settings."""
+        return self.version < VERSION
+
 
 def folder_name(called: str, digest: str, dtype: str) -> str:
     """Of what this version makes of a file, by what people call it and the file's digest."""

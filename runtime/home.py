@@ -144,10 +144,12 @@ def _leave_behind(folder: Path, model: str, said: dict[str, Any]) -> None:
 
 
 def _is_other_model(known: dict[str, Any], said: dict[str, Any]) -> bool:
-    """Whether that can be told. A GGUF file's tensors differ from dtype to dtype, its digest does not."""
-    if known.get("gguf") or said.get("gguf"):
-        return bool(known.get("gguf") and said.get("gguf") and known["gguf"] != said["gguf"])
-    return known.get("format") == said.get("format") and known.get("weights") != said.get("weights")
+    """Whether that can be told. A GGUF file's tensors differ from dtype to dtype, its digest does not; of one dtype,
+    they or the settings differ only if an earlier version read the file in another way."""
+    files = {known.get("gguf"), said.get("gguf")}
+    if files == {None} or (len(files) == 1 and known.get("dtype") == said.get("dtype")):
+        return known.get("format") == said.get("format") and known.get("weights") != said.get("weights")
+    return None not in files and len(files) == 2
 
 
 def _names(folder: Path) -> list[str]:

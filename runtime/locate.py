@@ -17,7 +17,7 @@ from pathlib import Path
 import platformdirs
 
 from . import digests
-from .conversion import VERSION, Made, convert, folder_name, join, made_of
+from .conversion import Made, convert, folder_name, join, made_of
 from .directory_check import check_directory
 from .errors import ModelFileError
 
@@ -178,15 +178,15 @@ def _conversions(gguf: Path) -> dict[Path, Made]:
 
 def _convert(gguf: Path, dtype: str, on_convert: Callable[[str], None]) -> Path:
     """GGUF to safetensors, once per file digest, dtype and version of the conversion. What an earlier version made is
-    of no more use: it may have wrong settings."""
-    same = {path: made.version for path, made in _conversions(gguf).items() if made.dtype == dtype}
-    for path, version in same.items():
-        if version == VERSION:
+    of no more use."""
+    of_dtype = {path: made for path, made in _conversions(gguf).items() if made.dtype == dtype}
+    for path, made in of_dtype.items():
+        if made.is_current:
             return path
     target = cache_dir() / "models" / folder_name(file_name(gguf.stem), file_digest(gguf), dtype)
     convert([gguf], dtype, target, on_convert)
-    for path, version in same.items():
-        if version < VERSION:
+    for path, made in of_dtype.items():
+        if made.is_outdated:
             shutil.rmtree(path, ignore_errors=True)
     return target
 

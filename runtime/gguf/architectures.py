@@ -6,6 +6,7 @@ names of weights without `model.layers.N.`; shapes are the family's own (`decode
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from ..errors import ModelFileError
 from ..numbers_check import shown
 from .container import Contents
 from .kinds import check_is_model
-from .rope import SHORT, plain_rope, read_rope
+from .rope import LONG, SHORT, plain_rope, read_rope
 from .rope import TENSORS as ROPE_TENSORS
 from .said import Said
 from .settings import WITHOUT_EFFECT, check_scale, common, no_window, window
@@ -133,10 +134,16 @@ def _phi3(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, A
     rope = read_rope(said, contents, rotated, context, lists_only=True)
     original = said.whole("rope.scaling.original_context_length", default=context)
     return {
-        "rope_parameters": {**rope, "partial_rotary_factor": rotated / width}, **_own_head_dim(config),
+        "rope_parameters": {**rope, "partial_rotary_factor": _share(rotated, width)}, **_own_head_dim(config),
         "original_max_position_embeddings": rope.get("original_max_position_embeddings", original),
         "sliding_window": window(said, context), "hidden_act": "silu",
     }  # fmt: skip
+
+
+def _share(part: int, whole: int) -> float:
+    """part / whole, from which `int(whole * share)` makes `part` again."""
+    share = part / whole
+    return share if int(whole * share) == part else math.nextafter(share, 1.0)
 
 
 def _gemma3(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
@@ -197,7 +204,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "attn_qkv": "self_attn.qkv_proj", "attn_output": "self_attn.o_proj", "ffn_up": "mlp.gate_up_proj",
             "ffn_down": "mlp.down_proj",
         },
-        rope_tensors=(SHORT, "rope_factors_long.weight"),
+        rope_tensors=(SHORT, LONG),
     ),
     "olmo2": Architecture(
         family="olmo2",

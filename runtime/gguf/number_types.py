@@ -22,7 +22,7 @@ _LATER = {
     38: "IQ4_NL_8_8", 39: "MXFP4", 40: "NVFP4", 41: "Q1_0", 42: "Q2_0",
 }  # fmt: skip
 """What llama.cpp calls types that a version of gguf may not have: removed ones, and those that came later."""
-_CHUNK = 1 << 21
+_CHUNK = 1 << 20
 """Numbers that are expanded at a time: gguf takes several times their size meanwhile."""
 
 
@@ -76,4 +76,6 @@ def values(tensor: Tensor, first: int = 0, rows: int | None = None) -> Iterator[
             data = file.read(size)
             if len(data) < size:
                 raise ModelFileError(f"{tensor.file}: tensor {shown(tensor.name)}: the file ends inside it")
-            yield dequantize(np.frombuffer(data, np.uint8).reshape(-1, row_bytes), of)
+            with np.errstate(all="ignore"):  # what is no number in the file is none in the model
+                rows_read = dequantize(np.frombuffer(data, np.uint8).reshape(-1, row_bytes), of)
+            yield rows_read

@@ -46,8 +46,10 @@ def read_rope(said: Said, contents: Contents, rotary: int, context: int, *, list
     short, long = _divisors(contents, rotary // 2)
     plain = {"rope_theta": theta}
     if kind == "yarn" and factor != 1:
-        if short is not None or lists_only:
-            raise said.refuse("rope.scaling.type", kind, "nothing else may scale this model's positions")
+        if lists_only:
+            raise said.refuse("rope.scaling.type", kind, "the family has LongRoPE alone")
+        if short is not None:
+            raise said.refuse("rope.scaling.type", kind, "the file has divisors of its own for every frequency")
         return {"rope_type": "yarn", **plain, "factor": factor, "original_max_position_embeddings": original,
                 **_yarn(said, factor, attention)}  # fmt: skip
     if short is None and attention == 1 and not (lists_only and factor != 1):

@@ -24,6 +24,7 @@ WITHOUT_EFFECT = {
     "rope.scaling.factor": "read unless the type is none",
     "rope.scale_linear": "an older name of the factor, read where there is no newer one",
     "expert_used_count": "of no expert, as none are let through",
+    "use_parallel_residual": "of GPT-NeoX alone; early converters wrote it for all",
     "pooling_type": "of embeddings; it changes no next token",
 }
 """Key without the architecture -> why a model computes the same without it."""
@@ -39,7 +40,6 @@ _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "logit_scale": ((0, 1), "the family does not scale its logits"),
     "rope.scaling.alpha": ((0,), "the family has no such scaling"),
     "rope.scaling.yarn_log_multiplier": ((0,), "the family has no such factor"),
-    "use_parallel_residual": ((False,), "the family's layers are one after the other"),
 }  # fmt: skip
 """Key -> the values that change nothing, and why any other is refused."""
 
@@ -57,6 +57,12 @@ def common(said: Said, contents: Contents) -> dict[str, Any]:
         )
     hidden = said.whole("embedding_length", "hidden_size")
     heads = said.whole("attention.head_count", "num_attention_heads")
+    if not said.has("attention.key_length") and hidden % (2 * heads):
+        raise said.fail(
+            "embedding_length",
+            hidden,
+            f"expected a multiple of twice {said.architecture}.attention.head_count, {heads}",
+        )
     head_dim = said.whole("attention.key_length", "head_dim", hidden // heads)
     if (width := said.whole("attention.value_length", "head_dim", head_dim)) != head_dim:
         raise said.refuse("attention.value_length", width, f"keys have {head_dim}")

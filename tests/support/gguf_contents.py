@@ -1,0 +1,67 @@
+"""What a tiny GGUF file of each architecture holds, to be changed without writing it again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from gguf_models import FAMILIES, random_model, write_gguf
+
+from stratakv.runtime.gguf.container import Contents, Tensor, read_gguf
+from stratakv.runtime.gguf.keys import Keys
+
+_FOLDER = TemporaryDirectory(prefix="gguf-")
+
+
+@cache
+def contents_of(family: str) -> Contents:
+    """Of the plain file. Its tensors can be read."""
+    path = Path(_FOLDER.name) / f"{family}.gguf"
+    settings = {"num_hidden_layers": 2} if family == "gemma3" else {"num_hidden_layers": 1}
+    write_gguf(path, random_model(family, **settings), family)
+    return read_gguf([path])
+
+
+def changed(
+    family: str, keys: Mapping[str, Any] | None = None, tensors: Mapping[str, Tensor | None] | None = None
+) -> Contents:
+    """The same with other keys, named without the architecture unless they begin with a dot, and other tensors; None
+    leaves one out."""
+    whole = contents_of(family)
+    said = dict(whole.keys)
+    for name, value in (keys or {}).items():
+        said[name[1:] if name.startswith(".") else f"{family}.{name}"] = value
+    held = {**whole.tensors, **(tensors or {})}
+    values = {name: value for name, value in said.items() if value is not None}
+    return dataclasses.replace(
+        whole,
+        keys=AsKeys(values),
+        tensors={name: tensor for name, tensor in held.items() if tensor is not None},
+    )
+
+
+class AsKeys(Keys):
+    """Keys that no file has."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._plain = dict(values)
+        self._values = self._plain
+
+    def __getitem__(self, name: str) -> Any:
+        return self._plain[name]
+
+    def count(self, name: str) -> int | None:
+        value = self._plain.get(name)
+        return len(value) if isinstance(value, list) else None
+
+
+def like(family: str, of: str, **changes: Any) -> Tensor:
+    """A tensor of the plain file with another name or shape."""
+    return dataclasses.replace(contents_of(family).tensors[of], **changes)
+
+
+__all__ = ["FAMILIES", "changed", "contents_of", "like"]

@@ -1,0 +1,212 @@
+"""Tiny valid GGUF files of every architecture, written from transformers models that are made on the spot.
+
+    model = random_model("qwen3", num_hidden_layers=2)         transformers' own, fp32, no two layers alike
+    write_gguf(path, model)                                    what llama.cpp's converter would write of it
+    write_gguf(path, model, keys={...}, change=fused)          the same with other keys, with other tensors
+
+`keys` are added or replace others, `None` leaves one out. `change(name, values)` gives (name, values) pairs in place of
+one tensor, or (name, bytes, type). llama.cpp b11549 reads every file of `FAMILIES` that is written so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from torch import Tensor
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|unused|>"]
+Entry = tuple[str, np.ndarray] | tuple[str, np.ndarray, gguf.GGMLQuantizationType]
+Change = Callable[[str, np.ndarray], Iterable[Entry]]
+
+_COMMON: dict[str, Any] = {
+    "vocab_size": len(SPECIAL) + 257, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 8192, "bos_token_id": 0,
+    "eos_token_id": 2, "pad_token_id": None, "tie_word_embeddings": False, "attn_implementation": "sdpa",
+}  # fmt: skip
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {}),
+    "qwen2": ("Qwen2", {}),
+    "qwen3": ("Qwen3", {"head_dim": 32}),
+    "gemma3": (
+        "Gemma3",
+        {"head_dim": 32, "num_hidden_layers": 6, "sliding_window": 100, "query_pre_attn_scalar": 32,
+         "tie_word_embeddings": True},
+    ),
+    "phi3": ("Phi3", {"sliding_window": None}),
+    "olmo2": ("Olmo2", {}),
+    "smollm3": ("SmolLM3", {"num_hidden_layers": 4, "no_rope_layer_interval": 4, "tie_word_embeddings": True}),
+}  # fmt: skip
+"""GGUF architecture -> (transformers' class prefix, what differs from the common shape)."""
+_PAIRS = frozenset({"llama", "smollm3"})
+"""Rotated in consecutive pairs: the rows of q and k stand in another order than in transformers' half-split form."""
+_ONE_MORE = frozenset({"gemma3"})
+"""Norms are stored as they are used, 1 more than transformers' weight."""
+
+
+def random_model(family: str, seed: int = 0, **settings: Any) -> Any:
+    """transformers' model of a GGUF architecture, the same weights every time."""
+    import transformers
+
+    prefix, differs = FAMILIES[family]
+    text = "Text" if prefix == "Gemma3" else ""
+    config = getattr(transformers, f"{prefix}{text}Config")(**{**_COMMON, **differs, **settings})
+    model = getattr(transformers, f"{prefix}ForCausalLM")(config).float().eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            drawn = torch.randn(weight.shape, generator=generator)
+            if "norm" in name:
+                drawn = 0.2 * drawn + (0.0 if family in _ONE_MORE else 1.0)
+            elif weight.dim() == 1:
+                drawn = 0.3 * drawn
+            elif "embed" not in name:
+                drawn = 1.5 * drawn * weight.shape[-1] ** -0.5
+            weight.copy_(drawn)
+    model.tie_weights()
+    return model
+
+
+def tokenizer_keys() -> dict[str, Any]:
+    """A byte-level vocabulary with one merge."""
+    from tokenizers import pre_tokenizers
+
+    tokens = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()), "th"]
+    return {
+        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "qwen2", "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3] * len(SPECIAL) + [1] * (len(tokens) - len(SPECIAL)),
+        "tokenizer.ggml.merges": ["t h"], "tokenizer.ggml.bos_token_id": 0, "tokenizer.ggml.eos_token_id": 2,
+    }  # fmt: skip
+
+
+def keys_of(family: str, model: Any) -> dict[str, Any]:
+    """What the converter writes of a model's configuration."""
+    config = model.config
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    rope = _rope(config)
+    found = {
+        "context_length": config.max_position_embeddings, "embedding_length": config.hidden_size,
+        "block_count": config.num_hidden_layers, "feed_forward_length": config.intermediate_size,
+        "attention.head_count": heads, "attention.head_count_kv": config.num_key_value_heads,
+        "attention.layer_norm_rms_epsilon": config.rms_norm_eps, "vocab_size": config.vocab_size,
+        "rope.freq_base": float(rope["rope_theta"]),
+        "rope.dimension_count": int(width * rope.get("partial_rotary_factor", 1.0)),
+    }  # fmt: skip
+    if width * heads != config.hidden_size or family in ("qwen3", "gemma3"):
+        found |= {"attention.key_length": width, "attention.value_length": width}
+    if family == "gemma3":
+        found["attention.sliding_window"] = config.sliding_window
+    if family == "phi3":
+        found["attention.sliding_window"] = config.sliding_window or 0
+    found |= _scaling(rope, model)
+    return {f"{family}.{name}": value for name, value in found.items()}
+
+
+def _rope(config: Any) -> dict[str, Any]:
+    """Of the layers that are scaled, where a model has two kinds."""
+    said: dict[str, Any] = config.rope_parameters
+    return said.get("full_attention", said)
+
+
+def _scaling(rope: Mapping[str, Any], model: Any) -> dict[str, Any]:
+    kind = rope["rope_type"]
+    found: dict[str, Any] = {}
+    if kind in ("linear", "yarn"):
+        found = {"rope.scaling.type": kind, "rope.scaling.factor": float(rope["factor"])}
+    if kind in ("yarn", "longrope"):
+        found["rope.scaling.original_context_length"] = rope["original_max_position_embeddings"]
+    if kind == "yarn":
+        found |= {
+            f"rope.scaling.yarn_{name}": float(rope[name]) for name in ("beta_fast", "beta_slow") if rope.get(name)
+        }
+    if kind == "longrope":
+        found["rope.scaling.attn_factor"] = float(model.model.rotary_emb.attention_scaling)
+    return found
+
+
+def tensors_of(family: str, model: Any) -> dict[str, np.ndarray]:
+    """What the converter makes of a model's weights, by their names in a file."""
+    config = model.config
+    arch = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == family)
+    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    found: dict[str, np.ndarray] = {}
+    for name, weight in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        called = names.get_name(name, (".weight", ".bias"))
+        assert called, name
+        if family in _ONE_MORE and "norm" in name:
+            weight = weight + 1
+        if family in _PAIRS and ".self_attn." in name and name.split(".")[-2] in ("q_proj", "k_proj"):
+            heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
+            weight = as_pairs(weight, heads)
+        found[called] = weight.contiguous().numpy()
+    return found | _rope_tensors(model)
+
+
+def as_pairs(rows: Tensor, heads: int) -> Tensor:
+    """Rows of q or k, or their biases, in the order in which consecutive ones are rotated together."""
+    return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+
+
+def _rope_tensors(model: Any) -> dict[str, np.ndarray]:
+    rope = _rope(model.config)
+    if rope["rope_type"] == "longrope":
+        return {f"rope_factors_{name}.weight": np.float32(rope[f"{name}_factor"]) for name in ("long", "short")}
+    if rope["rope_type"] == "llama3":
+        scaled = model.model.rotary_emb.inv_freq.double()
+        plain = rope["rope_theta"] ** -(torch.arange(len(scaled), dtype=torch.float64) / len(scaled))
+        return {"rope_freqs.weight": (plain / scaled).float().numpy()}
+    return {}
+
+
+def write_gguf(
+    path: Path,
+    model: Any,
+    family: str,
+    *,
+    keys: Mapping[str, Any] | None = None,
+    change: Change | None = None,
+    tensors_per_part: int = 0,
+) -> list[Path]:
+    """The files that were written: `path`, or the parts of a split one beside it."""
+    said = {**keys_of(family, model), **tokenizer_keys(), **(keys or {})}
+    made: list[Entry] = []
+    for name, values in tensors_of(family, model).items():
+        made += [(name, values)] if change is None else change(name, values)
+    return write_raw(path, family, said, made, tensors_per_part=tensors_per_part)
+
+
+def write_raw(
+    path: Path, architecture: str, keys: Mapping[str, Any], tensors: Iterable[Entry], *, tensors_per_part: int = 0
+) -> list[Path]:
+    """Any keys and tensors."""
+    writer: Any = gguf.GGUFWriter(str(path), architecture, split_max_tensors=tensors_per_part)
+    for name, value in keys.items():
+        if value is not None:
+            _add(writer, name, value)
+    for name, values, *kind in tensors:
+        writer.add_tensor(name, values, raw_dtype=kind[0] if kind else None)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return [path] if path.is_file() else sorted(path.parent.glob(f"{path.stem}-*-of-*.gguf"))
+
+
+def _add(writer: Any, name: str, value: Any) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(name, value)
+    elif isinstance(value, int):
+        writer.add_uint32(name, value)
+    elif isinstance(value, float):
+        writer.add_float32(name, value)
+    elif isinstance(value, str):
+        writer.add_string(name, value)
+    else:
+        writer.add_array(name, value)
