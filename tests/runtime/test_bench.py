@@ -258,13 +258,13 @@ def test_ahead_means_at_every_longer_context(theirs: tuple[float, ...], ahead_fr
 
 def test_a_baseline_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
-    absent = {"optimum", "hqq", "llama_cpp"}
+    absent = {"optimum", "hqq", "xllamacpp"}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name in absent else found(name, *a))
     given = {**COMMON, "contexts": (64,), "steps": 1}
     row = run_bench(Options(**given, baselines=("quantised", "llama.cpp"), kv_dir=tmp_path), silent)["rows"][0]
     assert row["left_out"] == {
         "quantised": "needs optimum-quanto or hqq: pip install optimum-quanto",
-        "llama.cpp": "llama-cpp-python is not installed",
+        "llama.cpp": "needs xllamacpp: pip install 'stratakv[compare]'",
     }
 
 
