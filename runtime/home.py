@@ -24,6 +24,7 @@ from ..storage.errors import store_unavailable
 from ..storage.file_names import as_text
 from ..storage.private import private_file, private_folder
 from ..storage.share import alone_in
+from .gguf.files import title
 from .identity import fingerprint
 from .locate import ALIASES, file_name
 from .saved import describe, fingerprint_of, is_of_later_format
@@ -56,7 +57,7 @@ def is_lasting(name: str) -> bool:
 def prefix(model: str) -> str:
     """What a folder's name begins with."""
     path = Path(spelled(model))
-    return file_name(path.stem if path.suffix.lower() == ".gguf" else path.name)
+    return file_name(title(path))
 
 
 def find_home(

@@ -79,10 +79,13 @@ _LOGGED = ctypes.CFUNCTYPE(None, c_int32, c_char_p, c_void_p)
 _errors: list[str] = []
 
 
-@_LOGGED
 def _on_log(level: int, text: bytes, _: object) -> None:
     if level == _ERROR:
         _errors.append(text.decode(errors="replace").strip())
+
+
+_ON_LOG = _LOGGED(_on_log)
+"""Held as long as llama.cpp may call it."""
 
 
 def is_installed() -> bool:
@@ -105,7 +108,7 @@ def _library() -> Any:
     for name, result, arguments in _functions():
         function = getattr(found, name)
         function.restype, function.argtypes = result, arguments
-    found.llama_log_set(_on_log, None)
+    found.llama_log_set(_ON_LOG, None)
     found.llama_backend_init()
     defaults = found.llama_context_default_params()
     seen = {name: getattr(defaults, name) for name in _DEFAULTS}

@@ -47,8 +47,8 @@ def compare(name: str, ids: np.ndarray, original: int, folder: Path) -> None:
     case = cases(original)[name]
     model = case.model()
     (path,) = case.write(folder / "model.gguf", model)
-    expected = by_transformers(model, ids)
-    found = list(by_us(path, ids, folder, turn=original))
+    expected = by_transformers(model, ids, original)
+    found = list(by_us(path, ids, folder, original))
     assert_close(expected, found, OF_TRANSFORMERS)
     if llama_c.is_installed() and not case.unlike_llama_cpp:
-        assert_close(by_llama_cpp(path, ids), found, OF_LLAMA_CPP)
+        assert_close(by_llama_cpp(path, ids, original), found, OF_LLAMA_CPP)

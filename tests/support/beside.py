@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +30,38 @@ def text(count: int) -> np.ndarray:
     return np.random.default_rng(1).integers(4, 250, count).astype(np.uint32)
 
 
-def by_transformers(model: Any, ids: np.ndarray) -> np.ndarray:
-    """Of one forward pass over the whole text, `[n, vocabulary]`."""
-    with torch.inference_mode():
-        logits: np.ndarray = model(torch.from_numpy(ids.astype(np.int64))[None]).logits[0].numpy()
-    return logits
+def by_transformers(model: Any, ids: np.ndarray, original: int) -> np.ndarray:
+    """`[n, vocabulary]`, each of one forward pass over all that was read until there."""
+
+    def read(part: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            logits: np.ndarray = model(torch.from_numpy(part.astype(np.int64))[None]).logits[0].numpy()
+        return logits
+
+    return _before_and_beyond(read, ids, original)
 
 
-def by_llama_cpp(path: Path, ids: np.ndarray) -> np.ndarray:
-    """`[n, vocabulary]`, its context as long as the text: by that it chooses among LongRoPE's tables."""
-    llama = llama_c.LlamaModel(path, context=len(ids))
-    try:
-        return llama.extend(ids, every=True)
-    finally:
-        llama.close()
+def by_llama_cpp(path: Path, ids: np.ndarray, original: int) -> np.ndarray:
+    """`[n, vocabulary]`. Its context is as long as the text: by that it chooses among LongRoPE's tables."""
+
+    def read(part: np.ndarray) -> np.ndarray:
+        llama = llama_c.LlamaModel(path, context=len(part))
+        try:
+            return llama.extend(part, every=True)
+        finally:
+            llama.close()
+
+    return _before_and_beyond(read, ids, original)
 
 
-def by_us(path: Path, ids: np.ndarray, folder: Path, *, turn: int = 0) -> Iterator[Found]:
-    """In one piece, in pieces, step by step over position `turn`, and from a saved session in another runtime."""
+def _before_and_beyond(read: Callable[[np.ndarray], np.ndarray], ids: np.ndarray, original: int) -> np.ndarray:
+    """All positions of a text that is longer than `original` may be turned otherwise than those of a shorter one."""
+    whole = read(ids)
+    return np.concatenate([read(ids[:original]), whole[original:]]) if len(ids) > original else whole
+
+
+def by_us(path: Path, ids: np.ndarray, folder: Path, original: int) -> Iterator[Found]:
+    """In one piece, in pieces, step by step over the `original` window, and from a saved session in another runtime."""
     kv = KVConfig(path=folder / "kv", index="dense", host_gb=0.1, disk_gb=0.2)
     head = ids[:-STEPS]
     with Runtime.load(path, dtype="float32", kv=kv) as runtime:
@@ -62,10 +76,10 @@ def by_us(path: Path, ids: np.ndarray, folder: Path, *, turn: int = 0) -> Iterat
         session.save(engine, sequence, "kept", {})
         yield from _decode(engine, sequence, ids, "decoded behind pieces")
         sequence.close()
-        if STEPS < turn < len(ids) - STEPS:
+        if original < len(ids) - STEPS:
             sequence = engine.new_sequence()
-            _read(engine, sequence, ids[: turn - STEPS // 2])
-            yield from _decode(engine, sequence, ids[: turn + STEPS], "decoded over the original window")
+            _read(engine, sequence, ids[: original - STEPS // 2])
+            yield from _decode(engine, sequence, ids[: original + STEPS], "decoded over the original window")
             sequence.close()
     with Runtime.load(path, dtype="float32", kv=kv) as runtime:
         sequence, _, _ = session.load(runtime.engine, "kept")
