@@ -151,7 +151,7 @@ class LlamaModel:
     def __init__(
         self, path: Path, *, context: int, threads: int = 1, kv: str = "f32", flash: bool = False, rows: int = 512
     ) -> None:
-        self._c, self._rows = _library(), rows
+        self._c, self._rows, self._room, self._held = _library(), min(rows, context), context, 0
         _errors.clear()
         of_model = self._c.llama_model_default_params()
         of_model.gpu_layers = 0
@@ -159,7 +159,7 @@ class LlamaModel:
         if not self._model:
             raise LlamaCppError("; ".join(_errors) or f"{path} could not be loaded")
         settings = self._c.llama_context_default_params()
-        settings.context, settings.batch, settings.rows = context, rows, rows
+        settings.context, settings.batch, settings.rows = context, self._rows, self._rows
         settings.threads = settings.batch_threads = threads
         settings.flash, settings.key_type, settings.value_type = int(flash), KV_TYPES[kv], KV_TYPES[kv]
         self._context = self._c.llama_init_from_model(self._model, settings)
@@ -171,6 +171,9 @@ class LlamaModel:
 
     def extend(self, tokens: np.ndarray, *, every: bool = False) -> np.ndarray:
         """Append tokens `[n]`; logits fp32 `[n, vocabulary]` of every one, or `[1, vocabulary]` of the last."""
+        self._held += len(tokens)
+        if self._held > self._room:  # it would end the process
+            raise LlamaCppError(f"{self._held} tokens, its context has {self._room}")
         found = []
         for start in range(0, len(tokens), self._rows):
             ids = np.ascontiguousarray(tokens[start : start + self._rows], np.int32)
@@ -188,6 +191,7 @@ class LlamaModel:
     def clear(self) -> None:
         """Forget the sequence."""
         self._c.llama_memory_clear(self._c.llama_get_memory(self._context), True)
+        self._held = 0
 
     def tokenize(self, text: str, *, special: bool = False, begin: bool = False) -> list[int]:
         """Token ids of a text.

@@ -38,8 +38,9 @@ class LlamaCpp(Contestant):
             )
         except llama_c.LlamaCppError as error:
             raise LeftOutError(str(error)) from error
-        if self._llama.vocabulary_size != vocabulary:
-            raise LeftOutError(f"its vocabulary has {self._llama.vocabulary_size} tokens, ours {vocabulary}")
+        if (size := self._llama.vocabulary_size) != vocabulary:
+            self._llama.close()
+            raise LeftOutError(f"its vocabulary has {size} tokens, ours {vocabulary}")
 
     def extend(self, prompts: np.ndarray) -> None:
         self._next(prompts[0])
