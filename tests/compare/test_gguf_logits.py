@@ -6,21 +6,38 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
-from beside import OF_LLAMA_CPP, OF_TRANSFORMERS, assert_close, by_llama_cpp, by_transformers, by_us, text
+from beside import (
+    OF_LLAMA_CPP,
+    OF_TRANSFORMERS,
+    assert_close,
+    by_llama_cpp,
+    by_transformers,
+    by_us,
+    greedy_by_llama_cpp,
+    greedy_by_us,
+    needs_llama_cpp,
+    text,
+)
 from gguf_cases import cases
+from gguf_models import random_model, write_raw
 
 from stratakv.runtime import locate
 from stratakv.runtime.bench import llama_c
+from stratakv.runtime.gguf.container import read_gguf
+from stratakv.runtime.gguf.number_types import _is_readable as is_readable
+from stratakv.runtime.gguf.number_types import values
 
 ALL = bool(os.environ.get("COMPARE"))
 ORIGINAL, TOKENS = 256, 400
+GREEDY = 16
 LONG_ORIGINAL, LONG_TOKENS = 2048, 5000
 CASES, LONG_CASES = cases(ORIGINAL), cases(LONG_ORIGINAL)
 OFTEN = [
-    "llama, Llama 3.1's frequencies", "llama, yarn with betas", "llama, biases", "llama, scaled", "qwen2, yarn",
-    "qwen3, fused", "gemma3, linear", "gemma3, kinds by layer", "phi3, window", "phi3, longrope", "olmo2", "smollm3",
+    "llama, Llama 3.1's frequencies", "llama, yarn with betas", "llama, scaled", "qwen2, yarn",
+    "qwen3, fused", "gemma3, linear", "phi3, window", "phi3, longrope", "olmo2", "smollm3",
 ]  # fmt: skip
 """At least one of each architecture."""
 
@@ -52,3 +69,27 @@ def compare(name: str, ids: np.ndarray, original: int, folder: Path) -> None:
     assert_close(expected, found, OF_TRANSFORMERS)
     if llama_c.is_installed() and not case.unlike_llama_cpp:
         assert_close(by_llama_cpp(path, ids, original), found, OF_LLAMA_CPP)
+        if ALL:
+            assert greedy_by_us(path, ids, GREEDY, folder) == greedy_by_llama_cpp(path, ids, GREEDY)
+
+
+@pytest.mark.parametrize("name", [name for name in (CASES if ALL else OFTEN) if CASES[name].settings])
+def test_what_the_file_says_changes_the_logits(name: str) -> None:
+    """Or the tests above would hold without reading it."""
+    case, ids = CASES[name], text(TOKENS)
+    stated, plain = (by_transformers(model, ids, TOKENS) for model in (case.model(), random_model(case.family)))
+    assert abs(stated - plain).max() > 10 * OF_LLAMA_CPP * abs(plain).max()
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize("kind", [kind for kind in gguf.GGMLQuantizationType if is_readable(int(kind))], ids=str)
+def test_numbers_of_every_type_are_expanded_as_by_llama_cpp(kind: gguf.GGMLQuantizationType, tmp_path: Path) -> None:
+    """To the bit, whatever the bytes: NaN and infinity are where llama.cpp has them."""
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    data = np.random.default_rng(0).integers(0, 256, (6, 512 // block * size), dtype=np.uint8)
+    plain = {"F32": np.float32, "F16": np.float16}.get(kind.name)
+    written = ("t", data.view(plain)) if plain else ("t", data, kind)
+    (tensor,) = read_gguf(write_raw(tmp_path / "m.gguf", "llama", {}, [written])).tensors.values()
+    found = np.concatenate([rows.ravel() for rows in values(tensor)])
+    expected = data.view(np.float32).ravel() if kind.name == "F32" else llama_c.expand(data, int(kind))
+    assert np.array_equal(found, expected, equal_nan=True)

@@ -86,6 +86,26 @@ def by_us(path: Path, ids: np.ndarray, folder: Path, original: int) -> Iterator[
         yield from _decode(runtime.engine, sequence, ids, "resumed")
 
 
+def greedy_by_llama_cpp(path: Path, ids: np.ndarray, count: int) -> list[int]:
+    """The likeliest tokens behind a text, one after the other."""
+    llama = llama_c.LlamaModel(path, context=len(ids) + count)
+    found = [int(llama.extend(ids).argmax())]
+    while len(found) < count:
+        found.append(int(llama.extend(np.array(found[-1:])).argmax()))
+    llama.close()
+    return found
+
+
+def greedy_by_us(path: Path, ids: np.ndarray, count: int, folder: Path) -> list[int]:
+    kv = KVConfig(path=folder / "greedy", index="dense", host_gb=0.1, disk_gb=0.2)
+    with Runtime.load(path, dtype="float32", kv=kv) as runtime:
+        sequence = runtime.engine.new_sequence()
+        found = [int(_read(runtime.engine, sequence, ids).argmax())]
+        while len(found) < count:
+            found.append(int(runtime.engine.decode([sequence], found[-1:])[0].argmax()))
+    return found
+
+
 def _read(engine: Engine, sequence: Sequence, tokens: np.ndarray) -> np.ndarray:
     logits = engine.prefill(sequence, tokens, reuse=False).logits
     assert logits is not None
