@@ -95,6 +95,13 @@ def test_parts_of_a_split_file_are_one_model(tmp_path: Path) -> None:
         read_gguf([parts[0], parts[0]])
 
 
+def test_no_tensor_is_in_two_parts(tmp_path: Path) -> None:
+    one = [("odd", np.zeros((1, 8), np.float32))]
+    parts = [write_raw(tmp_path / f"{at}.gguf", "llama", {"split.no": at, "split.count": 2}, one)[0] for at in range(2)]
+    with pytest.raises(ModelFileError, match=r"1\.gguf: tensor 'odd' is in another part as well"):
+        read_gguf(parts)
+
+
 LIST = [1.0 + number for number in range(8)]
 YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 512}
 ROPE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

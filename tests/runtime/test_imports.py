@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_gguf import write_tiny_gguf
 
 ROOT = Path(__file__).parents[2]
 PROBE = """
@@ -66,6 +67,18 @@ def test_looking_after_sessions_loads_no_tensor_library(command: str, store: Pat
     found = modules_of(tmp_path, "sessions", *command.split(), "--kv-dir", str(store))
     assert "lmdb" in found
     assert not (TENSORS | {"rich", "prompt_toolkit"}) & found
+
+
+def test_reading_a_gguf_file_loads_no_modelling_code(tmp_path: Path) -> None:
+    probe = (
+        "import json, sys, torch, pathlib; from stratakv.runtime.gguf import directory, weights_file\n"
+        "found = directory.read_model([pathlib.Path(sys.argv[1])])\n"
+        "weights_file.write_weights(pathlib.Path(sys.argv[2]), found.weights, torch.float32, found.config)\n"
+        "print(json.dumps(sorted(sys.modules)))"
+    )
+    arguments = [str(write_tiny_gguf(tmp_path / "m.gguf")), str(tmp_path / "m.safetensors")]
+    done = subprocess.run([sys.executable, "-c", probe, *arguments], capture_output=True, text=True, check=True)
+    assert set(json.loads(done.stdout)) & HEAVY == {"gguf"}
 
 
 def test_a_question_loads_the_tensor_library_and_little_else(tmp_path: Path) -> None:
