@@ -69,9 +69,9 @@ class Said:
     def fail(self, name: str, found: object, problem: str) -> ModelFileError:
         return ModelFileError(f"{self.path}: {self._full(name)}: {shown(found)}, {problem}")
 
-    def refuse(self, name: str, found: object, why: str) -> ModelFileError:
+    def refuse(self, name: str, found: object, why: str, remedy: str = "take another model") -> ModelFileError:
         """What to raise for a setting that the family has no place for."""
-        return ModelFileError(f"{self.path}: {self._full(name)}: {shown(found)} is not supported: {why}; {_REMEDY}")
+        return ModelFileError(f"{self.path}: {self._full(name)}: {shown(found)} is not supported: {why}; {remedy}")
 
     def _full(self, name: str) -> str:
         return f"{self.architecture}.{name}"
@@ -91,5 +91,5 @@ class Said:
         if len(found) != self.value("block_count"):
             raise self.fail(name, found, f"{len(found)} numbers for {shown(self.value('block_count'))} layers")
         if len(set(found)) > 1:
-            raise self.refuse(name, found, "its layers have sizes of their own")
+            raise self.refuse(name, found, "its layers have sizes of their own", "take a model whose layers are alike")
         return found[0]

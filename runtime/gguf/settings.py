@@ -52,9 +52,8 @@ def common(said: Said, contents: Contents) -> dict[str, Any]:
     if drafts >= layers:
         raise said.fail("nextn_predict_layers", drafts, f"there are {layers} blocks with the model's own")
     if experts := said.whole("expert_count", default=0):
-        raise said.refuse(
-            "expert_count", experts, "a mixture of experts, which this family does not have (Mixtral and others)"
-        )
+        why = "a mixture of experts, which this family does not have (Mixtral and others)"
+        raise said.refuse("expert_count", experts, why, "take a dense model")
     hidden = said.whole("embedding_length", "hidden_size")
     heads = said.whole("attention.head_count", "num_attention_heads")
     if not said.has("attention.key_length") and hidden % (2 * heads):
@@ -100,7 +99,7 @@ def window(said: Said, context: int) -> int | None:
 def no_window(said: Said, context: int, why: str = "the family's layers see everything") -> None:
     """Raises ModelFileError if layers slide."""
     if (found := window(said, context)) is not None:
-        raise said.refuse("attention.sliding_window", found, why)
+        raise said.refuse("attention.sliding_window", found, why, "take the model's directory, or another model")
 
 
 _TOKENS = {"bos": "bos", "eos": "eos", "pad": "padding"}
