@@ -139,7 +139,8 @@ def _captured(
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(layer, keys `[G, n, D]` of all contexts, Q^T Q fp64 `[contexts, G, D, D]`) of each tiered layer."""
     size, device = len(contexts[0]), model.device
-    tables = model.rotary(torch.arange(size, device=device).unsqueeze(0), model.prefill_dtype)
+    reach = model.rope.reach(size)
+    tables = model.rotary(torch.arange(size, device=device).unsqueeze(0), model.prefill_dtype, reach)
     turned = torch.full((size,), distance, device=device)
     layout = PageLayout(
         num_heads=model.num_kv_heads, page_size=16, head_dim=model.head_dim,
@@ -153,7 +154,7 @@ def _captured(
         window = model.windows[layer]
         if window is None:
             keys.append(k[0])
-            far = model.rotation(layer).rotate(q[0], turned).reshape(k.shape[1], -1, k.shape[3])
+            far = model.rotation(layer, reach).rotate(q[0], turned).reshape(k.shape[1], -1, k.shape[3])
             grams.append((far.transpose(1, 2) @ far).double())
         q, k = model.rotate(layer, q, k, tables)
         if window is not None:

@@ -95,7 +95,7 @@ class Chat:
         self._turns, self._is_closed = Turns("this conversation"), False
         self._seen: dict[str, session.Seen] = {}  # what this conversation loaded or saved, by name
         self._first_turn()  # a template without a place for `system` is refused here
-        weakref.finalize(self, runtime.engine.abandoned.append, sequence).atexit = False
+        weakref.finalize(self, runtime.engine.pasts.abandoned.append, sequence).atexit = False
 
     def __repr__(self) -> str:
         return f"<Chat with {self._runtime.name}: {len(self.messages)} messages, {self.num_tokens} tokens>"

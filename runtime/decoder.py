@@ -3,8 +3,7 @@
 They are transformers' own layers without what is around them. Importing a model of transformers imports its loading,
 distributed training and compiling, which takes twice as long as torch itself; here a process that answers one question
 needs none of it. Every operation is transformers', in its order, so that results are its own to the bit
-(`tests/runtime/test_decoder.py`); names of parts and weights are its as well. Rotary tables of every kind are made by
-its own functions, which load quickly.
+(`tests/runtime/test_decoder.py`); names of parts and weights are its as well. Positions are `rotary`'s.
 
 Shapes  B sequences, T tokens, C hidden size, H query heads, G KV heads, D head dim
 """
@@ -17,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 
 from .products import Linear
 
@@ -70,13 +68,10 @@ class Decoder(nn.Module):
         with torch.device("meta"):
             self.model = _Inner(config)
             self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.model.rotary_emb = (LayeredRotary if config.model_type == "gemma3_text" else Rotary)(config)
         self.requires_grad_(False)
 
 
 class _Inner(nn.Module):
-    rotary_emb: nn.Module
-
     def __init__(self, config: Any) -> None:
         super().__init__()
         form = FORMS[config.model_type]
@@ -203,68 +198,6 @@ class DecoderLayer(nn.Module):
     def _normed(self, name: str | None, x: Tensor) -> Tensor:
         found: Tensor = x if name is None else getattr(self, name)(x)
         return found
-
-
-class Rotary(nn.Module):
-    """cos and sin of positions. What its decorator reads and replaces is named as transformers names it."""
-
-    inv_freq: Tensor
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.config, self.dtype = config, FORMS[config.model_type].rotary_dtype
-        self.max_seq_len_cached = self.original_max_seq_len = config.max_position_embeddings
-        self.rope_type = config.rope_parameters["rope_type"]
-        frequencies, self.attention_scaling = _frequencies(config, config.rope_parameters)
-        self.register_buffer("inv_freq", frequencies, persistent=False)
-        self.register_buffer("original_inv_freq", frequencies.clone(), persistent=False)
-
-    @dynamic_rope_update  # type: ignore[untyped-decorator]
-    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        return _tables(position_ids, self.inv_freq, self.attention_scaling, x.device, self.dtype or x.dtype)
-
-
-class LayeredRotary(nn.Module):
-    """The same with frequencies of its own for each kind of layer."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.config = config
-        self.max_seq_len_cached = self.original_max_seq_len = config.max_position_embeddings
-        self.layer_types = sorted(set(config.layer_types))
-        self.rope_type = {}
-        for kind in self.layer_types:
-            parameters = config.rope_parameters[kind]
-            if parameters is None:
-                continue
-            self.rope_type[kind] = parameters["rope_type"]
-            frequencies, scaling = _frequencies(config, parameters, layer_type=kind)
-            self.register_buffer(f"{kind}_inv_freq", frequencies, persistent=False)
-            self.register_buffer(f"{kind}_original_inv_freq", frequencies.clone(), persistent=False)
-            setattr(self, f"{kind}_attention_scaling", scaling)
-
-    @dynamic_rope_update  # type: ignore[untyped-decorator]
-    def forward(self, x: Tensor, position_ids: Tensor, layer_type: str) -> tuple[Tensor, Tensor]:
-        frequencies, scaling = (getattr(self, f"{layer_type}_{name}") for name in ("inv_freq", "attention_scaling"))
-        return _tables(position_ids, frequencies, scaling, x.device, x.dtype)
-
-
-def _frequencies(config: Any, parameters: dict[str, Any], **which: Any) -> tuple[Tensor, float]:
-    if parameters["rope_type"] != "default":
-        found: tuple[Tensor, float] = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config, None, **which)
-        return found
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if FORMS[config.model_type].is_fused:
-        dim = int(dim * parameters.get("partial_rotary_factor", 1.0))
-    return 1.0 / (parameters["rope_theta"] ** (torch.arange(0, dim, 2, dtype=torch.float) / dim)), 1.0
-
-
-def _tables(
-    positions: Tensor, frequencies: Tensor, scaling: float, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    angles = positions[..., None].float() * frequencies.to(device=device, dtype=torch.float)
-    both = torch.cat((angles, angles), -1)
-    return (both.cos() * scaling).to(dtype), (both.sin() * scaling).to(dtype)
 
 
 def apply_rotary_pos_emb(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from . import json_check
 from .errors import ModelFileError
 from .numbers_check import shown
+from .rope import read_rope
 from .settings_check import MAX_ADDED, check_generation, check_tokenizer_settings, read_config
 from .tokenizer_check import check_tokenizer
 from .weights_check import Weights, check_safetensors
@@ -32,7 +33,8 @@ def check_directory(path: Path) -> None:
     """Raises ModelFileError, naming file and field, unless the directory is a model that can be opened."""
     if not (path / "config.json").is_file():
         raise ModelFileError(f"{path} is a directory but no model: it has no config.json")
-    read_config(path / "config.json")
+    family, settings = read_config(path / "config.json")
+    read_rope(path / "config.json", family, settings)
     if (path / "adapter_config.json").exists():
         raise ModelFileError(f"{path / 'adapter_config.json'}: an adapter names another model to load; merge it first")
     if _is_there(path / "generation_config.json"):
@@ -43,15 +45,15 @@ def check_directory(path: Path) -> None:
 
 def check_weights(path: Path) -> Weights:
     """The directory's weights as transformers will find them: one file, or those an index names."""
-    names: set[str] = set()
+    shapes: dict[str, tuple[int, ...]] = {}
     elements = 0
     for file in weight_files(path):
         found = check_safetensors(file)
-        if names & found.names:
-            raise ModelFileError(f"{file}: tensor {shown(min(names & found.names))} is in another file as well")
-        names |= found.names
+        if twice := shapes.keys() & found.shapes.keys():
+            raise ModelFileError(f"{file}: tensor {shown(min(twice))} is in another file as well")
+        shapes |= found.shapes
         elements += found.elements
-    return Weights(frozenset(names), elements)
+    return Weights(shapes, elements)
 
 
 def _check_tokenizer_files(path: Path) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -30,13 +29,16 @@ from ..storage import TieredStore, clock
 from .apart import apart
 from .config import KVConfig
 from .interrupt import Interrupts
+from .known_tokens import append_known
 from .layer_cache import TieredLayer
 from .lookahead import FIRST_GUESSED
-from .model import Attend, Model, RotaryTables, StepTables
+from .model import Attend, Model, StepTables
+from .pasts import Pasts
 from .prefetch import Prefetcher
 from .prefixes import StoredPrefixes
 from .progress import OnProgress, Progress
-from .recompute import recompute
+from .reaching import in_reach, within_reach
+from .rotary import RotaryTables
 from .sequence import GENERATED, PROMPT, NamedPages, Sequence, Snapshot, StepPoint
 from .sliding_layer import SlidingLayer
 from .spare_cores import FittingThreads
@@ -72,9 +74,7 @@ class Engine:
         self.workspace, self.chunk, self.prefetcher = workspace, chunk, prefetcher
         self.interrupts, self.turns = Interrupts(), model.turns
         self.threads = FittingThreads.on(model.device)
-        self.abandoned: deque[Sequence] = deque()
-        """Of conversations that were dropped without being closed: the next turn gives their pages up. A garbage
-        collector may come at any moment, also while the store is in the middle of something."""
+        self.pasts = Pasts(model, store, self.indexes, config, workspace, prefetcher)
         self.num_steps = 0
         self.tokens_read = 0
         settings = {**config.retrieval_settings(), "index": self.index_identity}
@@ -92,23 +92,14 @@ class Engine:
         """The index and everything its states depend on besides the tokens."""
         return "; ".join(sorted({index.identity for index in self.indexes.values()}))
 
-    def new_sequence(self, *, keep_queries: bool = False) -> Sequence:
+    def new_sequence(self, *, keep_queries: bool = False, reach: int = 0) -> Sequence:
         """An empty one. With `keep_queries` it also keeps the queries that indexes learn from, for forks by other
-        engines."""
-        sequence = Sequence([], self.config.page_size, self.salt)
-        layout, model = self.store.layout, self.model
-        for layer, window in enumerate(model.windows):
-            if window is not None:
-                sequence.layers.append(SlidingLayer(layer, window, layout, model.dtype, model.device))
-            else:
-                recover = partial(recompute, self.model, self.store, sequence, layer)
-                tiered = TieredLayer(
-                    layer, self.store, self.indexes[layer], self.workspace, self.config.budget_tokens, recover,
-                    self.prefetcher,
-                )  # fmt: skip
-                tiered.queries.kept = [] if keep_queries else None
-                sequence.layers.append(tiered)
-        return sequence
+        engines.
+
+        Args:
+            reach: that of the KV it will get from elsewhere.
+        """
+        return Sequence(self.pasts.new(reach, keep_queries=keep_queries), self.config.page_size, self.salt)
 
     def fork(self, sequence: Sequence) -> Sequence:
         """An independent sequence with the same past; pages are shared, not copied.
@@ -118,7 +109,7 @@ class Engine:
 
         Raises CapacityError if there is no room for its open pages; nothing is held then.
         """
-        twin = self.new_sequence()
+        twin = self.new_sequence(reach=sequence.past.reach)
         try:
             with self.turn():
                 twin.follow(sequence)
@@ -132,8 +123,8 @@ class Engine:
         """The model to oneself, with interrupts waiting for a safe point. Raises ConversationError if this thread has
         it already."""
         with self.interrupts.deferred(), self.turns.taken(self.interrupts.check), apart():
-            while self.abandoned:
-                self.abandoned.popleft().close()
+            while self.pasts.abandoned:
+                self.pasts.abandoned.popleft().close()
             yield
 
     @torch.inference_mode()
@@ -168,6 +159,8 @@ class Engine:
             ValueError: no tokens; nothing was done.
             CapacityError: the tiers are full.
             ConversationError: called from inside `on_progress`, or another call has changed the sequence.
+
+        A text that grows to where the model's positions are others (`Rope.reach`) is computed again, all of it.
         """
         if len(tokens) == 0:
             raise ValueError("prefill needs at least one token")
@@ -175,10 +168,29 @@ class Engine:
         point = sequence.snapshot()
         with self.interrupts.deferred():
             try:
+                reach = self.model.rope.reach(sequence.num_tokens + len(tokens))
+                if reach != sequence.past.reach:
+                    return self._read_again(sequence, tokens, reach, want_logits, reuse, on_progress)
                 return self._prefill(sequence, tokens, want_logits, reuse, on_progress)
             except BaseException:
                 self.rollback(sequence, point)
                 raise
+
+    def _read_again(
+        self, sequence: Sequence, tokens: np.ndarray, reach: int, want_logits: bool, reuse: bool,
+        on_progress: OnProgress | None,
+    ) -> Prefilled:  # fmt: skip
+        """All of the text, `tokens` at its end, with the tables of `reach`. The sequence changes at the very end."""
+        held = sequence.num_tokens
+        twin = Sequence(self.pasts.instead_of(sequence.past, reach), sequence.page_size, self.salt)
+        try:
+            done = self._prefill(twin, np.concatenate([sequence.tokens, tokens]), want_logits, reuse, on_progress)
+        except BaseException:
+            with self.interrupts.deferred(), self.turns.taken():
+                twin.close()
+            raise
+        sequence.become(twin)
+        return Prefilled(done.logits, max(0, done.num_cached - held), done.num_computed)
 
     def _prefill(
         self, sequence: Sequence, tokens: np.ndarray, want_logits: bool, reuse: bool, on_progress: OnProgress | None
@@ -236,7 +248,7 @@ class Engine:
         grid = range((start // self.chunk + 1) * self.chunk, start + count, self.chunk)
         inside = {last_group} & set(range(start + 1, start + count))
         chunks = list(pairwise([start, *sorted({*grid} | inside), start + count]))
-        tables = [model.tables(a, b) for a, b in chunks]
+        tables = [model.tables(a, b, sequence.past.reach) for a, b in chunks]
         for layer, cache in enumerate(sequence.layers):
             with self.turn():
                 cache.begin()
@@ -277,7 +289,8 @@ class Engine:
         An exception or Ctrl-C leaves every sequence as it was.
 
         Args:
-            within: entered once the model's turn has come, so that a stopwatch counts no waiting for other threads.
+            within: entered once the model's turn has come, so that a stopwatch counts no waiting for other threads;
+                before that for a text that must be computed again.
 
         Returns:
             fp32 `[len(sequences), vocabulary]`.
@@ -286,7 +299,7 @@ class Engine:
             CapacityError: the tiers are full.
             ConversationError: called from a callback of another call.
         """
-        with self.turn(), within or nullcontext():
+        with self.interrupts.deferred(), self._in_reach(sequences), self.turn(), within or nullcontext():
             return self._step(sequences, tokens)
 
     def _step(self, sequences: list[Sequence], tokens: list[int]) -> Tensor:
@@ -294,7 +307,8 @@ class Engine:
         ids = [np.array([token], dtype=np.uint32) for token in tokens]
         named = [sequence.name_pages(new, GENERATED) for sequence, new in zip(sequences, ids, strict=True)]
         before = [StepPoint.of(sequence, fills) for sequence, fills in zip(sequences, named, strict=True)]
-        tables = model.step_tables([sequence.num_tokens for sequence in sequences])
+        lengths, reaches = zip(*((sequence.num_tokens, sequence.past.reach) for sequence in sequences), strict=True)
+        tables = model.step_tables(list(lengths), list(reaches))
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
             outs = [sequence.layers[layer].step(q[b], k[b], v[b], scale) for b, sequence in enumerate(sequences)]
@@ -353,38 +367,25 @@ class Engine:
         Raises:
             ValueError: no tokens. CapacityError: the tiers are full.
         """
-        model, start, count = self.model, sequence.num_tokens, len(tokens)
-        if not count:
+        if not len(tokens):
             raise ValueError("decode_known needs at least one token")
-        named = sequence.name_pages(tokens, GENERATED)
-        snapshot = sequence.snapshot()
-        table = model.tables(start, start + count)
-
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-            q, k = model.rotate(layer, q, k, table)
-            cache = sequence.layers[layer]
-            if isinstance(cache, SlidingLayer):
-                return cache.extend(q[0], k[0], v[0], start, scale).unsqueeze(0)
-            names = iter(zip(named.chains, named.tokens, strict=True))
-            outs = []
-            for row in range(count):
-                outs.append(cache.step(q[0, :, row], k[0, :, row], v[0, :, row], scale))
-                if cache.is_full:
-                    cache.seal(*next(names))
-            return torch.stack(outs, 1).unsqueeze(0)
-
-        with self.turn():
+        self.turns.require_free()
+        point, found = sequence.snapshot(), []
+        with self.interrupts.deferred():
             try:
-                hidden = model.embed_wide(tokens)
-                for layer in range(model.num_layers):
-                    self.interrupts.check()
-                    hidden = model.run_layer(model.layer(layer, prefill=True), hidden, attend)
+                while len(tokens):
+                    with self._in_reach([sequence]):
+                        count = within_reach(self.model.rope, sequence, len(tokens))
+                        with self.turn():
+                            found.append(append_known(self.model, sequence, tokens[:count], self.interrupts.check))
+                    tokens = tokens[count:]
+                return torch.cat(found)
             except BaseException:
-                sequence.rollback(snapshot)
+                self.rollback(sequence, point)
                 raise
-            named.require_right(sequence)
-            sequence.commit(tokens, GENERATED, named.chains)
-            return model.logits(hidden[0])
+
+    def _in_reach(self, sequences: list[Sequence]) -> AbstractContextManager[None]:
+        return in_reach(self.model.rope, sequences, self._read_again)
 
     def _seal(self, sequence: Sequence, named: NamedPages) -> None:
         """All layers have the step's token: publish the page that it filled, if it did."""

@@ -7,6 +7,7 @@ the tokenizer: it decides which token ids a text becomes, and pages are named by
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from .digests import Stamp, stamp
 from .directory_check import weight_files
 from .errors import ModelFileError
 from .locate import cache_dir, file_digest, remembered
+from .rope import NAMES, read_rope, was_misread
 from .settings_check import read_config
 from .weights_check import ITEM_BYTES
 
@@ -38,6 +40,8 @@ _OWN_ROPE = frozenset({"gemma3_text"})
 """Families with two tables, whose configuration merges what it is told."""
 _LENGTH_BLIND = frozenset({"default", "linear"})
 """Kinds of RoPE that do not compute with `max_position_embeddings`: it says how long a context may be, no more."""
+_POSITIONS = 2
+"""Of models whose positions versions before 0034 computed otherwise than their files say: KV of theirs is not found."""
 _USUAL: dict[str, Any] = {
     "attention_bias": False, "mlp_bias": False, "use_bidirectional_attention": False,
     "attn_logit_softcapping": None, "final_logit_softcapping": None, "layer_types": None,
@@ -64,8 +68,13 @@ def is_later(number: object) -> bool:
     return isinstance(number, int) and number > _FORMAT
 
 
-def former_identity(directory: Path, rope: Any, settings: dict[str, Any]) -> dict[str, Any]:
-    """The same as versions before 0020 made it, by which their folders are found."""
+def former_identity(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The same as versions before 0020 made it, by which their folders are found; of what those misread, no name that
+    they have given."""
+    from transformers import AutoConfig
+
+    family, said = read_config(directory / "config.json")
+    rope = None if was_misread(family, said) else AutoConfig.for_model(family, **copy.deepcopy(said)).rope_parameters
     return {"format": _FORMER_FORMAT, "weights": weights_digest(directory), "rope": rope, **settings}
 
 
@@ -155,6 +164,11 @@ def _what_matters(path: Path) -> dict[str, Any]:
     family, settings = read_config(path)
     kept = {name: _plain(value) for name, value in settings.items() if name not in _CHANGES_NO_NUMBER}
     kept = {name: value for name, value in kept.items() if name not in _USUAL or value not in (None, _USUAL[name])}
+    if was_misread(family, settings):
+        kept = {name: value for name, value in kept.items() if name not in NAMES}
+        return {"family": family, "rope": _plain(read_rope(path, family, settings)), "positions": _POSITIONS, **kept}
+    if family != "phi3":  # others compute with it only where the rest was misread, too
+        kept.pop("original_max_position_embeddings", None)
     rope = _rope(family, {name: kept.pop(name, None) for name in _ROPE})
     if all(kind in _LENGTH_BLIND for kind in _kinds(rope)):
         kept.pop("max_position_embeddings", None)

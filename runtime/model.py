@@ -27,17 +27,17 @@ from torch import Tensor
 
 from ..storage.file_names import readable_path
 from .captured import CapturedLayer, Graphs
+from .decoder import FORMS
 from .head import Head
 from .lean_layer import LeanLayer, for_lean, lean_layer
-from .model_files import check_vocabulary, own_modules, read_configuration, transformers_modules
+from .model_files import check_vocabulary, own_modules, read_configuration, rope_of, transformers_modules
 from .numbers_check import FAMILIES as FAMILIES
 from .numbers_check import reading
 from .products import PRODUCTS, Product
+from .rotary import Rotary, RotaryTables
 from .tokens import load_tokenizer
 from .turns import Turns
 
-RotaryTables = dict[str, tuple[Tensor, Tensor]]
-"""cos and sin `[B, T, rotary dim]` by layer kind."""
 Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
 """(layer, q [B,H,T,D], k [B,G,T,D], v [B,G,T,D], scale) -> [B,H,T,D]; q and k un-rotated."""
 AttendOne = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
@@ -73,7 +73,9 @@ class Model:
         self.num_heads: int = config.num_attention_heads
         self.num_kv_heads: int = config.num_key_value_heads
         self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // self.num_heads
-        self.max_positions: int = config.max_position_embeddings
+        self.rope = rope_of(config)
+        self.max_positions: int = self.rope.window
+        """Tokens that it is meant for."""
         kinds = getattr(config, "layer_types", None) or ["full_attention"] * self.num_layers
         self.kinds: list[str] = list(kinds)
         self.windows: list[int | None] = [
@@ -82,7 +84,7 @@ class Model:
         self.tiered = [layer for layer, window in enumerate(self.windows) if window is None]
         family = sys.modules[type(self.inner.layers[0].self_attn).__module__]
         self._apply_rotary = family.apply_rotary_pos_emb
-        self._rotary_kinds: list[str] = list(getattr(self.inner.rotary_emb, "layer_types", []))
+        self._rotary = Rotary(self.rope, self.kinds, self.device, FORMS[config.model_type].rotary_dtype)
         self._identities: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
         self._wide: dict[tuple[str, torch.Size], torch.nn.Parameter] = {}
         self._rotated = [bool(getattr(layer.self_attn, "use_rope", True)) for layer in self.inner.layers]
@@ -171,18 +173,18 @@ class Model:
         ids = torch.from_numpy(tokens.astype(np.int64)).to(self.device)
         return self.embed(ids.unsqueeze(0)).to(self.prefill_dtype)
 
-    def tables(self, start: int, stop: int) -> RotaryTables:
-        """`rotary` of positions `start .. stop` in `prefill_dtype`."""
+    def tables(self, start: int, stop: int, reach: int) -> RotaryTables:
+        """`rotary` of positions `start .. stop` of a text whose KV has that reach, in `prefill_dtype`."""
+        reaches = [self.rope.reach_at(reach, position) for position in range(start, stop)]
         positions = torch.arange(start, stop, device=self.device)
-        return self.rotary(positions.unsqueeze(0), self.prefill_dtype)
+        if len(set(reaches)) == 1:
+            return self._rotary(positions.unsqueeze(0), self.prefill_dtype, reaches[:1])
+        rows = self._rotary(positions.unsqueeze(1), self.prefill_dtype, reaches)
+        return {kind: (cos.transpose(0, 1), sin.transpose(0, 1)) for kind, (cos, sin) in rows.items()}
 
-    def rotary(self, positions: Tensor, dtype: torch.dtype) -> RotaryTables:
-        """cos and sin `[B, T, rotary dim]` by layer kind, for positions `[B, T]`."""
-        like = torch.empty(0, dtype=dtype, device=self.device)
-        if self._rotary_kinds:
-            return {kind: self.inner.rotary_emb(like, positions, kind) for kind in self._rotary_kinds}
-        table = self.inner.rotary_emb(like, positions)
-        return dict.fromkeys(set(self.kinds), table)
+    def rotary(self, positions: Tensor, dtype: torch.dtype, reach: int = 0) -> RotaryTables:
+        """cos and sin `[B, T, rotary dim]` by layer kind, for positions `[B, T]` of texts of that reach."""
+        return self._rotary(positions, dtype, [reach])
 
     def rotate(self, layer: int, q: Tensor, k: Tensor, tables: RotaryTables) -> tuple[Tensor, Tensor]:
         """Apply positions to q `[B,H,T,D]` and k `[B,G,T,D]` the family's way."""
@@ -192,9 +194,9 @@ class Model:
         rotated: tuple[Tensor, Tensor] = self._apply_rotary(q, k, cos, sin)
         return rotated
 
-    def rotation(self, layer: int) -> LayerRotation:
-        """The positions of one layer, for indexes that work on un-rotated keys."""
-        return LayerRotation(self, layer)
+    def rotation(self, layer: int, reach: int = 0) -> LayerRotation:
+        """The positions of one layer in texts of that reach, for indexes that work on un-rotated keys."""
+        return LayerRotation(self, layer, reach)
 
     def layer(self, layer: int, *, prefill: bool) -> torch.nn.Module:
         """A decoder layer; for prefill, a copy in `prefill_dtype` where that is another.
@@ -235,9 +237,13 @@ class Model:
         )
         return out[0] if isinstance(out, tuple) else out
 
-    def step_tables(self, positions: list[int]) -> StepTables:
-        """For one new token at each of these positions."""
-        tables = self.rotary(torch.tensor(positions, device=self.device).unsqueeze(1), self.dtype)
+    def step_tables(self, positions: list[int], reaches: list[int] | None = None) -> StepTables:
+        """For one new token at each of these positions, behind texts whose KV has these `reaches`; None: those that
+        texts of such lengths have."""
+        each = [
+            self.rope.reach_at(0 if reaches is None else reaches[b], position) for b, position in enumerate(positions)
+        ]
+        tables = self._rotary(torch.tensor(positions, device=self.device).unsqueeze(1), self.dtype, each)
         lean = {kind: for_lean(*table, self.head_dim) for kind, table in tables.items()}
         if self._graphs is not None:
             lean = {kind: self._graphs.held(kind, table) for kind, table in lean.items()}
@@ -292,8 +298,8 @@ class _Found(Exception):
 class LayerRotation:
     """A `retrieval.layer.Rotation`: how one layer of a model applies positions to keys."""
 
-    def __init__(self, model: Model, layer: int) -> None:
-        self._model, self._layer = model, layer
+    def __init__(self, model: Model, layer: int, reach: int) -> None:
+        self._model, self._layer, self._reach = model, layer, reach
 
     def rotate(self, keys: Tensor, positions: Tensor) -> Tensor:
         """Un-rotated keys `[G, n, D]` at positions `[n]` or `[G, n]` -> rotated, fp32."""
@@ -307,7 +313,7 @@ class LayerRotation:
 
     def _table(self, keys: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         rows = positions.to(keys.device)
-        tables = self._model.rotary(rows if rows.dim() == 2 else rows.unsqueeze(0), torch.float32)
+        tables = self._model.rotary(rows if rows.dim() == 2 else rows.unsqueeze(0), torch.float32, self._reach)
         return tables[self._model.kinds[self._layer]]
 
     def _apply(self, keys: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from .apart import without_progress_bar
+from .decoder import Decoder
 from .directory_check import check_weights
 from .errors import ModelFileError
 from .numbers_check import check_allocation, check_complete, check_family, check_shape
+from .rope import NAMES, Rope, for_transformers, read_rope
 from .settings_check import read_config
+from .tensors import account
 
 ATTENTION = "stratakv"
 """Our name among transformers' attention functions."""
@@ -28,11 +31,19 @@ def attention(
 
 
 def read_configuration(directory: Path, modules: str) -> Any:
-    """transformers' configuration of a model whose files can be what they say. Raises ModelFileError, and whatever
-    transformers raises."""
-    family, settings = read_config(directory / "config.json")
-    config = make_configuration(family, {**settings, "name_or_path": str(directory)}, modules)
+    """transformers' configuration of a model whose files can be what they say; its positions are `config.rope`.
+
+    Raises ModelFileError, and whatever transformers raises.
+    """
+    path = directory / "config.json"
+    family, settings = read_config(path)
+    tables = read_rope(path, family, settings)
+    plain = {name: value for name, value in settings.items() if name not in NAMES}
+    plain |= {"name_or_path": str(directory), **for_transformers(family, tables)}
+    config = make_configuration(family, plain, modules)
     _check_config(config, directory)
+    sizes = {"head_dim": _sizes(config)["head_dim"], "max_positions": config.max_position_embeddings}
+    config.rope = Rope.of(path, family, tables, **sizes)
     return config
 
 
@@ -45,6 +56,17 @@ def make_configuration(family: str, settings: dict[str, Any], modules: str = "ow
     from transformers import AutoConfig
 
     return AutoConfig.for_model(family, **settings)
+
+
+def rope_of(config: Any) -> Rope:
+    """The positions of a configuration of `read_configuration`, or of one that was made in memory."""
+    found = getattr(config, "rope", None)
+    if isinstance(found, Rope):
+        return found
+    path, family = Path("config.json"), config.model_type
+    tables = read_rope(path, family, {"rope_parameters": config.rope_parameters})
+    sizes = {"head_dim": _sizes(config)["head_dim"], "max_positions": config.max_position_embeddings}
+    return Rope.of(path, family, tables, **sizes)
 
 
 def own_modules(directory: Path, config: Any, dtype: torch.dtype) -> Any:
@@ -65,6 +87,7 @@ def transformers_modules(directory: Path, config: Any, dtype: torch.dtype) -> An
     from transformers.modeling_utils import AttentionInterface
 
     AttentionInterface.register(ATTENTION, attention)
+    account(directory, Decoder(config))
     with without_progress_bar():
         hf, found = AutoModelForCausalLM.from_pretrained(
             directory, config=config, dtype=dtype, attn_implementation=ATTENTION, use_safetensors=True,
@@ -86,7 +109,7 @@ def _check_config(config: Any, directory: Path) -> None:
         raise ModelFileError(f"{directory}: use_bidirectional_attention is not supported")
     sizes, weights = _sizes(config), check_weights(directory)
     check_shape(directory / "config.json", sizes)
-    check_allocation(directory / "config.json", sizes, weights.elements, len(weights.names))
+    check_allocation(directory / "config.json", sizes, weights.elements, len(weights.shapes))
 
 
 def check_vocabulary(tokenizer: Any, size: int, directory: Path) -> None:

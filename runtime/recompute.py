@@ -15,14 +15,19 @@ from torch import Tensor
 from ..storage import CorruptPageError, TieredStore
 from .layer_cache import TieredLayer
 from .model import Model
-from .sequence import Sequence
+from .sliding_layer import SlidingLayer
 
 logger = logging.getLogger(__name__)
 
 
 @torch.inference_mode()
-def recompute(model: Model, store: TieredStore, sequence: Sequence, layer: int, pids: list[int]) -> None:
+def recompute(
+    model: Model, store: TieredStore, layers: list[TieredLayer | SlidingLayer], reach: int, layer: int, pids: list[int]
+) -> None:
     """Rebuild the damaged pages `pids` of `layer`, reading only the pages before them.
+
+    Args:
+        layers: of the sequence, whose KV has that `reach`.
 
     Raises:
         CorruptPageError: the model has sliding layers, whose past is gone. The records are
@@ -35,7 +40,7 @@ def recompute(model: Model, store: TieredStore, sequence: Sequence, layer: int, 
             "for a model with sliding-window layers; start a new conversation and read the text again",
             pids,
         )
-    cache, size = sequence.layers[layer], store.layout.page_size
+    cache, size = layers[layer], store.layout.page_size
     assert isinstance(cache, TieredLayer)
     for pid in pids:
         start = int(np.flatnonzero(cache.pids == pid)[0]) * size
@@ -43,13 +48,15 @@ def recompute(model: Model, store: TieredStore, sequence: Sequence, layer: int, 
         logger.warning(
             "page %s (layer %d, tokens %d-%d) was damaged: recomputing it", name, layer, start, start + size - 1
         )
-        page = _page(model, sequence, layer, start, tokens).to(getattr(torch, store.layout.dtype))
+        page = _page(model, layers, reach, layer, start, tokens).to(getattr(torch, store.layout.dtype))
         store.replace(pid, page.contiguous().view(torch.uint8).view(-1))
 
 
-def _page(model: Model, sequence: Sequence, layer: int, start: int, tokens: np.ndarray) -> Tensor:
+def _page(
+    model: Model, layers: list[TieredLayer | SlidingLayer], reach: int, layer: int, start: int, tokens: np.ndarray
+) -> Tensor:
     """K and V `[G, 2, L, D]` of the page of `layer` that begins at position `start`."""
-    table = model.tables(start, start + len(tokens))
+    table = model.tables(start, start + len(tokens), reach)
     found: list[Tensor] = []
 
     def attend(at: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -57,7 +64,7 @@ def _page(model: Model, sequence: Sequence, layer: int, start: int, tokens: np.n
         if at == layer:
             found.extend((k[0], v[0]))
             return torch.zeros_like(q)
-        below = sequence.layers[at]
+        below = layers[at]
         assert isinstance(below, TieredLayer)
         return below.attend(q[0], k[0], v[0], start, scale).unsqueeze(0)
 

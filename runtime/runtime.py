@@ -258,6 +258,9 @@ class Runtime:
     def check_fits(self, held: int, new: int, what: str) -> None:
         """Raises DoesNotFitError if `held + new` tokens exceed the model's window or the tiers."""
         self.check_window(held, new, what)
+        rope = self.model.rope
+        if held and rope.reach(held + new) != rope.reach(held):  # what is held is computed again, beside the old
+            what, new = f"{what}, with {held} tokens that it makes longer and are computed again,", held + new
         self._check_room(held, new, what)
 
     def check_window(self, held: int, new: int, what: str) -> None:
@@ -367,10 +370,9 @@ def _open_store(
         }  # fmt: skip
         if is_lossy(kv.codec):
             settings["codec"] = kv.codec  # its pages may be approximate: no other run may find them
-        rope = getattr(model.config, "rope_parameters", None)
         home = find_home(
             folder, name, identity_of(directory, settings), {"gguf": gguf_digest(directory)},
-            former=lambda: former_identity(directory, rope, settings),
+            former=lambda: former_identity(directory, settings),
         )  # fmt: skip
         disk = open_disk(home, plan.disk_bytes, plan.disk_knob)
     workspace_cap = plan.workspace_bytes

@@ -1,13 +1,19 @@
-"""A sequence: its token log, its chain of page names, and one cache per layer."""
+"""A sequence: its token log, its chain of page names, and one cache per layer.
+
+What is stored of a text was turned by the rotary tables of one reach (`rope`), all of it. A text that grows beyond that
+is computed again, and its sequence goes on with another `Past`; the old one lives on as long as a `Snapshot` leads back
+to it (docs/decisions/0034).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from ..storage import ROOT, next_chain
+from ..storage import CHAIN_BYTES, ROOT, next_chain
 from .errors import ConversationError
 from .layer_cache import TieredLayer
 from .sliding_layer import SlidingLayer
@@ -40,7 +46,7 @@ class NamedPages:
     def require_right(self, sequence: Sequence) -> None:
         """Raises ConversationError unless `sequence` still ends where these pages begin and their names are what their
         tokens give there: otherwise another call has changed it meanwhile."""
-        here = sequence.chains[-1] if sequence.chains else ROOT
+        here = sequence.last_chain
         is_there = (len(sequence.chains), sequence.num_tokens, here) == (self.start, self.length, self.previous)
         if not is_there or _chained(self.previous, self.tokens, self.salts) != self.chains:
             raise ConversationError(
@@ -57,6 +63,40 @@ def _chained(previous: bytes, pages: np.ndarray, salts: list[bytes]) -> list[byt
     return chains
 
 
+def root_of(reach: int) -> bytes:
+    """What the names of pages of that reach begin with: pages of one are never taken for pages of another."""
+    if reach == 0:
+        return ROOT
+    return hashlib.blake2b(reach.to_bytes(8, "little"), digest_size=CHAIN_BYTES, person=b"reach").digest()
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class Past:
+    """What a sequence has in its layers, computed with the rotary tables of one reach."""
+
+    reach: int
+    layers: list[TieredLayer | SlidingLayer] = field(default_factory=list)
+    chains: list[bytes] = field(default_factory=list)
+    origins: np.ndarray = field(default_factory=lambda: np.empty(1024, dtype=np.uint8))
+    """Of the tokens, with room for more."""
+    from_store: np.ndarray = field(default_factory=lambda: np.empty(1024, dtype=np.bool_))
+
+    is_watched: bool = False
+    """Its pages are given up when it is dropped (`pasts`)."""
+
+    def close(self) -> None:
+        """Give up all pages. They stay in the store as cache. Safe to call twice."""
+        for layer in self.layers:
+            layer.close()
+        self.chains.clear()
+
+    def grow(self, needed: int) -> None:
+        """Make room for `needed` tokens."""
+        while needed > len(self.origins):
+            self.origins = np.concatenate([self.origins, np.empty_like(self.origins)])
+            self.from_store = np.concatenate([self.from_store, np.empty_like(self.from_store)])
+
+
 class Sequence:
     """Append-only: tokens are added at the end or dropped from it, never re-rendered.
 
@@ -64,13 +104,24 @@ class Sequence:
     the retrieval settings, because their KV depends on them. `num_from_store` is for people's eyes: it decides nothing.
     """
 
-    def __init__(self, layers: list[TieredLayer | SlidingLayer], page_size: int, salt: bytes) -> None:
-        self.layers, self.page_size, self.salt = layers, page_size, salt
-        self.chains: list[bytes] = []
+    def __init__(self, past: Past, page_size: int, salt: bytes) -> None:
+        self.past, self.page_size, self.salt = past, page_size, salt
         self._tokens = np.empty(1024, dtype=np.uint32)
-        self._origins = np.empty(1024, dtype=np.uint8)
-        self._from_store = np.empty(1024, dtype=np.bool_)
         self.num_tokens = 0
+
+    @property
+    def layers(self) -> list[TieredLayer | SlidingLayer]:
+        return self.past.layers
+
+    @property
+    def chains(self) -> list[bytes]:
+        """Names of the sealed pages."""
+        return self.past.chains
+
+    @property
+    def last_chain(self) -> bytes:
+        """What the next page's name goes on from."""
+        return self.chains[-1] if self.chains else root_of(self.past.reach)
 
     @property
     def tokens(self) -> np.ndarray:
@@ -79,12 +130,12 @@ class Sequence:
 
     @property
     def origins(self) -> np.ndarray:
-        return self._origins[: self.num_tokens]
+        return self.past.origins[: self.num_tokens]
 
     @property
     def num_from_store(self) -> int:
         """Tokens whose KV the store had when they joined, and that were not computed here."""
-        return int(self._from_store[: self.num_tokens].sum())
+        return int(self.past.from_store[: self.num_tokens].sum())
 
     @property
     def num_sealed(self) -> int:
@@ -98,11 +149,10 @@ class Sequence:
         needed = self.num_tokens + len(tokens)
         while needed > len(self._tokens):
             self._tokens = np.concatenate([self._tokens, np.empty_like(self._tokens)])
-            self._origins = np.concatenate([self._origins, np.empty_like(self._origins)])
-            self._from_store = np.concatenate([self._from_store, np.empty_like(self._from_store)])
+        self.past.grow(needed)
         self._tokens[self.num_tokens : needed] = tokens
-        self._origins[self.num_tokens : needed] = origin
-        self._from_store[self.num_tokens : needed] = from_store
+        self.past.origins[self.num_tokens : needed] = origin
+        self.past.from_store[self.num_tokens : needed] = from_store
         self.num_tokens = needed
 
     def name_pages(self, tokens: np.ndarray, origin: int) -> NamedPages:
@@ -115,21 +165,21 @@ class Sequence:
         pages = tokens[: whole * self.page_size].reshape(whole, self.page_size)
         salted = np.any(origins[: whole * self.page_size].reshape(whole, self.page_size), axis=1).tolist()
         salts = [self.salt if is_salted else b"" for is_salted in salted]
-        previous = self.chains[-1] if self.chains else ROOT
+        previous = self.last_chain
         return NamedPages(len(self.chains), length, previous, _chained(previous, pages, salts), pages, salts)
 
     def commit(self, tokens: np.ndarray, origin: int, chains: list[bytes], *, from_store: bool = False) -> None:
         """`tokens` are in every layer, and have filled the pages named `chains`."""
         self.log(tokens, origin, from_store=from_store)
-        self.chains += chains
+        self.past.chains += chains
 
     def snapshot(self) -> Snapshot:
         """Enough to come back to this point: what `rollback` takes."""
-        return Snapshot(self.num_tokens, len(self.chains), [layer.snapshot() for layer in self.layers])
+        return Snapshot(self.num_tokens, len(self.chains), [layer.snapshot() for layer in self.layers], self.past)
 
     def rollback(self, snapshot: Snapshot) -> None:
         """Drop everything after `snapshot`."""
-        self.num_tokens = snapshot.num_tokens
+        self.past, self.num_tokens = snapshot.past, snapshot.num_tokens
         del self.chains[snapshot.num_chains :]
         for layer, saved in zip(self.layers, snapshot.layers, strict=True):
             layer.rollback(saved)
@@ -143,26 +193,28 @@ class Sequence:
             else:
                 assert isinstance(theirs, SlidingLayer)
                 mine.follow(theirs)
-        self.chains = list(other.chains)
+        self.past.chains = list(other.chains)
         self.log(other.tokens, PROMPT)
-        self._origins[: self.num_tokens] = other.origins
-        self._from_store[: self.num_tokens] = other._from_store[: self.num_tokens]
+        self.past.origins[: self.num_tokens] = other.origins
+        self.past.from_store[: self.num_tokens] = other.past.from_store[: self.num_tokens]
+
+    def become(self, other: Sequence) -> None:
+        """Go on with the past of `other`, which holds these tokens, or these and more, and is given up."""
+        self.past, self._tokens, self.num_tokens = other.past, other._tokens, other.num_tokens
 
     def close(self) -> None:
         """Give up all pages. They stay in the store as cache."""
-        for layer in self.layers:
-            layer.close()
-        self.chains.clear()
+        self.past.close()
         self.num_tokens = 0
 
 
 class Snapshot:
     """A point in a sequence's past."""
 
-    __slots__ = ("layers", "num_chains", "num_tokens")
+    __slots__ = ("layers", "num_chains", "num_tokens", "past")
 
-    def __init__(self, num_tokens: int, num_chains: int, layers: list[Any]) -> None:
-        self.num_tokens, self.num_chains, self.layers = num_tokens, num_chains, layers
+    def __init__(self, num_tokens: int, num_chains: int, layers: list[Any], past: Past) -> None:
+        self.num_tokens, self.num_chains, self.layers, self.past = num_tokens, num_chains, layers, past
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,6 +133,7 @@ def _payload(engine: Engine, sequence: Sequence, name: str, notes: dict[str, Any
             tensors |= {f"layer.{layer}.{part}": t.cpu().contiguous() for part, t in cache.export().items()}
     header = {
         "version": VERSION, "index": engine.index_identity, "num_pages": len(sequence.chains), "notes": notes,
+        "reach": sequence.past.reach,
         "saved_at": time.time(), "id": secrets.token_hex(8),
     }  # fmt: skip
     payload = safetensors.torch.save(tensors, {"stratakv": json.dumps(header)})
@@ -196,6 +197,7 @@ def load(engine: Engine, name: str, *, seen: Seen | None = None) -> tuple[Sequen
     sequence = engine.new_sequence()
     try:
         header, chains, tensors = read_session(engine, sequence, payload)
+        sequence.past = engine.pasts.new(header["reach"])
         computed = _fill(engine, sequence, header, chains, tensors)
     except RecordError as error:
         sequence.close()

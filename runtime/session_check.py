@@ -26,6 +26,8 @@ def read_session(
     count, size = header["num_tokens"], sequence.page_size
     if count // size != len(chains) or len(set(chains)) < len(chains):
         raise RecordError(f"num_pages: {count} tokens have {count // size} whole pages, all different")
+    if not engine.model.rope.is_reach(header["reach"], count):
+        raise RecordError(f"reach: {header['reach']}, which this model has none of for {count} tokens")
     _check_ids(engine, tensors, header["notes"].get("unfed", []))
     expected = {"tokens", "origins", "chains"}
     for layer, cache in enumerate(sequence.layers):

@@ -37,13 +37,15 @@ def header_of(payload: bytes) -> tuple[dict[str, Any], list[bytes]]:
         raise RecordError(f"num_pages: {shown(pages)}, but there are {tokens} tokens and {chains} bytes of chains")
     index, notes = header.get("index"), _object(header.get("notes"), "notes")
     _require(isinstance(index, str) and len(index) <= _MAX_INDEX and index.isprintable(), "index: not a name")
+    reach = header.get("reach", 0)
+    _require(is_count(reach) and reach <= tokens, f"reach: {shown(reach)}, but there are {tokens} tokens")
     if header.get("saved_at") is not None:
         _require(is_time(header["saved_at"]), f"saved_at: {shown(header['saved_at'])}")
     if notes:
         _check_notes(notes)
     start = layout["chains"]["data_offsets"][0]
     borders = range(start, start + CHAIN_BYTES * pages + 1, CHAIN_BYTES)
-    return header | {"num_tokens": tokens}, [bytes(data[a:b]) for a, b in pairwise(borders)]
+    return header | {"num_tokens": tokens, "reach": reach}, [bytes(data[a:b]) for a, b in pairwise(borders)]
 
 
 def _check_version(version: object) -> None:

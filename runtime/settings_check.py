@@ -22,8 +22,8 @@ _COMMON = frozenset({
     "attention_bias", "attention_dropout", "attn_logit_softcapping", "bos_token_id", "eos_token_id",
     "final_logit_softcapping", "head_dim", "hidden_act", "hidden_size", "intermediate_size", "layer_types",
     "max_position_embeddings", "mlp_bias", "num_attention_heads", "num_hidden_layers", "num_key_value_heads",
-    "pad_token_id", "partial_rotary_factor", "rms_norm_eps", "rope_parameters", "rope_scaling", "rope_theta",
-    "sliding_window", "tie_word_embeddings", "use_bidirectional_attention", "vocab_size",
+    "original_max_position_embeddings", "pad_token_id", "partial_rotary_factor", "rms_norm_eps", "rope_parameters",
+    "rope_scaling", "rope_theta", "sliding_window", "tie_word_embeddings", "use_bidirectional_attention", "vocab_size",
 })  # fmt: skip
 """Also what a family does not have but `model.py` refuses where it is set."""
 _WINDOWS = frozenset({"max_window_layers", "use_sliding_window"})
@@ -36,11 +36,15 @@ NAMES: dict[str, frozenset[str]] = {
         "hidden_activation", "query_pre_attn_scalar", "rope_local_base_freq", "sliding_window_pattern",
         "_sliding_window_pattern",
     },
-    "phi3": _COMMON | {"original_max_position_embeddings", "embd_pdrop", "resid_pdrop"},
+    "phi3": _COMMON | {"embd_pdrop", "resid_pdrop"},
     "olmo2": _COMMON,
     "smollm3": _COMMON | _WINDOWS | {"no_rope_layers", "no_rope_layer_interval"},
 }  # fmt: skip
 """Family -> the names in `config.json` that its forward pass depends on."""
+WRAPPERS = frozenset({"gemma3", "llava", "mistral3"})
+"""Models of pictures and text whose text runs through the family of their `text_config` as it would alone."""
+_OF_THE_WHOLE = frozenset({"bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"})
+"""What a wrapper may say for its text part."""
 _OTHER_WEIGHTS = frozenset({"quantization_config", "compression_config", "transformers_weights", "per_layer_config"})
 _OTHER_CODE = frozenset({"auto_map", "custom_pipelines", "trust_remote_code", "kernel_config", "fusion_config"})
 _IMPLEMENTATION = "_implementation"
@@ -57,11 +61,14 @@ _MAX_TOKEN_IDS = 256
 
 
 def read_config(path: Path) -> tuple[str, dict[str, Any]]:
-    """The family, and what may be handed to its configuration class. Raises ModelFileError."""
+    """The family, and what may be handed to its configuration class; of a wrapper, those of its text part. Raises
+    ModelFileError."""
     settings = json_check.read(path, json_check.CONFIG)
     family = settings.pop("model_type", None)
     if family is None:
         raise ModelFileError(f"{path}: model_type: the file does not say it")
+    if isinstance(settings.get("text_config"), dict):
+        family, settings = _text_part(path, family, settings)
     check_family(path, family)
     if family == "mistral" and settings.get("layer_types") is not None:
         raise ModelFileError(f"{path}: layer_types: Mistral's layers are all alike; Ministral is not supported")
@@ -69,6 +76,22 @@ def read_config(path: Path) -> tuple[str, dict[str, Any]]:
     dropped = sorted(settings.keys() - NAMES[family])
     logger.debug("%s: not used: %s", path, ", ".join(dropped))
     return family, {name: value for name, value in settings.items() if name in NAMES[family]}
+
+
+def _text_part(path: Path, wrapper: object, settings: dict[str, Any]) -> tuple[object, dict[str, Any]]:
+    """Family and settings of the text in a model of pictures and text. Raises ModelFileError if it does not run through
+    its family as it would alone."""
+    if wrapper not in WRAPPERS:
+        raise ModelFileError(
+            f"{path}: model family {shown(wrapper)} is one of several parts, and its text part cannot be taken alone; "
+            f"of such families these are supported, for text: {', '.join(sorted(WRAPPERS))}"
+        )
+    _refuse(path, {name: value for name, value in settings.items() if name not in ("auto_map", "text_config")})
+    text = dict(settings["text_config"])
+    family = text.pop("model_type", "gemma3_text" if wrapper == "gemma3" else None)
+    if family is None:
+        raise ModelFileError(f"{path}: text_config: model_type: the file does not say it")
+    return family, {name: settings[name] for name in _OF_THE_WHOLE & settings.keys()} | text
 
 
 def check_generation(path: Path) -> None:

@@ -26,9 +26,9 @@ ITEM_BYTES = {
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """What a file's header says: the tensors' names, and how many numbers they hold together."""
+    """What a file's header says: the tensors' shapes by name, and how many numbers they hold together."""
 
-    names: frozenset[str]
+    shapes: dict[str, tuple[int, ...]]
     elements: int
 
 
@@ -51,10 +51,11 @@ def check_header(path: Path, header: dict[str, Any], data_bytes: int) -> Weights
     _check_metadata(path, header.pop("__metadata__", {}))
     if len(header) > MAX_TENSORS:
         raise ModelFileError(f"{path}: header: {len(header)} tensors, at most {MAX_TENSORS} are allowed")
-    spans, elements = [], 0
+    spans, shapes, elements = [], {}, 0
     for name, entry in header.items():
         shape, begin, end = _entry(path, f"tensor {shown(name)}", entry)
         spans.append((begin, end, name))
+        shapes[name] = tuple(shape)
         elements += prod(shape)
     at = 0
     for begin, end, name in sorted(spans):
@@ -65,7 +66,7 @@ def check_header(path: Path, header: dict[str, Any], data_bytes: int) -> Weights
         at = end
     if at != data_bytes:
         raise ModelFileError(f"{path}: data: {data_bytes} bytes, its tensors have {at}; is it complete?")
-    return Weights(frozenset(header), elements)
+    return Weights(shapes, elements)
 
 
 def _check_metadata(path: Path, metadata: Any) -> None:

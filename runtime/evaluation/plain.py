@@ -18,7 +18,7 @@ class PlainModel:
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self.length = 0
+        self.length = self.reach = 0
         self.keys: list[Tensor] = [torch.empty(0)] * model.num_layers
         """Rotated, `[G, n, D]` per layer."""
         self.values: list[Tensor] = [torch.empty(0)] * model.num_layers
@@ -27,6 +27,7 @@ class PlainModel:
         """An independent sequence with the same past."""
         twin = PlainModel(self.model)
         twin.length, twin.keys, twin.values = self.length, list(self.keys), list(self.values)
+        twin.reach = self.reach
         return twin
 
     @torch.inference_mode()
@@ -48,7 +49,11 @@ class PlainModel:
         """
         model, start, count = self.model, self.length, len(tokens)
         positions = torch.arange(start, start + count, device=model.device).unsqueeze(0)
-        table = model.rotary(positions, torch.float32)
+        reach = model.rope.reach_of_step(self.reach, start + count) if start else model.rope.reach(count)
+        if start and reach != self.reach:
+            raise ValueError(f"{start} tokens are turned as {self.reach}, {count} more need {reach}: read all at once")
+        self.reach = reach
+        table = model.rotary(positions, torch.float32, model.rope.reach_at(reach, start))
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
             q, k = model.rotate(layer, q, k, table)

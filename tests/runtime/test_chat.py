@@ -320,7 +320,7 @@ def test_conversations_that_are_dropped_give_their_pages_up(tiny_llama: Path, tm
             small.chat().send(f"hi {number}", max_new_tokens=2, ignore_eos=True)
         gc.collect()
         small.generate("x", max_new_tokens=2)
-        assert not small.engine.abandoned
+        assert not small.engine.pasts.abandoned
         small.store.check_integrity()
 
 
