@@ -172,7 +172,7 @@ def test_rope_of_families_that_merge_it_is_kept_as_it_is_said(tmp_path: Path) ->
     said: list[dict[str, Any]] = [
         {"rope_scaling": linear}, {"rope_scaling": {"type": "linear", "factor": 8.0}},
         {"rope_scaling": linear, "rope_parameters": nested}, {"rope_parameters": nested},
-        {"rope_parameters": flat}, {"rope_parameters": flat, "rope_theta": 7.0},
+        {"rope_parameters": flat}, {"rope_parameters": {**flat, "rope_theta": 7.0}},
         {"rope_parameters": nested, "max_position_embeddings": 77},
     ]  # fmt: skip
     gemma = says(model_type="gemma3_text", rope_scaling=None, rope_parameters=None, rope_theta=None)
