@@ -78,9 +78,11 @@ class Model:
         """Tokens that it is meant for."""
         kinds = getattr(config, "layer_types", None) or ["full_attention"] * self.num_layers
         self.kinds: list[str] = list(kinds)
-        self.windows: list[int | None] = [
+        windows = [
             config.sliding_window if kind == "sliding_attention" else self._legacy_window(config) for kind in kinds
         ]
+        self.windows = [None if window is None or window >= self.max_positions else window for window in windows]
+        """None also for one that no text is longer than: Phi-3's long models have those."""
         self.tiered = [layer for layer, window in enumerate(self.windows) if window is None]
         family = sys.modules[type(self.inner.layers[0].self_attn).__module__]
         self._apply_rotary = family.apply_rotary_pos_emb

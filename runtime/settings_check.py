@@ -43,8 +43,8 @@ NAMES: dict[str, frozenset[str]] = {
 """Family -> the names in `config.json` that its forward pass depends on."""
 WRAPPERS = frozenset({"gemma3", "llava", "mistral3"})
 """Models of pictures and text whose text runs through the family of their `text_config` as it would alone."""
-_OF_THE_WHOLE = frozenset({"bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"})
-"""What a wrapper may say for its text part."""
+_ENDS = frozenset({"bos_token_id", "eos_token_id", "pad_token_id"})
+"""What a wrapper may say for its text part, if that does not."""
 _OTHER_WEIGHTS = frozenset({"quantization_config", "compression_config", "transformers_weights", "per_layer_config"})
 _OTHER_CODE = frozenset({"auto_map", "custom_pipelines", "trust_remote_code", "kernel_config", "fusion_config"})
 _IMPLEMENTATION = "_implementation"
@@ -91,7 +91,9 @@ def _text_part(path: Path, wrapper: object, settings: dict[str, Any]) -> tuple[o
     family = text.pop("model_type", "gemma3_text" if wrapper == "gemma3" else None)
     if family is None:
         raise ModelFileError(f"{path}: text_config: model_type: the file does not say it")
-    return family, {name: settings[name] for name in _OF_THE_WHOLE & settings.keys()} | text
+    ends = {name: settings[name] for name in _ENDS & settings.keys()}
+    head = {name: settings[name] for name in {"tie_word_embeddings"} & settings.keys()}  # the head is the wrapper's
+    return family, {**ends, **text, **head}
 
 
 def check_generation(path: Path) -> None:
