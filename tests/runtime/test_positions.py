@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import numpy as np
 import pytest
 import torch
 from tiny_models import VOCABULARY, reference_model, save_tiny_model
 from torch import Tensor
 
-from stratakv.runtime import Chat, KVConfig, Runtime
+from stratakv.runtime import Chat, KVConfig, Runtime, SessionError
 from stratakv.runtime.progress import Progress
 from stratakv.runtime.sequence import Sequence
 
@@ -265,6 +266,34 @@ def test_reading_says_how_much_and_decode_says_why(
         engine.decode([short], [3])
         engine.decode([short], [3])
     assert [record.message.split(",")[0] for record in caplog.records] == [f"the text is {LIMIT + 1} tokens long now"]
+
+
+def test_damaged_pages_are_made_again_with_the_positions_they_had(longrope: Side) -> None:
+    with longrope.load() as runtime:
+        chat = runtime.chat()
+        runtime.engine.prefill(chat._sequence, some(0, 160))
+        chat.save("long")
+    (folder,) = longrope.store.iterdir()
+    with lmdb.open(str(folder), max_dbs=3, map_size=1 << 30) as environment:
+        pages = environment.open_db(b"pages")
+        with environment.begin(db=pages, write=True) as transaction:
+            for key, value in list(transaction.cursor())[::4]:
+                transaction.put(key, value[:-9] + bytes([value[-9] ^ 4]) + value[-8:])
+    with longrope.load() as runtime:
+        resumed = runtime.chat(session="long")
+        sequence = resumed._sequence
+        longrope.check(sequence, runtime.engine.decode([sequence], [3])[0])
+        assert runtime.stats()["pages_recomputed"] > 4
+
+
+@pytest.mark.parametrize("reach", [1, LIMIT, LIMIT + 2, -1, True, 10**6])
+def test_a_session_whose_reach_cannot_be_is_refused(reach: int, longrope: Side, runtime: Runtime) -> None:
+    chat = runtime.chat()
+    runtime.engine.prefill(chat._sequence, some(0, 160))
+    chat._sequence.past.reach = reach
+    chat.save("odd")
+    with pytest.raises(SessionError, match="reach"):
+        runtime.chat(session="odd")
 
 
 def check_reply(chat: Chat, side: Side) -> None:
