@@ -45,12 +45,13 @@ _OF_KIND: dict[str, frozenset[str]] = {
     }),
     "llama3": frozenset({"factor", "low_freq_factor", "high_freq_factor"}),
     "longrope": frozenset({"factor", "attention_factor", "short_factor", "long_factor"}),
-    "factors": frozenset({"factors", "attention_factor"}),
 }  # fmt: skip
-"""Kind of table -> what it is computed from, besides `_COMMON`. `factors` is ours: frequencies divided one by one."""
+"""Kind of table -> what it is computed from, besides `_COMMON`."""
+_OF_FAMILY = {"phi3": ("default", "longrope")}
+"""Families that have some of the kinds only."""
 _REQUIRED = {
     "linear": ("factor",), "dynamic": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
-    "longrope": ("short_factor", "long_factor"), "factors": ("factors",),
+    "longrope": ("short_factor", "long_factor"),
 }  # fmt: skip
 _COMMON = frozenset({"rope_type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"})
 _OTHER_NAMES = {"su": "longrope"}
@@ -61,10 +62,10 @@ _FROM_ORIGINAL = frozenset({"yarn", "llama3", "longrope"})
 """Kinds that are computed from the original length."""
 _SWITCHED_ON = frozenset({"yarn", "linear", "dynamic"})
 """Kinds that people switch on in a finished model, by whose page the rest of `config.json` stays as it is."""
-_LISTS = frozenset({"short_factor", "long_factor", "factors"})
+_LISTS = frozenset({"short_factor", "long_factor"})
 _LEAST = {"rope_theta": 1.0, "factor": 1.0}
 """No number may be smaller; of others, none may be 0 or less."""
-_MOST = 1e12
+_MOST = 1e15
 _DEFAULT_THETA: dict[str, dict[str, float]] = {
     "gemma3_text": {"full_attention": 1_000_000.0, "sliding_attention": 10_000.0},
     "smollm3": {EVERY_LAYER: 2_000_000.0},
@@ -142,11 +143,11 @@ class Rope:
         so many tokens."""
         found = 0
         for table in self.tables.values():
-            original = table.get("original_max_position_embeddings", length)
             if table["rope_type"] == "dynamic" and length > self.max_positions:
                 return length
-            if table["rope_type"] == "longrope" and length > original:
-                found = max(found, original + 1)
+            if table["rope_type"] == "longrope" and table["short_factor"] != table["long_factor"]:
+                original: int = table["original_max_position_embeddings"]
+                found = max(found, original + 1) if length > original else found
         return found
 
     def reach_of_step(self, reach: int, length: int) -> int:
@@ -168,14 +169,14 @@ class Rope:
         return reach == 0 or (reach <= length and self.reach(reach) == reach)
 
 
-def for_transformers(family: str, tables: Mapping[str, Table]) -> dict[str, Any] | None:
-    """`rope_parameters` with which transformers' configuration of the family says the same; None if it cannot."""
-    if any(table["rope_type"] == "factors" for table in tables.values()):
-        return None
-    if family == "phi3" and tables[EVERY_LAYER]["rope_type"] not in ("default", "longrope"):
-        return None
+def for_transformers(family: str, tables: Mapping[str, Table]) -> dict[str, Any]:
+    """The settings with which transformers' configuration of the family says the same."""
     each = {kind: _without_original(table) for kind, table in tables.items()}
-    return each.get(EVERY_LAYER, each)
+    found: dict[str, Any] = {"rope_parameters": each.get(EVERY_LAYER, each)}
+    original = tables.get(EVERY_LAYER, {}).get("original_max_position_embeddings")
+    if family == "phi3" and original is not None:
+        found["original_max_position_embeddings"] = original  # its class reads it here only
+    return found
 
 
 def _without_original(table: Table) -> Table:
@@ -241,10 +242,9 @@ def _merged(path: Path, said: _Said) -> Table:
 def _check(path: Path, family: str, table: Table) -> None:
     """Raises ModelFileError, naming what is wrong, unless every name belongs to the kind and every number can be."""
     kind = table["rope_type"]
-    if not isinstance(kind, str) or kind not in _OF_KIND:
-        raise ModelFileError(
-            f"{path}: rope_type: {shown(kind)} is not supported; supported: {', '.join(sorted(_OF_KIND))}"
-        )
+    known = _OF_FAMILY.get(family, tuple(_OF_KIND))
+    if not isinstance(kind, str) or kind not in known:
+        raise ModelFileError(f"{path}: rope_type: {shown(kind)} is not supported; {family} has {', '.join(known)}")
     for name in sorted(table.keys() - _COMMON - _OF_KIND[kind]):
         raise ModelFileError(f"{path}: {shown(name)}: {shown(table[name])}, which rope_type {kind} does not have")
     for name in _REQUIRED.get(kind, ()):

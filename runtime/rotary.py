@@ -73,9 +73,7 @@ class Rotary:
             return inverse.to(self._device), float(scaling)
         width = rotary_width(table, self.rope.head_dim)
         inverse = 1.0 / (table["rope_theta"] ** (torch.arange(0, width, 2, dtype=torch.float) / width))
-        if kind == "factors":
-            inverse = inverse / torch.tensor(table["factors"], dtype=torch.float)
-        return inverse.to(self._device), float(table.get("attention_factor", 1.0))
+        return inverse.to(self._device), 1.0
 
 
 @dataclass(frozen=True, slots=True)

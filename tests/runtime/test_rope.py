@@ -14,9 +14,7 @@ from tiny_models import reference_model, save_tiny_model
 
 from stratakv.runtime import KVConfig, ModelFileError, Runtime
 from stratakv.runtime.identity import model_key
-from stratakv.runtime.model_files import read_configuration
 from stratakv.runtime.rope import Rope, read_rope
-from stratakv.runtime.rotary import Rotary
 
 HERE = Path("config.json")
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}
@@ -169,6 +167,7 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
                              "original_max_position_embeddings": 512}, "original_max_position_embeddings"),
     "unknown kind": ("llama", {"rope_scaling": {"type": "xdrope", "factor": 2.0}}, "'xdrope' is not supported"),
     "no kind": ("llama", {"rope_scaling": {"factor": 2.0}}, "factor"),
+    "another family's kind": ("phi3", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "default, longrope"),
     "unknown layers": ("gemma3_text", {"rope_parameters": {"chunked_attention": {}}}, "chunked_attention"),
     "unknown name": ("llama", {"rope_scaling": {**YARN, "long_mscale": 1.2}}, "long_mscale"),
     "another kind's name": ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0, "beta_fast": 8}}, "beta_fast"),
@@ -199,24 +198,11 @@ def test_what_contradicts_itself_or_cannot_be_is_told_in_one_line(what: str) -> 
     assert "\n" not in str(caught.value)
 
 
-def test_factors_divide_the_frequencies(tmp_path: Path) -> None:
-    """A kind of ours, for files that give a number for each frequency."""
-    folder = save_tiny_model(tmp_path / "model")
-    factors = [1.0, 2.0, 4.0, 8.0]
-    saying(folder, rope_parameters={"rope_type": "factors", "rope_theta": 1e4, "factors": factors})
-    found = read_configuration(folder, "own").rope
-    plain, turned = (
-        Rotary(each, ["full_attention"], torch.device("cpu"), None)._frequencies(0)["every_layer"][0]
-        for each in (rope("llama", {}, head_dim=8), found)
-    )
-    assert torch.equal(turned, plain / torch.tensor(factors))
-    with pytest.raises(ModelFileError, match="factors"):
-        read_configuration(folder, "transformers")
-
-
 def test_the_longest_reach_is_one_and_a_dynamic_one_is_the_length() -> None:
     longrope = rope("phi3", {"rope_scaling": {"type": "longrope", **LISTS}}, 4)
     assert [longrope.reach(length) for length in (1, 4096, 4097, 100000)] == [0, 0, 4097, 4097]
+    equal = {"short_factor": [2.0, 9.0], "long_factor": [2.0, 9.0]}
+    assert rope("phi3", {"rope_scaling": {"type": "longrope", **equal}}, 4).reach(100000) == 0
     dynamic = rope("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}})
     assert [dynamic.reach(length) for length in (4096, 4097, 5000)] == [0, 4097, 5000]
     assert [dynamic.is_reach(*pair) for pair in ((0, 9), (5000, 5000), (5000, 4999), (4096, 5000))] == [
