@@ -131,7 +131,9 @@ def test_one_piece_pieces_decode_and_a_resumed_session(name: str, sides: Callabl
         logits = runtime.engine.decode([resumed._sequence], [7])[0]
         if name != "dynamic":
             side.check(resumed._sequence, logits)
-        side.check(resumed._sequence, runtime.engine.prefill(resumed._sequence, some(0, 30)).logits)
+        done = runtime.engine.prefill(resumed._sequence, some(0, 30))
+        side.check(resumed._sequence, done.logits)
+        assert done.num_computed == (111 if name == "dynamic" else 30)
 
 
 @pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated:FutureWarning")  # not in the lowest version
@@ -180,9 +182,12 @@ def test_a_fork_on_either_side_goes_on_by_itself(longrope: Side, runtime: Runtim
     below = engine.fork(sequence)
     engine.decode_known(sequence, some(300, 310))
     above = engine.fork(sequence)
+    past = above.past
+    assert past.reach == sequence.past.reach > below.past.reach
     for each in (below, above, sequence):
         longrope.check(each, engine.prefill(each, some(40, 41)).logits)
         longrope.check(each, engine.decode([each], [5])[0])
+    assert above.past is past  # nothing was computed again
 
 
 def test_going_back_across_the_limit(longrope: Side, runtime: Runtime) -> None:
