@@ -125,9 +125,12 @@ def test_one_piece_pieces_decode_and_a_resumed_session(name: str, sides: Callabl
             if name != "dynamic":
                 side.check(grown, logits)
         chat.save("grown")
+        reach = grown.past.reach
+        assert bool(reach) == name.startswith("longrope")
     with side.load() as runtime:
         resumed = runtime.chat(session="grown")
         assert resumed.restored == resumed.num_tokens == 80
+        assert resumed._sequence.past.reach == reach
         logits = runtime.engine.decode([resumed._sequence], [7])[0]
         if name != "dynamic":
             side.check(resumed._sequence, logits)
