@@ -100,11 +100,12 @@ def was_misread(family: str, settings: Mapping[str, Any]) -> bool:
     flat = {name: value for name, value in parameters.items() if not isinstance(value, dict) and value is not None}
     nested = [value for value in parameters.values() if isinstance(value, dict)]
     each = [scaling, parameters, *nested]
-    kinds = {one.get("rope_type") or one.get("type") for one in each} - {None, "default"}
+    kinds = {str(one.get("rope_type") or one.get("type") or "default") for one in each} - {"default"}
     if kinds & {"longrope", "su", "dynamic"} or (family in PARTIAL and kinds):
         return True
     is_original_beside = settings.get("original_max_position_embeddings") is not None
-    if kinds & _FROM_ORIGINAL and is_original_beside:
+    is_original_inside = any("original_max_position_embeddings" in one for one in each)
+    if kinds & _FROM_ORIGINAL and is_original_beside and not is_original_inside:
         return True
     if family in LAYERED:
         return bool(flat) or any(one.get("truncate") is False for one in nested)

@@ -235,3 +235,5 @@ def test_a_name_that_has_no_effect_changes_no_name(tmp_path: Path) -> None:
     folder = saying(save_tiny_model(tmp_path / "model"), rope_theta=1e6)
     found = model_key(folder)
     assert model_key(saying(folder, rope_theta=1e6, original_max_position_embeddings=256)) == found
+    found = model_key(saying(folder, rope_theta=1e6, rope_scaling=YARN))
+    assert model_key(saying(folder, rope_theta=1e6, rope_scaling=YARN, original_max_position_embeddings=256)) == found
