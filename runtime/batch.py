@@ -44,7 +44,7 @@ def within_memory(plan: Plan, store: TieredStore, window: int, lengths: list[int
         raise DoesNotFitError(
             f"the batch does not fit: its prompts and replies take {needed(new)} tokens in pages of {size}, but the "
             f"host tier has room for {room} beside what other conversations hold; give fewer prompts at a time, raise "
-            "host_gb, or allow the disk tier (disk_gb)"
+            f"host_gb, or {plan.disk_knob}"
         )
     return new
 

@@ -7,7 +7,9 @@ are turned to the distance at which the paper scores keys (A2ATS, arXiv 2502.126
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +20,13 @@ from torch import Tensor
 from ..kernels.prefill_attention import prefill_attention
 from ..retrieval.codebook import MAX_CODEWORDS, learn_codebooks, query_metric, score_error
 from ..storage import PageLayout, clock
+from ..storage.file_names import as_text
 from .conversion import tell
 from .devices import pick_device, pick_dtype
 from .documents import read_text_file
 from .evaluation.options import Ticker
 from .identity import model_digests
-from .locate import locate
+from .locate import cache_dir, locate
 from .model import Attend, Model
 from .outputs import check_outputs
 from .profile import Profile, default_path, refuse_later
@@ -67,7 +70,7 @@ def calibrate(
 
     Raises:
         ValueError: a number is out of range, or the texts are too short. ModelFileError: no such model.
-        OSError: a text cannot be read, or the file not written.
+        OSError: a text cannot be read, or the file not written; then it says where the profile is instead.
     """
     if tokens < 1:
         raise ValueError(f"tokens is at least 1, not {tokens}")
@@ -88,10 +91,30 @@ def calibrate(
     ticker.start(max(loaded.tiered) + 1)
     layers, compared = _learn(loaded, [*read, tested], codewords, ticker)
     notes = {"tokens": sum(map(len, read)), "codewords": codewords, "context": len(tested)}
-    size = Profile(model_digests(directory)[0], layers, notes).save(path)
+    size = _keep(Profile(model_digests(directory)[0], layers, notes), path)
     return Calibration(
         path, size, len(layers), notes["tokens"], codewords, clock.now() - started, compared
     )  # fmt: skip
+
+
+def _keep(profile: Profile, path: Path) -> int:
+    """Save it; returns its bytes. Where that fails after all the work, it is saved where there is room. Raises
+    OSError."""
+    try:
+        return profile.save(path)
+    except OSError as error:
+        name = f"stratakv-profile-{profile.digest().hex()}.safetensors"
+        for folder in (cache_dir() / "profiles", Path(tempfile.gettempdir()), Path.cwd()):
+            with suppress(OSError):
+                folder.mkdir(parents=True, exist_ok=True)
+                profile.save(folder / name)
+                break
+        else:
+            raise
+        raise OSError(
+            f"{as_text(path)}: could not be written ({error.strerror}); the profile is kept in "
+            f"{as_text(folder / name)}: move it, or use it where it is (profile=)"
+        ) from error
 
 
 def _contexts(model: Model, texts: list[str], tokens: int) -> tuple[list[np.ndarray], np.ndarray]:

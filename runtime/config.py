@@ -14,6 +14,7 @@ from . import typed
 from .typed import shown
 
 PREFETCH = ("auto", "on", "off")
+DTYPES = ("float32", "bfloat16", "float16")
 MAX_STOPS, MAX_STOP_CHARACTERS = 1024, 1 << 20
 """Stop strings, and the characters of all together: each is looked for at every token, and sessions keep them."""
 
@@ -73,7 +74,7 @@ class KVConfig:
         if self.host_gb == 0 or self.gpu_gb == 0:
             raise ValueError("gpu_gb and host_gb are more than 0; leave them out for the default")
         self._check_index()
-        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
+        if self.dtype not in ("auto", *DTYPES):
             raise ValueError(f"the cache's dtype is auto, float32, bfloat16 or float16, not {shown(self.dtype)}")
         check_compression(self.codec)
         if self.prefetch not in PREFETCH:

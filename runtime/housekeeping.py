@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..storage import LaterStoreError, RecordError, StorageFullError, StoreUnavailableError, UnknownPagesError
+from .config import DTYPES
 from .elsewhere import folders_with
 from .errors import ModelFileError, SessionError
 from .home import spelled
 from .identity import gguf_digest, model_key, weights_digest
-from .locate import present
+from .locate import ALIASES, gguf_of, present
 from .names import listed, same_name
 from .saved import Saved, StoreFolder, chains_of_all, describe, is_left_behind, store_folders
 from .store_cap import first_to_go, left_words
@@ -24,16 +25,31 @@ _WORTH_COMPACTING = 1.1
 
 def chosen_folders(root: Path, model: str | None, dtype: str | None, folder: str | None) -> list[Path]:
     """The models' folders in the store `root`; of one model (however it is spelled), dtype or folder name where that is
-    given."""
-    found = store_folders(root)
+    given.
+
+    Raises ValueError for a model that is neither in the store nor on this machine, a dtype that there is not, and a
+    folder that is not there: that nothing was saved would be no answer.
+    """
+    everything = found = store_folders(root)
     if folder is not None:
         found = [path for path in found if path.name.startswith(folder)]
+        if not found:
+            raise ValueError(f"no folder of the store {root} begins with {folder!r}; {_there(everything)}")
     if model is not None:
         is_it = _Spelled(model)
+        if not (is_it.may_be or any(map(is_it.model_of, everything))):
+            raise ValueError(f"no model {model!r} is on this machine or in the store {root}; {_there(everything)}")
         found = [path for path in found if is_it.model_of(path)]
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype is {', '.join(DTYPES)} or auto, not {dtype!r}")
     if dtype is not None:
         found = [path for path in found if describe(path).get("dtype") == f"torch.{dtype}"]
     return found
+
+
+def _there(folders: list[Path]) -> str:
+    models = sorted({f"{describe(path).get('model', '?')} ({path.name})" for path in folders})
+    return f"it has {', '.join(models) or 'nothing'}"
 
 
 class _Spelled:
@@ -42,6 +58,12 @@ class _Spelled:
     def __init__(self, model: str) -> None:
         self._name, self._model = spelled(model), model
         self._directories: list[Path] | None = None
+
+    @property
+    def may_be(self) -> bool:
+        """Whether some model can be called that: an alias, a hub id, or what is on this machine."""
+        is_hub_id = self._model.count("/") == 1 and not self._model.startswith((".", "/", "~"))
+        return is_hub_id or self._model in ALIASES or gguf_of(self._model) is not None or bool(self._present())
 
     def model_of(self, folder: Path) -> bool:
         said = describe(folder)

@@ -30,14 +30,18 @@ def check_outputs(*paths: Path | None) -> None:
 
 
 @contextmanager
-def output(path: Path) -> Iterator[BinaryIO]:
+def output(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     """The file to write a result to; at the end of the block `path` holds all of it. A link stays one. Raises
-    OSError."""
+    OSError.
+
+    Args:
+        mode: of a file that is new, less the umask.
+    """
     if _is_stream(path) or not _may_replace(path):
         with open(path, "ab" if _is_stream(path) else "wb") as file:
             yield file
     else:
-        with whole_file(_meant(path), 0o666) as file:
+        with whole_file(_meant(path), mode) as file:
             yield file
 
 

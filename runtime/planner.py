@@ -13,7 +13,7 @@ from ..storage import PageLayout
 from .config import KVConfig
 from .errors import DoesNotFitError
 from .machine_caps import check_caps
-from .store_cap import default_cap, remedy
+from .store_cap import default_cap, make_room, remedy
 from .workspace import Workspace
 
 GB = 10**9
@@ -93,7 +93,7 @@ class Plan:
         if disk:
             beside = f", {_gb(self.store_bytes - disk)} more in other folders" if self.store_bytes > disk else ""
             tiers = f"disk {_gb(disk)} (up to {_RECORD_OVERHEAD}x the raw bytes when incompressible{beside})"
-        knob = self.disk_knob if disk else "raise host_gb, or allow the disk tier (disk_gb)"
+        knob = self.disk_knob if disk else f"raise host_gb, or {self.disk_knob}"
         raise DoesNotFitError(
             f"{what} does not fit: {tokens} tokens x {self.token_bytes} bytes = {_gb(tokens * self.token_bytes)}, "
             f"but there is {tiers}, enough for {most} tokens; {knob}"
@@ -151,8 +151,15 @@ def make_plan(
 def with_disk(plan: Plan, config: KVConfig, folder: Path) -> Plan:
     """The same with the disk tier that is configured in the store `folder`, or that is the default there."""
     disk = int(config.disk_gb * GB) if config.disk_gb is not None else default_cap(folder)
-    knob = remedy(disk, is_default=config.disk_gb is None)
+    if config.disk_gb == 0:
+        return replace(plan, disk_bytes=0, disk_knob="allow the disk tier (disk_gb)")
+    knob = remedy(folder, disk, is_default=config.disk_gb is None)
     return replace(plan, disk_bytes=disk, store_bytes=disk, disk_knob=knob)
+
+
+def without_disk(plan: Plan, folder: Path) -> Plan:
+    """The same where the disk has no room for a store in `folder`."""
+    return replace(plan, disk_bytes=0, disk_knob=make_room(folder))
 
 
 def available_memory() -> int:

@@ -7,6 +7,7 @@ model, and a digest over all of them. Nothing is pickled.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,14 @@ import xxhash
 from torch import Tensor
 
 from ..retrieval.registry import index_class
-from ..storage.scratch import whole_file
 from .config import KVConfig
 from .errors import LaterProfileError, ProfileError
 from .identity import model_digests
 from .locate import cache_dir
+from .outputs import output
 from .session_header import is_count
+
+logger = logging.getLogger(__name__)
 
 _FORMAT = 1
 _KEY = "stratakv_profile"
@@ -49,10 +52,10 @@ class Profile:
         return digest.digest()
 
     def save(self, path: Path) -> int:
-        """Write or replace the file in one step; returns its bytes. Raises OSError."""
+        """Write or replace the file in one step, but for devices and pipes; returns its bytes. Raises OSError."""
         header = {"format": _FORMAT, "model": self.model, "digest": self.digest().hex(), "notes": self.notes}
         payload = safetensors.torch.save(self._tensors(), {_KEY: json.dumps(header)})
-        with whole_file(path) as file:
+        with output(path, 0o600) as file:
             file.write(payload)
         return len(payload)
 
@@ -92,6 +95,13 @@ def refuse_later(path: Path) -> None:
         return
 
 
+def _check_unused(path: Path, index: str) -> None:
+    """A profile that was asked for and serves nothing. Raises ProfileError if there is none."""
+    if not path.is_file():
+        raise ProfileError(f"there is no profile {path}; index {index!r} needs none: leave it out (profile=)")
+    logger.warning("index %r needs no profile: %s is not used", index, path)
+
+
 def _metadata(payload: bytes) -> dict[str, str]:
     length = int.from_bytes(payload[:8], "little")
     found: dict[str, str] = json.loads(payload[8 : 8 + length]).get("__metadata__", {})
@@ -123,6 +133,8 @@ class Profiles:
     def __init__(self, directory: Path, name: str) -> None:
         self._directory, self.name = directory, name
         self._read: dict[Path, dict[int, dict[str, Tensor]]] = {}
+        self._unused: set[Path] = set()
+        """Those of which it was said."""
 
     def needed(self, config: KVConfig) -> dict[int, dict[str, Tensor]]:
         """By layer, what the index that `config` names may know; empty if it needs no profile. Every layer's part
@@ -131,9 +143,13 @@ class Profiles:
         Raises ProfileError, which names the file and the command that makes it, if it is not there or not usable.
         """
         index, _ = index_class(config.index)
+        path = None if config.profile is None else Path(os.path.expanduser(config.profile))
         if not index.needs_profile:
+            if path is not None and path not in self._unused:
+                _check_unused(path, index.name)
+                self._unused.add(path)
             return {}
-        path = default_path(self._directory) if config.profile is None else Path(os.path.expanduser(config.profile))
+        path = path or default_path(self._directory)
         if path not in self._read:
             self._read[path] = self._load(path, index.name, own=config.profile is not None)
         return self._read[path]

@@ -19,6 +19,7 @@ from .cli_errors import CAPS, fault, is_debugging, is_out_of_memory, user_errors
 from .config import GenerationConfig
 from .documents import Document, read_document
 from .loading import load_behind
+from .names import check_name, same_name
 from .one_shot import one_shot
 from .standard_input import is_terminal
 from .terminal import make_console, printable, shown
@@ -293,7 +294,8 @@ class Repl:
         name = self._session_name(argument)
         if not name:
             raise ValueError("/load needs a name; /sessions lists them")
-        if not self._may_forget():
+        is_there = same_name(check_name(name), self.runtime.sessions()) is not None
+        if is_there and not self._may_forget():  # what is not there needs no answer
             return
         chat = begin(self.runtime, self.options, name)
         self._replace(chat, name)

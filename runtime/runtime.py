@@ -35,7 +35,7 @@ from .indexes import make_indexes
 from .locate import cache_dir, locate
 from .mapped import MappedWeights
 from .model import Model
-from .planner import Plan, make_plan
+from .planner import Plan, make_plan, without_disk
 from .prefetch import Prefetcher
 from .products import PRODUCTS
 from .profile import Profiles
@@ -145,11 +145,13 @@ class Runtime:
         )
         folder = Path(os.path.expanduser(kv.path)) if kv.path is not None else cache_dir() / "kv"
         plan = make_plan(kv, layout, len(model.tiered), where, _CHUNK[where.type], folder)
+        if kv.disk_gb is None and not plan.disk_bytes:
+            logger.warning("going on without a disk tier, nothing is kept: to keep something %s", plan.disk_knob)
         try:
             store = _open_store(plan, model, directory, name, kv, folder, where)
         except NoRoomError as error:
             logger.warning("going on without a disk tier, nothing is kept: %s", error)
-            plan = replace(plan, disk_bytes=0)
+            plan = without_disk(plan, folder)
             store = _open_store(plan, model, directory, name, kv, folder, where)
         in_use = 0 if store.disk is None else in_use_beside(store.disk.folder)
         plan = replace(plan, disk_bytes=0 if store.disk is None else max(0, plan.disk_bytes - in_use))

@@ -56,13 +56,27 @@ def chains_of_all(disk: DiskTier) -> set[bytes]:
         except LaterVersionError as error:
             raise _unknown(disk, f"session {name!r} was written by a later version of stratakv") from error
         except RecordError as error:
-            raise _unknown(
-                disk,
-                f"session {name!r} is damaged; to remove it: {rm_command(name, disk.folder)}",
-            ) from error
+            chains = _chains_of_damaged(disk, name)
+            if chains is None:
+                raise _unknown(
+                    disk,
+                    f"session {name!r} is damaged; to remove it: {rm_command(name, disk.folder)}",
+                ) from error
+            found |= chains
     if later_nameless(disk):
         raise _unknown(disk, "a session in it was written by a later version of stratakv")
     return found
+
+
+def _chains_of_damaged(disk: DiskTier, name: str) -> set[bytes] | None:
+    """What a damaged session refers to, if the damage is elsewhere in it: then there are pages under each of its
+    chains. A chain with a wrong bit would name none. None if that cannot be told: its pages may be any."""
+    try:
+        _, chains = header_of(disk.unverified_session(name))
+    except RecordError:
+        return None
+    stored = {key[-CHAIN_BYTES:] for key, _ in disk.page_sizes()}
+    return set(chains) if stored.issuperset(chains) else None
 
 
 def needed_chains(disk: DiskTier) -> set[bytes]:

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 GB = 10**9
 _MOST_BY_DEFAULT = 64 * GB
+_LEAST_GAIN = 1 << 20
+"""Of a higher cap, in bytes: a disk that has no more is full."""
 _SPARE_SHARE = 16
 """A store that is shortened to its cap is shortened by this part of the cap more: the next page would be too many."""
 
@@ -32,7 +34,7 @@ def default_cap(root: Path) -> int:
     Half of the disk's free bytes and its own together, at most 64 GB; never less than it has, however full the disk
     has become: saved sessions stay usable.
     """
-    own = sum(map(bytes_in, store_folders(root)))
+    own = _taken(root)
     return max(own, min(_MOST_BY_DEFAULT, (disk_free(root) + own) // 2))
 
 
@@ -76,10 +78,19 @@ def in_use_beside(folder: Path) -> int:
     return sum(map(claimed_bytes, filter(is_open, beside(folder))))
 
 
-def remedy(cap_bytes: int, *, is_default: bool) -> str:
-    """What lets a store hold more than its cap, for messages."""
+def remedy(root: Path, cap_bytes: int, *, is_default: bool) -> str:
+    """What lets a store hold more than its cap, for messages. Raises OSError."""
+    if not is_default:
+        return "raise disk_gb"
+    if disk_free(root) + _taken(root) - cap_bytes < _LEAST_GAIN:
+        return make_room(root)
+    return f"set disk_gb above {cap_bytes / GB:.3g}, if the disk has room for it,"
+
+
+def make_room(root: Path) -> str:
+    """What helps where the disk itself is full, for messages. Raises OSError."""
     return (
-        "raise disk_gb" if not is_default else f"set disk_gb above {cap_bytes / GB:.3g}, if the disk has room for it,"
+        f"make room on the disk of {root}, which has {disk_free(root) / GB:.3g} GB free, or name another folder (path=)"
     )
 
 

@@ -38,6 +38,7 @@ import numpy as np
 import torch
 
 from .pinning import CudaPins, Pinner, Pins
+from .unforked import unforked
 
 FREE, FILLING, RESIDENT, EVICTING = range(4)
 NO_PAGE = -1
@@ -51,7 +52,7 @@ _LEGAL = np.array([[before in _BEFORE[state] for before in range(4)] for state i
 class Arena:
     """As many slots as `cap_bytes` holds beside `reserved_bytes`, which the owner uses otherwise.
 
-    Memory is touched only as slots are used, or pinned.
+    Memory is touched only as slots are used, or pinned. A forked child has none of it.
 
     Args:
         pin: pin host memory in the background; `close` must then be called before the arena goes.
@@ -74,8 +75,9 @@ class Arena:
         self.page_bytes = page_bytes
         self.reserved_bytes = reserved_bytes
         self.num_slots = (cap_bytes - reserved_bytes) // page_bytes
+        is_host = device.type == "cpu"
         shape = (self.num_slots, page_bytes)
-        self.data = torch.empty(shape, dtype=torch.uint8, device=device)
+        self.data = unforked(*shape) if is_host else torch.empty(shape, dtype=torch.uint8, device=device)
         self.pinner = Pinner(self.data, pins or CudaPins()) if pin and self.num_slots else None
         self.state = np.zeros(self.num_slots, dtype=np.uint8)
         self.page = np.full(self.num_slots, NO_PAGE, dtype=np.int64)

@@ -33,6 +33,7 @@ from .lmdb_format import refuse_later
 from .page import CHAIN_BYTES
 from .private import private_file, private_folder
 from .records import Records
+from .reserve import with_reserve
 from .sessions import SessionShelf
 from .share import DATA, Share
 from .uses import Use, Uses
@@ -320,7 +321,7 @@ class DiskTier(SessionShelf):
                 if not is_live(key):
                     dead[key[-CHAIN_BYTES:]] += size
         doomed = self._uses.oldest(dead, num_bytes)
-        return self._remove(doomed, is_live) if doomed else 0
+        return with_reserve(self.folder, lambda: self._remove(doomed, is_live)) if doomed else 0
 
     def _remove(self, doomed: dict[bytes, Use], is_live: Callable[[bytes], bool]) -> int:
         """Delete what is stored under these chains, in small transactions: each must rewrite its part of the
@@ -335,9 +336,7 @@ class DiskTier(SessionShelf):
                         if self._uses.of(transaction, key[-CHAIN_BYTES:]) == doomed[key[-CHAIN_BYTES:]]:
                             removed += pieces.delete(self._file, transaction, database, key) and database != USES
         if removed:
-            # NOTE: LMDB reuses what a transaction freed only in the next but one, and counts no empty ones.
-            with self._records.writing() as transaction:
-                transaction.put(b"sweep", removed.to_bytes(8, "little"), db=self._file.handle(USES))
+            self._records.let_reuse(removed)
         return removed
 
     def compact(self) -> bool:
@@ -347,11 +346,14 @@ class DiskTier(SessionShelf):
         """
         with self._lease.alone() as is_alone:
             if is_alone:
-                try:
-                    self._file.compact()
-                except (OSError, lmdb.Error) as error:
-                    raise StorageFullError(f"{self.folder} was not compacted ({error})") from error
+                with_reserve(self.folder, self._compact, self.used_bytes)
             return is_alone
+
+    def _compact(self) -> None:
+        try:
+            self._file.compact()
+        except (OSError, lmdb.Error) as error:
+            raise StorageFullError(f"{self.folder} was not compacted ({error})") from error
 
     def probe(self, num_bytes: int = 0) -> None:
         """Whether records of `num_bytes` could be written now, shown by a small durable transaction. Raises

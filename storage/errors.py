@@ -90,13 +90,13 @@ class NoRoomError(StoreUnavailableError):
 
 def store_unavailable(folder: Path, error: Exception) -> StoreUnavailableError:
     """What to raise where `error` kept a store folder from being opened."""
-    kind = NoRoomError if _is_full(folder, error) else StoreUnavailableError
+    kind = NoRoomError if is_full(folder, error) else StoreUnavailableError
     return kind(f"store folder {folder} cannot be used ({error}); choose another (path=)")
 
 
-def _is_full(folder: Path, error: Exception) -> bool:
-    """LMDB's errors have no number, only its text. A short write, which is what the last free bytes get, is an
-    input/output error to it."""
+def is_full(folder: Path, error: Exception) -> bool:
+    """Whether it says that there is no room. LMDB's errors have no number, only its text. A short write, which is what
+    the last free bytes get, is an input/output error to it."""
     if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
         return True
     return os.strerror(errno.EIO) in str(error) and folder.is_dir() and shutil.disk_usage(folder).free < _LITTLE_BYTES

@@ -23,6 +23,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .locks import is_locked, new_locked
+
 _PREFIX = "lease."
 _REPLACING = "replace.lock"
 _HELD: weakref.WeakSet[Lease] = weakref.WeakSet()
@@ -40,7 +42,7 @@ class Lease:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._descriptor, self._path = _locked_file(folder)
+        self._path, self._descriptor = _locked_file(folder)
         self._clock, self._claimed = 0, 0
         _HELD.add(self)
         self.after_a_death = bool(self._remove_dead())
@@ -109,13 +111,13 @@ def claimed_in(folder: Path) -> int:
     """How long the data file in `folder` may become by what its living owners have claimed. Removes no dead lease:
     whoever opens the folder next is to find it (`Lease.after_a_death`)."""
     return max(
-        (found[1] for path in folder.glob(f"{_PREFIX}*") if (found := _read(path)) and _is_held(path)), default=0
+        (found[1] for path in folder.glob(f"{_PREFIX}*") if (found := _read(path)) and is_locked(path)), default=0
     )
 
 
 def is_open(folder: Path) -> bool:
     """Whether any tier has it open."""
-    return any(_is_held(path) for path in folder.glob(f"{_PREFIX}*"))
+    return any(is_locked(path) for path in folder.glob(f"{_PREFIX}*"))
 
 
 def _read(path: Path) -> tuple[int, int] | None:
@@ -128,31 +130,11 @@ def _read(path: Path) -> tuple[int, int] | None:
     return int(clock) if clock.isdecimal() else 0, int(claim) if claim.isdecimal() else 0
 
 
-def _is_held(path: Path) -> bool:
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
-
-
-def _locked_file(folder: Path) -> tuple[int, Path]:
-    while True:
-        path = folder / f"{_PREFIX}{os.getpid()}.{secrets.token_hex(4)}"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        try:
-            if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
-                return descriptor, path
-        except FileNotFoundError:
-            pass  # taken for a dead owner's between creation and lock
-        os.close(descriptor)
+def _locked_file(folder: Path) -> tuple[Path, int]:
+    return new_locked(
+        lambda: folder / f"{_PREFIX}{os.getpid()}.{secrets.token_hex(4)}",
+        lambda path: os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600),
+    )
 
 
 def _remove_if_dead(path: Path) -> bool:

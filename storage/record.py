@@ -131,6 +131,11 @@ def later_field(buffer: memoryview | bytes, known: frozenset[bytes]) -> str:
     return "codec" if kind == PAGE else ""
 
 
+def unverified(buffer: memoryview | bytes) -> bytes:
+    """The payload of a session's or state's record as it stands, which may be damaged: trust none of it."""
+    return bytes(buffer[_FIXED:])
+
+
 def unpack(buffer: memoryview | bytes, kind: int, fingerprint: bytes, key: bytes) -> Record:
     """Verify a record and name what is wrong with it. Raises RecordError, LaterVersionError."""
     view = memoryview(buffer)

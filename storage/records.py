@@ -20,7 +20,7 @@ import lmdb
 
 from . import pieces, record
 from .errors import LaterVersionError, RecordError, StorageFullError, StoreUnavailableError
-from .lmdb_file import DATABASES, PAGES, SESSIONS, LmdbFile
+from .lmdb_file import DATABASES, PAGES, SESSIONS, USES, LmdbFile
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +80,14 @@ class Records:
                 return record.checksum(buffer), payload
         except (StoreUnavailableError, lmdb.Error) as error:
             raise RecordError(str(error)) from error
+
+    def unverified(self, database: str, key: bytes) -> bytes:
+        """A record's payload as it stands, damaged or not; empty if there is none."""
+        try:
+            with self.file.reading() as transaction:
+                return record.unverified(pieces.get(self.file, transaction, database, key) or b"")
+        except (StoreUnavailableError, lmdb.Error):
+            return b""
 
     def whole(self, database: str, key: bytes, kind: int) -> record.Record | None:
         """A record that fits one piece, in memory of its own. Raises RecordError."""
@@ -198,6 +206,12 @@ class Records:
                 for key in keys
                 if also_later or not self._is_later(transaction, database, key)
             )
+
+    def let_reuse(self, removed: int) -> None:
+        """After `removed` records were deleted: LMDB reuses what a transaction freed only in the next but one, and
+        counts no empty ones. Raises StorageFullError."""
+        with self.writing() as transaction:
+            transaction.put(b"sweep", removed.to_bytes(8, "little"), db=self.file.handle(USES))
 
     @contextmanager
     def writing(self) -> Iterator[lmdb.Transaction]:

@@ -5,6 +5,9 @@ to their end. The kernel drops a lock when its owner dies, however it dies. So w
 dead owner's, and whoever makes another one in the same place removes it first: no pid that means another process
 tomorrow or in another container, nothing that ages.
 
+Earlier versions locked nothing and left things of other names. Of those one is a dead owner's if no store in it is in
+use and nothing in it was changed for a day: they wrote all the time.
+
 Invariants  (1) a living owner's is never removed by anybody else; where files cannot be locked nobody's is
             (2) nothing that is called otherwise, or belongs to another user, is ever touched
             (3) a file takes its place whole or not at all (`whole_file`)
@@ -20,12 +23,18 @@ import secrets
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from .locks import is_locked, new_locked
+
 _NAME = re.compile(r"stratakv-[a-z]+-[0-9a-f]{16}\.tmp")
+_FORMER_NAME = re.compile(r"(stratakv-bench-|\.convert-)[a-z0-9_]{8}")
+"""Of folders that versions before this one made."""
+_FORMER_ALIVE_S = 24 * 3600
 _HELD: dict[Path, int] = {}
 """What this process owns, and the descriptor that holds its lock."""
 
@@ -78,6 +87,8 @@ def remove_dead(folder: Path) -> None:
         for name in os.listdir(folder):
             if _NAME.fullmatch(name):
                 _remove_if_dead(folder / name)
+            elif _FORMER_NAME.fullmatch(name):
+                _remove_if_abandoned(folder / name)
 
 
 def remove_all() -> None:
@@ -87,20 +98,14 @@ def remove_all() -> None:
 
 
 def _new(parent: Path, kind: str, make: Callable[[Path], int]) -> Path:
-    """Make a thing and lock it. `make` returns a descriptor of it."""
+    """Make a thing and lock it. `make` returns a descriptor of it. Where there are no locks, nobody can take it for a
+    dead owner's either."""
     remove_dead(parent)
-    while True:
-        path = parent / f"stratakv-{kind}-{secrets.token_hex(8)}.tmp"
-        descriptor = make(path)
-        try:
-            with suppress(OSError):  # no locks here: then nobody can take it for a dead owner's either
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
-                _HELD[path] = descriptor
-                return path
-        except FileNotFoundError:
-            pass  # taken for a dead owner's between its making and its lock
-        os.close(descriptor)
+    path, descriptor = new_locked(
+        lambda: parent / f"stratakv-{kind}-{secrets.token_hex(8)}.tmp", make, needs_lock=False
+    )
+    _HELD[path] = descriptor
+    return path
 
 
 def _make_folder(path: Path) -> int:
@@ -127,6 +132,19 @@ def _remove_if_dead(path: Path) -> None:
                 _remove(path)
         finally:
             os.close(descriptor)
+
+
+def _remove_if_abandoned(path: Path) -> None:
+    """Of earlier versions."""
+    with suppress(OSError):
+        found = path.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            return
+        inside = list(path.rglob("*"))
+        latest = max(each.lstat().st_mtime for each in (path, *inside))
+        is_in_use = any(is_locked(each) for each in inside if each.name.startswith("lease."))
+        if time.time() - latest > _FORMER_ALIVE_S and not is_in_use:
+            _remove(path)
 
 
 def _remove(path: Path) -> None:

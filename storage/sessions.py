@@ -20,6 +20,7 @@ from .errors import SessionChangedError, StorageFullError, StoreUnavailableError
 from .lmdb_file import SESSIONS, USES, LmdbFile
 from .page import CHAIN_BYTES
 from .records import Records
+from .reserve import with_reserve
 from .session_name import session_name
 
 logger = logging.getLogger(__name__)
@@ -84,9 +85,20 @@ class SessionShelf:
         """Version and payload, as they were at one moment. Raises RecordError."""
         return self._records.get_version(SESSIONS, name.encode(), record.SESSION, b"")
 
+    def unverified_session(self, name: str) -> bytes:
+        """The payload of a session that is damaged, as it stands; empty if there is none."""
+        return self._records.unverified(SESSIONS, name.encode())
+
     def delete_session(self, name: str) -> bool:
-        """Whether there was one, whichever version wrote it."""
-        existed = self._records.delete(SESSIONS, [name.encode()], also_later=True) == 1
+        """Whether there was one, whichever version wrote it. Raises StorageFullError."""
+
+        def delete() -> bool:
+            existed = self._records.delete(SESSIONS, [name.encode()], also_later=True) == 1
+            if existed:
+                self._records.let_reuse(1)
+            return existed
+
+        existed = with_reserve(self.folder, delete)
         if existed:
             self._records.delete(USES, [_used_key(name)])
         return existed

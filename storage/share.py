@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .lease import Lease, claimed_in
+from .reserve import RESERVE_BYTES, keep_reserve
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ _BOOKKEEPING_BYTES = 16 << 10
 _SPARE_PAGES = 32
 _STEPS = 16
 _MIN_STEP_BYTES = 1 << 18
+_RESERVE_SHARE = 128
+"""No more than this part of a cap is set aside in a folder: under a tiny cap none is."""
 _LOCKED: set[int] = set()
 """Descriptors that hold a root's lock just now. A child of a fork must not keep it."""
 
@@ -58,6 +61,8 @@ class Share:
             left = self.cap_bytes - self.others_bytes - beside - spare_bytes(self.cap_bytes)
             least = max(has, self.claimed_bytes)
             wanted = max(least, min(num_bytes, left))
+            if min(left - wanted, self.cap_bytes // _RESERVE_SHARE) >= RESERVE_BYTES:
+                keep_reserve(self.folder)
             try:
                 self._lease.claim(wanted)
             except OSError as error:  # a full disk, most likely: there is nothing to grow into

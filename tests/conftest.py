@@ -21,18 +21,6 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("tiny-llama"))
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _small_arenas() -> Iterator[None]:
-    """By default a runtime reserves half of the free memory, most of it never touched. Several of them side by side are
-    one mapping to the kernel, and a process with a mapping larger than the machine's memory cannot fork."""
-    from stratakv.runtime import planner
-
-    real = planner.available_memory
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planner, "available_memory", lambda: min(real(), 2_000_000_000))
-        yield
-
-
 @pytest.fixture(autouse=True)
 def _one_thread_for_small_tensors(request: pytest.FixtureRequest) -> Iterator[None]:
     """Where tensors are tiny, torch's threads mostly wait for each other, the more so on a busy machine.

@@ -8,9 +8,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ...retrieval.registry import index_class
 from ...storage.file_names import as_text
 from ..config import KVConfig
+from ..typed import shown
 
+_MOST = {"steps": 10**6, "turn_tokens": 10**8, "contexts": 10**8, "batches": 1024, "layers": 1024}
+"""What is more would not be measured in a lifetime, or is held by no machine."""
 BASELINES = ("dense", "offloaded", "quantised", "llama.cpp")
 """Of transformers the first three."""
 SHORTEST = 64
@@ -78,6 +82,10 @@ class Options:
             raise ValueError(f"contexts are {SHORTEST} tokens or more, not {_listed(self.contexts)}")
         if not self.batches or min(self.batches) < 1:
             raise ValueError(f"batches are 1 sequence or more, not {_listed(self.batches)}")
+        for name, most in _MOST.items():
+            asked = getattr(self, name)
+            if max(asked if isinstance(asked, tuple) else (asked or 0,)) > most:
+                raise ValueError(f"{name}: at most {most} can be measured, not {shown(asked)}")
         unknown = [name for name in self.baselines if name not in BASELINES]
         if unknown:
             raise ValueError(f"baselines are {', '.join(BASELINES)}, or none; not {', '.join(unknown)}")
@@ -89,6 +97,8 @@ class Options:
             raise ValueError(f"layers is at least 1, not {self.layers}")
         if self.layers is not None and self.shape is None:
             raise ValueError("layers can be chosen for a shape only; a model has the layers it has")
+        if self.profile is not None and not any(index_class(index)[0].needs_profile for index in self.indexes):
+            raise ValueError(f"none of the indexes {', '.join(self.indexes)} needs a profile; leave it out (profile=)")
         for index, caps, prefetch in itertools.product(self.indexes, self.caps, self.prefetch):
             self.kv(Path(), index, caps, prefetch=prefetch)  # refuses what it cannot take before anything is measured
 
@@ -99,7 +109,8 @@ class Options:
 
     def kv(self, folder: Path, index: str, caps: Caps, *, prefetch: str = "auto") -> KVConfig:
         return KVConfig(
-            path=folder, index=index, budget=self.budget, dtype=self.kv_dtype, codec=self.codec, profile=self.profile,
+            path=folder, index=index, budget=self.budget, dtype=self.kv_dtype, codec=self.codec,
+            profile=self.profile if index_class(index)[0].needs_profile else None,
             gpu_gb=caps.gpu_gb, host_gb=caps.host_gb, disk_gb=caps.disk_gb, prefetch=prefetch,
         )  # fmt: skip
 
@@ -136,4 +147,4 @@ def crossed(gpu: list[float | None], host: list[float | None], disk: list[float 
 
 
 def _listed(numbers: tuple[int, ...]) -> str:
-    return ", ".join(map(str, numbers)) or "none"
+    return ", ".join(map(shown, numbers)) or "none"

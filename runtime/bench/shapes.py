@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 
+from ..errors import DoesNotFitError
 from ..model import Model
 from ..model_files import ATTENTION, attention
+from ..planner import available_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,8 @@ class Shape:
     rope_theta: float
     is_tied: bool = False
     """The head shares the embedding's weights."""
+    most_layers: int = 0
+    """That it may be asked for, where that is more than it has."""
 
     def settings(self, positions: int, layers: int | None) -> dict[str, Any]:
         """For the family's configuration class, with a window of at least `positions`."""
@@ -49,7 +53,7 @@ class Shape:
 
 
 SHAPES = {
-    "tiny": Shape("llama", 3, 48, 80, 6, 2, 8, 259, 1e4),
+    "tiny": Shape("llama", 3, 48, 80, 6, 2, 8, 259, 1e4, most_layers=8),
     "smollm2-135m": Shape("llama", 30, 576, 1536, 9, 3, 64, 49152, 1e5, is_tied=True),
     "llama-3.2-1b": Shape("llama", 16, 2048, 8192, 32, 8, 64, 128256, 5e5, is_tied=True),
     "llama-3.1-8b": Shape("llama", 32, 4096, 14336, 32, 8, 128, 128256, 5e5),
@@ -65,7 +69,7 @@ def random_model(
 ) -> Model:
     """A model of that shape, the same weights every time, and its `config.json` in `folder`. It has no tokenizer.
 
-    Raises ValueError for a shape nobody knows.
+    Raises ValueError for a shape nobody knows, or more layers than it has. DoesNotFitError: memory has no room for it.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.modeling_utils import AttentionInterface
@@ -73,10 +77,20 @@ def random_model(
     if name not in SHAPES:
         raise ValueError(f"shape is one of {', '.join(SHAPES)}; not {name!r}")
     shape = SHAPES[name]
+    if layers is not None and layers > max(shape.layers, shape.most_layers):
+        raise ValueError(f"layers is at most {shape.layers} for {name}, not {layers}")
     settings = shape.settings(positions, layers)
     (folder / "config.json").write_text(json.dumps({"model_type": shape.family, **settings}))
     config = AutoConfig.for_model(shape.family, **settings)
     AttentionInterface.register(ATTENTION, attention)
+    with torch.device("meta"):
+        needed = sum(weight.nbytes for weight in AutoModelForCausalLM.from_config(config, dtype=dtype).parameters())
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+    if needed > free:
+        raise DoesNotFitError(
+            f"{name} does not fit: {needed / 1e9:.3g} GB of weights, and {free / 1e9:.3g} GB of memory are free; ask "
+            "for fewer layers, or another shape"
+        )
     torch.manual_seed(0)
     with torch.device(device):
         hf = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION)

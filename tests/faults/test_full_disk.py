@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import random
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,21 +14,25 @@ from typing import NoReturn
 import pytest
 from children import Say, child
 from conversations import begin, load, state_of, take_turn
+from typer.testing import CliRunner, Result
 
-from stratakv.runtime.saved import store_folders
+from stratakv.runtime.cli import app
+from stratakv.runtime.saved import StoreFolder, store_folders
 from stratakv.storage import DiskTier, StoreUnavailableError
 from stratakv.storage.errors import NoRoomError
+from stratakv.storage.reserve import RESERVE_BYTES
+from stratakv.storage.share import bytes_in
 
 SEED = 3
 KIB = 1024
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of a megabyte; skipped where none can be mounted."""
-    place = tmp_path / "disk"
+def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A real file system of a megabyte, or as many as is asked for; skipped where none can be mounted."""
+    place, size = tmp_path / "disk", getattr(request, "param", 1)
     place.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place]).returncode:
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}m", "tmpfs", place]).returncode:
         pytest.skip("no file system can be mounted here")
     yield place
     subprocess.run(["umount", place], check=True)
@@ -111,3 +116,44 @@ def test_what_is_stored_is_read_on_a_full_disk(tiny_llama: Path, tmp_path: Path,
             chat = runtime.chat(session="s")
             assert chat.restored == chat.num_tokens == count
             assert chat.send("And then?", max_new_tokens=2).text is not None
+
+
+def sessions(store: Path, *words: str) -> Result:
+    return CliRunner().invoke(app, ["sessions", words[0], "--kv-dir", str(store), *words[1:]])
+
+
+@pytest.mark.parametrize("small_disk", [24], indirect=True)
+@pytest.mark.parametrize(("count", "size"), [(3, 20_000), (2, 3_000_000), (200, 10_000)])
+def test_sessions_can_be_removed_from_a_full_disk_and_the_room_is_given_back(
+    small_disk: Path, count: int, size: int
+) -> None:
+    folder = small_disk / f"m_{bytes(16).hex()}"
+    disk = DiskTier(folder, 16 << 20, bytes(16), None, is_shared=True)
+    for number in range(count):
+        disk.put_session(f"s{number}", random.Random(number).randbytes(size))
+    disk.close()
+    filler = fill(small_disk, but=0)
+    for number in range(count):
+        with StoreFolder(folder) as store:
+            assert store.disk.delete_session(f"s{number}")
+    done = sessions(small_disk, "gc")
+    assert done.exit_code == 0, done.output
+    assert bytes_in(folder) < 128 * KIB
+    filler.unlink()
+    disk = DiskTier(folder, 16 << 20, bytes(16), None, is_shared=True)
+    assert disk.session_names() == []
+    disk.close()
+
+
+def test_where_nothing_was_set_aside_it_is_said_what_to_do(small_disk: Path) -> None:
+    folder = small_disk / f"m_{bytes(16).hex()}"
+    disk = DiskTier(folder, 1 << 24, bytes(16), None)
+    disk.put_session("s", random.Random(0).randbytes(200_000))
+    disk.compact()
+    disk.close()
+    filler = fill(small_disk, but=0)
+    done = sessions(small_disk, "rm", "s")
+    assert done.exit_code == 2
+    assert f"0 bytes are free on that file system; removing takes some room itself: make {RESERVE_BYTES}" in done.stderr
+    filler.unlink()
+    assert sessions(small_disk, "rm", "s").exit_code == 0

@@ -23,7 +23,7 @@ from stratakv.runtime.calibrate import calibrate
 from stratakv.runtime.cli import app
 from stratakv.runtime.errors import ProfileError
 from stratakv.runtime.saved import StoreFolder, chains_of_all, store_folders
-from stratakv.storage import LaterStoreError, PageLayout, UnknownPagesError, record
+from stratakv.storage import CHAIN_BYTES, LaterStoreError, PageLayout, UnknownPagesError, record
 from stratakv.storage.codecs import CODECS, make_codec
 
 ROOT = Path(__file__).parents[2]
@@ -283,9 +283,16 @@ def test_names_that_only_a_later_version_allows(store: Path, is_sound: bool) -> 
     assert (stored(folder) == before) == is_sound
 
 
-def test_of_a_damaged_session_it_is_not_known_either_which_pages_are_its(store: Path) -> None:
+def flipped(payload: bytes, at: int) -> bytes:
+    return payload[:at] + bytes([payload[at] ^ 1]) + payload[at + 1 :]
+
+
+def test_of_a_session_with_damaged_chains_it_is_not_known_which_pages_are_its(store: Path) -> None:
     folder = folder_of(store)
-    change_records(folder, "sessions", lambda old: old[:-1] + bytes([old[-1] ^ 1]))
+    with StoreFolder(folder) as opened:
+        saved = opened.session(NAME)
+    assert saved is not None
+    change_records(folder, "sessions", lambda old: flipped(old, at) if (at := old.find(saved.chains[1])) > 0 else old)
     before = stored(folder)
     with StoreFolder(folder) as opened, pytest.raises(UnknownPagesError, match=f"sessions rm {NAME}"):
         chains_of_all(opened.disk)
@@ -296,6 +303,20 @@ def test_of_a_damaged_session_it_is_not_known_either_which_pages_are_its(store: 
         assert sessions(store, "rm", name) == ""
     assert "no page is removed" not in sessions(store, "gc")
     assert not stored(folder)
+
+
+def test_of_a_session_that_is_damaged_elsewhere_the_pages_are_kept_and_others_are_not(store: Path) -> None:
+    folder = folder_of(store)
+    with StoreFolder(folder) as opened:
+        saved = opened.session(NAME)
+        assert saved is not None
+        mine = {key for key, _ in opened.disk.page_sizes() if key[-CHAIN_BYTES:] in saved.chains}
+    change_records(folder, "sessions", lambda old: flipped(old, len(old) - 1))
+    sessions(store, "rm", OTHER)
+    assert "no page is removed" not in sessions(store, "gc")
+    with StoreFolder(folder) as opened:
+        assert {key for key, _ in opened.disk.page_sizes()} == mine
+        assert opened.disk.session_names() == [NAME]
 
 
 def test_gc_does_without_a_folder_that_it_cannot_read(store: Path, tmp_path: Path) -> None:

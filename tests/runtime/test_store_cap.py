@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -129,6 +130,29 @@ def test_advice_fits_what_was_set(store: Path, disk: SmallDisk, caplog: pytest.L
     with load(store, disk_gb=0.002) as runtime, pytest.raises(SessionError, match=r"; raise disk_gb$"):
         save(runtime, "mine", 1, tokens=5 * TOKENS)
     assert "--" not in caplog.text, "Python has no flags"
+
+
+def test_a_full_disk_is_what_is_to_be_mended_and_not_the_cap(
+    store: Path, disk: SmallDisk, caplog: pytest.LogCaptureFixture
+) -> None:
+    with load(store) as runtime:
+        save(runtime, "mine", 1)
+    disk.foreign = disk.size - taken(store)
+    advice = f"make room on the disk of {store}, which has 0 GB free, or name another folder \\(path=\\)"
+    with load(store) as runtime, pytest.raises(SessionError, match=f"cap .*; {advice} or remove sessions"):
+        save(runtime, "more", 2, tokens=4 * TOKENS)
+    with load(store, host_gb=0.0035) as runtime, pytest.raises(DoesNotFitError, match=advice):
+        read(runtime, 3, tokens=6 * TOKENS)
+    shutil.rmtree(store)
+    disk.foreign = disk.size
+    caplog.clear()
+    with load(store, host_gb=0.0035) as runtime:
+        assert runtime.store.disk is None
+        assert re.search(f"nothing is kept: to keep something {advice}", caplog.text)
+        with pytest.raises(DoesNotFitError, match=f"raise host_gb, or {advice}"):
+            read(runtime, 3, tokens=6 * TOKENS)
+        with pytest.raises(DoesNotFitError, match=f"raise host_gb, or {advice}"):
+            runtime.generate([text(1, 300)] * 8, max_new_tokens=300)
 
 
 # One cap for all folders

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import psutil
 import pytest
 import torch
+from children import child
 from kv_pages import SMALL, arena
 
 from stratakv.storage import Arena
@@ -203,3 +205,20 @@ def test_layers_read_in_turn_keep_part_of_their_pages() -> None:
             pool.settle(slots, np.array([page]), now)
             pool.check_integrity()
     assert np.bincount(pool.layer[pool.state == 2], minlength=2).tolist() == [2, 2]
+
+
+def test_an_arena_is_no_part_of_a_forked_child() -> None:
+    """Reserved and untouched, it may be larger than the machine's memory, which a fork is not given twice."""
+    size = psutil.virtual_memory().total + psutil.swap_memory().total
+    pools = [Arena("host", size * 2 // 3, 1 << 20, torch.device("cpu")) for _ in range(3)]
+    for pool in pools:
+        pool.data[0] = 7
+    with child(lambda say, wait: say("alive")) as fork:
+        assert fork.hear() == "alive"
+        assert fork.join() == 0
+    assert all(int(pool.data[0].sum()) == 7 << 20 for pool in pools)
+
+
+def test_memory_that_cannot_be_reserved_is_out_of_memory() -> None:
+    with pytest.raises(MemoryError, match="bytes of host memory cannot be reserved"):
+        Arena("host", 1 << 60, 1 << 20, torch.device("cpu"))

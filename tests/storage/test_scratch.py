@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from children import Say, child
 from faults import NOBODY, no_file_may_grow
 
+from stratakv.storage.lease import Lease
 from stratakv.storage.scratch import remove_all, scratch_folder, whole_file
 
 
@@ -82,6 +84,37 @@ def test_what_is_called_otherwise_is_somebodys(tmp_path: Path) -> None:
         pass
     assert set(kept) < set(names(tmp_path))
     assert (tmp_path / "target").read_text() == "mine"
+
+
+FORMER = ["stratakv-bench-ab_12cd9", ".convert-0123abcd"]
+
+
+@pytest.mark.parametrize("name", FORMER)
+def test_what_earlier_versions_left_goes_after_a_day_unless_a_store_in_it_is_open(tmp_path: Path, name: str) -> None:
+    inside = tmp_path / name / "kv" / "model"
+    inside.mkdir(parents=True)
+    (inside / "data.mdb").write_bytes(bytes(100))
+
+    def age(seconds: float) -> None:
+        for path in (tmp_path / name, *(tmp_path / name).rglob("*")):
+            os.utime(path, (time.time() - seconds,) * 2)
+
+    def is_left() -> bool:
+        with scratch_folder("eval", tmp_path):
+            return (tmp_path / name).exists()
+
+    assert is_left()
+    age(23 * 3600)
+    assert is_left()
+    lease = Lease(inside)
+    age(25 * 3600)
+    assert is_left()
+    lease.release()
+    age(25 * 3600)
+    (inside / "data.mdb").touch()
+    assert is_left(), "something in it was written to just now"
+    age(25 * 3600)
+    assert not is_left()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's")
