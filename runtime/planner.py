@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -163,8 +164,11 @@ def without_disk(plan: Plan, folder: Path) -> Plan:
 
 
 def available_memory() -> int:
-    """Bytes that can be taken now: what the system has free, or the control group allows."""
+    """Bytes that can be taken now: what the system has free, or the control group or the process's limit allows."""
     free = int(psutil.virtual_memory().available)
+    addresses, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if addresses != resource.RLIM_INFINITY:
+        free = min(free, max(0, addresses - psutil.Process().memory_info().vms))
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),

@@ -70,6 +70,8 @@ def load_profile(path: Path) -> tuple[Profile, str]:
         OSError: it cannot be read. ProfileError: it is damaged, or no profile. LaterProfileError: a later version wrote
             it.
     """
+    if path.exists() and not path.is_file():  # some devices never end
+        raise ProfileError(f"{path} is no file")
     payload = path.read_bytes()
     try:
         header = json.loads(_metadata(payload)[_KEY])

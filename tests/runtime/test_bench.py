@@ -20,7 +20,7 @@ from stratakv.runtime.bench.options import Caps, Options
 from stratakv.runtime.bench.random_kv import fill_sequence
 from stratakv.runtime.bench.report import crossovers
 from stratakv.runtime.bench.run import run_bench
-from stratakv.runtime.bench.shapes import SHAPES
+from stratakv.runtime.bench.shapes import SHAPES, random_model
 from stratakv.runtime.bench.subject import Subject
 from stratakv.runtime.errors import DoesNotFitError
 
@@ -284,6 +284,12 @@ def test_untimed_steps_are_in_the_context(result: dict[str, Any]) -> None:
         ({"contexts": (63,)}, "contexts are 64 tokens or more, not 63"),
         ({"batches": (0,)}, "batches are 1 sequence or more, not 0"),
         ({"steps": 0}, "at least 1 step"),
+        ({"steps": 10**30}, f"steps: at most 1000000 can be measured, not {10**30}"),
+        ({"turn_tokens": 10**9}, "turn_tokens: at most 100000000 can be measured"),
+        ({"contexts": (512, 10**9)}, "contexts: at most 100000000 can be measured"),
+        ({"batches": (10**6,)}, "batches: at most 1024 can be measured"),
+        ({"layers": 10**6}, "layers: at most 1024 can be measured"),
+        ({"profile": Path("x")}, "none of the indexes bounds needs a profile"),
         ({"baselines": ("vllm",)}, "baselines are dense, offloaded, quantised, llama.cpp, or none; not vllm"),
         ({"link_gbps": 0.0}, "link_gbps is more than 0, not 0.0"),
         ({"shape": None, "layers": 2}, "layers can be chosen for a shape only"),
@@ -294,6 +300,17 @@ def test_untimed_steps_are_in_the_context(result: dict[str, Any]) -> None:
 def test_impossible_options_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Options(**{**COMMON, **changes})
+
+
+def test_layers_that_a_shape_has_not_and_weights_that_memory_has_no_room_for_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = torch.device("cpu")
+    with pytest.raises(ValueError, match=r"layers is at most 30 for smollm2-135m, not 31"):
+        random_model("smollm2-135m", tmp_path, cpu, torch.float32, 512, 31)
+    monkeypatch.setattr("stratakv.runtime.bench.shapes.available_memory", lambda: 10**5)
+    with pytest.raises(DoesNotFitError, match=r"tiny does not fit: 0\.000\d+ GB of weights, and 0\.0001 GB of memory"):
+        random_model("tiny", tmp_path, cpu, torch.float32, 512, None)
 
 
 def test_an_unknown_shape_is_refused_with_those_known(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from typer.testing import CliRunner, Result
 
 from stratakv.kernels.codebook_scores import half_norms, nearest_codewords
 from stratakv.runtime import KVConfig, ProfileError, Runtime
-from stratakv.runtime.calibrate import CONTEXT, _captured, _contexts, calibrate
+from stratakv.runtime.calibrate import CONTEXT, _captured, _contexts, _learn, calibrate
 from stratakv.runtime.cli import app
 from stratakv.runtime.identity import model_digests
 from stratakv.runtime.layer_cache import TieredLayer
@@ -84,6 +86,12 @@ def one_line(result: Result) -> str:
     assert result.stdout == ""
     assert result.stderr.count("\n") == 1
     return result.stderr
+
+
+def last_line(result: Result) -> str:
+    """Of a command that had begun to say how it goes."""
+    assert result.exit_code == 2, (result.stdout, result.stderr, result.exception)
+    return result.stderr.splitlines()[-1]
 
 
 def test_the_command_makes_a_profile(made: Result, tiny_llama: Path) -> None:
@@ -197,7 +205,51 @@ def test_codes_of_cached_keys_are_those_of_the_codebook(made: Result, tiny_llama
     assert (layer.export(state)["codes"][:, :, 0].long() == codes).float().mean() > 0.98, "but for ties in rounding"
 
 
+@pytest.fixture
+def small(cache: Path, tiny_llama: Path) -> list[str]:
+    """What calibrates in a moment, but for `--out`."""
+    text = str(cache / "text.txt")
+    return ["calibrate", str(tiny_llama), "--text", text, "--codewords", "8", "--tokens", "64", "--dtype", "float32"]
+
+
+def test_a_profile_is_never_lost_to_a_file_that_cannot_be_written(
+    small: list[str], tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "gone").mkdir()
+    learn = _learn
+
+    def learn_meanwhile(*arguments: Any) -> Any:
+        (tmp_path / "gone").rmdir()
+        return learn(*arguments)
+
+    monkeypatch.setattr("stratakv.runtime.calibrate._learn", learn_meanwhile)
+    said = last_line(command(*small, "--out", tmp_path / "gone" / "p.safetensors"))
+    assert "p.safetensors: could not be written (No such file or directory); the profile is kept in " in said
+    kept = re.search(r"kept in (\S+\.safetensors): move it, or use it where it is \(--profile\)", said)
+    assert kept is not None
+    assert load_profile(Path(kept[1]))[0].model == model_digests(tiny_llama)[0]
+
+
+def test_a_profile_for_a_device_replaces_none(small: list[str], tmp_path: Path) -> None:
+    assert command(*small, "--out", "/dev/null").exit_code == 0
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    assert "No space left on device); the profile is kept in " in last_line(command(*small, "--out", "/dev/full"))
+    assert stat.S_ISCHR(os.stat("/dev/full").st_mode)
+
+
 # Refusals
+
+
+def test_a_profile_that_serves_nothing_is_told_of(
+    made: Result, tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kv: dict[str, Any] = {"path": tmp_path / "kv", "index": "bounds", "budget": 144, "disk_gb": 0}
+    with pytest.raises(ProfileError, match=r"there is no profile .*nope; index 'bounds' needs none: leave it out"):
+        Runtime.load(tiny_llama, kv=KVConfig(**kv, profile=tmp_path / "nope"))
+    assert caplog.text == ""
+    with Runtime.load(tiny_llama, kv=KVConfig(**kv, profile=default_path(tiny_llama))):
+        assert caplog.messages == [f"index 'bounds' needs no profile: {default_path(tiny_llama)} is not used"]
 
 
 def test_a_missing_profile_names_the_command(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

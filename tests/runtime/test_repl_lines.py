@@ -165,6 +165,14 @@ def test_an_unsaved_conversation_is_not_forgotten_by_accident(runtime: Runtime) 
         assert all(message["content"] != "Hello?" for message in typist.chat.messages)
 
 
+def test_what_is_not_there_is_not_asked_about(runtime: Runtime) -> None:
+    typist = Typist(runtime, "Hello?", "/load nobody saved it", "/bye", "/bye")
+    said = typist.run_through()
+    assert "no session 'nobody saved it'" in said
+    assert "forget it?" not in said
+    assert typist.chat.messages[0]["content"] == "Hello?"
+
+
 def test_saving_over_another_session_asks(runtime: Runtime) -> None:
     talk(runtime, "One.", "/save mine", "/bye")
     refused = talk(runtime, "Two.", "/save mine", "no", "/bye", "/bye")

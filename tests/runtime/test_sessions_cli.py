@@ -99,6 +99,28 @@ def test_a_name_in_two_models_asks_which_one(store: Path, made: tuple[Path, Path
     assert [line.split()[0] for line in sessions("list", store=store).stdout.splitlines()] == ["b"]
 
 
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        (["-m", "nosuch"], "no model 'nosuch' is on this machine or in the store "),
+        (["-m", "./nosuch.gguf"], "no model './nosuch.gguf' is on this machine"),
+        (["--in", "nosuch"], "begins with 'nosuch'; it has "),
+        (["--dtype", "int7"], "dtype is float32, bfloat16, float16 or auto, not 'int7'"),
+    ],
+)
+@pytest.mark.parametrize("command", ["list", "gc", "verify"])
+def test_what_cannot_have_sessions_is_refused(command: str, where: list[str], said: str, store: Path) -> None:
+    asked = sessions(command, *where, store=store)
+    assert (asked.exit_code, asked.stdout) == (2, "")
+    assert said in asked.stderr
+    assert asked.stderr.count("\n") == 1
+
+
+def test_a_model_without_sessions_has_none(store: Path, made: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    for model in ("smollm2", "owner/name", str(shutil.copytree(made[1], tmp_path / "other"))):
+        assert sessions("list", "-m", model, "--dtype", "float16", store=store).stdout == "no sessions\n"
+
+
 def test_gc_frees_what_no_session_needs_and_no_more_loads(store: Path, made: tuple[Path, Path, Path]) -> None:
     before = size(store)
     done = sessions("gc", store=store)
