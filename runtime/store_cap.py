@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..storage import DiskTier, StorageError, StorageFullError
 from ..storage.lease import is_open
-from ..storage.share import DATA, bytes_in, claimed_bytes, spare_bytes
+from ..storage.share import BOOKKEEPING_BYTES, DATA, bytes_in, claimed_bytes, spare_bytes
 from .home import Home
 from .machine_caps import disk_free
 from .saved import StoreFolder, describe, is_left_behind, store_folders
@@ -31,11 +31,11 @@ _SPARE_SHARE = 16
 def default_cap(root: Path) -> int:
     """Bytes that the store in `root` may take if nobody says how many. Raises OSError.
 
-    Half of the disk's free bytes and its own together, at most 64 GB; never less than it has, however full the disk
-    has become: saved sessions stay usable.
+    Half of the disk's free bytes and its own together, at most 64 GB; never less than it has and takes to be opened,
+    however full the disk has become: saved sessions stay usable.
     """
     own = _taken(root)
-    return max(own, min(_MOST_BY_DEFAULT, (disk_free(root) + own) // 2))
+    return max(own + BOOKKEEPING_BYTES if own else 0, min(_MOST_BY_DEFAULT, (disk_free(root) + own) // 2))
 
 
 def open_disk(home: Home, cap_bytes: int, knob: str) -> DiskTier | None:

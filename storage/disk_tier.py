@@ -99,9 +99,10 @@ class DiskTier(SessionShelf):
         self._share = Share(self.folder, cap_bytes, self._lease) if is_shared else None
         room = cap_bytes if self._share is None else self._share.claim(self._share.step_bytes)
         if self._share is not None and room < _MIN_FILE_BYTES and not (self.folder / DATA).exists():
+            others = self._share.others_bytes
+            why = f"other folders take {others} of its cap of" if others else "its cap is"
             raise StorageFullError(
-                f"the store {self.folder.parent} has no room for {self.folder.name}: other folders take "
-                f"{self._share.others_bytes} of its cap of {cap_bytes} bytes",
+                f"the store {self.folder.parent} has no room for {self.folder.name}: {why} {cap_bytes} bytes",
                 is_at_cap=True,
             )
         self._file = LmdbFile.share(self.folder, room, check=self._lease.after_a_death, is_first=is_first)

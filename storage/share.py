@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 DATA = "data.mdb"
 _BLOCK = 512
-_BOOKKEEPING_BYTES = 16 << 10
-"""What the first user of a folder adds to it beside the data file: LMDB's table of readers, `replace.lock`."""
+BOOKKEEPING_BYTES = 16 << 10
+"""What the first user of a folder adds to it beside the data file: LMDB's table of readers, `replace.lock`, a lease."""
 _SPARE_PAGES = 32
 _STEPS = 16
 _MIN_STEP_BYTES = 1 << 18
@@ -57,7 +57,7 @@ class Share:
         with alone_in(self.folder.parent):
             others = [folder for folder in data_folders(self.folder.parent) if folder.name != self.folder.name]
             self.others_bytes = sum(map(claimed_bytes, others))
-            beside = max(_BOOKKEEPING_BYTES, bytes_in(self.folder) - has)
+            beside = max(BOOKKEEPING_BYTES, bytes_in(self.folder) - has)
             left = self.cap_bytes - self.others_bytes - beside - spare_bytes(self.cap_bytes)
             least = max(has, self.claimed_bytes)
             wanted = max(least, min(num_bytes, left))
