@@ -29,6 +29,7 @@ from .figures import Stopwatch
 from .generate import generate, read_prompt
 from .names import check_name
 from .progress import OnProgress
+from .regained import return_to_question
 from .repetition import CHAT_COPIES
 from .reply import Reply
 from .reply_stream import ReplyStream
@@ -187,10 +188,14 @@ class Chat:
 
         Raises ValueError if there is no reply to take back, and as `stream`.
         """
-        if self._draft is None:
+        if not self._ends_with_reply:
             raise ValueError("there is no reply to regenerate")
         config = GenerationConfig.from_kwargs(self.generation, **generation)
         return ReplyStream(self, self._take_back, config)
+
+    @property
+    def _ends_with_reply(self) -> bool:
+        return bool(self.messages) and self.messages[-1]["role"] == "assistant"
 
     # What a `ReplyStream` does to the conversation, having it to itself (`alone`)
 
@@ -209,9 +214,12 @@ class Chat:
     def _take_back(self, reply: Reply) -> _Point:
         """The last reply goes; another can begin. Returns the point at which it is back, if need be by computing the
         KV of its text anew with the next turn."""
-        draft = self._draft
-        if draft is None:
+        if not self._ends_with_reply:
             raise ValueError("there is no reply to regenerate")
+        if self._draft is None:
+            logits, said = return_to_question(self._runtime.engine, self._sequence, self._unfed)
+            self._draft = _Draft(self._sequence.snapshot(), logits, len(self.messages) - 1, said)
+        draft = self._draft
         point = _Point(draft.snapshot, list(self.messages), self.last, draft.said, draft)
         self._runtime.engine.rollback(self._sequence, draft.snapshot)  # from here on there is no way back but `point`
         del self.messages[draft.num_messages :]
