@@ -27,6 +27,7 @@ from .documents import document_name, read_text_file
 from .errors import ConversationError, WrongTypeError
 from .figures import Stopwatch
 from .generate import generate, read_prompt
+from .long_texts import refuse_long
 from .names import check_name
 from .progress import OnProgress
 from .regained import return_to_question
@@ -147,6 +148,7 @@ class Chat:
         with Stopwatch() as reading, self.alone():
             self.end_reply()
             with self._all_or_nothing():
+                refuse_long(self._runtime, self._sequence.num_tokens, text, name)
                 words = self._template.encode_plain(f"Document {name}:\n\n{text.strip()}")
                 ids = [*self._opening(), *words, *self._template.encode_after_document()]
                 self._check_fits(len(ids), 0, name)
@@ -188,20 +190,19 @@ class Chat:
 
         Raises ValueError if there is no reply to take back, and as `stream`.
         """
-        if not self._ends_with_reply:
-            raise ValueError("there is no reply to regenerate")
-        config = GenerationConfig.from_kwargs(self.generation, **generation)
-        return ReplyStream(self, self._take_back, config)
+        self._require_reply()
+        return ReplyStream(self, self._take_back, GenerationConfig.from_kwargs(self.generation, **generation))
 
-    @property
-    def _ends_with_reply(self) -> bool:
-        return bool(self.messages) and self.messages[-1]["role"] == "assistant"
+    def _require_reply(self) -> None:
+        if not self.messages or self.messages[-1]["role"] != "assistant":
+            raise ValueError("there is no reply to regenerate")
 
     # What a `ReplyStream` does to the conversation, having it to itself (`alone`)
 
     def _ask(self, text: str, on_progress: OnProgress | None, reply: Reply) -> _Point:
         """The message goes in; the reply can begin. Returns the point to which nothing shown leads back."""
         with self._all_or_nothing() as point:
+            refuse_long(self._runtime, self._sequence.num_tokens, text, "the message")
             ids = [*self._opening(), *self._template.encode_plain(text), *self._template.encode(self._turn().after)]
             self._check_fits(len(ids), 1, "the message")
             logits = read_prompt(self._runtime.engine, self._sequence, as_array(ids), reply, on_progress)
@@ -214,8 +215,7 @@ class Chat:
     def _take_back(self, reply: Reply) -> _Point:
         """The last reply goes; another can begin. Returns the point at which it is back, if need be by computing the
         KV of its text anew with the next turn."""
-        if not self._ends_with_reply:
-            raise ValueError("there is no reply to regenerate")
+        self._require_reply()
         if self._draft is None:
             logits, said = return_to_question(self._runtime.engine, self._sequence, self._unfed)
             self._draft = _Draft(self._sequence.snapshot(), logits, len(self.messages) - 1, said)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..storage.file_names import as_text
-from .standard_input import is_standard_input, read_standard_input
+from .standard_input import is_standard_input, read_standard_input, read_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,8 @@ def read_text_file(path: Path) -> str:
             raise IsADirectoryError(f"{name} is a directory, not a text file")
         if stat.S_ISBLK(kind) or (stat.S_ISCHR(kind) and not path.samefile(os.devnull)):
             raise ValueError(f"{name} is a device, not a text file")
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = read_whole(file, name)
     except FileNotFoundError:
         raise FileNotFoundError(f"{name}: no such file") from None
     except OSError as error:

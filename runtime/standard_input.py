@@ -17,6 +17,8 @@ meanwhile, so mostly nobody waits."""
 _AT_ONCE_S = 0.2
 _SAY_AFTER_S = 1.0
 _STILL_SAY_AFTER_S = 5.0
+MOST_BYTES = 1 << 28
+"""Of a text: more than the longest windows there are, by far. Some pipes never end."""
 _NAMES = {"-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"}
 
 
@@ -41,17 +43,17 @@ class PipedText:
             return b""
         kind = _kind(stream)
         if kind is None or stat.S_ISREG(kind):
-            return stream.read()
+            return read_whole(stream, "stdin")
         if not (stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind)):
             return b""  # /dev/null and other devices
-        return stream.read() if _has_begun(stream, _AT_ONCE_S) else None
+        return read_whole(stream, "stdin") if _has_begun(stream, _AT_ONCE_S) else None
 
     def late(self) -> bytes:
         """All of it, or nothing if nobody has written for `PATIENCE_S`; that is said."""
         stream = _stream()
         assert stream is not None
         if _has_begun(stream, max(0.0, self._until - time.monotonic())):
-            return stream.read()
+            return read_whole(stream, "stdin")
         _tell(f"nothing came through stdin in {PATIENCE_S:g} s, going on without it; -f - waits for it however long")
         return b""
 
@@ -65,7 +67,15 @@ def read_standard_input() -> bytes:
         stream, _SAY_AFTER_S if sys.stderr.isatty() else _STILL_SAY_AFTER_S
     ):
         _tell("reading stdin until it ends (Ctrl-D on a terminal)")
-    return stream.read()
+    return read_whole(stream, "stdin")
+
+
+def read_whole(stream: IO[bytes], what: str) -> bytes:
+    """All of a text, at most `MOST_BYTES`. Raises ValueError if there is more, OSError."""
+    data = stream.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"{what} has more than {MOST_BYTES >> 20} MiB, or never ends: no model could read it")
+    return data
 
 
 def _stream() -> IO[bytes] | None:
