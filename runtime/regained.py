@@ -33,6 +33,7 @@ def return_to_question(engine: Engine, sequence: Sequence, unfed: list[int]) -> 
             _follow(before, sequence, start)
         logits = engine.prefill(before, sequence.tokens[before.num_tokens : start].copy()).logits
         assert logits is not None
+        before.count_as(sequence)
         with engine.turn():
             sequence.close()
             sequence.follow(before)

@@ -202,6 +202,10 @@ class Sequence:
         """Go on with the past of `other`, which holds these tokens, or these and more, and is given up."""
         self.past, self._tokens, self.num_tokens = other.past, other._tokens, other.num_tokens
 
+    def count_as(self, other: Sequence) -> None:
+        """Of every token say that it came from the store if `other` does, which begins with the same tokens."""
+        self._from_store[: self.num_tokens] = other._from_store[: self.num_tokens]
+
     def close(self) -> None:
         """Give up all pages. They stay in the store as cache."""
         self.past.close()

@@ -40,6 +40,9 @@ def test_another_reply_is_the_one_that_it_would_have_been(runtime: Runtime, leng
     fork, expected = chat.fork(), regenerated(chat)
     for other in (runtime.chat(session="s"), fork):
         assert regenerated(other) == expected
+        usage = other.last.usage
+        assert usage.prompt_tokens == chat.last.usage.prompt_tokens
+        assert usage.cached_tokens == (chat.last.usage.cached_tokens if other is fork else usage.prompt_tokens)
         assert other.messages == chat.messages
         assert other.num_tokens == chat.num_tokens
         assert other.send("Why?", max_new_tokens=3).text == chat.fork().send("Why?", max_new_tokens=3).text
