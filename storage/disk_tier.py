@@ -337,7 +337,9 @@ class DiskTier(SessionShelf):
                         if self._uses.of(transaction, key[-CHAIN_BYTES:]) == doomed[key[-CHAIN_BYTES:]]:
                             removed += pieces.delete(self._file, transaction, database, key) and database != USES
         if removed:
-            self._records.let_reuse(removed)
+            # NOTE: LMDB reuses what a transaction freed only in the next but one, and counts no empty ones.
+            with self._records.writing() as transaction:
+                transaction.put(b"sweep", removed.to_bytes(8, "little"), db=self._file.handle(USES))
         return removed
 
     def compact(self) -> bool:

@@ -20,7 +20,7 @@ import lmdb
 
 from . import pieces, record
 from .errors import LaterVersionError, RecordError, StorageFullError, StoreUnavailableError
-from .lmdb_file import DATABASES, PAGES, SESSIONS, USES, LmdbFile
+from .lmdb_file import DATABASES, PAGES, SESSIONS, LmdbFile
 
 logger = logging.getLogger(__name__)
 
@@ -206,12 +206,6 @@ class Records:
                 for key in keys
                 if also_later or not self._is_later(transaction, database, key)
             )
-
-    def let_reuse(self, removed: int) -> None:
-        """After `removed` records were deleted: LMDB reuses what a transaction freed only in the next but one, and
-        counts no empty ones. Raises StorageFullError."""
-        with self.writing() as transaction:
-            transaction.put(b"sweep", removed.to_bytes(8, "little"), db=self.file.handle(USES))
 
     @contextmanager
     def writing(self) -> Iterator[lmdb.Transaction]:

@@ -91,14 +91,8 @@ class SessionShelf:
 
     def delete_session(self, name: str) -> bool:
         """Whether there was one, whichever version wrote it. Raises StorageFullError."""
-
-        def delete() -> bool:
-            existed = self._records.delete(SESSIONS, [name.encode()], also_later=True) == 1
-            if existed:
-                self._records.let_reuse(1)
-            return existed
-
-        existed = with_reserve(self.folder, delete)
+        keys = [name.encode()]
+        existed = with_reserve(self.folder, lambda: self._records.delete(SESSIONS, keys, also_later=True) == 1)
         if existed:
             self._records.delete(USES, [_used_key(name)])
         return existed
