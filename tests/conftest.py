@@ -21,6 +21,18 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("tiny-llama"))
 
 
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's cache directory is one of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """Where a store may be made."""
+    return tmp_path / "kv"
+
+
 @pytest.fixture(autouse=True)
 def _one_thread_for_small_tensors(request: pytest.FixtureRequest) -> Iterator[None]:
     """Where tensors are tiny, torch's threads mostly wait for each other, the more so on a busy machine.

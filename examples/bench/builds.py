@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parents[2]
 FOLDERS = ("runtime", "storage", "retrieval", "kernels")
@@ -54,3 +56,11 @@ def make_builds(before: Path | None, scratch: Path) -> list[Build]:
             (path / "stratakv" / folder).symlink_to(checkout.resolve() / folder)
         found.append(Build(name, checkout.resolve(), path))
     return found
+
+
+def write_result(result: dict[str, Any], out: Path | None) -> None:
+    """As JSON to standard output, and to `out` if that is given."""
+    text = json.dumps(result, indent=1)
+    print(text, flush=True)
+    if out is not None:
+        out.write_text(text + "\n", encoding="utf-8")

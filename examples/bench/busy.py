@@ -22,7 +22,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from builds import Build, make_builds
+from builds import Build, make_builds, write_result
 
 from stratakv.storage.scratch import scratch_folder
 
@@ -186,10 +186,7 @@ def main() -> None:
         "same_tokens": shortest,
         "builds": {build.name: summary(found[build.name]) for build in builds},
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if asked.out is not None:
-        asked.out.write_text(text + "\n")
+    write_result(result, asked.out)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ must give the modules' logits on the shortest context, else no time is reported.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -31,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from builds import write_result
 from torch import Tensor
 
 from stratakv.kernels.decode_attention import decode_attention
@@ -313,10 +313,7 @@ def main() -> None:
         "rounds": asked.rounds,
         **found,
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if asked.out is not None:
-        asked.out.write_text(text + "\n")
+    write_result(result, asked.out)
 
 
 if __name__ == "__main__":

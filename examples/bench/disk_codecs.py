@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from builds import write_result
 from torch import Tensor
 
 from stratakv.runtime import KVConfig, Runtime
@@ -223,9 +224,7 @@ def main() -> None:
         "command": " ".join(["python", *sys.argv]), "hardware": hardware(), "load_average": os.getloadavg()[0],
         "model": "smollm2", "text": DOCUMENT.name, "tokens": given.tokens, "asked": ASKED, "rows": rows,
     }  # fmt: skip
-    print(json.dumps(result, indent=1))
-    if given.out is not None:
-        given.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(result, given.out)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ chose; otherwise no time is reported.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -29,6 +28,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
+from builds import write_result
 from torch import Tensor
 
 from stratakv.kernels.decode_attention import decode_attention
@@ -293,10 +293,7 @@ def main() -> None:
         "rounds": asked.rounds,
         "contexts": found,
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if asked.out is not None:
-        asked.out.write_text(text + "\n")
+    write_result(result, asked.out)
 
 
 if __name__ == "__main__":

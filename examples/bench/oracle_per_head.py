@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from builds import write_result
 from torch import Tensor
 
 from stratakv.runtime import KVConfig, Runtime
@@ -103,9 +104,7 @@ def main() -> None:
         for k, per in CHOICES
     ]  # fmt: skip
     result: dict[str, Any] = {"command": " ".join(sys.argv), "hardware": hardware(), "means": rows, "contexts": found}
-    print(json.dumps(result, indent=1))
-    if out is not None:
-        out.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(result, out)
 
 
 if __name__ == "__main__":

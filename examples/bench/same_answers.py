@@ -15,11 +15,10 @@ import json
 import os
 import random
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from builds import Build, make_builds
+from builds import Build, make_builds, write_result
 
 TEXT = Path(__file__).resolve().parent.parent / "northanger_abbey.txt"
 QUESTION = "Who is spoken of here, and what happens?"
@@ -100,9 +99,11 @@ def main() -> None:
     if asked.role is not None:
         work(asked.role, asked.store, asked.model, asked.dtype, asked.prompts)
         return
-    with tempfile.TemporaryDirectory(prefix="stratakv-bench-") as folder:
-        builds = make_builds(asked.before, Path(folder))
-        found = {build.name: measure(build, Path(folder), asked) for build in builds}
+    from stratakv.storage.scratch import scratch_folder
+
+    with scratch_folder("bench") as folder:
+        builds = make_builds(asked.before, folder)
+        found = {build.name: measure(build, folder, asked) for build in builds}
     from stratakv.runtime.bench import hardware
 
     result = {
@@ -114,10 +115,7 @@ def main() -> None:
         "tokens_per_reply": TOKENS,
         "builds": found,
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if asked.out is not None:
-        asked.out.write_text(text + "\n")
+    write_result(result, asked.out)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ model differ, where each must agree with itself.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -20,7 +19,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from builds import HERE, Build, make_builds
+from builds import HERE, Build, make_builds, write_result
 
 from stratakv.storage.scratch import scratch_folder
 
@@ -134,10 +133,7 @@ def main() -> None:
         },
         "cases": {name: {build: summary(runs) for build, runs in by.items()} for name, by in found.items()},
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if asked.out is not None:
-        asked.out.write_text(text + "\n")
+    write_result(result, asked.out)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import statistics
 import sys
@@ -35,6 +34,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from builds import write_result
 from page_cache import drop_from_cache, log, write_durably
 from session_restore import measure_restore
 from torch import Tensor
@@ -239,9 +239,7 @@ def main() -> None:
         if given.tokens:
             result["restore"] = measure_restore(given.tokens, given.rounds, Path(folder))
     result["elapsed_s"] = round(time.perf_counter() - started, 1)
-    print(json.dumps(result, indent=1))
-    if given.out is not None:
-        given.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(result, given.out)
 
 
 if __name__ == "__main__":

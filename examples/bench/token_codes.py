@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from builds import write_result
 from torch import Tensor
 
 from stratakv.kernels.topk_pages import group_scores
@@ -187,9 +188,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "command": " ".join(sys.argv), "hardware": hardware(), "ctx": given.ctx, "means": means, "contexts": rows,
     }  # fmt: skip
-    print(json.dumps(result, indent=1))
-    if given.out is not None:
-        given.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(result, given.out)
 
 
 if __name__ == "__main__":

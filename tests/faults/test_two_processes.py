@@ -1,4 +1,4 @@
-"""Two real processes on one store: writers, readers, leases, other caps, deaths and forks."""
+"""Two real processes on one store: writers, readers, leases, other caps and deaths."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import lmdb
 import numpy as np
 import pytest
 from children import Say, child
-from conversations import begin, load, state_of, take_turn
+from conversations import begin, load, take_turn
 from faults import FailingDisk
 from kv_pages import FINGERPRINT, LARGE, disk_tier, text
 
@@ -22,7 +22,6 @@ from stratakv.runtime.home import find_home
 from stratakv.runtime.saved import StoreFolder
 from stratakv.storage import (
     DiskTier,
-    ForkedError,
     SessionChangedError,
     StorageFullError,
     StoreUnavailableError,
@@ -373,57 +372,3 @@ def test_savers_that_take_turns_at_random_lose_nothing(tmp_path: Path) -> None:
     assert (disk.get_session("n") or b"").split()[0] == b"120"
     disk.check_integrity()
     disk.close()
-
-
-# Forks
-
-
-def test_a_fork_may_not_use_the_store_but_may_open_it_anew(tiny_llama: Path, tmp_path: Path) -> None:
-    with load(tiny_llama, tmp_path) as runtime:
-        chat = begin(runtime, 1)
-        take_turn(chat, 1, 0)
-        chat.save("one")
-        expected = state_of(chat)
-
-        def use_it(say: Say, wait: Wait) -> None:
-            with pytest.raises(
-                ForkedError, match=r"used in its child \d+: neither threads nor the store survive a fork"
-            ):
-                take_turn(chat, 1, 1)
-            with pytest.raises(ForkedError):
-                begin(runtime, 2).read_text("Another text. " * 20)
-            with pytest.raises(ForkedError):
-                chat.save("two")
-            with pytest.raises(ForkedError):
-                runtime.sessions()
-            runtime.close()
-            with load(tiny_llama, tmp_path) as own:
-                say(state_of(own.chat(session="one")) == expected)
-
-        with child(use_it) as other:
-            assert other.hear() is True
-            assert other.join() == 0
-        take_turn(chat, 1, 1)
-        chat.save("three")
-        assert runtime.sessions() == ["one", "three"]
-        runtime.store.check_integrity()
-
-
-def test_a_forked_child_does_not_keep_its_parents_lease(tmp_path: Path) -> None:
-    def open_and_fork(say: Say, wait: Wait) -> None:
-        disk = disk_tier(tmp_path / "s")
-        write(disk, range(4))
-        if os.fork() == 0:
-            say(os.getpid())
-            wait()
-            os._exit(0)
-        wait()
-
-    with child(open_and_fork) as parent:
-        assert parent.hear() > 0
-        disk = disk_tier(tmp_path / "s")
-        assert disk.sweep(lambda key: False) == 0
-        parent.kill()
-        assert disk.sweep(lambda key: False) == 4
-        disk.close()
-        parent.go()

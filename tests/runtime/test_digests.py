@@ -20,14 +20,11 @@ from stratakv.runtime.locate import cache_dir, file_digest
 from stratakv.runtime.model import Model
 from stratakv.runtime.profile import default_path
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 RECALL = Path(__file__).parents[1] / "data" / "recall"
 TEXT = " ".join(f"k{i % 128} v{7 * i % 128}" for i in range(60))
 LONG_AGO = 1_700_000_000 * 10**9 + 123_456_789
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture

@@ -19,19 +19,11 @@ from stratakv.runtime.locate import ALIASES, Alias, locate
 from stratakv.runtime.saved import describe, store_folders
 from stratakv.storage import DiskTier, StorageFullError
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 DATA = Path(__file__).parents[1] / "data"
 RECALL, (OLD,) = DATA / "recall", sorted((DATA / "stores").glob("recall_*"))
 PAIRS = " ".join(f"k{i} v{i * 7 % 23}" for i in range(24))
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    return tmp_path / "kv"
 
 
 @pytest.fixture

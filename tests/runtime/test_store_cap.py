@@ -19,6 +19,8 @@ from stratakv.runtime.cli import app
 from stratakv.runtime.saved import StoreFolder, is_left_behind, store_folders
 from stratakv.storage.nameless import name_file
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 MB = 10**6
 RECALL = Path(__file__).parents[1] / "data" / "recall"
 TOKENS = 500
@@ -27,16 +29,6 @@ KINDS: list[dict[str, Any]] = [
     {"dtype": "float32"}, {"dtype": "bfloat16"}, {"dtype": "float32", "codec": "int8"},
     {"dtype": "float32", "page_size": 8},
 ]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    return tmp_path / "kv"
 
 
 @pytest.fixture
