@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..storage import LaterStoreError, RecordError, StorageFullError, StoreUnavailableError, UnknownPagesError
+from ..storage import RecordError, StorageFullError, StoreUnavailableError, UnknownPagesError
 from .config import DTYPES
 from .elsewhere import folders_with
 from .errors import ModelFileError, SessionError
@@ -204,7 +204,7 @@ def _may_go(folder: Path, done: Collected) -> bool:
         with StoreFolder(folder) as store:
             chains_of_all(store.disk)
             done.num_records += store.disk.delete_nameless()
-    except (UnknownPagesError, LaterStoreError) as error:
+    except (UnknownPagesError, StoreUnavailableError) as error:
         done.notes.append(str(error))
         return False
     return True

@@ -26,6 +26,8 @@ from pathlib import Path
 from .locks import is_locked, new_locked
 
 _PREFIX = "lease."
+_DIGITS = 20
+"""Of each number."""
 _REPLACING = "replace.lock"
 _HELD: weakref.WeakSet[Lease] = weakref.WeakSet()
 
@@ -71,7 +73,7 @@ class Lease:
 
     def _write(self) -> None:
         # NOTE: a version that knows no claims reads a clock of 0 from two numbers: everything is in use.
-        os.pwrite(self._descriptor, f"{self._clock:020d} {self._claimed:020d}".encode(), 0)
+        os.pwrite(self._descriptor, f"{self._clock:0{_DIGITS}d} {self._claimed:0{_DIGITS}d}".encode(), 0)
 
     def others(self) -> list[int]:
         """The clocks from which other owners claim records, one per living owner."""
@@ -121,13 +123,17 @@ def is_open(folder: Path) -> bool:
 
 
 def _read(path: Path) -> tuple[int, int] | None:
-    """Clock and claim; None if there is no such lease any more."""
+    """Clock and claim; None if there is no such lease any more. What is no number claims all records and no bytes."""
     try:
-        numbers = path.read_text().split()
+        numbers = path.read_bytes().decode(errors="replace").split()
     except FileNotFoundError:
         return None
     clock, claim = [*numbers, "", ""][:2]
-    return int(clock) if clock.isdecimal() else 0, int(claim) if claim.isdecimal() else 0
+    return _number(clock), _number(claim)
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdecimal() and len(text) <= _DIGITS else 0
 
 
 def _locked_file(folder: Path) -> tuple[Path, int]:

@@ -45,8 +45,9 @@ def private_file(path: Path, text: str) -> None:
 
 def reserved_file(path: str, size: int) -> None:
     """Have the first `size` bytes of a file on disk, zeros where they are new: whoever writes them through a memory map
-    is killed where a disk is full. Raises OSError."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    is killed where a disk is full. Raises OSError, also for a link: a store may come from elsewhere, and what a link in
+    it leads to is somebody's."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         found = os.fstat(descriptor)
         if found.st_size < size or not found.st_blocks:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from stratakv.runtime import DoesNotFitError, KVConfig, Runtime
 from stratakv.runtime.batch import num_spare
+from stratakv.runtime.planner import available_memory
 
 RECALL = Path(__file__).parents[1] / "data/recall"
 
@@ -84,3 +87,12 @@ def test_no_reply_is_counted_beyond_the_window(runtime: Runtime) -> None:
     with pytest.raises(DoesNotFitError, match=r"the batch does not fit: \d+ tokens") as caught:
         runtime.generate(prompts(3), max_new_tokens=10**9)
     assert str(3 * 8192)[:3] in str(caught.value)
+
+
+def test_a_limit_of_the_process_bounds_the_default_of_the_host_tier(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As batch systems set one: what it leaves is all that there is."""
+    in_use = psutil.Process().memory_info().vms
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (in_use + 10**6, resource.RLIM_INFINITY))
+    assert available_memory() <= 2 * 10**6
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (in_use // 2, resource.RLIM_INFINITY))
+    assert available_memory() == 0

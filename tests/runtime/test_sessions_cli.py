@@ -200,6 +200,13 @@ def test_a_destroyed_folder_does_not_hide_the_others(store: Path) -> None:
     verified = sessions("verify", store=store)
     assert verified.exit_code == 1
     assert "truncated" in verified.stdout
+    (other,) = [path for path in store.iterdir() if path != folder]
+    before = (other / "data.mdb").stat().st_size
+    assert sessions("rm", "a", "--in", other.name, store=store).exit_code == 0
+    collected = sessions("gc", store=store)
+    assert collected.exit_code == 0
+    assert "truncated" in collected.stdout
+    assert (other / "data.mdb").stat().st_size < before
 
 
 def test_an_unreadable_config_json_is_only_less_to_show(store: Path) -> None:

@@ -7,14 +7,15 @@ import os
 import random
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 from children import Say, child
 from kv_pages import FINGERPRINT, LARGE
 
-from stratakv.storage import DiskTier, StorageFullError, page_key, record
+from stratakv.storage import DiskTier, StorageFullError, StoreUnavailableError, page_key, record
+from stratakv.storage.lease import Lease, claimed_in
 from stratakv.storage.share import alone_in, bytes_in
 
 MB = 1 << 20
@@ -174,3 +175,37 @@ def test_a_lock_on_the_root_does_not_live_on_in_a_fork(tmp_path: Path) -> None:
         descriptor = os.open(tmp_path, os.O_RDONLY)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.close(descriptor)
+
+
+@pytest.mark.parametrize("said", [b"\xff\xfe later", b"", b"9" * 5000, b"x y z", b"-1 -1"])
+def test_a_lease_that_says_something_else_claims_all_records_and_no_bytes(tmp_path: Path, said: bytes) -> None:
+    """A later version's, say."""
+    disk = opened(tmp_path / "a")
+    write(disk, 0)
+    with child(lambda say, wait: hold_lease(tmp_path / "a", said, say, wait)) as other:
+        assert other.hear() == "held"
+        assert claimed_in(tmp_path / "a") == disk._share.claimed_bytes  # type: ignore[union-attr]
+        assert disk.sweep(lambda key: False) == 0
+        other.go()
+        assert other.join() == 0
+    disk.close()
+
+
+def hold_lease(folder: Path, said: bytes, say: Say, wait: Wait) -> None:
+    lease = Lease(folder)
+    os.ftruncate(lease._descriptor, 0)
+    os.pwrite(lease._descriptor, said, 0)
+    say("held")
+    wait()
+
+
+@pytest.mark.parametrize("name", ["reserve", "lock.mdb"])
+def test_what_a_link_in_a_foreign_store_leads_to_is_left_alone(tmp_path: Path, name: str) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    opened(tmp_path / "a", 16 * MB).close()
+    (tmp_path / "a" / name).unlink(missing_ok=True)
+    (tmp_path / "a" / name).symlink_to(victim)
+    with suppress(StoreUnavailableError):
+        opened(tmp_path / "a", 16 * MB).close()
+    assert victim.read_text() == "mine"
