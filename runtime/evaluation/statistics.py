@@ -36,8 +36,8 @@ class Paired:
     p_value: float
     """Exact sign test over the clusters that differ; McNemar's where every item is its own cluster."""
     interval: tuple[float, float] | None
-    """95 % of the mean difference: bootstrap over clusters; where no pair differs, by the rule of three. None: there is
-    one cluster only."""
+    """95 % of the mean difference: bootstrap over clusters, its lower end at least by the rule of three below the
+    difference; where no pair differs, by that alone. None: there is one cluster only."""
 
     @property
     def difference(self) -> float:
@@ -72,9 +72,10 @@ def paired(dense: np.ndarray, other: np.ndarray, clusters: np.ndarray, *, seed: 
     names, member = np.unique(clusters, return_inverse=True)
     by_cluster = np.bincount(member, change)
     interval = bootstrap(change, clusters, seed=seed)
-    if interval is not None and not change.any():
-        rare = min(1.0, _RARE / len(names))
-        interval = -rare, rare
+    if interval is not None:
+        low, high = interval
+        rare = min(1.0, _RARE / len(names))  # so many may lose what none of these has lost
+        interval = max(-1.0, min(low, float(change.mean()) - rare)), high if change.any() else rare
     return Paired(
         n=len(dense),
         clusters=len(names),

@@ -72,6 +72,22 @@ def test_no_difference_in_few_samples_proves_little() -> None:
     assert many.loses_at_most(0.05) is True
 
 
+@pytest.mark.parametrize("contexts", [4, 60, 300])
+def test_another_loss_never_makes_the_worst_case_better(contexts: int) -> None:
+    dense, names = np.ones(contexts), np.arange(contexts)
+    found = [paired(dense, dense - (names < lost), names).interval for lost in range(4)]
+    lows = [interval[0] for interval in found if interval is not None]
+    assert lows == sorted(lows, reverse=True)
+    assert len(set(lows)) == len(lows) or lows[-1] == -1.0
+
+
+def test_a_loss_that_was_seen_bounds_less_than_none() -> None:
+    """None in 300 contexts is at most one in a hundred; one of them may well be more."""
+    dense, names = np.ones(300), np.arange(300)
+    assert paired(dense, dense, names).loses_at_most(0.01) is True
+    assert paired(dense, dense - (names < 1), names).loses_at_most(0.01) is None
+
+
 def test_items_of_one_cluster_are_one_observation() -> None:
     """Seven digits of one lost number are one loss."""
     dense, other = np.ones(70), np.repeat([0.0, *np.ones(9)], 7)
