@@ -33,6 +33,7 @@ from .home import find_home
 from .identity import former_identity, gguf_digest, identity_of
 from .indexes import make_indexes
 from .locate import cache_dir, locate
+from .long_texts import refuse_long
 from .mapped import MappedWeights
 from .model import Model
 from .planner import Plan, make_plan, without_disk
@@ -222,6 +223,8 @@ class Runtime:
         config = GenerationConfig.from_kwargs(**generation)
         self.engine.turns.require_process()
         texts = [typed.text(f"prompt {number}", each) for number, each in enumerate(typed.several("prompts", prompts))]
+        for number, text in enumerate(texts):
+            refuse_long(self, 0, text, f"prompt {number}")
         template = Template(self.tokenizer)
         ids = [template.encode(text) for text in texts]
         for number, prompt in enumerate(ids):

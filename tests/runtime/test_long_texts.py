@@ -52,6 +52,12 @@ def test_a_text_beyond_the_window_is_refused_after_its_beginning(runtime: Runtim
     assert chat.messages == []
 
 
+def test_so_is_a_prompt_of_a_batch(runtime: Runtime, pieces: list[int]) -> None:
+    with pytest.raises(DoesNotFitError, match=r"prompt 1 \(its first \d+ characters\) does not fit"):
+        runtime.generate(["A letter.", "A letter for the keeper. " * 400_000])
+    assert pieces == [LONG]
+
+
 def test_looking_at_a_long_text_can_be_interrupted(
     runtime: Runtime, pieces: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
