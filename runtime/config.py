@@ -11,10 +11,9 @@ from typing import Any
 from ..retrieval import IndexParams, split_spec
 from ..storage.compression import check_compression
 from . import typed
-from .typed import shown
+from .typed import DTYPES, shown
 
 PREFETCH = ("auto", "on", "off")
-DTYPES = ("float32", "bfloat16", "float16")
 MAX_STOPS, MAX_STOP_CHARACTERS = 1024, 1 << 20
 """Stop strings, and the characters of all together: each is looked for at every token, and sessions keep them."""
 

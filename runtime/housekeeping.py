@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ..storage import RecordError, StorageFullError, StoreUnavailableError, UnknownPagesError
-from .config import DTYPES
 from .elsewhere import folders_with
 from .errors import ModelFileError, SessionError
 from .home import spelled
@@ -18,6 +17,7 @@ from .locate import ALIASES, gguf_of, present
 from .names import listed, same_name
 from .saved import Saved, StoreFolder, chains_of_all, describe, is_left_behind, store_folders
 from .store_cap import first_to_go, left_words
+from .typed import DTYPES
 
 _WORTH_COMPACTING = 1.1
 """File against live bytes from which on a copy is made."""

@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 from .errors import WrongTypeError
 
 Called = TypeVar("Called", bound=Callable[..., Any] | None)
+DTYPES = ("float32", "bfloat16", "float16")
+"""Names that a model or its cache may be computed or kept in."""
 _MOST_BITS = 128
 """Of a whole number. Python neither prints nor reads one of some thousand digits."""
 _LONGEST = 100
