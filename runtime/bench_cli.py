@@ -22,7 +22,6 @@ from .cli_options import (
     whole,
 )
 from .outputs import check_outputs, deliver, write_text
-from .typed_numbers import whole_number
 
 
 def bench(
@@ -110,7 +109,7 @@ def _names(listed: str) -> tuple[str, ...]:
 
 def _counts(option: str, listed: str) -> tuple[int, ...]:
     try:
-        return tuple(whole_number(part) for part in listed.split(","))
+        return tuple(int(part) for part in listed.split(","))
     except ValueError:
         raise ValueError(f"{option} is a comma-separated list of whole numbers, not {listed!r}") from None
 

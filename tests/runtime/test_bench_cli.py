@@ -76,7 +76,6 @@ def test_prefetching_beside_none_over_slow_links() -> None:
     [
         (["--contexts", "1k"], "--contexts is a comma-separated list of whole numbers, not '1k'"),
         (["--prefetch", "maybe"], "prefetch is auto, on or off, not 'maybe'"),
-        (["--contexts", "1e2,6.3e1"], "contexts are 64 tokens or more, not 100, 63"),
         (["--batch", ""], "--batch is a comma-separated list of whole numbers, not ''"),
         (["--gpu-kv-gb", "big"], "a cap is a comma-separated list of numbers of GB, not 'big'"),
         (["--index", "bounds,qest"], "not 'qest'"),
