@@ -152,7 +152,8 @@ def _gemma3(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str,
     layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
     scalar = config["hidden_size"] // heads if layers == 62 else config["head_dim"]
     check_scale(said, scalar)
-    sees = window(said, config["max_position_embeddings"])
+    # A window over all the model may read is one still: layers that slide have a base frequency of their own.
+    sees = min(said.whole("attention.sliding_window", default=0), config["max_position_embeddings"]) or None
     slides, pattern = _pattern(said, layers)
     kinds = ["sliding_attention" if sees is not None and slides[at] else "full_attention" for at in range(layers)]
     return {

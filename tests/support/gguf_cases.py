@@ -188,6 +188,10 @@ def cases(original: int) -> dict[str, Case]:
         "gemma3, base of sliding layers": Case(
             "gemma3", gemma3_rope(50_000.0), {"gemma3.rope.freq_base_swa": 50_000.0}
         ),
+        "gemma3, window over everything": Case("gemma3", {"sliding_window": 8192}),
+        "gemma3, no window": Case(
+            "gemma3", {"layer_types": ["full_attention"] * 6}, {"gemma3.attention.sliding_window": 0}
+        ),
         "gemma3, 62 layers": Case("gemma3", {"num_hidden_layers": 62, "query_pre_attn_scalar": 16}),
         "gemma3, own head": Case("gemma3", {"tie_word_embeddings": False}),
         "gemma3, fused": Case("gemma3", change="fused"),
