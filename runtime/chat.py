@@ -11,13 +11,14 @@ import copy
 import dataclasses
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import numpy as np
 from torch import Tensor
 
 from ..storage.file_names import as_text
@@ -37,7 +38,7 @@ from .reply_stream import ReplyStream
 from .saved_generation import from_notes, to_notes
 from .sequence import Sequence, Snapshot
 from .spoken import spoken
-from .template import Template, Turn, as_array, num_alike
+from .template import Template, as_array, num_alike
 from .turns import Turns
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class Chat:
         self.open_reply: ReplyStream | None = None
         self._turns, self._is_closed = Turns("this conversation"), False
         self._seen: dict[str, session.Seen] = {}  # what this conversation loaded or saved, by name
-        self._first_turn()  # a template without a place for `system` is refused here
+        self._template.first(system)  # a template without a place for it is refused here
         weakref.finalize(self, runtime.engine.pasts.abandoned.append, sequence).atexit = False
 
     def __repr__(self) -> str:
@@ -149,8 +150,7 @@ class Chat:
             self.end_reply()
             with self._all_or_nothing():
                 refuse_long(self._runtime, self._sequence.num_tokens, text, name)
-                words = self._template.encode_plain(f"Document {name}:\n\n{text.strip()}")
-                ids = [*self._opening(), *words, *self._template.encode_after_document()]
+                ids = self._new(self._template.encode_document, f"Document {name}:\n\n{text.strip()}")
                 self._check_fits(len(ids), 0, name)
                 engine = self._runtime.engine
                 done = engine.prefill(self._sequence, as_array(ids), want_logits=False, on_progress=on_progress)
@@ -203,7 +203,7 @@ class Chat:
         """The message goes in; the reply can begin. Returns the point to which nothing shown leads back."""
         with self._all_or_nothing() as point:
             refuse_long(self._runtime, self._sequence.num_tokens, text, "the message")
-            ids = [*self._opening(), *self._template.encode_plain(text), *self._template.encode(self._turn().after)]
+            ids = self._new(self._template.encode_message, text)
             self._check_fits(len(ids), 1, "the message")
             logits = read_prompt(self._runtime.engine, self._sequence, as_array(ids), reply, on_progress)
             self._unfed = []
@@ -314,15 +314,11 @@ class Chat:
         if self._sequence.num_tokens != point.snapshot.num_tokens:
             self._runtime.engine.rollback(self._sequence, point.snapshot)
 
-    def _first_turn(self) -> Turn:
-        return self._template.first(self._system)
-
-    def _turn(self) -> Turn:
-        return self._template.next() if self.messages else self._first_turn()
-
-    def _opening(self) -> list[int]:
-        """What comes before the next user text: the end of the last reply if the cache lacks it, then template text."""
-        return [*self._unfed, *self._template.encode_before(self._turn())]
+    def _new(self, encode: Callable[..., list[int]], words: str) -> list[int]:
+        """What a turn adds to the sequence: the end of the last reply if that lacks it, then the turn as `encode`
+        writes it."""
+        log = np.concatenate([self._sequence.tokens, as_array(self._unfed)])
+        return [*self._unfed, *encode(words, log, system=self._system, is_first=not self.messages)]
 
     def _check_fits(self, new: int, reply: int, what: str) -> None:
         """Refuse before any work what cannot be held, with the sum."""

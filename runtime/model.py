@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from torch import Tensor
 from ..storage.file_names import readable_path
 from .captured import CapturedLayer, Graphs
 from .decoder import FORMS
+from .ends import well_known_ends
 from .head import Head
 from .lean_layer import LeanLayer, for_lean, lean_layer
 from .model_files import check_vocabulary, own_modules, read_configuration, rope_of, transformers_modules
@@ -35,6 +37,7 @@ from .numbers_check import FAMILIES as FAMILIES
 from .numbers_check import reading
 from .products import PRODUCTS, Product
 from .rotary import Rotary, RotaryTables
+from .template import Template
 from .tokens import load_tokenizer
 from .turns import Turns
 
@@ -156,14 +159,15 @@ class Model:
             model.use_weights(weights)
         return model
 
-    @property
+    @cached_property
     def eos_ids(self) -> frozenset[int]:
-        """Tokens that end a reply: the model's own and the tokenizer's."""
-        found = [self.tokenizer.eos_token_id]
+        """Tokens that end a reply: the model's own, the tokenizer's, the chat template's, and well-known ones."""
+        stated = [self.tokenizer.eos_token_id, Template(self.tokenizer).turn_end]
         for config in (self.config, self.hf.generation_config):
             ids = getattr(config, "eos_token_id", None)
-            found += ids if isinstance(ids, list) else [ids]
-        return frozenset(i for i in found if i is not None)
+            stated += ids if isinstance(ids, list) else [ids]
+        added = {token.content: number for number, token in self.tokenizer.added_tokens_decoder.items()}
+        return frozenset(well_known_ends(added, (number for number in stated if number is not None)))
 
     def embed(self, ids: Tensor) -> Tensor:
         """[B, T] -> [B, T, hidden]."""

@@ -212,7 +212,8 @@ class Runtime:
         batch of one.
 
         Prompts are continued as they are, without a chat template: whoever calls writes control tokens into them, and
-        takes them out of texts that come from others.
+        takes them out of texts that come from others. They begin as `tokenizer(prompt)` does, with BOS if the
+        tokenizer is made so (once, where the prompt has it already); an EOS that it would put behind them is left out.
 
         Raises:
             ValueError: a prompt is empty, or a generation argument is unknown or out of range.
@@ -226,7 +227,7 @@ class Runtime:
         for number, text in enumerate(texts):
             refuse_long(self, 0, text, f"prompt {number}")
         template = Template(self.tokenizer)
-        ids = [template.encode(text) for text in texts]
+        ids = [template.encode_prompt(text) for text in texts]
         for number, prompt in enumerate(ids):
             if not prompt:
                 raise ValueError(f"prompt {number} is empty")

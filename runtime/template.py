@@ -1,7 +1,8 @@
-"""Chat templates as pieces around the user's text, so that history is never rendered again.
+"""Chat templates as words around a message, so that history is never rendered again.
 
-A conversation is an append-only token log. Each turn adds: what the template puts between the last
-reply and the user's text, that text, and what follows it up to where the reply begins.
+A conversation is an append-only token log. Each turn adds: what the template puts between the last reply and the
+user's text, that text as the template writes it, and what follows it up to where the reply begins; `encoder` makes
+the tokens of it that the whole conversation would have there.
 
 Control tokens (whatever the tokenizer calls special, ends a turn, or the template writes) come from the template
 only: what a person, a document or its name says is never one, however it is spelled.
@@ -13,24 +14,23 @@ from __future__ import annotations
 
 import json
 import secrets
-import threading
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .encoder import Encoder, Spelled, encoder_of
 from .errors import ModelFileError
-from .template_render import TemplateFailedError, render
+from .template_render import Rendered, TemplateFailedError, remembered, render
 
 _READ = "OK."
 """What the model is taken to have replied to a document: short, and true of any."""
 _MARK = f"\u241e{secrets.token_hex(8)}\u241e"
-_USER, _REPLY, _SYSTEM = f"user{_MARK}", f"reply{_MARK}", f"system{_MARK}"
+_ASKED, _REPLY, _USER, _SYSTEM = f"asked{_MARK}", f"reply{_MARK}", f"user{_MARK}", f"system{_MARK}"
 """What stands for people's words while a template is rendered: nothing that anybody says."""
 
-_ENCODING = threading.Lock()
+Message = dict[str, str]
 
 
 class Turn(NamedTuple):
@@ -38,8 +38,14 @@ class Turn(NamedTuple):
 
     before: str
     after: str
-    said: slice = slice(0, 0)
-    """Where in `before` a system prompt stands that has control tokens in it, in the template's own form of it."""
+
+
+class _Said(NamedTuple):
+    """A turn with the words in it."""
+
+    text: Spelled
+    after: Spelled
+    """Empty where the template rewrote the turn so that it cannot be told from `text`."""
 
 
 class Template:
@@ -63,99 +69,122 @@ class Template:
             self.first(None)
             self.next()
 
+    # Text
+
     def first(self, system: str | None) -> Turn:
         """Raises ValueError if the template has no place for a system prompt."""
         if self.is_plain:
-            bos = self._tokenizer.bos_token or ""
-            return Turn(bos + (f"{system}\n\n" if system else ""), "", slice(len(bos), len(bos) + len(system or "")))
-        alone = [_user(_USER)]
-        if not system:
-            return self._around(_USER, self._render(alone)[0])
-        no_place = "this model's chat template has no place for a system prompt"
-        try:
-            text, marked = self._render(*([_system(words), *alone] for words in (system, _SYSTEM)))
-        except ModelFileError as error:
-            raise ValueError(f"{no_place} ({error})") from error
-        turn, around = self._around(_USER, text), self._around(_USER, marked)
-        if _SYSTEM not in around.before:
-            raise ValueError(no_place)
-        return turn._replace(said=self._where_said(turn.before, around.before, system))
-
-    def _where_said(self, before: str, marked: str, system: str) -> slice:
-        """Where the system prompt stands in `before`, of which `marked` is the form with another one. If there is
-        nothing in it that could be mistaken for a control token, that need not be known: some templates read switches
-        in it and write other words around it."""
-        if not self._controls_in(self.encode(system)):
-            return slice(0, 0)
-        begin = num_alike(before, marked)
-        end = num_alike(before[begin:][::-1], marked[begin:][::-1])
-        return slice(begin, len(before) - end)
+            return Turn(f"{system}\n\n" if system else "", "")
+        return self._around(_USER, self._first(system, _USER).texts[0])
 
     def next(self) -> Turn:
         """A later turn; `before` starts right after the previous reply's text."""
         if self.is_plain:
             return Turn("", "")
-        messages = [_user("?"), {"role": "assistant", "content": _REPLY}, _user(_USER)]
-        return self._around(_USER, self._around(_REPLY, self._render(messages)[0]).after)
+        return self._around(_USER, self._around(_REPLY, self._next(_USER).texts[0]).after)
 
-    def encode_after_document(self) -> list[int]:
-        """Ends the turn that a document is, so that the question stands alone in the next one (docs/decisions/0021)."""
+    @property
+    def turn_end(self) -> int | None:
+        """The control token that the template writes right after a reply; None if there is none."""
         if self.is_plain:
-            return self.encode_plain("\n\n")
-        return [*self.encode(self.next().after), *self.encode_plain(_READ)]
+            return None
+        text = self._next(_USER).texts[0]
+        end = text.index(_REPLY) + len(_REPLY)
+        following = ((token, text[end:start]) for token, start, _ in self.encoder.found_in(text) if start >= end)
+        token, between = next(following, (None, ""))
+        return None if between.strip() else token
 
-    def encode_before(self, turn: Turn) -> list[int]:
-        """`turn.before` as tokens; a system prompt in it is a person's text."""
-        begin, said, rest = turn.before[: turn.said.start], turn.before[turn.said], turn.before[turn.said.stop :]
-        if not said:
-            return self.encode(turn.before)
-        return [*self.encode(begin), *self.encode_plain(said), *self.encode(rest)]
+    # Tokens
+
+    def encode_message(
+        self, words: str, log: Sequence[int], *, system: str | None = None, is_first: bool = False
+    ) -> list[int]:
+        """A user's turn, up to where the reply begins.
+
+        Args:
+            log: the conversation until then, `system` being part of it unless this `is_first`.
+        """
+        said = self._said(words, system, is_first=is_first)
+        return self._encode(Spelled(said.text + said.after), log)
+
+    def encode_document(
+        self, words: str, log: Sequence[int], *, system: str | None = None, is_first: bool = False
+    ) -> list[int]:
+        """A document, as a turn of its own: the question stands alone in the next one (docs/decisions/0021)."""
+        text = self._said(words, system, is_first=is_first).text
+        reply = "\n\n" if self.is_plain else self._reply_begins + _READ
+        return self._encode(Spelled(text + reply), log)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """A whole prompt with control tokens in it, as the tokenizer reads it, but with its BOS once and no EOS behind:
+        the prompt is to be continued. Empty if the text is."""
+        ids, begin = self.encode(text), self.encoder.begin
+        return [*begin, *ids] if ids and ids[: len(begin)] != begin else ids
 
     def encode(self, text: str) -> list[int]:
-        """Template text: special tokens are what they look like."""
-        return self._encoded(text)[0]
+        """Template text by itself: special tokens are what they look like."""
+        found = self._tokenizer(text, add_special_tokens=False, split_special_tokens=False, verbose=False)
+        ids: list[int] = found.input_ids
+        return ids
 
     def encode_plain(self, text: str) -> list[int]:
-        """A person's text: control tokens in it are just characters."""
-        ids, _ = self._encoded(text, split_special_tokens=True)
-        if not self._control.intersection(ids):
-            return ids
-        # Tokenizers know tokens that are not called special but do the same: their spelling is taken apart. And where
-        # the unknown word is a control token itself, unknown words say nothing.
-        ids, offsets = self._encoded(text, split_special_tokens=True, return_offsets_mapping=True)
-        found = [(token, *span) for token, span in zip(ids, offsets, strict=True) if token in self._control]
-        cuts = sorted({a + 1 for token, a, b in found if b > a + 1 and not self._is_unknown(token, text[a:b])})
-        if not cuts:
-            return [token for token in ids if token not in self._control]
-        pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-        return [token for piece in pieces for token in self.encode_plain(piece)]
+        """A person's text by itself: control tokens in it are just characters."""
+        return self.encoder.encode(Spelled(text))
 
-    def _encoded(self, text: str, **how: bool) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids, and their places in the text if asked for. One thread at a time: the tokenizer keeps in itself
-        whether special tokens are split, and another thread's call would change it in between."""
-        with _ENCODING:
-            found = self._tokenizer(text, add_special_tokens=False, verbose=False, **how)
-        return found.input_ids, found.get("offset_mapping", [])
+    @property
+    def encoder(self) -> Encoder:
+        found = self._tokenizer.chat_template or ""
+        return encoder_of(self._tokenizer, " ".join(found.values()) if isinstance(found, dict) else str(found))
 
-    def _is_unknown(self, token: int, spelled: str) -> bool:
-        return token == self._tokenizer.unk_token_id and self._tokenizer.unk_token not in spelled
+    def _encode(self, text: Spelled, log: Sequence[int]) -> list[int]:
+        begin = self.encoder.begin if self.is_plain and not len(log) else []
+        return [*begin, *self.encoder.encode(text, log)]
 
-    @cached_property
-    def _control(self) -> frozenset[int]:
-        """Ids of tokens that mean something to the model besides their text: those that are called special, and added
-        ones that the template writes itself."""
-        tokenizer = self._tokenizer
-        templates = tokenizer.chat_template or ""
-        written = " ".join(templates.values()) if isinstance(templates, dict) else str(templates)
-        added = tokenizer.added_tokens_decoder.items()
-        unknown = {token for token in (tokenizer.unk_token,) if token not in (tokenizer.bos_token, tokenizer.eos_token)}
-        return frozenset(
-            number for number, token in added
-            if (token.special and token.content not in unknown) or (token.content.strip() and token.content in written)
-        ) | {number for number in (tokenizer.bos_token_id, tokenizer.eos_token_id) if number is not None}  # fmt: skip
+    # What a template makes of words
 
-    def _controls_in(self, ids: list[int]) -> list[int]:
-        return [token for token in ids if token in self._control]
+    def _said(self, words: str, system: str | None, *, is_first: bool) -> _Said:
+        """The turn in which somebody says `words`. They are put in after rendering, unless the template looks for
+        something that is in them."""
+        if self.is_plain:
+            return _Said(Spelled((self.first(system).before if is_first else "") + words), Spelled(""))
+        system = self.encoder.broken(system) if system else None
+        core = words.strip()
+        left, right = words[: len(words) - len(words.lstrip())], words[len(words.rstrip()) :]
+
+        def spelled(words: str, how: Callable[..., Rendered]) -> tuple[Spelled, tuple[str, ...] | None]:
+            """The turn, control tokens being found where they stand in the whole."""
+            found = self._first(system, words, how) if is_first else self._next(words, how)
+            text = self.encoder.spelled(found.texts[0])
+            return text if is_first else Spelled(self._around(_REPLY, text).after), found.looked
+
+        text, looked = spelled(left + _USER + right, remembered)
+        before, after = self._around(_USER, text)
+        if looked is not None and not any(sought in core for sought in looked):
+            return _Said(Spelled(before + core), Spelled(after))
+        text, _ = spelled(self.encoder.broken(words), render)
+        return _Said(*map(Spelled, (text.removesuffix(after), after) if text.endswith(after) else (text, "")))
+
+    @property
+    def _reply_begins(self) -> Spelled:
+        """What stands between a user's words and a reply that has been given."""
+        text = self.encoder.spelled(self._next(_USER).texts[0])
+        return Spelled(self._around(_REPLY, self._around(_ASKED, text).after).before)
+
+    def _first(self, system: str | None, words: str, how: Callable[..., Rendered] = remembered) -> Rendered:
+        alone = [_user(words)]
+        if not system:
+            return self._rendered(how, alone)
+        no_place = "this model's chat template has no place for a system prompt"
+        try:
+            found = self._rendered(how, [_system(system), *alone], [_system(_SYSTEM), *alone])
+        except ModelFileError as error:
+            raise ValueError(f"{no_place} ({error})") from error
+        if _SYSTEM not in found.texts[1]:
+            raise ValueError(no_place)
+        return found
+
+    def _next(self, words: str, how: Callable[..., Rendered] = remembered) -> Rendered:
+        return self._rendered(how, [_user(_ASKED), {"role": "assistant", "content": _REPLY}, _user(words)])
 
     def _around(self, text: str, rendered: str) -> Turn:
         before, found, after = rendered.partition(text)
@@ -163,14 +192,14 @@ class Template:
             raise self._failed("leaves out what is said")
         return Turn(before, after)
 
-    def _render(self, *conversations: list[dict[str, str]]) -> list[str]:
+    def _rendered(self, how: Callable[..., Rendered], *conversations: list[Message]) -> Rendered:
         tokenizer = self._tokenizer
         found = tokenizer.chat_template
         template = found.get("default") if isinstance(found, dict) else found
         if not isinstance(template, str):
             raise self._failed("is no text, and none is called 'default'")
         try:
-            return render(template, tuple(tokenizer.special_tokens_map.items()), json.dumps(conversations))
+            return how(template, tuple(tokenizer.special_tokens_map.items()), json.dumps(conversations))
         except TemplateFailedError as error:
             raise self._failed(str(error)) from error
 
@@ -182,11 +211,11 @@ class Template:
         return ModelFileError(f"{file}: chat_template: {why}; mend it, or remove it to talk to the model without one")
 
 
-def _user(words: str) -> dict[str, str]:
+def _user(words: str) -> Message:
     return {"role": "user", "content": words}
 
 
-def _system(words: str) -> dict[str, str]:
+def _system(words: str) -> Message:
     return {"role": "system", "content": words}
 
 

@@ -4,7 +4,8 @@ A template comes with a model and is a small program. jinja2's sandbox keeps it 
 not from looping or growing for ever, so the kernel bounds this process: what it may take of processor and memory
 is set before the template is looked at. Filters and functions are those that transformers gives to templates.
 
-On standard input and output, JSON: {"template", "variables", "conversations", "most"} -> {"texts"} or {"error"}.
+On standard input and output, JSON: {"template", "variables", "conversations", "most"} -> {"texts", "looked"} or
+{"error"}.
 """
 
 import json
@@ -23,6 +24,8 @@ import jinja2.sandbox
 SECONDS = 1
 """Of processor time; honest templates take milliseconds."""
 MEMORY_BYTES = 512 << 20
+MOST_LOOKED = 4096
+"""Characters of all that a template looks for; honest ones look for a `</think>`."""
 
 
 class Generation(jinja2.ext.Extension):
@@ -33,6 +36,66 @@ class Generation(jinja2.ext.Extension):
     def parse(self, parser: Any) -> jinja2.nodes.Node:
         line = next(parser.stream).lineno
         return jinja2.nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
+
+
+class Words(str):
+    """What a person says. Notes what a template looks for in it, besides writing it down and trimming blanks."""
+
+    _looked: set[str] = set()  # noqa: RUF012
+    _is_read = False
+    """Something was asked that depends on more than a text that is looked for."""
+
+    def __str__(self) -> str:
+        return self
+
+    def strip(self, chars: str | None = None, /) -> "Words":
+        return self._trimmed("strip", chars)
+
+    def lstrip(self, chars: str | None = None, /) -> "Words":
+        return self._trimmed("lstrip", chars)
+
+    def rstrip(self, chars: str | None = None, /) -> "Words":
+        return self._trimmed("rstrip", chars)
+
+    def _trimmed(self, name: str, chars: str | None) -> "Words":
+        Words._is_read |= bool(chars and chars.strip())
+        return Words(getattr(str, name)(self, chars))
+
+    @classmethod
+    def looked(cls) -> list[str] | None:
+        """None if nothing less than the words themselves tells what a template makes of them."""
+        is_much = sum(map(len, cls._looked)) > MOST_LOOKED
+        return None if cls._is_read or is_much else sorted(cls._looked)
+
+
+def _noting(name: str, *, is_search: bool) -> Any:
+    original = getattr(str, name)
+
+    def noting(self: Words, *arguments: Any, **named: Any) -> Any:
+        sought = arguments[0] if arguments else None
+        many = sought if isinstance(sought, tuple) else (sought,)
+        if is_search and all(isinstance(one, str) for one in many):
+            Words._looked |= {one for one in many if one}
+        elif not (name in _COMPARING and is_search):
+            Words._is_read = True
+        return original(self, *arguments, **named)
+
+    noting.__name__ = name
+    return noting
+
+
+_COMPARING = ("__eq__", "__ne__")
+_SEARCHING = (
+    "startswith", "endswith", "split", "rsplit", "partition", "rpartition", "replace", "find", "rfind", "index",
+    "rindex", "count", "removeprefix", "removesuffix", "__contains__", *_COMPARING,
+)  # fmt: skip
+_READING = (
+    "upper", "lower", "title", "capitalize", "casefold", "swapcase", "splitlines", "translate", "expandtabs", "encode",
+    "center", "ljust", "rjust", "zfill", "__getitem__", *(name for name in dir(str) if name.startswith("is")),
+)  # fmt: skip
+for _name in (*_SEARCHING, *_READING):
+    setattr(Words, _name, _noting(_name, is_search=_name in _SEARCHING))
+Words.__hash__ = str.__hash__  # type: ignore[method-assign]
 
 
 def raise_exception(message: str) -> None:
@@ -57,9 +120,13 @@ def environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
 
 def rendered(template: str, variables: dict[str, Any], conversations: list[Any], most: int) -> dict[str, Any]:
     texts = []
+    Words._looked, Words._is_read = set(), False
     try:
         compiled = environment().from_string(template)
         for messages in conversations:
+            for message in messages:
+                if message["role"] == "user":
+                    message["content"] = Words(message["content"])
             pieces, length = [], 0
             for piece in compiled.generate(
                 messages=messages, tools=None, documents=None, add_generation_prompt=True, **variables
@@ -71,7 +138,7 @@ def rendered(template: str, variables: dict[str, Any], conversations: list[Any],
             texts.append("".join(pieces))
     except Exception as error:  # whatever a template does wrong is told to the parent
         return {"error": f"{type(error).__name__}: {str(error)[:200]}"}
-    return {"texts": texts}
+    return {"texts": texts, "looked": Words.looked()}
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 MAX_TEMPLATE = 256 << 10
 """Characters. Qwen3's has 4,200, Llama 3.1's 5,000."""
@@ -25,11 +26,23 @@ class TemplateFailedError(Exception):
     """The template cannot be compiled or rendered, or asks for too much. The message is safe to print."""
 
 
-@functools.lru_cache(maxsize=64)
-def render(template: str, variables: tuple[tuple[str, str], ...], conversations: str) -> list[str]:
-    """The texts of several `conversations` (JSON: a list of lists of messages), each up to where a reply begins.
+class Rendered(NamedTuple):
+    """The texts of several conversations, each up to where a reply begins."""
 
-    Remembered, so a template that tells the date goes on with the day it was first asked.
+    texts: tuple[str, ...]
+    looked: tuple[str, ...] | None
+    """What the template looks for in a user's words. With words in which none of it is, it does the same, trimming of
+    blanks included; None: that cannot be told."""
+
+
+@functools.lru_cache(maxsize=64)
+def remembered(template: str, variables: tuple[tuple[str, str], ...], conversations: str) -> Rendered:
+    """As `render`, once: a template that tells the date goes on with the day it was first asked."""
+    return render(template, variables, conversations)
+
+
+def render(template: str, variables: tuple[tuple[str, str], ...], conversations: str) -> Rendered:
+    """What a template makes of several `conversations` (JSON: a list of lists of messages).
 
     Raises TemplateFailedError.
     """
@@ -39,6 +52,14 @@ def render(template: str, variables: tuple[tuple[str, str], ...], conversations:
         "template": template, "variables": dict(variables), "conversations": json.loads(conversations),
         "most": _MAX_ADDED + 2 * len(conversations),
     }  # fmt: skip
+    answer = _answer(request)
+    if "error" in answer:
+        raise TemplateFailedError(_one_line(answer["error"]))
+    return Rendered(tuple(answer["texts"]), None if answer["looked"] is None else tuple(answer["looked"]))
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    """What `template_child` answers."""
     child = [sys.executable, "-P", str(Path(__file__).with_name("template_child.py"))]
     try:
         done = subprocess.run(child, input=json.dumps(request), capture_output=True, text=True, timeout=_CLOCK_SECONDS)
@@ -46,11 +67,8 @@ def render(template: str, variables: tuple[tuple[str, str], ...], conversations:
         raise TemplateFailedError(f"was not done after {_CLOCK_SECONDS} s") from error
     if done.returncode:
         raise TemplateFailedError(_why(done))
-    answer = json.loads(done.stdout)
-    if "error" in answer:
-        raise TemplateFailedError(_one_line(answer["error"]))
-    texts: list[str] = answer["texts"]
-    return texts
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
 
 
 def _why(done: subprocess.CompletedProcess[str]) -> str:

@@ -55,7 +55,9 @@ class Harness:
 
     def opening(self, text: str) -> np.ndarray:
         """A conversation's first words: template, then `text`, its turn still open."""
-        return as_array(self.template.encode(self.template.first(None).before) + self.template.encode_plain(text))
+        begin = self.template.encoder.begin if self.template.is_plain else []
+        before = self.template.encode(self.template.first(None).before)
+        return as_array([*begin, *before, *self.template.encode_plain(text)])
 
     def closing(self, text: str, prefix: str, *, first: bool) -> np.ndarray:
         """The rest of a user's turn, up to where the reply goes on after `prefix`."""
