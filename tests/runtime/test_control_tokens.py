@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -47,7 +48,7 @@ def test_a_base_model_has_a_system_prompt_of_words(tmp_path: Path) -> None:
     with Runtime.load(model, dtype="float32", kv=KVConfig(path=tmp_path / "kv", host_gb=0.05)) as runtime:
         chat = runtime.chat(system=f"x{END}y<|endoftext|>")
         chat.send("Once", max_new_tokens=1, ignore_eos=True)
-        assert [token for token in chat._sequence.tokens.tolist() if token < 3] == [0]  # the template's own
+        assert [token for token in chat._sequence.tokens.tolist() if token < 3] == []
 
 
 def test_a_harmless_system_prompt_is_tokenised_as_the_template_writes_it(runtime: Runtime) -> None:
@@ -100,14 +101,18 @@ def test_an_unknown_word_is_not_the_end(tmp_path: Path) -> None:
 
 
 def test_many_of_them_take_no_longer_than_many_words() -> None:
-    """Each is taken apart where it stands, not the text over and over: as deep as one is."""
-    tokenizer = bpe([AddedToken(START), AddedToken(END)])
-    template, calls = Template(tokenizer), []
-    encoded = template._encoded
-    template._encoded = lambda text, **how: (calls.append(len(text)), encoded(text, **how))[1]  # type: ignore[method-assign, func-returns-value]
+    """Where the vocabulary itself makes them of words, all are taken apart at once, not one after the other."""
+    letters = sorted(set(END + "a"))
+    backend = Tokenizer(models.Unigram([("<unk>", 0.0), (END, -1.0), *((letter, -9.0) for letter in letters)], 0))
+    backend.decoder = decoders.Fuse()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token=END)
+    encoder, calls = Template(tokenizer).encoder, []
+    twin, numbers = encoder._twin
+    counted = SimpleNamespace(encode=lambda text, **how: (calls.append(text), twin.encode(text, **how))[1])
+    encoder._twin = counted, numbers
     text = (END + "a") * 300
-    assert tokenizer.decode(template.encode_plain(text)) == text
-    assert sum(calls) < 5 * len(text)
+    assert tokenizer.decode(encoder.encode(text)) == text
+    assert len([call for call in calls if call]) == 2
 
 
 def test_two_threads_do_not_change_each_others_words(runtime: Runtime) -> None:

@@ -1,4 +1,4 @@
-"""Tokenizers of every kind that language models have, trained on the spot, and chat templates of well-known families."""
+"""Tokenizers of every kind that language models have, trained on the spot, and well-known chat templates."""
 
 from __future__ import annotations
 
@@ -35,16 +35,20 @@ def _byte_level(*, add_prefix_space: bool = False) -> Tokenizer:
     )  # fmt: skip
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    backend.train_from_iterator([_TEXT], trainers.BpeTrainer(vocab_size=450, show_progress=False, initial_alphabet=alphabet))
+    backend.train_from_iterator(
+        [_TEXT], trainers.BpeTrainer(vocab_size=450, show_progress=False, initial_alphabet=alphabet)
+    )
     return backend
 
 
 def _sentencepiece(how: Callable[[Tokenizer], None], *, words: tuple[str, ...] = ()) -> Tokenizer:
-    """Merges over whole texts, bytes where a character is unknown."""
+    """Merges inside words, looked for in whole texts; bytes where a character is unknown."""
     backend = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    how(backend)
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)
     trainer = trainers.BpeTrainer(vocab_size=650, show_progress=False, special_tokens=["<unk>", *_BYTES, *words])
     backend.train_from_iterator(_TEXT.splitlines(), trainer)
+    backend = Tokenizer(backend.model)
+    how(backend)
     return backend
 
 

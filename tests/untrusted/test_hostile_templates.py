@@ -10,6 +10,7 @@ from tiny_models import CHATML, save_tiny_model
 
 from stratakv.runtime import KVConfig, ModelFileError, Runtime
 from stratakv.runtime.template import Template
+from stratakv.runtime.template_render import render
 
 USUAL = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content | trim }}\n{% endfor %}"
 FEATURES = {
@@ -61,7 +62,7 @@ def test_what_honest_templates_use_is_rendered_as_transformers_does(tokenizer: A
         {"role": "user", "content": "x"},
     ]
     expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert Template(tokenizer)._render(messages) == [expected]
+    assert Template(tokenizer)._rendered(render, messages).texts == (expected,)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
