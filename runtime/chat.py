@@ -19,17 +19,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
-from torch import Tensor
 
 from ..storage.file_names import as_text
 from . import session, typed
 from .config import GenerationConfig
 from .documents import document_name, read_text_file
+from .encoder import Spelled
 from .errors import ConversationError, WrongTypeError
 from .figures import Stopwatch
 from .generate import generate, read_prompt
 from .long_texts import refuse_long
 from .names import check_name
+from .points import Draft, Point
 from .progress import OnProgress
 from .regained import return_to_question
 from .repetition import CHAT_COPIES
@@ -54,28 +55,6 @@ class Read:
     ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Draft:
-    """The point before a reply, to generate it from."""
-
-    snapshot: Snapshot
-    logits: Tensor
-    num_messages: int
-    said: list[int]
-    """Tokens of the reply that now stands there."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Point:
-    """Everything a conversation was, to come back to."""
-
-    snapshot: Snapshot
-    messages: list[dict[str, str]]
-    last: Reply
-    unfed: list[int]
-    draft: _Draft | None
-
-
 class Chat:
     """One conversation. Made by `Runtime.chat`. Several threads may use it: they take turns.
 
@@ -93,7 +72,7 @@ class Chat:
         self.restored = 0
         self._generation = GenerationConfig()
         self._unfed: list[int] = []
-        self._draft: _Draft | None = None
+        self._draft: Draft | None = None
         self.open_reply: ReplyStream | None = None
         self._turns, self._is_closed = Turns("this conversation"), False
         self._seen: dict[str, session.Seen] = {}  # what this conversation loaded or saved, by name
@@ -199,32 +178,40 @@ class Chat:
 
     # What a `ReplyStream` does to the conversation, having it to itself (`alone`)
 
-    def _ask(self, text: str, on_progress: OnProgress | None, reply: Reply) -> _Point:
+    def _ask(self, text: str, on_progress: OnProgress | None, reply: Reply) -> Point:
         """The message goes in; the reply can begin. Returns the point to which nothing shown leads back."""
         with self._all_or_nothing() as point:
             refuse_long(self._runtime, self._sequence.num_tokens, text, "the message")
             ids = self._new(self._template.encode_message, text)
             self._check_fits(len(ids), 1, "the message")
             logits = read_prompt(self._runtime.engine, self._sequence, as_array(ids), reply, on_progress)
-            self._unfed = []
+            carried, self._unfed = self._unfed, []
             self.messages.append({"role": "user", "content": text})
-            self._draft = _Draft(self._sequence.snapshot(), logits, len(self.messages), [])
+            self._draft = Draft(self._sequence.snapshot(), logits, len(self.messages), [], point.snapshot, carried)
             self.last = reply
         return point
 
-    def _take_back(self, reply: Reply) -> _Point:
+    def _take_back(self, reply: Reply) -> Point:
         """The last reply goes; another can begin. Returns the point at which it is back, if need be by computing the
         KV of its text anew with the next turn."""
         self._require_reply()
         if self._draft is None:
             logits, said = return_to_question(self._runtime.engine, self._sequence, self._unfed)
-            self._draft = _Draft(self._sequence.snapshot(), logits, len(self.messages) - 1, said)
+            self._draft = Draft(self._sequence.snapshot(), logits, len(self.messages) - 1, said)
         draft = self._draft
-        point = _Point(draft.snapshot, list(self.messages), self.last, draft.said, draft)
+        point = Point(draft.snapshot, list(self.messages), self.last, draft.said, draft)
         self._runtime.engine.rollback(self._sequence, draft.snapshot)  # from here on there is no way back but `point`
         del self.messages[draft.num_messages :]
         self._unfed, self.last = [], reply
-        reply.note_prompt(self._sequence.num_tokens, self._sequence.num_from_store, 0, 0.0)
+        if draft.prompt is None:
+            reply.note_prompt(self._sequence.num_tokens, self._sequence.num_from_store, 0, 0.0)
+            return point
+        try:
+            logits = read_prompt(self._runtime.engine, self._sequence, draft.prompt, reply)
+        except BaseException:
+            self.return_to(point)
+            raise
+        self._draft = dataclasses.replace(draft, snapshot=self._sequence.snapshot(), logits=logits, prompt=None)
         return point
 
     def pieces(self, reply: Reply, config: GenerationConfig, asked: float) -> Iterator[str]:
@@ -248,8 +235,9 @@ class Chat:
         """Where the sequence is, if no page is open there."""
         return None if self._sequence.tail_len else self._sequence.snapshot()
 
-    def settle(self, reply: Reply, shown: str, page_ends: list[Snapshot]) -> None:
-        """The reply ends with what was `shown`: transcript and memory keep that.
+    def settle(self, reply: Reply, shown: str, page_ends: list[Snapshot], config: GenerationConfig) -> None:
+        """The reply ends with what was `shown`: transcript and memory keep that, but for thinking that memory is to
+        drop.
 
         Args:
             page_ends: points of the sequence inside the reply, to go back to the last one that fits.
@@ -257,6 +245,11 @@ class Chat:
         draft = self._draft
         assert draft is not None
         reply.text = shown
+        self.say(shown)
+        later = self._template.later_form(shown) if config.drop_thinking else None
+        if later is not None and draft.begin is not None:
+            self._say_again(draft, later)
+            return
         kept, start = spoken(self._template, reply.tokens, shown), draft.snapshot.num_tokens
         fed = self._sequence.num_tokens - start
         same = num_alike(kept, reply.tokens[:fed])
@@ -266,7 +259,22 @@ class Chat:
             self._runtime.engine.rollback(self._sequence, point)
             same = point.num_tokens - start
         self._unfed, self._draft = kept[same:], dataclasses.replace(draft, said=kept)
-        self.say(shown)
+
+    def _say_again(self, draft: Draft, later: Spelled) -> None:
+        """Memory goes back to the last whole token before what the template leaves out of an earlier turn; the rest of
+        the turn in its `later` form comes with the next one."""
+        words, start = self.messages[draft.num_messages - 1]["content"], draft.begin.num_tokens
+        prompt = self._sequence.tokens[start : draft.snapshot.num_tokens].copy()
+        log = np.concatenate([self._sequence.tokens[:start], as_array(draft.carried)])
+        is_first = draft.num_messages == 1
+        told = self._template.encode_told(words, later, log, system=self._system, is_first=is_first)
+        turn = [*draft.carried, *told]
+        if num_alike(turn, prompt.tolist()) == len(prompt):
+            self._draft = dataclasses.replace(draft, said=turn[len(prompt) :])
+        else:
+            self._draft = dataclasses.replace(draft, snapshot=draft.begin, said=turn, prompt=prompt)
+        self._runtime.engine.rollback(self._sequence, self._draft.snapshot)
+        self._unfed = list(self._draft.said)
 
     # Keeping in step
 
@@ -294,7 +302,7 @@ class Chat:
         self._runtime.engine.interrupts.check()
 
     @contextmanager
-    def _all_or_nothing(self) -> Iterator[_Point]:
+    def _all_or_nothing(self) -> Iterator[Point]:
         """An exception or interrupt before the end leaves the conversation as it was."""
         point = self._point()
         try:
@@ -304,10 +312,10 @@ class Chat:
             self.return_to(point)
             raise
 
-    def _point(self) -> _Point:
-        return _Point(self._sequence.snapshot(), list(self.messages), self.last, self._unfed, self._draft)
+    def _point(self) -> Point:
+        return Point(self._sequence.snapshot(), list(self.messages), self.last, self._unfed, self._draft)
 
-    def return_to(self, point: _Point) -> None:
+    def return_to(self, point: Point) -> None:
         """The conversation is what it was at `point`."""
         self.messages[:] = point.messages
         self.last, self._unfed, self._draft = point.last, list(point.unfed), point.draft

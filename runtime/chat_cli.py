@@ -71,6 +71,9 @@ def chat(
     max_repeats: Annotated[
         int | None, whole("--max-repeats", help="End a reply that says the same so often in a row; 0: never. [3]")
     ] = None,
+    drop_thinking: Annotated[
+        bool | None, typer.Option("--drop-thinking", help="Forget a reply's thinking if the model's template does so.")
+    ] = None,
     stop: Annotated[
         list[str] | None, typer.Option("--stop", help="End a reply before this text; repeatable; \\n is a new line.")
     ] = None,
@@ -88,7 +91,7 @@ def chat(
     )  # fmt: skip
     generation = _given(
         max_new_tokens=n_predict, top_p=top_p, top_k=top_k, min_p=min_p, repetition_penalty=repeat_penalty, seed=seed,
-        max_repeats=max_repeats,
+        max_repeats=max_repeats, drop_thinking=drop_thinking,
     )  # fmt: skip
     generation |= _temperature(temp) | _stops(stop)
     options = Options(

@@ -140,13 +140,17 @@ class GenerationConfig:
     seed: int | None = None
     """From 0 to 2**64 - 1. In a batch, prompt number n draws with seed + n, as it would alone: equal prompts get
     different replies, the same ones each time. None: fresh randomness each time."""
+    drop_thinking: bool = False
+    """In a chat, where the model's template leaves the thinking out of earlier replies: forget a reply's when it is done,
+    and read the rest again with the next message, as the template writes it (docs/TEMPLATES.md). Otherwise a
+    conversation remembers all it said."""
     ignore_eos: bool = False
     """Go on past the end-of-sequence token and past repeats (benchmarks)."""
 
     def __post_init__(self) -> None:
         _take(self, typed.whole, "max_new_tokens", "top_k", "seed", "max_repeats")
         _take(self, typed.real, "temperature", "top_p", "min_p", "repetition_penalty")
-        _take(self, typed.flag, "do_sample", "ignore_eos")
+        _take(self, typed.flag, "do_sample", "drop_thinking", "ignore_eos")
         object.__setattr__(self, "stop_strings", typed.texts("stop_strings", self.stop_strings))
         checks = {
             "max_new_tokens": (

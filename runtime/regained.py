@@ -27,18 +27,19 @@ def return_to_question(engine: Engine, sequence: Sequence, unfed: list[int]) -> 
     prompt = np.flatnonzero(sequence.origins != GENERATED)
     start = int(prompt[-1]) + 1 if len(prompt) else 0
     said = [*sequence.tokens[start:].tolist(), *unfed]
-    before = engine.new_sequence()
+    before = engine.new_sequence(reach=sequence.past.reach)
     try:
         with engine.turn():
             _follow(before, sequence, start)
         logits = engine.prefill(before, sequence.tokens[before.num_tokens : start].copy()).logits
         assert logits is not None
         before.count_as(sequence)
-        with engine.turn():
-            sequence.close()
-            sequence.follow(before)
-    finally:
+    except BaseException:
         before.close()
+        raise
+    with engine.turn():
+        sequence.close()
+        sequence.become(before)
     return logits, said
 
 
@@ -50,7 +51,7 @@ def _follow(before: Sequence, sequence: Sequence, start: int) -> None:
     before.follow(sequence)
     count = max(0, start - 1) // before.page_size
     points = [_at_page(cache.snapshot(), count, before.page_size) for cache in layers]
-    before.rollback(Snapshot(count * before.page_size, count, points))
+    before.rollback(Snapshot(count * before.page_size, count, points, before.past))
 
 
 def _at_page(point: LayerPoint, count: int, page_size: int) -> LayerPoint:

@@ -96,7 +96,7 @@ class ReplyStream(Iterator[str]):
             if self._shown != self.reply.text:
                 self.reply.finish_reason = "interrupted"
             if self._shown:
-                self._chat.settle(self.reply, self._shown, self._page_ends)
+                self._chat.settle(self.reply, self._shown, self._page_ends, self._config)
             else:
                 self._chat.return_to(self._point)
                 self._chat.last = self.reply
@@ -114,7 +114,7 @@ class ReplyStream(Iterator[str]):
             chat.check_interrupts()
             piece = next(self._pieces, None)
             if piece is None:
-                chat.settle(self.reply, self._shown, self._page_ends)
+                chat.settle(self.reply, self._shown, self._page_ends, self._config)
                 self._leave()
                 return None
             self._note_page_end()

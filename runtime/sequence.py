@@ -204,7 +204,7 @@ class Sequence:
 
     def count_as(self, other: Sequence) -> None:
         """Of every token say that it came from the store if `other` does, which begins with the same tokens."""
-        self._from_store[: self.num_tokens] = other._from_store[: self.num_tokens]
+        self.past.from_store[: self.num_tokens] = other.past.from_store[: self.num_tokens]
 
     def close(self) -> None:
         """Give up all pages. They stay in the store as cache."""

@@ -115,6 +115,30 @@ class Template:
         reply = "\n\n" if self.is_plain else self._reply_begins + _READ
         return self._encode(Spelled(text + reply), log)
 
+    def encode_told(
+        self, words: str, later: Spelled, log: Sequence[int], *, system: str | None = None, is_first: bool = False
+    ) -> list[int]:
+        """A user's turn and the reply to it in its `later_form`."""
+        return self._encode(Spelled(self._said(words, system, is_first=is_first).text + later), log)
+
+    def later_form(self, reply: str) -> Spelled | None:
+        """What the template writes between a user's words and the end of a reply that is not the last any more; None
+        if that is what it wrote before, and the reply."""
+        if self.is_plain:
+            return None
+        said, usual = reply.strip(), self._around(_REPLY, self._next(_USER).texts[0]).after
+        end, asks = self._around(_USER, usual)
+        told = [_user(_ASKED), {"role": "assistant", "content": reply}, _user(_USER)]
+        before, rest = self._around(_ASKED, self._rendered(render, told).texts[0])
+        later = self._around(_USER, rest).before
+        body = later.removesuffix(end)
+        answered = len(body.rstrip()) - num_alike(said[::-1], body.rstrip()[::-1])
+        opening, answer = body[:answered], body[answered:]
+        if not later.endswith(end) or (answer.strip() == said and opening.strip() == asks.strip()):
+            return None
+        spelled = self.encoder.spelled(before + _ASKED + opening)  # what is left of the reply are words of the model
+        return Spelled(self._around(_ASKED, spelled).after + answer)
+
     def encode_prompt(self, text: str) -> list[int]:
         """A whole prompt with control tokens in it, as the tokenizer reads it, but with its BOS once and no EOS behind:
         the prompt is to be continued. Empty if the text is."""

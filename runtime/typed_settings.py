@@ -34,6 +34,7 @@ ALLOWED = {
     "stop_strings": 'a text (\\n and \\t are understood), a JSON list like ["a", "b"], or none',
     "seed": "a whole number from 0 to 2**64 - 1, or none for fresh randomness each time",
     "max_repeats": "a whole number from 2 to 1000, 0 for never, or none for what a chat does",
+    "drop_thinking": "true or false (also yes, no, on, off, 1, 0)",
     "ignore_eos": "true or false (also yes, no, on, off, 1, 0)",
 }
 _YES, _NO = {"true", "yes", "on", "1", "y", "t"}, {"false", "no", "off", "0", "n", "f"}
