@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
+import jinja2
 import pytest
+import transformers
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizer_kinds import CONTROLS, FLAGS, KINDS, TEMPLATES, tokenizer_of
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
-from stratakv.runtime import template_child
+from stratakv.runtime import template_child, template_render
+from stratakv.runtime.encoder import Spelled
 from stratakv.runtime.template import Template
+from stratakv.runtime.template_render import render
 
 WORDS = (
     "Who", "hid", "the", "letter", "?", "ships", "12", "345", "lamp.", "Hello", "\n", "\n\n", "  ", "½", "é", "🙂", "|",
@@ -107,3 +114,88 @@ def test_control_tokens_among_words_are_words(kind: str) -> None:
         usual, fed = (template.encode_message(words, []) for words in ("a b", said))
         assert [token for token in fed if token in controls] == [token for token in usual if token in controls]
         assert not controls & set(template.encode_plain(said))
+
+
+def test_a_long_document_is_read_once() -> None:
+    """Twice as long costs twice as much, in front of a control token or without any."""
+    for kind, name in (("bytes", "chatml"), ("legacy prefix", "mistral"), ("unigram", "words")):
+        template = Template(tokenizer(kind, "plain", name))
+        template.encode_document("x", [])
+        encoder, read = template.encoder, list[int]()
+        twin, numbers = encoder._twin
+        counted = SimpleNamespace(encode=lambda text, **how: (read.append(len(text)), twin.encode(text, **how))[1])
+        encoder._twin = counted, numbers
+        text = "The keeper of the lamp wrote 12 letters.\n" * 500
+        log = template.encode_document(text.strip(), [], is_first=True)
+        template.encode_message("Who?", log)
+        encoder._twin = twin, numbers
+        assert sum(read) < 1.2 * len(text)
+
+
+@pytest.mark.parametrize(("bos", "eos"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_text_without_a_template_begins_as_the_tokenizer_says(kind: str, bos: bool, eos: bool) -> None:
+    made = tokenizer_of(kind, bos=bos, eos=eos)
+    template = Template(made)
+    whole_text = made("Be brief.\n\nHello world\n\n").input_ids
+    end = [made.eos_token_id] if eos else []
+    assert template.encode_document("Hello world", [], system="Be brief.", is_first=True) + end == whole_text
+    assert template.encode_prompt("Be brief.\n\nHello world\n\n") + end == whole_text
+    log = template.encode_message("Hello world", [], is_first=True)
+    log += template.encode_message("\nWho hid the letter?", log)
+    assert log + end == made("Hello world\nWho hid the letter?").input_ids
+    assert template.encode_prompt("<s>Hello") == made("<s>Hello", add_special_tokens=False).input_ids
+    assert template.encode_prompt("") == []
+
+
+def test_the_vocabulary_may_have_gaps() -> None:
+    """Numbers that the twin gives to control tokens are words of such a tokenizer."""
+    vocabulary = {"<unk>": 0, "a": 1, "b": 4, "c": 5, "d": 6}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.add_special_tokens([AddedToken("<s>"), AddedToken("</s>")])
+    made = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+    encoder = Template(made).encoder
+    text = "<s> a b c d </s> x"
+    assert encoder.encode(encoder.spelled(text)) == made(text, add_special_tokens=False).input_ids
+    assert encoder.encode(Spelled("a b c d")) == [1, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    {"chatml": "<|im_end|>", "llama 3": "<|eot_id|>", "mistral": "</s>", "gemma": "<end_of_turn>", "phi 3": "<|end|>",
+     "words": None, "lines": None}.items(),
+)  # fmt: skip
+def test_what_the_template_writes_behind_a_reply_ends_it(name: str, end: str | None) -> None:
+    made = tokenizer("legacy prefix", "plain", name)
+    assert Template(made).turn_end == (None if end is None else made.convert_tokens_to_ids(end))
+
+
+@pytest.mark.parametrize(
+    ("template", "words", "looked"),
+    [
+        ("{{ w | trim }}", "a b", ()), ("{{ w.strip() | replace('a', 'b') }}", "a b", ("a",)),
+        ("{% if w.startswith('<x>') or '</t>' in w %}{{ w.split('</t>')[-1] }}{% else %}{{ w }}{% endif %}", "b",
+         ("</t>", "<x>")),
+        ("{% if w == '' %}{% endif %}{{ w ~ 'x' }}{{ 'x' + w }}", "b", ()), ("{{ w | upper }}", "b", None),
+        ("{{ w[:3] }}", "b", None), ("{{ w.strip('b') }}", "b", None), ("{{ w | tojson }}", "b", ()),
+    ],
+)  # fmt: skip
+def test_what_a_template_looks_for_in_words(template: str, words: str, looked: tuple[str, ...] | None) -> None:
+    found = render(
+        "{% set w = messages[0].content %}" + template, (), json.dumps([[{"role": "user", "content": words}]])
+    )
+    assert found.looked == looked
+    assert found.texts[0] == jinja2.Template(template).render(w=words)
+
+
+def test_only_words_that_a_template_looks_for_are_rendered_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = Template(tokenizer("bytes", "plain", "words"))
+    template.encode_message("no", [])
+    rendered = list[str]()
+    answer = template_render._answer
+    monkeypatch.setattr(template_render, "_answer", lambda request: (rendered.append("x"), answer(request))[1])
+    template.encode_message("another", [])
+    assert rendered == []
+    assert template.encode_message("a ship", []) == template.encode_message("a boat", [])
+    assert rendered == ["x"]
