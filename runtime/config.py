@@ -141,8 +141,8 @@ class GenerationConfig:
     """From 0 to 2**64 - 1. In a batch, prompt number n draws with seed + n, as it would alone: equal prompts get
     different replies, the same ones each time. None: fresh randomness each time."""
     drop_thinking: bool = False
-    """In a chat, where the model's template leaves the thinking out of earlier replies: forget a reply's when it is done,
-    and read the rest again with the next message, as the template writes it (docs/TEMPLATES.md). Otherwise a
+    """In a chat, where the model's template leaves the thinking out of earlier replies: forget a reply's when it is
+    done, and read the rest again with the next message, as the template writes it (docs/TEMPLATES.md). Otherwise a
     conversation remembers all it said."""
     ignore_eos: bool = False
     """Go on past the end-of-sequence token and past repeats (benchmarks)."""

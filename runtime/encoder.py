@@ -20,10 +20,13 @@ from functools import cached_property
 from itertools import takewhile
 from typing import Any, NewType
 
+import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
 Spelled = NewType("Spelled", str)
 """A text in which control tokens are spelled as in the twin. A person's words are one as they are."""
+Log = Sequence[int] | np.ndarray
+"""Token ids."""
 
 _SECRET = f"\u241e{secrets.token_hex(8)}\u241e"
 _CUT = f"{_SECRET}cut\u241e"
@@ -119,7 +122,7 @@ class Encoder:
                 places.append((token, start, start + len(content)))
         return places
 
-    def encode(self, text: Spelled, log: Sequence[int] = ()) -> list[int]:
+    def encode(self, text: Spelled, log: Log = ()) -> list[int]:
         """The tokens of `text` where it goes on from `log`, as they are in the encoding of the whole. `log` stays as
         it is, also where the whole would be split another way across the border."""
         for front in self._fronts(log):
@@ -128,7 +131,7 @@ class Encoder:
                 return found[len(known) :]
         raise AssertionError("an empty front has no tokens")
 
-    def _fronts(self, log: Sequence[int]) -> list[str]:
+    def _fronts(self, log: Log) -> list[str]:
         """Texts to encode behind, the best first: what the log ends with, or something that nothing merges with."""
         if not len(log):
             return [""]
@@ -184,12 +187,18 @@ class Encoder:
             )
             for number, token in ((number, self._added.get(number, _PLAIN)) for number in contents)
         ])  # fmt: skip
-        found = {twin.token_to_id(content): number for number, content in contents.items()}
-        return twin, {twin.token_to_id(_CUT): -1} | {a: b for a, b in found.items() if a != b}
+        found = {_id(twin, _CUT): -1} | {_id(twin, content): number for number, content in contents.items()}
+        return twin, {mine: number for mine, number in found.items() if mine != number}
 
     def _content(self, token: int) -> str:
         is_word = token not in self._meant
         return self._added[token].content if is_word else self._spelling(token)
+
+
+def _id(tokenizer: Tokenizer, content: str) -> int:
+    number = tokenizer.token_to_id(content)
+    assert number is not None  # it has been added
+    return number
 
 
 _PLAIN = AddedToken("", normalized=False)

@@ -53,6 +53,8 @@ def stats(console: Console, runtime: Runtime, chat: Chat) -> None:
 
 
 def show(console: Console, runtime: Runtime) -> None:
+    from .template import Template
+
     console.print(
         f"{printable(runtime.name)} on {runtime.model.device}, cache in {runtime.store.layout.dtype}; "
         f"index {runtime.engine.index_name}, budget {runtime.config.budget}"
@@ -60,6 +62,8 @@ def show(console: Console, runtime: Runtime) -> None:
     console.print(
         f"{runtime.plan.token_bytes} bytes of KV per token; trained for {runtime.model.max_positions} positions"
     )
+    for habit in Template(runtime.tokenizer).habits():
+        console.print(f"chat template: {habit}")
     for tier, cap, tokens in runtime.plan.rows():
         console.print(f"  {tier:5} cap {cap:>8}  holds {tokens} tokens")
     if runtime.store.disk is not None:

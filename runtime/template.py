@@ -15,12 +15,13 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .encoder import Encoder, Spelled, encoder_of
+from .encoder import Encoder, Log, Spelled, encoder_of
 from .errors import ModelFileError
 from .template_render import Rendered, TemplateFailedError, remembered, render
 
@@ -94,11 +95,24 @@ class Template:
         token, between = next(following, (None, ""))
         return None if between.strip() else token
 
+    def habits(self) -> list[str]:
+        """What the template does to earlier turns, and our conversations do not (docs/TEMPLATES.md)."""
+        if self.is_plain:
+            return []
+        found = []
+        with suppress(ModelFileError):  # it refuses system prompts, or thinking
+            talk = [_user(_ASKED), {"role": "assistant", "content": _REPLY}, _user(_USER)]
+            text = self._rendered(remembered, [_system(_SYSTEM), *talk]).texts[0]
+            if text.find(_SYSTEM) > text.find(_REPLY):
+                found.append("it moves the system prompt to the newest message; here it stays at the first")
+        with suppress(ModelFileError):
+            if self.later_form(f"<think>\n{_MARK}\n</think>\n\n{_REPLY}") is not None:
+                found.append("it leaves the thinking out of earlier replies; here it stays unless drop_thinking is set")
+        return found
+
     # Tokens
 
-    def encode_message(
-        self, words: str, log: Sequence[int], *, system: str | None = None, is_first: bool = False
-    ) -> list[int]:
+    def encode_message(self, words: str, log: Log, *, system: str | None = None, is_first: bool = False) -> list[int]:
         """A user's turn, up to where the reply begins.
 
         Args:
@@ -107,16 +121,14 @@ class Template:
         said = self._said(words, system, is_first=is_first)
         return self._encode(Spelled(said.text + said.after), log)
 
-    def encode_document(
-        self, words: str, log: Sequence[int], *, system: str | None = None, is_first: bool = False
-    ) -> list[int]:
+    def encode_document(self, words: str, log: Log, *, system: str | None = None, is_first: bool = False) -> list[int]:
         """A document, as a turn of its own: the question stands alone in the next one (docs/decisions/0021)."""
         text = self._said(words, system, is_first=is_first).text
         reply = "\n\n" if self.is_plain else self._reply_begins + _READ
         return self._encode(Spelled(text + reply), log)
 
     def encode_told(
-        self, words: str, later: Spelled, log: Sequence[int], *, system: str | None = None, is_first: bool = False
+        self, words: str, later: Spelled, log: Log, *, system: str | None = None, is_first: bool = False
     ) -> list[int]:
         """A user's turn and the reply to it in its `later_form`."""
         return self._encode(Spelled(self._said(words, system, is_first=is_first).text + later), log)
@@ -160,7 +172,7 @@ class Template:
         found = self._tokenizer.chat_template or ""
         return encoder_of(self._tokenizer, " ".join(found.values()) if isinstance(found, dict) else str(found))
 
-    def _encode(self, text: Spelled, log: Sequence[int]) -> list[int]:
+    def _encode(self, text: Spelled, log: Log) -> list[int]:
         begin = self.encoder.begin if self.is_plain and not len(log) else []
         return [*begin, *self.encoder.encode(text, log)]
 

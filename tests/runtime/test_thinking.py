@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from tiny_models import CHATML
+from tokenizer_kinds import render_here
 
 from stratakv.runtime import Chat, KVConfig, Runtime
 
@@ -29,7 +30,8 @@ def loaded(tiny_llama: Path) -> Iterator[Runtime]:
 
 
 @pytest.fixture(params=THINKING)
-def runtime(request: Any, loaded: Runtime) -> Runtime:
+def runtime(request: Any, loaded: Runtime, monkeypatch: pytest.MonkeyPatch) -> Runtime:
+    render_here(monkeypatch)
     loaded.tokenizer.chat_template = THINKING[request.param]
     return loaded
 

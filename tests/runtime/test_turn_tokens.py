@@ -13,10 +13,10 @@ import pytest
 import transformers
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tokenizer_kinds import CONTROLS, FLAGS, KINDS, TEMPLATES, tokenizer_of
+from tokenizer_kinds import CONTROLS, FLAGS, KINDS, TEMPLATES, render_here, tokenizer_of
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
-from stratakv.runtime import template_child, template_render
+from stratakv.runtime import template_render
 from stratakv.runtime.encoder import Spelled
 from stratakv.runtime.template import Template
 from stratakv.runtime.template_render import render
@@ -37,9 +37,8 @@ REPLIED = st.lists(st.sampled_from(["The", "keeper", "did", "it,", "12", "ships"
 
 @pytest.fixture(autouse=True, scope="module")
 def rendered_here() -> Any:
-    """Templates are rendered in this process: these are ours."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stratakv.runtime.template_render._answer", lambda request: template_child.rendered(**request))
+        render_here(patch)
         yield
 
 
@@ -121,15 +120,19 @@ def test_a_long_document_is_read_once() -> None:
     for kind, name in (("bytes", "chatml"), ("legacy prefix", "mistral"), ("unigram", "words")):
         template = Template(tokenizer(kind, "plain", name))
         template.encode_document("x", [])
-        encoder, read = template.encoder, list[int]()
-        twin, numbers = encoder._twin
-        counted = SimpleNamespace(encode=lambda text, **how: (read.append(len(text)), twin.encode(text, **how))[1])
-        encoder._twin = counted, numbers
+        encoder = template.encoder
+        (twin, numbers), read = encoder._twin, list[int]()
+        encoder._twin = counting(twin, read), numbers
         text = "The keeper of the lamp wrote 12 letters.\n" * 500
         log = template.encode_document(text.strip(), [], is_first=True)
         template.encode_message("Who?", log)
         encoder._twin = twin, numbers
-        assert sum(read) < 1.2 * len(text)
+        assert len(text) < sum(read) < 1.2 * len(text)
+
+
+def counting(twin: Any, read: list[int]) -> Any:
+    """The twin, which notes how long the texts are that it encodes."""
+    return SimpleNamespace(encode=lambda text, **how: (read.append(len(text)), twin.encode(text, **how))[1])
 
 
 @pytest.mark.parametrize(("bos", "eos"), [(False, False), (True, False), (True, True)])
@@ -150,7 +153,7 @@ def test_a_text_without_a_template_begins_as_the_tokenizer_says(kind: str, bos: 
 
 def test_the_vocabulary_may_have_gaps() -> None:
     """Numbers that the twin gives to control tokens are words of such a tokenizer."""
-    vocabulary = {"<unk>": 0, "a": 1, "b": 4, "c": 5, "d": 6}
+    vocabulary = {"<unk>": 0, "a": 1, "<s>": 3, "b": 4, "d": 7, "c": 8, "</s>": 9}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     backend.add_special_tokens([AddedToken("<s>"), AddedToken("</s>")])
@@ -158,7 +161,7 @@ def test_the_vocabulary_may_have_gaps() -> None:
     encoder = Template(made).encoder
     text = "<s> a b c d </s> x"
     assert encoder.encode(encoder.spelled(text)) == made(text, add_special_tokens=False).input_ids
-    assert encoder.encode(Spelled("a b c d")) == [1, 4, 5, 6]
+    assert encoder.encode(Spelled("a b c d")) == [1, 4, 8, 7]
 
 
 @pytest.mark.parametrize(
@@ -182,9 +185,8 @@ def test_what_the_template_writes_behind_a_reply_ends_it(name: str, end: str | N
     ],
 )  # fmt: skip
 def test_what_a_template_looks_for_in_words(template: str, words: str, looked: tuple[str, ...] | None) -> None:
-    found = render(
-        "{% set w = messages[0].content %}" + template, (), json.dumps([[{"role": "user", "content": words}]])
-    )
+    said = json.dumps([[{"role": "user", "content": words}]])
+    found = render("{% set w = messages[0].content %}" + template, (), said)
     assert found.looked == looked
     assert found.texts[0] == jinja2.Template(template).render(w=words)
 
