@@ -71,7 +71,7 @@ TAKEN: dict[tuple[type[Any], str], list[Any]] = {
     **{(GenerationConfig, name): WHOLE for name in ("max_new_tokens", "top_k", "seed", "max_repeats")},
     **{(GenerationConfig, name): REAL for name in ("temperature", "top_p", "min_p", "repetition_penalty")},
     **{(GenerationConfig, name): [True, False, np.bool_(True), np.array(True), torch.tensor(False)]
-       for name in ("do_sample", "ignore_eos")},
+       for name in ("do_sample", "drop_thinking", "ignore_eos")},
     (GenerationConfig, "stop_strings"): [
         None, "a", ["a", "b"], ("a",), iter(["a"]), "", [""], np.array(["a", "b"]), np.array("a"), Word.FLOAT32, {"a"},
         ["a"] * MAX_STOPS, "a" * MAX_STOP_CHARACTERS,
@@ -98,7 +98,8 @@ REFUSED: dict[tuple[type[Any], str], list[Any]] = {
     (GenerationConfig, "top_p"): [*NO_NUMBER, None, 0, 1.1, float("nan")],
     (GenerationConfig, "min_p"): [*NO_NUMBER, None, -0.1, 1, float("nan")],
     (GenerationConfig, "repetition_penalty"): [*NO_NUMBER, None, 0, float("nan"), float("inf")],
-    **{(GenerationConfig, name): ["False", "no", 0, 1, None, [], np.int64(1)] for name in ("do_sample", "ignore_eos")},
+    **{(GenerationConfig, name): ["False", "no", 0, 1, None, [], np.int64(1)]
+       for name in ("do_sample", "drop_thinking", "ignore_eos")},
     (GenerationConfig, "stop_strings"): [*NO_TEXT, ["a"] * (MAX_STOPS + 1), "a" * (MAX_STOP_CHARACTERS + 1)],
     **{(KVConfig, name): [*NO_NUMBER, -1, float("nan"), float("inf"), 1 << 2000]
        for name in ("gpu_gb", "host_gb", "disk_gb")},
@@ -175,6 +176,7 @@ SETTINGS = st.fixed_dictionaries(
         "max_repeats": st.sampled_from([0, 2, 1000]),
         "stop_strings": st.lists(st.text(st.characters(exclude_categories=["Cs"]))),
         "seed": st.none() | st.integers(0, (1 << 64) - 1),
+        "drop_thinking": st.booleans(),
         "ignore_eos": st.booleans(),
     },
 )
