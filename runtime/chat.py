@@ -248,7 +248,7 @@ class Chat:
         self.say(shown)
         later = self._template.later_form(shown) if config.drop_thinking else None
         if later is not None and draft.begin is not None:
-            self._say_again(draft, later)
+            self._say_again(draft, draft.begin, later)
             return
         kept, start = spoken(self._template, reply.tokens, shown), draft.snapshot.num_tokens
         fed = self._sequence.num_tokens - start
@@ -260,10 +260,10 @@ class Chat:
             same = point.num_tokens - start
         self._unfed, self._draft = kept[same:], dataclasses.replace(draft, said=kept)
 
-    def _say_again(self, draft: Draft, later: Spelled) -> None:
+    def _say_again(self, draft: Draft, begin: Snapshot, later: Spelled) -> None:
         """Memory goes back to the last whole token before what the template leaves out of an earlier turn; the rest of
         the turn in its `later` form comes with the next one."""
-        words, start = self.messages[draft.num_messages - 1]["content"], draft.begin.num_tokens
+        words, start = self.messages[draft.num_messages - 1]["content"], begin.num_tokens
         prompt = self._sequence.tokens[start : draft.snapshot.num_tokens].copy()
         log = np.concatenate([self._sequence.tokens[:start], as_array(draft.carried)])
         is_first = draft.num_messages == 1
@@ -272,7 +272,7 @@ class Chat:
         if num_alike(turn, prompt.tolist()) == len(prompt):
             self._draft = dataclasses.replace(draft, said=turn[len(prompt) :])
         else:
-            self._draft = dataclasses.replace(draft, snapshot=draft.begin, said=turn, prompt=prompt)
+            self._draft = dataclasses.replace(draft, snapshot=begin, said=turn, prompt=prompt)
         self._runtime.engine.rollback(self._sequence, self._draft.snapshot)
         self._unfed = list(self._draft.said)
 
