@@ -12,11 +12,16 @@ _PLAIN = frozenset({"TokenizersBackend", "PreTrainedTokenizerFast"})
 _TAKE_IT = frozenset({"llama", "smollm3"})
 """Families in which transformers follows that. In others it has a class of its own, or looks for other files first."""
 
+MADE_FROM, GGUF = "made_from", "gguf"
+"""What tokenizer_config.json says where we wrote it: tokenizer.json says all, whatever the family."""
+
 
 def load_tokenizer(directory: Path, config: Any) -> Any:
     """As `AutoTokenizer` finds it; raises what transformers raises. `config` is the model's."""
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    if config.model_type in _TAKE_IT and _named(directory / "tokenizer_config.json") in _PLAIN:
+    settings = _settings(directory / "tokenizer_config.json")
+    plain = config.model_type in _TAKE_IT and settings.get("tokenizer_class") in _PLAIN
+    if plain or settings.get(MADE_FROM) == GGUF:
         from transformers import PreTrainedTokenizerFast
 
         return PreTrainedTokenizerFast.from_pretrained(directory, **local)
@@ -25,7 +30,5 @@ def load_tokenizer(directory: Path, config: Any) -> Any:
     return AutoTokenizer.from_pretrained(directory, config=config, **local)
 
 
-def _named(path: Path) -> Any:
-    if not path.is_file():
-        return None
-    return json_check.read(path, json_check.TOKENIZER_SETTINGS).get("tokenizer_class")
+def _settings(path: Path) -> dict[str, Any]:
+    return json_check.read(path, json_check.TOKENIZER_SETTINGS) if path.is_file() else {}
