@@ -1,7 +1,7 @@
 r"""How a text is split into words before its bytes are joined: the rule that `tokenizer.ggml.pre` names.
 
-A rule is a list of regular expressions. The text is cut at the borders of the first one's matches, each piece at those of
-the next one's, and so on. llama.cpp knows the same names; it says a few of the rules with less than the models were
+A rule is a list of regular expressions. The text is cut at the borders of the first one's matches, each piece at those
+of the next one's, and so on. llama.cpp knows the same names; it says a few of the rules with less than the models were
 trained with (its expressions know letters, but neither upper case nor combining marks), and there the model's own is
 here: docs/decisions/0032 lists them.
 """

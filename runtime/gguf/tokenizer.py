@@ -15,6 +15,7 @@ from typing import Any
 from ..directory_check import MAX_TEMPLATE, MAX_TEMPLATES
 from ..errors import ModelFileError
 from ..numbers_check import shown
+from ..tokenizer_check import check_tokenizer
 from ..tokens import GGUF, MADE_FROM
 from .merges import pairs_by_score, stated_pairs
 from .vocabulary import SENTENCEPIECE, Kind, Vocabulary, read_vocabulary
@@ -39,6 +40,7 @@ def write_tokenizer(path: Path, keys: Mapping[str, Any], target: Path) -> None:
     vocabulary = read_vocabulary(path, keys)
     templates = _templates(path, keys)
     _write(target / "tokenizer.json", _tokenizer(path, vocabulary))
+    _check(path, target / "tokenizer.json")
     _write(target / "tokenizer_config.json", _settings(vocabulary))
     _write(target / "generation_config.json", _generation(vocabulary))
     for name, template in templates.items():
@@ -49,6 +51,15 @@ def write_tokenizer(path: Path, keys: Mapping[str, Any], target: Path) -> None:
 
 def _write(file: Path, content: Any) -> None:
     file.write_bytes(json.dumps(content, ensure_ascii=False).encode())
+
+
+def _check(path: Path, made: Path) -> None:
+    """What a directory may not have, a file may not bring about."""
+    try:
+        check_tokenizer(made)
+    except ModelFileError as error:
+        reason = str(error).removeprefix(f"{made}: ")
+        raise ModelFileError(f"{path}: tokenizer.ggml.tokens: larger than can be read again ({reason})") from error
 
 
 def _tokenizer(path: Path, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -120,10 +131,10 @@ def _decoder(vocabulary: Vocabulary) -> dict[str, Any]:
 
 def _model(path: Path, vocabulary: Vocabulary) -> dict[str, Any]:
     by_score = vocabulary.model == SENTENCEPIECE
-    unknown = vocabulary.named.get("unknown")
     in_letters = not vocabulary.rule.byte_level
+    unknown = vocabulary.named.get("unknown") if in_letters else None
     return {
-        "type": "BPE", "dropout": None, "unk_token": vocabulary.tokens[unknown] if in_letters and unknown is not None else None,
+        "type": "BPE", "dropout": None, "unk_token": None if unknown is None else vocabulary.tokens[unknown],
         "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": in_letters,
         "byte_fallback": in_letters, "ignore_merges": vocabulary.rule.whole_words,
         "vocab": {token: number for number, token in enumerate(vocabulary.tokens)},
@@ -132,10 +143,11 @@ def _model(path: Path, vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def _settings(vocabulary: Vocabulary) -> dict[str, Any]:
+    added = set(vocabulary.added)
     named = {
         setting: vocabulary.tokens[vocabulary.named[name]]
         for name, setting in _CALLED.items()
-        if name in vocabulary.named and (name in ("bos", "eos") or vocabulary.named[name] in set(vocabulary.added))
+        if name in vocabulary.named and (name in ("bos", "eos") or vocabulary.named[name] in added)
     }
     return {
         MADE_FROM: GGUF, "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **named
@@ -143,7 +155,8 @@ def _settings(vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def _generation(vocabulary: Vocabulary) -> dict[str, Any]:
-    named = {f"{name}_token_id": vocabulary.named[key] for key, name in (("bos", "bos"), ("padding", "pad")) if key in vocabulary.named}
+    names = {"bos": "bos_token_id", "padding": "pad_token_id"}
+    named = {name: vocabulary.named[key] for key, name in names.items() if key in vocabulary.named}
     return {**named, "eos_token_id": vocabulary.end_ids}
 
 
@@ -157,7 +170,7 @@ def _templates(path: Path, keys: Mapping[str, Any]) -> dict[str, str]:
             raise ModelFileError(f"{path}: {_TEMPLATE}: {shown(name)}: expected a text of up to {MAX_TEMPLATE} bytes")
     if len(found) > MAX_TEMPLATES:
         raise ModelFileError(f"{path}: {_TEMPLATE}: {len(found)} templates, at most {MAX_TEMPLATES} are allowed")
-    return found if "default" in found else {}
+    return found if found.get("default") else {}
 
 
 def _is_template(key: str) -> bool:

@@ -19,6 +19,7 @@ from .pre_tokenizers import RULES, Rule
 logger = logging.getLogger(__name__)
 
 MAX_TOKENS = 1 << 19
+MAX_ENDS = 128
 MAX_LETTERS = 1 << 10
 """Of a token. The longest in known files are runs of blanks and lines, a few hundred long."""
 SENTENCEPIECE = "llama"
@@ -29,13 +30,23 @@ _NAMED = ("bos", "eos", "unknown", "padding")
 _NAMED_ENDS = ("eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 _DEFAULT_IDS = {"bos": 1, "eos": 2, "unknown": 0}
 """Of a SentencePiece vocabulary that does not say them."""
+_USED = frozenset({
+    "model", "pre", "tokens", "token_type", "scores", "merges", "add_bos_token", "add_eos_token", "add_space_prefix",
+    "eos_token_ids", *(f"{name}_token_id" for name in (*_NAMED, *_NAMED_ENDS)),
+})  # fmt: skip
+_NOT_NEEDED = frozenset({
+    "token_type_count", "add_sep_token", "remove_extra_whitespaces", "precompiled_charsmap", "seperator_token_id",
+    "mask_token_id", "cls_token_id", "fim_pre_token_id", "fim_suf_token_id", "fim_mid_token_id", "prefix_token_id",
+    "suffix_token_id", "middle_token_id",
+})  # fmt: skip
+"""Of other kinds of vocabulary, or of tokens that no text gets by itself."""
 _SHOWN = frozenset({"<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"})
 """What gpt-oss writes around its channels. They are read by whoever shows a reply, so no control tokens."""
 _GAPS = frozenset({
     "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>", "<|code_prefix|>",
     "<|prefix|>", "<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>",
-    "<|code_suffix|>", "<|suffix|>", "<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>",
-    "<|code_middle|>", "<|middle|>",
+    "<|code_suffix|>", "<|suffix|>", "<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>",
+    "▁<MID>", "<|code_middle|>", "<|middle|>",
 })  # fmt: skip
 """What stands around a gap in a text."""
 
@@ -92,12 +103,13 @@ def read_vocabulary(path: Path, keys: Mapping[str, Any]) -> Vocabulary:
             f"{path}: tokenizer.ggml.model: a vocabulary of the kind {shown(model)} is not supported, "
             f"only {', '.join(_MODELS)}; take the model's directory of safetensors instead"
         )
+    _warn_of_unused(path, keys)
     by_score = model == SENTENCEPIECE
     tokens = _tokens(path, keys)
     kinds = _numbers(path, keys, "token_type", len(tokens), int, int(Kind.WORD))
     ids = {token: number for number, token in enumerate(tokens)}
     named = _named(path, keys, len(tokens), _DEFAULT_IDS if by_score else {})
-    end_ids = _end_ids(ids, named)
+    end_ids = _end_ids(path, keys, ids, named)
     _correct_kinds(ids, kinds, end_ids)
     added = [number for number, kind in enumerate(kinds) if kind in (Kind.UNKNOWN, Kind.CONTROL, Kind.ADDED)]
     if len(added) > MAX_ADDED:
@@ -114,6 +126,13 @@ def read_vocabulary(path: Path, keys: Mapping[str, Any]) -> Vocabulary:
         ends=_is_put(path, keys, "eos", False, named),
         space_prefix=_value(path, keys, "add_space_prefix", bool, by_score),
     )  # fmt: skip
+
+
+def _warn_of_unused(path: Path, keys: Mapping[str, Any]) -> None:
+    found = [key for key in keys if key.startswith("tokenizer.ggml.")]
+    unused = sorted(key for key in found if key.removeprefix("tokenizer.ggml.") not in _USED | _NOT_NEEDED)
+    if unused:
+        logger.warning("%s: not used, since it is not known what is meant: %s", path, shown(", ".join(unused)))
 
 
 def _value(path: Path, keys: Mapping[str, Any], name: str, kind: type[_T], default: _T) -> _T:
@@ -156,9 +175,7 @@ def _texts(path: Path, keys: Mapping[str, Any], name: str, most: int) -> list[st
     return found
 
 
-def _numbers(
-    path: Path, keys: Mapping[str, Any], name: str, count: int, kind: type[_N], default: _N
-) -> list[_N]:
+def _numbers(path: Path, keys: Mapping[str, Any], name: str, count: int, kind: type[_N], default: _N) -> list[_N]:
     """One for each token."""
     found = keys.get(f"tokenizer.ggml.{name}")
     if found is None:
@@ -215,8 +232,12 @@ def _rule(path: Path, keys: Mapping[str, Any], model: str) -> Rule:
     return RULES[name]
 
 
-def _end_ids(ids: Mapping[str, int], named: Mapping[str, int]) -> list[int]:
-    return well_known_ends(ids, [named[name] for name in ("eos", *_NAMED_ENDS) if name in named])
+def _end_ids(path: Path, keys: Mapping[str, Any], ids: Mapping[str, int], named: Mapping[str, int]) -> list[int]:
+    listed = keys.get("tokenizer.ggml.eos_token_ids", [])
+    if not isinstance(listed, list) or len(listed) > MAX_ENDS or not all(type(number) is int for number in listed):
+        raise ModelFileError(f"{path}: tokenizer.ggml.eos_token_ids: expected a list of up to {MAX_ENDS} token ids")
+    stated = [named[name] for name in ("eos", *_NAMED_ENDS) if name in named]
+    return well_known_ends(ids, [*stated, *(number for number in listed if 0 <= number < len(ids))])
 
 
 def _correct_kinds(ids: Mapping[str, int], kinds: list[int], end_ids: list[int]) -> None:
