@@ -22,6 +22,8 @@ MAX_TOKENS = 1 << 19
 MAX_ENDS = 128
 MAX_LETTERS = 1 << 10
 """Of a token. The longest in known files are runs of blanks and lines, a few hundred long."""
+MAX_ADDED_LETTERS = 1 << 20
+"""Of all control and added tokens together: they are searched for in every text at once."""
 SENTENCEPIECE = "llama"
 """The vocabulary's model in files whose merges follow from the tokens' scores."""
 _MODELS = {"gpt2": None, SENTENCEPIECE: None, "gemma4": "gemma4"}
@@ -112,9 +114,11 @@ def read_vocabulary(path: Path, keys: Mapping[str, Any]) -> Vocabulary:
     end_ids = _end_ids(path, keys, ids, named)
     _correct_kinds(ids, kinds, end_ids)
     added = [number for number, kind in enumerate(kinds) if kind in (Kind.UNKNOWN, Kind.CONTROL, Kind.ADDED)]
-    if len(added) > MAX_ADDED:
+    letters = sum(len(tokens[number]) for number in added)
+    if len(added) > MAX_ADDED or letters > MAX_ADDED_LETTERS:
         raise ModelFileError(
-            f"{path}: tokenizer.ggml.token_type: {len(added)} control and added tokens, at most {MAX_ADDED} are allowed"
+            f"{path}: tokenizer.ggml.token_type: {len(added)} control and added tokens of {letters} letters together, "
+            f"at most {MAX_ADDED} of {MAX_ADDED_LETTERS} are allowed"
         )
     rule = _rule(path, keys, model)
     return Vocabulary(

