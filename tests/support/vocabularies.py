@@ -63,6 +63,34 @@ _ADDED = {
 }  # fmt: skip
 """Token -> its kind: 1 a word, 3 a control token, 4 an added one. Some are called what they are not, as happens."""
 _HARMONY = {"<|return|>": 3, "<|call|>": 3}
+_ENDS = [
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|flush|>",
+    "<|calls|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "</s>",
+    "<|eom_id|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<|end_of_text|>",
+    "<end_of_utterance>",
+    "<eos>",
+    "<turn|>",
+    "<|tool_response>",
+    "<｜end▁of▁sentence｜>",
+    "[e~[",
+    "<|fim_repo|>",
+    "<|fim_suffix|>",
+    "<th>",
+]
+"""Tokens that end a reply, or only some of them, or none, by their text."""
 _WORDS = "hello the aaaa tth lo wor don't DON'T user 日本語 é 12 == \n\n"
 
 
@@ -85,7 +113,7 @@ def _sentencepiece(added: dict[str, int], **said: Any) -> dict[str, Any]:
 def _bytes(added: dict[str, int], pre: str, **said: Any) -> dict[str, Any]:
     text = spelled(" " + _WORDS)
     merges = [(part[:cut], part[cut:]) for part in _parts(text) for cut in range(1, len(part))]
-    parts = sorted({left + right for left, right in merges})
+    parts = [*sorted({left + right for left, right in merges}), spelled(" hello")]  # the last no merge makes
     tokens = [*added, *byte_letters(), *parts]
     kinds = [*added.values(), *[1] * (256 + len(parts))]
     stated = [f"{left} {right}" for left, right in merges]
@@ -121,5 +149,6 @@ VOCABULARIES = {
     "bytes, begun and ended": _bytes(_ADDED, "smollm", add_bos_token=True, add_eos_token=True, eom_token_id=300),
     "bytes, not begun": _bytes(_ADDED, "llama-bpe", add_bos_token=False),
     "letters": _letters(_ADDED),
+    "ends by name": _bytes({end: 1 + 2 * (number % 2) for number, end in enumerate(_ENDS)}, "gpt-2"),
 }
 """Keys of a file by what is particular about it."""
