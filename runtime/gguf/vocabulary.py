@@ -251,8 +251,9 @@ def _correct_kinds(ids: Mapping[str, int], kinds: list[int], end_ids: list[int])
             kinds[ids[text]] = Kind.CONTROL
     for text in _SHOWN & ids.keys():
         kinds[ids[text]] = Kind.ADDED
-    if ids.get("<|end|>") is not None and ids["<|end|>"] not in end_ids:
-        kinds[ids["<|end|>"]] = Kind.ADDED
+    for text, kind in (("<|end|>", Kind.ADDED), ("</s>", Kind.WORD)):
+        if text in ids and ids[text] not in end_ids:
+            kinds[ids[text]] = kind
 
 
 def _swallowing(keys: Mapping[str, Any], ids: Mapping[str, int], added: list[int]) -> frozenset[int]:
