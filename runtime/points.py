@@ -21,7 +21,7 @@ class Draft:
     said: list[int]
     """Tokens that stand after `snapshot` now, of which the last may not be in the sequence yet."""
     begin: Snapshot | None = None
-    """The point before the turn that asked for the reply; None if nobody remembers it: thinking cannot be dropped then."""
+    """The point before the turn that asked for the reply. None if nobody remembers it: then no thinking is dropped."""
     carried: list[int] = field(default_factory=list)
     """Tokens of the turn before it that were not in the sequence at `begin`."""
     prompt: np.ndarray | None = None
