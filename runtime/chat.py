@@ -13,7 +13,6 @@ import os
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -23,7 +22,7 @@ import numpy as np
 from ..storage.file_names import as_text
 from . import session, typed
 from .config import GenerationConfig
-from .documents import document_name, read_text_file
+from .documents import Read, document_name, read_text_file
 from .encoder import Spelled
 from .errors import ConversationError, WrongTypeError
 from .figures import Stopwatch
@@ -44,15 +43,6 @@ from .turns import Turns
 
 if TYPE_CHECKING:
     from .runtime import Runtime
-
-
-@dataclass(frozen=True, slots=True)
-class Read:
-    """What reading a document cost: `cached` of its `tokens` were in the store already."""
-
-    tokens: int
-    cached: int
-    ms: float
 
 
 class Chat:

@@ -17,7 +17,8 @@ from .terminal import printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from .chat import Chat, Read
+    from .chat import Chat
+    from .documents import Read
     from .progress import OnProgress
     from .progress import Progress as Step
     from .runtime import Runtime

@@ -19,6 +19,15 @@ class Document:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What reading a document cost: `cached` of its `tokens` were in the store already."""
+
+    tokens: int
+    cached: int
+    ms: float
+
+
 def read_text_file(path: Path) -> str:
     """A text file's contents. Raises OSError, or ValueError if it is not UTF-8 text."""
     name = as_text(path)

@@ -14,7 +14,8 @@ from .reply import REPEATS
 from .terminal import make_console, shown
 
 if TYPE_CHECKING:
-    from .chat import Chat, Read
+    from .chat import Chat
+    from .documents import Read
     from .runtime import Runtime
 
 

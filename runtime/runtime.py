@@ -103,11 +103,8 @@ class Runtime:
         if not isinstance(kv, KVConfig | None):
             raise WrongTypeError(f"kv is a KVConfig, not {typed.shown(kv)}")
         model, kv = str(typed.path("model", model)), kv or KVConfig()
-        device, dtype, weights = (
-            typed.named("device", device),
-            typed.named("dtype", dtype),
-            typed.text("weights", weights),
-        )
+        device, dtype = typed.named("device", device), typed.named("dtype", dtype)
+        weights = typed.text("weights", weights)
         local_files_only = typed.flag("local_files_only", local_files_only)
         typed.called("on_convert", on_convert)
         one_in_a_child()
@@ -175,9 +172,7 @@ class Runtime:
         indexes = (
             make_indexes(self.model, kv, self.profiles.needed(kv)) if like is None else list(like.indexes.values())
         )
-        return Engine(
-            engine.model, engine.store, indexes, kv, engine.workspace, engine.chunk, engine.prefetcher
-        )  # fmt: skip
+        return Engine(engine.model, engine.store, indexes, kv, engine.workspace, engine.chunk, engine.prefetcher)
 
     def __repr__(self) -> str:
         return f"<Runtime of {self.name} on {self.model.device}>"

@@ -23,8 +23,8 @@ from stratakv.runtime import KVConfig, Runtime, chat_setup, repl_report
 from stratakv.runtime.bench import machine
 from stratakv.runtime.bench.options import Options
 from stratakv.runtime.bench.run import run_bench
-from stratakv.runtime.chat import Read
 from stratakv.runtime.cli import app
+from stratakv.runtime.documents import Read
 from stratakv.runtime.engine import Engine
 from stratakv.runtime.evaluation.suites import fidelity, needles, tasks
 from stratakv.runtime.evaluation.variants import Variant
