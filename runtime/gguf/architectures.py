@@ -132,7 +132,7 @@ def _phi3(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, A
         raise said.fail("rope.dimension_count", rotated, f"expected an even number from 2 to {width}")
     check_scale(said, width)
     rope = read_rope(said, contents, rotated, context, lists_only=True)
-    original = said.whole("rope.scaling.original_context_length", default=context)
+    original = said.whole("rope.scaling.original_context_length", default=context) or context
     return {
         "rope_parameters": {**rope, "partial_rotary_factor": _share(rotated, width)}, **_own_head_dim(config),
         "original_max_position_embeddings": rope.get("original_max_position_embeddings", original),
@@ -159,7 +159,9 @@ def _gemma3(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str,
     return {
         "rope_parameters": {
             "full_attention": _rope(said, contents, config),
-            "sliding_attention": plain_rope(said, "rope.freq_base_swa"),
+            "sliding_attention": plain_rope(
+                said, "rope.freq_base_swa", config["head_dim"], config["max_position_embeddings"]
+            ),
         },
         "layer_types": kinds, "sliding_window": sees, "query_pre_attn_scalar": scalar, **pattern,
         "hidden_activation": "gelu_pytorch_tanh", "use_bidirectional_attention": False,
@@ -172,9 +174,9 @@ def _pattern(said: Said, layers: int) -> tuple[list[bool], dict[str, int]]:
     name = "attention.sliding_window_pattern"
     found = said.value(name, 6)
     if isinstance(found, list):
-        if len(found) < layers or not all(isinstance(one, bool) for one in found):
+        if len(found) < layers or not all(one in (0, 1) for one in found):  # llama.cpp takes numbers, too
             raise said.fail(name, found, f"expected true or false for each of {layers} layers")
-        return found, {}
+        return [bool(one) for one in found], {}
     if type(found) is not int or not 0 <= found <= 512:
         raise said.fail(name, found, "expected a whole number up to 512")
     return [found == 0 or (at + 1) % found != 0 for at in range(layers)], {"_sliding_window_pattern": found}

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ModelFileError
+from ..numbers_check import BOUNDS
 from .container import Contents
 from .number_types import values
 from .said import Said
@@ -23,7 +24,7 @@ FREQUENCIES = "rope_freqs.weight"
 SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"
 TENSORS = (FREQUENCIES, SHORT, LONG)
 _KINDS = ("none", "linear", "yarn", "longrope")
-_MAX_THETA = 1e15
+_MAX_THETA = _MAX_BETA = 1e15
 
 
 def read_rope(said: Said, contents: Contents, rotary: int, context: int, *, lists_only: bool = False) -> dict[str, Any]:
@@ -39,11 +40,9 @@ def read_rope(said: Said, contents: Contents, rotary: int, context: int, *, list
     if kind not in _KINDS:
         raise said.refuse("rope.scaling.type", kind, f"known are {', '.join(_KINDS)}")
     factor = _factor(said) if kind != "none" else 1.0
-    attention = said.number("rope.scaling.attn_factor", 1.0)
-    if not 0 < attention < 1000:
-        raise said.fail("rope.scaling.attn_factor", attention, "expected a number above 0 and below 1000")
-    original = said.whole("rope.scaling.original_context_length", "max_position_embeddings", context)
+    attention = _attention(said)
     short, long = _divisors(contents, rotary // 2)
+    original = _original(said, context, is_a_limit=short != long)
     plain = {"rope_theta": theta}
     if kind == "yarn" and factor != 1:
         if lists_only:
@@ -54,26 +53,55 @@ def read_rope(said: Said, contents: Contents, rotary: int, context: int, *, list
                 **_yarn(said, factor, attention)}  # fmt: skip
     if short is None and attention == 1 and not (lists_only and factor != 1):
         return {"rope_type": "linear", **plain, "factor": factor} if factor != 1 else {"rope_type": "default", **plain}
-    if short is None:
-        short = long = [1.0] * (rotary // 2)
-    if short == long:
-        original = context
+    ones = [1.0] * (rotary // 2)
+    lists = [[one * factor for one in each or ones] for each in (short, long)]
+    return _by_lists(theta, attention, context, original, *lists)
+
+
+def plain_rope(said: Said, name: str, rotary: int, context: int) -> dict[str, Any]:
+    """`rope_parameters` of layers that are not stretched, with a base frequency of their own. What multiplies cos and sin
+    is every layer's."""
+    theta, attention = _theta(said, name), _attention(said)
+    if attention == 1:
+        return {"rope_type": "default", "rope_theta": theta}
+    ones = [1.0] * (rotary // 2)
+    return _by_lists(theta, attention, context, context, ones, ones)
+
+
+def _by_lists(
+    theta: float, attention: float, context: int, original: int, short: list[float], long: list[float]
+) -> dict[str, Any]:
+    original = context if short == long else original
     return {
-        "rope_type": "longrope", **plain, "factor": max(1.0, context / original), "attention_factor": attention,
-        "original_max_position_embeddings": original, "short_factor": [one * factor for one in short],
-        "long_factor": [one * factor for one in long or short],
+        "rope_type": "longrope", "rope_theta": theta, "factor": max(1.0, context / original),
+        "attention_factor": attention, "original_max_position_embeddings": original, "short_factor": short,
+        "long_factor": long,
     }  # fmt: skip
-
-
-def plain_rope(said: Said, name: str) -> dict[str, Any]:
-    """`rope_parameters` of layers whose positions are not scaled, with a base frequency of their own."""
-    return {"rope_type": "default", "rope_theta": _theta(said, name)}
 
 
 def _theta(said: Said, name: str) -> float:
     found = said.number(name, 10_000.0)
     if not 1 < found <= _MAX_THETA:
         raise said.fail(name, found, f"expected a number above 1 and up to {_MAX_THETA:g}")
+    return found
+
+
+def _attention(said: Said) -> float:
+    """By what cos and sin of every layer are multiplied."""
+    found = said.number("rope.scaling.attn_factor", 1.0)
+    if not 0 < found < 1000:
+        raise said.fail("rope.scaling.attn_factor", found, "expected a number above 0 and below 1000")
+    return found
+
+
+def _original(said: Said, context: int, *, is_a_limit: bool) -> int:
+    """0 is how llama.cpp is told that there is none. It cannot be where another table is taken behind it."""
+    name, most = "rope.scaling.original_context_length", BOUNDS["max_position_embeddings"]
+    found = said.whole(name, default=0)
+    if not said.has(name) or (found == 0 and not is_a_limit):
+        return context
+    if not 2 <= found <= most:
+        raise said.fail(name, found, f"expected a whole number from 2 to {most}")
     return found
 
 
@@ -93,8 +121,9 @@ def _yarn(said: Said, factor: float, attention: float) -> dict[str, float]:
     for ours, theirs in (("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")):
         if said.has(f"rope.scaling.{theirs}"):
             found[ours] = said.number(f"rope.scaling.{theirs}")
-            if found[ours] <= 0:
-                raise said.fail(f"rope.scaling.{theirs}", found[ours], "expected a number above 0")
+            if not 0 < found[ours] <= _MAX_BETA:
+                problem = f"expected a number above 0 and up to {_MAX_BETA:g}"
+                raise said.fail(f"rope.scaling.{theirs}", found[ours], problem)
     if attention != 1:
         found["attention_factor"] = attention * (0.1 * math.log(factor) + 1)
     return found

@@ -114,6 +114,10 @@ ROPE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "old name": ({"rope.scale_linear": 4.0}, {"rope_type": "linear", "factor": 4.0}),
     "factor 0": ({"rope.scaling.factor": 0.0}, {"rope_type": "default"}),
     "yarn": (YARN, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}),
+    "yarn without an original length": (
+        YARN | {"rope.scaling.original_context_length": 0},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192},
+    ),
     "yarn of its own": (
         YARN | {"rope.scaling.yarn_beta_fast": 16.0, "rope.scaling.attn_factor": 0.5,
                 "rope.scaling.yarn_attn_factor": 9.0},
@@ -137,8 +141,10 @@ def test_positions_are_scaled_as_the_file_says(case: str, family: str) -> None:
     count = 16 if family in ("qwen3", "gemma3") else 8
     lists = {name: value[:1] * count for name, value in expected.items() if isinstance(value, list)}
     if family == "gemma3":
-        assert found["sliding_attention"] == {"rope_type": "default", "rope_theta": 1e4}
-        found = found["full_attention"]
+        sliding, found = found["sliding_attention"], found["full_attention"]
+        assert sliding["rope_theta"] == 1e4
+        assert sliding.get("attention_factor", 1.0) == keys.get("rope.scaling.attn_factor", 1.0)
+        assert set(sliding.get("long_factor", [1.0])) == {1.0}
     assert found == {"rope_theta": theta} | expected | lists
 
 
@@ -166,6 +172,11 @@ def test_divisors_of_frequencies_are_stated_as_they_are(tmp_path: Path) -> None:
     for wrong in ({"factors_short": LIST}, {"freqs": LIST, **lists}, {"freqs": LIST[:7]}, {"freqs": [0.0] * 8}):
         with pytest.raises(ModelFileError, match=r"m\.gguf: rope_f.*; take another file"):
             with_lists(tmp_path, "llama", wrong, {})
+    for original in (0, 1):
+        with pytest.raises(
+            ModelFileError, match=rf"original_context_length: {original}, expected a whole number from 2"
+        ):
+            with_lists(tmp_path, "phi3", lists, keys | {"scaling.original_context_length": original})
     with pytest.raises(ModelFileError, match=r"rope\.scaling\.type: 'yarn' is not supported: the file has divisors"):
         with_lists(tmp_path, "llama", {"freqs": LIST}, {"scaling.type": "yarn", "scaling.factor": 2.0})
     with pytest.raises(ModelFileError, match=r"tensor 'rope_freqs\.weight': it is not supported"):
@@ -184,6 +195,9 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "as listed": (
         "gemma3", {"attention.sliding_window_pattern": [False, True]},
         {"layer_types": ["full_attention", "sliding_attention"]},
+    ),
+    "as listed in numbers": (
+        "gemma3", {"attention.sliding_window_pattern": [0, 1]}, {"layer_types": ["full_attention", "sliding_attention"]}
     ),
     "lists that are alike": (
         "gemma3", {"feed_forward_length": [96, 96], "attention.head_count": [4, 4]}, {"intermediate_size": 96}

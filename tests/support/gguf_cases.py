@@ -79,6 +79,15 @@ def gemma3_rope(local: float = 10_000.0, **full: Any) -> dict[str, Any]:
     }
 
 
+def _gemma3_attention(factor: float, original: int) -> dict[str, Any]:
+    """cos and sin of all layers multiplied, of those that see everything by what YaRN puts there as well."""
+    ones = {"short_factor": [1.0] * 16, "long_factor": [1.0] * 16, "original_max_position_embeddings": 8192}
+    full = {"factor": 4.0, "attention_factor": factor * (1 + 0.1 * math.log(4))}
+    found = gemma3_rope(rope_type="yarn", original_max_position_embeddings=original, **full)
+    found["rope_parameters"]["sliding_attention"] |= {"rope_type": "longrope", "attention_factor": factor, **ones}
+    return found
+
+
 def _gemma3_layers(every: int, count: int) -> list[str]:
     return ["sliding_attention" if (number + 1) % every else "full_attention" for number in range(count)]
 
@@ -187,6 +196,9 @@ def cases(original: int) -> dict[str, Case]:
         ),
         "gemma3, base of sliding layers": Case(
             "gemma3", gemma3_rope(50_000.0), {"gemma3.rope.freq_base_swa": 50_000.0}
+        ),
+        "gemma3, yarn with a factor on attention": Case(
+            "gemma3", _gemma3_attention(1.5, original), {"gemma3.rope.scaling.attn_factor": 1.5}
         ),
         "gemma3, window over everything": Case("gemma3", {"sliding_window": 8192}),
         "gemma3, no window": Case(
