@@ -59,8 +59,8 @@ def read_rope(said: Said, contents: Contents, rotary: int, context: int, *, list
 
 
 def plain_rope(said: Said, name: str, rotary: int, context: int) -> dict[str, Any]:
-    """`rope_parameters` of layers that are not stretched, with a base frequency of their own. What multiplies cos and sin
-    is every layer's."""
+    """`rope_parameters` of layers that are not stretched, with a base frequency of their own. They share what cos and
+    sin are multiplied by."""
     theta, attention = _theta(said, name), _attention(said)
     if attention == 1:
         return {"rope_type": "default", "rope_theta": theta}
