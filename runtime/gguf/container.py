@@ -37,6 +37,13 @@ MAX_ITEMS = 1 << 16
 MAX_ALIGNMENT = 1 << 16
 MAX_PARTS = 1024
 
+_VERSIONS = (2, 3)
+_OLD = "a file of a format before GGUF; take a GGUF file of this model"
+_OTHERS = {
+    b"version https://git-lfs": "a pointer to one, as Git leaves it without LFS; fetch the file itself (git lfs pull)",
+    b"lmgg": _OLD, b"fmgg": _OLD, b"tjgg": _OLD, b"algg": _OLD,
+}  # fmt: skip
+"""How files begin that are taken for GGUF by their names -> what they are."""
 _ARRAY = 9
 _MIN_KEY, _MIN_TENSOR = 8 + 4 + 1, 8 + 4 + 8 + 4 + 8
 _VOCABULARY = {
@@ -87,7 +94,12 @@ def read_gguf(paths: Iterable[Path]) -> Contents:
     """
     found = sorted((_read(path) for path in paths), key=lambda one: (one.part, one.path))
     first = found[0]
-    if [one.part for one in found] != list(range(first.parts)) or any(one.parts != first.parts for one in found):
+    for one in found:
+        if one.parts != first.parts:
+            raise ModelFileError(
+                f"{one.path}: {_of(one)}, but {first.path.name} is {_of(first)}; put parts of one split together"
+            )
+    if [one.part for one in found] != list(range(first.parts)):
         here = ", ".join(str(one.part + 1) for one in found)
         raise ModelFileError(
             f"{first.path}: part {here} of the {first.parts} parts of a split model; put all parts into one folder "
@@ -101,6 +113,10 @@ def read_gguf(paths: Iterable[Path]) -> Contents:
     if len(tensors) > MAX_TENSORS:
         raise ModelFileError(f"{first.path}: {len(tensors)} tensors in all parts, at most {MAX_TENSORS} are allowed")
     return Contents(first.path, first.keys, tensors, sum(one.header_bytes for one in found), 0, first.parts)
+
+
+def _of(contents: Contents) -> str:
+    return "a whole model" if contents.parts == 1 else f"part {contents.part + 1} of {contents.parts}"
 
 
 @dataclass(slots=True)
@@ -155,11 +171,17 @@ def _read(path: Path) -> Contents:
     header = _Header(path, data)
     magic = data[:4]
     if magic != b"GGUF":
+        if other := next((what for begins, what in _OTHERS.items() if data[: len(begins)] == begins), None):
+            raise ModelFileError(f"{path}: no GGUF model but {other}")
         raise header.fail("magic", f"{shown(magic)}, expected b'GGUF'")
     header.at = 4
     version = header.unpack("I", "version")
-    if version not in (2, 3):
-        raise header.fail("version", f"{version}, this program reads 2 and 3, little-endian")
+    if version not in _VERSIONS:
+        swapped = int.from_bytes(version.to_bytes(4, "big"), "little")
+        what = "its numbers are big-endian" if swapped in (1, *_VERSIONS) else f"it is of GGUF's version {version}"
+        raise ModelFileError(
+            f"{path}: {what}, which is not supported; take a little-endian file of version 2 or 3 of this model"
+        )
     num_tensors = _count(header, "tensor count", MAX_TENSORS, _MIN_TENSOR)
     for number in range(_count(header, "key count", MAX_KEYS, _MIN_KEY)):
         _read_key(header, number)

@@ -85,6 +85,33 @@ def test_a_part_under_a_name_of_its_own_says_so(split: Path, tmp_path: Path) -> 
         found(part(split, 2).rename(tmp_path / "mine.gguf"))
 
 
+def test_parts_of_two_splits_say_which_is_which(published: Path, split: Path) -> None:
+    shutil.copy(published / "tiny.gguf", part(split, 2))
+    with pytest.raises(
+        ModelFileError, match=r"00002-of-00003\.gguf: a whole model, but tiny-00001-of-00003\.gguf is part 1 of 3"
+    ):
+        found(part(split, 1))
+
+
+NO_MODEL = {
+    b"GGUF\1\0\0\0": r"it is of GGUF's version 1, which is not supported; take a .* version 2 or 3",
+    b"GGUF\7\0\0\0": r"it is of GGUF's version 7, which is not supported",
+    b"GGUF\0\0\0\3": r"its numbers are big-endian, which is not supported; take a little-endian file",
+    b"tjgg\3\0\0\0": r"no GGUF model but a file of a format before GGUF; take a GGUF file",
+    b"version https://git-lfs.github.com/spec/v1": r"no GGUF model but a pointer to one.*\(git lfs pull\)",
+    b"<!DOCTYPE html>": r"magic: b'<!DO', expected b'GGUF'; is it complete\?",
+}
+
+
+@pytest.mark.parametrize("begins", NO_MODEL, ids=ascii)
+def test_what_cannot_be_read_is_called_what_it_is(begins: bytes, published: Path, tmp_path: Path) -> None:
+    path = tmp_path / "odd.gguf"
+    path.write_bytes(begins + (published / "tiny.gguf").read_bytes()[len(begins) :])
+    with pytest.raises(ModelFileError, match=NO_MODEL[begins]) as caught:
+        found(path)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_whole_file_may_be_called_as_its_first_part_was(published: Path, tmp_path: Path) -> None:
     merged = Path(shutil.copy(published / "tiny.gguf", tmp_path / "tiny-00001-of-00003.gguf"))
     assert found(merged) == found(published / "tiny.gguf")
