@@ -26,9 +26,11 @@ _COMMON = frozenset({
     "rope_scaling", "rope_theta", "sliding_window", "tie_word_embeddings", "use_bidirectional_attention", "vocab_size",
 })  # fmt: skip
 """Also what a family does not have but `model.py` refuses where it is set."""
+_LAYERS_THAT_SLIDE = frozenset({"layer_types", "sliding_window"})
+"""Left over in files of families whose layers see everything: transformers' classes do not look at them."""
 _WINDOWS = frozenset({"max_window_layers", "use_sliding_window"})
 NAMES: dict[str, frozenset[str]] = {
-    "llama": _COMMON | {"pretraining_tp"},
+    "llama": _COMMON - _LAYERS_THAT_SLIDE | {"pretraining_tp"},
     "mistral": _COMMON - {"layer_types"},
     "qwen2": _COMMON | _WINDOWS,
     "qwen3": _COMMON | _WINDOWS,
@@ -36,8 +38,8 @@ NAMES: dict[str, frozenset[str]] = {
         "hidden_activation", "query_pre_attn_scalar", "rope_local_base_freq", "sliding_window_pattern",
         "_sliding_window_pattern",
     },
-    "phi3": _COMMON | {"embd_pdrop", "resid_pdrop"},
-    "olmo2": _COMMON,
+    "phi3": _COMMON - {"layer_types"} | {"embd_pdrop", "resid_pdrop"},
+    "olmo2": _COMMON - _LAYERS_THAT_SLIDE,
     "smollm3": _COMMON | _WINDOWS | {"no_rope_layers", "no_rope_layer_interval"},
 }  # fmt: skip
 """Family -> the names in `config.json` that its forward pass depends on."""
