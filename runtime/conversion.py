@@ -66,6 +66,11 @@ def made_of(name: str) -> Made | None:
     return Made(found[1], found[2], int(found[3] or 1)) if found else None
 
 
+def is_made(folder: Path) -> bool:
+    """Whether a folder that this version made has what a model is read from: not if somebody removed a part of it."""
+    return all((folder / name).is_file() for name in ("config.json", "model.safetensors"))
+
+
 def convert(paths: Sequence[Path], dtype: str, target: Path, on_convert: Callable[[str], None]) -> None:
     """Make `target`, a new folder in the model cache.
 
@@ -87,10 +92,12 @@ def convert(paths: Sequence[Path], dtype: str, target: Path, on_convert: Callabl
         made = scratch / "made"
         made.mkdir(mode=0o700)
         write_model(found, getattr(torch, dtype), made)
+        if not is_made(target):
+            shutil.rmtree(target, ignore_errors=True)
         try:
             os.rename(made, target)
         except OSError:
-            if not (target / "config.json").is_file():  # another process finished first otherwise
+            if not is_made(target):  # another process finished first otherwise
                 raise
 
 

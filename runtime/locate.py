@@ -19,7 +19,7 @@ import platformdirs
 import xxhash
 
 from . import digests
-from .conversion import Made, convert, folder_name, join, made_of
+from .conversion import Made, convert, folder_name, is_made, join, made_of
 from .directory_check import check_directory
 from .errors import ModelFileError
 from .gguf.files import folders_with_gguf, gguf_files, gguf_in, is_gguf, title
@@ -211,7 +211,7 @@ def _convert(files: list[Path], dtype: str, on_convert: Callable[[str], None]) -
     made is of no more use."""
     of_dtype = {path: made for path, made in _conversions(files).items() if made.dtype == dtype}
     for path, made in of_dtype.items():
-        if made.is_current:
+        if made.is_current and is_made(path):
             return path
     target = cache_dir() / "models" / folder_name(file_name(title(files[0])), _digest(files), dtype)
     convert(files, dtype, target, on_convert)

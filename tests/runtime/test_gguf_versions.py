@@ -76,3 +76,14 @@ def test_what_a_later_version_made_stays(model: Path, tmp_path: Path) -> None:
     own = locate(str(model), "float32", on_convert=lambda _: None)
     other = locate(str(model), "bfloat16", on_convert=lambda _: None)
     assert present(str(model)) == sorted([made, own, other])
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_what_somebody_removed_a_part_of_is_made_anew(name: str, model: Path) -> None:
+    made = locate(str(model), "float32", on_convert=lambda _: None)
+    whole = (made / name).read_bytes()
+    (made / name).unlink()
+    told: list[str] = []
+    assert locate(str(model), "float32", on_convert=told.append) == made
+    assert (made / name).read_bytes() == whole
+    assert len(told) == 1
