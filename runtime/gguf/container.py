@@ -103,7 +103,7 @@ def read_gguf(paths: Iterable[Path]) -> Contents:
         here = ", ".join(str(one.part + 1) for one in found)
         raise ModelFileError(
             f"{first.path}: part {here} of the {first.parts} parts of a split model; put all parts into one folder "
-            "under their own names, or merge them (llama-gguf-split --merge)"
+            "under their own names, or merge them with llama-gguf-split"
         )
     tensors: dict[str, Tensor] = {}
     for one in found:
