@@ -28,7 +28,7 @@ Spelled = NewType("Spelled", str)
 Log = Sequence[int] | np.ndarray
 """Token ids."""
 
-_SECRET = f"\u241e{secrets.token_hex(8)}\u241e"
+_SECRET = f"\u241e{secrets.randbelow(10**18):018}\u241e"
 _CUT = f"{_SECRET}cut\u241e"
 _BROKEN = re.compile(f"{_SECRET}(\\d+):\u241e")
 """A character's number: the first one of a control token that is not to be one."""

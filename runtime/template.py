@@ -27,9 +27,10 @@ from .template_render import Rendered, TemplateFailedError, remembered, render
 
 _READ = "OK."
 """What the model is taken to have replied to a document: short, and true of any."""
-_MARK = f"\u241e{secrets.token_hex(8)}\u241e"
-_ASKED, _REPLY, _USER, _SYSTEM = f"asked{_MARK}", f"reply{_MARK}", f"user{_MARK}", f"system{_MARK}"
-"""What stands for people's words while a template is rendered: nothing that anybody says."""
+_MARK = f"\u241e{secrets.randbelow(10**18):018}\u241e"
+_ASKED, _REPLY, _USER, _SYSTEM = (f"{number}{_MARK}" for number in range(4))
+"""What stands for people's words while a template is rendered: nothing that anybody says, nor that has letters, which a
+template might write large."""
 
 Message = dict[str, str]
 
@@ -68,7 +69,8 @@ class Template:
         """Render a small conversation. Raises ModelFileError, naming the file, if the template cannot do that."""
         if not self.is_plain:
             self.first(None)
-            self.next()
+            if _MARK in self.next().before:
+                raise self._failed("repeats what was said in turns after it")
 
     # Text
 
@@ -124,7 +126,7 @@ class Template:
     def encode_document(self, words: str, log: Log, *, system: str | None = None, is_first: bool = False) -> list[int]:
         """A document, as a turn of its own: the question stands alone in the next one (docs/decisions/0021)."""
         text = self._said(words, system, is_first=is_first).text
-        reply = "\n\n" if self.is_plain else self._reply_begins + _READ
+        reply = "\n\n" if self.is_plain else self._reply_begins.replace(_ASKED, words.strip()) + _READ
         return self._encode(Spelled(text + reply), log)
 
     def encode_told(
@@ -195,6 +197,7 @@ class Template:
 
         text, looked = spelled(left + _USER + right, remembered)
         before, after = self._around(_USER, text)
+        after = after.replace(_USER, core)  # of a template that says it twice
         if looked is not None and not any(sought in core for sought in looked):
             return _Said(Spelled(before + core), Spelled(after))
         text, _ = spelled(self.encoder.broken(words), render)

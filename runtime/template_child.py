@@ -8,18 +8,24 @@ On standard input and output, JSON: {"template", "variables", "conversations", "
 {"error"}.
 """
 
+import functools
 import json
 import math
 import resource
 import sys
 import time
+import types
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any
 
 import jinja2
+import jinja2.compiler
 import jinja2.ext
 import jinja2.nodes
+import jinja2.runtime
 import jinja2.sandbox
+import jinja2.utils
 
 SECONDS = 1
 """Of processor time; honest templates take milliseconds."""
@@ -39,7 +45,8 @@ class Generation(jinja2.ext.Extension):
 
 
 class Words(str):
-    """What a person says. Notes what a template looks for in it, besides writing it down and trimming blanks."""
+    """What a person says. Notes what a template looks for in it, besides writing it down and trimming blanks. What is
+    made of words, alone or beside others, are words."""
 
     _looked: set[str] = set()  # noqa: RUF012
     _is_read = False
@@ -47,6 +54,13 @@ class Words(str):
 
     def __str__(self) -> str:
         return self
+
+    def __bool__(self) -> bool:
+        return str.__len__(self) > 0
+
+    def __iter__(self) -> Iterator[str]:
+        Words._is_read = True  # once a character is asked for, not where a template asks whether there are any
+        yield from str.__iter__(self)
 
     def strip(self, chars: str | None = None, /) -> "Words":
         return self._trimmed("strip", chars)
@@ -68,6 +82,18 @@ class Words(str):
         return None if cls._is_read or is_much else sorted(cls._looked)
 
 
+def _of_words(made: Any) -> Any:
+    if isinstance(made, list | tuple):
+        return type(made)(map(_of_words, made))
+    return Words(made) if isinstance(made, str) else made
+
+
+def _has_words(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_has_words, value.values()))
+    return any(map(_has_words, value)) if isinstance(value, list | tuple) else isinstance(value, Words)
+
+
 def _noting(name: str, *, is_search: bool) -> Any:
     original = getattr(str, name)
 
@@ -78,7 +104,7 @@ def _noting(name: str, *, is_search: bool) -> Any:
             Words._looked |= {one for one in many if one}
         elif not (name in _COMPARING and is_search):
             Words._is_read = True
-        return original(self, *arguments, **named)
+        return _of_words(original(self, *arguments, **named))
 
     noting.__name__ = name
     return noting
@@ -91,11 +117,65 @@ _SEARCHING = (
 )  # fmt: skip
 _READING = (
     "upper", "lower", "title", "capitalize", "casefold", "swapcase", "splitlines", "translate", "expandtabs", "encode",
-    "center", "ljust", "rjust", "zfill", "__getitem__", *(name for name in dir(str) if name.startswith("is")),
+    "center", "ljust", "rjust", "zfill", "format", "join", "__getitem__", "__len__", "__hash__", "__lt__", "__le__",
+    "__gt__", "__ge__", "__mod__", *(name for name in dir(str) if name.startswith("is")),
 )  # fmt: skip
 for _name in (*_SEARCHING, *_READING):
     setattr(Words, _name, _noting(_name, is_search=_name in _SEARCHING))
-Words.__hash__ = str.__hash__  # type: ignore[method-assign]
+
+
+_WRITING = {"trim", "string", "default", "d", "replace"}
+"""Filters that do no more to words than their own methods note."""
+
+
+def _reading(apply: Any) -> Any:
+    """A filter that notes that it was given words."""
+
+    @functools.wraps(apply)
+    def noting(*arguments: Any, **named: Any) -> Any:
+        listed = [list(one) if isinstance(one, types.GeneratorType) else one for one in arguments]
+        of_words = [one for item in listed for one in (item if isinstance(item, list) else [item])]
+        Words._is_read |= any(isinstance(one, Words) for one in of_words)
+        return apply(*listed, **named)
+
+    return noting
+
+
+class Code(jinja2.compiler.CodeGenerator):
+    """Joins with `~` as the environment does."""
+
+    def visit_Concat(self, node: jinja2.nodes.Concat, frame: Any) -> None:
+        self.write("environment.concat((")
+        for one in node.nodes:
+            self.visit(one, frame)
+            self.write(", ")
+        self.write("))")
+
+
+class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """As transformers has it, but that what is made of words are words."""
+
+    code_generator_class = Code
+    intercepted_binops = frozenset({"+", "*", "%"})
+
+    @staticmethod
+    def concat(pieces: Iterable[Any]) -> str:
+        made = [str(piece) for piece in pieces]
+        text = "".join(made)
+        return Words(text) if _has_words(made) else text
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        made = super().call_binop(context, operator, left, right)
+        if not _has_words((left, right)):
+            return made
+        Words._is_read |= operator == "%"
+        return _of_words(made)
+
+    def call(self, context: Any, called: Any, /, *arguments: Any, **named: Any) -> Any:
+        is_of_words = isinstance(getattr(called, "__self__", None), Words)
+        if not is_of_words and not isinstance(called, jinja2.runtime.Macro) and called is not jinja2.utils.Namespace:
+            Words._is_read |= _has_words(arguments)
+        return super().call(context, called, *arguments, **named)
 
 
 def raise_exception(message: str) -> None:
@@ -105,13 +185,13 @@ def raise_exception(message: str) -> None:
 def to_json(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
+    Words._is_read |= _has_words(value)  # quotes and line breaks in them are written otherwise
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    made = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
-    )
+def environment() -> Environment:
+    made = Environment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
+    made.filters = {name: kept if name in _WRITING else _reading(kept) for name, kept in made.filters.items()}
     made.filters["tojson"] = to_json
     made.globals["raise_exception"] = raise_exception
     made.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
@@ -132,7 +212,7 @@ def rendered(template: str, variables: dict[str, Any], conversations: list[Any],
                 messages=messages, tools=None, documents=None, add_generation_prompt=True, **variables
             ):
                 pieces.append(piece)
-                length += len(piece)
+                length += str.__len__(piece)  # which asks nothing of words
                 if length > most:
                     return {"error": f"makes more than {most} characters of a small conversation"}
             texts.append("".join(pieces))

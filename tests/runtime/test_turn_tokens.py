@@ -18,6 +18,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from stratakv.runtime import template_render
 from stratakv.runtime.encoder import Spelled
+from stratakv.runtime.errors import ModelFileError
 from stratakv.runtime.template import Template
 from stratakv.runtime.template_render import render
 
@@ -181,14 +182,58 @@ def test_what_the_template_writes_behind_a_reply_ends_it(name: str, end: str | N
         ("{% if w.startswith('<x>') or '</t>' in w %}{{ w.split('</t>')[-1] }}{% else %}{{ w }}{% endif %}", "b",
          ("</t>", "<x>")),
         ("{% if w == '' %}{% endif %}{{ w ~ 'x' }}{{ 'x' + w }}", "b", ()), ("{{ w | upper }}", "b", None),
-        ("{{ w[:3] }}", "b", None), ("{{ w.strip('b') }}", "b", None), ("{{ w | tojson }}", "b", ()),
+        ("{{ w[:3] }}", "b", None), ("{{ w.strip('b') }}", "b", None),
+        ("{% set t %}x{{ w }}{% endset %}{{ '<a>' in t }}", "b", ("<a>",)),
+        ("{% macro said(t) %}{{ t }}{% endmacro %}{{ (said(w) | trim).startswith('<a>') }}", "<a>", ("<a>",)),
+        ("{{ '<a>' in 'x' ~ w }}{{ '<b>' in 'x' + w }}{{ '<c>' in w.split('|')[0] }}", "b", ("<a>", "<b>", "<c>", "|")),
+        ("{% if w and w is string and w is iterable %}{{ w | default('') | string | trim }}{% endif %}", "b", ()),
+        *((template, "b b", None) for template in (
+            "{{ w | tojson }}", "{{ [{'a': w}] | tojson }}", "{{ w | e }}", "{{ w | length }}", "{{ w | first }}",
+            "{{ w | indent(2) }}", "{{ w | wordcount }}", "{% for c in w %}{{ c }}{% endfor %}",
+            "{{ [w] | join(',') }}",
+            "{{ messages | map(attribute='content') | join }}", "{{ 'x %s' | format(w) }}", "{{ 'x %s' % w }}",
+            "{{ 'x {}'.format(w) }}", "{{ {'b': 1}.get(w, 2) }}", "{{ w < 'c' }}", "{{ (w ~ '') | upper }}",
+        )),
     ],
 )  # fmt: skip
 def test_what_a_template_looks_for_in_words(template: str, words: str, looked: tuple[str, ...] | None) -> None:
     said = json.dumps([[{"role": "user", "content": words}]])
     found = render("{% set w = messages[0].content %}" + template, (), said)
     assert found.looked == looked
-    assert found.texts[0] == jinja2.Template(template).render(w=words)
+    assert found.texts[0] == jinja2.Template(template).render(w=words, messages=[{"content": words}])
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "{{ m.content | tojson }}", "{{ m.content | e }}", "{{ m.content | upper }}",
+        "{{ m.content | length }} {{ m.content }}",
+        "{{ m.content[0] | upper }}{{ m.content[1:] }}", "{{ m.content | trim }}\n(again: {{ m.content | trim }})",
+        "{% set said = '' ~ m.content %}{% if 'letter' in said %}L{% endif %}{{ said }}",
+    ],
+)  # fmt: skip
+def test_what_a_template_makes_of_words_is_in_the_log(written: str) -> None:
+    """Whatever it makes: no part of it may be made of what stands for words while it is rendered."""
+    made = tokenizer_of("bytes")
+    made.chat_template = TEMPLATES["chatml"].replace("{% for m in messages %}", (
+        "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>user\n" + written + "<|im_end|>\n{% else %}"
+    )).replace("{% endfor %}", "{% endif %}{% endfor %}")  # fmt: skip
+    template = Template(made)
+    template.check()
+    for said in ("ships", 'Who hid "the" <letter>?\nAnd\u2028', "  é"):
+        log = template.encode_message(said, [], is_first=True)
+        messages = [{"role": "user", "content": said}]
+        assert log == whole(made, messages)[1]
+        log = template.encode_document(said.strip(), [], is_first=True)
+        messages = [{"role": "user", "content": said.strip()}, {"role": "assistant", "content": "OK."}, *messages]
+        assert log + template.encode_message(said, log) == whole(made, messages)[1]
+
+
+def test_a_template_that_repeats_replies_is_refused() -> None:
+    made = tokenizer_of("bytes")
+    made.chat_template = "{% for m in messages %}{{ m.content }} ({{ m.content }})\n{% endfor %}"
+    with pytest.raises(ModelFileError, match="repeats what was said"):
+        Template(made).check()
 
 
 def test_only_words_that_a_template_looks_for_are_rendered_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
