@@ -236,7 +236,7 @@ class Chat:
         assert draft is not None
         reply.text = shown
         self.say(shown)
-        later = self._template.later_form(shown) if config.drop_thinking else None
+        later = self._template.later_form(shown, system=self._system) if config.drop_thinking else None
         if later is not None and draft.begin is not None:
             self._say_again(draft, draft.begin, later)
             return

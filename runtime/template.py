@@ -103,13 +103,17 @@ class Template:
             return []
         found = []
         with suppress(ModelFileError):  # it refuses system prompts, or thinking
-            talk = [_user(_ASKED), {"role": "assistant", "content": _REPLY}, _user(_USER)]
-            text = self._rendered(remembered, [_system(_SYSTEM), *talk]).texts[0]
-            if text.find(_SYSTEM) > text.find(_REPLY):
+            if not self._keeps_system:
                 found.append("it moves the system prompt to the newest message; here it stays at the first")
         with suppress(ModelFileError):
-            if self.later_form(f"<think>\n{_MARK}\n</think>\n\n{_REPLY}") is not None:
-                found.append("it leaves the thinking out of earlier replies; here it stays unless drop_thinking is set")
+            later = self.later_form(f"<think>\n{_SYSTEM}\n</think>\n\n{_REPLY}")
+            if later is not None:
+                what = (
+                    "begins earlier replies otherwise"
+                    if _SYSTEM in later
+                    else "leaves the thinking out of earlier replies"
+                )
+                found.append(f"it {what}; here it stays unless drop_thinking is set")
         return found
 
     # Tokens
@@ -126,7 +130,7 @@ class Template:
     def encode_document(self, words: str, log: Log, *, system: str | None = None, is_first: bool = False) -> list[int]:
         """A document, as a turn of its own: the question stands alone in the next one (docs/decisions/0021)."""
         text = self._said(words, system, is_first=is_first).text
-        reply = "\n\n" if self.is_plain else self._reply_begins.replace(_ASKED, words.strip()) + _READ
+        reply = "\n\n" if self.is_plain else self._reply_begins(system).replace(_ASKED, words.strip()) + _READ
         return self._encode(Spelled(text + reply), log)
 
     def encode_told(
@@ -135,15 +139,15 @@ class Template:
         """A user's turn and the reply to it in its `later_form`."""
         return self._encode(Spelled(self._said(words, system, is_first=is_first).text + later), log)
 
-    def later_form(self, reply: str) -> Spelled | None:
+    def later_form(self, reply: str, *, system: str | None = None) -> Spelled | None:
         """What the template writes between a user's words and the end of a reply that is not the last any more; None
         if that is what it wrote before, and the reply."""
         if self.is_plain:
             return None
-        said, usual = reply.strip(), self._around(_REPLY, self._next(_USER).texts[0]).after
+        system = self._for_template(system)
+        said, usual = reply.strip(), self._around(_REPLY, self._next(_USER, system).texts[0]).after
         end, asks = self._around(_USER, usual)
-        told = [_user(_ASKED), {"role": "assistant", "content": reply}, _user(_USER)]
-        before, rest = self._around(_ASKED, self._rendered(render, told).texts[0])
+        before, rest = self._around(_ASKED, self._next(_USER, system, render, reply).texts[0])
         later = self._around(_USER, rest).before
         body = later.removesuffix(end)
         answered = len(body.rstrip()) - num_alike(said[::-1], body.rstrip()[::-1])
@@ -185,13 +189,13 @@ class Template:
         something that is in them."""
         if self.is_plain:
             return _Said(Spelled((self.first(system).before if is_first else "") + words), Spelled(""))
-        system = self.encoder.broken(system) if system else None
+        system = self._for_template(system)
         core = words.strip()
         left, right = words[: len(words) - len(words.lstrip())], words[len(words.rstrip()) :]
 
         def spelled(words: str, how: Callable[..., Rendered]) -> tuple[Spelled, tuple[str, ...] | None]:
             """The turn, control tokens being found where they stand in the whole."""
-            found = self._first(system, words, how) if is_first else self._next(words, how)
+            found = self._first(system, words, how) if is_first else self._next(words, system, how)
             text = self.encoder.spelled(found.texts[0])
             return text if is_first else Spelled(self._around(_REPLY, text).after), found.looked
 
@@ -203,10 +207,12 @@ class Template:
         text, _ = spelled(self.encoder.broken(words), render)
         return _Said(*map(Spelled, (text.removesuffix(after), after) if text.endswith(after) else (text, "")))
 
-    @property
-    def _reply_begins(self) -> Spelled:
+    def _for_template(self, system: str | None) -> str | None:
+        return self.encoder.broken(system) if system else None
+
+    def _reply_begins(self, system: str | None) -> Spelled:
         """What stands between a user's words and a reply that has been given."""
-        text = self.encoder.spelled(self._next(_USER).texts[0])
+        text = self.encoder.spelled(self._next(_USER, self._for_template(system)).texts[0])
         return Spelled(self._around(_REPLY, self._around(_ASKED, text).after).before)
 
     def _first(self, system: str | None, words: str, how: Callable[..., Rendered] = remembered) -> Rendered:
@@ -222,8 +228,19 @@ class Template:
             raise ValueError(no_place)
         return found
 
-    def _next(self, words: str, how: Callable[..., Rendered] = remembered) -> Rendered:
-        return self._rendered(how, [_user(_ASKED), {"role": "assistant", "content": _REPLY}, _user(words)])
+    def _next(
+        self, words: str, system: str | None = None, how: Callable[..., Rendered] = remembered, reply: str = _REPLY
+    ) -> Rendered:
+        """A later turn. The system prompt may say how it is written (SmolLM3's `/no_think`)."""
+        talk = [_user(_ASKED), {"role": "assistant", "content": reply}, _user(words)]
+        return self._rendered(how, [_system(system), *talk] if system and self._keeps_system else talk)
+
+    @property
+    def _keeps_system(self) -> bool:
+        """Whether the system prompt stays before the first message. Raises ModelFileError if it has no place."""
+        talk = [_system(_SYSTEM), _user(_ASKED), {"role": "assistant", "content": _REPLY}, _user(_USER)]
+        text = self._rendered(remembered, talk).texts[0]
+        return text.find(_SYSTEM) < text.find(_REPLY)
 
     def _around(self, text: str, rendered: str) -> Turn:
         before, found, after = rendered.partition(text)

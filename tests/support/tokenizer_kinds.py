@@ -171,6 +171,11 @@ TEMPLATES = {
         "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|end|>\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
     ),
+    "told by the system": (
+        "{% set how = '(briefly) ' if messages[0].role == 'system' else '' %}{% for m in messages %}<|im_start|>"
+        "{{ m.role + '\n' }}{{ how if m.role == 'assistant' }}{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' + how }}{% endif %}"
+    ),
     "words": (
         "{% for m in messages %}{% if m.role == 'assistant' %}Assistant: {{ m.content.strip() }}\n{% else %}"
         "{{ m.role | capitalize }}: {{ m.content.strip() | replace('ship', 'boat') }}\n{% endif %}{% endfor %}"
