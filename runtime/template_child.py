@@ -173,8 +173,9 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def call(self, context: Any, called: Any, /, *arguments: Any, **named: Any) -> Any:
         is_of_words = isinstance(getattr(called, "__self__", None), Words)
-        if not is_of_words and not isinstance(called, jinja2.runtime.Macro) and called is not jinja2.utils.Namespace:
-            Words._is_read |= _has_words(arguments)
+        keeps = isinstance(called, jinja2.runtime.Macro) or called in (dict, jinja2.utils.Namespace)
+        if not is_of_words and not keeps:
+            Words._is_read |= _has_words((*arguments, *named.values()))
         return super().call(context, called, *arguments, **named)
 
 

@@ -185,6 +185,7 @@ def test_what_the_template_writes_behind_a_reply_ends_it(name: str, end: str | N
         ("{{ w[:3] }}", "b", None), ("{{ w.strip('b') }}", "b", None),
         ("{% set t %}x{{ w }}{% endset %}{{ '<a>' in t }}", "b", ("<a>",)),
         ("{% macro said(t) %}{{ t }}{% endmacro %}{{ (said(w) | trim).startswith('<a>') }}", "<a>", ("<a>",)),
+        ("{{ '<a>' in namespace(t=w).t }}{{ '<b>' in dict(t=w)['t'] }}", "b", ("<a>", "<b>")),
         ("{{ '<a>' in 'x' ~ w }}{{ '<b>' in 'x' + w }}{{ '<c>' in w.split('|')[0] }}", "b", ("<a>", "<b>", "<c>", "|")),
         ("{% if w and w is string and w is iterable %}{{ w | default('') | string | trim }}{% endif %}", "b", ()),
         *((template, "b b", None) for template in (
@@ -192,7 +193,7 @@ def test_what_the_template_writes_behind_a_reply_ends_it(name: str, end: str | N
             "{{ w | indent(2) }}", "{{ w | wordcount }}", "{% for c in w %}{{ c }}{% endfor %}",
             "{{ [w] | join(',') }}",
             "{{ messages | map(attribute='content') | join }}", "{{ 'x %s' | format(w) }}", "{{ 'x %s' % w }}",
-            "{{ 'x {}'.format(w) }}", "{{ {'b': 1}.get(w, 2) }}", "{{ w < 'c' }}", "{{ (w ~ '') | upper }}",
+            "{{ 'x {}'.format(w) }}", "{{ 'x {a}'.format(a=w) }}", "{{ {'b': 1}.get(w, 2) }}", "{{ w < 'c' }}", "{{ (w ~ '') | upper }}",
         )),
     ],
 )  # fmt: skip
