@@ -193,7 +193,8 @@ def test_what_the_template_writes_behind_a_reply_ends_it(name: str, end: str | N
             "{{ w | indent(2) }}", "{{ w | wordcount }}", "{% for c in w %}{{ c }}{% endfor %}",
             "{{ [w] | join(',') }}",
             "{{ messages | map(attribute='content') | join }}", "{{ 'x %s' | format(w) }}", "{{ 'x %s' % w }}",
-            "{{ 'x {}'.format(w) }}", "{{ 'x {a}'.format(a=w) }}", "{{ {'b': 1}.get(w, 2) }}", "{{ w < 'c' }}", "{{ (w ~ '') | upper }}",
+            "{{ 'x {}'.format(w) }}",
+            "{{ 'x {a}'.format(a=w) }}", "{{ {'b': 1}.get(w, 2) }}", "{{ w < 'c' }}", "{{ (w ~ '') | upper }}",
         )),
     ],
 )  # fmt: skip
