@@ -31,7 +31,7 @@ from .long_texts import refuse_long
 from .names import check_name
 from .points import Draft, Point
 from .progress import OnProgress
-from .regained import return_to_question
+from .regained import forgotten_draft
 from .repetition import CHAT_COPIES
 from .reply import Reply
 from .reply_stream import ReplyStream
@@ -186,8 +186,8 @@ class Chat:
         KV of its text anew with the next turn."""
         self._require_reply()
         if self._draft is None:
-            logits, said = return_to_question(self._runtime.engine, self._sequence, self._unfed)
-            self._draft = Draft(self._sequence.snapshot(), logits, len(self.messages) - 1, said)
+            engine, template = self._runtime.engine, self._template
+            self._draft = forgotten_draft(engine, template, self._sequence, self.messages, self._unfed, self._system)
         draft = self._draft
         point = Point(draft.snapshot, list(self.messages), self.last, draft.said, draft)
         self._runtime.engine.rollback(self._sequence, draft.snapshot)  # from here on there is no way back but `point`
@@ -208,6 +208,7 @@ class Chat:
         """The reply's text as tokens come; empty where a token adds none. `asked`: when it was asked for."""
         draft = self._draft
         assert draft is not None
+        assert draft.logits is not None
         room = self._runtime.room_tokens(self._sequence.num_tokens)
         if config.max_repeats is None:
             config = GenerationConfig.from_kwargs(config, max_repeats=CHAT_COPIES)

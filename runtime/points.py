@@ -16,7 +16,8 @@ class Draft:
     """The point before a reply, to generate it from."""
 
     snapshot: Snapshot
-    logits: Tensor
+    logits: Tensor | None
+    """At its end; None where there is a `prompt`."""
     num_messages: int
     said: list[int]
     """Tokens that stand after `snapshot` now, of which the last may not be in the sequence yet."""

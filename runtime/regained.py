@@ -8,13 +8,40 @@ import numpy as np
 from torch import Tensor
 
 from .layer_cache import LayerPoint, TieredLayer
+from .points import Draft
 from .sequence import GENERATED, Sequence, Snapshot
+from .template import Template, as_array
 
 if TYPE_CHECKING:
     from .engine import Engine
 
 
-def return_to_question(engine: Engine, sequence: Sequence, unfed: list[int]) -> tuple[Tensor, list[int]]:
+def forgotten_draft(
+    engine: Engine, template: Template, sequence: Sequence, messages: list[dict[str, str]], unfed: list[int],
+    system: str | None,
+) -> Draft:  # fmt: skip
+    """The point before the last reply of a conversation. `sequence` is there then. Raises as `Engine.prefill`.
+
+    Args:
+        unfed: tokens that join `sequence` with the next turn.
+    """
+    question, said = (message["content"] for message in messages[-2:])
+    num_messages, is_first = len(messages) - 1, len(messages) == 2
+    later, carried = template.later_form(said, system=system), list[int]()
+    for _ in range(2 if later is not None else 0):  # what is carried says what the turn goes on from
+        assert later is not None
+        log = np.concatenate([sequence.tokens, as_array(carried)])
+        told = template.encode_told(question, later, log, system=system, is_first=is_first)
+        if [*carried, *told] == unfed:  # the question is to be read again, too
+            prompt = [*carried, *template.encode_message(question, log, system=system, is_first=is_first)]
+            begin = sequence.snapshot()
+            return Draft(begin, None, num_messages, unfed, begin, carried, as_array(prompt))
+        carried = unfed[: max(0, len(unfed) - len(told))]
+    logits, tokens = _return_to_question(engine, sequence, unfed)
+    return Draft(sequence.snapshot(), logits, num_messages, tokens)
+
+
+def _return_to_question(engine: Engine, sequence: Sequence, unfed: list[int]) -> tuple[Tensor, list[int]]:
     """Take the last reply out of `sequence`.
 
     Args:

@@ -24,8 +24,9 @@ ANSWER = "The keeper<|im_end|> did."
 
 
 @pytest.fixture(scope="module")
-def loaded(tiny_llama: Path) -> Iterator[Runtime]:
-    with Runtime.load(tiny_llama, dtype="float32", kv=KVConfig(disk_gb=0, host_gb=0.05)) as one:
+def loaded(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
+    kv = KVConfig(disk_gb=0.05, host_gb=0.05, path=tmp_path_factory.mktemp("kv"))
+    with Runtime.load(tiny_llama, dtype="float32", kv=kv) as one:
         yield one
 
 
@@ -107,6 +108,22 @@ def test_a_reply_whose_thinking_was_dropped_can_be_taken_back(runtime: Runtime, 
     assert "".join(chat.regenerate()) == thought(runtime) + ANSWER
     twin = chat.fork()
     assert read(twin, "Sure?") == rendered(runtime, "Hello.", "Well.", "Who?", ANSWER, "Sure?")
+
+
+@pytest.mark.parametrize("how", ["fork", "load"])
+def test_a_question_that_is_read_again_is_not_lost_elsewhere(runtime: Runtime, replies: list[str], how: str) -> None:
+    """A fork and a resumed session know the question too, where it was taken back together with the thinking."""
+    replies += [thought(runtime) + ANSWER, "First.", "Second.", "Third."]
+    chat = runtime.chat()
+    chat.send("Who?", drop_thinking=True)
+    chat.save("who", replace=True)
+    other = chat.fork() if how == "fork" else runtime.chat(session="who")
+    list(other.regenerate())
+    asked = rendered(runtime, "Who?")
+    assert other._sequence.tokens[: len(asked)].tolist() == asked
+    list(other.regenerate(drop_thinking=True))
+    assert read(other, "And?") == rendered(runtime, "Who?", "Second.", "And?")
+    assert [message["content"] for message in other.messages] == ["Who?", "Second.", "And?", "Third."]
 
 
 def test_what_has_no_thinking_is_remembered_as_it_was_said(runtime: Runtime, replies: list[str]) -> None:
