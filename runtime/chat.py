@@ -315,9 +315,12 @@ class Chat:
 
     def _new(self, encode: Callable[..., list[int]], words: str) -> list[int]:
         """What a turn adds to the sequence: the end of the last reply if that lacks it, then the turn as `encode`
-        writes it."""
+        writes it. Raises ValueError if the tokenizer knows nothing of it."""
         log = np.concatenate([self._sequence.tokens, as_array(self._unfed)])
-        return [*self._unfed, *encode(words, log, system=self._system, is_first=not self.messages)]
+        ids = [*self._unfed, *encode(words, log, system=self._system, is_first=not self.messages)]
+        if not ids:
+            raise ValueError("the model's tokenizer knows nothing of this text: there is no token to read")
+        return ids
 
     def _check_fits(self, new: int, reply: int, what: str) -> None:
         """Refuse before any work what cannot be held, with the sum."""

@@ -362,3 +362,13 @@ def test_a_file_whose_name_is_no_text_can_be_read(runtime: Runtime, tmp_path: Pa
     chat = runtime.chat()
     assert chat.read(path).tokens
     assert chat.messages == [{"role": "document", "content": r"caf\xe9.txt"}]
+
+
+def test_a_text_of_which_the_tokenizer_knows_nothing_is_refused(tmp_path: Path) -> None:
+    recall = Path(__file__).parents[1] / "data/recall"
+    with Runtime.load(recall, device="cpu", kv=KVConfig(path=tmp_path, host_gb=0.05, disk_gb=0.05)) as runtime:
+        chat = runtime.chat()
+        for ask in (chat.read_text, chat.send):
+            with pytest.raises(ValueError, match="knows nothing of this text"):
+                ask("words that are none of its own")
+        assert (chat.messages, chat.num_tokens) == ([], 0)

@@ -130,7 +130,7 @@ def test_a_full_disk_is_what_is_to_be_mended_and_not_the_cap(
     with load(store) as runtime:
         save(runtime, "mine", 1)
     disk.foreign = disk.size - taken(store)
-    advice = f"make room on the disk of {store}, which has 0 GB free \\(another folder: path=\\)"
+    advice = f"make room on the disk of {store}, which has 0 GB free, or name another folder \\(path=\\)"
     with load(store) as runtime, pytest.raises(SessionError, match=f"cap .*; {advice} or remove sessions"):
         save(runtime, "more", 2, tokens=4 * TOKENS)
     with load(store, host_gb=0.0035) as runtime, pytest.raises(DoesNotFitError, match=advice):

@@ -97,7 +97,7 @@ def probe(model: str) -> dict[str, list[str]]:
     with package.Runtime.load(model, kv=kv) as runtime:
         found["load"] = differences({**before, "threads": 0}, {**with_libraries(), "threads": 0})
         chat = runtime.chat()
-        chat.read_text("a b c d e f g " * 9)
+        chat.read_text("k1 v2 k3 v4 k5 v6 k7 " * 9)
         for settings in ({"seed": 3}, {}, {"min_p": 0.1, "repetition_penalty": 1.5}):
             chat.send("a b ?", max_new_tokens=3, do_sample=True, **settings)
         runtime.generate(["a", "b c"], max_new_tokens=2, do_sample=True)
