@@ -27,7 +27,7 @@ from stratakv.storage import errors as storage_errors
 SUPPORT = Path(__file__).parents[1] / "support"
 RECALL = Path(__file__).parents[1] / "data/recall"
 DOCUMENT = " ".join(f"k{number % 128} v{7 * number % 128}" for number in range(300))
-"""As long as a prompt has to be for what an index learns from it to be kept: the second reading is then as the first."""
+"""As long as a prompt has to be for what an index learns from it to be kept: it reads the second time as the first."""
 
 
 def test_importing_loading_and_using_change_nothing_around_them(tmp_path: Path) -> None:
