@@ -63,7 +63,13 @@ class _Spelled:
     def may_be(self) -> bool:
         """Whether some model can be called that: an alias, a hub id, or what is on this machine."""
         is_hub_id = self._model.count("/") == 1 and not self._model.startswith((".", "/", "~"))
-        return is_hub_id or self._model in ALIASES or gguf_of(self._model) is not None or bool(self._present())
+        return is_hub_id or self._model in ALIASES or self._has_gguf() or bool(self._present())
+
+    def _has_gguf(self) -> bool:
+        try:
+            return bool(gguf_of(self._model))
+        except ModelFileError:  # parts of one, or several: of which of them there are sessions cannot be told
+            return os.path.exists(os.path.expanduser(self._model))
 
     def model_of(self, folder: Path) -> bool:
         said = describe(folder)

@@ -60,7 +60,7 @@ def test_all_checks_pass_on_the_default_model() -> None:
 
 def test_rope_off_by_one_position(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tables = Model.tables
-    monkeypatch.setattr(Model, "tables", lambda self, start, stop: tables(self, start + 1, stop + 1))
+    monkeypatch.setattr(Model, "tables", lambda self, start, stop, *reach: tables(self, start + 1, stop + 1, *reach))
     assert "dense logits = transformers" in failed(tiny_llama)
 
 

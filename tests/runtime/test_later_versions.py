@@ -163,8 +163,8 @@ NUMBERS = {
     ),
     "LMDB": Number(file_says(1), file_says(2), file=False),
 }
-ELSEWHERE = {"runtime/profile.py _FORMAT", "runtime/identity.py _FORMER_FORMAT"}
-"""Tested below; of the past."""
+ELSEWHERE = {"runtime/profile.py _FORMAT", "runtime/identity.py _FORMER_FORMAT", "runtime/conversion.py VERSION"}
+"""Tested below; of the past; of converted models (`test_gguf_versions.py`)."""
 
 
 def test_every_number_of_a_format_is_tried() -> None:
