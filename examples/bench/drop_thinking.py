@@ -13,6 +13,7 @@ import platform
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from stratakv.runtime import KVConfig, Runtime
 from stratakv.runtime.sampling import Sampler
@@ -32,10 +33,10 @@ def conversation(runtime: Runtime, *, drop: bool, thoughts: int) -> list[dict[st
     chat, rows = runtime.chat(), []
     text = f"<think>\n{THOUGHT * thoughts}\n</think>\n\n{ANSWER}"
     script: list[int] = []
-    Sampler.choose = lambda *_: script.pop(0)  # type: ignore[method-assign]
     for question in QUESTIONS:
         script[:] = [*runtime.tokenizer(text, add_special_tokens=False).input_ids, runtime.tokenizer.eos_token_id]
-        reply = chat.send(question, max_new_tokens=2000, max_repeats=0, drop_thinking=drop)
+        with patch.object(Sampler, "choose", lambda *_: script.pop(0)):
+            reply = chat.send(question, max_new_tokens=2000, max_repeats=0, drop_thinking=drop)
         rows.append({
             "prompt_tokens": reply.usage.prompt_tokens, "read": reply.timings.prompt_n,
             "read_ms": round(reply.timings.prompt_ms, 1),

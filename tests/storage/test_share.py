@@ -184,7 +184,8 @@ def test_a_lease_that_says_something_else_claims_all_records_and_no_bytes(tmp_pa
     write(disk, 0)
     with child(lambda say, wait: hold_lease(tmp_path / "a", said, say, wait)) as other:
         assert other.hear() == "held"
-        assert claimed_in(tmp_path / "a") == disk._share.claimed_bytes  # type: ignore[union-attr]
+        assert disk._share is not None
+        assert claimed_in(tmp_path / "a") == disk._share.claimed_bytes
         assert disk.sweep(lambda key: False) == 0
         other.go()
         assert other.join() == 0
