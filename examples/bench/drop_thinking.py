@@ -8,14 +8,16 @@ The model is SmolLM2 with such a template; what it "says" is given, so that both
 from __future__ import annotations
 
 import argparse
-import json
-import platform
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from builds import write_result
+
 from stratakv.runtime import KVConfig, Runtime
+from stratakv.runtime.bench import hardware
 from stratakv.runtime.sampling import Sampler
 
 TEMPLATE = (
@@ -61,9 +63,11 @@ def main() -> None:
                 name: conversation(runtime, drop=drop, thoughts=options.thoughts)
                 for name, drop in (("kept", False), ("dropped", True))
             }
-    result = {"model": "smollm2", "cpu": platform.machine(), "thoughts": options.thoughts, **found}
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    command = f"python examples/bench/drop_thinking.py --thoughts {options.thoughts} --out OUT.json"
+    load = round(os.getloadavg()[0], 1)
+    write_result(
+        {"command": command, "hardware": {**hardware(), "load_average": load}, "model": "smollm2", **found}, options.out
+    )
 
 
 if __name__ == "__main__":
