@@ -52,7 +52,7 @@ _LEGAL = np.array([[before in _BEFORE[state] for before in range(4)] for state i
 class Arena:
     """As many slots as `cap_bytes` holds beside `reserved_bytes`, which the owner uses otherwise.
 
-    Memory is touched only as slots are used, or pinned. A forked child has none of it.
+    Memory is touched only as slots are used, or pinned. A forked child has none of its bytes.
 
     Args:
         pin: pin host memory in the background; `close` must then be called before the arena goes.

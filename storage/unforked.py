@@ -1,15 +1,23 @@
-"""Memory that a forked child does not get.
+"""Memory whose bytes a forked child does not get.
 
-An arena is reserved at once and touched as it is used. A fork counts what is reserved: the kernel refuses one where a
-mapping could outgrow the machine's memory, and neighbouring mappings are one to it. A child has no use for any of it
-(`ForkedError`), so where the system can be told so, the mapping is left out of children.
+An arena is reserved at once and touched as it is used. A child has no use for it (`ForkedError`), and yet a fork would copy its
+table of pages, keep its old bytes as long as the child lives, and be refused where what is reserved could outgrow the machine's
+memory. So the system does not count it (`MAP_NORESERVE`) and gives the child the same addresses without the bytes
+(`MADV_WIPEONFORK`). The addresses stay taken on purpose: the child, too, gives this memory back when it collects the tensor, and
+where it was left out (`MADV_DONTFORK`) that would take away whatever had been mapped in its place.
 """
 
 from __future__ import annotations
 
 import mmap
+import sys
+from contextlib import suppress
 
 import torch
+
+# Linux's values, on every machine that torch's wheels are made for; Python names the first from 3.13, the second not yet.
+_MAP_NORESERVE = 0x4000
+_MADV_WIPEONFORK = 18
 
 
 def unforked(num_rows: int, row_bytes: int) -> torch.Tensor:
@@ -18,11 +26,14 @@ def unforked(num_rows: int, row_bytes: int) -> torch.Tensor:
     Raises MemoryError.
     """
     size = num_rows * row_bytes
-    if not size or not hasattr(mmap, "MADV_DONTFORK"):
+    if not size or sys.platform != "linux":
         return torch.empty((num_rows, row_bytes), dtype=torch.uint8, device="cpu")
+    kind = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     try:
-        mapped = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        mapped.madvise(mmap.MADV_DONTFORK)
+        mmap.mmap(-1, size, flags=kind).close()  # counted once: what could never be had is refused here
+        mapped = mmap.mmap(-1, size, flags=kind | _MAP_NORESERVE)
     except OSError as error:
         raise MemoryError(f"{size} bytes of host memory cannot be reserved ({error.strerror})") from error
+    with suppress(OSError):  # before Linux 4.14 a child shares the bytes until one of the two writes
+        mapped.madvise(_MADV_WIPEONFORK)
     return torch.frombuffer(mapped, dtype=torch.uint8).view(num_rows, row_bytes)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import mmap
+from collections.abc import Callable
+
 import numpy as np
 import psutil
 import pytest
 import torch
-from children import child
+from children import Say, child
 from kv_pages import SMALL, arena
 
 from stratakv.storage import Arena
@@ -207,7 +211,7 @@ def test_layers_read_in_turn_keep_part_of_their_pages() -> None:
     assert np.bincount(pool.layer[pool.state == 2], minlength=2).tolist() == [2, 2]
 
 
-def test_an_arena_is_no_part_of_a_forked_child() -> None:
+def test_an_arena_is_not_counted_at_a_fork() -> None:
     """Reserved and untouched, it may be larger than the machine's memory, which a fork is not given twice."""
     size = psutil.virtual_memory().total + psutil.swap_memory().total
     pools = [Arena("host", size * 2 // 3, 1 << 20, torch.device("cpu")) for _ in range(3)]
@@ -217,6 +221,29 @@ def test_an_arena_is_no_part_of_a_forked_child() -> None:
         assert fork.hear() == "alive"
         assert fork.join() == 0
     assert all(int(pool.data[0].sum()) == 7 << 20 for pool in pools)
+
+
+def test_a_forked_child_that_gives_its_parents_arena_back_keeps_its_own_memory() -> None:
+    """Where the arena's addresses were free in the child, its own maps took their place and went with the arena."""
+    size = 1 << 24
+    pools = [Arena("host", size, 1 << 12, torch.device("cpu")) for _ in range(4)]
+    for pool in pools:
+        pool.data[0] = 7
+
+    def give_back(say: Say, wait: Callable[[], None]) -> None:
+        say([int(pool.data[0].sum()) for pool in pools])
+        own = [mmap.mmap(-1, size) for _ in range(8)]
+        for number, mapped in enumerate(own):
+            mapped[-1] = number
+        pools.clear()
+        gc.collect()
+        say([mapped[-1] for mapped in own])
+
+    with child(give_back) as fork:
+        assert fork.hear() == [0, 0, 0, 0], "no bytes of the parent's"
+        assert fork.hear() == list(range(8))
+        assert fork.join() == 0
+    assert all(int(pool.data[0].sum()) == 7 << 12 for pool in pools)
 
 
 def test_memory_that_cannot_be_reserved_is_out_of_memory() -> None:
