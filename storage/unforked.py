@@ -1,10 +1,10 @@
 """Memory whose bytes a forked child does not get.
 
-An arena is reserved at once and touched as it is used. A child has no use for it (`ForkedError`), and yet a fork would copy its
-table of pages, keep its old bytes as long as the child lives, and be refused where what is reserved could outgrow the machine's
-memory. So the system does not count it (`MAP_NORESERVE`) and gives the child the same addresses without the bytes
-(`MADV_WIPEONFORK`). The addresses stay taken on purpose: the child, too, gives this memory back when it collects the tensor, and
-where it was left out (`MADV_DONTFORK`) that would take away whatever had been mapped in its place.
+An arena is reserved at once and touched as it is used. A child has no use for it (`ForkedError`), and yet a fork would
+copy its table of pages, keep its old bytes as long as the child lives, and be refused where what is reserved could
+outgrow the machine's memory. So the system does not count it (`MAP_NORESERVE`) and gives the child the same addresses
+without the bytes (`MADV_WIPEONFORK`). The addresses stay taken on purpose: the child, too, gives this memory back when
+it collects the tensor, and where they were left out (`MADV_DONTFORK`) that took away whatever was mapped there since.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import suppress
 
 import torch
 
-# Linux's values, on every machine that torch's wheels are made for; Python names the first from 3.13, the second not yet.
+# Linux's values on the machines that torch has wheels for. Python names the first from 3.13, the second not at all.
 _MAP_NORESERVE = 0x4000
 _MADV_WIPEONFORK = 18
 
