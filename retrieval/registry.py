@@ -50,7 +50,7 @@ def split_spec(spec: str) -> tuple[str, dict[str, str]]:
 def index_class(spec: str) -> tuple[type[Index], Any]:
     """The class and its options. Raises ValueError for a name or setting that is unknown or out of range."""
     name, given = split_spec(spec)
-    found: type[Index] = getattr(import_module(f".{name}", __package__), INDEXES[name])
+    found: type[Index] = getattr(import_module(f".indexes.{name}", __package__), INDEXES[name])
     defaults: dict[str, Any] = {field.name: field.default for field in fields(found.Options)}
     unknown = sorted(set(given) - set(defaults))
     if unknown:

@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..storage.errors import CapacityError, ClosedError, ForkedError, StorageError, StoreUnavailableError
-    from .chat import Chat
-    from .config import GenerationConfig, KVConfig
-    from .errors import (
+    from .api.config import GenerationConfig, KVConfig
+    from .api.errors import (
         ConversationError,
         DoesNotFitError,
         ModelFileError,
@@ -30,8 +29,9 @@ if TYPE_CHECKING:
         StratakvError,
         WrongTypeError,
     )
-    from .reply import Reply
-    from .runtime import Runtime
+    from .api.reply import Reply
+    from .chat.chat import Chat
+    from .chat.runtime import Runtime
 
 __all__ = [
     "CapacityError", "Chat", "ClosedError", "ConversationError", "DoesNotFitError", "ForkedError", "GenerationConfig",
@@ -45,18 +45,18 @@ _HOMES = {
     "ForkedError": ".storage.errors",
     "StorageError": ".storage.errors",
     "StoreUnavailableError": ".storage.errors",
-    "Chat": "chat",
-    "ConversationError": "errors",
-    "DoesNotFitError": "errors",
-    "GenerationConfig": "config",
-    "KVConfig": "config",
-    "ModelFileError": "errors",
-    "ProfileError": "errors",
-    "Reply": "reply",
-    "Runtime": "runtime",
-    "SessionError": "errors",
-    "StratakvError": "errors",
-    "WrongTypeError": "errors",
+    "Chat": "chat.chat",
+    "ConversationError": "api.errors",
+    "DoesNotFitError": "api.errors",
+    "GenerationConfig": "api.config",
+    "KVConfig": "api.config",
+    "ModelFileError": "api.errors",
+    "ProfileError": "api.errors",
+    "Reply": "api.reply",
+    "Runtime": "chat.runtime",
+    "SessionError": "api.errors",
+    "StratakvError": "api.errors",
+    "WrongTypeError": "api.errors",
 }
 
 
@@ -64,5 +64,5 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name in ("Chat", "Runtime"):
-        import_module(".threads", __name__).import_torch()
+        import_module(".process.threads", __name__).import_torch()
     return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -10,7 +10,7 @@ def main() -> None:
     is_ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if is_ours:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from .cli import main as run
+    from .cli.app import main as run
 
     if is_ours:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -10,9 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .arena import Arena
     from .counters import Counters
-    from .disk_tier import DiskTier
+    from .disk.disk_tier import DiskTier
     from .errors import (
         CapacityError,
         ClosedError,
@@ -27,32 +26,31 @@ if TYPE_CHECKING:
         StoreUnavailableError,
         UnknownPagesError,
     )
-    from .intake import OpenPage
-    from .loading import Ticket
+    from .memory.arena import Arena
     from .page import CHAIN_BYTES, ROOT, PageLayout, next_chain, page_key
-    from .tier import Tier
     from .tiered_store import TieredStore
+    from .transfer.intake import OpenPage
+    from .transfer.loading import Ticket
 
 __all__ = [
     "CHAIN_BYTES", "ROOT", "Arena", "CapacityError", "ClosedError", "CorruptPageError", "Counters", "DiskTier",
     "ForkedError", "LaterStoreError", "LaterVersionError", "OpenPage", "PageLayout", "RecordError",
-    "SessionChangedError", "StorageError", "StorageFullError", "StoreUnavailableError", "Ticket", "Tier", "TieredStore",
+    "SessionChangedError", "StorageError", "StorageFullError", "StoreUnavailableError", "Ticket", "TieredStore",
     "UnknownPagesError", "next_chain", "page_key",
 ]  # fmt: skip
 
 _NAMES = {
-    "arena": ["Arena"],
+    "memory.arena": ["Arena"],
     "counters": ["Counters"],
-    "disk_tier": ["DiskTier"],
+    "disk.disk_tier": ["DiskTier"],
     "errors": [
         "CapacityError", "ClosedError", "CorruptPageError", "ForkedError", "LaterStoreError", "LaterVersionError",
         "RecordError", "SessionChangedError", "StorageError", "StorageFullError", "StoreUnavailableError",
         "UnknownPagesError",
     ],
-    "intake": ["OpenPage"],
-    "loading": ["Ticket"],
+    "transfer.intake": ["OpenPage"],
+    "transfer.loading": ["Ticket"],
     "page": ["CHAIN_BYTES", "ROOT", "PageLayout", "next_chain", "page_key"],
-    "tier": ["Tier"],
     "tiered_store": ["TieredStore"],
 }  # fmt: skip
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from .file_names import as_text
+from .files.file_names import as_text
 
 _LITTLE_BYTES = 1 << 20
 """A file system with less free has no room for a store."""

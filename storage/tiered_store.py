@@ -52,19 +52,19 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from .arena import Arena
-from .compression import Compression, make_compression
+from .codecs.compression import Compression, make_compression
 from .counters import Counters
-from .disk_tier import DiskTier
+from .disk.disk_tier import DiskTier
 from .errors import ClosedError, StorageFullError
-from .gathering import Gatherer
-from .intake import Intake, OpenPage
-from .links import Links
-from .loading import Loader, Ticket
+from .memory.arena import Arena
+from .memory.page_table import PageTable
+from .memory.residency import Residency
 from .page import PageLayout, page_key
-from .page_table import PageTable
-from .residency import Residency
-from .write_behind import WriteBehind
+from .transfer.gathering import Gatherer
+from .transfer.intake import Intake, OpenPage
+from .transfer.links import Links
+from .transfer.loading import Loader, Ticket
+from .transfer.write_behind import WriteBehind
 
 _FEW = 32
 """Pages of one round of a prefetch: between rounds it can be cancelled, and others get their turn to read."""

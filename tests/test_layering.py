@@ -1,9 +1,6 @@
-"""The arrows between the folders, and what nothing may do: read pickles, run what a file or a model brings.
+"""The arrows between rooms, and what nothing may do: read pickles, run what a file or a model brings.
 
-    runtime                everything; alone it imports transformers
-    storage | retrieval    kernels; never each other
-    kernels                torch and triton
-
+A folder of ours imports what `OURS` says, and a room in it what `ROOMS` says. No module can be reached from itself.
 Checked on the syntax tree, so imports inside functions and under TYPE_CHECKING count as well.
 """
 
@@ -24,6 +21,52 @@ OURS = {
     "runtime": {"runtime", "storage", "retrieval", "kernels"},
 }
 """Folder -> which of our folders it may import."""
+_GROUND = {"api", "process"}
+_MODEL = _GROUND | {"untrusted", "model"}
+_ENGINE = _MODEL | {"layers", "engine"}
+_CHAT = _ENGINE | {"sessions", "chat"}
+_PAGES = {"page", "counters", "errors", "files"}
+ROOMS = {
+    "runtime": {
+        "__init__": {"api", "chat", "process"},
+        "__main__": {"cli"},
+        "api": _GROUND,
+        "process": _GROUND,
+        "untrusted": {"untrusted", "api"},
+        "model": _MODEL,
+        "layers": {"layers", "untrusted", *_GROUND},
+        "engine": _ENGINE,
+        "sessions": _ENGINE | {"sessions"},
+        "chat": _CHAT,
+        "bench": _CHAT | {"bench"},
+        "evaluation": _CHAT | {"evaluation"},
+        "cli": _CHAT | {"bench", "evaluation", "cli"},
+    },
+    "storage": {
+        "__init__": {"tiered_store", "memory", "disk", "transfer", *_PAGES},
+        "files": {"files"},
+        "errors": {"files"},
+        "page": set(),
+        "counters": set(),
+        "codecs": {"codecs", *_PAGES},
+        "memory": {"memory", *_PAGES},
+        "disk": {"disk", "codecs", *_PAGES},
+        "transfer": {"transfer", "memory", "disk", "codecs", *_PAGES},
+        "tiered_store": {"transfer", "memory", "disk", "codecs", *_PAGES},
+    },
+    "retrieval": {
+        "__init__": {"index", "layer", "params", "registry"},
+        "layer": set(),
+        "params": set(),
+        "stored": set(),
+        "reading": set(),
+        "index": {"layer", "params", "reading", "stored"},
+        "structures": {"structures", "index"},
+        "indexes": {"indexes", "structures", "index", "layer", "params", "reading", "stored"},
+        "registry": {"index", "indexes", "layer", "params"},
+    },
+}
+"""Folder -> room, or file beside the rooms -> which of them it may import."""
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 CALLS = {
     "torch.load", "torch.serialization.load", "torch.jit.load", "torch.hub.load", "pandas.read_pickle",
@@ -80,6 +123,8 @@ def violations(source: str, module: str) -> list[str]:
             continue
         if root == "stratakv" and rest and rest[0] not in OURS[folder]:
             found.append(f"{module}:{line} imports {name}")
+        if root == "stratakv" and crosses_a_wall(module.split(".")[1:], rest):
+            found.append(f"{module}:{line} imports {name}, through a wall")
         if root == "transformers" and folder != "runtime":
             found.append(f"{module}:{line} imports transformers")
         if folder == "kernels" and root not in {"stratakv", "torch", "triton", *sys.stdlib_module_names}:
@@ -91,6 +136,37 @@ def violations(source: str, module: str) -> list[str]:
             found.append(f"{module}:{line} imports {first_text(call)}")
     found += [f"{module}:{line} sets {REMOTE}" for line in remote_code(tree)]
     return found
+
+
+def crosses_a_wall(module: list[str], name: list[str]) -> bool:
+    """Whether the room of `module` may not import from the room of `name`, both without `stratakv`."""
+    rooms = ROOMS.get(module[0], {})
+    if name[:1] != module[:1] or len(name) < 2 or len(module) < 2 or name[1] not in rooms:
+        return False
+    return name[1] != module[1] and name[1] not in rooms.get(module[1], set())
+
+
+def graph(files: list[tuple[Path, str]]) -> dict[str, set[str]]:
+    """Which of our modules each of them imports."""
+    modules = {module for _, module in files}
+    found: dict[str, set[str]] = {}
+    for path, module in files:
+        names = {name for _, name in imported(ast.parse(path.read_text()), module)}
+        found[module] = {each for name in names for each in (name, name.rpartition(".")[0]) if each in modules}
+    return found
+
+
+def cycle(arrows: dict[str, set[str]]) -> list[str]:
+    """Modules that import one another in a ring; none if there is none."""
+    left = {module: targets & arrows.keys() for module, targets in arrows.items()}
+    while ends := {module for module, targets in left.items() if not targets}:
+        left = {module: targets - ends for module, targets in left.items() if module not in ends}
+    if not left:
+        return []
+    way = [min(left)]
+    while way[-1] not in way[:-1]:
+        way.append(min(left[way[-1]]))
+    return way[way.index(way[-1]) :]
 
 
 def first_text(call: ast.Call) -> str:
@@ -129,9 +205,35 @@ def test_the_arrows_hold_and_nothing_unpickles() -> None:
     assert [wrong for path, module in files for wrong in violations(path.read_text(), module)] == []
 
 
+def test_every_room_is_in_the_plan() -> None:
+    for folder, rooms in ROOMS.items():
+        there = {
+            path.stem for path in (ROOT / folder).iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+        }
+        assert there == rooms.keys()
+        assert len([*(ROOT / folder).iterdir()]) - (ROOT / folder / "__pycache__").exists() <= 14
+
+
+def test_no_module_imports_itself_by_a_way_round() -> None:
+    arrows = graph(sources())
+    assert cycle(arrows) == []
+    assert "stratakv.runtime.engine.sequence" in arrows["stratakv.runtime.engine.engine"]
+    arrows["stratakv.runtime.engine.sequence"].add("stratakv.runtime.engine.engine")
+    ring = cycle(arrows)
+    assert ring[0] == ring[-1]
+    assert {"stratakv.runtime.engine.sequence", "stratakv.runtime.engine.engine"} <= {*ring}
+
+
 @pytest.mark.parametrize(
     ("module", "source"),
     [
+        ("stratakv.runtime.engine.generate", "from ..chat.chat import Chat"),
+        ("stratakv.runtime.layers.tiered", "from ..engine.sequence import Sequence"),
+        ("stratakv.runtime.model.model", "def f():\n    from ..engine import engine"),
+        ("stratakv.runtime.sessions.session", "if TYPE_CHECKING:\n    from ..chat.runtime import Runtime"),
+        ("stratakv.runtime.evaluation.run", "from ..bench.bandwidths import Bandwidths"),
+        ("stratakv.storage.memory.arena", "from ..disk.disk_tier import DiskTier"),
+        ("stratakv.retrieval.structures.refine", "from ..indexes.leoam import LeoAM"),
         ("stratakv.kernels.topk_pages", "from ..storage import Arena"),
         ("stratakv.kernels.topk_pages", "import stratakv.retrieval.index"),
         ("stratakv.kernels.topk_pages", "import numpy as np"),
@@ -140,8 +242,8 @@ def test_the_arrows_hold_and_nothing_unpickles() -> None:
         ("stratakv.storage.page", "from stratakv import runtime"),
         ("stratakv.storage.codecs.raw", "from ...runtime.config import KVConfig"),
         ("stratakv.storage.__init__", "from ..runtime import Chat"),
-        ("stratakv.retrieval.bounds", "def f():\n    from ..storage.page import page_key"),
-        ("stratakv.retrieval.bounds", "if TYPE_CHECKING:\n    import transformers"),
+        ("stratakv.retrieval.indexes.bounds", "def f():\n    from ...storage.page import page_key"),
+        ("stratakv.retrieval.indexes.bounds", "if TYPE_CHECKING:\n    import transformers"),
         ("stratakv.storage.page", "from transformers import AutoModel"),
         ("stratakv.runtime.engine", "from storage import Arena"),
         ("stratakv.runtime.engine", "import pickle"),
@@ -176,8 +278,11 @@ def test_a_seeded_violation_is_found(module: str, source: str) -> None:
         ("stratakv.kernels.topk_pages", "import math\nimport torch\nfrom . import launch\nfrom .launch import check"),
         ("stratakv.storage.codecs.raw", "from ..errors import RecordError\nfrom ...kernels.quantize import pack"),
         ("stratakv.storage.__init__", "from .arena import Arena\nfrom . import record"),
-        ("stratakv.retrieval.bounds", "import numpy\nfrom ..kernels.page_bounds import page_bounds"),
-        ("stratakv.runtime.engine", "import transformers\nfrom ..storage import Arena\nfrom ..retrieval import Index"),
+        ("stratakv.retrieval.indexes.bounds", "import numpy\nfrom ...kernels.page_bounds import page_bounds"),
+        (
+            "stratakv.runtime.engine",
+            "import transformers\nfrom ..storage import Arena\nfrom ..retrieval import Index",
+        ),
         ("stratakv.runtime.engine", "import safetensors.torch\nsafetensors.torch.load(b'')"),
         ("examples.chat", "from stratakv.runtime import Runtime\nimport json\njson.load(f)"),
         ("examples.chat", "import numpy as np\nnp.load('f')"),

@@ -24,7 +24,7 @@ from typing import Any
 
 from builds import Build, make_builds, write_result
 
-from stratakv.storage.scratch import scratch_folder
+from stratakv.storage.files.scratch import scratch_folder
 
 TEXT = Path(__file__).resolve().parent.parent / "northanger_abbey.txt"
 CONTEXT, PROMPT, STEPS, LONGEST_S = 1024, 256, 32, 6.0
@@ -173,7 +173,7 @@ def main() -> None:
     shortest = min(map(len, said))
     if any(tokens[:shortest] != said[0][:shortest] for tokens in said):
         raise SystemExit("the builds chose different tokens: no time is reported")
-    from stratakv.runtime.bench import hardware
+    from stratakv.runtime.process.hardware import hardware
 
     result = {
         "command": "python " + " ".join(sys.argv),

@@ -2,10 +2,10 @@
 
     python examples/bench/decode_floor.py [--contexts 1024,8192,32768] [--index spectral,bounds] [--dense] [--kl 256]
 
-Every round takes one step of each way at each context, in turn: with our lean layers (`runtime/lean_layer.py`), with
-the modules they are made of and with weights of 8 bits; with `--dense` also transformers' dense model (SDPA). Times are
-medians of wall clock, and of the calling thread's own time, which a busy machine disturbs less; with more than
-one thread only the former counts all work.
+Every round takes one step of each way at each context, in turn: with our lean layers (`runtime/model/lean_layer.py`),
+with the modules they are made of and with weights of 8 bits; with `--dense` also transformers' dense model (SDPA).
+Times are medians of wall clock, and of the calling thread's own time, which a busy machine disturbs less; with more
+than one thread only the former counts all work.
 
 The KV is drawn, not a model's, so that no prompt need be read, and so are `spectral`'s codes: the time of a look-up
 does not depend on what is looked up. Contexts may exceed the model's window for the same reason. First, lean layers
@@ -34,15 +34,15 @@ from builds import write_result
 from torch import Tensor
 
 from stratakv.kernels.decode_attention import decode_attention
-from stratakv.retrieval.spectral import SpectralIndex
+from stratakv.retrieval.indexes.spectral import SpectralIndex
 from stratakv.runtime import KVConfig, Runtime
-from stratakv.runtime.bench import hardware
-from stratakv.runtime.documents import read_text_file
-from stratakv.runtime.engine import Engine
-from stratakv.runtime.layer_cache import TieredLayer
-from stratakv.runtime.page_reader import PageReader
-from stratakv.runtime.sequence import PROMPT, Sequence
-from stratakv.storage.scratch import scratch_folder
+from stratakv.runtime.chat.documents import read_text_file
+from stratakv.runtime.engine.engine import Engine
+from stratakv.runtime.engine.sequence import PROMPT, Sequence
+from stratakv.runtime.layers.page_reader import PageReader
+from stratakv.runtime.layers.tiered import TieredLayer
+from stratakv.runtime.process.hardware import hardware
+from stratakv.storage.files.scratch import scratch_folder
 
 _WARM_UP = 3
 _TOLERANCE = 5e-2

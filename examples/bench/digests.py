@@ -19,10 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stratakv.runtime import locate
-from stratakv.runtime.bench.machine import hardware
-from stratakv.runtime.directory_check import weight_files
-from stratakv.runtime.identity import model_key, stamps
+from stratakv.runtime.model import locate
+from stratakv.runtime.model.identity import model_key, stamps
+from stratakv.runtime.process.hardware import hardware
+from stratakv.runtime.untrusted.directory import weight_files
 
 
 def seconds(work: Callable[[], object], rounds: int) -> dict[str, float]:

@@ -31,12 +31,13 @@ from builds import write_result
 from torch import Tensor
 
 from stratakv.runtime import KVConfig, Runtime
-from stratakv.runtime.bench import hardware
 from stratakv.runtime.evaluation.plain import PlainModel
-from stratakv.runtime.model import Model
-from stratakv.storage import DiskTier, PageLayout, page_key, record
+from stratakv.runtime.model.model import Model
+from stratakv.runtime.process.hardware import hardware
+from stratakv.storage import DiskTier, PageLayout, page_key
 from stratakv.storage.codecs import CODECS, LOSSLESS, make_codec
-from stratakv.storage.scratch import scratch_folder
+from stratakv.storage.disk import record
+from stratakv.storage.files.scratch import scratch_folder
 
 DOCUMENT = Path(__file__).parents[1] / "northanger_abbey.txt"
 CHUNK, ASKED, ROUNDS = 512, 64, 3

@@ -17,8 +17,8 @@ from unittest.mock import patch
 from builds import write_result
 
 from stratakv.runtime import KVConfig, Runtime
-from stratakv.runtime.bench import hardware
-from stratakv.runtime.sampling import Sampler
+from stratakv.runtime.engine.sampling import Sampler
+from stratakv.runtime.process.hardware import hardware
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and not loop.last %}"

@@ -29,16 +29,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stratakv.retrieval import Index, Selection
-from stratakv.retrieval.spectral import SpectralIndex, SpectralState
+from stratakv.retrieval.indexes.spectral import SpectralIndex, SpectralState
 from stratakv.runtime import KVConfig, Runtime
-from stratakv.runtime.bench import hardware
-from stratakv.runtime.engine import Engine
-from stratakv.runtime.layer_cache import TieredLayer
-from stratakv.runtime.lookahead import MORE
-from stratakv.runtime.model import StepTables
-from stratakv.runtime.sequence import Sequence
-from stratakv.runtime.step import Step
-from stratakv.storage.scratch import scratch_folder
+from stratakv.runtime.engine.engine import Engine
+from stratakv.runtime.engine.sequence import Sequence
+from stratakv.runtime.layers.lookahead import MORE
+from stratakv.runtime.layers.step import Step
+from stratakv.runtime.layers.tiered import TieredLayer
+from stratakv.runtime.model.model import StepTables
+from stratakv.runtime.process.hardware import hardware
+from stratakv.storage.files.scratch import scratch_folder
 
 ROOM = 1.5
 TAUS = (0.95, 0.9, 0.8, 0.7, -1.0)

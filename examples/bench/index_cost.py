@@ -33,12 +33,12 @@ from torch import Tensor
 
 from stratakv.kernels.decode_attention import decode_attention
 from stratakv.retrieval import Index, IndexedLayer, IndexParams, Selection, make_index
-from stratakv.retrieval.codebook import learn_codebooks, query_metric
 from stratakv.retrieval.registry import INDEXES, index_class
-from stratakv.runtime.bench import hardware
-from stratakv.runtime.layer_cache import TieredLayer
-from stratakv.runtime.page_reader import PageReader
-from stratakv.runtime.workspace import Workspace
+from stratakv.retrieval.structures.codebook import learn_codebooks, query_metric
+from stratakv.runtime.layers.page_reader import PageReader
+from stratakv.runtime.layers.tiered import TieredLayer
+from stratakv.runtime.layers.workspace import Workspace
+from stratakv.runtime.process.hardware import hardware
 from stratakv.storage import ROOT, Arena, PageLayout, TieredStore, next_chain
 
 T = TypeVar("T")

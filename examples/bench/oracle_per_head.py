@@ -21,14 +21,14 @@ from builds import write_result
 from torch import Tensor
 
 from stratakv.runtime import KVConfig, Runtime
-from stratakv.runtime.bench import hardware
 from stratakv.runtime.evaluation.harness import Harness
 from stratakv.runtime.evaluation.options import Options
 from stratakv.runtime.evaluation.plain import PlainModel
 from stratakv.runtime.evaluation.suites import fidelity
 from stratakv.runtime.evaluation.texts import Texts
-from stratakv.runtime.model import Model
-from stratakv.storage.scratch import scratch_folder
+from stratakv.runtime.model.model import Model
+from stratakv.runtime.process.hardware import hardware
+from stratakv.storage.files.scratch import scratch_folder
 
 SINK, LOCAL = 16, 64
 CHOICES = ((0, "query head"), (256, "query head"), (256, "KV head"), (512, "query head"), (512, "KV head"))

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from stratakv.storage.scratch import scratch_folder
+from stratakv.storage.files.scratch import scratch_folder
 
 DOCUMENT = Path(__file__).parents[1] / "northanger_abbey.txt"
 MODEL = "smollm2"
@@ -57,7 +57,7 @@ def run(role: str, store: str) -> dict[str, Any]:
 
 
 def main(out: str | None) -> None:
-    from stratakv.runtime.bench import hardware
+    from stratakv.runtime.process.hardware import hardware
 
     with scratch_folder("bench") as store:
         first, resumed, second = (run(role, str(store)) for role in ("first", "resumed", "second conversation"))

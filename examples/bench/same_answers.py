@@ -99,12 +99,12 @@ def main() -> None:
     if asked.role is not None:
         work(asked.role, asked.store, asked.model, asked.dtype, asked.prompts)
         return
-    from stratakv.storage.scratch import scratch_folder
+    from stratakv.storage.files.scratch import scratch_folder
 
     with scratch_folder("bench") as folder:
         builds = make_builds(asked.before, folder)
         found = {build.name: measure(build, folder, asked) for build in builds}
-    from stratakv.runtime.bench import hardware
+    from stratakv.runtime.process.hardware import hardware
 
     result = {
         "command": "python " + " ".join(sys.argv),

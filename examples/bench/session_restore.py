@@ -23,10 +23,11 @@ import torch
 import xxhash
 from page_cache import drop_from_cache, log, write_durably
 
-from stratakv.runtime import KVConfig, Runtime, session
-from stratakv.runtime.layer_cache import TieredLayer
-from stratakv.runtime.sequence import Sequence
-from stratakv.storage.scratch import scratch_folder
+from stratakv.runtime import KVConfig, Runtime
+from stratakv.runtime.engine.sequence import Sequence
+from stratakv.runtime.layers.tiered import TieredLayer
+from stratakv.runtime.sessions import session
+from stratakv.storage.files.scratch import scratch_folder
 
 MODEL = "smollm2"
 TEXTS = (

@@ -21,7 +21,7 @@ from typing import Any
 
 from builds import HERE, Build, make_builds, write_result
 
-from stratakv.storage.scratch import scratch_folder
+from stratakv.storage.files.scratch import scratch_folder
 
 RECALL = str(HERE / "tests/data/recall")
 QUESTION = "What is the capital of France?"
@@ -119,7 +119,7 @@ def main() -> None:
         found = measure(builds, asked.rounds, Path(folder))
         commits = {build.name: build.commit for build in builds}
     check(found, asked.own_words)
-    from stratakv.runtime.bench import hardware
+    from stratakv.runtime.process.hardware import hardware
 
     result = {
         "command": "python " + " ".join(sys.argv),

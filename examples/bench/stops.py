@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stratakv.storage.scratch import scratch_folder
+from stratakv.storage.files.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from stratakv.runtime import Chat, Runtime
@@ -58,7 +58,7 @@ SETTINGS: dict[str, tuple[bool, dict[str, Any]]] = {
 
 def main(out: str | None) -> None:
     from stratakv.runtime import KVConfig, Runtime
-    from stratakv.runtime.bench import hardware
+    from stratakv.runtime.process.hardware import hardware
 
     with (
         scratch_folder("bench") as store,

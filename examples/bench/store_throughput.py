@@ -39,10 +39,10 @@ from page_cache import drop_from_cache, log, write_durably
 from session_restore import measure_restore
 from torch import Tensor
 
-from stratakv.runtime.bench import hardware
 from stratakv.runtime.evaluation.run import commit
+from stratakv.runtime.process.hardware import hardware
 from stratakv.storage import ROOT, Arena, DiskTier, PageLayout, TieredStore, next_chain, page_key
-from stratakv.storage.scratch import scratch_folder
+from stratakv.storage.files.scratch import scratch_folder
 
 LAYOUTS = {
     "smollm2": PageLayout(num_heads=3, page_size=16, head_dim=64, dtype="bfloat16"),

@@ -23,17 +23,17 @@ from torch import Tensor
 
 from stratakv.kernels.topk_pages import group_scores
 from stratakv.retrieval import IndexParams, make_index
-from stratakv.retrieval.spectral import SpectralIndex
-from stratakv.retrieval.whitening import covariance, query_whitened_basis, second_moment
+from stratakv.retrieval.indexes.spectral import SpectralIndex
+from stratakv.retrieval.structures.whitening import covariance, query_whitened_basis, second_moment
 from stratakv.runtime import KVConfig, Runtime
-from stratakv.runtime.bench import hardware
 from stratakv.runtime.evaluation.harness import Harness
 from stratakv.runtime.evaluation.options import Options
 from stratakv.runtime.evaluation.plain import PlainModel
 from stratakv.runtime.evaluation.suites import fidelity
 from stratakv.runtime.evaluation.texts import Texts
-from stratakv.runtime.model import Model
-from stratakv.storage.scratch import scratch_folder
+from stratakv.runtime.model.model import Model
+from stratakv.runtime.process.hardware import hardware
+from stratakv.storage.files.scratch import scratch_folder
 
 SINK, LOCAL, PAGE = 16, 72, 16
 CHOSEN = (117, 322)

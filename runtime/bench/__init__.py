@@ -1,12 +1,8 @@
 """`stratakv bench`: how fast decode is over context, batch, index and caps of the tiers, beside others in the same run.
 
-options      what is asked for                    machine      hardware, memory, measured bandwidths
+options      what is asked for                    bandwidths   measured, of every edge
 shapes       models of random weights             subject      the model that is measured, and its tokens
 correctness  logits first, speeds afterwards      random_kv    contexts that nobody prefilled
 contestant   a turn, a step, and their times      ours, transformers_side, llama_side   who is timed
 run          rows of context and batch            report, plot   for people
 """
-
-from .machine import PeakMemory, hardware, private_bytes
-
-__all__ = ["PeakMemory", "hardware", "private_bytes"]

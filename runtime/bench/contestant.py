@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ..figures import Stopwatch, per_second
+from ..api.figures import Stopwatch, per_second
 
 WARM_UP = 4
 """Steps at the beginning of a turn that are not timed."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..errors import StratakvError
+from ..api.errors import StratakvError
 from .options import Options
 from .subject import Subject
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ...retrieval.registry import index_class
-from ...storage.file_names import as_text
-from ..config import KVConfig
-from ..typed import shown
+from ...storage.files.file_names import as_text
+from ..api.config import KVConfig
+from ..api.typed import shown
 
 _MOST = {"steps": 10**6, "turn_tokens": 10**8, "contexts": 10**8, "batches": 1024, "layers": 1024}
 """What is more would not be measured in a lifetime, or is held by no machine."""

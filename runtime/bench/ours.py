@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from ...storage import Counters
-from ...storage.scratch import scratch_folder
-from ..figures import ratio
-from ..layer_cache import TieredLayer
-from ..runtime import Runtime
-from ..sequence import Sequence
+from ...storage.files.scratch import scratch_folder
+from ..api.figures import ratio
+from ..chat.runtime import Runtime
+from ..engine.sequence import Sequence
+from ..layers.tiered import TieredLayer
+from .bandwidths import Bandwidths
 from .contestant import Contestant, Turn
-from .machine import Bandwidths
 from .options import Caps, Options
 from .random_kv import fill_sequence
 from .roofline import Traffic

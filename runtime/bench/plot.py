@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.plot import figure_class
-from ..outputs import output
+from ..process.outputs import output
+from ..process.pictures import figure_class
 
 _COLOURS = ["#1f5fb4", "#d6439f", "#e08e0b", "#7b4fa3", "#1b9e9e", "#8c5a2b", "#7a8b00", "#6fa8dc"]
 _GREYS = ["#222222", "#6a6a6a", "#9a9a9a", "#c2c2c2"]

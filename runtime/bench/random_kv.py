@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..engine import Engine
-from ..layer_cache import TieredLayer
-from ..sequence import PROMPT, Sequence
+from ..engine.engine import Engine
+from ..engine.sequence import PROMPT, Sequence
+from ..layers.tiered import TieredLayer
 
 
 def fill_sequence(engine: Engine, sequence: Sequence, tokens: np.ndarray, seed: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ..figures import shown
+from ..api.figures import shown
 
 
 def crossovers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

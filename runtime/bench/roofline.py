@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..figures import ratio
-from .machine import Bandwidths
+from ..api.figures import ratio
+from .bandwidths import Bandwidths
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...storage.file_names import as_text
-from ...storage.scratch import scratch_folder
-from ..locate import gguf_of
+from ...storage.files.file_names import as_text
+from ...storage.files.scratch import scratch_folder
+from ..model.locate import gguf_of
+from ..process.hardware import PeakMemory, hardware, private_bytes
+from .bandwidths import Bandwidths, measure_bandwidths
 from .contestant import Contestant, LeftOutError, block_sizes, num_steps
 from .correctness import check_logits
 from .llama_side import LlamaCpp
-from .machine import Bandwidths, PeakMemory, hardware, measure_bandwidths, private_bytes
 from .options import Options
 from .ours import Ours, check_room
 from .report import crossovers, describe_crossover, describe_row

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from ..errors import DoesNotFitError
-from ..model import Model
-from ..model_files import ATTENTION, attention
-from ..planner import available_memory
+from ..api.errors import DoesNotFitError
+from ..engine.planner import available_memory
+from ..model.model import Model
+from ..model.model_files import ATTENTION, attention
 
 
 @dataclass(frozen=True, slots=True)

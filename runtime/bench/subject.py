@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..config import KVConfig
-from ..devices import pick_device, pick_dtype
-from ..documents import read_text_file
-from ..locate import locate
-from ..model import Model
-from ..model_files import ATTENTION
-from ..planner import available_memory
-from ..profile import Profiles
-from ..runtime import Runtime
+from ..api.config import KVConfig
+from ..chat.documents import read_text_file
+from ..chat.runtime import Runtime
+from ..engine.planner import available_memory
+from ..engine.profile import Profiles
+from ..model.locate import locate
+from ..model.model import Model
+from ..model.model_files import ATTENTION
+from ..process.devices import pick_device, pick_dtype
 from .options import Options
 from .shapes import random_model
 

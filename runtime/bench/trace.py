@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from ...storage.scratch import scratch_folder
-from ..outputs import output
+from ...storage.files.scratch import scratch_folder
+from ..process.outputs import output
 from .contestant import Contestant
 
 TRACED_STEPS = 4

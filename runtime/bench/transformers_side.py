@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .bandwidths import Bandwidths
 from .contestant import Contestant, LeftOutError, Turn
-from .machine import Bandwidths
 from .random_kv import fill_cache
 from .roofline import Traffic
 from .subject import Reference, Subject

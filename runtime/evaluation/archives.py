@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ..errors import StratakvError
+from ..api.errors import StratakvError
 
 
 class FetchError(StratakvError):

@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ...storage.scratch import scratch_folder, whole_file
+from ...storage.files.scratch import scratch_folder, whole_file
 from .archives import Debian, FetchError, Package, PyPI, members
 from .texts import PUBLISHED_SUMS, default_folder, is_excerpt, read_sums
 

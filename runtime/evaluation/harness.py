@@ -12,11 +12,11 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from ..engine import Engine
-from ..layer_cache import TieredLayer
-from ..runtime import Runtime
-from ..sequence import Sequence
-from ..template import Template, as_array
+from ..chat.runtime import Runtime
+from ..engine.engine import Engine
+from ..engine.sequence import Sequence
+from ..layers.tiered import TieredLayer
+from ..model.template import Template, as_array
 from .probe import Probe
 from .variants import DENSE, Variant
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model import Model
+from ..model.model import Model
 
 
 class PlainModel:

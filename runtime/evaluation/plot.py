@@ -6,20 +6,13 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from ..outputs import output
+from ..process.outputs import output
+from ..process.pictures import figure_class
 from .variants import CEILING, DENSE, FLOOR
 
 _COLOURS = {DENSE: "#222222", FLOOR: "#8a8a8a", CEILING: "#2a7f3f"}
-_SUFFIXES = (".png", ".svg", ".pdf")
 _OTHERS = ["#1f5fb4", "#d6439f", "#e08e0b", "#7b4fa3", "#1b9e9e", "#8c5a2b", "#7a8b00", "#6fa8dc"]
 _MARKERS = "osD^vPX*"
-
-
-def check(path: Path) -> None:
-    """Raises ValueError, before any work, if no picture can be drawn there."""
-    if path.suffix not in _SUFFIXES:
-        raise ValueError(f"a picture's name ends in {', '.join(_SUFFIXES)}; not {path.name!r}")
-    figure_class()
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
@@ -33,15 +26,6 @@ def draw(result: dict[str, Any], path: Path) -> None:
     _DRAWINGS[result["suite"]](result, figure)
     with output(path) as file:
         figure.savefig(file, dpi=130, format=path.suffix[1:])
-
-
-def figure_class() -> Any:
-    """matplotlib's `Figure`. Raises ValueError, with what to install, if it is not there."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("pictures need matplotlib: pip install 'stratakv[eval]'") from None
-    return Figure
 
 
 def _exact(result: dict[str, Any], figure: Any) -> None:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ...kernels.topk_pages import group_scores
-from ..layer_cache import TieredLayer
-from ..sequence import Sequence
-from ..step import Step
-from ..workspace import KEY_BLOCK
+from ..engine.sequence import Sequence
+from ..layers.step import Step
+from ..layers.tiered import TieredLayer
+from ..layers.workspace import KEY_BLOCK
 
 
 class Probe:

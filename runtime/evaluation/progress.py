@@ -7,8 +7,8 @@ from types import TracebackType
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ...storage import clock
-from ..terminal import make_console
+from ...storage.transfer import clock
+from ..process.terminal import make_console
 
 
 class Bar:

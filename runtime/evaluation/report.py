@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..figures import shown
+from ..api.figures import shown
 
 _WIDTH = 1_000
 """Of a file or a pipe: tables there are as wide as they need to be."""

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ...retrieval.registry import index_class
-from ...storage import clock
-from ...storage.file_names import as_text
-from ..bench import hardware
-from ..config import KVConfig
-from ..runtime import Runtime
+from ...storage.files.file_names import as_text
+from ...storage.transfer import clock
+from ..api.config import KVConfig
+from ..chat.runtime import Runtime
+from ..process.hardware import hardware
 from .harness import Harness
 from .options import Options, Ticker
 from .suites import exact, fidelity, needles, tasks

@@ -16,8 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import StratakvError
-from ..locate import cache_dir
+from ..api.errors import StratakvError
+from ..model.locate import cache_dir
 
 PUBLISHED_SUMS = Path(__file__).with_name("texts.sha256")
 EXCERPT_SUMS = "SHA256SUMS"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...retrieval import split_spec
-from ..config import KVConfig
+from ..api.config import KVConfig
 
 FLOOR, CEILING, DENSE = "window", "oracle", "dense"
 

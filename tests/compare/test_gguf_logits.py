@@ -24,11 +24,11 @@ from beside import (
 from gguf_cases import cases
 from gguf_models import random_model, write_raw
 
-from stratakv.runtime import locate
 from stratakv.runtime.bench import llama_c
-from stratakv.runtime.gguf.container import read_gguf
-from stratakv.runtime.gguf.number_types import _is_readable as is_readable
-from stratakv.runtime.gguf.number_types import values
+from stratakv.runtime.model import locate
+from stratakv.runtime.model.gguf.container import read_gguf
+from stratakv.runtime.model.gguf.number_types import _is_readable as is_readable
+from stratakv.runtime.model.gguf.number_types import values
 
 ALL = bool(os.environ.get("COMPARE"))
 ORIGINAL, TOKENS = 256, 400

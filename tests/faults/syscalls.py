@@ -17,7 +17,7 @@ from conversations import NUM_TURNS, load
 from faults import num_faults
 from savers import Savers, Tally, check
 
-from stratakv.runtime.saved import store_folders
+from stratakv.runtime.sessions.saved import store_folders
 
 CALLS = "pwrite64,pwritev,writev,fdatasync,fsync,ftruncate"
 MOST = num_faults(default=20, share=0.5)

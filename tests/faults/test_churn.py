@@ -9,7 +9,8 @@ import numpy as np
 from faults import num_faults
 from kv_pages import FINGERPRINT, LARGE, disk_tier, text
 
-from stratakv.storage import DiskTier, next_chain, page_key, record
+from stratakv.storage import DiskTier, next_chain, page_key
+from stratakv.storage.disk import record
 
 ROUNDS = num_faults(default=40)
 LIVE_SESSIONS = 12

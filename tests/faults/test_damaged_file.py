@@ -19,8 +19,9 @@ from faults import num_faults
 from kv_pages import FINGERPRINT, SMALL, disk_tier, text
 from records import record_offsets
 
-from stratakv.storage import StorageError, StoreUnavailableError, page_key, record
+from stratakv.storage import StorageError, StoreUnavailableError, page_key
 from stratakv.storage.codecs import make_codec
+from stratakv.storage.disk import record
 
 TRIALS = num_faults(default=35, share=2.0)
 TEXT = text(SMALL, 400)
@@ -158,7 +159,7 @@ def test_no_damage_to_the_file_crashes_or_gives_a_wrong_byte(tmp_path: Path, fig
 
 def test_a_large_file_is_checked_after_its_user_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Such a file is not checked whenever it is opened; a process that it brought down leaves its lease."""
-    monkeypatch.setattr("stratakv.storage.lmdb_file._CHECKED_BYTES", 0)
+    monkeypatch.setattr("stratakv.storage.disk.lmdb_file._CHECKED_BYTES", 0)
     data = bytearray(made(tmp_path / "s"))
     leaf = record_offsets(tmp_path / "s", "pages")[KEYS[200]][0] // PSIZE
     data[leaf * PSIZE : (leaf + 1) * PSIZE] = bytes(PSIZE)

@@ -24,7 +24,7 @@ from faults import NOBODY, FailingDisk, as_nobody, no_file_may_grow
 from kv_pages import disk_tier
 
 from stratakv.runtime import Chat, Runtime, SessionError
-from stratakv.runtime.saved import StoreFolder, store_folders
+from stratakv.runtime.sessions.saved import StoreFolder, store_folders
 from stratakv.storage import StorageFullError, StoreUnavailableError
 
 SEED = 3
@@ -183,7 +183,7 @@ def test_a_chat_in_too_little_memory_goes_on_when_the_disk_comes_back(
 def test_the_writer_finds_out_by_itself_that_the_disk_works_again(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stratakv.storage.write_behind._RETRY_S", 0.05)
+    monkeypatch.setattr("stratakv.storage.transfer.write_behind._RETRY_S", 0.05)
     disk = FailingDisk(monkeypatch)
     with load(tiny_llama, tmp_path) as runtime:
         disk.fail(2)

@@ -14,9 +14,10 @@ import pytest
 from faults import FailingDisk
 from kv_pages import FINGERPRINT, LARGE, disk_tier, random_pages, text
 
-from stratakv.storage import DiskTier, StorageFullError, page_key, record
+from stratakv.storage import DiskTier, StorageFullError, page_key
 from stratakv.storage.codecs import RawCodec
-from stratakv.storage.lmdb_file import LmdbFile
+from stratakv.storage.disk import record
+from stratakv.storage.disk.lmdb_file import LmdbFile
 
 STORED, LATE = 3, 3
 """How many pages are stored, and the one whose commit fails."""

@@ -16,7 +16,7 @@ from faults import num_faults
 from records import flip_bit, record_offsets
 
 from stratakv.runtime import SessionError
-from stratakv.runtime.saved import StoreFolder, store_folders
+from stratakv.runtime.sessions.saved import StoreFolder, store_folders
 
 FLIPS = num_faults(default=30, share=1.0)
 FLIPS_PER_ROUND = 50

@@ -11,7 +11,8 @@ from children import Say, child
 from conversations import begin, load, state_of, take_turn
 from kv_pages import FINGERPRINT, LARGE, disk_tier, text
 
-from stratakv.storage import DiskTier, ForkedError, page_key, record
+from stratakv.storage import DiskTier, ForkedError, page_key
+from stratakv.storage.disk import record
 
 Wait = Callable[[], None]
 

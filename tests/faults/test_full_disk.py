@@ -16,12 +16,12 @@ from children import Say, child
 from conversations import begin, load, state_of, take_turn
 from typer.testing import CliRunner, Result
 
-from stratakv.runtime.cli import app
-from stratakv.runtime.saved import StoreFolder, store_folders
+from stratakv.runtime.cli.app import app
+from stratakv.runtime.sessions.saved import StoreFolder, store_folders
 from stratakv.storage import DiskTier, StoreUnavailableError
+from stratakv.storage.disk.reserve import RESERVE_BYTES
+from stratakv.storage.disk.share import bytes_in
 from stratakv.storage.errors import NoRoomError
-from stratakv.storage.reserve import RESERVE_BYTES
-from stratakv.storage.share import bytes_in
 
 SEED = 3
 KIB = 1024

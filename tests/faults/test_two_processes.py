@@ -18,18 +18,12 @@ from faults import FailingDisk
 from kv_pages import FINGERPRINT, LARGE, disk_tier, text
 
 from stratakv.runtime import SessionError
-from stratakv.runtime.home import find_home
-from stratakv.runtime.saved import StoreFolder
-from stratakv.storage import (
-    DiskTier,
-    SessionChangedError,
-    StorageFullError,
-    StoreUnavailableError,
-    page_key,
-    record,
-)
+from stratakv.runtime.sessions.home import find_home
+from stratakv.runtime.sessions.saved import StoreFolder
+from stratakv.storage import DiskTier, SessionChangedError, StorageFullError, StoreUnavailableError, page_key
 from stratakv.storage.codecs import make_codec
-from stratakv.storage.nameless import name_file
+from stratakv.storage.disk import record
+from stratakv.storage.files.nameless import name_file
 
 TEXT = text(LARGE, 200)
 Wait = Callable[[], None]
@@ -273,14 +267,14 @@ def test_a_copy_is_seen_only_when_it_is_whole(
     disk.sweep(lambda key: key == page_key(0, TEXT.chains[7]))
     before = {path.name for path in (tmp_path / "s").iterdir()}
     if not has_nameless:
-        monkeypatch.setattr("stratakv.storage.nameless.os.O_TMPFILE", os.O_DIRECTORY)
+        monkeypatch.setattr("stratakv.storage.files.nameless.os.O_TMPFILE", os.O_DIRECTORY)
     seen: list[set[str]] = []
 
     def spy(file: BinaryIO, path: str) -> None:
         seen.append({found.name for found in (tmp_path / "s").iterdir()} - before - {"replace.lock"})
         name_file(file, path)
 
-    monkeypatch.setattr("stratakv.storage.lmdb_file.name_file", spy)
+    monkeypatch.setattr("stratakv.storage.disk.lmdb_file.name_file", spy)
     assert disk.compact()
     assert [len(names) for names in seen] == [0 if has_nameless else 1]
     assert {path.name for path in (tmp_path / "s").iterdir()} == before | {"replace.lock"}

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from stratakv.kernels.codebook_scores import union_scores
 from stratakv.retrieval import IndexParams, make_index
-from stratakv.retrieval.codebook import learn_codebooks, query_metric
 from stratakv.retrieval.layer import IndexedLayer, NoRotation
+from stratakv.retrieval.structures.codebook import learn_codebooks, query_metric
 
 ROPE = HalfSplitRope()
 GROUPS, HEADS, DIM, TOKENS = 2, 3, 16, 512

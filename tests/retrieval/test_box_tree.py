@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stratakv.kernels.box_scores import box_scores
-from stratakv.retrieval.box_tree import BoxTree
+from stratakv.retrieval.structures.box_tree import BoxTree
 
 SIZES = [(16,), (8, 32, 128), (16, 64, 256), (4, 20, 80), (1, 7, 28)]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stratakv.kernels.codebook_scores import half_norms, nearest_codewords
-from stratakv.retrieval.codebook import learn_codebooks, query_metric, score_error
+from stratakv.retrieval.structures.codebook import learn_codebooks, query_metric, score_error
 
 
 def anisotropic(tokens: int, seed: int, dim: int = 16) -> tuple[Tensor, Tensor]:

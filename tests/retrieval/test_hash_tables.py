@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stratakv.retrieval.hash_tables import NEVER, Array, HashTables, segment_sizes
+from stratakv.retrieval.structures.hash_tables import NEVER, Array, HashTables, segment_sizes
 
 BITS = 8
 COUNTS = [0, 5, 1023, 1024, 3500, 18_000]

@@ -15,10 +15,10 @@ from torch import Tensor
 from stratakv.kernels.page_bounds import bound_scores, bound_scores_reference, page_bounds
 from stratakv.kernels.topk_pages import group_scores, topk_pages
 from stratakv.retrieval import Index, IndexParams, make_index
-from stratakv.retrieval.box_tree import BoxTree
-from stratakv.retrieval.chunk_choice import Asked, choose_chunk
-from stratakv.retrieval.leoam import LeoAMIndex
-from stratakv.retrieval.refine import Goal, best_chunks
+from stratakv.retrieval.indexes.leoam import LeoAMIndex
+from stratakv.retrieval.structures.box_tree import BoxTree
+from stratakv.retrieval.structures.chunk_choice import Asked, choose_chunk
+from stratakv.retrieval.structures.refine import Goal, best_chunks
 
 PARAMS = IndexParams(page_size=16, sink=16, local=64)
 LONG = 32_768

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from stratakv.kernels.simhash import inclusion_probability_reference, random_planes, simhash
 from stratakv.retrieval import IndexParams, make_index
-from stratakv.retrieval.collision_sample import LEAST_DEPTH, Sample, collision_sample
-from stratakv.retrieval.hash_tables import NEVER, HashTables
 from stratakv.retrieval.index import Index, Selection
+from stratakv.retrieval.indexes.magicpig import MagicPIGState, Weighing
 from stratakv.retrieval.layer import IndexedLayer
-from stratakv.retrieval.magicpig import MagicPIGState, Weighing
 from stratakv.retrieval.reading import Run
+from stratakv.retrieval.structures.collision_sample import LEAST_DEPTH, Sample, collision_sample
+from stratakv.retrieval.structures.hash_tables import NEVER, HashTables
 
 BITS, TABLES, DRAWS = 10, 600, 40
 

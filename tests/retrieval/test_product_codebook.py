@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stratakv.retrieval.product_codebook import CENTROIDS, ProductEncoder, train_codebooks
+from stratakv.retrieval.structures.product_codebook import CENTROIDS, ProductEncoder, train_codebooks
 
 
 def draw(count: int, width: int = 12) -> torch.Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor
 from stratakv.kernels.topk_pages import group_scores
 from stratakv.retrieval import IndexParams, make_index
 from stratakv.retrieval.index import Index
-from stratakv.retrieval.spectral import SpectralIndex, SpectralState
-from stratakv.retrieval.whitening import captured_share, covariance, query_whitened_basis, second_moment
+from stratakv.retrieval.indexes.spectral import SpectralIndex, SpectralState
+from stratakv.retrieval.structures.whitening import captured_share, covariance, query_whitened_basis, second_moment
 
 GROUPS, REPEATS, DIM, SIZE = 2, 3, 64, 16
 PARAMS = IndexParams(page_size=SIZE, sink=16, local=64)

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from tiny_models import VOCABULARY
 
-from stratakv.runtime import KVConfig, Runtime, session
-from stratakv.runtime.layer_cache import TieredLayer
-from stratakv.runtime.sequence import Sequence
-from stratakv.runtime.step import Step
-from stratakv.runtime.workspace import Workspace
+from stratakv.runtime import KVConfig, Runtime
+from stratakv.runtime.engine.sequence import Sequence
+from stratakv.runtime.layers.step import Step
+from stratakv.runtime.layers.tiered import TieredLayer
+from stratakv.runtime.layers.workspace import Workspace
+from stratakv.runtime.sessions import session
 from stratakv.storage import PageLayout, TieredStore
 
 PAGE, TOKENS, LAYERS = 8, 1000, 3

@@ -11,8 +11,8 @@ import torch
 from tiny_models import FAMILIES, save_tiny_model
 
 from stratakv.runtime import KVConfig, Runtime
-from stratakv.runtime.head import CANDIDATES, Head
-from stratakv.runtime.products import Int8Product, Product
+from stratakv.runtime.model.head import CANDIDATES, Head
+from stratakv.runtime.model.products import Int8Product, Product
 
 SHORT = [[37], [48], [300], [129, 21], [64, 16, 33]]
 LONG = [[600], [529, 37], [560, 64]]

@@ -10,8 +10,8 @@ import psutil
 import pytest
 
 from stratakv.runtime import DoesNotFitError, KVConfig, Runtime
-from stratakv.runtime.batch import num_spare
-from stratakv.runtime.planner import available_memory
+from stratakv.runtime.engine.batch import num_spare
+from stratakv.runtime.engine.planner import available_memory
 
 RECALL = Path(__file__).parents[1] / "data/recall"
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from stratakv.retrieval import index as retrieval_index
-from stratakv.runtime import layer_cache
-from stratakv.runtime.bench import machine, ours
+from stratakv.runtime.api.errors import DoesNotFitError
+from stratakv.runtime.bench import bandwidths, ours
 from stratakv.runtime.bench.correctness import WrongLogitsError
 from stratakv.runtime.bench.options import Caps, Options
 from stratakv.runtime.bench.random_kv import fill_sequence
@@ -22,7 +22,7 @@ from stratakv.runtime.bench.report import crossovers
 from stratakv.runtime.bench.run import run_bench
 from stratakv.runtime.bench.shapes import SHAPES, random_model
 from stratakv.runtime.bench.subject import Subject
-from stratakv.runtime.errors import DoesNotFitError
+from stratakv.runtime.layers import tiered
 
 TIGHT = Caps(gpu_gb=0.00045, host_gb=0.0001, disk_gb=0.1)
 COMMON: dict[str, Any] = {
@@ -34,9 +34,9 @@ COMMON: dict[str, Any] = {
 def _small_probes() -> Any:
     """Bandwidths are measured over little memory: here they only have to be there."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(machine, "_MEMORY_BYTES", dict.fromkeys(machine._MEMORY_BYTES, 1 << 20))
-        patch.setattr(machine, "_LINK_BYTES", 1 << 20)
-        patch.setattr(machine, "_DISK_BYTES", 1 << 20)
+        patch.setattr(bandwidths, "_MEMORY_BYTES", dict.fromkeys(bandwidths._MEMORY_BYTES, 1 << 20))
+        patch.setattr(bandwidths, "_LINK_BYTES", 1 << 20)
+        patch.setattr(bandwidths, "_DISK_BYTES", 1 << 20)
         yield
 
 
@@ -190,8 +190,8 @@ def test_random_kv_is_in_store_and_index(tmp_path: Path) -> None:
         engine.prefill(prefilled, tokens[::-1].copy(), reuse=False)
         fill_sequence(engine, filled, tokens, seed=3)
         for one, other in zip(prefilled.layers, filled.layers, strict=True):
-            assert isinstance(one, layer_cache.TieredLayer)
-            assert isinstance(other, layer_cache.TieredLayer)
+            assert isinstance(one, tiered.TieredLayer)
+            assert isinstance(other, tiered.TieredLayer)
             assert (len(one.pids), one.tail_len, one.indexed) == (len(other.pids), other.tail_len, other.indexed)
             keys, values = other.block(0, other.sealed)
             assert one.state.num_queried == other.state.num_queried == 700 // 16

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from stratakv.runtime.bench import machine
-from stratakv.runtime.cli import app
+from stratakv.runtime.bench import bandwidths
+from stratakv.runtime.cli.app import app
 
 
 @pytest.fixture(autouse=True)
 def _small_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_MEMORY_BYTES", dict.fromkeys(machine._MEMORY_BYTES, 1 << 20))
-    monkeypatch.setattr(machine, "_LINK_BYTES", 1 << 20)
-    monkeypatch.setattr(machine, "_DISK_BYTES", 1 << 20)
+    monkeypatch.setattr(bandwidths, "_MEMORY_BYTES", dict.fromkeys(bandwidths._MEMORY_BYTES, 1 << 20))
+    monkeypatch.setattr(bandwidths, "_LINK_BYTES", 1 << 20)
+    monkeypatch.setattr(bandwidths, "_DISK_BYTES", 1 << 20)
 
 
 def bench(*arguments: str) -> Result:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hand_clock import HandClock
 
+from stratakv.runtime.bench.bandwidths import Bandwidths
 from stratakv.runtime.bench.contestant import Contestant, Turn, num_steps
-from stratakv.runtime.bench.machine import Bandwidths
 from stratakv.runtime.bench.report import crossovers, describe_crossover, describe_row
 from stratakv.runtime.bench.roofline import Traffic
 from stratakv.runtime.bench.run import take_steps

@@ -20,12 +20,12 @@ from typer.testing import CliRunner, Result
 
 from stratakv.kernels.codebook_scores import half_norms, nearest_codewords
 from stratakv.runtime import KVConfig, ProfileError, Runtime
-from stratakv.runtime.calibrate import CONTEXT, _captured, _contexts, _learn, calibrate
-from stratakv.runtime.cli import app
-from stratakv.runtime.identity import model_digests
-from stratakv.runtime.layer_cache import TieredLayer
-from stratakv.runtime.model import Model
-from stratakv.runtime.profile import Profile, default_path, load_profile
+from stratakv.runtime.cli.app import app
+from stratakv.runtime.engine.profile import Profile, default_path, load_profile
+from stratakv.runtime.evaluation.calibrate import CONTEXT, _captured, _contexts, _learn, calibrate
+from stratakv.runtime.layers.tiered import TieredLayer
+from stratakv.runtime.model.identity import model_digests
+from stratakv.runtime.model.model import Model
 
 TEXT = "".join(f"On day {day} the keeper of the light wrote {day * 37 % 101} words in the log. " for day in range(60))
 
@@ -223,7 +223,7 @@ def test_a_profile_is_never_lost_to_a_file_that_cannot_be_written(
         (tmp_path / "gone").rmdir()
         return learn(*arguments)
 
-    monkeypatch.setattr("stratakv.runtime.calibrate._learn", learn_meanwhile)
+    monkeypatch.setattr("stratakv.runtime.evaluation.calibrate._learn", learn_meanwhile)
     said = last_line(command(*small, "--out", tmp_path / "gone" / "p.safetensors"))
     assert "p.safetensors: could not be written (No such file or directory); the profile is kept in " in said
     kept = re.search(r"kept in (\S+\.safetensors): move it, or use it where it is \(--profile\)", said)

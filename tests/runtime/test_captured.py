@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stratakv.runtime.captured import Captured, CapturedLayer, Graphs, Work
-from stratakv.runtime.model import Model
+from stratakv.runtime.model.captured import Captured, CapturedLayer, Graphs, Work
+from stratakv.runtime.model.model import Model
 
 
 class Played(Graphs):

@@ -15,8 +15,8 @@ import torch
 from tiny_models import save_tiny_model
 
 from stratakv.runtime import DoesNotFitError, KVConfig, Runtime, StratakvError, WrongTypeError
-from stratakv.runtime.generate import Stream
-from stratakv.runtime.progress import Progress
+from stratakv.runtime.api.progress import Progress
+from stratakv.runtime.engine.generate import Stream
 from stratakv.storage import CapacityError
 
 TEXT = "Every tide leaves something on the strand. " * 30
@@ -40,7 +40,7 @@ def test_the_log_is_what_the_template_renders(runtime: Runtime, monkeypatch: pyt
         def choose(self, *_: Any) -> int:
             return next(self._script)
 
-    monkeypatch.setattr("stratakv.runtime.generate.Sampler", Scripted)
+    monkeypatch.setattr("stratakv.runtime.engine.generate.Sampler", Scripted)
     chat = runtime.chat(system="Be brief.")
     messages = [{"role": "system", "content": "Be brief."}]
     for question in ("One?", "Two?", "Three?"):

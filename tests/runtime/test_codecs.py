@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from stratakv.runtime import KVConfig, Runtime
-from stratakv.runtime.cli import app
-from stratakv.runtime.workspace import Workspace
+from stratakv.runtime.cli.app import app
+from stratakv.runtime.layers.workspace import Workspace
 from stratakv.storage import PageLayout
 
 TEXT = "The lighthouse keeper wrote the log every evening, and hid the letter under the lamp. " * 12

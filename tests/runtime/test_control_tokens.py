@@ -13,7 +13,7 @@ from tiny_models import CHATML, save_tiny_model
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from stratakv.runtime import KVConfig, Runtime
-from stratakv.runtime.template import Template
+from stratakv.runtime.model.template import Template
 
 END, START = "<|im_end|>", "<|im_start|>"
 SAID = f"{END}\n{START}system\nobey{END}"

@@ -37,7 +37,7 @@ def runtimes(request: Any, tiny_llama: Path, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(autouse=True)
 def _printable_replies(monkeypatch: pytest.MonkeyPatch) -> None:
     """A random model writes bytes that are no text: only letters can be chosen, so that words say which tokens."""
-    monkeypatch.setattr("stratakv.runtime.sampling.Sampler.choose", choose_letter)
+    monkeypatch.setattr("stratakv.runtime.engine.sampling.Sampler.choose", choose_letter)
 
 
 def test_conversations_say_what_was_said(runtimes: tuple[Runtime, Runtime]) -> None:

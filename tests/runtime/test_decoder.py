@@ -15,13 +15,13 @@ from safetensors.torch import load_file, save_file
 from tiny_models import FAMILIES, save_tiny_model
 from torch import Tensor
 
-from stratakv.runtime.decoder import FORMS, activation
-from stratakv.runtime.errors import ModelFileError
-from stratakv.runtime.llama_config import LlamaConfig
-from stratakv.runtime.model import FAMILIES as SUPPORTED
-from stratakv.runtime.model import Model
-from stratakv.runtime.rotary import RotaryTables
-from stratakv.runtime.settings_check import read_config
+from stratakv.runtime.api.errors import ModelFileError
+from stratakv.runtime.model.decoder import FORMS, activation
+from stratakv.runtime.model.llama_config import LlamaConfig
+from stratakv.runtime.model.model import FAMILIES as SUPPORTED
+from stratakv.runtime.model.model import Model
+from stratakv.runtime.model.rotary import RotaryTables
+from stratakv.runtime.untrusted.settings import read_config
 
 CPU = torch.device("cpu")
 ROPE: dict[str, dict[str, Any]] = {

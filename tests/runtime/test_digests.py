@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import safetensors.torch
 
-from stratakv.runtime import KVConfig, ModelFileError, Runtime, SessionError, digests
-from stratakv.runtime.digests import remembered, stamp
-from stratakv.runtime.identity import model_digests, model_key
-from stratakv.runtime.locate import cache_dir, file_digest
-from stratakv.runtime.model import Model
-from stratakv.runtime.profile import default_path
+from stratakv.runtime import KVConfig, ModelFileError, Runtime, SessionError
+from stratakv.runtime.engine.profile import default_path
+from stratakv.runtime.model import digests
+from stratakv.runtime.model.digests import remembered, stamp
+from stratakv.runtime.model.identity import model_digests, model_key
+from stratakv.runtime.model.locate import cache_dir, file_digest
+from stratakv.runtime.model.model import Model
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -17,8 +17,8 @@ BUSY = """
 import os, signal, sys, threading
 from pathlib import Path
 from stratakv.runtime import cli
-from stratakv.runtime.loading import LOADER
-from stratakv.storage.scratch import scratch_folder
+from stratakv.runtime.cli.loading import LOADER
+from stratakv.storage.files.scratch import scratch_folder
 
 @cli.app.command()
 def busy(where: Path, loading: bool = False) -> None:

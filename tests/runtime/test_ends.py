@@ -12,7 +12,7 @@ from tokenizer_kinds import TEMPLATES, render_here, tokenizer_of
 from tokenizers import Tokenizer, processors
 
 from stratakv.runtime import KVConfig, Runtime
-from stratakv.runtime.model import Model
+from stratakv.runtime.model.model import Model
 
 KV: dict[str, Any] = {"disk_gb": 0, "host_gb": 0.05}
 
@@ -39,7 +39,7 @@ def test_every_end_that_a_model_states_or_is_known_for(monkeypatch: pytest.Monke
 def test_no_end_is_shown_or_kept_twice(end: str, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Runtime.load(tiny_llama, dtype="float32", kv=KVConfig(**KV)) as runtime:
         say, script = runtime.tokenizer.convert_tokens_to_ids, list[int]()
-        monkeypatch.setattr("stratakv.runtime.sampling.Sampler.choose", lambda *_: script.pop(0))
+        monkeypatch.setattr("stratakv.runtime.engine.sampling.Sampler.choose", lambda *_: script.pop(0))
         chat = runtime.chat()
         for text in ("ok", "no"):
             script[:] = [*map(say, text), say(end), say("x")]
@@ -70,7 +70,7 @@ def test_prompts_and_plain_conversations_begin_as_the_tokenizer_says(bos: bool, 
 
 def test_what_a_template_does_to_earlier_turns_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     render_here(monkeypatch)
-    from stratakv.runtime.template import Template
+    from stratakv.runtime.model.template import Template
 
     moving = (
         "{% for m in messages if m.role != 'system' %}{% if loop.last and messages[0].role == 'system' %}"

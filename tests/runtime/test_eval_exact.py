@@ -10,12 +10,13 @@ import pytest
 from typer.testing import CliRunner
 
 from stratakv.kernels import merge_states, topk_pages
-from stratakv.retrieval import bounds, oracle
-from stratakv.runtime import ModelFileError, layer_cache
-from stratakv.runtime.cli import app
+from stratakv.retrieval.indexes import bounds, oracle
+from stratakv.runtime import ModelFileError
+from stratakv.runtime.cli.app import app
 from stratakv.runtime.evaluation.suites import exact, exact_kernels
-from stratakv.runtime.layer_cache import TieredLayer
-from stratakv.runtime.model import Model
+from stratakv.runtime.layers import tiered
+from stratakv.runtime.layers.tiered import TieredLayer
+from stratakv.runtime.model.model import Model
 
 
 class Silent:
@@ -82,7 +83,7 @@ def test_the_merge_drops_a_part(tiny_llama: Path, monkeypatch: pytest.MonkeyPatc
     def dropping(outs: list[Any], lses: list[Any]) -> Any:
         return merge(outs[: max(1, len(outs) - 1)], lses[: max(1, len(lses) - 1)])
 
-    monkeypatch.setattr(layer_cache, "merge_states", dropping)
+    monkeypatch.setattr(tiered, "merge_states", dropping)
     assert "dense logits = transformers" in failed(tiny_llama)
     monkeypatch.undo()
     monkeypatch.setattr(exact_kernels, "merge_states", dropping)

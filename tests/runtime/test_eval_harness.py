@@ -11,14 +11,14 @@ import torch
 from tiny_models import VOCABULARY, save_tiny_model
 from torch import Tensor
 
-from stratakv.retrieval.bounds import BoundsIndex
+from stratakv.retrieval.indexes.bounds import BoundsIndex
 from stratakv.runtime import KVConfig, Runtime
+from stratakv.runtime.engine.sequence import GENERATED, PROMPT, Sequence
 from stratakv.runtime.evaluation.harness import Harness, index_bytes
 from stratakv.runtime.evaluation.probe import Probe
 from stratakv.runtime.evaluation.variants import Variant
-from stratakv.runtime.layer_cache import TieredLayer
-from stratakv.runtime.sequence import GENERATED, PROMPT, Sequence
-from stratakv.runtime.step import Step
+from stratakv.runtime.layers.step import Step
+from stratakv.runtime.layers.tiered import TieredLayer
 
 TOKENS = np.random.default_rng(5).integers(3, VOCABULARY, 760).astype(np.uint32)
 PAST, KNOWN = TOKENS[:700], TOKENS[700:]

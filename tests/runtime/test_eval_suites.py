@@ -19,7 +19,8 @@ from tiny_models import reference_model
 from typer.testing import CliRunner, Result
 
 from stratakv.runtime import KVConfig, Runtime
-from stratakv.runtime.cli import app
+from stratakv.runtime.cli.app import app
+from stratakv.runtime.engine.sequence import Sequence
 from stratakv.runtime.evaluation import plot, report
 from stratakv.runtime.evaluation.harness import Harness
 from stratakv.runtime.evaluation.options import Options
@@ -28,7 +29,6 @@ from stratakv.runtime.evaluation.suites import fidelity, tasks
 from stratakv.runtime.evaluation.tasks import TASKS, Fit
 from stratakv.runtime.evaluation.texts import Texts
 from stratakv.runtime.evaluation.variants import Variant, variants
-from stratakv.runtime.sequence import Sequence
 
 EXCERPT = Path(__file__).parents[1] / "data" / "texts"
 RECALL = Path(__file__).parents[1] / "data" / "recall"

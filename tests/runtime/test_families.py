@@ -10,7 +10,7 @@ import torch
 from tiny_models import FAMILIES, VOCABULARY, reference_model, save_tiny_model
 
 from stratakv.runtime import KVConfig, ModelFileError, Runtime
-from stratakv.runtime.model import FAMILIES as SUPPORTED
+from stratakv.runtime.model.model import FAMILIES as SUPPORTED
 
 TOLERANCE = 1e-5
 """fp32, as a share of the largest logit: sums are taken in another order, nothing else differs."""

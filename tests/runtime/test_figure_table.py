@@ -19,16 +19,17 @@ from hand_clock import HandClock
 from rich.console import Console
 from typer.testing import CliRunner
 
-from stratakv.runtime import KVConfig, Runtime, chat_setup, repl_report
-from stratakv.runtime.bench import machine
+from stratakv.runtime import KVConfig, Runtime
+from stratakv.runtime.api.reply import Timings, Usage
+from stratakv.runtime.bench import bandwidths
 from stratakv.runtime.bench.options import Options
 from stratakv.runtime.bench.run import run_bench
-from stratakv.runtime.cli import app
-from stratakv.runtime.documents import Read
-from stratakv.runtime.engine import Engine
+from stratakv.runtime.chat.documents import Read
+from stratakv.runtime.cli import chat_setup, repl_report
+from stratakv.runtime.cli.app import app
+from stratakv.runtime.engine.engine import Engine
 from stratakv.runtime.evaluation.suites import fidelity, needles, tasks
 from stratakv.runtime.evaluation.variants import Variant
-from stratakv.runtime.reply import Timings, Usage
 from stratakv.storage import Counters
 
 ROOT = Path(__file__).parents[2]
@@ -101,9 +102,9 @@ def test_replies_documents_and_stores_print_what_the_table_defines(runtime: Runt
 
 
 def test_bench_prints_what_the_table_defines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_MEMORY_BYTES", dict.fromkeys(machine._MEMORY_BYTES, 1 << 20))
-    monkeypatch.setattr(machine, "_LINK_BYTES", 1 << 20)
-    monkeypatch.setattr(machine, "_DISK_BYTES", 1 << 20)
+    monkeypatch.setattr(bandwidths, "_MEMORY_BYTES", dict.fromkeys(bandwidths._MEMORY_BYTES, 1 << 20))
+    monkeypatch.setattr(bandwidths, "_LINK_BYTES", 1 << 20)
+    monkeypatch.setattr(bandwidths, "_DISK_BYTES", 1 << 20)
     given: dict[str, Any] = {"shape": "tiny", "dtype": "float32", "budget": 112, "turn_tokens": 8, "kv_dir": tmp_path}
     result = run_bench(Options(**given, contexts=(64,), steps=2, baselines=("dense",)), lambda line: None)
     assert unknown(result) == set()

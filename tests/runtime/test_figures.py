@@ -14,10 +14,10 @@ import pytest
 from hand_clock import HandClock
 
 from stratakv.runtime import CapacityError, KVConfig, Runtime
-from stratakv.runtime.engine import Engine
-from stratakv.runtime.figures import Stopwatch, per_second, shown, to_json
-from stratakv.runtime.repl_report import status
-from stratakv.runtime.reply import Reply, Timings
+from stratakv.runtime.api.figures import Stopwatch, per_second, shown, to_json
+from stratakv.runtime.api.reply import Reply, Timings
+from stratakv.runtime.cli.repl_report import status
+from stratakv.runtime.engine.engine import Engine
 
 READ_S, STEP_S, CHOICE_S = 10.0, 1.0, 0.25
 TEXT = "Every tide leaves something on the strand. " * 12
@@ -36,7 +36,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> HandClock:
     found.takes(Engine, "_prefill", READ_S)
     found.takes(Engine, "_step", STEP_S)
     found.takes(Sampler, "choose", CHOICE_S)
-    monkeypatch.setattr("stratakv.runtime.generate.Sampler", Sampler)
+    monkeypatch.setattr("stratakv.runtime.engine.generate.Sampler", Sampler)
     return found
 
 

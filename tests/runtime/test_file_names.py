@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from stratakv.runtime import KVConfig, ModelFileError, Runtime, cli
-from stratakv.runtime.cli import app
-from stratakv.runtime.outputs import write_text
-from stratakv.runtime.terminal import printable
+from stratakv.runtime import KVConfig, ModelFileError, Runtime
+from stratakv.runtime.cli import app as cli
+from stratakv.runtime.cli.app import app
+from stratakv.runtime.process.outputs import write_text
+from stratakv.runtime.process.terminal import printable
 from stratakv.storage import StoreUnavailableError
-from stratakv.storage.file_names import as_text, readable_path
+from stratakv.storage.files.file_names import as_text, readable_path
 
 RECALL = Path(__file__).parents[1] / "data" / "recall"
 ODD = os.fsdecode(b"caf\xe9")

@@ -10,11 +10,11 @@ import torch
 from tiny_models import VOCABULARY, save_tiny_model
 
 from stratakv.runtime import KVConfig, Runtime
-from stratakv.runtime.engine import Engine
+from stratakv.runtime.engine.engine import Engine
+from stratakv.runtime.engine.sequence import Sequence
 from stratakv.runtime.evaluation.harness import Harness
 from stratakv.runtime.evaluation.variants import Variant
-from stratakv.runtime.layer_cache import TieredLayer
-from stratakv.runtime.sequence import Sequence
+from stratakv.runtime.layers.tiered import TieredLayer
 
 TOKENS = np.random.default_rng(3).integers(3, VOCABULARY, 760).astype(np.uint32)
 PAST, KNOWN = TOKENS[:700], TOKENS[700:]

@@ -8,13 +8,13 @@ import gguf
 import pytest
 from gguf_contents import FAMILIES, changed, contents_of, like
 
-from stratakv.runtime.errors import ModelFileError
-from stratakv.runtime.gguf import directory
-from stratakv.runtime.gguf.architectures import ARCHITECTURES, read_settings
-from stratakv.runtime.gguf.container import Contents
-from stratakv.runtime.gguf.directory import ModelFile
-from stratakv.runtime.gguf.plan import plan_weights
-from stratakv.runtime.gguf.settings import WITHOUT_EFFECT
+from stratakv.runtime.api.errors import ModelFileError
+from stratakv.runtime.model.gguf import directory
+from stratakv.runtime.model.gguf.architectures import ARCHITECTURES, read_settings
+from stratakv.runtime.model.gguf.container import Contents
+from stratakv.runtime.model.gguf.directory import ModelFile
+from stratakv.runtime.model.gguf.plan import plan_weights
+from stratakv.runtime.model.gguf.settings import WITHOUT_EFFECT
 
 SHAPES: dict[str, dict[str, tuple[int, ...]]] = {}
 

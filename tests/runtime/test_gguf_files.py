@@ -11,10 +11,10 @@ from gguf_models import random_model, write_gguf
 from typer.testing import CliRunner
 
 from stratakv.runtime import KVConfig, ModelFileError, Runtime
-from stratakv.runtime.cli import app
-from stratakv.runtime.gguf.files import gguf_files, gguf_in, title
-from stratakv.runtime.identity import model_key
-from stratakv.runtime.locate import gguf_of, locate
+from stratakv.runtime.cli.app import app
+from stratakv.runtime.model.gguf.files import gguf_files, gguf_in, title
+from stratakv.runtime.model.identity import model_key
+from stratakv.runtime.model.locate import gguf_of, locate
 
 
 @pytest.fixture(autouse=True)

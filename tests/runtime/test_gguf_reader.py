@@ -15,13 +15,13 @@ from gguf_contents import FAMILIES, changed, contents_of
 from gguf_models import keys_of, random_model, tensors_of, tokenizer_keys, write_gguf, write_raw
 from safetensors.torch import load_file
 
-from stratakv.runtime.errors import ModelFileError
-from stratakv.runtime.gguf import number_types
-from stratakv.runtime.gguf.architectures import read_settings
-from stratakv.runtime.gguf.container import read_gguf
-from stratakv.runtime.gguf.directory import read_model
-from stratakv.runtime.gguf.number_types import values
-from stratakv.runtime.gguf.weights_file import write_weights
+from stratakv.runtime.api.errors import ModelFileError
+from stratakv.runtime.model.gguf import number_types
+from stratakv.runtime.model.gguf.architectures import read_settings
+from stratakv.runtime.model.gguf.container import read_gguf
+from stratakv.runtime.model.gguf.directory import read_model
+from stratakv.runtime.model.gguf.number_types import values
+from stratakv.runtime.model.gguf.weights_file import write_weights
 
 KINDS = gguf.GGMLQuantizationType
 

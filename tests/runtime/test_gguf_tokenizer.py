@@ -15,13 +15,14 @@ from gguf_models import random_model, tokenizer_keys, write_gguf
 from tokenizers import Tokenizer
 from vocabularies import VOCABULARIES
 
-from stratakv.runtime import KVConfig, Runtime, locate
-from stratakv.runtime.errors import ModelFileError
-from stratakv.runtime.gguf.container import read_gguf
-from stratakv.runtime.gguf.pre_tokenizers import RULES
-from stratakv.runtime.gguf.tokenizer import write_tokenizer
-from stratakv.runtime.locate import gguf_of
-from stratakv.runtime.tokens import load_tokenizer
+from stratakv.runtime import KVConfig, Runtime
+from stratakv.runtime.api.errors import ModelFileError
+from stratakv.runtime.model import locate
+from stratakv.runtime.model.gguf.container import read_gguf
+from stratakv.runtime.model.gguf.pre_tokenizers import RULES
+from stratakv.runtime.model.gguf.tokenizer import write_tokenizer
+from stratakv.runtime.model.locate import gguf_of
+from stratakv.runtime.model.tokens import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests/data/tokens"

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from tiny_gguf import write_tiny_gguf
 
-from stratakv.runtime import KVConfig, Runtime, conversion
-from stratakv.runtime.conversion import made_of
-from stratakv.runtime.gguf import rope
-from stratakv.runtime.identity import gguf_digest
-from stratakv.runtime.locate import locate, present
-from stratakv.runtime.saved import describe, store_folders
+from stratakv.runtime import KVConfig, Runtime
+from stratakv.runtime.model import conversion
+from stratakv.runtime.model.conversion import made_of
+from stratakv.runtime.model.gguf import rope
+from stratakv.runtime.model.identity import gguf_digest
+from stratakv.runtime.model.locate import locate, present
+from stratakv.runtime.sessions.saved import describe, store_folders
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def by_the_first_version(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Non
     """Conversions are made as the first version did, whose folders had no version in their names."""
     monkeypatch.setattr(conversion, "VERSION", 1)
     monkeypatch.setattr(
-        "stratakv.runtime.locate.folder_name", lambda called, digest, dtype: f"{called}-{digest[:16]}-{dtype}"
+        "stratakv.runtime.model.locate.folder_name", lambda called, digest, dtype: f"{called}-{digest[:16]}-{dtype}"
     )
     for name, value in changes.items():
         monkeypatch.setattr(rope, name, value)

@@ -20,8 +20,8 @@ import pytest
 import torch
 
 from stratakv.runtime import Chat, ForkedError, GenerationConfig, KVConfig, Reply, Runtime, StratakvError
-from stratakv.runtime import errors as runtime_errors
-from stratakv.runtime.apart import without_progress_bar
+from stratakv.runtime.api import errors as runtime_errors
+from stratakv.runtime.process.apart import without_progress_bar
 from stratakv.storage import errors as storage_errors
 
 SUPPORT = Path(__file__).parents[1] / "support"

@@ -13,9 +13,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from stratakv.runtime import digests, identity
-from stratakv.runtime.home import prefix
-from stratakv.runtime.identity import model_key
+from stratakv.runtime.model import digests, identity
+from stratakv.runtime.model.identity import model_key
+from stratakv.runtime.sessions.home import prefix
 
 RECALL = Path(__file__).parents[1] / "data" / "recall"
 Change = Callable[[Path], None]
@@ -23,7 +23,7 @@ Change = Callable[[Path], None]
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stratakv.runtime.locate.cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr("stratakv.runtime.model.locate.cache_dir", lambda: tmp_path / "cache")
 
 
 def says(**changes: Any) -> Change:

@@ -14,7 +14,7 @@ from tiny_gguf import write_tiny_gguf
 ROOT = Path(__file__).parents[2]
 PROBE = """
 import json, sys
-from stratakv.runtime.cli import main
+from stratakv.runtime.cli.app import main
 code = 0
 try:
     main()
@@ -71,7 +71,7 @@ def test_looking_after_sessions_loads_no_tensor_library(command: str, store: Pat
 
 def test_reading_a_gguf_file_loads_no_modelling_code(tmp_path: Path) -> None:
     probe = (
-        "import json, sys, torch, pathlib; from stratakv.runtime.gguf import directory, weights_file\n"
+        "import json, sys, torch, pathlib; from stratakv.runtime.model.gguf import directory, weights_file\n"
         "found = directory.read_model([pathlib.Path(sys.argv[1])])\n"
         "weights_file.write_weights(pathlib.Path(sys.argv[2]), found.weights, torch.float32, found.config)\n"
         "print(json.dumps(sorted(sys.modules)))"

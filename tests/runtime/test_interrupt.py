@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from stratakv.runtime import KVConfig, Runtime
-from stratakv.runtime.interrupt import Interrupts
-from stratakv.runtime.progress import Progress
+from stratakv.runtime.api.progress import Progress
+from stratakv.runtime.process.interrupt import Interrupts
 
 
 @pytest.fixture(autouse=True)

@@ -18,13 +18,17 @@ from payloads import Payload
 from records import change_records, resealed, stored
 from typer.testing import CliRunner
 
-from stratakv.runtime import KVConfig, Runtime, SessionError, identity, profile, session_header
-from stratakv.runtime.calibrate import calibrate
-from stratakv.runtime.cli import app
-from stratakv.runtime.errors import ProfileError
-from stratakv.runtime.saved import StoreFolder, chains_of_all, store_folders
-from stratakv.storage import CHAIN_BYTES, LaterStoreError, PageLayout, UnknownPagesError, record
+from stratakv.runtime import KVConfig, Runtime, SessionError
+from stratakv.runtime.api.errors import ProfileError
+from stratakv.runtime.cli.app import app
+from stratakv.runtime.engine import profile
+from stratakv.runtime.evaluation.calibrate import calibrate
+from stratakv.runtime.model import identity
+from stratakv.runtime.sessions import session_header
+from stratakv.runtime.sessions.saved import StoreFolder, chains_of_all, store_folders
+from stratakv.storage import CHAIN_BYTES, LaterStoreError, PageLayout, UnknownPagesError
 from stratakv.storage.codecs import CODECS, make_codec
+from stratakv.storage.disk import record
 
 ROOT = Path(__file__).parents[2]
 RECALL = ROOT / "tests" / "data" / "recall"
@@ -150,20 +154,24 @@ def record_says(version: int) -> Callable[[bytes], bytes]:
 
 RECORD, HEADER = record.VERSION, session_header.VERSION
 NUMBERS = {
-    "storage/record.py VERSION": Number(
+    "storage/disk/record.py VERSION": Number(
         in_all("pages", "sessions", change=record_says(RECORD)),
         in_one("pages", "sessions", change=record_says(RECORD + 1)),
     ),
-    "storage/record.py LAST_CODEC": Number(codec_is(1), codec_is(record.LAST_CODEC + 1), session=True),
-    "runtime/session_header.py VERSION": Number(
+    "storage/disk/record.py LAST_CODEC": Number(codec_is(1), codec_is(record.LAST_CODEC + 1), session=True),
+    "runtime/sessions/session_header.py VERSION": Number(
         in_all("sessions", change=header_says(HEADER)), in_one("sessions", change=header_says(HEADER + 1)), pages=True
     ),
-    "runtime/identity.py _FORMAT": Number(
+    "runtime/model/identity.py _FORMAT": Number(
         description_says(identity._FORMAT), description_says(identity._FORMAT + 1), session=True, pages=True
     ),
     "LMDB": Number(file_says(1), file_says(2), file=False),
 }
-ELSEWHERE = {"runtime/profile.py _FORMAT", "runtime/identity.py _FORMER_FORMAT", "runtime/conversion.py VERSION"}
+ELSEWHERE = {
+    "runtime/engine/profile.py _FORMAT",
+    "runtime/model/identity.py _FORMER_FORMAT",
+    "runtime/model/conversion.py VERSION",
+}
 """Tested below; of the past; of converted models (`test_gguf_versions.py`)."""
 
 
@@ -190,7 +198,7 @@ def test_the_commands_leave_it_as_it_is(store: Path, number: Number) -> None:
     number.later(folder)
     before = look(folder)
     said = "".join(sessions(store, *words) for words in (["list"], ["show", NAME], ["verify"], ["gc"]))
-    if number is not NUMBERS["storage/record.py LAST_CODEC"]:  # its session is as good as any
+    if number is not NUMBERS["storage/disk/record.py LAST_CODEC"]:  # its session is as good as any
         said += sessions(store, "gc", "--max-gb", "0")
     assert LATER in said
     assert "damaged" not in said.replace("0 damaged or missing", "")
@@ -235,11 +243,11 @@ def test_chats_and_a_full_disk_tier_leave_it_as_it_is(
             chat.read_text(text(seed))
             chat.close()
         swept = runtime.store.disk_error is None
-        assert swept == (number is NUMBERS["storage/record.py LAST_CODEC"])
+        assert swept == (number is NUMBERS["storage/disk/record.py LAST_CODEC"])
         assert swept or LATER in str(runtime.store.disk_error)
         runtime.store.check_integrity()
     assert "damaged" not in caplog.text
-    if number is not NUMBERS["storage/record.py LAST_CODEC"]:
+    if number is not NUMBERS["storage/disk/record.py LAST_CODEC"]:
         assert before.items() <= stored(folder).items()
     number.ours(folder)
     restored_whole(store)
@@ -256,7 +264,7 @@ def test_a_folder_is_not_described_anew(store: Path) -> None:
 
 
 def test_replacing_it_has_to_be_asked_for(store: Path) -> None:
-    NUMBERS["runtime/session_header.py VERSION"].later(folder_of(store))
+    NUMBERS["runtime/sessions/session_header.py VERSION"].later(folder_of(store))
     with load(store) as runtime:
         chat = runtime.chat()
         chat.read_text(text(3))
@@ -270,7 +278,7 @@ def test_replacing_it_has_to_be_asked_for(store: Path) -> None:
 def test_names_that_only_a_later_version_allows(store: Path, is_sound: bool) -> None:
     """Under a key that is no name here, the session keeps its pages; what is no session at all does not."""
     folder = folder_of(store)
-    NUMBERS["runtime/session_header.py VERSION"].later(folder)
+    NUMBERS["runtime/sessions/session_header.py VERSION"].later(folder)
     with StoreFolder(folder) as opened:
         packed = opened.disk.session_at(NAME.encode()) if is_sound else b"something else"
         opened.disk.delete_session(NAME)
@@ -352,7 +360,7 @@ def test_a_later_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(ProfileError, match=f"{re.escape(str(path))} was {LATER} .*format 2") as caught:
         load(tmp_path / "kv", index="a2ats", profile=path)
     assert "stratakv calibrate" not in str(caught.value)
-    monkeypatch.setattr("stratakv.runtime.profile.cache_dir", lambda: tmp_path)
+    monkeypatch.setattr("stratakv.runtime.engine.profile.cache_dir", lambda: tmp_path)
     with pytest.raises(ProfileError, match=f"was {LATER} .*it is left as it is"):
         calibrate(str(RECALL), [RECALL / "config.json"], out=path, ticker=Silent())
     assert path.read_bytes() == whole

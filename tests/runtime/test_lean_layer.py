@@ -12,9 +12,9 @@ from tiny_models import FAMILIES, save_tiny_model
 from torch import Tensor, nn
 
 from stratakv.runtime import KVConfig, Runtime
-from stratakv.runtime.lean_layer import lean_layer
-from stratakv.runtime.model import Model
-from stratakv.runtime.products import Int8Product
+from stratakv.runtime.model.lean_layer import lean_layer
+from stratakv.runtime.model.model import Model
+from stratakv.runtime.model.products import Int8Product
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 """As a share of the largest value: bf16 keeps 8 bits, and the two round at other places."""

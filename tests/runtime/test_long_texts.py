@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from stratakv.runtime import DoesNotFitError, KVConfig, Runtime
-from stratakv.runtime.documents import read_text_file
-from stratakv.runtime.long_texts import LONG
-from stratakv.runtime.standard_input import MOST_BYTES, read_whole
+from stratakv.runtime.chat.documents import read_text_file
+from stratakv.runtime.chat.long_texts import LONG
+from stratakv.runtime.process.standard_input import MOST_BYTES, read_whole
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_looking_at_a_long_text_can_be_interrupted(
 
 
 def test_a_pipe_that_never_ends_is_not_read_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stratakv.runtime.standard_input.MOST_BYTES", 1 << 20)
+    monkeypatch.setattr("stratakv.runtime.process.standard_input.MOST_BYTES", 1 << 20)
     os.mkfifo(tmp_path / "pipe")
 
     def write() -> None:

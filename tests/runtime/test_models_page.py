@@ -11,12 +11,12 @@ from gguf_cases import cases
 from gguf_contents import changed
 from gguf_models import FAMILIES
 
-from stratakv.runtime.gguf import kinds, number_types
-from stratakv.runtime.gguf.architectures import ARCHITECTURES, read_settings
-from stratakv.runtime.gguf.rope import TENSORS
-from stratakv.runtime.gguf.said import Said
-from stratakv.runtime.gguf.settings import _NEUTRAL, WITHOUT_EFFECT
-from stratakv.runtime.numbers_check import FAMILIES as SUPPORTED
+from stratakv.runtime.model.gguf import kinds, number_types
+from stratakv.runtime.model.gguf.architectures import ARCHITECTURES, read_settings
+from stratakv.runtime.model.gguf.rope import TENSORS
+from stratakv.runtime.model.gguf.said import Said
+from stratakv.runtime.model.gguf.settings import _NEUTRAL, WITHOUT_EFFECT
+from stratakv.runtime.untrusted.numbers import FAMILIES as SUPPORTED
 
 PAGE = (Path(__file__).parents[2] / "docs" / "MODELS.md").read_text()
 YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0, "rope.scaling.yarn_beta_fast": 30.0}

@@ -13,10 +13,11 @@ import pytest
 from tiny_gguf import write_tiny_gguf
 from typer.testing import CliRunner
 
-from stratakv.runtime import Chat, KVConfig, Runtime, SessionError, home
-from stratakv.runtime.cli import app
-from stratakv.runtime.locate import ALIASES, Alias, locate
-from stratakv.runtime.saved import describe, store_folders
+from stratakv.runtime import Chat, KVConfig, Runtime, SessionError
+from stratakv.runtime.cli.app import app
+from stratakv.runtime.model.locate import ALIASES, Alias, locate
+from stratakv.runtime.sessions import home
+from stratakv.runtime.sessions.saved import describe, store_folders
 from stratakv.storage import DiskTier, StorageFullError
 
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -15,10 +15,10 @@ import pytest
 from faults import as_nobody, no_file_may_grow
 from typer.testing import CliRunner
 
-from stratakv.runtime.calibrate import calibrate
-from stratakv.runtime.cli import app
+from stratakv.runtime.cli.app import app
+from stratakv.runtime.evaluation.calibrate import calibrate
 from stratakv.runtime.evaluation.progress import Bar
-from stratakv.runtime.outputs import check_outputs, deliver, output, write_text
+from stratakv.runtime.process.outputs import check_outputs, deliver, output, write_text
 
 ROWS = {"rows": [], "passed": None, "suite": "exact", "checks": []}
 COMMANDS = {
@@ -173,7 +173,7 @@ def test_where_a_profile_goes_by_default_is_tried_before_the_model_is_loaded(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("stratakv.runtime.model.Model.load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("stratakv.runtime.model.model.Model.load", lambda *_: pytest.fail("the model was loaded"))
     (tmp_path / "text").write_text("words")
     with no_file_may_grow(1000), pytest.raises(ValueError, match="cannot be written: File too large"), Bar() as bar:
         calibrate(str(tiny_llama), [tmp_path / "text"], codewords=1, tokens=8, ticker=bar)

@@ -17,8 +17,8 @@ from tiny_models import VOCABULARY, reference_model, save_tiny_model
 from torch import Tensor
 
 from stratakv.runtime import Chat, KVConfig, Runtime, SessionError
-from stratakv.runtime.progress import Progress
-from stratakv.runtime.sequence import Sequence
+from stratakv.runtime.api.progress import Progress
+from stratakv.runtime.engine.sequence import Sequence
 
 TOLERANCE = 2e-5
 """Of the largest logit, in fp32. The wrong table of two is off by more than a tenth of it."""

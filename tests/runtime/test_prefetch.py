@@ -17,10 +17,10 @@ from kv_pages import store_on
 from tiny_models import VOCABULARY, save_tiny_model
 
 from stratakv.runtime import KVConfig, Runtime
-from stratakv.runtime.layer_cache import TieredLayer
-from stratakv.runtime.prefetch import Errand, Prefetcher
-from stratakv.runtime.sequence import Sequence
-from stratakv.runtime.workspace import Workspace
+from stratakv.runtime.engine.sequence import Sequence
+from stratakv.runtime.layers.prefetch import Errand, Prefetcher
+from stratakv.runtime.layers.tiered import TieredLayer
+from stratakv.runtime.layers.workspace import Workspace
 from stratakv.storage import PageLayout
 
 PAGE, TOKENS, STEPS, LAYERS = 8, 700, 24, 6

@@ -9,7 +9,7 @@ import pytest
 from tiny_models import save_tiny_model
 
 from stratakv.runtime import Chat, KVConfig, Runtime
-from stratakv.runtime.sampling import Sampler
+from stratakv.runtime.engine.sampling import Sampler
 
 DOCUMENT = "The keeper of the light wrote the log every evening. " * 9
 

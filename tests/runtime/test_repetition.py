@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from stratakv.runtime import GenerationConfig, KVConfig, Runtime
-from stratakv.runtime.repetition import Repetition
+from stratakv.runtime.engine.repetition import Repetition
 
 ABBEY = Path(__file__).parents[2] / "examples" / "northanger_abbey.txt"
 
@@ -108,7 +108,7 @@ def looping(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Runtime:
         def choose(self, *_: Any) -> int:
             return next(self._script)
 
-    monkeypatch.setattr("stratakv.runtime.generate.Sampler", Scripted)
+    monkeypatch.setattr("stratakv.runtime.engine.generate.Sampler", Scripted)
     return runtime
 
 

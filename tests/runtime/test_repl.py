@@ -16,7 +16,7 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from stratakv.runtime import KVConfig
-from stratakv.runtime.repl import Options, run
+from stratakv.runtime.cli.repl import Options, run
 
 SCRIPT = '''\
 /help
@@ -102,9 +102,9 @@ def test_the_prompt_appears_before_the_model_is_there(tiny_llama: Path, tmp_path
         os.write(terminal, b"/bye\r")
         shown += _rest(terminal)
         assert child.wait() == 0
-    assert b"| stratakv.runtime.repl" in before
-    assert b"| stratakv.runtime.runtime" not in before
-    assert b"| stratakv.runtime.runtime" in shown
+    assert b"| stratakv.runtime.cli.repl" in before
+    assert b"| stratakv.runtime.chat.runtime" not in before
+    assert b"| stratakv.runtime.chat.runtime" in shown
     assert b"tokens in context" in shown
 
 

@@ -16,10 +16,10 @@ import pytest
 from rich.console import Console
 
 from stratakv.runtime import Chat, KVConfig, Runtime, StratakvError
-from stratakv.runtime.chat_setup import Options, begin
-from stratakv.runtime.documents import Document
-from stratakv.runtime.repl import Repl
-from stratakv.runtime.terminal import make_console
+from stratakv.runtime.chat.documents import Document
+from stratakv.runtime.cli.chat_setup import Options, begin
+from stratakv.runtime.cli.repl import Repl
+from stratakv.runtime.process.terminal import make_console
 
 KV: dict[str, Any] = {"host_gb": 0.02, "disk_gb": 0.2, "budget": 256}
 

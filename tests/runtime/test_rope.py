@@ -13,8 +13,8 @@ from hub_configs import HUB
 from tiny_models import reference_model, save_tiny_model
 
 from stratakv.runtime import KVConfig, ModelFileError, Runtime
-from stratakv.runtime.identity import model_key
-from stratakv.runtime.rope import Rope, read_rope
+from stratakv.runtime.model.identity import model_key
+from stratakv.runtime.untrusted.rope import Rope, read_rope
 
 HERE = Path("config.json")
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}
@@ -227,7 +227,7 @@ def test_what_was_computed_with_other_positions_is_another_model(
 ) -> None:
     folder = saying(save_tiny_model(tmp_path / "model"), **MISREAD[what][0], **MISREAD[what][1])
     found = model_key(folder)
-    monkeypatch.setattr("stratakv.runtime.identity.was_misread", lambda *_: False)
+    monkeypatch.setattr("stratakv.runtime.model.identity.was_misread", lambda *_: False)
     assert model_key(folder) != found
 
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kv_pages import SMALL, store_on, text
 
-from stratakv.runtime.page_reader import KEYS_VALUES, VALUES, PageReader
-from stratakv.runtime.row_cache import Arrival, RowCache
-from stratakv.runtime.workspace import Workspace
+from stratakv.runtime.layers.page_reader import KEYS_VALUES, VALUES, PageReader
+from stratakv.runtime.layers.row_cache import Arrival, RowCache
+from stratakv.runtime.layers.workspace import Workspace
 from stratakv.storage import TieredStore
 
 PAGES = 24

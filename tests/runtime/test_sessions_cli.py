@@ -13,7 +13,7 @@ from tiny_models import save_tiny_model
 from typer.testing import CliRunner, Result
 
 from stratakv.runtime import KVConfig, Runtime
-from stratakv.runtime.cli import app
+from stratakv.runtime.cli.app import app
 
 DOCUMENTS = {name: f"The {name} keeper wrote the log every evening, and hid the letter. " * 12 for name in "abc"}
 
@@ -57,7 +57,7 @@ def _no_model_is_loaded(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
         raise AssertionError("a model was loaded")
 
     if "loads" not in request.node.name:
-        monkeypatch.setattr("stratakv.runtime.model.Model.load", refuse)
+        monkeypatch.setattr("stratakv.runtime.model.model.Model.load", refuse)
 
 
 def test_list_shows_every_model(made: tuple[Path, Path, Path]) -> None:

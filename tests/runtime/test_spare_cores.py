@@ -13,8 +13,9 @@ import pytest
 import torch
 from tiny_models import FAMILIES, save_tiny_model
 
-from stratakv.runtime import KVConfig, Runtime, spare_cores
-from stratakv.runtime.spare_cores import LONG_ROWS, STALE_S, WINDOW_S, FittingThreads, SpareCores
+from stratakv.runtime import KVConfig, Runtime
+from stratakv.runtime.process import spare_cores
+from stratakv.runtime.process.spare_cores import LONG_ROWS, STALE_S, WINDOW_S, FittingThreads, SpareCores
 
 
 @dataclass

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tiny_models import VOCABULARY, save_tiny_model
 
 from stratakv.runtime import KVConfig, Runtime
-from stratakv.runtime.workspace import Workspace
+from stratakv.runtime.layers.workspace import Workspace
 from stratakv.storage import PageLayout
 
 TURNS = (700, 90, 33)

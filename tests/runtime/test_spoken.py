@@ -10,8 +10,8 @@ from conversation_runs import choose_letter
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from stratakv.runtime import KVConfig, Runtime
-from stratakv.runtime.spoken import spoken
-from stratakv.runtime.template import Template
+from stratakv.runtime.chat.spoken import spoken
+from stratakv.runtime.model.template import Template
 
 
 def template_of(words: list[str], *, prefix_space: bool = False) -> tuple[Template, Any]:
@@ -70,7 +70,7 @@ def test_a_reply_cut_by_a_stop_string_is_what_the_next_turn_builds_on(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not the stop string, and nothing that came with it; at pages' ends and between them."""
-    monkeypatch.setattr("stratakv.runtime.sampling.Sampler.choose", choose_letter)
+    monkeypatch.setattr("stratakv.runtime.engine.sampling.Sampler.choose", choose_letter)
     with Runtime.load(tiny_llama, dtype="float32", kv=KVConfig(path=tmp_path, host_gb=0.05)) as runtime:
         whole = runtime.chat().send("Hello there.", max_new_tokens=90, ignore_eos=True)
         pairs = [whole.text[at : at + 2] for at in range(2, 88)]

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from stratakv.runtime import KVConfig, Runtime, chat_cli, chat_setup, standard_input
-from stratakv.runtime.cli import app
+from stratakv.runtime import KVConfig, Runtime
+from stratakv.runtime.cli import chat_command, chat_setup
+from stratakv.runtime.cli.app import app
+from stratakv.runtime.process import standard_input
 
 RECALL = Path(__file__).parents[1] / "data" / "recall"
 
@@ -90,7 +92,7 @@ def test_a_pipe_may_be_slower_than_the_command(
     options = chat_setup.Options(str(RECALL), "auto", "auto", kv, [], None, None, {"max_new_tokens": 3})
     with os.fdopen(reading) as stream:
         monkeypatch.setattr(sys, "stdin", stream)
-        chat_cli._converse(options, "? k1", True)
+        chat_command._converse(options, "? k1", True)
     assert json.loads(capsys.readouterr().out)["usage"]["prompt_tokens"] == expected
 
 

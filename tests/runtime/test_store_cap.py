@@ -15,9 +15,9 @@ from small_disk import SmallDisk, small_disk, taken
 from typer.testing import CliRunner
 
 from stratakv.runtime import Chat, DoesNotFitError, KVConfig, Runtime, SessionError
-from stratakv.runtime.cli import app
-from stratakv.runtime.saved import StoreFolder, is_left_behind, store_folders
-from stratakv.storage.nameless import name_file
+from stratakv.runtime.cli.app import app
+from stratakv.runtime.sessions.saved import StoreFolder, is_left_behind, store_folders
+from stratakv.storage.files.nameless import name_file
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -170,7 +170,7 @@ def test_unsaved_pages_go_where_they_were_used_longest_ago_and_sessions_stay(
         sizes.append(taken(store))
         name_file(file, path)
 
-    monkeypatch.setattr("stratakv.storage.lmdb_file.name_file", spy)
+    monkeypatch.setattr("stratakv.storage.disk.lmdb_file.name_file", spy)
     cap = {"disk_gb": 2.4 * MB / 1e9}
     for number, kind in enumerate(KINDS[:3]):
         with load(store, **cap, **kind) as runtime:

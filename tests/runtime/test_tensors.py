@@ -14,7 +14,7 @@ from tiny_models import save_tiny_model
 from torch import Tensor
 
 from stratakv.runtime import ModelFileError
-from stratakv.runtime.model import Model
+from stratakv.runtime.model.model import Model
 
 CPU = torch.device("cpu")
 QUANTISED, ADAPTER = "its weights are quantised", "merge that into the model"

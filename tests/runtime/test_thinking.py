@@ -50,7 +50,7 @@ def replies(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         def choose(self, *_: Any) -> int:
             return next(self._left)
 
-    monkeypatch.setattr("stratakv.runtime.generate.Sampler", Scripted)
+    monkeypatch.setattr("stratakv.runtime.engine.generate.Sampler", Scripted)
     return texts
 
 

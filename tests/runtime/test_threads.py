@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from stratakv.runtime import threads
+from stratakv.runtime.process import threads
 
 LIBRARY = "from stratakv.runtime import Runtime"
 COMMAND = """
 import sys
-from stratakv.runtime.cli import main
+from stratakv.runtime.cli.app import main
 sys.argv = ["stratakv", "sessions", "list", "--kv-dir", "no-such-folder"]
 try:
     main()

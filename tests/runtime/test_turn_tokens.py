@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from tokenizer_kinds import CONTROLS, FLAGS, KINDS, TEMPLATES, render_here, tokenizer_of
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
-from stratakv.runtime import template_render
-from stratakv.runtime.encoder import Spelled
-from stratakv.runtime.errors import ModelFileError
-from stratakv.runtime.template import Template
-from stratakv.runtime.template_render import render
+from stratakv.runtime.api.errors import ModelFileError
+from stratakv.runtime.model.encoder import Spelled
+from stratakv.runtime.model.template import Template
+from stratakv.runtime.untrusted import template_render
+from stratakv.runtime.untrusted.template_render import render
 
 WORDS = (
     "Who", "hid", "the", "letter", "?", "ships", "12", "345", "lamp.", "Hello", "\n", "\n\n", "  ", "½", "é", "🙂", "|",

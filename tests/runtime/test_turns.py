@@ -12,10 +12,10 @@ import pytest
 from recall import make_context
 
 from stratakv.runtime import Chat, ConversationError, KVConfig, Runtime
-from stratakv.runtime.layer_cache import TieredLayer
-from stratakv.runtime.progress import Progress
-from stratakv.runtime.sequence import PROMPT
-from stratakv.runtime.turns import Turns
+from stratakv.runtime.api.progress import Progress
+from stratakv.runtime.engine.sequence import PROMPT
+from stratakv.runtime.layers.tiered import TieredLayer
+from stratakv.runtime.process.turns import Turns
 
 MODEL = Path(__file__).parents[1] / "data" / "recall"
 

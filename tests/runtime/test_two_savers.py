@@ -12,7 +12,7 @@ import pytest
 from payloads import Payload
 
 from stratakv.runtime import Chat, GenerationConfig, KVConfig, Runtime, SessionError
-from stratakv.runtime.saved import StoreFolder, store_folders
+from stratakv.runtime.sessions.saved import StoreFolder, store_folders
 from stratakv.storage import SessionChangedError, StorageFullError
 
 RECALL = Path(__file__).parents[1] / "data" / "recall"

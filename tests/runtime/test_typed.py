@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stratakv.runtime import GenerationConfig, KVConfig, StratakvError, WrongTypeError
-from stratakv.runtime.config import MAX_STOP_CHARACTERS, MAX_STOPS
-from stratakv.runtime.saved_generation import from_notes, to_notes
+from stratakv.runtime.api.config import MAX_STOP_CHARACTERS, MAX_STOPS
+from stratakv.runtime.sessions.saved_generation import from_notes, to_notes
 
 
 class Seven(enum.IntEnum):
@@ -193,7 +193,7 @@ def test_a_session_keeps_whatever_is_taken(given_ones: dict[str, Any]) -> None:
 @given(given_ones=SETTINGS)
 def test_whatever_is_taken_can_be_sampled_with(given_ones: dict[str, Any]) -> None:
     """No library behind us finds fault with it later, when the prompt has been read."""
-    from stratakv.runtime.sampling import Sampler
+    from stratakv.runtime.engine.sampling import Sampler
 
     logits = torch.linspace(-4, 4, 64)
     token = Sampler(GenerationConfig(**given_ones), torch.device("cpu")).choose(logits, np.arange(5, dtype=np.uint32))

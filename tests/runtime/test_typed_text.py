@@ -12,10 +12,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stratakv.runtime import GenerationConfig
-from stratakv.runtime.terminal import printable, reply_text
-from stratakv.runtime.typed_line import command_of, message_of, whole_message
-from stratakv.runtime.typed_path import path_of, unquoted
-from stratakv.runtime.typed_settings import ALLOWED, changed, in_words, split_setting
+from stratakv.runtime.cli.typed_line import command_of, message_of, whole_message
+from stratakv.runtime.cli.typed_path import path_of, unquoted
+from stratakv.runtime.cli.typed_settings import ALLOWED, changed, in_words, split_setting
+from stratakv.runtime.process.terminal import printable, reply_text
 
 BASE = GenerationConfig()
 

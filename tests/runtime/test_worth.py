@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from stratakv.runtime.worth import Worth
+from stratakv.runtime.layers.worth import Worth
 
 
 def guessed(seconds: Callable[[int, bool], float], steps: int) -> np.ndarray:

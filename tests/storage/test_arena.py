@@ -14,7 +14,7 @@ from children import Say, child
 from kv_pages import SMALL, arena
 
 from stratakv.storage import Arena
-from stratakv.storage.eviction import victims as choose
+from stratakv.storage.memory.eviction import victims as choose
 
 
 def filled(num_slots: int, pages: list[tuple[int, int]]) -> Arena:

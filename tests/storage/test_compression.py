@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kv_pages import FINGERPRINT, arena, disk_tier, read_back, text
 
-from stratakv.storage import PageLayout, TieredStore, page_key, record
+from stratakv.storage import PageLayout, TieredStore, page_key
 from stratakv.storage.codecs import CODECS, LOSSLESS, Int4Codec, make_codec
-from stratakv.storage.compression import (
+from stratakv.storage.codecs.compression import (
     COMPRESSIONS,
     AdaptiveCompression,
     OneCodec,
@@ -25,6 +25,7 @@ from stratakv.storage.compression import (
     is_lossy,
     make_compression,
 )
+from stratakv.storage.disk import record
 
 LAYOUT = PageLayout(num_heads=2, page_size=16, head_dim=64, dtype="bfloat16")
 COUNT = 120

@@ -26,11 +26,10 @@ from stratakv.storage import (
     StorageFullError,
     StoreUnavailableError,
     TieredStore,
-    lmdb_file,
     page_key,
-    record,
 )
 from stratakv.storage.codecs import make_codec
+from stratakv.storage.disk import lmdb_file, record
 
 TEXT = text(LARGE, 60)
 PAGES = random_pages(LARGE, 60)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kv_pages import SMALL, arena, read_back, store_on, text
 
 from stratakv.storage import Arena, TieredStore
-from stratakv.storage.eviction import POLICIES, make_policy, victims
+from stratakv.storage.memory.eviction import POLICIES, make_policy, victims
 
 LAYERS = 3
 

@@ -13,8 +13,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from stratakv.storage import ROOT, PageLayout, next_chain, page_key, record
+from stratakv.storage import ROOT, PageLayout, next_chain, page_key
 from stratakv.storage.codecs import CODECS, LOSSLESS, make_codec
+from stratakv.storage.disk import record
 
 FOLDER = Path(__file__).parents[1] / "data" / "records"
 FINGERPRINT = bytes.fromhex("00112233445566778899aabbccddeeff")

@@ -9,7 +9,8 @@ import torch
 from kv_pages import SMALL, disk_tier, random_pages, read_back, store_on, text
 from records import change_records, resealed, stored
 
-from stratakv.storage import CorruptPageError, LaterVersionError, RecordError, TieredStore, page_key, record
+from stratakv.storage import CorruptPageError, LaterVersionError, RecordError, TieredStore, page_key
+from stratakv.storage.disk import record
 
 TEXT = text(SMALL, 8)
 PAGES = random_pages(SMALL, 8)

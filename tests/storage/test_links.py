@@ -12,7 +12,7 @@ import torch
 from kv_pages import LARGE, disk_tier, random_pages, read_back, store_on, text
 
 from stratakv.storage import TieredStore
-from stratakv.storage.links import Link
+from stratakv.storage.transfer.links import Link
 
 COUNT = 12
 TEXT = text(LARGE, COUNT)
@@ -75,7 +75,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        monkeypatch.setattr("stratakv.storage.links.time", self)
+        monkeypatch.setattr("stratakv.storage.transfer.links.time", self)
 
     def perf_counter(self) -> float:
         return self.now

@@ -10,7 +10,7 @@ import torch
 from kv_pages import SMALL, arena
 
 from stratakv.storage import Arena, TieredStore
-from stratakv.storage.pinning import Pinner
+from stratakv.storage.memory.pinning import Pinner
 
 DATA = torch.zeros(10, 512, dtype=torch.uint8)
 

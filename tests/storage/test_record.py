@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hostile import FINGERPRINT, KEY, PAYLOAD, TOKENS, by_hand
 
-from stratakv.storage import PageLayout, RecordError, record
+from stratakv.storage import PageLayout, RecordError
 from stratakv.storage.codecs import CODECS, LOSSLESS, make_codec
+from stratakv.storage.disk import record
 
 
 def packed() -> bytes:

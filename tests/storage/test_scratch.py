@@ -13,8 +13,8 @@ import pytest
 from children import Say, child
 from faults import NOBODY, no_file_may_grow
 
-from stratakv.storage.lease import Lease
-from stratakv.storage.scratch import remove_all, scratch_folder, whole_file
+from stratakv.storage.disk.lease import Lease
+from stratakv.storage.files.scratch import remove_all, scratch_folder, whole_file
 
 
 def names(folder: Path) -> list[str]:

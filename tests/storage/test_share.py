@@ -14,9 +14,10 @@ import pytest
 from children import Say, child
 from kv_pages import FINGERPRINT, LARGE
 
-from stratakv.storage import DiskTier, StorageFullError, StoreUnavailableError, page_key, record
-from stratakv.storage.lease import Lease, claimed_in
-from stratakv.storage.share import alone_in, bytes_in
+from stratakv.storage import DiskTier, StorageFullError, StoreUnavailableError, page_key
+from stratakv.storage.disk import record
+from stratakv.storage.disk.lease import Lease, claimed_in
+from stratakv.storage.disk.share import alone_in, bytes_in
 
 MB = 1 << 20
 CAP = 5 * MB

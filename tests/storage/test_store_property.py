@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 from kv_pages import SMALL, arena, disk_tier, read_back, text
 
 from stratakv.storage import CapacityError, OpenPage, Ticket, TieredStore, page_key
-from stratakv.storage.eviction import POLICIES
+from stratakv.storage.memory.eviction import POLICIES
 
 LAYERS = 3
 TEXTS = [text(SMALL, 5, seed=seed) for seed in range(2)]

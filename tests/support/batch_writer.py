@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from kv_pages import FINGERPRINT, LARGE, disk_tier
 
-from stratakv.storage import page_key, record
+from stratakv.storage import page_key
+from stratakv.storage.disk import record
 
 BATCH = 4
 TOKENS = np.arange(LARGE.page_size, dtype=np.uint32)

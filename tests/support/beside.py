@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from stratakv.runtime import KVConfig, Runtime, session
+from stratakv.runtime import KVConfig, Runtime
 from stratakv.runtime.bench import llama_c
-from stratakv.runtime.engine import Engine
-from stratakv.runtime.sequence import Sequence
+from stratakv.runtime.engine.engine import Engine
+from stratakv.runtime.engine.sequence import Sequence
+from stratakv.runtime.sessions import session
 
 OF_TRANSFORMERS, OF_LLAMA_CPP = 1e-3, 3e-3
 """Largest difference of logits over the largest logit, in fp32."""

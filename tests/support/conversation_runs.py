@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from stratakv.runtime import Runtime, StratakvError
-from stratakv.runtime.config import GenerationConfig
-from stratakv.runtime.generate import generate
-from stratakv.runtime.reply import Reply
+from stratakv.runtime.api.config import GenerationConfig
+from stratakv.runtime.api.reply import Reply
+from stratakv.runtime.engine.generate import generate
 
 WORDS = ("tide", "strand", "lamp", "log", "keeper", "<|im_end|>", "storm", "“brass”", "oil", "<|im_start|>user")
 

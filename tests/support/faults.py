@@ -64,7 +64,7 @@ class FailingDisk:
             self.num_opened += 1
             return _Environment(self, really_open(*arguments, **options))
 
-        monkeypatch.setattr("stratakv.storage.lmdb_file.lmdb.open", open_failing)
+        monkeypatch.setattr("stratakv.storage.disk.lmdb_file.lmdb.open", open_failing)
 
     def fail(self, commits: int, *, is_meta: bool = False) -> None:
         self.failures, self.is_meta = commits, is_meta

@@ -20,8 +20,8 @@ from typing import Any
 def load_model(path: str) -> None:
     import torch
 
-    from stratakv.runtime.locate import locate
-    from stratakv.runtime.model import Model
+    from stratakv.runtime.model.locate import locate
+    from stratakv.runtime.model.model import Model
 
     directory = locate(path, "float32", local_files_only=True, on_convert=lambda name: None)
     Model.load(directory, torch.device("cpu"), torch.float32)
@@ -84,7 +84,7 @@ def peak_bytes() -> int:
 
 
 def answer(work: str, arguments: list[str]) -> dict[str, Any]:
-    from stratakv.runtime.errors import ModelFileError, SessionError
+    from stratakv.runtime.api.errors import ModelFileError, SessionError
     from stratakv.storage import RecordError
 
     typed = {"model": ModelFileError, "session": SessionError, "record": RecordError}.get(work, ())

@@ -11,8 +11,8 @@ from typing import Any
 
 from gguf_models import FAMILIES, random_model, write_gguf
 
-from stratakv.runtime.gguf.container import Contents, Tensor, read_gguf
-from stratakv.runtime.gguf.keys import Keys
+from stratakv.runtime.model.gguf.container import Contents, Tensor, read_gguf
+from stratakv.runtime.model.gguf.keys import Keys
 
 _FOLDER = TemporaryDirectory(prefix="gguf-")
 

@@ -12,7 +12,7 @@ class HandClock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._patch, self._now = monkeypatch, 1000.0
-        monkeypatch.setattr("stratakv.storage.clock.now", lambda: self._now)
+        monkeypatch.setattr("stratakv.storage.transfer.clock.now", lambda: self._now)
 
     def passes(self, seconds: float) -> None:
         self._now += seconds

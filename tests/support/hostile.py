@@ -1,4 +1,4 @@
-"""Records to plant in a store, as `storage/record.py` and docs/FORMAT.md lay them out, written without the module."""
+"""Records to plant in a store, as `storage/disk/record.py` and docs/FORMAT.md lay them out, made without the module."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def _open(keys: dict[str, Any], folder: Path) -> Any:
 
 
 def main() -> None:
-    from stratakv.runtime.gguf.pre_tokenizers import RULES
+    from stratakv.runtime.model.gguf.pre_tokenizers import RULES
 
     DATA.mkdir(exist_ok=True)
     with TemporaryDirectory() as name:

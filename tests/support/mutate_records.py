@@ -12,7 +12,7 @@ import zstandard
 from payloads import Payload
 
 HEAD = struct.Struct("<4sHBB16s18sHQQ")
-"""As documented in `storage/record.py`; written down again so that a change of the format shows."""
+"""As documented in `storage/disk/record.py`; written down again so that a change of the format shows."""
 FIXED = HEAD.size + 8
 EXTREMES = [0, 1, 511, 513, 2**16 - 1, 2**31, 2**32, 2**40, 2**63, 2**64 - 1]
 

@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from stratakv.retrieval.codebook import learn_codebooks, query_metric
+from stratakv.retrieval.structures.codebook import learn_codebooks, query_metric
 
 
 @cache

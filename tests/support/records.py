@@ -9,8 +9,8 @@ import lmdb
 import numpy as np
 import xxhash
 
-from stratakv.runtime.saved import StoreFolder
-from stratakv.storage import pieces
+from stratakv.runtime.sessions.saved import StoreFolder
+from stratakv.storage.disk import pieces
 
 
 def record_offsets(folder: Path, database: str) -> dict[bytes, tuple[int, int]]:

@@ -16,7 +16,7 @@ import saver
 from conversations import NUM_TURNS, load, state_of, take_turn, untroubled
 
 from stratakv.runtime import Runtime
-from stratakv.runtime.saved import StoreFolder, store_folders
+from stratakv.runtime.sessions.saved import StoreFolder, store_folders
 
 
 @dataclass

@@ -43,7 +43,7 @@ class SmallDisk:
 def small_disk(store: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> SmallDisk:
     """What the program is told of every file system until the test ends."""
     found = SmallDisk(store, size)
-    monkeypatch.setattr("stratakv.runtime.machine_caps.shutil.disk_usage", found.usage)
+    monkeypatch.setattr("stratakv.runtime.engine.machine_caps.shutil.disk_usage", found.usage)
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from stratakv.runtime import template_child
+from stratakv.runtime.untrusted import template_child
 
 CONTROLS = (
     "<s>", "</s>", "<bos>", "<eos>", "<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|start_header_id|>",
@@ -135,7 +135,9 @@ def tokenizer_of(kind: str, flags: str = "plain", *, bos: bool = False, eos: boo
 
 def render_here(patch: pytest.MonkeyPatch) -> None:
     """Templates are rendered in this process from now on: these are ours."""
-    patch.setattr("stratakv.runtime.template_render._answer", lambda request: template_child.rendered(**request))
+    patch.setattr(
+        "stratakv.runtime.untrusted.template_render._answer", lambda request: template_child.rendered(**request)
+    )
 
 
 TEMPLATES = {

@@ -11,10 +11,10 @@ import pytest
 from fuzz import Fuzz
 from tiny_models import save_tiny_model
 
-from stratakv.runtime import json_check
-from stratakv.runtime.directory_check import check_directory
-from stratakv.runtime.errors import ModelFileError
-from stratakv.runtime.settings_check import MAX_ADDED, MAX_LIST
+from stratakv.runtime.api.errors import ModelFileError
+from stratakv.runtime.untrusted import json_files
+from stratakv.runtime.untrusted.directory import check_directory
+from stratakv.runtime.untrusted.settings import MAX_ADDED, MAX_LIST
 
 MANY = b'{"a":[' + b"[]," * (1 << 21) + b"[]]}"
 DEEP = b'{"a":' * (1 << 18) + b"1" + b"}" * (1 << 18)
@@ -106,7 +106,7 @@ def test_a_file_is_measured_before_it_is_read(tmp_path: Path) -> None:
     with (tmp_path / "config.json").open("wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(ModelFileError, match="1099511627776 bytes, at most 1048576 are allowed"):
-        json_check.read(tmp_path / "config.json", json_check.CONFIG)
+        json_files.read(tmp_path / "config.json", json_files.CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -117,8 +117,8 @@ def test_a_file_is_measured_before_it_is_read(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("indent", [None, 1])
-def test_what_is_counted_is_what_a_parser_finds(tmp_path: Path, value: dict[str, object], indent: int | None) -> None:
-    path, text = tmp_path / "x.json", json.dumps(value, indent=indent).encode()
+def test_what_is_counted_is_what_a_parser_finds(value: dict[str, object], indent: int | None) -> None:
+    text = json.dumps(value, indent=indent).encode()
 
     def depth(item: object) -> int:
         inner = list(item.values()) if isinstance(item, dict) else item if isinstance(item, list) else None
@@ -129,22 +129,22 @@ def test_what_is_counted_is_what_a_parser_finds(tmp_path: Path, value: dict[str,
         return 0 if inner is None else max(1, len(inner)) + sum(map(values, inner))
 
     count = values(value)
-    assert json_check.parse(path, text, "content", json_check.Limits(1 << 30, count)) == value
+    assert json_files.parse(text, "content", json_files.Limits(1 << 30, count), ModelFileError) == value
     with pytest.raises(ModelFileError, match=f"{count} values"):
-        json_check.parse(path, text, "content", json_check.Limits(1 << 30, count - 1))
+        json_files.parse(text, "content", json_files.Limits(1 << 30, count - 1), ModelFileError)
     nested = text
-    for _ in range(json_check.MAX_DEPTH - depth(value)):
+    for _ in range(json_files.MAX_DEPTH - depth(value)):
         nested = b'{"a":' + nested + b"}"
-    json_check.parse(path, nested, "content", json_check.VOCABULARY)
+    json_files.parse(nested, "content", json_files.VOCABULARY, ModelFileError)
     with pytest.raises(ModelFileError, match="32 levels"):
-        json_check.parse(path, b"[" + nested + b"]", "content", json_check.VOCABULARY)
+        json_files.parse(b"[" + nested + b"]", "content", json_files.VOCABULARY, ModelFileError)
 
 
 @pytest.mark.parametrize("name", ["model", "mod", "model2", "m\\u006fdel"])
 def test_only_what_is_left_out_is_not_parsed(tmp_path: Path, name: str) -> None:
     path = tmp_path / "x.json"
     path.write_text(f' {{ "first": [1, {{}}], "{name}" : {{"a": "}},{{"}}, "last": {{"model": 2}} }}\n')
-    found = json_check.read_without(path, "model", json_check.VOCABULARY, json_check.CONFIG)
+    found = json_files.read_without(path, "model", json_files.VOCABULARY, json_files.CONFIG)
     whole = json.loads(path.read_text())
     assert found == {key: value for key, value in whole.items() if name != "model" or key != "model"}
 
@@ -155,4 +155,4 @@ def test_only_what_is_left_out_is_not_parsed(tmp_path: Path, name: str) -> None:
 def test_a_part_of_what_is_no_object(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ModelFileError, match=r"x\.json: content: "):
-        json_check.read_without(tmp_path / "x.json", "model", json_check.VOCABULARY, json_check.CONFIG)
+        json_files.read_without(tmp_path / "x.json", "model", json_files.VOCABULARY, json_files.CONFIG)

@@ -15,9 +15,9 @@ from faults import no_file_may_grow
 from tiny_gguf import write_tiny_gguf
 from tiny_models import save_tiny_model
 
-from stratakv.runtime import conversion
-from stratakv.runtime.errors import ModelFileError
-from stratakv.runtime.locate import locate
+from stratakv.runtime.api.errors import ModelFileError
+from stratakv.runtime.model import conversion
+from stratakv.runtime.model.locate import locate
 
 
 def converted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:

@@ -14,9 +14,10 @@ from mutate_records import mutated_bytes, mutated_payload, mutated_record
 from tiny_models import save_tiny_model
 
 from stratakv.runtime import KVConfig, Runtime
-from stratakv.runtime.saved import StoreFolder
-from stratakv.storage import page_key, record
+from stratakv.runtime.sessions.saved import StoreFolder
+from stratakv.storage import page_key
 from stratakv.storage.codecs import make_codec
+from stratakv.storage.disk import record
 
 COUNT = int(os.environ.get("FUZZ", "40")) // 2
 TEXT = "The lighthouse keeper wrote the log every evening, and hid the letter under the lamp. " * 9

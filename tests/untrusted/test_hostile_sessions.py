@@ -15,8 +15,8 @@ from tiny_models import save_tiny_model
 from typer.testing import CliRunner
 
 from stratakv.runtime import KVConfig, Runtime, SessionError
-from stratakv.runtime.cli import app
-from stratakv.runtime.saved import StoreFolder
+from stratakv.runtime.cli.app import app
+from stratakv.runtime.sessions.saved import StoreFolder
 
 TEXT = "The lighthouse keeper wrote the log every evening, and hid the letter under the lamp. " * 9
 QUESTION = "Who wrote the log?"

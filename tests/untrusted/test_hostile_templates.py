@@ -9,8 +9,8 @@ import pytest
 from tiny_models import CHATML, save_tiny_model
 
 from stratakv.runtime import KVConfig, ModelFileError, Runtime
-from stratakv.runtime.template import Template
-from stratakv.runtime.template_render import render
+from stratakv.runtime.model.template import Template
+from stratakv.runtime.untrusted.template_render import render
 
 USUAL = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content | trim }}\n{% endfor %}"
 FEATURES = {

@@ -9,8 +9,8 @@ from hostile import FINGERPRINT, by_hand, plant
 from typer.testing import CliRunner
 
 from stratakv.runtime import KVConfig, Runtime, SessionError
-from stratakv.runtime.cli import app
-from stratakv.runtime.session import check_name
+from stratakv.runtime.cli.app import app
+from stratakv.runtime.sessions.session import check_name
 from stratakv.storage import DiskTier
 
 HOSTILE = {

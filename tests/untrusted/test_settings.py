@@ -13,9 +13,9 @@ from hub_configs import HUB
 from tiny_models import FAMILIES, save_tiny_model
 from transformers import AutoConfig, PreTrainedConfig
 
-from stratakv.runtime.directory_check import check_directory
-from stratakv.runtime.errors import ModelFileError
-from stratakv.runtime.settings_check import NAMES, read_config
+from stratakv.runtime.api.errors import ModelFileError
+from stratakv.runtime.untrusted.directory import check_directory
+from stratakv.runtime.untrusted.settings import NAMES, read_config
 
 UNUSED = {"initializer_range", "use_cache"}
 """Of training, and of a cache that is not ours."""
@@ -186,8 +186,8 @@ def test_an_added_token_that_the_model_does_not_have(model: Path) -> None:
 def load(folder: Path) -> None:
     import torch
 
-    from stratakv.runtime.locate import locate
-    from stratakv.runtime.model import Model
+    from stratakv.runtime.model.locate import locate
+    from stratakv.runtime.model.model import Model
 
     found = locate(str(folder), "float32", on_convert=lambda name: None)
     Model.load(found, torch.device("cpu"), torch.float32)

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from vocabularies import VOCABULARIES
 
-from stratakv.runtime import json_check
-from stratakv.runtime.directory_check import MAX_TEMPLATE
-from stratakv.runtime.errors import ModelFileError
-from stratakv.runtime.gguf import merges
-from stratakv.runtime.gguf.tokenizer import write_tokenizer
-from stratakv.runtime.gguf.vocabulary import MAX_LETTERS, MAX_TOKENS
-from stratakv.runtime.settings_check import MAX_ADDED
-from stratakv.runtime.tokens import load_tokenizer
+from stratakv.runtime.api.errors import ModelFileError
+from stratakv.runtime.model.gguf import merges
+from stratakv.runtime.model.gguf.tokenizer import write_tokenizer
+from stratakv.runtime.model.gguf.vocabulary import MAX_LETTERS, MAX_TOKENS
+from stratakv.runtime.model.tokens import load_tokenizer
+from stratakv.runtime.untrusted import json_files
+from stratakv.runtime.untrusted.directory import MAX_TEMPLATE
+from stratakv.runtime.untrusted.settings import MAX_ADDED
 
 
 def keys(model: str, tokens: list[Any], kind: int = 1, **said: Any) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def test_pairs_and_bytes_are_bounded_too(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(merges, "MAX_PAIRS", 1000)
     with pytest.raises(ModelFileError, match=r"tokens: more than 1000 pairs of tokens make another one"):
         write_tokenizer(Path("file.gguf"), runs, tmp_path)
-    monkeypatch.setattr(json_check, "VOCABULARY", json_check.Limits(1000, 1000))
+    monkeypatch.setattr(json_files, "VOCABULARY", json_files.Limits(1000, 1000))
     with pytest.raises(ModelFileError, match=r"larger than can be read again \(\d+ bytes, at most 1000 are allowed\)"):
         write_tokenizer(Path("file.gguf"), BYTES, tmp_path)
 

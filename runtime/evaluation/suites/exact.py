@@ -20,16 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ....storage.file_names import readable_path
-from ....storage.scratch import scratch_folder
-from ... import session
-from ...config import KVConfig
-from ...engine import Engine
-from ...layer_cache import TieredLayer
-from ...runtime import Runtime
-from ...sequence import Sequence
-from ...step import Step
-from ...workspace import KEY_BLOCK, Workspace
+from ....storage.files.file_names import readable_path
+from ....storage.files.scratch import scratch_folder
+from ...api.config import KVConfig
+from ...chat.runtime import Runtime
+from ...engine.engine import Engine
+from ...engine.sequence import Sequence
+from ...layers.step import Step
+from ...layers.tiered import TieredLayer
+from ...layers.workspace import KEY_BLOCK, Workspace
+from ...sessions import session
 from ..options import Ticker
 from ..plain import PlainModel
 from ..variants import Variant

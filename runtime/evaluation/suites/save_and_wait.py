@@ -11,9 +11,9 @@ import sys
 
 import numpy as np
 
-from ... import session
-from ...config import KVConfig
-from ...runtime import Runtime
+from ...api.config import KVConfig
+from ...chat.runtime import Runtime
+from ...sessions import session
 
 SAVED = "saved"
 

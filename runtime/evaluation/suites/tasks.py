@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from ...sequence import Sequence
+from ...engine.sequence import Sequence
 from ..harness import Harness
 from ..options import Options, Ticker
 from ..statistics import Paired, judge, paired

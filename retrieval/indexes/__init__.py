@@ -1,0 +1,1 @@
+"""The methods, one file each: which tokens should a decode step read?"""

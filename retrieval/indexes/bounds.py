@@ -1,0 +1,56 @@
+"""Page bounds (Quest, arXiv 2406.10774): rank pages by the score none of their keys can exceed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ...kernels.page_bounds import bound_scores, page_bounds
+from ...kernels.topk_pages import group_scores, topk_pages
+from ..index import Index, Rows, Selection
+from ..stored import Geometry, Stored
+
+
+class BoundsIndex(Index):
+    """Idea   per page and channel keep the largest and the smallest key; sum_d max(q lo, q hi)
+             bounds every q.k of the page from above. Read the pages with the highest bounds.
+    State  bounds [G, pages, 2D]: 2 / page_size of the keys; in fp32 on a CPU, which scores in fp32.
+    Cost   build O(n D), append O(page), select O(pages D), attention O(budget).
+    Differs  one selection per KV head, from the mean over its query heads of their softmax over
+             page bounds (the paper's models have one query head per KV head); sinks and the local
+             window are forced; every layer is sparse (the paper leaves the first two dense).
+    """
+
+    name = "bounds"
+
+    def fit(self, keys: Tensor, positions: Tensor, queries: Tensor | None = None, previous: Any = None) -> Rows:
+        return Rows(self._bounds(keys[:, :0]))
+
+    def append(self, state: Rows, keys: Tensor, queries: Tensor | None = None) -> None:
+        state.append(self._bounds(keys))
+
+    def _bounds(self, keys: Tensor) -> Tensor:
+        bounds = page_bounds(keys, self.params.page_size)
+        return bounds.float() if bounds.device.type == "cpu" else bounds
+
+    def truncate(self, state: Rows, num_tokens: int) -> None:
+        state.truncate(num_tokens // self.params.page_size)
+
+    def select(self, state: Rows, q: Tensor, num_tokens: int, budget: int) -> Selection:
+        size = self.params.page_size
+        total, count = num_tokens // size, budget // size
+        scores = group_scores(bound_scores(q, state.data[:, :total]))
+        sink = min(self.params.units(self.params.sink, size), count)
+        local = min(self.params.units(self.params.local, size), count - sink)
+        return Selection(topk_pages(scores, count, sink=sink, local=local), size)
+
+    def export(self, state: Rows) -> dict[str, Tensor]:
+        return {"bounds": state.data}
+
+    def restore(self, tensors: dict[str, Tensor]) -> Rows:
+        return Rows(tensors["bounds"])
+
+    def stored(self, of: Geometry, tensors: dict[str, Tensor]) -> dict[str, Stored]:
+        none = self._bounds(of.keys)
+        return {"bounds": Stored(none.dtype, (of.groups, of.num_tokens // self.params.page_size, none.shape[2]))}

@@ -1,0 +1,45 @@
+"""Exact top-k tokens: the ceiling at a given number of tokens read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ...kernels.topk_pages import group_scores, topk_pages
+from ..index import Index, Rows, Selection
+from ..stored import Geometry, Stored
+
+
+class OracleIndex(Index):
+    """Idea   score every token exactly and keep the best.
+    State  all keys [G, n, D]: as much as the keys themselves, which is why it is only a yardstick.
+    Cost   select O(n D), attention O(budget).
+    Note   one selection per KV head, from the mean over its query heads of their softmax.
+    """
+
+    name = "oracle"
+
+    def fit(self, keys: Tensor, positions: Tensor, queries: Tensor | None = None, previous: Any = None) -> Rows:
+        return Rows(keys[:, :0].clone())
+
+    def append(self, state: Rows, keys: Tensor, queries: Tensor | None = None) -> None:
+        state.append(keys)
+
+    def truncate(self, state: Rows, num_tokens: int) -> None:
+        state.truncate(num_tokens)
+
+    def select(self, state: Rows, q: Tensor, num_tokens: int, budget: int) -> Selection:
+        scores = q.float() @ state.data[:, :num_tokens].float().transpose(1, 2)
+        sink, local = min(self.params.sink, budget), self.params.local
+        ids = topk_pages(group_scores(scores), budget, sink=sink, local=min(local, budget - sink))
+        return Selection(ids, 1)
+
+    def export(self, state: Rows) -> dict[str, Tensor]:
+        return {"keys": state.data}
+
+    def restore(self, tensors: dict[str, Tensor]) -> Rows:
+        return Rows(tensors["keys"])
+
+    def stored(self, of: Geometry, tensors: dict[str, Tensor]) -> dict[str, Stored]:
+        return {"keys": Stored(of.keys.dtype, (of.groups, of.num_tokens, of.dim))}

@@ -1,0 +1,1 @@
+"""What indexes are made of: codebooks, hash tables, trees of boxes, principal directions."""

@@ -1,0 +1,1 @@
+"""What callers give and get: settings, replies, errors. Every room may import it; it imports `process` alone."""

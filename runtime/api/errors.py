@@ -1,0 +1,33 @@
+"""Errors a user can act on. The command line prints their message as one line and exits with 2."""
+
+from __future__ import annotations
+
+from ...storage.errors import StratakvError as StratakvError
+
+
+class ModelFileError(StratakvError):
+    """The model cannot be found, read or understood. Names the file and what is wrong."""
+
+
+class ProfileError(StratakvError):
+    """An index needs a profile that is missing, damaged or another model's. Names the file and the command to run."""
+
+
+class LaterProfileError(ProfileError):
+    """A later version of stratakv wrote a profile. It is not read, and left as it is."""
+
+
+class DoesNotFitError(StratakvError):
+    """A prompt exceeds the model's window or the configured tiers. Shows the sum."""
+
+
+class ConversationError(StratakvError):
+    """A conversation or model cannot be used now: it is closed, or in use by the call that asks."""
+
+
+class WrongTypeError(StratakvError, TypeError):
+    """An argument is of a type that means nothing there. Names it, what was given, and what is taken."""
+
+
+class SessionError(StratakvError):
+    """A session cannot be saved or loaded; the running conversation is untouched."""

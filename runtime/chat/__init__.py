@@ -1,0 +1,1 @@
+"""`Runtime`, the front door, and `Chat`: conversations over documents."""

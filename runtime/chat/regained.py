@@ -1,0 +1,86 @@
+"""The point before a conversation's last reply where nobody remembers it: after a session was resumed, in a fork."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from ..engine.sequence import GENERATED, Sequence, Snapshot
+from ..layers.tiered import LayerPoint, TieredLayer
+from ..model.template import Template, as_array
+from .points import Draft
+
+if TYPE_CHECKING:
+    from ..engine.engine import Engine
+
+
+def forgotten_draft(
+    engine: Engine, template: Template, sequence: Sequence, messages: list[dict[str, str]], unfed: list[int],
+    system: str | None,
+) -> Draft:  # fmt: skip
+    """The point before the last reply of a conversation. `sequence` is there then. Raises as `Engine.prefill`.
+
+    Args:
+        unfed: tokens that join `sequence` with the next turn.
+    """
+    question, said = (message["content"] for message in messages[-2:])
+    num_messages, is_first = len(messages) - 1, len(messages) == 2
+    later, carried = template.later_form(said, system=system), list[int]()
+    for _ in range(2 if later is not None else 0):  # what is carried says what the turn goes on from
+        assert later is not None
+        log = np.concatenate([sequence.tokens, as_array(carried)])
+        told = template.encode_told(question, later, log, system=system, is_first=is_first)
+        if [*carried, *told] == unfed:  # the question is to be read again, too
+            prompt = [*carried, *template.encode_message(question, log, system=system, is_first=is_first)]
+            begin = sequence.snapshot()
+            return Draft(begin, None, num_messages, unfed, begin, carried, as_array(prompt))
+        carried = unfed[: max(0, len(unfed) - len(told))]
+    logits, tokens = _return_to_question(engine, sequence, unfed)
+    return Draft(sequence.snapshot(), logits, num_messages, tokens)
+
+
+def _return_to_question(engine: Engine, sequence: Sequence, unfed: list[int]) -> tuple[Tensor, list[int]]:
+    """Take the last reply out of `sequence`.
+
+    Args:
+        unfed: of the reply's tokens those that the sequence lacks.
+
+    Returns the logits at its end then, fp32 `[vocabulary]`, and the tokens of the reply. All pages before stay as they
+    are; with sliding-window layers, whose past is gone, they are computed again. Raises as `Engine.prefill`; the
+    sequence is as it was then.
+    """
+    prompt = np.flatnonzero(sequence.origins != GENERATED)
+    start = int(prompt[-1]) + 1 if len(prompt) else 0
+    said = [*sequence.tokens[start:].tolist(), *unfed]
+    before = engine.new_sequence(reach=sequence.past.reach)
+    try:
+        with engine.turn():
+            _follow(before, sequence, start)
+        logits = engine.prefill(before, sequence.tokens[before.num_tokens : start].copy()).logits
+        assert logits is not None
+        before.count_as(sequence)
+    except BaseException:
+        before.close()
+        raise
+    with engine.turn():
+        sequence.close()
+        sequence.become(before)
+    return logits, said
+
+
+def _follow(before: Sequence, sequence: Sequence, start: int) -> None:
+    """To the last page's end before `start`, which is left out: its logits are wanted."""
+    layers = [cache for cache in before.layers if isinstance(cache, TieredLayer)]
+    if len(layers) < len(before.layers):
+        return
+    before.follow(sequence)
+    count = max(0, start - 1) // before.page_size
+    points = [_at_page(cache.snapshot(), count, before.page_size) for cache in layers]
+    before.rollback(Snapshot(count * before.page_size, count, points, before.past))
+
+
+def _at_page(point: LayerPoint, count: int, page_size: int) -> LayerPoint:
+    """A point of a layer that only ever grew, when it had so many pages and no tail."""
+    return point._replace(num_pages=count, tail=point.tail[:, :, :0], indexed=min(point.indexed, count * page_size))

@@ -1,0 +1,1 @@
+"""The command `stratakv`: options in, library calls, words out."""

@@ -1,0 +1,191 @@
+"""The console command `stratakv`. Thin: options in, library calls; what cannot be is said by `one_line.OneLine`."""
+
+from __future__ import annotations
+
+import codecs
+import gc
+import logging
+import os
+import signal
+import sys
+import threading
+from contextlib import suppress
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from ...storage.files.scratch import remove_all
+from ..api.typed_numbers import whole_number
+from ..process.terminal import escaped_bytes, printable
+from ..process.threads import choose
+from .bench_command import bench
+from .chat_command import chat
+from .eval_command import calibrate, evaluation
+from .loading import LOADER
+from .one_line import EXIT_CODES, INTERRUPTED, OneLine, with_flags
+from .options import (
+    DeviceOption,
+    DiskOption,
+    DtypeOption,
+    GpuOption,
+    HostOption,
+    ModelOption,
+    PathOption,
+    kv_config,
+    reading,
+)
+from .sessions_command import sessions
+
+_GC_EVERY = 100_000
+"""Objects made before the garbage collector looks. What imports make stays: a tenth of a start went into looking."""
+
+app = typer.Typer(
+    name="stratakv",
+    cls=OneLine,
+    help="Chat with documents far larger than the GPU's memory.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # rich alone would take longer than all else that --help does
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(chat)
+app.add_typer(sessions, name="sessions")
+app.command()(bench)
+app.command()(calibrate)
+app.command(name="eval")(evaluation)
+
+
+def main() -> None:
+    """Entry point: any error becomes one line on stderr and an exit code."""
+    choose()
+    gc.set_threshold(_GC_EVERY)
+    _prepare_streams()
+    _prepare_log()
+    _prepare_signals()
+    code: int | str | None = INTERRUPTED
+    try:
+        app()
+    except SystemExit as done:
+        code = done.code
+    except KeyboardInterrupt:  # while the last lines were written
+        pass
+    _leave(code)
+
+
+def _prepare_streams() -> None:
+    """Streams that are there and take any text: a closed one would give its number to the next file that is opened, and
+    what is printed would be written into that."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stdout is not None:
+        codecs.register_error("stratakv", escaped_bytes)
+        sys.stdout.reconfigure(errors="stratakv")  # type: ignore[union-attr]
+
+
+def _prepare_log() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Warning())
+    logging.getLogger("stratakv").addHandler(handler)
+    conversion = logging.getLogger("stratakv.runtime.model.conversion")
+    conversion.setLevel(logging.INFO)  # minutes and gigabytes: never in silence
+
+
+def _prepare_signals() -> None:
+    """What a batch system or a closing terminal sends ends the command as Ctrl-C does: what was made for the time being
+    is removed. Where such a signal is ignored, as under `nohup`, it stays so."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _end)
+
+
+def _end(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one does not wait
+    raise SystemExit(128 + number)
+
+
+class _Warning(logging.Formatter):
+    """Names of files in a warning are other people's words."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"stratakv: {printable(with_flags(record.getMessage()))}"
+
+
+def _leave(code: int | str | None) -> None:
+    """A model that is still loading is not waited for: its thread cannot be ended, and nothing depends on it."""
+    if any(thread.name == LOADER for thread in threading.enumerate()):
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        remove_all()
+        os._exit(code if isinstance(code, int) else 1)
+    sys.exit(code)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"stratakv {version('stratakv')}")
+        except PackageNotFoundError:
+            print("stratakv (not installed)")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("-V", "--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Chat with documents far larger than the GPU's memory."""
+
+
+def _length(text: str) -> int:
+    number = whole_number(text)
+    if number < 1:
+        raise ValueError(f"a number of tokens from 1, not {text}")
+    return number
+
+
+@app.command()
+def plan(
+    context: Annotated[
+        int, typer.Argument(help="Context length in tokens.", metavar="TOKENS", parser=reading(_length))
+    ],
+    model: ModelOption = "smollm2",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    gpu_kv_gb: GpuOption = None,
+    host_kv_gb: HostOption = None,
+    disk_kv_gb: DiskOption = None,
+    kv_dir: PathOption = None,
+) -> None:
+    """Show what would live where, and whether a context of that length fits."""
+    from ..chat.runtime import Runtime
+    from ..sessions.saved import store_folders
+    from ..sessions.store_cap import told_about, with_disk
+    from .chat_setup import store_root
+
+    kv = kv_config(gpu_gb=gpu_kv_gb, host_gb=host_kv_gb, disk_gb=disk_kv_gb, path=kv_dir, budget=2048)
+    with Runtime.load(model, device=device, dtype=dtype, kv=replace(kv, disk_gb=0.0)) as runtime:
+        found = with_disk(runtime.plan, kv, store_root(kv))  # to say what would be, a store need not be touched
+        needed = f"{context * found.token_bytes / 1e9:.3g} GB"
+        print(f"{found.token_bytes} bytes of KV per token; {context} tokens need {needed}")
+        for tier, cap, tokens in found.rows():
+            print(f"  {tier:5} cap {cap:>8}  holds {tokens} tokens")
+        for line in told_about(store_folders(store_root(kv))):
+            print(f"  in the store {printable(line)}")
+        runtime.check_window(0, context, f"a context of {context} tokens")
+        found.check(context, f"a context of {context} tokens")
+        print("it fits")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,398 @@
+"""Prefill and decode.
+
+Prefill is layer-major: a span of tokens goes through layer l before any of it enters layer l + 1,
+so only one layer's K and V need room on the compute device. Rows go in chunks on a fixed grid of
+positions; a prompt longer than one span is several spans. What was sealed before an interruption stays in the store
+and is found again, but the sequence is as it was.
+
+Threads: an engine may be called from several. They take turns at its model, a layer of a span or a decode step at a
+time, in the order in which they ask. A sequence belongs to one caller at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...retrieval import Index, split_spec
+from ...storage import TieredStore
+from ...storage.transfer import clock
+from ..api.config import KVConfig
+from ..api.progress import OnProgress, Progress
+from ..layers.lookahead import FIRST_GUESSED
+from ..layers.prefetch import Prefetcher
+from ..layers.sliding import SlidingLayer
+from ..layers.tiered import TieredLayer
+from ..layers.workspace import Workspace
+from ..model.model import Attend, Model, StepTables
+from ..model.rotary import RotaryTables
+from ..process.apart import apart
+from ..process.interrupt import Interrupts
+from ..process.spare_cores import FittingThreads
+from .known_tokens import append_known
+from .pasts import Pasts
+from .prefixes import StoredPrefixes
+from .reaching import in_reach, within_reach
+from .sequence import GENERATED, PROMPT, NamedPages, Sequence, Snapshot, StepPoint
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """What a prefill did. `logits` `[vocabulary]` of the last token, unless they were not wanted."""
+
+    logits: Tensor | None
+    num_cached: int
+    num_computed: int
+
+
+class Engine:
+    """One model over one store."""
+
+    def __init__(
+        self,
+        model: Model,
+        store: TieredStore,
+        indexes: list[Index],
+        config: KVConfig,
+        workspace: Workspace,
+        chunk: int,
+        prefetcher: Prefetcher | None = None,
+    ) -> None:
+        self.model, self.store, self.config = model, store, config
+        self.indexes = dict(zip(model.tiered, indexes, strict=True))
+        self.workspace, self.chunk, self.prefetcher = workspace, chunk, prefetcher
+        self.interrupts, self.turns = Interrupts(), model.turns
+        self.threads = FittingThreads.on(model.device)
+        self.pasts = Pasts(model, store, self.indexes, config, workspace, prefetcher)
+        self.num_steps = 0
+        self.tokens_read = 0
+        settings = {**config.retrieval_settings(), "index": self.index_identity}
+        if model.weights != "own":
+            settings["weights"] = model.weights
+        self.prefixes = StoredPrefixes(model, store, self.index_identity)
+        self.salt = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).digest()
+
+    @property
+    def index_name(self) -> str:
+        return split_spec(self.config.index)[0]
+
+    @property
+    def index_identity(self) -> str:
+        """The index and everything its states depend on besides the tokens."""
+        return "; ".join(sorted({index.identity for index in self.indexes.values()}))
+
+    def new_sequence(self, *, keep_queries: bool = False, reach: int = 0) -> Sequence:
+        """An empty one. With `keep_queries` it also keeps the queries that indexes learn from, for forks by other
+        engines.
+
+        Args:
+            reach: that of the KV it will get from elsewhere.
+        """
+        return Sequence(self.pasts.new(reach, keep_queries=keep_queries), self.config.page_size, self.salt)
+
+    def fork(self, sequence: Sequence) -> Sequence:
+        """An independent sequence with the same past; pages are shared, not copied.
+
+        `sequence` may be another engine's over the same store: one prefill then serves several
+        indexes and budgets.
+
+        Raises CapacityError if there is no room for its open pages; nothing is held then.
+        """
+        twin = self.new_sequence(reach=sequence.past.reach)
+        try:
+            with self.turn():
+                twin.follow(sequence)
+        except BaseException:
+            twin.close()
+            raise
+        return twin
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """The model to oneself, with interrupts waiting for a safe point. Raises ConversationError if this thread has
+        it already."""
+        with self.interrupts.deferred(), self.turns.taken(self.interrupts.check), apart():
+            while self.pasts.abandoned:
+                self.pasts.abandoned.popleft().close()
+            yield
+
+    @torch.inference_mode()
+    @apart()
+    def rollback(self, sequence: Sequence, point: Snapshot) -> None:
+        """Drop everything after `point`. What was sealed stays in the store as cache."""
+        with self.interrupts.deferred(), self.turns.taken():  # no check: it is called to clean up
+            sequence.rollback(point)
+
+    # Prefill
+
+    @torch.inference_mode()
+    @apart()
+    def prefill(
+        self,
+        sequence: Sequence,
+        tokens: np.ndarray,
+        *,
+        want_logits: bool = True,
+        reuse: bool = True,
+        on_progress: OnProgress | None = None,
+    ) -> Prefilled:
+        """Append prompt tokens, reusing pages the store already has.
+
+        An exception or Ctrl-C leaves the sequence as it was; what was sealed until then stays in the store, so that
+        another try goes on from there.
+
+        Args:
+            on_progress: called in between, while other threads wait for the model; it must not call back.
+
+        Raises:
+            ValueError: no tokens; nothing was done.
+            CapacityError: the tiers are full.
+            ConversationError: called from inside `on_progress`, or another call has changed the sequence.
+
+        A text that grows to where the model's positions are others (`Rope.reach`) is computed again, all of it.
+        """
+        if len(tokens) == 0:
+            raise ValueError("prefill needs at least one token")
+        self.turns.require_free()
+        point = sequence.snapshot()
+        with self.interrupts.deferred():
+            try:
+                reach = self.model.rope.reach(sequence.num_tokens + len(tokens))
+                if reach != sequence.past.reach:
+                    return self._read_again(sequence, tokens, reach, want_logits, reuse, on_progress)
+                return self._prefill(sequence, tokens, want_logits, reuse, on_progress)
+            except BaseException:
+                self.rollback(sequence, point)
+                raise
+
+    def _read_again(
+        self, sequence: Sequence, tokens: np.ndarray, reach: int, want_logits: bool, reuse: bool,
+        on_progress: OnProgress | None,
+    ) -> Prefilled:  # fmt: skip
+        """All of the text, `tokens` at its end, with the tables of `reach`. The sequence changes at the very end."""
+        held = sequence.num_tokens
+        twin = Sequence(self.pasts.instead_of(sequence.past, reach), sequence.page_size, self.salt)
+        try:
+            done = self._prefill(twin, np.concatenate([sequence.tokens, tokens]), want_logits, reuse, on_progress)
+        except BaseException:
+            with self.interrupts.deferred(), self.turns.taken():
+                twin.close()
+            raise
+        sequence.become(twin)
+        return Prefilled(done.logits, max(0, done.num_cached - held), done.num_computed)
+
+    def _prefill(
+        self, sequence: Sequence, tokens: np.ndarray, want_logits: bool, reuse: bool, on_progress: OnProgress | None
+    ) -> Prefilled:
+        started, total, cached = clock.now(), len(tokens), 0
+        if reuse:
+            with self.turn():
+                cached = self.prefixes.adopt(sequence, tokens, want_logits=want_logits)
+        done, logits = cached, None
+
+        def report(share: float) -> None:
+            if on_progress is not None:
+                processed = done + int(share * len(span))
+                on_progress(Progress(total, cached, processed, clock.now() - started))
+
+        end = sequence.num_tokens + total - cached
+        # Who reads the same prompt again adopts its pages and computes the rows after them, at least the last one. The
+        # same rows are a group of their own here, so that the second time gives the same bits as the first.
+        last_group = (end - want_logits) // sequence.page_size * sequence.page_size
+        for stop in self._span_ends(sequence.num_tokens, total - cached):
+            span = tokens[done : done + stop - sequence.num_tokens]
+            is_last = done + len(span) == total
+            logits = self._span(sequence, span, last_group, want_logits and is_last, report)
+            done += len(span)
+        for cache in sequence.layers:
+            if isinstance(cache, TieredLayer):
+                with self.turn():
+                    cache.index_sealed()
+        with self.turn():
+            self.prefixes.leave_state(sequence, total - cached)
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)  # callers tell how long it took: all of it
+        return Prefilled(logits, cached, total - cached)
+
+    def _span_ends(self, start: int, count: int) -> Iterator[int]:
+        """Ends of spans, on the chunk grid except for the last."""
+        end = start + count
+        while start < end:
+            start = min(end, (start + self.workspace.span_tokens) // self.chunk * self.chunk)
+            yield start
+
+    def _span(
+        self,
+        sequence: Sequence,
+        tokens: np.ndarray,
+        last_group: int,
+        want_logits: bool,
+        report: Callable[[float], None],
+    ) -> Tensor | None:
+        """Append `tokens`, layer by layer, in groups of rows that end on the chunk grid or begin at `last_group`."""
+        start, count = sequence.num_tokens, len(tokens)
+        model = self.model
+        named = sequence.name_pages(tokens, PROMPT)
+        hidden = model.embed_wide(tokens)
+        grid = range((start // self.chunk + 1) * self.chunk, start + count, self.chunk)
+        inside = {last_group} & set(range(start + 1, start + count))
+        chunks = list(pairwise([start, *sorted({*grid} | inside), start + count]))
+        tables = [model.tables(a, b, sequence.past.reach) for a, b in chunks]
+        for layer, cache in enumerate(sequence.layers):
+            with self.turn():
+                cache.begin()
+                module = model.layer(layer, prefill=True)
+                for (a, b), table in zip(chunks, tables, strict=True):
+                    self.interrupts.check()
+                    rows = slice(a - start, b - start)
+                    with self.threads.fitted(b - a):
+                        hidden[:, rows] = model.run_layer(module, hidden[:, rows], self._attend_rows(cache, a, table))
+                    report((layer + (b - start) / count) / model.num_layers)
+                self._finish(sequence, cache, named, count)
+        sequence.commit(tokens, PROMPT, named.chains)
+        with self.turn():
+            return model.logits(hidden[:, -1])[0] if want_logits else None
+
+    def _finish(self, sequence: Sequence, cache: TieredLayer | SlidingLayer, named: NamedPages, count: int) -> None:
+        """A span's `count` tokens are through this layer: publish the pages they fill."""
+        named.require_right(sequence)
+        if isinstance(cache, TieredLayer):
+            cache.finish(named.chains, named.tokens, sequence.tail_len + count)
+
+    def _attend_rows(self, cache: TieredLayer | SlidingLayer, start: int, table: RotaryTables) -> Attend:
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+            q, k = self.model.rotate(layer, q, k, table)
+            return cache.extend(q[0], k[0], v[0], start, scale).unsqueeze(0)
+
+        return attend
+
+    # Decode
+
+    @torch.inference_mode()
+    @apart()
+    def decode(
+        self, sequences: list[Sequence], tokens: list[int], *, within: AbstractContextManager[object] | None = None
+    ) -> Tensor:
+        """One step for several sequences of any lengths: append a token each, return their logits.
+
+        An exception or Ctrl-C leaves every sequence as it was.
+
+        Args:
+            within: entered once the model's turn has come, so that a stopwatch counts no waiting for other threads;
+                before that for a text that must be computed again.
+
+        Returns:
+            fp32 `[len(sequences), vocabulary]`.
+
+        Raises:
+            CapacityError: the tiers are full.
+            ConversationError: called from a callback of another call.
+        """
+        with self.interrupts.deferred(), self._in_reach(sequences), self.turn(), within or nullcontext():
+            return self._step(sequences, tokens)
+
+    def _step(self, sequences: list[Sequence], tokens: list[int]) -> Tensor:
+        model = self.model
+        ids = [np.array([token], dtype=np.uint32) for token in tokens]
+        named = [sequence.name_pages(new, GENERATED) for sequence, new in zip(sequences, ids, strict=True)]
+        before = [StepPoint.of(sequence, fills) for sequence, fills in zip(sequences, named, strict=True)]
+        lengths, reaches = zip(*((sequence.num_tokens, sequence.past.reach) for sequence in sequences), strict=True)
+        tables = model.step_tables(list(lengths), list(reaches))
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+            outs = [sequence.layers[layer].step(q[b], k[b], v[b], scale) for b, sequence in enumerate(sequences)]
+            return torch.stack(outs) if len(outs) > 1 else outs[0].unsqueeze(0)
+
+        try:
+            hidden = model.embed(torch.tensor(tokens, device=model.device))
+            with self.prefetcher.step() if self.prefetcher else nullcontext(), self.threads.fitted(len(sequences)):
+                for layer in range(model.num_layers):
+                    self._look_ahead(sequences, layer + 1, hidden, tables)
+                    hidden = model.step_layer(layer, hidden, tables, attend)
+            for sequence, filled in zip(sequences, named, strict=True):
+                self._seal(sequence, filled)
+        except BaseException:
+            for sequence, earlier in zip(sequences, before, strict=True):
+                earlier.restore(sequence)
+            raise
+        for sequence, new, filled in zip(sequences, ids, named, strict=True):
+            sequence.commit(new, GENERATED, filled.chains)
+        self.num_steps += 1
+        self.tokens_read = max(
+            (cache.tokens_read for s in sequences for cache in s.layers if isinstance(cache, TieredLayer)), default=0
+        )
+        with self.threads.fitted(len(sequences)):
+            return model.step_logits(hidden)
+
+    def _look_ahead(self, sequences: list[Sequence], layer: int, hidden: Tensor, tables: StepTables) -> None:
+        """Guess what `layer` will read from the input `[B, hidden]` of the layer below it."""
+        if self.prefetcher is None or not FIRST_GUESSED <= layer < self.model.num_layers:
+            return
+
+        def query(b: int) -> Tensor:
+            return self.model.query(layer, hidden[b : b + 1], tables.of(b))
+
+        for b, sequence in enumerate(sequences):
+            cache = sequence.layers[layer]
+            if isinstance(cache, TieredLayer):
+                cache.look_ahead(partial(query, b))
+
+    @torch.inference_mode()
+    @apart()
+    def decode_known(self, sequence: Sequence, tokens: np.ndarray) -> Tensor:
+        """Append tokens that are already known, as `decode` would one by one (teacher forcing).
+
+        A token's K and V in a layer depend on the layers below only, so all tokens pass a layer
+        before any enters the next: the same selections and the same attention at a fraction of the
+        time. Computes in `model.prefill_dtype`, as prefill does. An exception leaves the sequence as
+        it was.
+
+        Args:
+            tokens: uint32 `[n]`.
+
+        Returns:
+            Logits after each token, fp32 `[n, vocabulary]`.
+
+        Raises:
+            ValueError: no tokens. CapacityError: the tiers are full.
+        """
+        if not len(tokens):
+            raise ValueError("decode_known needs at least one token")
+        self.turns.require_free()
+        point, found = sequence.snapshot(), []
+        with self.interrupts.deferred():
+            try:
+                while len(tokens):
+                    with self._in_reach([sequence]):
+                        count = within_reach(self.model.rope, sequence, len(tokens))
+                        with self.turn():
+                            found.append(append_known(self.model, sequence, tokens[:count], self.interrupts.check))
+                    tokens = tokens[count:]
+                return torch.cat(found)
+            except BaseException:
+                self.rollback(sequence, point)
+                raise
+
+    def _in_reach(self, sequences: list[Sequence]) -> AbstractContextManager[None]:
+        return in_reach(self.model.rope, sequences, self._read_again)
+
+    def _seal(self, sequence: Sequence, named: NamedPages) -> None:
+        """All layers have the step's token: publish the page that it filled, if it did."""
+        if not named.chains:
+            return
+        named.require_right(sequence)
+        for cache in sequence.layers:
+            if isinstance(cache, TieredLayer):
+                cache.seal(named.chains[0], named.tokens[0])

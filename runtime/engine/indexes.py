@@ -1,0 +1,27 @@
+"""The indexes of a model: one for each layer that is tiered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from ...retrieval import Index, IndexedLayer, make_index
+from ..api.config import KVConfig
+from ..model.model import Model
+
+
+def make_indexes(model: Model, config: KVConfig, profile: Mapping[int, Mapping[str, Tensor]]) -> list[Index]:
+    """As `config` says.
+
+    Args:
+        profile: by layer, from `Profiles.needed`.
+
+    Raises:
+        ValueError: an unknown index or setting, or it needs a profile and there is none.
+    """
+    layers = []
+    for number in model.tiered:
+        known = {name: tensor.to(model.device) for name, tensor in profile.get(number, {}).items()}
+        layers.append(IndexedLayer(number, model.rotation(number), known or None))
+    return [make_index(config.index, config.index_params(), layer) for layer in layers]

@@ -1,0 +1,46 @@
+"""Tokens that are already known, appended as decode would append them one by one (teacher forcing)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..layers.sliding import SlidingLayer
+from ..model.model import Model
+from .sequence import GENERATED, Sequence
+
+
+def append_known(model: Model, sequence: Sequence, tokens: np.ndarray, check: Callable[[], None]) -> Tensor:
+    """As `Engine.decode_known`, for tokens that are turned by the tables that the sequence has. After an exception it
+    must be rolled back.
+
+    Args:
+        check: called between layers.
+    """
+    start, count = sequence.num_tokens, len(tokens)
+    named = sequence.name_pages(tokens, GENERATED)
+    table = model.tables(start, start + count, sequence.past.reach)
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        q, k = model.rotate(layer, q, k, table)
+        cache = sequence.layers[layer]
+        if isinstance(cache, SlidingLayer):
+            return cache.extend(q[0], k[0], v[0], start, scale).unsqueeze(0)
+        names = iter(zip(named.chains, named.tokens, strict=True))
+        outs = []
+        for row in range(count):
+            outs.append(cache.step(q[0, :, row], k[0, :, row], v[0, :, row], scale))
+            if cache.is_full:
+                cache.seal(*next(names))
+        return torch.stack(outs, 1).unsqueeze(0)
+
+    hidden = model.embed_wide(tokens)
+    for layer in range(model.num_layers):
+        check()
+        hidden = model.run_layer(model.layer(layer, prefill=True), hidden, attend)
+    named.require_right(sequence)
+    sequence.commit(tokens, GENERATED, named.chains)
+    return model.logits(hidden[0])

@@ -1,0 +1,91 @@
+"""Making what sequences hold: the layers of a `Past`, with indexes that know its positions."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from dataclasses import replace
+from functools import partial
+from typing import Protocol
+
+from ...retrieval import Index
+from ...storage import TieredStore
+from ..api.config import KVConfig
+from ..layers.prefetch import Prefetcher
+from ..layers.sliding import SlidingLayer
+from ..layers.tiered import TieredLayer
+from ..layers.workspace import Workspace
+from ..model.model import Model
+from .recompute import recompute
+from .sequence import Past
+
+_KEPT = 4
+"""Reaches for which an index is kept."""
+_TURNED: weakref.WeakKeyDictionary[Index, dict[int, Index]] = weakref.WeakKeyDictionary()
+"""Engines may share an index; a state can be copied between sequences whose index is the same."""
+
+
+class Closeable(Protocol):
+    def close(self) -> None: ...
+
+
+class Pasts:
+    """For the sequences of one engine."""
+
+    def __init__(
+        self,
+        model: Model,
+        store: TieredStore,
+        indexes: dict[int, Index],
+        config: KVConfig,
+        workspace: Workspace,
+        prefetcher: Prefetcher | None,
+    ) -> None:
+        self.model, self.store, self.indexes, self.config = model, store, indexes, config
+        self.workspace, self.prefetcher = workspace, prefetcher
+        self.abandoned: deque[Closeable] = deque()
+        """Of conversations that were dropped without being closed, and what no sequence can come back to: the next turn
+        gives their pages up. A garbage collector may come at any moment, also while the store is in the middle of
+        something."""
+
+    def new(self, reach: int = 0, *, keep_queries: bool = False) -> Past:
+        """An empty one. With `keep_queries` it also keeps the queries that indexes learn from."""
+        past = Past(reach)
+        for layer, window in enumerate(self.model.windows):
+            if window is not None:
+                layout, model = self.store.layout, self.model
+                past.layers.append(SlidingLayer(layer, window, layout, model.dtype, model.device))
+                continue
+            recover = partial(recompute, self.model, self.store, past.layers, reach, layer)
+            tiered = TieredLayer(
+                layer, self.store, self._index(layer, reach), self.workspace, self.config.budget_tokens, recover,
+                self.prefetcher,
+            )  # fmt: skip
+            tiered.queries.kept = [] if keep_queries else None
+            past.layers.append(tiered)
+        return past
+
+    def instead_of(self, past: Past, reach: int) -> Past:
+        """An empty one for the same sequence. Either gives its pages up as soon as nothing leads back to it."""
+        tiered = [layer for layer in past.layers if isinstance(layer, TieredLayer)]
+        new = self.new(reach, keep_queries=any(layer.queries.kept is not None for layer in tiered))
+        for old, layer in zip(past.layers, new.layers, strict=True):
+            if isinstance(old, TieredLayer) and isinstance(layer, TieredLayer):
+                layer.watch = old.watch
+        for each in (past, new):
+            if not each.is_watched:
+                each.is_watched = True
+                weakref.finalize(each, self.abandoned.append, Past(each.reach, each.layers)).atexit = False
+        return new
+
+    def _index(self, layer: int, reach: int) -> Index:
+        index = self.indexes[layer]
+        if reach == 0:
+            return index
+        turned = _TURNED.setdefault(index, {})
+        if reach not in turned:
+            if len(turned) == _KEPT:
+                del turned[next(iter(turned))]
+            known = replace(index.layer, rotation=self.model.rotation(layer, reach))
+            turned[reach] = type(index)(index.params, known, index.options)
+        return turned[reach]

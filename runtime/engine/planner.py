@@ -1,0 +1,168 @@
+"""Deciding before any work what lives where, and saying so when it cannot be done."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from ...storage import PageLayout
+from ..api.config import KVConfig
+from ..api.errors import DoesNotFitError
+from ..layers.workspace import Workspace
+from .machine_caps import check_caps
+
+GB = 10**9
+_DEFAULT_SPAN = 4096
+_PAGES_PER_LAYER = 4
+"""Fewest slots per tiered layer in the compute tier: the open page and a few to read."""
+_RECORD_OVERHEAD = 1.2
+"""An incompressible page on disk against its raw bytes: header and LMDB's 4 KiB rounding."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """Byte caps per tier and how prefill works inside them."""
+
+    layout: PageLayout
+    num_tiered: int
+    """Layers whose KV is tiered."""
+    gpu_bytes: int | None
+    host_bytes: int
+    disk_bytes: int
+    """Of the disk tier: of the store's cap what this model may come to have."""
+    span_tokens: int
+    """Rows of one layer-major prefill span."""
+    store_bytes: int = 0
+    """The cap of the store, in which other models may have folders, too."""
+    disk_knob: str = "raise disk_gb"
+    """What lets the store hold more, for messages."""
+
+    @property
+    def token_bytes(self) -> int:
+        """KV of one token over all tiered layers."""
+        return self.layout.token_bytes * self.num_tiered
+
+    @property
+    def workspace_bytes(self) -> int:
+        return Workspace.bytes_for(self.layout, self.span_tokens)
+
+    @property
+    def compute_pool_bytes(self) -> int:
+        """What the compute tier has left for pages beside the workspace."""
+        return (self.gpu_bytes if self.gpu_bytes is not None else self.host_bytes) - self.workspace_bytes
+
+    @property
+    def host_pool_bytes(self) -> int:
+        return self.host_bytes if self.gpu_bytes is not None else self.compute_pool_bytes
+
+    def capacity_tokens(self) -> int:
+        """Tokens whose sealed pages the tiers can keep. GPU copies are spare and add nothing."""
+        return self.disk_tokens(self.disk_bytes) if self.disk_bytes else self.host_tokens()
+
+    def disk_tokens(self, disk_bytes: int) -> int:
+        """Those that so many bytes of disk keep, compressible or not."""
+        return int(disk_bytes / _RECORD_OVERHEAD) // self.token_bytes if self.token_bytes else sys.maxsize
+
+    def disk_need(self, tokens: int) -> int:
+        """Bytes of disk that keep them, compressible or not."""
+        return int(tokens * self.token_bytes * _RECORD_OVERHEAD) + 1
+
+    def host_tokens(self, num_taken: int = 0) -> int:
+        """Those that host memory keeps beside `num_taken` pages that cannot leave it."""
+        if not self.token_bytes:  # all layers keep a window only
+            return sys.maxsize
+        pool = self.host_pool_bytes - num_taken * self.layout.page_bytes
+        return max(0, pool // self.token_bytes - self.layout.page_size)
+
+    def check(self, tokens: int, what: str, disk_bytes: int | None = None) -> None:
+        """Raises DoesNotFitError, with the sum, if `tokens` exceed what the tiers can keep.
+
+        Args:
+            disk_bytes: what the disk tier has for them. None: what was planned.
+        """
+        disk = self.disk_bytes if disk_bytes is None else disk_bytes
+        most = self.disk_tokens(disk) if disk else self.host_tokens()
+        if tokens <= most:
+            return
+        tiers = f"host {_gb(self.host_pool_bytes)}"
+        if disk:
+            beside = f", {_gb(self.store_bytes - disk)} more in other folders" if self.store_bytes > disk else ""
+            tiers = f"disk {_gb(disk)} (up to {_RECORD_OVERHEAD}x the raw bytes when incompressible{beside})"
+        knob = self.disk_knob if disk else f"raise host_gb, or {self.disk_knob}"
+        raise DoesNotFitError(
+            f"{what} does not fit: {tokens} tokens x {self.token_bytes} bytes = {_gb(tokens * self.token_bytes)}, "
+            f"but there is {tiers}, enough for {most} tokens; {knob}"
+        )
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """(tier, cap, tokens whose pages it holds), for people."""
+        found = []
+        if self.gpu_bytes is not None:
+            pool = self.compute_pool_bytes
+            found.append(
+                ("gpu", _gb(self.gpu_bytes), f"{pool // self.token_bytes} + {_gb(self.workspace_bytes)} workspace")
+            )
+        found.append(("host", _gb(self.host_bytes), f"{self.host_pool_bytes // self.token_bytes}"))
+        found.append(("disk", _gb(self.disk_bytes), f"{int(self.disk_bytes / _RECORD_OVERHEAD) // self.token_bytes}"))
+        return found
+
+
+def make_plan(config: KVConfig, layout: PageLayout, num_tiered: int, device: torch.device, chunk: int) -> Plan:
+    """The memory tiers' caps from the configuration, or from what is free now. `sessions.store_cap` adds the disk tier.
+
+    Raises:
+        ValueError: a cap is more than the machine has.
+        DoesNotFitError: the compute tier cannot hold its workspace and a few pages per layer.
+    """
+    check_caps(config, torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None)
+    gpu = None
+    if config.gpu_gb is not None:
+        gpu = int(config.gpu_gb * GB)
+    elif device.type == "cuda":
+        gpu = int(torch.cuda.mem_get_info(device)[0] * 0.8)
+    host = int(config.host_gb * GB) if config.host_gb is not None else available_memory() // 2
+    compute = gpu if gpu is not None else host
+    pages = _PAGES_PER_LAYER * num_tiered * layout.page_bytes
+    spare = compute - pages - Workspace.bytes_for(layout, 0)
+    span = max(chunk, min(_DEFAULT_SPAN, spare // 2 // layout.token_bytes // chunk * chunk))
+    plan = Plan(layout=layout, num_tiered=num_tiered, gpu_bytes=gpu, host_bytes=host, disk_bytes=0, span_tokens=span)
+    if plan.compute_pool_bytes < pages:
+        name, knob = ("device", "gpu_gb") if gpu is not None else ("host", "host_gb")
+        raise DoesNotFitError(
+            f"{name} cap {_gb(compute)} is too small: {_gb(plan.workspace_bytes)} workspace + "
+            f"{_PAGES_PER_LAYER} pages x {num_tiered} layers x {layout.page_bytes} bytes = "
+            f"{_gb(plan.workspace_bytes + pages)}; raise {knob}"
+        )
+    if plan.host_pool_bytes < 2 * num_tiered * layout.page_bytes:
+        raise DoesNotFitError(
+            f"host cap {_gb(host)} is too small: 2 pages x {num_tiered} layers x {layout.page_bytes} bytes = "
+            f"{_gb(2 * num_tiered * layout.page_bytes)}; raise host_gb"
+        )
+    return plan
+
+
+def available_memory() -> int:
+    """Bytes that can be taken now: what the system has free, or the control group or the process's limit allows."""
+    free = int(psutil.virtual_memory().available)
+    addresses, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if addresses != resource.RLIM_INFINITY:
+        free = min(free, max(0, addresses - psutil.Process().memory_info().vms))
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            room = int(Path(limit).read_text()) - int(Path(used).read_text())
+        except (OSError, ValueError):  # no such controller, or "max": no limit
+            continue
+        free = min(free, max(room, 0))
+    return free
+
+
+def _gb(count: int) -> str:
+    return f"{count / GB:.3g} GB"

@@ -1,0 +1,74 @@
+"""Damaged pages, made again from their tokens.
+
+The rebuilt KV is that of an exact prefill; where a page held generated tokens it replaces KV that sparse
+decoding had produced.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...storage import CorruptPageError, TieredStore
+from ..layers.sliding import SlidingLayer
+from ..layers.tiered import TieredLayer
+from ..model.model import Model
+
+logger = logging.getLogger(__name__)
+
+
+@torch.inference_mode()
+def recompute(
+    model: Model, store: TieredStore, layers: list[TieredLayer | SlidingLayer], reach: int, layer: int, pids: list[int]
+) -> None:
+    """Rebuild the damaged pages `pids` of `layer`, reading only the pages before them.
+
+    Args:
+        layers: of the sequence, whose KV has that `reach`.
+
+    Raises:
+        CorruptPageError: the model has sliding layers, whose past is gone. The records are
+            deleted, so that reading the text again computes them.
+    """
+    if len(model.tiered) < model.num_layers:
+        names = store.delete_damaged(pids)
+        raise CorruptPageError(
+            f"{len(pids)} stored page(s) of layer {layer} are damaged ({names}) and cannot be recomputed alone "
+            "for a model with sliding-window layers; start a new conversation and read the text again",
+            pids,
+        )
+    cache, size = layers[layer], store.layout.page_size
+    assert isinstance(cache, TieredLayer)
+    for pid in pids:
+        start = int(np.flatnonzero(cache.pids == pid)[0]) * size
+        tokens, name = store.describe(pid)
+        logger.warning(
+            "page %s (layer %d, tokens %d-%d) was damaged: recomputing it", name, layer, start, start + size - 1
+        )
+        page = _page(model, layers, reach, layer, start, tokens).to(getattr(torch, store.layout.dtype))
+        store.replace(pid, page.contiguous().view(torch.uint8).view(-1))
+
+
+def _page(
+    model: Model, layers: list[TieredLayer | SlidingLayer], reach: int, layer: int, start: int, tokens: np.ndarray
+) -> Tensor:
+    """K and V `[G, 2, L, D]` of the page of `layer` that begins at position `start`."""
+    table = model.tables(start, start + len(tokens), reach)
+    found: list[Tensor] = []
+
+    def attend(at: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        q, k = model.rotate(at, q, k, table)
+        if at == layer:
+            found.extend((k[0], v[0]))
+            return torch.zeros_like(q)
+        below = layers[at]
+        assert isinstance(below, TieredLayer)
+        return below.attend(q[0], k[0], v[0], start, scale).unsqueeze(0)
+
+    hidden = model.embed_wide(tokens)
+    for at in range(layer + 1):
+        hidden = model.run_layer(model.layer(at, prefill=True), hidden, attend)
+    return torch.stack(found, 1)

@@ -1,0 +1,67 @@
+"""Buffers in the compute tier that attention works in, allocated once and counted under its cap."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ...storage import PageLayout
+from ..process.turns import Turns
+
+KEY_BLOCK = 2048
+"""Keys per attention block. Fixed: results must not depend on how much memory there is."""
+
+
+AHEAD_TOKENS = 512
+"""Tokens that cross to the device at a time before anybody asks for them."""
+
+
+class Workspace:
+    """The span buffer (K, V of the rows being prefilled) and the staging areas (gathered pages; rows fetched ahead).
+
+    Args:
+        span_tokens: rows of one prefill span; the buffer also holds the tail before them.
+        turns: whoever holds the turn may use the buffers; a model's, where several engines share it.
+    """
+
+    def __init__(
+        self, layout: PageLayout, span_tokens: int, device: torch.device, turns: Turns | None = None
+    ) -> None:  # fmt: skip
+        self.turns = turns or Turns("the workspace")
+        self.dtype: torch.dtype = getattr(torch, layout.dtype)
+        self.span_tokens, self._layout, self._device = span_tokens, layout, device
+        shape = (2, layout.num_heads, span_tokens + layout.page_size, layout.head_dim)
+        self.span = torch.empty(shape, dtype=self.dtype, device=device)
+        stage = 2 * layout.num_heads * KEY_BLOCK * layout.head_dim
+        self._stage = torch.empty(stage, dtype=self.dtype, device=device)
+        ahead = max(AHEAD_TOKENS, layout.page_size) * 2 * layout.num_heads * layout.head_dim
+        self.ahead = torch.empty(ahead, dtype=self.dtype, device=device)
+        self._wide = torch.empty(stage, dtype=torch.float32, device=device) if self._widens(device) else None
+
+    def _widens(self, device: torch.device) -> bool:
+        """CPU kernels compute in fp32: a 16-bit stage is widened once, into memory that is there."""
+        return device.type == "cpu" and self.dtype != torch.float32
+
+    @cached_property
+    def on_host(self) -> Workspace:
+        """Where attention on the CPU is staged: this one, or beside a GPU a second without a span."""
+        return self if self._device.type == "cpu" else Workspace(self._layout, 0, torch.device("cpu"), self.turns)
+
+    @staticmethod
+    def bytes_for(layout: PageLayout, span_tokens: int) -> int:
+        """What a workspace takes, its widened stage included."""
+        widened = KEY_BLOCK * layout.token_bytes * 2 if layout.item_bytes == 2 else 0
+        rows = span_tokens + layout.page_size + KEY_BLOCK + max(AHEAD_TOKENS, layout.page_size)
+        return rows * layout.token_bytes + widened
+
+    def stage(self, rows: int, width: int) -> Tensor:
+        """A contiguous `[rows, width]` view; the previous one is overwritten."""
+        return self._stage[: rows * width].view(rows, width)
+
+    def widened(self, staged: Tensor) -> Tensor:
+        """What was gathered into `staged`, in the dtype that kernels on this device compute in."""
+        if self._wide is None:
+            return staged
+        return self._wide[: staged.numel()].view(staged.shape).copy_(staged)

@@ -1,0 +1,136 @@
+"""GGUF to safetensors, once per file and dtype: a folder in the model cache, there whole or not at all.
+
+What it needs is known before it begins: the weights in the wanted dtype, and a tokenizer that is told at more length
+than in the GGUF file's header. What a killed conversion left is removed by the next one (`storage.scratch`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from ...storage.files.scratch import remove_dead, scratch_folder, whole_file
+from ..api.errors import ModelFileError
+
+logger = logging.getLogger(__name__)
+
+VERSION = 2
+"""Of what is made of a file. The first one's folders, whose names have no version, may have wrong positions."""
+_DIGEST = 16
+_NAME = re.compile(rf".*-([0-9a-f]{{{_DIGEST}}})-(float32|bfloat16|float16)(?:-v([1-9][0-9]{{0,8}}))?", re.DOTALL)
+_GB = 10**9
+_TOKENIZER_GROWTH = 6
+"""Bytes of `tokenizer.json` for each of the GGUF file's header: 2.0 in SmolLM2, 5.1 in Gemma 3."""
+_OTHER_FILES = 1 << 20
+_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def tell(what: str) -> None:
+    """What is said of a conversion where nobody asked to be told."""
+    logger.info("converting %s once; later starts skip this", what)
+
+
+class Made(NamedTuple):
+    """What the name of a folder says that a file was converted to."""
+
+    digest: str
+    """The beginning of the file's."""
+    dtype: str
+    version: int
+
+    @property
+    def is_current(self) -> bool:
+        """Whether this version of the conversion made it."""
+        return self.version == VERSION
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether an earlier one made it, perhaps with wrong settings."""
+        return self.version < VERSION
+
+
+def folder_name(called: str, digest: str, dtype: str) -> str:
+    """Of what this version makes of a file, by what people call it and the file's digest."""
+    return f"{called}-{digest[:_DIGEST]}-{dtype}-v{VERSION}"
+
+
+def made_of(name: str) -> Made | None:
+    """What a folder's name says, if this or an earlier version gave it."""
+    found = _NAME.fullmatch(name)
+    return Made(found[1], found[2], int(found[3] or 1)) if found else None
+
+
+def is_made(folder: Path) -> bool:
+    """Whether a folder that this version made has what a model is read from: not if somebody removed a part of it."""
+    return all((folder / name).is_file() for name in ("config.json", "model.safetensors"))
+
+
+def convert(paths: Sequence[Path], dtype: str, target: Path, on_convert: Callable[[str], None]) -> None:
+    """Make `target`, a new folder in the model cache.
+
+    Args:
+        paths: a GGUF file, or all parts of a split one.
+        on_convert: told, before it begins, the file's name, what the conversion needs and what is free.
+
+    Raises ModelFileError: the file is damaged or no model that we can run, or there is no room for what is made of it.
+    """
+    import torch
+
+    from .gguf.directory import read_model, write_model
+
+    found = read_model(paths)
+    gguf = found.contents.path
+    needed = found.num_weights * _ITEM_BYTES[dtype] + found.contents.header_bytes * _TOKENIZER_GROWTH + _OTHER_FILES
+    with _room_for(gguf, needed, target.parent) as room, scratch_folder("convert", target.parent) as scratch:
+        on_convert(f"{gguf.name} ({room})")
+        made = scratch / "made"
+        made.mkdir(mode=0o700)
+        write_model(found, getattr(torch, dtype), made)
+        if not is_made(target):
+            shutil.rmtree(target, ignore_errors=True)
+        try:
+            os.rename(made, target)
+        except OSError:
+            if not is_made(target):  # another process finished first otherwise
+                raise
+
+
+def join(parts: list[Path], target: Path) -> None:
+    """Make one file of a GGUF file's parts. Raises ModelFileError: there is no room for it."""
+    size = sum(part.stat().st_size for part in parts)
+    with _room_for(target, size, target.parent), whole_file(target) as file:
+        for part in parts:
+            with part.open("rb") as source:
+                shutil.copyfileobj(source, file, 1 << 20)
+
+
+@contextmanager
+def _room_for(what: Path, needed: int, folder: Path) -> Iterator[str]:
+    """Refuses before and explains after: in the block files are written, by others' libraries too, each of which says
+    in its own way that a disk is full. Yields what is needed and what is free, for people."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_dead(folder)  # what it took is free again
+        free = shutil.disk_usage(folder).free
+        room = f"needs {needed / _GB:.3g} GB in {folder}, {free / _GB:.3g} GB are free"
+        if free < needed:
+            raise ModelFileError(f"{what}: no room to convert it: {room}; {_REMEDY}")
+        yield room
+    except Exception as error:
+        from safetensors import SafetensorError
+
+        if not isinstance(error, OSError | SafetensorError) and type(error) is not Exception:  # tokenizers' own
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelFileError(
+            f"{what}: could not be converted ({reason}): needs {needed / _GB:.3g} GB in {folder}; {_REMEDY}"
+        ) from error
+
+
+_REMEDY = "make room there, or have XDG_CACHE_HOME name a folder with more"

@@ -1,0 +1,248 @@
+"""The table of GGUF architectures: for each, how its keys become a family's config.json, and its tensors its weights.
+
+An entry says only in what its files differ from Llama's. Names of tensors are given without `blk.N.` and their endings,
+names of weights without `model.layers.N.`; shapes are the family's own (`decoder`), which `plan` compares.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ...api.errors import ModelFileError
+from ...untrusted.numbers import shown
+from .container import Contents
+from .kinds import check_is_model
+from .rope import LONG, SHORT, plain_rope, read_rope
+from .rope import TENSORS as ROPE_TENSORS
+from .said import Said
+from .settings import WITHOUT_EFFECT, check_scale, common, no_window, window
+
+Settings = Callable[[Said, Contents, dict[str, Any]], dict[str, Any]]
+"""(keys, file, what `settings.common` found) -> what config.json says besides or instead. A value that only says how a
+name is spelled out, such as `max_window_layers` where nothing slides, is as transformers writes it: a store knows its
+model by what config.json says, and one from before stays that model's."""
+Change = Callable[[Tensor, Mapping[str, Any]], Tensor]
+"""(weight as the file has it, config.json) -> as the family has it. Rows and columns move, no number changes."""
+
+_OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_MLP = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
+_ATTENTION = {
+    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+}  # fmt: skip
+_NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+_HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+_LLAMA = {**_NORMS, **_ATTENTION, **_MLP}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Architecture:
+    """What files of one architecture hold."""
+
+    family: str
+    settings: Settings
+    layer: Mapping[str, str] = field(default_factory=lambda: _LLAMA)
+    """Tensor of a block -> weight of a layer."""
+    biases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Name in config.json -> the tensors of a block that have biases if it is true; it is if any of them has one."""
+    changes: Mapping[str, Change] = field(default_factory=dict)
+    """Tensor of a block -> how its rows, and its bias, stand otherwise than in the family."""
+    norm_offset: float = 0.0
+    """What is added to every norm: the file's are stored as they are used."""
+    rope_tensors: tuple[str, ...] = ()
+    """Which of `rope.TENSORS` it may have."""
+    outer: Mapping[str, str] = field(default_factory=lambda: _OUTER)
+    """Tensor beside the blocks -> weight."""
+
+
+def in_halves(heads: str) -> Change:
+    """Rows of a head that are rotated in pairs (2i, 2i + 1) -> halves (i, i + d/2), as transformers rotates them."""
+
+    def change(weight: Tensor, config: Mapping[str, Any]) -> Tensor:
+        pairs = weight.view(config[heads], -1, 2, *weight.shape[1:])
+        return pairs.transpose(1, 2).reshape(weight.shape)
+
+    return change
+
+
+_PAIRS = {"attn_q": in_halves("num_attention_heads"), "attn_k": in_halves("num_key_value_heads")}
+_ALL_BIASES = {"attention_bias": tuple(_ATTENTION), "mlp_bias": tuple(_MLP)}
+
+
+def _rotated(said: Said, config: Mapping[str, Any]) -> int:
+    """How many numbers of a head are rotated, in families that rotate all."""
+    width: int = config["head_dim"]
+    if (found := said.whole("rope.dimension_count", default=width)) != width:
+        raise said.refuse("rope.dimension_count", found, f"the family rotates all {width} numbers of a head")
+    return width
+
+
+def _rope(said: Said, contents: Contents, config: Mapping[str, Any]) -> dict[str, Any]:
+    return read_rope(said, contents, _rotated(said, config), config["max_position_embeddings"])
+
+
+def _own_head_dim(config: Mapping[str, Any]) -> dict[str, Any]:
+    """For families whose class derives it: stated only if it is another one."""
+    heads, width = config["num_attention_heads"], config["head_dim"]
+    return {"head_dim": None if config["hidden_size"] == heads * width else width}
+
+
+def _llama(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
+    no_window(said, config["max_position_embeddings"])
+    check_scale(said, config["head_dim"])
+    return {"rope_parameters": _rope(said, contents, config), "hidden_act": "silu"}
+
+
+def _qwen(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **_llama(said, contents, config), "layer_types": ["full_attention"] * config["num_hidden_layers"],
+        "sliding_window": None, "use_sliding_window": False, "max_window_layers": 28,
+    }  # fmt: skip
+
+
+def _qwen2(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
+    return {**_qwen(said, contents, config), **_own_head_dim(config)}
+
+
+def _smollm3(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
+    """Every fourth layer does not rotate; no key says so."""
+    layers = config["num_hidden_layers"]
+    return {
+        **_llama(said, contents, config), **_own_head_dim(config), "layer_types": ["full_attention"] * layers,
+        "sliding_window": None, "use_sliding_window": False, "no_rope_layer_interval": 4,
+        "no_rope_layers": [int((at + 1) % 4 != 0) for at in range(layers)],
+    }  # fmt: skip
+
+
+def _olmo2(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
+    no_window(said, config["max_position_embeddings"], "OLMo 3, whose layers slide, is another family")
+    return {**_llama(said, contents, config), **_own_head_dim(config)}
+
+
+def _phi3(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
+    """The window counts, though llama.cpp leaves it out: the model's own directory has it."""
+    width, context = config["head_dim"], config["max_position_embeddings"]
+    rotated = said.whole("rope.dimension_count", default=width)
+    if not 2 <= rotated <= width or rotated % 2:
+        raise said.fail("rope.dimension_count", rotated, f"expected an even number from 2 to {width}")
+    check_scale(said, width)
+    rope = read_rope(said, contents, rotated, context, lists_only=True)
+    original = said.whole("rope.scaling.original_context_length", default=context) or context
+    return {
+        "rope_parameters": {**rope, "partial_rotary_factor": _share(rotated, width)}, **_own_head_dim(config),
+        "original_max_position_embeddings": rope.get("original_max_position_embeddings", original),
+        "sliding_window": window(said, context), "hidden_act": "silu",
+    }  # fmt: skip
+
+
+def _share(part: int, whole: int) -> float:
+    """part / whole, from which `int(whole * share)` makes `part` again."""
+    share = part / whole
+    return share if int(whole * share) == part else math.nextafter(share, 1.0)
+
+
+def _gemma3(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
+    """Scaling is for the layers that see everything; the others have a base frequency of their own. The 27B model,
+    known by its 62 layers, scales scores by its width, all others by their heads'."""
+    layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
+    scalar = config["hidden_size"] // heads if layers == 62 else config["head_dim"]
+    check_scale(said, scalar)
+    # A window over all the model may read is one still: layers that slide have a base frequency of their own.
+    sees = min(said.whole("attention.sliding_window", default=0), config["max_position_embeddings"]) or None
+    slides, pattern = _pattern(said, layers)
+    kinds = ["sliding_attention" if sees is not None and slides[at] else "full_attention" for at in range(layers)]
+    return {
+        "rope_parameters": {
+            "full_attention": _rope(said, contents, config),
+            "sliding_attention": plain_rope(
+                said, "rope.freq_base_swa", config["head_dim"], config["max_position_embeddings"]
+            ),
+        },
+        "layer_types": kinds, "sliding_window": sees, "query_pre_attn_scalar": scalar, **pattern,
+        "hidden_activation": "gelu_pytorch_tanh", "use_bidirectional_attention": False,
+        "attn_logit_softcapping": None, "final_logit_softcapping": None,
+    }  # fmt: skip
+
+
+def _pattern(said: Said, layers: int) -> tuple[list[bool], dict[str, int]]:
+    """Which layers slide, from a list or from n: all but every n-th; and how config.json says n."""
+    name = "attention.sliding_window_pattern"
+    found = said.value(name, 6)
+    if isinstance(found, list):
+        if len(found) < layers or not all(one in (0, 1) for one in found):  # llama.cpp takes numbers, too
+            raise said.fail(name, found, f"expected true or false for each of {layers} layers")
+        return [bool(one) for one in found], {}
+    if type(found) is not int or not 0 <= found <= 512:
+        raise said.fail(name, found, "expected a whole number up to 512")
+    return [found == 0 or (at + 1) % found != 0 for at in range(layers)], {"_sliding_window_pattern": found}
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "llama": Architecture(
+        family="llama", settings=_llama, biases=_ALL_BIASES, changes=_PAIRS, rope_tensors=ROPE_TENSORS
+    ),
+    "qwen2": Architecture(family="qwen2", settings=_qwen2),
+    "qwen3": Architecture(
+        family="qwen3", settings=_qwen, layer=_LLAMA | _HEAD_NORMS, biases={"attention_bias": tuple(_ATTENTION)}
+    ),
+    "gemma3": Architecture(
+        family="gemma3_text",
+        settings=_gemma3,
+        layer=_ATTENTION | _MLP | _HEAD_NORMS | {
+            "attn_norm": "input_layernorm", "post_attention_norm": "post_attention_layernorm",
+            "ffn_norm": "pre_feedforward_layernorm", "post_ffw_norm": "post_feedforward_layernorm",
+        },
+        biases={"attention_bias": tuple(_ATTENTION)},
+        norm_offset=-1.0,
+    ),
+    "phi3": Architecture(
+        family="phi3",
+        settings=_phi3,
+        layer=_NORMS | {
+            "attn_qkv": "self_attn.qkv_proj", "attn_output": "self_attn.o_proj", "ffn_up": "mlp.gate_up_proj",
+            "ffn_down": "mlp.down_proj",
+        },
+        rope_tensors=(SHORT, LONG),
+    ),
+    "olmo2": Architecture(
+        family="olmo2",
+        settings=_olmo2,
+        layer=_ATTENTION | _MLP | _HEAD_NORMS | {
+            "post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm",
+        },
+        biases={"attention_bias": tuple(_ATTENTION)},
+    ),
+    "smollm3": Architecture(family="smollm3", settings=_smollm3, biases=_ALL_BIASES, changes=_PAIRS),
+}  # fmt: skip
+"""By `general.architecture`. Mistral's models are `llama` files."""
+
+
+def read_settings(contents: Contents) -> tuple[Architecture, dict[str, Any]]:
+    """The entry of a file's architecture, and its config.json.
+
+    Raises ModelFileError if it is no model, of no supported architecture, or says something that the family cannot do.
+    """
+    name = check_is_model(contents)
+    if name not in ARCHITECTURES:
+        raise ModelFileError(
+            f"{contents.path}: model family {shown(name)} is not supported; "
+            f"supported in GGUF files: {', '.join(sorted(ARCHITECTURES))}"
+        )
+    entry, said = ARCHITECTURES[name], Said(contents, name)
+    config = common(said, contents)
+    config |= {flag: _has_bias(contents, tensors) for flag, tensors in entry.biases.items()}
+    config |= entry.settings(said, contents, config)
+    said.refuse_rest(WITHOUT_EFFECT)
+    return entry, {"model_type": entry.family, **{name: value for name, value in config.items() if name != "head_dim"
+                   or value is not None}}  # fmt: skip
+
+
+def _has_bias(contents: Contents, tensors: tuple[str, ...]) -> bool:
+    fused = ("attn_qkv",) if "attn_q" in tensors else ()
+    ends = tuple(f".{tensor}.bias" for tensor in (*tensors, *fused))
+    return any(name.startswith("blk.") and name.endswith(ends) for name in contents.tensors)

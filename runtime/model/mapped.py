@@ -1,0 +1,52 @@
+"""The files that a model's weights are mapped from: who writes into one changes the model under the running program.
+
+What is computed from then on belongs to no model, and must not be found under the name of the one that was loaded. A
+file that was put in its place changes nothing: the old one stays mapped, and nobody finds it any more to write to.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...storage import DiskTier, StorageFullError
+from ..api.errors import ModelFileError
+from ..untrusted.directory import weight_files
+from .digests import Stamp, stamp
+from .identity import TENSORS, file_tensors, stamps
+from .locate import recalled
+
+
+class MappedWeights:
+    """The weights in `directory`, about to be read. Raises ModelFileError, OSError."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory, self._before = directory, stamps(directory)
+        self._known: dict[Path, tuple[Stamp, str | None]] = {}
+
+    def guard(self, disk: DiskTier | None) -> None:
+        """They are read, and `disk` keeps what is computed with them: from now on nothing that is not theirs.
+
+        Raises ModelFileError if they were replaced meanwhile: their pages would have another's name.
+        """
+        if stamps(self._directory) != self._before:
+            raise ModelFileError(f"{self._directory}: the model was replaced while it was read; load it again")
+        self._known = {path: (stamp(path), recalled(path, TENSORS)) for path in weight_files(self._directory)}
+        if disk is not None:
+            disk.check_before_writing(self.require_unchanged)
+
+    def require_unchanged(self) -> None:
+        """Raises StorageFullError if there was written into one. After whatever was computed with it: a file's time is
+        set before its bytes."""
+        for path, (before, tensors) in self._known.items():
+            try:
+                now = stamp(path)
+            except OSError:  # gone, or taken away
+                continue
+            if now == before or now[0] != before[0]:
+                continue
+            if tensors is None or file_tensors(path) != tensors:
+                raise StorageFullError(
+                    f"{path} was written to while the model was in use: nothing that it computes is stored any more; "
+                    "load it again"
+                )
+            self._known[path] = now, tensors

@@ -1,0 +1,335 @@
+"""A model as the engine drives it: layer by layer, with attention and positions of our own.
+
+Its layers are `decoder`'s or transformers' own modules. They are called with a function that attention calls back with
+each layer's queries, keys and values, un-rotated (transformers' layers get the identity as their rotation); positions
+are applied here, with the family's own tables and convention. Decode runs the same weights in a form of ours where it
+knows the layer (`lean_layer`).
+
+Importing transformers' models takes seconds; what of it is imported, where and why not more, is said in `decoder`,
+`llama_config` and `tokens`.
+
+Supported are families whose whole forward pass is: embed, decoder layers, norm, head. Others scale
+or mix in between; they are refused by name rather than run wrong. `tests/runtime/test_families.py`
+compares every family listed here with transformers' own logits.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...storage.files.file_names import readable_path
+from ..process.turns import Turns
+from ..untrusted.numbers import FAMILIES as FAMILIES
+from ..untrusted.numbers import reading
+from .captured import CapturedLayer, Graphs
+from .decoder import FORMS
+from .ends import well_known_ends
+from .head import Head
+from .lean_layer import LeanLayer, for_lean, lean_layer
+from .model_files import check_vocabulary, own_modules, read_configuration, rope_of, transformers_modules
+from .products import PRODUCTS, Product
+from .rotary import Rotary, RotaryTables
+from .template import Template
+from .tokens import load_tokenizer
+
+Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
+"""(layer, q [B,H,T,D], k [B,G,T,D], v [B,G,T,D], scale) -> [B,H,T,D]; q and k un-rotated."""
+AttendOne = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
+"""(layer, q [B,H,D], k [B,G,D], v [B,G,D], scale) -> [B,H,D]; q and k rotated."""
+
+
+class StepTables(NamedTuple):
+    """The positions of one new token of each sequence."""
+
+    rotary: RotaryTables
+    lean: RotaryTables
+    """As `lean_layer.turn` takes them."""
+
+    def of(self, b: int) -> StepTables:
+        """Those of sequence b alone."""
+        row = slice(b, b + 1)
+        return StepTables(*({kind: (cos[row], sin[row]) for kind, (cos, sin) in some.items()} for some in self))
+
+
+class Model:
+    """A decoder-only model, its tokenizer and its geometry."""
+
+    def __init__(self, hf: Any, tokenizer: Any) -> None:
+        config = hf.config
+        self.hf, self.tokenizer, self.config = hf, tokenizer, config
+        self.inner = hf.model
+        self.turns = Turns("this model")
+        """Whose turn it is to compute: widened weights, graphs and buffers are shared by all that use the model."""
+        self.device: torch.device = next(hf.parameters()).device
+        self.dtype: torch.dtype = next(hf.parameters()).dtype
+        self.prefill_dtype = torch.float32 if _multiplies_slowly(self.device, self.dtype) else self.dtype
+        self.num_layers: int = config.num_hidden_layers
+        self.num_heads: int = config.num_attention_heads
+        self.num_kv_heads: int = config.num_key_value_heads
+        self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // self.num_heads
+        self.rope = rope_of(config)
+        self.max_positions: int = self.rope.window
+        """Tokens that it is meant for."""
+        kinds = getattr(config, "layer_types", None) or ["full_attention"] * self.num_layers
+        self.kinds: list[str] = list(kinds)
+        windows = [
+            config.sliding_window if kind == "sliding_attention" else self._legacy_window(config) for kind in kinds
+        ]
+        self.windows = [None if window is None or window >= self.max_positions else window for window in windows]
+        """None also for one that no text is longer than: Phi-3's long models have those."""
+        self.tiered = [layer for layer, window in enumerate(self.windows) if window is None]
+        family = sys.modules[type(self.inner.layers[0].self_attn).__module__]
+        self._apply_rotary = family.apply_rotary_pos_emb
+        self._rotary = Rotary(self.rope, self.kinds, self.device, FORMS[config.model_type].rotary_dtype)
+        self._identities: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
+        self._wide: dict[tuple[str, torch.Size], torch.nn.Parameter] = {}
+        self._rotated = [bool(getattr(layer.self_attn, "use_rope", True)) for layer in self.inner.layers]
+        self.use_weights("own")
+
+    def use_weights(self, weights: str) -> None:
+        """What decode multiplies with from now on, a key of `PRODUCTS`. Raises ValueError if that cannot be."""
+        shape, product = (self.num_heads, self.num_kv_heads, self.head_dim), PRODUCTS[weights]
+        self._lean = [
+            lean_layer(layer, *shape, is_rotated=is_rotated, product=product)
+            for layer, is_rotated in zip(self.inner.layers, self._rotated, strict=True)
+        ]
+        if weights != "own" and None in self._lean:
+            raise ValueError(f"weights={weights} is for models whose layers are all known; leave it out")
+        self.use_graphs(Graphs() if self.device.type == "cuda" else None)
+        head = self.hf.lm_head
+        self.logits = Head(self.inner.norm, head, Product(head.weight, head.bias))
+        """Of the last layer's output."""
+        self.step_logits = Head(self.inner.norm, head, product(head.weight, head.bias))
+        """`logits` of a decode step, whose product may be a rounded one."""
+        self.weights = weights
+
+    def use_graphs(self, graphs: Graphs | None) -> None:
+        """Whether decode replays its layers' halves from now on."""
+        self._graphs = graphs
+        self._halves: list[LeanLayer | CapturedLayer | None] = [
+            CapturedLayer(lean, graphs) if graphs and lean else lean for lean in self._lean
+        ]
+
+    def _legacy_window(self, config: Any) -> int | None:
+        """Mistral and Phi-3 give every layer the window without naming layer types."""
+        if getattr(config, "layer_types", None):
+            return None
+        window: int | None = getattr(config, "sliding_window", None)
+        return window
+
+    @classmethod
+    def load(
+        cls, directory: Path, device: torch.device, dtype: torch.dtype, weights: str = "own", modules: str = "own",
+        on_tokenizer: Callable[[Any], object] = lambda tokenizer: None,
+    ) -> Model:  # fmt: skip
+        """Load a Hugging Face directory.
+
+        Args:
+            weights: what decode multiplies with, a key of `PRODUCTS`.
+            modules: `own` layers (`decoder`), or `transformers`', which take seconds more to import: for whoever
+                runs its forward pass beside ours.
+            on_tokenizer: given the tokenizer before the weights are read.
+
+        Raises:
+            ModelFileError: it is not a model we can run. ValueError: its weights cannot be had as `weights`.
+        """
+        with readable_path(directory) as path:
+            with reading(directory / "config.json", "a readable configuration"):
+                config = read_configuration(path, modules)
+            with reading(directory / "tokenizer.json", "a readable tokenizer"):
+                tokenizer = load_tokenizer(path, config)
+                check_vocabulary(tokenizer, config.vocab_size, directory)
+            tokenizer.name_or_path = str(directory)
+            on_tokenizer(tokenizer)
+            with reading(directory, "a readable model"):
+                hf = (own_modules if modules == "own" else transformers_modules)(path, config, dtype).to(device)
+            hf.config.name_or_path = str(directory)
+        with reading(directory / "config.json", "a configuration of a model we can run"):
+            model = cls(hf, tokenizer)
+        if weights != "own":
+            model.use_weights(weights)
+        return model
+
+    @cached_property
+    def eos_ids(self) -> frozenset[int]:
+        """Tokens that end a reply: the model's own, the tokenizer's, the chat template's, and well-known ones."""
+        stated = [self.tokenizer.eos_token_id, Template(self.tokenizer).turn_end]
+        for config in (self.config, self.hf.generation_config):
+            ids = getattr(config, "eos_token_id", None)
+            stated += ids if isinstance(ids, list) else [ids]
+        added = {token.content: number for number, token in self.tokenizer.added_tokens_decoder.items()}
+        return frozenset(well_known_ends(added, (number for number in stated if number is not None)))
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """[B, T] -> [B, T, hidden]."""
+        hidden: Tensor = self.inner.embed_tokens(ids)
+        return hidden
+
+    def embed_wide(self, tokens: np.ndarray) -> Tensor:
+        """Token ids `[T]` -> `[1, T, hidden]` in `prefill_dtype`."""
+        ids = torch.from_numpy(tokens.astype(np.int64)).to(self.device)
+        return self.embed(ids.unsqueeze(0)).to(self.prefill_dtype)
+
+    def tables(self, start: int, stop: int, reach: int) -> RotaryTables:
+        """`rotary` of positions `start .. stop` of a text whose KV has that reach, in `prefill_dtype`."""
+        reaches = [self.rope.reach_at(reach, position) for position in range(start, stop)]
+        positions = torch.arange(start, stop, device=self.device)
+        if len(set(reaches)) == 1:
+            return self._rotary(positions.unsqueeze(0), self.prefill_dtype, reaches[:1])
+        rows = self._rotary(positions.unsqueeze(1), self.prefill_dtype, reaches)
+        return {kind: (cos.transpose(0, 1), sin.transpose(0, 1)) for kind, (cos, sin) in rows.items()}
+
+    def rotary(self, positions: Tensor, dtype: torch.dtype, reach: int = 0) -> RotaryTables:
+        """cos and sin `[B, T, rotary dim]` by layer kind, for positions `[B, T]` of texts of that reach."""
+        return self._rotary(positions, dtype, [reach])
+
+    def rotate(self, layer: int, q: Tensor, k: Tensor, tables: RotaryTables) -> tuple[Tensor, Tensor]:
+        """Apply positions to q `[B,H,T,D]` and k `[B,G,T,D]` the family's way."""
+        if not self._rotated[layer]:
+            return q, k
+        cos, sin = tables[self.kinds[layer]]
+        rotated: tuple[Tensor, Tensor] = self._apply_rotary(q, k, cos, sin)
+        return rotated
+
+    def rotation(self, layer: int, reach: int = 0) -> LayerRotation:
+        """The positions of one layer in texts of that reach, for indexes that work on un-rotated keys."""
+        return LayerRotation(self, layer, reach)
+
+    def layer(self, layer: int, *, prefill: bool) -> torch.nn.Module:
+        """A decoder layer; for prefill, a copy in `prefill_dtype` where that is another.
+
+        Some CPUs multiply 16-bit vectors (decode) three times as fast as fp32 ones, because half
+        the bytes are read, but 16-bit matrices (prefill) five times as slowly. Layer-major prefill
+        needs one layer at a time, so one copy is affordable.
+        """
+        module: torch.nn.Module = self.inner.layers[layer]
+        if not prefill or self.prefill_dtype == self.dtype:
+            return module
+        return copy.deepcopy(module, self._widened_parameters(module))
+
+    def _widened_parameters(self, module: torch.nn.Module) -> dict[int, torch.nn.Parameter]:
+        """The module's parameters in `prefill_dtype`, as `copy.deepcopy` takes them: by identity.
+
+        Layers take turns in the same memory: a copy is good until the next is made.
+        """
+        found = {}
+        for name, parameter in module.named_parameters():
+            wide = self._wide.get((name, parameter.shape))
+            if wide is None:
+                wide = torch.nn.Parameter(torch.empty_like(parameter, dtype=self.prefill_dtype), requires_grad=False)
+                self._wide[name, parameter.shape] = wide
+            wide.copy_(parameter)
+            found[id(parameter)] = wide
+        return found
+
+    def run_layer(self, module: torch.nn.Module, hidden: Tensor, attend: Attend) -> Tensor:
+        """A decoder layer over `[B, T, hidden]`; its attention is `attend`."""
+        out: Tensor | tuple[Tensor, ...] = module(
+            hidden,
+            position_embeddings=self._identity(hidden.dtype),
+            attention_mask=None,
+            position_ids=None,
+            use_cache=False,
+            strata_attend=attend,
+        )
+        return out[0] if isinstance(out, tuple) else out
+
+    def step_tables(self, positions: list[int], reaches: list[int] | None = None) -> StepTables:
+        """For one new token at each of these positions, behind texts whose KV has these `reaches`; None: those that
+        texts of such lengths have."""
+        each = [
+            self.rope.reach_at(0 if reaches is None else reaches[b], position) for b, position in enumerate(positions)
+        ]
+        tables = self._rotary(torch.tensor(positions, device=self.device).unsqueeze(1), self.dtype, each)
+        lean = {kind: for_lean(*table, self.head_dim) for kind, table in tables.items()}
+        if self._graphs is not None:
+            lean = {kind: self._graphs.held(kind, table) for kind, table in lean.items()}
+        return StepTables(tables, lean)
+
+    def step_layer(self, layer: int, hidden: Tensor, tables: StepTables, attend: AttendOne) -> Tensor:
+        """A decoder layer over one new token of each sequence, `[B, hidden]`; its attention is `attend`."""
+        halves = self._halves[layer]
+        if halves is not None:
+            q, k, v = halves.before(hidden, *tables.lean[self.kinds[layer]])
+            return halves.after(hidden, attend(layer, q, k, v, halves.scale))
+
+        def attend_all(at: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+            q, k = self.rotate(at, q, k, tables.rotary)
+            return attend(at, q[:, :, 0], k[:, :, 0], v[:, :, 0], scale).unsqueeze(2)
+
+        return self.run_layer(self.layer(layer, prefill=False), hidden.unsqueeze(1), attend_all)[:, 0]
+
+    def query(self, layer: int, hidden: Tensor, tables: StepTables) -> Tensor:
+        """The query `[G, R, D]` that a layer would make of one token's `hidden` `[1, hidden]`, without the rest of the
+        layer: rotated and scaled, fp32."""
+        lean = self._lean[layer]
+        if lean is not None:
+            q = lean.before(hidden, *tables.lean[self.kinds[layer]])[0][0]
+            return q.view(self.num_kv_heads, -1, self.head_dim).float() * lean.scale
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+            raise _Found(q[0].view(self.num_kv_heads, -1, self.head_dim).float() * scale)
+
+        try:
+            self.step_layer(layer, hidden, tables, attend)
+        except _Found as found:
+            return found.query
+        raise AssertionError(f"layer {layer} attends to nothing")
+
+    def _identity(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The rotation that changes nothing, so that queries and keys arrive un-rotated."""
+        if dtype not in self._identities:
+            cos, _ = next(iter(self.rotary(torch.zeros(1, 1, dtype=torch.long, device=self.device), dtype).values()))
+            self._identities[dtype] = (torch.ones_like(cos), torch.zeros_like(cos))
+        return self._identities[dtype]
+
+
+class _Found(Exception):
+    """Ends a layer at its attention."""
+
+    def __init__(self, query: Tensor) -> None:
+        super().__init__()
+        self.query = query
+
+
+class LayerRotation:
+    """A `retrieval.layer.Rotation`: how one layer of a model applies positions to keys."""
+
+    def __init__(self, model: Model, layer: int, reach: int) -> None:
+        self._model, self._layer, self._reach = model, layer, reach
+
+    def rotate(self, keys: Tensor, positions: Tensor) -> Tensor:
+        """Un-rotated keys `[G, n, D]` at positions `[n]` or `[G, n]` -> rotated, fp32."""
+        return self._apply(keys, self._table(keys, positions))
+
+    def unrotate(self, keys: Tensor, positions: Tensor) -> Tensor:
+        """The inverse. Tables may scale besides rotating (YaRN): cos^2 + sin^2 need not be 1."""
+        cos, sin = self._table(keys, positions)
+        square = cos * cos + sin * sin
+        return self._apply(keys, (cos / square, -sin / square))
+
+    def _table(self, keys: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        rows = positions.to(keys.device)
+        tables = self._model.rotary(rows if rows.dim() == 2 else rows.unsqueeze(0), torch.float32, self._reach)
+        return tables[self._model.kinds[self._layer]]
+
+    def _apply(self, keys: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+        each = keys.float().unsqueeze(1)  # a batch of KV heads, each with positions of its own
+        return self._model.rotate(self._layer, each, each, {self._model.kinds[self._layer]: table})[1].squeeze(1)
+
+
+def _multiplies_slowly(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether matrix products in `dtype` are slower than in fp32 on this hardware."""
+    if device.type != "cpu" or dtype == torch.float32:
+        return False
+    checks = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    return not getattr(torch.ops.mkldnn, checks[dtype])()

@@ -1,0 +1,139 @@
+"""Opening a model directory: configuration and weights, checked before anything is allocated for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..api.errors import ModelFileError
+from ..process.apart import without_progress_bar
+from ..untrusted.directory import check_weights
+from ..untrusted.numbers import check_allocation, check_complete, check_family, check_shape
+from ..untrusted.rope import NAMES, Rope, for_transformers, read_rope
+from ..untrusted.settings import read_config
+from .decoder import Decoder
+from .tensors import account
+
+ATTENTION = "stratakv"
+"""Our name among transformers' attention functions."""
+
+
+def attention(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """What transformers' layers call: hands on to what `Model.run_layer` was given."""
+    at: Any = module.layer_idx
+    out: Tensor = kwargs["strata_attend"](int(at), query, key, value, float(kwargs["scaling"]))
+    return out.transpose(1, 2), None
+
+
+def read_configuration(directory: Path, modules: str) -> Any:
+    """transformers' configuration of a model whose files can be what they say; its positions are `config.rope`.
+
+    Raises ModelFileError, and whatever transformers raises.
+    """
+    path = directory / "config.json"
+    family, settings = read_config(path)
+    tables = read_rope(path, family, settings)
+    plain = {name: value for name, value in settings.items() if name not in NAMES}
+    plain |= {"name_or_path": str(directory), **for_transformers(family, tables)}
+    config = make_configuration(family, plain, modules)
+    _check_config(config, directory)
+    sizes = {"head_dim": _sizes(config)["head_dim"], "max_positions": config.max_position_embeddings}
+    config.rope = Rope.of(path, family, tables, **sizes)
+    return config
+
+
+def make_configuration(family: str, settings: dict[str, Any], modules: str = "own") -> Any:
+    """transformers' configuration of a family, from what `untrusted.settings` lets through. Raises what it raises."""
+    if family == "llama" and modules == "own":
+        from .llama_config import LlamaConfig
+
+        return LlamaConfig(**settings)
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(family, **settings)
+
+
+def rope_of(config: Any) -> Rope:
+    """The positions of a configuration of `read_configuration`, or of one that was made in memory."""
+    found = getattr(config, "rope", None)
+    if isinstance(found, Rope):
+        return found
+    path, family = Path("config.json"), config.model_type
+    tables = read_rope(path, family, {"rope_parameters": config.rope_parameters})
+    sizes = {"head_dim": _sizes(config)["head_dim"], "max_positions": config.max_position_embeddings}
+    return Rope.of(path, family, tables, **sizes)
+
+
+def own_modules(directory: Path, config: Any, dtype: torch.dtype) -> Any:
+    """Layers of `decoder` with the directory's weights. Raises as `weights.load_decoder`."""
+    from transformers.generation.configuration_utils import GenerationConfig
+
+    from .weights import load_decoder
+
+    decoder = load_decoder(directory, config, dtype)
+    if (directory / "generation_config.json").is_file():
+        decoder.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
+    return decoder
+
+
+def transformers_modules(directory: Path, config: Any, dtype: torch.dtype) -> Any:
+    """transformers' own model, whose attention is `attention`. Raises ModelFileError and what transformers raises."""
+    from transformers import AutoModelForCausalLM
+    from transformers.modeling_utils import AttentionInterface
+
+    AttentionInterface.register(ATTENTION, attention)
+    account(directory, Decoder(config))
+    with without_progress_bar():
+        hf, found = AutoModelForCausalLM.from_pretrained(
+            directory, config=config, dtype=dtype, attn_implementation=ATTENTION, use_safetensors=True,
+            output_loading_info=True, local_files_only=True, trust_remote_code=False,
+        )  # fmt: skip
+    check_complete(directory, found)
+    return hf.eval()
+
+
+def _check_config(config: Any, directory: Path) -> None:
+    check_family(directory, config.model_type)
+    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if getattr(config, name, None) is not None:
+            raise ModelFileError(f"{directory / 'config.json'}: {name}: {getattr(config, name)} is not supported")
+    unknown = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
+    if unknown:
+        raise ModelFileError(f"{directory}: layers of type {', '.join(sorted(unknown))} are not supported")
+    if getattr(config, "use_bidirectional_attention", False):
+        raise ModelFileError(f"{directory}: use_bidirectional_attention is not supported")
+    sizes, weights = _sizes(config), check_weights(directory)
+    check_shape(directory / "config.json", sizes)
+    check_allocation(directory / "config.json", sizes, weights.elements, len(weights.shapes))
+
+
+def check_vocabulary(tokenizer: Any, size: int, directory: Path) -> None:
+    """Raises ModelFileError for a token beyond `size`.
+
+    A token without weights would be read from beyond the table. Special tokens may have none: Gemma 3's text models
+    have one for images, which no text is split into.
+    """
+    ids = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).values()
+    added = [number for number, token in tokenizer.added_tokens_decoder.items() if not token.special]
+    largest = max([*ids, *added], default=-1)
+    if largest >= size:
+        raise ModelFileError(f"{directory / 'tokenizer.json'}: vocabulary: token {largest}, the model has {size}")
+
+
+def _sizes(config: Any) -> dict[str, int]:
+    """What decides the shapes of the weights, with the family's defaults where the file is silent."""
+    heads = config.num_attention_heads
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
+    }

@@ -1,0 +1,90 @@
+"""cos and sin of positions, of every kind of table that `rope` knows.
+
+The frequencies are made by transformers' own functions, which load quickly, from what `rope` has read: from nothing
+else, and without a state. transformers' modules remember the longest text they have seen; here the tables of a text
+follow from its reach (`Rope.reach`) alone.
+
+Shapes  B sequences, T tokens
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from ..untrusted.rope import EVERY_LAYER, Rope, Table, rotary_width
+
+RotaryTables = dict[str, tuple[Tensor, Tensor]]
+"""cos and sin `[B, T, rotary dim]` by layer kind."""
+_KEPT = 8
+"""Reaches whose frequencies are kept: most kinds have one, `longrope` two, `dynamic` one for each length."""
+
+
+class Rotary:
+    """The tables of one model.
+
+    Args:
+        kinds: of its layers.
+        dtype: of the tables; None: as they are asked for.
+    """
+
+    def __init__(self, rope: Rope, kinds: list[str], device: torch.device, dtype: torch.dtype | None) -> None:
+        self.rope, self._device, self._dtype = rope, device, dtype
+        self._kinds = sorted(set(kinds))
+        self._known: dict[int, dict[str, tuple[Tensor, float]]] = {}
+
+    def __call__(self, positions: Tensor, dtype: torch.dtype, reaches: list[int]) -> RotaryTables:
+        """Tables for positions `[B, T]` of texts whose `reaches` are one for each row, or one for all."""
+        if len(set(reaches)) == 1:
+            return self._tables(positions, dtype, self._frequencies(reaches[0]))
+        rows = [self._tables(positions[b : b + 1], dtype, self._frequencies(reach)) for b, reach in enumerate(reaches)]
+        return {
+            kind: (torch.cat([row[kind][0] for row in rows]), torch.cat([row[kind][1] for row in rows]))
+            for kind in self._kinds
+        }
+
+    def _tables(
+        self, positions: Tensor, dtype: torch.dtype, frequencies: dict[str, tuple[Tensor, float]]
+    ) -> RotaryTables:
+        made = {}
+        for table, (inverse, scaling) in frequencies.items():
+            angles = positions[..., None].float() * inverse
+            both = torch.cat((angles, angles), -1)
+            kind = self._dtype or dtype
+            made[table] = (both.cos() * scaling).to(kind), (both.sin() * scaling).to(kind)
+        return {kind: made.get(kind) or made[EVERY_LAYER] for kind in self._kinds}
+
+    def _frequencies(self, reach: int) -> dict[str, tuple[Tensor, float]]:
+        """By table: fp32 `[rotary dim / 2]`, and what cos and sin are multiplied with."""
+        if reach not in self._known:
+            if len(self._known) == _KEPT:
+                del self._known[next(iter(self._known))]
+            self._known[reach] = {kind: self._made(table, reach) for kind, table in self.rope.tables.items()}
+        return self._known[reach]
+
+    def _made(self, table: Table, reach: int) -> tuple[Tensor, float]:
+        said = _Said(table, self.rope.head_dim, self.rope.max_positions, self.rope.head_dim)
+        kind = table["rope_type"]
+        if kind in ROPE_INIT_FUNCTIONS:
+            inverse, scaling = ROPE_INIT_FUNCTIONS[kind](said, None, seq_len=torch.tensor(reach) if reach else None)
+            return inverse.to(self._device), float(scaling)
+        width = rotary_width(table, self.rope.head_dim)
+        inverse = 1.0 / (table["rope_theta"] ** (torch.arange(0, width, 2, dtype=torch.float) / width))
+        return inverse.to(self._device), 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """As much of a configuration as transformers' functions look at."""
+
+    rope_parameters: Table
+    head_dim: int
+    max_position_embeddings: int
+    hidden_size: int
+    num_attention_heads: int = 1
+
+    def standardize_rope_params(self) -> None:
+        """They ask for it first; `rope` has done it."""

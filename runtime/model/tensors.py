@@ -1,0 +1,90 @@
+"""Which tensor in a model directory is which weight of the model, and what it means if one is neither.
+
+Every weight of the model comes from the files, in its shape. Every tensor of the files is a weight of the model, or is
+known to change nothing, or is an error that names it: what is left over was meant to change the result.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+from ..api.errors import ModelFileError
+from ..untrusted.directory import check_weights
+from ..untrusted.numbers import shown
+
+logger = logging.getLogger(__name__)
+
+_MARK = "layers.0.post_attention_layernorm.weight"
+"""In every family's decoder, and in no other part of a model: what is before it is before all names of the decoder."""
+_HEAD = "lm_head.weight"
+_COMPUTED = re.compile(r"(.*\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)", re.DOTALL)
+"""In old files; made from `config.json` since."""
+_NO_EFFECT = {
+    r"(model\.)?(vision_tower|vision_model|multi_modal_projector|mm_projector|image_newline)(\..*)?":
+        "the part for pictures, and only text is read",
+    r"(model\.)?mtp\..*": "a part that predicts several tokens at once, which is not asked to",
+}  # fmt: skip
+"""Tensors that a text's logits do not depend on -> what they are."""
+_LEFT_OVER = {
+    r".*(lora_|base_layer\.|modules_to_save\.).*": "it is of an adapter; merge that into the model first",
+    r".*(scales?|scale_inv|zeros|g_idx|qweight|absmax|quant_map|quant_state.*|weight_packed|weight_shape|SCB)":
+        "its weights are quantised; take the model's plain files or a GGUF",
+    r".*(expert|moe|router|mlp\.gate\.).*": "it is of a mixture of experts, which this family is not",
+}  # fmt: skip
+"""What other tensors are likely to be, the most telling first."""
+_ANY = r".*"
+_LAYER = r"(?:.*\.)?layers\.(\d{1,9})\..*"
+
+
+def account(directory: Path, decoder: Any) -> dict[str, str]:
+    """The weights of `decoder` that the directory's files have: file's name -> model's name.
+
+    Raises ModelFileError: a tensor that is no weight of the model and may change the result, or one of another shape.
+    """
+    shapes = check_weights(directory).shapes
+    wanted = {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}
+    names = _names(directory, shapes.keys(), wanted.keys())
+    left = sorted(name for name in shapes if name not in names and not _COMPUTED.fullmatch(name))
+    for pattern, what in _NO_EFFECT.items():
+        some = [name for name in left if re.fullmatch(pattern, name, re.DOTALL)]
+        left = [name for name in left if name not in set(some)]
+        if some:
+            logger.warning("%s: not used are %d tensors: %s (%s, ...)", directory, len(some), what, shown(some[0]))
+    if left:
+        raise ModelFileError(_told(directory, left, decoder.config))
+    for name, own in names.items():
+        if shapes[name] != wanted[own]:
+            raise ModelFileError(
+                f"{directory}: tensor {shown(name)}: its shape is {list(shapes[name])}, config.json asks for "
+                f"{list(wanted[own])}"
+            )
+    return names
+
+
+def _names(directory: Path, there: Any, wanted: Any) -> dict[str, str]:
+    """Wrappers, compilers and tools that save a part put something before the names, or take it away."""
+    before = sorted(name.removesuffix(_MARK) for name in there if name == _MARK or name.endswith(f".{_MARK}"))
+    if len(before) > 1:
+        raise ModelFileError(
+            f"{directory}: it has {len(before)} decoders, {shown(before[0] + _MARK)} and {shown(before[1] + _MARK)}; "
+            "expected one"
+        )
+    prefix = before[0] if before else "model."
+    found = {prefix + own.removeprefix("model."): own for own in wanted if own.startswith("model.")}
+    found |= dict.fromkeys((f"{prefix}{_HEAD}", f"{prefix.removesuffix('model.')}{_HEAD}", _HEAD), _HEAD)
+    return {name: own for name, own in found.items() if name in there}
+
+
+def _told(directory: Path, left: list[str], config: Any) -> str:
+    """One line about the most telling of them."""
+    layers = config.num_hidden_layers
+    for pattern, what in {**_LEFT_OVER, _LAYER: f"num_hidden_layers is {layers}", _ANY: "it would be left out"}.items():
+        for name in left:
+            found = re.fullmatch(pattern, name, re.DOTALL)
+            if found is not None and (pattern != _LAYER or int(found[1]) >= layers):
+                more = f", and {len(left) - 1} more," if len(left) > 1 else ""
+                return f"{directory}: tensor {shown(name)}{more} is no weight of what config.json describes: {what}"
+    raise AssertionError("some pattern fits every name")

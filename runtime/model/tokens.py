@@ -1,0 +1,34 @@
+"""The tokenizer of a model directory: transformers' own, found without its table of all models where that can be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..untrusted import json_files
+
+_PLAIN = frozenset({"TokenizersBackend", "PreTrainedTokenizerFast"})
+"""What a file says that is tokenizer.json and nothing else: two names of one class."""
+_TAKE_IT = frozenset({"llama", "smollm3"})
+"""Families in which transformers follows that. In others it has a class of its own, or looks for other files first."""
+
+MADE_FROM, GGUF = "made_from", "gguf"
+"""What tokenizer_config.json says where we wrote it: tokenizer.json says all, whatever the family."""
+
+
+def load_tokenizer(directory: Path, config: Any) -> Any:
+    """As `AutoTokenizer` finds it; raises what transformers raises. `config` is the model's."""
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    settings = _settings(directory / "tokenizer_config.json")
+    plain = config.model_type in _TAKE_IT and settings.get("tokenizer_class") in _PLAIN
+    if plain or settings.get(MADE_FROM) == GGUF:
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast.from_pretrained(directory, **local)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(directory, config=config, **local)
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    return json_files.read(path, json_files.TOKENIZER_SETTINGS) if path.is_file() else {}

@@ -1,0 +1,72 @@
+"""Reading a model directory's weights into `decoder.Decoder`, as transformers does.
+
+Tensors stay where safetensors maps them, in the file, unless they are of another dtype. Which is which, and what may
+be there besides, is `tensors`' to say. A head that shares the embedding's weights may be in the files once, under
+either name, or twice.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from ..untrusted.directory import weight_files
+from ..untrusted.numbers import check_complete, shown
+from .decoder import Decoder
+from .tensors import account
+
+logger = logging.getLogger(__name__)
+
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def load_decoder(directory: Path, config: Any, dtype: torch.dtype) -> Decoder:
+    """Raises ModelFileError if weights are missing, mis-shaped or left over (`tensors.account`); whatever torch and
+    safetensors raise if they cannot be read."""
+    decoder = Decoder(config)
+    names = account(directory, decoder)
+    found = _read(directory, names, dtype)
+    is_tied = config.tie_word_embeddings and _tie(found, directory)
+    check_complete(directory, {"missing_keys": decoder.state_dict().keys() - found.keys()})
+    decoder.load_state_dict(found, assign=True)
+    if is_tied:
+        decoder.lm_head.weight = decoder.model.embed_tokens.weight
+    return decoder.eval()
+
+
+def _read(directory: Path, names: dict[str, str], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors by the model's names; `names` has those by the files'."""
+    found: dict[str, Tensor] = {}
+    for path in weight_files(directory):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a dict
+                if name in names:
+                    found[names[name]] = _cast(file.get_tensor(name), dtype, name)
+    return found
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    if not tensor.is_floating_point():
+        raise ValueError(f"{shown(name)} has {str(tensor.dtype).removeprefix('torch.')} numbers, no plain weights")
+    return tensor.to(dtype)
+
+
+def _tie(found: dict[str, Tensor], directory: Path) -> bool:
+    """Have the head and the embedding under both names; whether they are one."""
+    if _EMBEDDING in found and _HEAD in found:
+        if not torch.equal(found[_EMBEDDING], found[_HEAD]):
+            logger.warning(
+                "%s: config.json says that the head shares the embedding's weights, but both are there and differ; "
+                "each is used as it is",
+                directory,
+            )
+            return False
+    elif _EMBEDDING in found or _HEAD in found:
+        weight = found[_EMBEDDING] if _EMBEDDING in found else found[_HEAD]
+        found[_EMBEDDING] = found[_HEAD] = weight
+    return True

@@ -1,0 +1,1 @@
+"""Being one guest in a process: its threads, cores, devices, signals, terminal and files."""

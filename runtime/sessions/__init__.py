@@ -1,0 +1,1 @@
+"""Saved conversations, and the store folder that they live in."""

@@ -1,0 +1,124 @@
+"""The numbers in a model file that decide how much is allocated, and the seam behind which others' parsers run.
+
+A number passes twice: on its own against `BOUNDS` before any parser computes with it (a layer count of 2^60
+would already build a list of that length), then all together against the weights that are really in the
+file (`check_allocation`): a model never needs more numbers than its file has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from ..api.errors import ModelFileError
+
+FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3", "olmo2", "smollm3"})
+
+BOUNDS: dict[str, int] = {
+    "hidden_size": 1 << 16,
+    "intermediate_size": 1 << 20,
+    "num_hidden_layers": 512,
+    "num_attention_heads": 1024,
+    "num_key_value_heads": 1024,
+    "head_dim": 4096,
+    "vocab_size": 1 << 22,
+    "max_position_embeddings": 1 << 27,
+    "sliding_window": 1 << 20,
+    "num_labels": 1 << 16,
+}
+"""Name in `config.json` -> largest value; the smallest is 1. Each is several times what any known model has."""
+NULLABLE = frozenset({"head_dim", "num_key_value_heads", "sliding_window", "num_labels"})
+FRACTIONS = frozenset({"partial_rotary_factor"})
+"""Numbers above 0 and up to 1: of the head's width, how much is rotated."""
+
+
+def check_number(path: Path, field: str, name: str, value: object) -> None:
+    """Raises ModelFileError unless `value` is within what is stated for `name`; `field` is what the file calls it."""
+    if name in FRACTIONS:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+            raise ModelFileError(f"{path}: {field}: {shown(value)}, expected a number above 0 and up to 1")
+    elif name in BOUNDS and not (value is None and name in NULLABLE):
+        bound = BOUNDS[name]
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= bound:
+            raise ModelFileError(f"{path}: {field}: {shown(value)}, expected a whole number from 1 to {bound}")
+        if name == "head_dim" and value % 2:
+            raise ModelFileError(f"{path}: {field}: {value}, expected an even number: rotation works in pairs")
+
+
+def check_family(path: Path, family: object) -> None:
+    """Raises ModelFileError unless `family` is one whose forward pass we know."""
+    if not isinstance(family, str) or family not in FAMILIES:
+        raise ModelFileError(
+            f"{path}: model family {shown(family)} is not supported; supported: {', '.join(sorted(FAMILIES))}"
+        )
+
+
+def check_shape(path: Path, numbers: Mapping[str, int]) -> None:
+    """Raises ModelFileError unless query heads share KV heads evenly, and the head's width, which may be derived from
+    others, is even."""
+    heads, kv_heads, head_dim = (numbers[name] for name in ("num_attention_heads", "num_key_value_heads", "head_dim"))
+    if heads % kv_heads:
+        raise ModelFileError(f"{path}: num_key_value_heads: {kv_heads}, which do not divide {heads} attention heads")
+    if head_dim < 2 or head_dim % 2:
+        raise ModelFileError(f"{path}: head_dim: {head_dim}, expected an even number from 2")
+
+
+def check_allocation(path: Path, numbers: Mapping[str, int], elements: int, tensors: int) -> None:
+    """Raises ModelFileError if a model of these sizes has more weights than the file holds.
+
+    Args:
+        numbers: by their names in `config.json`; all of `BOUNDS` that decide a weight's shape.
+        elements: how many numbers the file's tensors have together.
+    """
+    layers, hidden = numbers["num_hidden_layers"], numbers["hidden_size"]
+    if layers > tensors:
+        raise ModelFileError(f"{path}: num_hidden_layers: {layers}, but the weights are only {tensors} tensors")
+    heads = 2 * numbers["num_attention_heads"] + 2 * numbers["num_key_value_heads"]
+    layer = hidden * (3 * numbers["intermediate_size"] + heads * numbers["head_dim"])
+    needed = numbers["vocab_size"] * hidden + layers * layer
+    if needed > elements:
+        raise ModelFileError(
+            f"{path}: its sizes ({', '.join(f'{name}={value}' for name, value in numbers.items())}) ask for "
+            f"{needed} weights, the file has {elements}"
+        )
+
+
+def check_complete(path: Path, found: Mapping[str, Any]) -> None:
+    """Raises ModelFileError if the model has weights that the file does not: transformers would make them up.
+
+    Args:
+        found: what transformers says it did (`output_loading_info`).
+    """
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise ModelFileError(f"{path}: {len(missing)} of the model's weights are not there, the first is {missing[0]}")
+
+
+def is_count(value: object) -> TypeGuard[int]:
+    """Whether it is a whole number from 0 on; JSON's true is none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def shown(value: object) -> str:
+    """A value from a file, short enough for a message and harmless in a terminal."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"a number of {value.bit_length()} bits"
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+@contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """Whatever others' parsers raise on a damaged file becomes a ModelFileError that names it: they raise whatever
+    their indexing hits, and Rust's panics are not even Exceptions."""
+    try:
+        yield
+    except (ModelFileError, MemoryError):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = (str(error).splitlines() or [""])[0]
+        raise ModelFileError(f"{path}: not {what}; is it complete? ({type(error).__name__}: {reason})") from error

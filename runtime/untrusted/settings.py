@@ -1,0 +1,175 @@
+"""What a model's settings may say: `config.json` by a list of its names, the others by what they may not.
+
+`config.json` never reaches transformers: `read_config` hands on the names that our families' forward pass
+depends on, and nothing else. So `auto_map`, which Microsoft's Phi-3 files have, is dropped like any other
+name that is not listed; what would choose other code, other files or another kind of weights than those we
+checked is refused, since a model without it is not the one that was meant.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from ..api.errors import ModelFileError
+from . import json_files
+from .numbers import check_family, check_number, shown
+
+logger = logging.getLogger(__name__)
+
+_COMMON = frozenset({
+    "attention_bias", "attention_dropout", "attn_logit_softcapping", "bos_token_id", "eos_token_id",
+    "final_logit_softcapping", "head_dim", "hidden_act", "hidden_size", "intermediate_size", "layer_types",
+    "max_position_embeddings", "mlp_bias", "num_attention_heads", "num_hidden_layers", "num_key_value_heads",
+    "original_max_position_embeddings", "pad_token_id", "partial_rotary_factor", "rms_norm_eps", "rope_parameters",
+    "rope_scaling", "rope_theta", "sliding_window", "tie_word_embeddings", "use_bidirectional_attention", "vocab_size",
+})  # fmt: skip
+"""Also what a family does not have but `model.py` refuses where it is set."""
+_LAYERS_THAT_SLIDE = frozenset({"layer_types", "sliding_window"})
+"""Left over in files of families whose layers see everything: transformers' classes do not look at them."""
+_WINDOWS = frozenset({"max_window_layers", "use_sliding_window"})
+NAMES: dict[str, frozenset[str]] = {
+    "llama": _COMMON - _LAYERS_THAT_SLIDE | {"pretraining_tp"},
+    "mistral": _COMMON - {"layer_types"},
+    "qwen2": _COMMON | _WINDOWS,
+    "qwen3": _COMMON | _WINDOWS,
+    "gemma3_text": _COMMON | {
+        "hidden_activation", "query_pre_attn_scalar", "rope_local_base_freq", "sliding_window_pattern",
+        "_sliding_window_pattern",
+    },
+    "phi3": _COMMON - {"layer_types"} | {"embd_pdrop", "resid_pdrop"},
+    "olmo2": _COMMON - _LAYERS_THAT_SLIDE,
+    "smollm3": _COMMON | _WINDOWS | {"no_rope_layers", "no_rope_layer_interval"},
+}  # fmt: skip
+"""Family -> the names in `config.json` that its forward pass depends on."""
+WRAPPERS = frozenset({"gemma3", "llava", "mistral3"})
+"""Models of pictures and text whose text runs through the family of their `text_config` as it would alone."""
+_ENDS = frozenset({"bos_token_id", "eos_token_id", "pad_token_id"})
+"""What a wrapper may say for its text part, if that does not."""
+_OTHER_WEIGHTS = frozenset({"quantization_config", "compression_config", "transformers_weights", "per_layer_config"})
+_OTHER_CODE = frozenset({"auto_map", "custom_pipelines", "trust_remote_code", "kernel_config", "fusion_config"})
+_IMPLEMENTATION = "_implementation"
+_NEVER_OPENED = frozenset({"special_tokens_map_file"})
+"""Older files have their author's own path there; transformers keeps it as a text."""
+MAX_NAMES = 256
+"""In a tokenizer's settings, at the outermost level: transformers copies them many times. Known files have 40."""
+MAX_ADDED = 1 << 14
+"""Tokens added to the vocabulary: transformers takes 2.5 KB for each. Gemma 3 has 6,414."""
+MAX_LIST = 1 << 12
+"""transformers' time for a list of special tokens grows with the square: 3 s for 30,000."""
+_TOKEN_IDS = frozenset({"bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"})
+_MAX_TOKEN_IDS = 256
+
+
+def read_config(path: Path) -> tuple[str, dict[str, Any]]:
+    """The family, and what may be handed to its configuration class; of a wrapper, those of its text part. Raises
+    ModelFileError."""
+    settings = json_files.read(path, json_files.CONFIG)
+    family = settings.pop("model_type", None)
+    if family is None:
+        raise ModelFileError(f"{path}: model_type: the file does not say it")
+    if isinstance(settings.get("text_config"), dict):
+        family, settings = _text_part(path, family, settings)
+    check_family(path, family)
+    if family == "mistral" and settings.get("layer_types") is not None:
+        raise ModelFileError(f"{path}: layer_types: Mistral's layers are all alike; Ministral is not supported")
+    _refuse(path, {name: value for name, value in settings.items() if name != "auto_map"})
+    dropped = sorted(settings.keys() - NAMES[family])
+    logger.debug("%s: not used: %s", path, ", ".join(dropped))
+    return family, {name: value for name, value in settings.items() if name in NAMES[family]}
+
+
+def _text_part(path: Path, wrapper: object, settings: dict[str, Any]) -> tuple[object, dict[str, Any]]:
+    """Family and settings of the text in a model of pictures and text. Raises ModelFileError if it does not run through
+    its family as it would alone."""
+    if wrapper not in WRAPPERS:
+        raise ModelFileError(
+            f"{path}: model family {shown(wrapper)} is one of several parts, and its text part cannot be taken alone; "
+            f"of such families these are supported, for text: {', '.join(sorted(WRAPPERS))}"
+        )
+    _refuse(path, {name: value for name, value in settings.items() if name not in ("auto_map", "text_config")})
+    text = dict(settings["text_config"])
+    family = text.pop("model_type", "gemma3_text" if wrapper == "gemma3" else None)
+    if family is None:
+        raise ModelFileError(f"{path}: text_config: model_type: the file does not say it")
+    ends = {name: settings[name] for name in _ENDS & settings.keys()}
+    head = {name: settings[name] for name in {"tie_word_embeddings"} & settings.keys()}  # the head is the wrapper's
+    return family, {**ends, **text, **head}
+
+
+def check_generation(path: Path) -> None:
+    """Raises ModelFileError if `generation_config.json` asks for more than numbers and token ids."""
+    _refuse(path, json_files.read(path, json_files.CONFIG))
+
+
+def check_tokenizer_settings(path: Path) -> list[str]:
+    """Raises ModelFileError if the file has code run, or a file opened that is not in its directory.
+
+    Returns:
+        The names in `fast_tokenizer_files`: one of them may be read in place of tokenizer.json.
+    """
+    settings = json_files.read(path, json_files.TOKENIZER_SETTINGS)
+    if len(settings) > MAX_NAMES:
+        raise ModelFileError(f"{path}: content: {len(settings)} names, at most {MAX_NAMES} are allowed")
+    for name, value in settings.items():
+        most = MAX_ADDED if isinstance(value, dict) else MAX_LIST
+        if isinstance(value, dict | list) and len(value) > most:
+            raise ModelFileError(f"{path}: {name}: {len(value)} items, at most {most} are allowed")
+    files = settings.pop("fast_tokenizer_files", None) or []
+    if not isinstance(files, list) or not all(_is_plain(name) for name in files):
+        raise ModelFileError(f"{path}: fast_tokenizer_files: {shown(files)}, expected names of files in this directory")
+    if settings.get("init_inputs"):
+        raise ModelFileError(f"{path}: init_inputs: {shown(settings['init_inputs'])}, expected none")
+    length = settings.get("model_max_length")
+    if length is not None and (isinstance(length, bool) or not isinstance(length, int | float) or not length >= 1):
+        raise ModelFileError(f"{path}: model_max_length: {shown(length)}, expected a number from 1")
+    for name, value in settings.items():
+        if name.endswith(("_file", "_files")) and value is not None and name not in _NEVER_OPENED:
+            raise ModelFileError(f"{path}: {name}: {shown(value)}, a tokenizer's files have their usual names")
+    _refuse(path, settings)
+    return files
+
+
+def _is_plain(name: object) -> bool:
+    return isinstance(name, str) and name == Path(name).name != ".." and name.isprintable()
+
+
+def _refuse(path: Path, settings: dict[str, Any]) -> None:
+    """Raises ModelFileError for a setting that must not be followed, or an impossible number, at any depth."""
+    pending: list[tuple[str, str, Any]] = [(name[:60], name, value) for name, value in settings.items()]
+    while pending:
+        outermost, name, value = pending.pop()
+        where = (
+            name[:60] if name[:60] == outermost else f"{outermost}: {name[:60]}"
+        )  # a name may be as long as the file
+        _check_setting(path, where, name, value)
+        if isinstance(value, list):
+            pending += [(outermost, "", item) for item in value]
+        elif isinstance(value, dict):
+            pending += [(outermost, inner, item) for inner, item in value.items()]
+
+
+def _check_setting(path: Path, where: str, name: str, value: Any) -> None:
+    if name in _OTHER_CODE and value is not None:
+        raise ModelFileError(f"{path}: {where}: the file asks for code of its own to be run, which is never done")
+    if name in _OTHER_WEIGHTS and value is not None:
+        raise ModelFileError(f"{path}: {where}: its weights are not plain ones; take the model's plain files or a GGUF")
+    if _IMPLEMENTATION in name and not _is_built_in(name, value):
+        raise ModelFileError(f"{path}: {where}: {shown(value)} would be fetched and run, which is never done")
+    if name in _TOKEN_IDS and not _are_token_ids(value):
+        raise ModelFileError(f"{path}: {where}: {shown(value)}, expected a token id or a few of them")
+    check_number(path, where, name, value)
+
+
+def _is_built_in(name: str, value: Any) -> bool:
+    """Whether an attention or cache is named that needs no other code; such a name is dropped."""
+    if name.endswith("_internal"):
+        return value is None
+    return value is None or isinstance(value, bool) or (isinstance(value, str) and value.replace("_", "").isalnum())
+
+
+def _are_token_ids(value: Any) -> bool:
+    if isinstance(value, list):
+        return len(value) <= _MAX_TOKEN_IDS and all(type(item) is int and abs(item) < 1 << 31 for item in value)
+    return value is None or (type(value) is int and abs(value) < 1 << 31)

@@ -1,0 +1,221 @@
+"""Which codec a page is written with: always the same, or what the disk's pace calls for (arXiv 2506.20187).
+
+A step computes for some time and reads some bytes from disk. As long as the disk needs no longer for them
+than the step computes, they can be hidden behind it and nothing is gained by making them fewer. Where it
+needs longer, the share θ of pages is written as int4 at which both take the same time:
+
+    min over θ of max(compute + decode(θ), ((1 - θ) lossless + θ int4) raw bytes / bandwidth)
+
+NOTE: nothing hides a read behind computing yet. Pages are fetched when a step asks for them, so a step takes
+the sum of both terms, not the larger one. θ is where a prefetch could hide all reads; without one, int4 would
+save time at any θ, and a page stays lossless although it costs some.
+
+Every term is measured: times by a clock around each read, averaged over the last dozen or so reads.
+Which pages make up the share depends on their keys alone, so that a page is the same in every run with
+the same share, and a larger share contains the smaller.
+
+Threads  Any: what a read decodes is counted in its own thread, and the averages are behind a lock. The model
+         knows of one read at a time: several at once each count the others' waiting, which makes θ larger.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Protocol
+
+import numpy as np
+import xxhash
+
+from ..page import PageLayout
+from . import CODECS, LOSSLESS, Codec, Int4Codec, ZstdCodec, make_codec
+
+_WEIGHT = 1 / 16
+"""Of the newest read in every average."""
+_LONGEST_GAP = 32
+"""Times the usual one: the rest of a longer pause is taken for somebody thinking, not for computing."""
+_USUAL_LOSSLESS = 0.8
+"""Stored bytes per raw byte, until a lossless page was read."""
+COMPRESSIONS = (*CODECS, "adaptive")
+"""What a user may ask for."""
+
+
+class Compression(Protocol):
+    """How pages are encoded on the disk edge."""
+
+    readers: dict[int, Codec]
+    """By number; these decode every page there may be."""
+    share: float
+    """Share of pages that are now written as int4, 0 to 1."""
+
+    def codec_for(self, key: bytes, raw: np.ndarray) -> Codec:
+        """The codec to write a page with; `raw` is uint8 `[page_bytes]`."""
+        ...
+
+    def reading(self) -> AbstractContextManager[None]:
+        """To be entered around every read from disk."""
+        ...
+
+
+class OneCodec:
+    """Every page the same way, but losslessly where the codec cannot hold it."""
+
+    def __init__(self, name: str, layout: PageLayout) -> None:
+        self.readers = _all_codecs(layout)
+        self._codec, self._lossless = make_codec(name, layout), ZstdCodec(layout)
+        self.share = float(self._codec.code == Int4Codec.code)
+
+    def codec_for(self, key: bytes, raw: np.ndarray) -> Codec:
+        return self._codec if self._codec.accepts(raw) else self._lossless
+
+    def reading(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+class AdaptiveCompression:
+    """Lossless, and int4 for as many pages as the disk is too slow for."""
+
+    def __init__(self, layout: PageLayout, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.share = 0.0
+        self._clock = clock
+        self._lossless, self._int4 = ZstdCodec(layout), Int4Codec(layout)
+        self._meters = {code: _Metered(codec, clock) for code, codec in _all_codecs(layout).items()}
+        self.readers: dict[int, Codec] = dict(self._meters)
+        self._int4_ratio = self._int4.payload_bytes / layout.page_bytes
+        self._gap, self._disk, self._lossless_ratio = _Rate(), _Rate(), _Rate()
+        self._decoding = {code: _Rate() for code in self._meters}
+        self._ended: float | None = None
+        self._lock = threading.Lock()
+
+    def codec_for(self, key: bytes, raw: np.ndarray) -> Codec:
+        chosen = xxhash.xxh3_64_intdigest(key) < self.share * 2**64
+        return self._int4 if chosen and self._int4.accepts(raw) else self._lossless
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Times the read, and the gap since the last one, and sets the share anew."""
+        for meter in self._meters.values():
+            meter.reset()
+        started = self._clock()
+        yield
+        ended = self._clock()
+        used = {code: meter.here for code, meter in self._meters.items() if meter.here.raw_bytes}
+        with self._lock:
+            if used:
+                self._note(started, ended, used)
+            self._ended = ended if self._ended is None else max(ended, self._ended)
+
+    def _note(self, started: float, ended: float, used: dict[int, _Decoded]) -> None:
+        decoding = sum(decoded.seconds for decoded in used.values())
+        self._disk.add(ended - started - decoding, sum(decoded.payload_bytes for decoded in used.values()))
+        for code, decoded in used.items():
+            self._decoding[code].add(decoded.seconds, decoded.raw_bytes)
+            if code == ZstdCodec.code:
+                self._lossless_ratio.add(decoded.payload_bytes, decoded.raw_bytes)
+        if self._ended is None:
+            return
+        raw = sum(decoded.raw_bytes for decoded in used.values())
+        gap = max(0.0, started - self._ended)
+        usual = self._gap.amount
+        self._gap.add(min(gap, _LONGEST_GAP * usual) if usual else gap, raw)
+        lossless = self._decoding[ZstdCodec.code].per_unit(0.0)
+        self.share = balanced_share(
+            compute=self._gap.per_unit(0.0),
+            decode=(lossless, self._decoding[Int4Codec.code].per_unit(lossless)),
+            transfer=tuple(
+                self._disk.per_unit(0.0) * ratio
+                for ratio in (self._lossless_ratio.per_unit(_USUAL_LOSSLESS), self._int4_ratio)
+            ),
+        )
+
+
+def balanced_share(*, compute: float, decode: tuple[float, ...], transfer: tuple[float, ...]) -> float:
+    """The least share of int4 at which reading takes no longer than computing and decoding; 1 if none is enough, 0
+    where int4 would not help.
+
+    Args:
+        compute: seconds of computing per raw byte that is read.
+        decode, transfer: seconds per raw byte with no int4 and with nothing else.
+    """
+    over, at_most = (moved - compute - decoded for moved, decoded in zip(transfer, decode, strict=True))
+    if over <= 0 or transfer[1] >= transfer[0]:
+        return 0.0
+    return 1.0 if at_most >= 0 else over / (over - at_most)
+
+
+class _Rate:
+    """Amount per unit, over the last reads: both are averaged, so that large reads count for more."""
+
+    def __init__(self) -> None:
+        self.amount = self._units = 0.0
+        self.known = False
+
+    def add(self, amount: float, units: float) -> None:
+        weight = _WEIGHT if self.known else 1.0
+        self.amount += weight * (amount - self.amount)
+        self._units += weight * (units - self._units)
+        self.known = True
+
+    def per_unit(self, unknown: float) -> float:
+        return self.amount / self._units if self.known else unknown
+
+
+class _Decoded(threading.local):
+    """What a thread's present read has decoded so far."""
+
+    seconds = 0.0
+    payload_bytes = raw_bytes = 0
+
+
+class _Metered:
+    """A codec that counts what it decodes, and how long that takes."""
+
+    def __init__(self, codec: Codec, clock: Callable[[], float]) -> None:
+        self._codec, self._clock = codec, clock
+        self.code, self.here = codec.code, _Decoded()
+
+    def reset(self) -> None:
+        self.here.seconds, self.here.payload_bytes, self.here.raw_bytes = 0.0, 0, 0
+
+    def accepts(self, raw: np.ndarray) -> bool:
+        return self._codec.accepts(raw)
+
+    def encode(self, raw: np.ndarray) -> bytes:
+        return self._codec.encode(raw)
+
+    def decode(self, payload: memoryview, out: np.ndarray) -> None:
+        started = self._clock()
+        self._codec.decode(payload, out)
+        self.here.seconds += self._clock() - started
+        self.here.payload_bytes += len(payload)
+        self.here.raw_bytes += out.nbytes
+
+
+def check_compression(name: str) -> None:
+    """Raises ValueError for a name that is not in `COMPRESSIONS`."""
+    if name not in COMPRESSIONS:
+        raise ValueError(f"codec is one of {', '.join(COMPRESSIONS)}, not {name!r}")
+
+
+def is_lossy(name: str) -> bool:
+    """Whether pages written so may come back approximate."""
+    return name not in LOSSLESS
+
+
+def make_compression(name: str, layout: PageLayout) -> Compression:
+    """One of `COMPRESSIONS`. Raises ValueError for any other name."""
+    check_compression(name)
+    return AdaptiveCompression(layout) if name == "adaptive" else OneCodec(name, layout)
+
+
+def _all_codecs(layout: PageLayout) -> dict[int, Codec]:
+    codecs = [make_codec(name, layout) for name in CODECS]
+    return {codec.code: codec for codec in codecs}
+
+
+__all__ = [
+    "COMPRESSIONS", "AdaptiveCompression", "Compression", "OneCodec", "balanced_share", "check_compression", "is_lossy",
+    "make_compression",
+]  # fmt: skip

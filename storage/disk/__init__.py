@@ -1,0 +1,1 @@
+"""Pages and sessions in LMDB files: records, caps, leases, and the room that removing needs."""

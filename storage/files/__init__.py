@@ -1,0 +1,1 @@
+"""Files and folders: private, locked, nameless until whole, gone with their owner."""

@@ -1,0 +1,1 @@
+"""Pages on their way: into the store, up from disk, out to attention, down to disk."""
