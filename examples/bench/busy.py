@@ -24,8 +24,6 @@ from typing import Any
 
 from builds import Build, make_builds, write_result
 
-from stratakv.storage.files.scratch import scratch_folder
-
 TEXT = Path(__file__).resolve().parent.parent / "northanger_abbey.txt"
 CONTEXT, PROMPT, STEPS, LONGEST_S = 1024, 256, 32, 6.0
 LOOPS = (0, 1, 2)
@@ -164,6 +162,8 @@ def main() -> None:
     if asked.worker is not None:
         Worker(asked.worker, asked.model).serve()
         return
+    from stratakv.storage.files.scratch import scratch_folder  # a child of an earlier build has it elsewhere
+
     with scratch_folder("bench") as folder:
         builds = make_builds(asked.before, Path(folder))
         load = os.getloadavg()[0]

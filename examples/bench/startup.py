@@ -21,8 +21,6 @@ from typing import Any
 
 from builds import HERE, Build, make_builds, write_result
 
-from stratakv.storage.files.scratch import scratch_folder
-
 RECALL = str(HERE / "tests/data/recall")
 QUESTION = "What is the capital of France?"
 SAVE = f"""
@@ -113,6 +111,8 @@ def main() -> None:
     parser.add_argument("--own-words", action="store_true", help="builds may answer differently, each always the same")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
+    from stratakv.storage.files.scratch import scratch_folder  # a child of an earlier build has it elsewhere
+
     with scratch_folder("bench") as folder:
         builds = make_builds(asked.before, Path(folder))
         load = os.getloadavg()[0]
