@@ -11,15 +11,18 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...storage import DiskTier, StorageError, StorageFullError
 from ...storage.disk.lease import is_open
 from ...storage.disk.share import BOOKKEEPING_BYTES, DATA, bytes_in, claimed_bytes, spare_bytes
-from ..api.config import KVConfig
 from ..engine.machine_caps import disk_free
-from ..engine.planner import Plan
 from .home import Home
 from .saved import StoreFolder, describe, is_left_behind, store_folders
+
+if TYPE_CHECKING:  # looking after sessions loads no tensor library
+    from ..api.config import KVConfig
+    from ..engine.planner import Plan
 
 logger = logging.getLogger(__name__)
 
