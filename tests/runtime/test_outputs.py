@@ -162,7 +162,7 @@ def test_a_place_that_cannot_be_written_loads_no_model(
     def load(*args: Any, **kwargs: Any) -> NoReturn:
         pytest.fail("the model was loaded")
 
-    for place in ("bench.run.Subject.load", "runtime.Runtime.load", "model.Model.load"):
+    for place in ("bench.run.Subject.load", "chat.runtime.Runtime.load", "model.model.Model.load"):
         monkeypatch.setattr(f"stratakv.runtime.{place}", load)
     ran = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path)])
     assert (ran.exit_code, ran.stdout) == (2, "")
