@@ -16,7 +16,7 @@ import pytest
 BUSY = """
 import os, signal, sys, threading
 from pathlib import Path
-from stratakv.runtime import cli
+from stratakv.runtime.cli import app as cli
 from stratakv.runtime.cli.loading import LOADER
 from stratakv.storage.files.scratch import scratch_folder
 

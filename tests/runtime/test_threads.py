@@ -33,7 +33,7 @@ print(json.dumps({"threads": torch.get_num_threads(), "environment": dict(os.env
 def run(program: str, **environment: str) -> dict[str, Any]:
     """What a process is left with after `program`, which may use one processor's worth of time."""
     clean = {name: value for name, value in os.environ.items() if name not in threads._COUNTS}
-    quota = "from stratakv.runtime import threads\nthreads._quotas = lambda system: [1.0]\n"
+    quota = "from stratakv.runtime.process import threads\nthreads._quotas = lambda system: [1.0]\n"
     asked = [sys.executable, "-c", quota + program + REPORT]
     done = subprocess.run(asked, env=clean | environment, capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
