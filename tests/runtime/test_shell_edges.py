@@ -362,7 +362,7 @@ def test_streams_take_what_they_are_given(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_closed_streams_are_no_place_for_the_next_file() -> None:
     """Without a table of files from 0 to 2 the store's own file would get standard output's number."""
-    code = "import os; from stratakv.runtime.cli import app as cli; cli._prepare_streams(); print(os.open('/dev/null', 0))"
+    code = "import os; from stratakv.runtime.cli.app import _prepare_streams as p; p(); print(os.open('/dev/null', 0))"
     closing = 'exec 0<&- 1>&- 2>&-; "$@"; echo $? >&3'
     done = subprocess.run(
         ["sh", "-c", f"exec 3>&1; {closing}", "sh", *COMMAND, "--version"], capture_output=True, text=True
