@@ -8,8 +8,8 @@ machine, and the other process has its processor to itself. Letting threads slee
 machine and on a busy one (docs/decisions/0024).
 
 With one row and with many, layers give the same bits with any number of threads
-(tests/runtime/process/test_spare_cores.py). With a few rows they need not (MKL's fp32 product of 5 rows differs), nor need what indexes learn: that is always
-computed with all threads.
+(tests/runtime/process/test_spare_cores.py). With a few rows they need not (MKL's fp32 product of 5 rows differs), nor
+need what indexes learn: that is always computed with all threads.
 """
 
 from __future__ import annotations
