@@ -42,12 +42,12 @@ faults: $(READY)
 # FUZZ damaged model files and half as many damaged store records, read in child processes; prints figures.
 fuzz: export FUZZ ?= 2000
 fuzz: $(READY)
-	$(BIN)/python -m pytest -q -s tests/untrusted $(ARGS)
+	$(BIN)/python -m pytest -q -s tests/hostile $(ARGS)
 
 # RUNS random conversations at each of two levels of cap, beside a plain list of what was said; some ten minutes.
 conversations: export RUNS ?= 500
 conversations: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/runtime/test_conversations.py $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/whole/test_conversations.py $(ARGS)
 
 # What needs a CUDA device, in pieces of less than 8 minutes each. They need a Python that has the dependencies already,
 # download nothing and write into OUT. `make -k gpu` goes on after a piece that failed.

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).parents[1]
 OURS = {
     "kernels": {"kernels"},
     "storage": {"storage", "kernels"},

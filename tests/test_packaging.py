@@ -9,7 +9,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from places import ROOT
+
 FOLDERS = ("runtime", "storage", "retrieval", "kernels")
 
 

@@ -3,7 +3,7 @@
 They are transformers' own layers without what is around them. Importing a model of transformers imports its loading,
 distributed training and compiling, which takes twice as long as torch itself; here a process that answers one question
 needs none of it. Every operation is transformers', in its order, so that results are its own to the bit
-(`tests/runtime/test_decoder.py`); names of parts and weights are its as well. Positions are `rotary`'s.
+(`tests/runtime/model/test_decoder.py`); names of parts and weights are its as well. Positions are `rotary`'s.
 
 Shapes  B sequences, T tokens, C hidden size, H query heads, G KV heads, D head dim
 """

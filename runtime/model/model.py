@@ -9,7 +9,7 @@ Importing transformers' models takes seconds; what of it is imported, where and 
 `llama_config` and `tokens`.
 
 Supported are families whose whole forward pass is: embed, decoder layers, norm, head. Others scale
-or mix in between; they are refused by name rather than run wrong. `tests/runtime/test_families.py`
+or mix in between; they are refused by name rather than run wrong. `tests/whole/test_families.py`
 compares every family listed here with transformers' own logits.
 """
 

@@ -7,9 +7,9 @@ too: on two processors a step takes four times as long. With one thread fewer it
 machine, and the other process has its processor to itself. Letting threads sleep instead of spin is worse on an idle
 machine and on a busy one (docs/decisions/0024).
 
-With one row and with many, layers give the same bits with any number of threads (tests/runtime/test_spare_cores.py).
-With a few rows they need not (MKL's fp32 product of 5 rows differs), nor need what indexes learn: that is always
-computed with all threads.
+With one row and with many, layers give the same bits with any number of threads
+(tests/runtime/process/test_spare_cores.py). With a few rows they need not (MKL's fp32 product of 5 rows differs), nor
+need what indexes learn: that is always computed with all threads.
 """
 
 from __future__ import annotations

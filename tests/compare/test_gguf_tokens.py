@@ -1,4 +1,5 @@
-"""Beside llama.cpp: what tests/data/tokens keeps is what it says, and our tokenizers say the same (`tests/runtime`)."""
+"""Beside llama.cpp: what tests/data/tokens keeps is what it says, and our tokenizers say the same
+(`tests/runtime/model/gguf/test_tokenizer.py`)."""
 
 from __future__ import annotations
 

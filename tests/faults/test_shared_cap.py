@@ -21,12 +21,12 @@ import pytest
 from faults import num_faults
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from places import RECALL
 from recall import NAMES, make_context
 from small_disk import SmallDisk, small_disk, taken
 
 from stratakv.runtime import Chat, KVConfig, Runtime, SessionError
 
-RECALL = Path(__file__).parents[1] / "data" / "recall"
 DISK_BYTES = 3 << 20
 KINDS: list[dict[str, Any]] = [
     {"dtype": "float32"}, {"dtype": "bfloat16"}, {"dtype": "float32", "codec": "int8"},

@@ -9,7 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from places import ROOT
+
 TARGETS = (80, 90)
 SMALL_CARD = 99 * 1024
 """Shared memory that a block may have at most on consumer Ampere, Ada and Blackwell cards."""

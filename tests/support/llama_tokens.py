@@ -10,9 +10,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from places import TESTS
 from vocabularies import MIXED, TEXTS, VOCABULARIES, byte_letters, pieces_keys
 
-DATA = Path(__file__).parents[1] / "data" / "tokens"
+DATA = TESTS / "data" / "tokens"
 
 
 def pieces(rule: str, folder: Path) -> dict[str, list[str]]:
