@@ -33,7 +33,7 @@ class PageLayout:
     dtype: str
     """Element type as torch spells it: `float32`, `bfloat16` or `float16`."""
     keys_rotated: bool = True
-    """Keys are stored with their positions applied: no work at read."""
+    """Keys are stored with their positions applied, so reading them takes no further work."""
 
     @property
     def item_bytes(self) -> int:
@@ -45,7 +45,7 @@ class PageLayout:
 
     @property
     def token_bytes(self) -> int:
-        """K and V of one token in one layer."""
+        """Bytes that K and V of one token take in one layer."""
         return self.page_bytes // self.page_size
 
 

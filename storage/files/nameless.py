@@ -18,7 +18,8 @@ _SUFFIX = ".new"
 
 @contextmanager
 def nameless_file(folder: str) -> Iterator[IO[bytes]]:
-    """For its owner alone, open for writing, gone with the block unless it was given a name. Raises OSError."""
+    """A new file for its owner alone, open for writing, which goes with the block unless it was given a name. Raises
+    OSError."""
     try:
         descriptor = os.open(folder, getattr(os, "O_TMPFILE", os.O_DIRECTORY) | os.O_RDWR, 0o600)
     except OSError:
@@ -43,7 +44,7 @@ def name_file(file: IO[bytes], path: str) -> None:
 
 
 def remove_unfinished(folder: str) -> None:
-    """What somebody who was killed left there, where files had names, or between the two steps of naming one. The
-    caller has seen to it that nobody is writing one."""
+    """Remove what somebody who was killed left in `folder`, where files had names, or between the two steps of naming
+    one. The caller has seen to it that nobody is writing one."""
     for path in Path(folder).glob(f"*{_SUFFIX}"):
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Folders and files for the time being: gone with their owner, or removed by the next one if it was killed.
+"""Temporary folders and files: they go with their owner, or the next owner removes them if theirs was killed.
 
 Both are called `stratakv-<what for>-<16 hex digits>.tmp`, and their owner keeps them locked (`flock`) from their making
 to their end. The kernel drops a lock when its owner dies, however it dies. So what is called so and is not locked is a
@@ -33,10 +33,10 @@ from .locks import is_locked, new_locked
 
 _NAME = re.compile(r"stratakv-[a-z]+-[0-9a-f]{16}\.tmp")
 _FORMER_NAME = re.compile(r"(stratakv-bench-|\.convert-)[a-z0-9_]{8}")
-"""Of folders that versions before this one made."""
+"""Names of folders that earlier versions made."""
 _FORMER_ALIVE_S = 24 * 3600
 _HELD: dict[Path, int] = {}
-"""What this process owns, and the descriptor that holds its lock."""
+"""The paths that this process owns, each with the descriptor that holds its lock."""
 
 
 @contextmanager
@@ -60,8 +60,8 @@ def scratch_folder(kind: str, parent: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def whole_file(path: Path, mode: int = 0o600) -> Iterator[BinaryIO]:
-    """A file to write, which takes the place of `path` at the end of the block, on disk and with the mode of what was
-    there before. After an exception `path` is as it was.
+    """Give a file to write, which takes the place of `path` at the end of the block, on disk and with the mode of what
+    was there before. After an exception `path` is as it was.
 
     Args:
         mode: of a file that is new, less the umask.
@@ -116,7 +116,7 @@ def _make_folder(path: Path) -> int:
 
 
 def _remove_held(path: Path) -> None:
-    """The lock is the last to go. In a child of the owner nothing happens."""
+    """Remove what this process owns and let its lock go last. In a child of the owner nothing happens."""
     if path in _HELD:
         with suppress(OSError):  # the next one tries again
             _remove(path)
@@ -135,7 +135,7 @@ def _remove_if_dead(path: Path) -> None:
 
 
 def _remove_if_abandoned(path: Path) -> None:
-    """Of earlier versions."""
+    """Remove a folder of an earlier version if its owner is dead, judged by locks and times inside it."""
     with suppress(OSError):
         found = path.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():

@@ -27,10 +27,10 @@ _RANGE_BYTES = 256 << 20
 
 
 class Pins(Protocol):
-    """How a range of memory is pinned. Called by one thread at a time."""
+    """A way to pin a range of memory. One thread at a time calls it."""
 
     def pin(self, address: int, num_bytes: int) -> bool:
-        """False if the range cannot be pinned."""
+        """Pin the range; False if it cannot be pinned."""
         ...
 
     def unpin(self, address: int) -> None: ...
@@ -77,7 +77,7 @@ class Pinner:
             self.pinned_bytes += num_bytes
 
     def wait(self) -> None:
-        """Until every range is pinned or one was refused."""
+        """Wait until every range is pinned or one was refused."""
         self._thread.join()
 
     def close(self) -> None:
