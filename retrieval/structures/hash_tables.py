@@ -1,4 +1,4 @@
-"""Hash tables of one layer's tokens: who shares a bucket with a query, and in how many tables?
+"""Hash tables of one layer's tokens: they tell who shares a bucket with a query, and in how many tables.
 
 Shapes  G KV heads (A of them asked), R query heads each, L tables, n tokens
 State   per table the token ids sorted by code, uint16, and where each code begins. Codes have their first bit
@@ -21,7 +21,7 @@ Array = NDArray[Any]
 SMALLEST, LARGEST = 1024, 16384
 """Tokens of a segment; ids within the largest, and the ends of its buckets, fit in uint16."""
 NEVER = np.iinfo(np.int16).max
-"""More tables than there can be."""
+"""A number larger than any number of tables."""
 
 
 def segment_sizes(count: int) -> list[int]:
@@ -31,7 +31,7 @@ def segment_sizes(count: int) -> list[int]:
 
 
 class Segment(NamedTuple):
-    """Sorted tables of some tokens."""
+    """Sorted tables of a run of neighbouring tokens."""
 
     order: Array
     """uint16 `[G, L, m]`: tokens by code, ascending among equals, from 0."""
@@ -40,7 +40,7 @@ class Segment(NamedTuple):
 
     @classmethod
     def sort(cls, codes: Array, bits: int) -> Segment:
-        """Of `codes` int16 `[G, L, m]`."""
+        """Sort the tokens with these `codes` int16 `[G, L, m]`."""
         order = np.empty(codes.shape, dtype=np.uint16)
         starts = np.zeros((*codes.shape[:2], (1 << bits) + 1), dtype=np.uint16)
         table = np.arange(codes.shape[1])[:, None] << bits
@@ -51,7 +51,7 @@ class Segment(NamedTuple):
         return cls(order, starts)
 
     def codes(self) -> Array:
-        """The codes it was made from."""
+        """The codes that the tables were made from, int16 `[G, L, m]`."""
         counts = np.diff(self.starts, axis=-1)
         code = np.broadcast_to(np.arange(counts.shape[-1], dtype=np.int16), counts.shape)
         by_code = np.repeat(code.ravel(), counts.ravel()).reshape(self.order.shape)
@@ -69,10 +69,10 @@ class Segment(NamedTuple):
 
 
 class HashTables:
-    """The tables of one sequence. At most 15 bits and 32766 tables."""
+    """The tables of one sequence, with at most 15 bits and 32766 tables."""
 
     def __init__(self, codes: Array, bits: int) -> None:
-        """Of `codes` int16 `[G, L, n]`, n >= 0."""
+        """Begin with tokens of these `codes` int16 `[G, L, n]`, n >= 0."""
         self.bits = bits
         self.count = 0
         self._segments: list[Segment] = []
@@ -81,12 +81,12 @@ class HashTables:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """KV heads, tables and tokens."""
+        """The numbers of KV heads, tables and tokens."""
         return self._rest.shape[0], self._rest.shape[1], self.count
 
     @property
     def codes(self) -> Array:
-        """Of all tokens: int16 `[G, L, n]`."""
+        """The codes of all tokens, int16 `[G, L, n]`."""
         return self._codes_from(0)
 
     def append(self, codes: Array) -> None:
@@ -99,11 +99,11 @@ class HashTables:
             self._resize(count, self._rest[..., :0])
 
     def _codes_from(self, segment: int, *further: Array) -> Array:
-        """Those of segment number `segment` and of what comes after it."""
+        """The codes of segment number `segment` and of all tokens after it, int16 `[G, L, m]`."""
         return np.concatenate([*(some.codes() for some in self._segments[segment:]), self._rest, *further], axis=-1)
 
     def _resize(self, count: int, further: Array) -> None:
-        """To the first `count` of the tokens there are and `further` ones."""
+        """Keep the first `count` of the tokens held followed by those with codes `further`, and sort what changed."""
         sizes, kept = segment_sizes(count), 0
         for size, segment in zip(sizes, self._segments, strict=False):
             if size != segment.order.shape[-1]:
@@ -119,8 +119,8 @@ class HashTables:
         self._rest, self.count = codes[..., at:].copy(), count
 
     def most_colliding(self, heads: Array, wanted: Array, depth: int) -> Array:
-        """No more tokens than so many collide twice with any of a head's queries; cheap. Arguments as those of
-        `second_hits`; int64 `[A]`."""
+        """A cheap upper bound on the tokens that collide twice with any of a head's queries; int64 `[A]`. Arguments as
+        those of `second_hits`."""
         shift = self.bits - depth
         most = np.full(len(heads), self._rest.shape[-1])
         for segment in self._segments:
@@ -144,7 +144,7 @@ class HashTables:
         return np.concatenate(runs, axis=-1)
 
     def _second_in(self, segment: Segment, heads: Array, wanted: Array, shift: int) -> Array:
-        """All buckets' tokens laid end to end."""
+        """`second_hits` within one segment: the tokens of all its buckets are laid end to end."""
         asked, repeats, tables = wanted.shape
         size = segment.order.shape[-1]
         begins, sizes = (part.ravel() for part in segment.buckets(heads, wanted, shift))
@@ -158,7 +158,7 @@ class HashTables:
         return second.reshape(asked, repeats, size)
 
     def _second_in_rest(self, heads: Array, wanted: Array, shift: int) -> Array:
-        """Code by code."""
+        """`second_hits` within the unsorted rest, compared code by code."""
         asked, repeats, tables = wanted.shape
         size = self._rest.shape[-1]
         equal = (self._rest[heads] >> shift)[:, None] == (wanted >> shift)[..., None]
@@ -169,8 +169,8 @@ class HashTables:
 
 
 def _second_smallest(cells: Array, numbers: Array, count: int) -> Array:
-    """Of the int16 `numbers` that fall into each of `count` cells, which differ within a cell; `NEVER` if there is
-    no second."""
+    """The second smallest of the int16 `numbers` that fall into each of `count` cells; `NEVER` if there is no second.
+    Within a cell all numbers differ."""
     first, second = np.full((2, count), NEVER, dtype=np.int16)
     np.minimum.at(first, cells, numbers)
     later = np.flatnonzero(numbers > first[cells])

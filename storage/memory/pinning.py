@@ -8,8 +8,8 @@ Invariants  (1) every range that was pinned is unpinned once, by `close`, before
             (2) the first range that is refused ends it: what is pinned by then stays pinned, the rest pageable
             (3) no range is pinned after `close` has returned
 Memory      pinned ranges are resident from then on, whether slots in them were used or not.
-Hardware    the thread and its order are tested with a pin function that only takes notes. The branch that calls
-            CUDA (`CudaPins`) has not run on hardware.
+Hardware    the thread and its order are tested with a pin function that only takes notes. No test looks
+            at what CUDA (`CudaPins`) has pinned.
 """
 
 from __future__ import annotations
