@@ -1,8 +1,8 @@
-"""A model directory, looked through before transformers opens anything in it.
+"""A check of a model directory before transformers opens anything in it.
 
-Every file that transformers, tokenizers or safetensors will read is bounded here, and what would make
-them run code, or follow a name out of the directory, is refused. Their own parsers still run on what
-passed; what they raise goes through `untrusted.numbers.reading`.
+Every file that transformers, tokenizers or safetensors will read is bounded here, and settings that would
+make them run code, or follow a name out of the directory, are refused. Their own parsers still run on the
+files that passed; errors that these raise go through `untrusted.numbers.reading`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _PLAIN = {
     "tokenizer.model": json_files.VOCABULARY.size, "tekken.json": json_files.VOCABULARY.size,
     "chat_template.jinja": MAX_TEMPLATE,
 }  # fmt: skip
-"""File -> its largest size; what is in it is not looked at."""
+"""The largest size in bytes of files whose content is not looked at, by name."""
 
 
 def check_directory(path: Path) -> None:
-    """Raises ModelFileError, naming file and field, unless the directory is a model that can be opened."""
+    """Raise ModelFileError, which names file and field, unless the directory is a model that can be opened."""
     if not (path / "config.json").is_file():
         raise ModelFileError(f"{path} is a directory but no model: it has no config.json")
     family, settings = read_config(path / "config.json")
@@ -44,7 +44,8 @@ def check_directory(path: Path) -> None:
 
 
 def check_weights(path: Path) -> Weights:
-    """The directory's weights as transformers will find them: one file, or those an index names."""
+    """The directory's weights as transformers will find them: those of one file, or of the files that an index
+    names."""
     shapes: dict[str, tuple[int, ...]] = {}
     elements = 0
     for file in weight_files(path):
@@ -104,7 +105,8 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def _is_there(path: Path) -> bool:
-    """Raises ModelFileError for what is there but no file: reading a pipe would wait for ever."""
+    """True if the file is there. Raises ModelFileError for something else of that name: reading a pipe would wait for
+    ever."""
     if path.exists() and not path.is_file():
         raise ModelFileError(f"{path}: not a file")
     return path.is_file()
