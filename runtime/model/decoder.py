@@ -82,14 +82,14 @@ class _Inner(nn.Module):
 
 
 class Embedding(nn.Embedding):
-    """One whose numbers are still to come, as `Linear`."""
+    """An embedding whose numbers are still to come, as `Linear`."""
 
     def reset_parameters(self) -> None:
         pass
 
 
 class ScaledEmbedding(Embedding):
-    """Rows times the root of their width."""
+    """An embedding whose rows are multiplied by the root of their width."""
 
     def forward(self, ids: Tensor) -> Tensor:
         scale = torch.tensor(self.embedding_dim**0.5, dtype=self.weight.dtype, device=self.weight.device)
@@ -190,7 +190,7 @@ class DecoderLayer(nn.Module):
         self._after = "post_feedforward_layernorm" if "post_feedforward" in form.norms else None
 
     def forward(self, hidden: Tensor, *, strata_attend: Any, **_: Any) -> Tensor:
-        """A layer over `[B, T, C]`. The other arguments are those that transformers' layers take."""
+        """Run the layer on `[B, T, C]`. The other arguments are those that transformers' layers take."""
         out = self._normed(self._between, self.self_attn(self._normed(self._before, hidden), strata_attend))
         hidden = hidden + out
         return hidden + self._normed(self._after, self.mlp(self._normed(self._before_mlp, hidden)))
@@ -201,7 +201,8 @@ class DecoderLayer(nn.Module):
 
 
 def apply_rotary_pos_emb(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotate q `[B,H,T,D]` and k `[B,G,T,D]` by tables `[B,T,rotary dim]`; what is beyond the tables stays."""
+    """Rotate q `[B,H,T,D]` and k `[B,G,T,D]` by tables `[B,T,rotary dim]`; channels beyond the tables stay as they
+    are."""
     return _rotated(q, cos.unsqueeze(1), sin.unsqueeze(1)), _rotated(k, cos.unsqueeze(1), sin.unsqueeze(1))
 
 
@@ -221,7 +222,7 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU, "swish": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU,
     "gelu_pytorch_tanh": lambda: nn.GELU(approximate="tanh"),
 }  # fmt: skip
-"""Those that the families' models have. Others are transformers' own, which take long to load."""
+"""The activations that the families' models have. Others are transformers' own, which take long to load."""
 
 
 def activation(name: str) -> nn.Module:

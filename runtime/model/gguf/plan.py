@@ -1,4 +1,4 @@
-"""Which tensor of a file each weight of the model is made of: all of both, or the file is refused."""
+"""The plan of which tensors of a file each weight is made from: all of both are used, or the file is refused."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .number_types import Tensor
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
 _BLOCK = re.compile(r"blk\.(\d+)\.")
 _FUSED = ("attn_q", "attn_k", "attn_v")
-"""What `attn_qkv` has one after the other."""
+"""The tensors whose rows `attn_qkv` has one after the other."""
 _REMEDY = "take another file of this model, or its directory of safetensors"
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Rows of a tensor, and by what they are multiplied."""
+    """Some rows of a tensor, and the number they are multiplied by."""
 
     tensor: Tensor
     first: int
@@ -33,7 +33,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A weight of the model: parts one below the other; without any it is zero."""
+    """A weight of the model: its parts are one below the other; without any part it is zero."""
 
     name: str
     shape: tuple[int, ...]
@@ -49,10 +49,10 @@ class Weight:
 def plan_weights(
     contents: Contents, entry: Architecture, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
 ) -> list[Weight]:
-    """What to write, in the order of `shapes`.
+    """List the weights to write, in the order of `shapes`.
 
     Args:
-        shapes: of every weight that the model of `config` has, by its name.
+        shapes: the shape of every weight that the model of `config` has, by its name.
 
     Raises ModelFileError: a weight is not in the file, a tensor has another shape or no place in the model.
     """
@@ -87,7 +87,8 @@ class _Plan:
         return Weight(name, shape, parts, offset, self._entry.changes.get(tensor))
 
     def _parts(self, prefix: str, tensor: str, end: str, shape: tuple[int, ...]) -> tuple[Part, ...]:
-        """From the tensor of that name; or, of q, k and v, from one that has them all, or all from each."""
+        """The parts of a weight: from the tensor of that name; or for q, k and v from one that has them all, or for all
+        from each."""
         name = f"{prefix}{tensor}.{end}"
         if name in self._contents.tensors:
             return (self._part(name, shape),)
@@ -118,7 +119,7 @@ class _Plan:
         return Part(tensor, first, shape[0] if rows is None else rows, self._scale(name))
 
     def _scale(self, name: str) -> Tensor | None:
-        """A number by which llama.cpp multiplies the product, for whatever type of numbers."""
+        """A number by which llama.cpp multiplies the product, for whatever type of numbers; None if there is none."""
         stem, _, end = name.rpartition(".")
         scale = self._contents.tensors.get(f"{stem}.scale") if end == "weight" else None
         if scale is not None:
@@ -128,7 +129,7 @@ class _Plan:
         return scale
 
     def _refuse_rest(self) -> None:
-        """Every tensor has a place in the model, or is known to be of no use here."""
+        """Raise ModelFileError unless every tensor has a place in the model, or is known to be of no use here."""
         layers = self._config["num_hidden_layers"]
         for name in self._contents.tensors:
             block = _BLOCK.match(name)
