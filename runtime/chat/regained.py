@@ -1,4 +1,4 @@
-"""The point before a conversation's last reply where nobody remembers it: after a session was resumed, in a fork."""
+"""The point before a conversation's last reply where nobody remembers it: after a session was resumed, or in a fork."""
 
 from __future__ import annotations
 

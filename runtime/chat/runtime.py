@@ -1,4 +1,4 @@
-"""The front door: a model, a store, and what is done with them."""
+"""The front door: a model, a store, and the operations on them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ from .long_texts import refuse_long
 logger = logging.getLogger(__name__)
 
 _CHUNK = {"cpu": 512, "cuda": 2048}
-"""Prefill rows per layer call. On the grid of positions, so that results do not depend on caps."""
+"""Prefill rows per layer call, by device. They follow the grid of positions, so that results do not depend on caps."""
 
 
 class Runtime(Loaded):
@@ -191,7 +191,7 @@ class Runtime(Loaded):
         )
 
     def chat(self, system: str | None = None, session: str | None = None) -> Chat:
-        """A conversation; `session` resumes one that was saved under that name.
+        """Begin a conversation; `session` resumes one that was saved under that name.
 
         Raises SessionError if there is no such session; ValueError if `system` cannot be used; ForkedError in a child
         of the process that loaded the model.
@@ -247,7 +247,8 @@ class Runtime(Loaded):
         return replies
 
     def _within_room(self, config: GenerationConfig, lengths: list[int]) -> GenerationConfig:
-        """With `max_new_tokens=-1` as many as the tiers hold for each of the batch, otherwise refused if too many."""
+        """The settings with a number of new tokens that the tiers hold: for `max_new_tokens=-1` as many as fit for each
+        of the batch. A number that is too large is refused."""
         check_open_pages(self.plan, self.store, len(lengths))
         window, new = self.model.max_positions, config.max_new_tokens
         if new > 0:
@@ -259,7 +260,7 @@ class Runtime(Loaded):
         return replace(config, max_new_tokens=new)
 
     def stats(self) -> dict[str, Any]:
-        """Bytes and pages per tier, reads by tier, bytes moved per edge, stalls."""
+        """Counters as plain numbers: bytes and pages per tier, reads by tier, bytes moved per edge, stalls."""
         counters = self.store.counters
         tiers: dict[str, Any] = {}
         reads = {"gpu": counters.gpu_reads, "host": counters.host_reads, "disk": counters.disk_reads}

@@ -48,15 +48,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What is saved under a name."""
+    """The facts about the session that is saved under a name."""
 
     version: bytes
     num_tokens: int
-    """0 if the record cannot be read."""
+    """Number of tokens; 0 if the record cannot be read."""
     saved_at: float | None
-    """In seconds since 1970; None where that was not noted."""
+    """Time in seconds since 1970; None where it was not noted."""
     is_later: bool = False
-    """A later version of stratakv wrote it."""
+    """True if a later version of stratakv wrote it."""
 
     def __str__(self) -> str:
         if self.is_later:
@@ -67,18 +67,19 @@ class Stored:
 
 @dataclass(slots=True)
 class Seen:
-    """Which session of a name a conversation knows: what it loaded or saved there last."""
+    """The session of a name that a conversation knows: the one it loaded or saved there last."""
 
     version: bytes | None = None
     attempts: set[bytes] = field(default_factory=set)
-    """Writes that failed: they may have reached the disk all the same."""
+    """Versions of writes that failed: they may have reached the disk all the same."""
 
     def knows(self, version: bytes) -> bool:
         return version == self.version or version in self.attempts
 
 
 def stored(engine: Engine, name: str) -> Stored | None:
-    """Raises SessionError: no session can be called that, or there is no disk tier."""
+    """Look up the session saved under `name`; None if there is none. Raises SessionError: no session can be called
+    that, or there is no disk tier."""
     disk, name = _disk(engine), check_name(name)
     name = same_name(name, disk.session_names()) or name
     try:
@@ -100,7 +101,7 @@ def save(
 
     Args:
         notes: JSON-serialisable, returned by `load` as it is.
-        seen: what the caller knows under that name, which is what is saved now from then on. None: nothing.
+        seen: the session that the caller knows under that name; it becomes the one that is saved now. None: none.
         replace: even if the caller knows one of that name, and another one is there by now, or one that a later version
             wrote.
 
@@ -145,7 +146,7 @@ def _payload(engine: Engine, sequence: Sequence, name: str, notes: dict[str, Any
 
 
 def _put(engine: Engine, disk: DiskTier, name: str, payload: bytes, seen: Seen, *, replace: bool) -> None:
-    """Store it over what may be replaced; what is replaced unseen is told."""
+    """Store it over a session that may be replaced; log it if that session was not seen before."""
     while True:
         found = stored(engine, name)
         is_new = found is not None and not seen.knows(found.version)
@@ -181,11 +182,11 @@ def _put_once(engine: Engine, disk: DiskTier, name: str, payload: bytes, only_ov
 
 
 def load(engine: Engine, name: str, *, seen: Seen | None = None) -> tuple[Sequence, dict[str, Any], int]:
-    """The sequence saved as `name`, its notes, and how many tokens had to be computed again (0 when
-    every page is still stored).
+    """Load the sequence saved as `name`, its notes, and how many tokens had to be computed again (0 when every page is
+    still stored).
 
     Args:
-        seen: told what was loaded.
+        seen: becomes the session that was loaded.
 
     Raises SessionError if there is no such session for this model, its record is damaged, or a later version wrote it.
     """
@@ -212,7 +213,7 @@ def load(engine: Engine, name: str, *, seen: Seen | None = None) -> tuple[Sequen
 
 
 def _found(engine: Engine, disk: DiskTier, name: str) -> tuple[str, bytes, bytes]:
-    """The name it is stored under, version and payload. Raises RecordError."""
+    """The name it is stored under, its version and its payload. Raises RecordError."""
     called = same_name(name, disk.session_names())
     if called is None:
         try:
@@ -230,14 +231,14 @@ def _found(engine: Engine, disk: DiskTier, name: str) -> tuple[str, bytes, bytes
 
 
 def names(disk: DiskTier) -> list[str]:
-    """Of all sessions that `load` finds, in order."""
+    """The names of all sessions that `load` finds, in order."""
     return sorted({*disk.session_names(), *names_in_twins(disk)})
 
 
 def _fill(
     engine: Engine, sequence: Sequence, header: dict[str, Any], chains: list[bytes], tensors: dict[str, Tensor]
 ) -> int:
-    """Returns how many tokens had to be computed again."""
+    """Fill the empty `sequence`. Returns how many tokens had to be computed again."""
     tokens, total = tensors["tokens"].numpy().astype(np.uint32), len(tensors["tokens"])
     with engine.turn():
         known = engine.store.num_known(chains, engine.model.tiered)
@@ -260,7 +261,7 @@ def _fill(
 def _take_over(
     engine: Engine, sequence: Sequence, header: dict[str, Any], chains: list[bytes], tensors: dict[str, Tensor]
 ) -> None:
-    """All pages are there: everything is as it was saved."""
+    """Restore everything as it was saved, since all pages are there."""
     tokens = tensors["tokens"].numpy().astype(np.uint32)
     num_sealed = len(chains) * sequence.page_size
     pages = tokens[:num_sealed].reshape(-1, sequence.page_size)
@@ -280,7 +281,7 @@ def _take_over(
 
 
 def _adopt(sequence: Sequence, tokens: np.ndarray, chains: list[bytes]) -> int:
-    """Some pages are gone: keep the stored prefix. Returns how many tokens it has."""
+    """Keep the stored prefix, since some pages are gone. Returns how many tokens it has."""
     kept = len(chains) * sequence.page_size
     for cache in sequence.layers:
         if chains and isinstance(cache, TieredLayer):
