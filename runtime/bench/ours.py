@@ -23,10 +23,10 @@ from .subject import Subject
 
 
 class Ours(Contestant):
-    """Raises what `check_room` and `Runtime.load` raise.
+    """stratakv as a contestant. Raises what `check_room` and `Runtime.load` raise.
 
     Args:
-        tokens: every sequence's, over both turns.
+        tokens: number of tokens of every sequence, over both turns.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ _MARKS = {"auto": "", "on": "prefetch", "off": "no prefetch"}
 
 
 def check_room(runtime: Runtime, options: Options, batch: int, tokens: int) -> None:
-    """Raises DoesNotFitError unless the window (which random KV may exceed) and the tiers hold such a batch."""
+    """Raise DoesNotFitError unless the window (which random KV may exceed) and the tiers hold such a batch."""
     if not options.random_kv:
         runtime.check_fits(0, tokens, f"a context of {tokens} tokens")
     runtime.plan.check(batch * tokens, f"{batch} x {tokens} tokens")

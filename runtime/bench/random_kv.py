@@ -55,7 +55,8 @@ def _fill_layer(
 
 
 def _note_queries(engine: Engine, cache: TieredLayer, pages: int, random: torch.Generator) -> None:
-    """What `TieredLayer.extend` notes in passing: without any, an index would learn anew while steps are timed."""
+    """Note the random queries that an index would see while it reads a prompt: without any, it would learn anew while
+    steps are timed."""
     if cache.queries.is_wanted and pages:
         model = engine.model
         queries = torch.randn(model.num_heads, pages, model.head_dim, generator=random, device=model.device)
@@ -63,7 +64,7 @@ def _note_queries(engine: Engine, cache: TieredLayer, pages: int, random: torch.
 
 
 def fill_cache(cache: Any, config: Any, batch: int, count: int, dtype: torch.dtype, device: torch.device) -> None:
-    """The same for a cache of transformers: `count` random tokens in each of `batch` sequences."""
+    """Fill a cache of transformers likewise: `count` random tokens in each of `batch` sequences."""
     heads = config.num_key_value_heads
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     random = torch.Generator(device).manual_seed(0)

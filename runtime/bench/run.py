@@ -75,13 +75,13 @@ def run_bench(options: Options, log: Log) -> dict[str, Any]:
 
 
 def _positions(options: Options, context: int) -> int:
-    """Tokens of a sequence at the end of both turns."""
+    """The number of tokens of a sequence at the end of both turns."""
     steps = num_steps(options.steps) + num_steps(options.later_steps)
     return context + steps + options.turn_tokens + (TRACED_STEPS if options.trace is not None else 0)
 
 
 def _hold_to_the_cap(options: Options, subject: Subject) -> None:
-    """A CUDA device gives no more than the cap, whoever asks."""
+    """Let a CUDA device give no more than the cap, whoever asks."""
     device = subject.model.device
     if options.gpu_memory_cap is not None and device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
@@ -89,7 +89,7 @@ def _hold_to_the_cap(options: Options, subject: Subject) -> None:
 
 
 def _check_all_fit(options: Options, subject: Subject, folder: Path) -> None:
-    """The largest row is refused before the smaller ones are measured."""
+    """Refuse the largest row before the smaller ones are measured."""
     for number, caps in enumerate(options.caps):
         with subject.runtime(options.kv(folder / f"room-{number}", "window", caps)) as runtime:
             check_room(runtime, options, max(options.batches), _positions(options, max(options.contexts)))
@@ -97,7 +97,7 @@ def _check_all_fit(options: Options, subject: Subject, folder: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What every contestant of a row is given, tokens `[batch, n]`."""
+    """The tokens `[batch, n]` that every contestant of a row is given."""
 
     prompts: tuple[np.ndarray, np.ndarray]
     steps: tuple[np.ndarray, np.ndarray]
@@ -107,7 +107,7 @@ class Bench:
     """Measures rows.
 
     Args:
-        bandwidths: of the roofline.
+        bandwidths: those that the roofline is computed with.
     """
 
     def __init__(self, subject: Subject, options: Options, bandwidths: Bandwidths, log: Log) -> None:
@@ -115,7 +115,7 @@ class Bench:
         self._device = subject.model.device
 
     def row(self, context: int, batch: int) -> dict[str, Any]:
-        """All contestants at one context length and batch."""
+        """Measure all contestants at one context length and batch."""
         self.log(f"{context} tokens, batch {batch}")
         tokens = _positions(self.options, context)
         script = self._script(context, batch)
@@ -149,7 +149,8 @@ class Bench:
     def _in_turn(
         self, ours: list[Make], others: list[tuple[str, Make]], script: Script, left_out: dict[str, str]
     ) -> tuple[list[dict[str, Any]], dict[str, int]]:
-        """Both turns of everybody, block by block; what each did, and what ours took of host memory."""
+        """Take both turns with everybody, block by block. Returns the results of each, and the host memory that ours
+        took."""
         contestants: list[Contestant] = []
         if self._device.type == "cuda":
             gc.collect()
@@ -218,7 +219,8 @@ class Bench:
             yield "llama.cpp", partial(LlamaCpp, gguf, batch, tokens, subject.model.config.vocab_size)
 
     def _too_large(self, dtype: torch.dtype, tokens: int) -> str | None:
-        """Why dense attention cannot be had here, if so: weights and the whole cache are in memory at once."""
+        """The reason why dense attention cannot be had here, if there is one: weights and the whole cache are in memory
+        at once."""
         if not self.subject.has_room_for(dtype, self.options):
             return "no memory for the weights a second time"
         cap, needed = self.options.gpu_memory_cap, needed_bytes(self.subject, dtype, tokens)
@@ -228,7 +230,7 @@ class Bench:
 
 
 def take_steps(contestants: list[Contestant], steps: np.ndarray, timed: int) -> None:
-    """Everybody decodes the same tokens `[batch, n]`, of which `timed` steps count."""
+    """Have everybody decode the same tokens `[batch, n]`, of which `timed` steps count."""
     at = 0
     for size, untimed in block_sizes(timed):
         for contestant in contestants:

@@ -16,8 +16,8 @@ TRACED_STEPS = 4
 
 
 def trace_steps(contestant: Contestant, steps: list[list[int]], path: Path) -> None:
-    """Decode `steps` (a token per sequence each) under torch's profiler; they are in nobody's times. Raises OSError if
-    the trace cannot be written."""
+    """Decode `steps` (a token per sequence each) under torch's profiler; they count in nobody's times. Raises OSError
+    if the trace cannot be written."""
     activities = [ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(ProfilerActivity.CUDA)

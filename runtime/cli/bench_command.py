@@ -115,7 +115,7 @@ def _counts(option: str, listed: str) -> tuple[int, ...]:
 
 
 def _sizes(listed: str | None) -> list[float | None]:
-    """Of one cap; None alone where it is not given."""
+    """The sizes of one cap in GB; None alone where it is not given."""
     if listed is None:
         return [None]
     try:

@@ -101,7 +101,7 @@ def chat(
 
 
 def _converse(options: Options, prompt: str | None, as_json: bool) -> None:
-    """At a prompt if somebody is there to type at it, else once."""
+    """Converse at a prompt if somebody is there to type at it, else answer once."""
     from ..chat.documents import text_of
     from ..process.standard_input import PipedText, is_standard_input, is_terminal, read_standard_input
 

@@ -104,7 +104,7 @@ def evaluation(
 
 
 def _write(out: Path, line: str, *, is_shown: bool) -> None:
-    """Where it cannot be written it is printed, unless it was."""
+    """Write the result's line to a file. Where that fails the line is printed, unless it was."""
     try:
         write_text(out, line + "\n")
     except OSError:

@@ -1,4 +1,4 @@
-"""The model loads behind the chat's prompt, in a thread that whoever leaves early does not wait for."""
+"""Loading the model behind the chat's prompt, in a thread that whoever leaves early does not wait for."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOADER = "stratakv-load"
 
 
 def load_behind(options: Options) -> Future[tuple[Runtime, Chat]]:
-    """Resolves to the model and the conversation, or to what is wrong with them."""
+    """Load in a thread. The future gives the model and the conversation, or raises what is wrong with them."""
     from ..process.terminal import make_console
     from .chat_setup import load, say_converting
 

@@ -56,7 +56,7 @@ def _answer(chat: Chat, prompt: str, as_json: bool, console: Any) -> None:
 
 
 def _result(runtime: Runtime, chat: Chat, documents: list[Read], load_s: float) -> dict[str, Any]:
-    """The prompt of a command is its documents and its question: whoever asked waited for both."""
+    """Make the result. The prompt of a command is its documents and its question: whoever asked waited for both."""
     reply, stats = chat.last, runtime.stats()
     usage, timings = reply.usage, reply.timings
     tokens, cached, ms = (sum(getattr(done, name) for done in documents) for name in ("tokens", "cached", "ms"))

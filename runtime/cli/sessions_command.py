@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 sessions = typer.Typer(help="Saved sessions.", no_args_is_help=True, rich_markup_mode=None)
 
 _MOST_GB = 1e9
-"""More than any disk holds."""
+"""More gigabytes than any disk holds."""
 
 StoreOption = Annotated[Path | None, path("--kv-dir", help="Store folder. Default: the user's cache directory.")]
 ModelOption = Annotated[
@@ -36,7 +36,7 @@ ModelOption = Annotated[
 ]
 DtypeOption = Annotated[str | None, typer.Option("--dtype", help="Only of this dtype. Default: of all.")]
 _MAX_WIDTH = 40
-"""Of the column of names: one longer name must not push the others' columns off the screen."""
+"""The most cells of the column of names: one longer name must not push the others' columns off the screen."""
 FolderOption = Annotated[
     str | None, typer.Option("--in", help="Only in the store's folder whose name begins like this.")
 ]
@@ -216,7 +216,8 @@ def _why(error: RecordError | None) -> str:
 
 
 def _cells(text: str) -> int:
-    """How wide a terminal shows it: two cells for what is wide in East Asia, none for what joins the letter before."""
+    """The number of cells that a terminal takes to show a text: two for wide letters of East Asia, none for marks that
+    join the letter before."""
     return sum((not unicodedata.combining(letter)) + (unicodedata.east_asian_width(letter) in "WF") for letter in text)
 
 

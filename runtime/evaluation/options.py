@@ -1,4 +1,4 @@
-"""What a run of a suite is told."""
+"""The options of a run of a suite."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Options:
 
 
 class Ticker(Protocol):
-    """Told how much there is to do, and what is being done."""
+    """Is told how much there is to do, and what is being done."""
 
     def start(self, total: int) -> None: ...
 

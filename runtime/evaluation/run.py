@@ -1,4 +1,4 @@
-"""One run of one suite: load the model, measure, and say on what."""
+"""One run of one suite: it loads the model, measures, and says on what."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def evaluate(
     question_sparse: bool,
     ticker: Ticker,
 ) -> dict[str, Any]:
-    """Run a suite; JSON-serialisable, with `passed` (None where nothing but yardsticks was measured).
+    """Run a suite. The result is JSON-serialisable, with `passed` (None where nothing but yardsticks was measured).
 
     Args:
         dtype: fp32 adds no noise of its own; `auto` is what a chat would use. `exact` is always fp32.
@@ -112,7 +112,7 @@ def _read(
 
 
 def _check_lengths(runtime: Runtime, compared: list[Variant], options: Options) -> None:
-    """Raises ValueError or DoesNotFitError if the model cannot hold the contexts, or a budget reads them whole."""
+    """Raise ValueError or DoesNotFitError if the model cannot hold the contexts, or a budget reads them whole."""
     if options.ctx > runtime.model.max_positions:
         raise ValueError(
             f"ctx {options.ctx} is more than the {runtime.model.max_positions} tokens {runtime.name} knows"
@@ -124,7 +124,8 @@ def _check_lengths(runtime: Runtime, compared: list[Variant], options: Options) 
 
 
 def _facts(runtime: Runtime, options: Options) -> dict[str, Any]:
-    """`exempt_windows`: windows of the layers that no index touches; every step reads them whole."""
+    """Facts about the run. `exempt_windows` has the windows of layers that no index touches; every step reads them
+    whole."""
     return {
         "device": str(runtime.model.device),
         "dtype": str(runtime.model.dtype).removeprefix("torch."),
@@ -147,7 +148,7 @@ def _passed(found: dict[str, Any]) -> bool | None:
 
 
 def commit() -> str | None:
-    """Of the source checkout this runs from, if it is one."""
+    """The commit of the source checkout this runs from, if it is one."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

@@ -24,10 +24,10 @@ _MAX_NEW_TOKENS = 32
 _KIND: niah.Kind = "numbers"
 _HIDDEN = 4
 _ANSWERED = 2
-"""Turns before the question of `turns`."""
+"""The number of turns before the question of `turns`."""
 _SAID = 3
 _PASSAGE = 1 / 3
-"""Of the text of `said`: what comes after the model's statement."""
+"""The share of the text of `said` that comes after the model's statement."""
 _INSTRUCTION = "Read the following text. I will talk with you about it, and ask you about what we said."
 
 

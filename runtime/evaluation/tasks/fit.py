@@ -1,4 +1,4 @@
-"""How many units of text (sentences, verses, rows, ...) fill a given number of tokens."""
+"""The largest number of text items (sentences, verses, rows, ...) that fit a given number of tokens."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 _PROBE_UNITS = 16
-"""What the first units cost tells where to look next."""
+"""The number of items that are tried first: their tokens tell where to look next."""
 _ESTIMATES = 3
-"""So many in a row before a step that surely shrinks the interval."""
+"""The number of estimates in a row before a step that surely shrinks the interval."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class Fit:
     """A length in tokens, and the way to count them."""
 
     tokens: int
-    """Most tokens a text may have. Room for the reply and a chat template's words is the caller's to subtract."""
+    """The most tokens that a text may have. The caller subtracts room for the reply and a chat template's words."""
     count: Callable[[str], int]
 
     def largest(self, make: Callable[[int], str], *, smallest: int = 1, limit: int | None = None) -> int:

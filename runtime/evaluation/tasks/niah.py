@@ -45,12 +45,12 @@ class Recipe:
     value: Kind = "numbers"
     keys: int = 1
     values: int = 1
-    """Per key, each in a needle of its own."""
+    """The number of values per key, each in a needle of its own."""
     queries: int = 1
 
     @property
     def is_single(self) -> bool:
-        """Whether the reply is one value: RULER then asks in the singular."""
+        """True if the reply is one value: RULER then asks in the singular."""
         return self.queries * self.values == 1
 
 
@@ -79,7 +79,7 @@ def prefix(kind: Kind, query: str, is_single: bool) -> str:
 
 
 def join(words: list[str]) -> str:
-    """`a`, `a, and b`, `a, b, and c`, as RULER does."""
+    """Join words as RULER does: `a`, `a, and b`, `a, b, and c`."""
     return f"{', '.join(words[:-1])}, and {words[-1]}" if len(words) > 1 else words[0]
 
 

@@ -18,7 +18,7 @@ from .scores import any_of
 
 _MAX_NEW_TOKENS = 32
 _PEOPLE = 6
-"""The first is asked about; the others' facts distract."""
+"""The number of people: the first is asked about, the others' facts distract."""
 _INSTRUCTION = (
     "Answer the question based on the given documents. Only give me the answer and do not output any other words."
 )
@@ -55,7 +55,7 @@ def _facts(rng: random.Random, forms: tuple[str, ...], subjects: list[str], obje
 def _build(
     rng: random.Random, texts: Texts, fit: Fit, facts: list[str], towns: list[str], query: str, *, one_place: bool
 ) -> Sample:
-    """The first town is the answer, and the first fact tells it."""
+    """Build the text. The first town is the answer, and the first fact tells it."""
     stream = novel(rng, texts, paragraphs, without=towns)
     placed = [(rng.random(), fact) for fact in facts]
 

@@ -53,9 +53,9 @@ def verse(rng: random.Random, texts: Texts, fit: Fit) -> Sample:
 class Line(NamedTuple):
     words: str
     heading: str
-    """What stands above it: the speaker at the start of a speech, the play's name at the start of the text."""
+    """The text above the line: the speaker at the start of a speech, the play's name at the start of the text."""
     goes_on: bool
-    """Whether the line above belongs to the same speech."""
+    """True if the line above belongs to the same speech."""
 
     @property
     def text(self) -> str:
@@ -91,7 +91,7 @@ def next_line(rng: random.Random, texts: Texts, fit: Fit) -> Sample:
 
 
 def _lines(plays: dict[str, list[Speech]], first: str, start: int) -> Iterator[Line]:
-    """From a speech of the play on, then the other plays, round and round."""
+    """Yield lines from a speech of the play on, then those of the other plays, round and round."""
     names = sorted(plays)
     at = names.index(first)
     while True:
