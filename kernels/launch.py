@@ -1,4 +1,4 @@
-"""Where Triton runs, and how its kernels are started.
+"""The start of Triton kernels, and the choice of where they run.
 
 A public op runs its Triton kernel where all its tensors are on a CUDA device that Triton compiles for (compute
 capability 8.0, Ampere, or later) and Triton is installed; everywhere else it runs its PyTorch form, which is also

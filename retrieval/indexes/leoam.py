@@ -20,7 +20,7 @@ _USUAL_CHUNK = 16
 _LEARN_FROM = 1024
 """Below this number of tokens no chunk size is learned."""
 _KEEP_EVERY = 16
-"""Of this many neighbouring pages, one page's query is kept for the next fit."""
+"""One query in this many pages is kept for the next fit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

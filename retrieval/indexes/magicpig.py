@@ -60,7 +60,7 @@ class MagicPIGState:
 
 
 class Weighing(NamedTuple):
-    """How each query head weighs the tokens of a selection; all tensors are on the CPU."""
+    """The weights that each query head gives the tokens of a selection; all tensors are on the CPU."""
 
     always: Tensor
     """bool `[G, n]`: True for sinks and the local window, which every head sees unweighted."""

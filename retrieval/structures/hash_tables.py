@@ -60,8 +60,8 @@ class Segment(NamedTuple):
         return codes
 
     def buckets(self, heads: Array, wanted: Array, shift: int) -> tuple[Array, Array]:
-        """Where the bucket of `wanted` `[A, R, L]` without its last `shift` bits begins in each table of `heads`
-        `[A]`, and its size: int64 `[A, R, L]`."""
+        """The first place and the size of the bucket of `wanted` `[A, R, L]`, without its last `shift` bits, in each
+        table of `heads` `[A]`: int64 `[A, R, L]` each."""
         low = (wanted >> shift << shift).astype(np.intp)
         head, table = heads[:, None, None], np.arange(wanted.shape[2])
         begin = self.starts[head, table, low].astype(np.intp)
@@ -128,7 +128,7 @@ class HashTables:
         return most
 
     def second_hits(self, heads: Array, wanted: Array, depth: int) -> Array:
-        """How many tables it takes, counted from the first, until a token collides with a query for the second time.
+        """The number of tables, from the first on, until a token collides with a query for the second time.
 
         Args:
             heads: int64 `[A]`, KV heads.

@@ -140,8 +140,8 @@ class GenerationConfig:
     tokens or more together. It changes no token before. 0: never. None: 3 in a chat, never in `Runtime.generate`."""
     stop_strings: tuple[str, ...] = ()
     seed: int | None = None
-    """From 0 to 2**64 - 1. In a batch, prompt number n draws with seed + n, as it would alone: equal prompts get
-    different replies, the same ones each time. None: fresh randomness each time."""
+    """Seed of the draws, from 0 to 2**64 - 1. In a batch, prompt number n draws with seed + n, as it would alone: equal
+    prompts get different replies, the same ones each time. None: fresh randomness each time."""
     drop_thinking: bool = False
     """In a chat whose template leaves the thinking out of earlier replies: forget a reply's thinking when it is done,
     and read the rest again with the next message, as the template writes it (docs/TEMPLATES.md). Otherwise a

@@ -18,7 +18,7 @@ class Usage:
     prompt_tokens: int = 0
     """All tokens that the reply could look back on: the conversation so far and the message."""
     cached_tokens: int = 0
-    """Those prompt tokens that the store had: read by an earlier conversation, or restored with a session."""
+    """Prompt tokens that the store had: read by an earlier conversation, or restored with a session."""
     completion_tokens: int = 0
     """Tokens that were generated, including one that ends the reply."""
 

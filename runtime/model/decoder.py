@@ -22,14 +22,15 @@ from .products import Linear
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Form:
-    """In what a family's layers differ from Llama's. Biases are named as in `config.json`, or a fact of the family."""
+    """The differences between a family's layers and Llama's. Biases are named as in `config.json`, or a fact of the
+    family."""
 
     norms: tuple[str, ...] = ("input", "post_attention")
-    """Of the layer, each `<name>_layernorm`."""
+    """The names of the layer's norms, each `<name>_layernorm`."""
     norm: str = "scale"
     """`scale`: rounds, then multiplies by the weight. `wide`: multiplies, then rounds. `offset`: by one more."""
     head_norm: str | None = None
-    """Of q and k: over a `head`, over `all` of them, or none."""
+    """The norm of q and k: over each `head`, over `all` heads together, or none."""
     qkv_bias: str | bool = False
     out_bias: str | bool = False
     mlp_bias: str | bool = False
@@ -37,7 +38,7 @@ class Form:
     """One product makes q, k and v, another gate and up; part of a head may stay un-rotated."""
     act: str = "hidden_act"
     rotary_dtype: torch.dtype | None = None
-    """Of the tables; None: of the hidden state."""
+    """The dtype of the rotary tables; None: that of the hidden state."""
 
 
 FORMS = {

@@ -33,7 +33,8 @@ _CHANGES_NO_NUMBER = frozenset({
     "attention_dropout", "embd_pdrop", "resid_pdrop",  # training
     "pretraining_tp",  # how a matrix was once split
 })  # fmt: skip
-"""Of the names that reach a family's configuration (`untrusted.settings.NAMES`); no other name reaches anything."""
+"""Names that change no number, of those that reach a family's configuration (`untrusted.settings.NAMES`); no other name
+reaches anything."""
 _ROPE = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
 _OWN_ROPE = frozenset({"gemma3_text"})
 """Families with two tables, whose configuration merges what it is told."""

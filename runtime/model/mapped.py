@@ -24,7 +24,7 @@ class MappedWeights:
         self._known: dict[Path, tuple[Stamp, str | None]] = {}
 
     def guard(self, disk: DiskTier | None) -> None:
-        """From now on `disk` keeps only what the weights, which have been read, compute as they are.
+        """Let `disk` keep only KV of these weights from now on; they have been read.
 
         Raises ModelFileError if they were replaced meanwhile: their pages would have another's name.
         """

@@ -59,7 +59,7 @@ class Rotary:
         return {kind: made.get(kind) or made[EVERY_LAYER] for kind in self._kinds}
 
     def _frequencies(self, reach: int) -> dict[str, tuple[Tensor, float]]:
-        """For each table its frequencies, fp32 `[rotary dim / 2]`, and the factor of cos and sin."""
+        """The frequencies of each table, fp32 `[rotary dim / 2]`, and the factor of cos and sin."""
         if reach not in self._known:
             if len(self._known) == _KEPT:
                 del self._known[next(iter(self._known))]

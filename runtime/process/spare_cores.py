@@ -89,7 +89,7 @@ class FittingThreads:
     """Runs blocks with as many of OpenMP's threads as there are spare cores, unless the user chose their number."""
 
     def __init__(self, spare: SpareCores | None) -> None:
-        """Without `spare` the number of threads never changes."""
+        """`spare` decides the number of threads; None: it never changes."""
         self._spare = spare
         self._count = torch.get_num_threads()
 

@@ -17,8 +17,8 @@ _REPLY = {
     **_PICTURES, **{number: f"\\x{number:02x}" for number in range(0x80, 0xA0)}, ord("\n"): "\n", ord("\t"): "\t",
     ord("\r"): None,
 }  # fmt: skip
-"""How a reply's control characters are shown: as their pictures (ESC is one character that reads `ESC`). A carriage
-return is dropped, since it would overwrite its line."""
+"""The characters that show a reply's control characters: their pictures (ESC is one character that reads `ESC`). A
+carriage return is dropped, since it would overwrite its line."""
 
 
 def printable(text: str) -> str:

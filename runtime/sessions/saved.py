@@ -88,7 +88,7 @@ def needed_chains(disk: DiskTier) -> set[bytes]:
 
 
 def later_nameless(disk: DiskTier) -> set[bytes]:
-    """Of the keys that name no session here, those under which a later version wrote one: there they may be names."""
+    """The keys that name no session here and under which a later version wrote one: there they may be names."""
     found = set()
     for key in disk.nameless_sessions():
         try:
@@ -246,7 +246,7 @@ def _texts(found: Any) -> list[str]:
 
 
 def _printable(found: Any) -> dict[str, Any]:
-    """Of an object, its numbers and those of its texts that no terminal obeys."""
+    """The numbers of an object, and those of its texts that no terminal obeys."""
     pairs = found.items() if isinstance(found, dict) else ()
     return {name: value for name, value in pairs if isinstance(value, int) or _is_text(value)}
 

@@ -142,7 +142,7 @@ class _Others:
     def __init__(self, mine: Path, cap_bytes: int) -> None:
         self._mine, self._room_bytes = mine, spare_bytes(cap_bytes)
         self._given: dict[str, int] = {}
-        """By the name of each folder that has given all it can, the time of its last write then, in nanoseconds."""
+        """The last write, in nanoseconds, of each folder that has given all it can, by the folder's name."""
 
     def give_way(self, num_bytes: int) -> int:
         """Make other folders smaller by `num_bytes`, as far as they may be. Returns by how many bytes they are

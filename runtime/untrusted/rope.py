@@ -25,7 +25,7 @@ NAMES = frozenset({
     "rope_scaling", "rope_parameters", "rope_theta", "partial_rotary_factor", "rope_local_base_freq",
     "original_max_position_embeddings",
 })  # fmt: skip
-"""In `config.json`, what is about positions."""
+"""The names in `config.json` that are about positions."""
 EVERY_LAYER = "every_layer"
 """The one table of a family whose layers are all turned alike."""
 LAYERED = frozenset({"gemma3_text"})
@@ -55,7 +55,7 @@ _REQUIRED = {
 }  # fmt: skip
 _COMMON = frozenset({"rope_type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"})
 _OTHER_NAMES = {"su": "longrope"}
-"""What a kind was once called."""
+"""Former names of kinds."""
 _NO_EFFECT = frozenset({"finetuned"})
 """Said in published files, and used by nobody."""
 _FROM_ORIGINAL = frozenset({"yarn", "llama3", "longrope"})

@@ -25,7 +25,7 @@ _COMMON = frozenset({
     "original_max_position_embeddings", "pad_token_id", "partial_rotary_factor", "rms_norm_eps", "rope_parameters",
     "rope_scaling", "rope_theta", "sliding_window", "tie_word_embeddings", "use_bidirectional_attention", "vocab_size",
 })  # fmt: skip
-"""Also what a family does not have but `model.py` refuses where it is set."""
+"""Names of all families. Some a family does not have: `model_files` refuses them where they are set."""
 _LAYERS_THAT_SLIDE = frozenset({"layer_types", "sliding_window"})
 """Left over in files of families whose layers see everything: transformers' classes do not look at them."""
 _WINDOWS = frozenset({"max_window_layers", "use_sliding_window"})
@@ -46,7 +46,7 @@ NAMES: dict[str, frozenset[str]] = {
 WRAPPERS = frozenset({"gemma3", "llava", "mistral3"})
 """Models of pictures and text whose text runs through the family of their `text_config` as it would alone."""
 _ENDS = frozenset({"bos_token_id", "eos_token_id", "pad_token_id"})
-"""What a wrapper may say for its text part, if that does not."""
+"""Names that a wrapper may state for its text part, if that does not."""
 _OTHER_WEIGHTS = frozenset({"quantization_config", "compression_config", "transformers_weights", "per_layer_config"})
 _OTHER_CODE = frozenset({"auto_map", "custom_pipelines", "trust_remote_code", "kernel_config", "fusion_config"})
 _IMPLEMENTATION = "_implementation"

@@ -35,7 +35,7 @@ from . import CODECS, LOSSLESS, Codec, Int4Codec, ZstdCodec, make_codec
 _WEIGHT = 1 / 16
 """Weight of the newest read in every average."""
 _LONGEST_GAP = 32
-"""In multiples of the usual gap: the rest of a longer pause is taken for somebody thinking, not for computing."""
+"""The longest gap that counts, in usual gaps: the rest of a longer pause is somebody thinking, not computing."""
 _USUAL_LOSSLESS = 0.8
 """Stored bytes per raw byte, until a lossless page was read."""
 COMPRESSIONS = (*CODECS, "adaptive")

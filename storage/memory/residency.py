@@ -1,4 +1,4 @@
-"""Where pages lie in memory, and how room is made there. Everything here runs under the store's lock.
+"""The places of pages in memory, and making room there. Everything here runs under the store's lock.
 
 Invariants  (1) `table.host_slot[p] == s` exactly if `host.page[s] == p`; the same for the gpu
             (2) a page leaves host memory only if its disk record is committed; gpu copies are always spare

@@ -72,7 +72,8 @@ class Link:
 
     @property
     def due(self) -> float:
-        """When all that was sent ahead so far is due. Pass it to `wait`, which adds delays that come later."""
+        """The time at which all that was sent ahead so far is due. Pass it to `wait`, which adds delays that come
+        later."""
         with self._sum:
             return self._free_at - self._put_off
 

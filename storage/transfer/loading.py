@@ -58,7 +58,7 @@ class Ticket:
     """Ids of the pages that the host has no room for."""
     leases: list[tuple[Arena, np.ndarray]] = field(default_factory=list)
     failures: dict[int, str] = field(default_factory=dict)
-    """Why a page cannot be used, by page id."""
+    """The reason why a page cannot be used, by page id."""
     is_ahead: bool = False
     """True if nobody has asked for the pages yet."""
 

@@ -42,7 +42,7 @@ _LLAMA = {**_NORMS, **_ATTENTION, **_MLP}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Architecture:
-    """What files of one architecture hold."""
+    """The form of files of one architecture."""
 
     family: str
     settings: Settings
@@ -53,9 +53,9 @@ class Architecture:
     changes: Mapping[str, Change] = field(default_factory=dict)
     """Tensor of a block -> how its rows, and its bias, stand otherwise than in the family."""
     norm_offset: float = 0.0
-    """What is added to every norm: the file's are stored as they are used."""
+    """The number added to every norm: a file stores norms as they are used."""
     rope_tensors: tuple[str, ...] = ()
-    """Which of `rope.TENSORS` it may have."""
+    """Those of `rope.TENSORS` that it may have."""
     outer: Mapping[str, str] = field(default_factory=lambda: _OUTER)
     """Tensor beside the blocks -> weight."""
 
@@ -221,7 +221,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "smollm3": Architecture(family="smollm3", settings=_smollm3, biases=_ALL_BIASES, changes=_PAIRS),
 }  # fmt: skip
-"""By `general.architecture`. Mistral's models are `llama` files."""
+"""The entries by `general.architecture`. Mistral's models are `llama` files."""
 
 
 def read_settings(contents: Contents) -> tuple[Architecture, dict[str, Any]]:
