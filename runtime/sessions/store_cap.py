@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...storage import DiskTier, StorageError, StorageFullError
-from ...storage.disk.lease import is_open
+from ...storage.disk.folder_lease import is_open
 from ...storage.disk.share import BOOKKEEPING_BYTES, DATA, bytes_in, claimed_bytes, spare_bytes
 from ..engine.machine_caps import disk_free
 from .home import Home

@@ -29,13 +29,13 @@ from ..errors import LaterVersionError, RecordError, StorageFullError, StoreUnav
 from ..files.private import private_file, private_folder
 from ..page import CHAIN_BYTES
 from . import pieces, record
-from .lease import Lease
+from .folder_lease import FolderLease
 from .lmdb_file import PAGES, STATES, USES, LmdbFile
 from .lmdb_format import refuse_later
-from .records import Records
 from .reserve import with_reserve
 from .sessions import SessionShelf
 from .share import DATA, Share
+from .stored_records import StoredRecords
 from .uses import Use, Uses
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class DiskTier(SessionShelf):
             private_folder(folder)
             if description is not None:
                 private_file(folder / "config.json", json.dumps(description, indent=2) + "\n")
-            self._lease = Lease(Path(os.path.realpath(folder)))
+            self._lease = FolderLease(Path(os.path.realpath(folder)))
             try:
                 self._open(cap_bytes if is_shared else max(cap_bytes, _MIN_CAP_BYTES), is_shared=is_shared)
             except BaseException:
@@ -114,7 +114,7 @@ class DiskTier(SessionShelf):
             raise
         room = max(room, self.file_bytes)
         self.cap_bytes = room if self._share is None else self._share.most_bytes
-        self._records = Records(self._file, self.folder, room, self.fingerprint)
+        self._records = StoredRecords(self._file, self.folder, room, self.fingerprint)
         if self._share is not None:
             self._records.grow, self._records.why_full = self._grow, self._why_full
 

@@ -19,9 +19,9 @@ from ..errors import SessionChangedError, StorageFullError, StoreUnavailableErro
 from ..page import CHAIN_BYTES
 from . import record
 from .lmdb_file import SESSIONS, USES, LmdbFile
-from .records import Records
 from .reserve import with_reserve
 from .session_name import session_name
+from .stored_records import StoredRecords
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class SessionShelf:
     folder: Path
     fingerprint: bytes
     _file: LmdbFile
-    _records: Records
+    _records: StoredRecords
 
     def reads_codecs(self, codes: Iterable[int]) -> None:
         """Treat pages in other codecs than these as if they were not there."""

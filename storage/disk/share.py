@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .lease import Lease, claimed_in
+from .folder_lease import FolderLease, claimed_in
 from .reserve import RESERVE_BYTES, keep_reserve
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Share:
         lease: of the tier whose share it is.
     """
 
-    def __init__(self, folder: Path, cap_bytes: int, lease: Lease) -> None:
+    def __init__(self, folder: Path, cap_bytes: int, lease: FolderLease) -> None:
         self.folder, self.cap_bytes, self._lease = folder, cap_bytes, lease
         self.claimed_bytes = self.others_bytes = 0
         """Bytes of this share, and bytes that the other folders took at the last look."""

@@ -20,7 +20,7 @@ import threading
 
 import lmdb
 
-from .lease import Lease
+from .folder_lease import FolderLease
 from .lmdb_file import USES, LmdbFile
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ _UNKNOWN: Use = (0, 0)
 class Uses:
     """The uses that one tier makes. `file` is open; `lease` claims records from the clock found there."""
 
-    def __init__(self, file: LmdbFile, lease: Lease) -> None:
+    def __init__(self, file: LmdbFile, lease: FolderLease) -> None:
         self._file, self._lease = file, lease
         self._is_new, self._place = True, 0
         self._touched: list[bytes] = []

@@ -28,7 +28,7 @@ _KEYS_PER_READ = 4096
 _FIXED_PAGES = 3  # two meta pages, and the root that names the databases
 
 
-class Records:
+class StoredRecords:
     """The records of one fingerprint in `file`. `folder` is for messages."""
 
     def __init__(self, file: LmdbFile, folder: Path, cap_bytes: int, fingerprint: bytes) -> None:

@@ -29,10 +29,10 @@ _PREFIX = "lease."
 _DIGITS = 20
 """Decimal digits of each number in a lease file."""
 _REPLACING = "replace.lock"
-_HELD: weakref.WeakSet[Lease] = weakref.WeakSet()
+_HELD: weakref.WeakSet[FolderLease] = weakref.WeakSet()
 
 
-class Lease:
+class FolderLease:
     """This tier's lease on a store folder.
 
     Args:
@@ -111,7 +111,7 @@ class Lease:
 
 def claimed_in(folder: Path) -> int:
     """The length in bytes that living owners have claimed for the data file in `folder`, 0 if none has. Removes no dead
-    lease: whoever opens the folder next is to find it (`Lease.after_a_death`)."""
+    lease: whoever opens the folder next is to find it (`FolderLease.after_a_death`)."""
     return max(
         (found[1] for path in folder.glob(f"{_PREFIX}*") if (found := _read(path)) and is_locked(path)), default=0
     )
