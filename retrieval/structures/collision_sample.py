@@ -15,7 +15,7 @@ LEAST_DEPTH = 4
 """The fewest bits that must agree. A bucket of a sixteenth of all tokens says little about an angle."""
 
 
-class Sample(NamedTuple):
+class Collisions(NamedTuple):
     """The tokens that each query head sampled. A token is in head (g, r)'s sample if and only if `second[g, r] <=
     tables[g]`."""
 
@@ -29,7 +29,7 @@ class Sample(NamedTuple):
     """int16 `[G, n]`: the least of `second` over the query heads."""
 
 
-def collision_sample(tables: HashTables, wanted: Array, begin: int, end: int, room: int) -> Sample:
+def collision_sample(tables: HashTables, wanted: Array, begin: int, end: int, room: int) -> Collisions:
     """Sample the tokens `begin .. end`, at most `room` of them per KV head: the union over its query heads.
 
     The deepest buckets whose sample in all tables reaches `room` are used, then as many tables as fit: the sample
@@ -62,7 +62,7 @@ def collision_sample(tables: HashTables, wanted: Array, begin: int, end: int, ro
         open_heads = np.setdiff1d(open_heads, done)
         if not len(open_heads):
             break
-    return Sample(depth, taken, second, soonest)
+    return Collisions(depth, taken, second, soonest)
 
 
 def _sizes(soonest: Array, num_tables: int) -> Array:

@@ -5,8 +5,8 @@ State   per table the token ids sorted by code, uint16, and where each code begi
         highest, so that the first `depth` bits name a bucket that is a contiguous run too: one sorting serves
         every depth.
 
-Tables grow in *segments* whose sizes depend on the number of tokens alone: 16384 as often as they fit, then halves
-of that down to 1024. The rest, less than 1024 tokens, is unsorted and compared code by code. Equal segments merge
+Tables grow in *shards* whose sizes depend on the number of tokens alone: 16384 as often as they fit, then halves
+of that down to 1024. The rest, less than 1024 tokens, is unsorted and compared code by code. Equal shards merge
 as in a log-structured merge tree (O'Neil et al., 1996), so that a token is sorted five times at most.
 """
 
@@ -19,18 +19,18 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 SMALLEST, LARGEST = 1024, 16384
-"""Tokens of a segment; ids within the largest, and the ends of its buckets, fit in uint16."""
+"""Tokens of a shard; ids within the largest, and the ends of its buckets, fit in uint16."""
 NEVER = np.iinfo(np.int16).max
 """A number larger than any number of tables."""
 
 
-def segment_sizes(count: int) -> list[int]:
-    """The sizes of the segments of `count` tokens, largest first."""
+def shard_sizes(count: int) -> list[int]:
+    """The sizes of the shards of `count` tokens, largest first."""
     halves = (LARGEST >> i for i in range(1, (LARGEST // SMALLEST).bit_length()))
     return [LARGEST] * (count // LARGEST) + [size for size in halves if count & size]
 
 
-class Segment(NamedTuple):
+class Shard(NamedTuple):
     """Sorted tables of a run of neighbouring tokens."""
 
     order: Array
@@ -39,7 +39,7 @@ class Segment(NamedTuple):
     """uint16 `[G, L, 2^bits + 1]`: where a code begins in `order`."""
 
     @classmethod
-    def sort(cls, codes: Array, bits: int) -> Segment:
+    def sort(cls, codes: Array, bits: int) -> Shard:
         """Sort the tokens with these `codes` int16 `[G, L, m]`."""
         order = np.empty(codes.shape, dtype=np.uint16)
         starts = np.zeros((*codes.shape[:2], (1 << bits) + 1), dtype=np.uint16)
@@ -75,7 +75,7 @@ class HashTables:
         """Begin with tokens of these `codes` int16 `[G, L, n]`, n >= 0."""
         self.bits = bits
         self.count = 0
-        self._segments: list[Segment] = []
+        self._shards: list[Shard] = []
         self._rest = codes[..., :0].copy()
         self.append(codes)
 
@@ -98,23 +98,23 @@ class HashTables:
         if count < self.count:
             self._resize(count, self._rest[..., :0])
 
-    def _codes_from(self, segment: int, *further: Array) -> Array:
-        """The codes of segment number `segment` and of all tokens after it, int16 `[G, L, m]`."""
-        return np.concatenate([*(some.codes() for some in self._segments[segment:]), self._rest, *further], axis=-1)
+    def _codes_from(self, shard: int, *further: Array) -> Array:
+        """The codes of shard number `shard` and of all tokens after it, int16 `[G, L, m]`."""
+        return np.concatenate([*(some.codes() for some in self._shards[shard:]), self._rest, *further], axis=-1)
 
     def _resize(self, count: int, further: Array) -> None:
         """Keep the first `count` of the tokens held followed by those with codes `further`, and sort what changed."""
-        sizes, kept = segment_sizes(count), 0
-        for size, segment in zip(sizes, self._segments, strict=False):
-            if size != segment.order.shape[-1]:
+        sizes, kept = shard_sizes(count), 0
+        for size, shard in zip(sizes, self._shards, strict=False):
+            if size != shard.order.shape[-1]:
                 break
             kept += 1
         begin = sum(sizes[:kept])
         codes = self._codes_from(kept, further)[..., : count - begin]
-        del self._segments[kept:]
+        del self._shards[kept:]
         at = 0
         for size in sizes[kept:]:
-            self._segments.append(Segment.sort(codes[..., at : at + size], self.bits))
+            self._shards.append(Shard.sort(codes[..., at : at + size], self.bits))
             at += size
         self._rest, self.count = codes[..., at:].copy(), count
 
@@ -123,8 +123,8 @@ class HashTables:
         those of `second_hits`."""
         shift = self.bits - depth
         most = np.full(len(heads), self._rest.shape[-1])
-        for segment in self._segments:
-            most += segment.buckets(heads, wanted, shift)[1].sum((1, 2)) // 2
+        for shard in self._shards:
+            most += shard.buckets(heads, wanted, shift)[1].sum((1, 2)) // 2
         return most
 
     def second_hits(self, heads: Array, wanted: Array, depth: int) -> Array:
@@ -139,19 +139,19 @@ class HashTables:
             int16 `[A, R, n]`, 2 to L; `NEVER` if there are fewer than two collisions.
         """
         shift = self.bits - depth
-        runs = [self._second_in(segment, heads, wanted, shift) for segment in self._segments]
+        runs = [self._second_in(shard, heads, wanted, shift) for shard in self._shards]
         runs.append(self._second_in_rest(heads, wanted, shift))
         return np.concatenate(runs, axis=-1)
 
-    def _second_in(self, segment: Segment, heads: Array, wanted: Array, shift: int) -> Array:
-        """`second_hits` within one segment: the tokens of all its buckets are laid end to end."""
+    def _second_in(self, shard: Shard, heads: Array, wanted: Array, shift: int) -> Array:
+        """`second_hits` within one shard: the tokens of all its buckets are laid end to end."""
         asked, repeats, tables = wanted.shape
-        size = segment.order.shape[-1]
-        begins, sizes = (part.ravel() for part in segment.buckets(heads, wanted, shift))
+        size = shard.order.shape[-1]
+        begins, sizes = (part.ravel() for part in shard.buckets(heads, wanted, shift))
         table = np.arange(tables)
         run = np.broadcast_to((heads[:, None, None] * tables + table) * size, wanted.shape).ravel() + begins
         ends = np.cumsum(sizes)
-        tokens = segment.order.ravel()[np.arange(sizes.sum()) + np.repeat(run - (ends - sizes), sizes)]
+        tokens = shard.order.ravel()[np.arange(sizes.sum()) + np.repeat(run - (ends - sizes), sizes)]
         row = np.repeat(np.arange(asked * repeats) * size, tables)
         number = np.tile((table + 1).astype(np.int16), asked * repeats)
         second = _second_smallest(tokens + np.repeat(row, sizes), np.repeat(number, sizes), asked * repeats * size)
