@@ -35,7 +35,7 @@ class LeftOutError(Exception):
 
 
 @dataclass(slots=True)
-class Turn:
+class TimedTurn:
     """The times of one turn of a batch, in seconds."""
 
     batch: int
@@ -90,11 +90,11 @@ class Contestant(ABC):
 
     def __init__(self, batch: int, settings: dict[str, Any]) -> None:
         self.batch, self.settings = batch, settings
-        self.turns: list[Turn] = []
+        self.turns: list[TimedTurn] = []
 
     def begin_turn(self, prompts: np.ndarray, *, random_kv: bool) -> None:
         """Append `prompts` `[batch, tokens]`; timed, unless they become random KV."""
-        turn = Turn(self.batch)
+        turn = TimedTurn(self.batch)
         self.turns.append(turn)
         if random_kv:
             self.fill(prompts)
@@ -150,7 +150,7 @@ class Contestant(ABC):
         """Called after the last timed step of a block."""
         return
 
-    def facts(self, turn: Turn) -> dict[str, Any]:
+    def facts(self, turn: TimedTurn) -> dict[str, Any]:
         """The numbers counted over a turn's timed steps."""
         return {}
 

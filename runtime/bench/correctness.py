@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from ..api.errors import StratakvError
-from .options import Options
+from .options import BenchOptions
 from .subject import Subject
 
-Log = Callable[[str], None]
+Tell = Callable[[str], None]
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 """The largest logit difference allowed, as a share of the largest logit. bf16 keeps 8 bits, fp16 11."""
@@ -27,7 +27,7 @@ class WrongLogitsError(StratakvError):
     """Our logits are not transformers': no speed is reported."""
 
 
-def check_logits(subject: Subject, options: Options, folder: Path, log: Log) -> dict[str, float]:
+def check_logits(subject: Subject, options: BenchOptions, folder: Path, log: Tell) -> dict[str, float]:
     """Compare logits with transformers' over a real prefill and a few steps. Returns by dtype the largest difference,
     as a share of the largest logit.
 
@@ -52,7 +52,7 @@ def check_logits(subject: Subject, options: Options, folder: Path, log: Log) -> 
     return found
 
 
-def _largest_difference(subject: Subject, options: Options, folder: Path, dtype: torch.dtype) -> float:
+def _largest_difference(subject: Subject, options: BenchOptions, folder: Path, dtype: torch.dtype) -> float:
     model, reference = subject.pair(dtype)
     caps = replace(options.caps[0], host_gb=min(_HOST_GB, options.caps[0].host_gb or _HOST_GB))
     kv = replace(options.kv(folder, "dense", caps), dtype="auto", codec="zstd")

@@ -37,7 +37,7 @@ class Caps:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
+class BenchOptions:
     """Options of a run. It has a row for every context and batch; in a row stand every index under every cap, and the
     baselines."""
 
@@ -120,7 +120,7 @@ class Options:
         found = {name: value for name, value in asdict(self).items() if value not in (None, ())}
         return {name: as_text(value) if isinstance(value, str | Path) else value for name, value in found.items()}
 
-    def with_gpu_room(self, weights_bytes: int) -> Options:
+    def with_gpu_room(self, weights_bytes: int) -> BenchOptions:
         """Set the device tier's cap to what `gpu_memory_cap` leaves for it, where no other cap was given.
 
         Raises ValueError if the model alone is too large.

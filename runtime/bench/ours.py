@@ -15,8 +15,8 @@ from ..chat.runtime import Runtime
 from ..engine.sequence import Sequence
 from ..layers.tiered import TieredLayer
 from .bandwidths import Bandwidths
-from .contestant import Contestant, Turn
-from .options import Caps, Options
+from .contestant import Contestant, TimedTurn
+from .options import BenchOptions, Caps
 from .random_kv import fill_sequence
 from .roofline import Traffic
 from .subject import Subject
@@ -30,7 +30,7 @@ class Ours(Contestant):
     """
 
     def __init__(
-        self, subject: Subject, options: Options, index: str, caps: Caps, batch: int, tokens: int,
+        self, subject: Subject, options: BenchOptions, index: str, caps: Caps, batch: int, tokens: int,
         bandwidths: Bandwidths, *, prefetch: str = "auto",
     ) -> None:  # fmt: skip
         super().__init__(batch, {"index": index, "caps": caps.given(), "prefetch": prefetch})
@@ -82,7 +82,7 @@ class Ours(Contestant):
         self._moved.add(**store.counters.since(self._before).as_dict())
         self._busy_s += store.links.busy_s - self._busy_before
 
-    def facts(self, turn: Turn) -> dict[str, Any]:
+    def facts(self, turn: TimedTurn) -> dict[str, Any]:
         moved, steps = self._moved, len(turn.step_s)
         counters = {**moved.as_dict(), "transfer_s": self._busy_s}
         traffic = Traffic(
@@ -116,7 +116,7 @@ class Ours(Contestant):
 _MARKS = {"auto": "", "on": "prefetch", "off": "no prefetch"}
 
 
-def check_room(runtime: Runtime, options: Options, batch: int, tokens: int) -> None:
+def check_room(runtime: Runtime, options: BenchOptions, batch: int, tokens: int) -> None:
     """Raise DoesNotFitError unless the window (which random KV may exceed) and the tiers hold such a batch."""
     if not options.random_kv:
         runtime.check_fits(0, tokens, f"a context of {tokens} tokens")

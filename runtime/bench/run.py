@@ -26,20 +26,19 @@ from ..model.locate import gguf_of
 from ..process.hardware import PeakMemory, hardware, private_bytes
 from .bandwidths import Bandwidths, measure_bandwidths
 from .contestant import Contestant, LeftOutError, block_sizes, num_steps
-from .correctness import check_logits
+from .correctness import Tell, check_logits
 from .llama_side import LlamaCpp
-from .options import Options
+from .options import BenchOptions
 from .ours import Ours, check_room
 from .report import crossovers, describe_crossover, describe_row
 from .subject import Subject
 from .trace import TRACED_STEPS, trace_steps
 from .transformers_side import Offloaded, Quantised, Transformers, needed_bytes
 
-Log = Callable[[str], None]
 Make = Callable[[], Contestant]
 
 
-def run_bench(options: Options, log: Log) -> dict[str, Any]:
+def run_bench(options: BenchOptions, log: Tell) -> dict[str, Any]:
     """Measure and return one JSON-serialisable result.
 
     Raises:
@@ -74,13 +73,13 @@ def run_bench(options: Options, log: Log) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _positions(options: Options, context: int) -> int:
+def _positions(options: BenchOptions, context: int) -> int:
     """The number of tokens of a sequence at the end of both turns."""
     steps = num_steps(options.steps) + num_steps(options.later_steps)
     return context + steps + options.turn_tokens + (TRACED_STEPS if options.trace is not None else 0)
 
 
-def _hold_to_the_cap(options: Options, subject: Subject) -> None:
+def _hold_to_the_cap(options: BenchOptions, subject: Subject) -> None:
     """Let a CUDA device give no more than the cap, whoever asks."""
     device = subject.model.device
     if options.gpu_memory_cap is not None and device.type == "cuda":
@@ -88,7 +87,7 @@ def _hold_to_the_cap(options: Options, subject: Subject) -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, 1e9 * options.gpu_memory_cap / total), device)
 
 
-def _check_all_fit(options: Options, subject: Subject, folder: Path) -> None:
+def _check_all_fit(options: BenchOptions, subject: Subject, folder: Path) -> None:
     """Refuse the largest row before the smaller ones are measured."""
     for number, caps in enumerate(options.caps):
         with subject.runtime(options.kv(folder / f"room-{number}", "window", caps)) as runtime:
@@ -110,7 +109,7 @@ class Bench:
         bandwidths: those that the roofline is computed with.
     """
 
-    def __init__(self, subject: Subject, options: Options, bandwidths: Bandwidths, log: Log) -> None:
+    def __init__(self, subject: Subject, options: BenchOptions, bandwidths: Bandwidths, log: Tell) -> None:
         self.subject, self.options, self.bandwidths, self.log = subject, options, bandwidths, log
         self._device = subject.model.device
 

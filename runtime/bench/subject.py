@@ -20,7 +20,7 @@ from ..model.locate import locate
 from ..model.model import Model
 from ..model.model_files import ATTENTION
 from ..process.devices import pick_device, pick_dtype
-from .options import Options
+from .options import BenchOptions
 from .shapes import random_model
 
 _ROWS = 512
@@ -42,7 +42,7 @@ class Subject:
         self._references: dict[torch.dtype, Reference] = {}
 
     @classmethod
-    def load(cls, options: Options, folder: Path, positions: int, log: Callable[[str], None]) -> Subject:
+    def load(cls, options: BenchOptions, folder: Path, positions: int, log: Callable[[str], None]) -> Subject:
         """Load `options.model`, or make `options.shape` up in `folder` with a window of `positions`."""
         device = pick_device(options.device)
         kind = pick_dtype(options.dtype, device)
@@ -100,7 +100,7 @@ class Subject:
         """Our dtype, and where 16-bit matrices are slow the one in which transformers is fastest."""
         return list(dict.fromkeys([self.model.prefill_dtype, self.model.dtype]))
 
-    def has_room_for(self, dtype: torch.dtype, options: Options) -> bool:
+    def has_room_for(self, dtype: torch.dtype, options: BenchOptions) -> bool:
         """True if weights in `dtype` beside ours take at most half of the memory that is free."""
         if dtype == self.model.dtype or dtype in self._references:
             return True

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .bandwidths import Bandwidths
-from .contestant import Contestant, LeftOutError, Turn
+from .contestant import Contestant, LeftOutError, TimedTurn
 from .random_kv import fill_cache
 from .roofline import Traffic
 from .subject import Reference, Subject
@@ -53,7 +53,7 @@ class Transformers(Contestant):
     def on_step(self) -> None:
         self._read.append(self._held)
 
-    def facts(self, turn: Turn) -> dict[str, Any]:
+    def facts(self, turn: TimedTurn) -> dict[str, Any]:
         held = float(np.mean(self._read[-len(turn.step_s) :]))
         traffic = self.traffic(self.batch * held * self._token_bytes)
         return {"roofline": traffic.against(self._bandwidths, turn.decode_s / len(turn.step_s))}

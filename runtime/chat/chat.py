@@ -355,7 +355,7 @@ class Chat:
             seen = self._seen.setdefault(name, session.Seen())
             session.save(self._runtime.engine, self._sequence, name, notes, seen=seen, replace=replace)
 
-    def would_replace(self, name: str) -> session.Stored | None:
+    def would_replace(self, name: str) -> session.StoredSession | None:
         """The session that `save(name)` would replace and that this conversation has not seen; None if nothing is lost.
 
         Raises SessionError if no session can be called that, or there is no disk tier.

@@ -76,7 +76,7 @@ def bench(
 ) -> None:
     """Decode speed over context, beside transformers and llama.cpp in the same run; correctness first."""
     from ..api.figures import to_json
-    from ..bench.options import BASELINES, Options, crossed
+    from ..bench.options import BASELINES, BenchOptions, crossed
     from ..bench.plot import draw
     from ..bench.run import run_bench
     from ..process.pictures import check
@@ -84,7 +84,7 @@ def bench(
     if plot is not None:
         check(plot)
     check_outputs(out, plot, trace)
-    options = Options(
+    options = BenchOptions(
         model=model, shape=shape, layers=layers, device=device, dtype=dtype,
         contexts=_counts("--contexts", contexts), batches=_counts("--batch", batch), indexes=_names(index),
         caps=crossed(_sizes(gpu_kv_gb), _sizes(host_kv_gb), _sizes(disk_kv_gb)),

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class Options:
+class ChatOptions:
     """The options that the command line gave."""
 
     model: str
@@ -47,7 +47,7 @@ class Options:
     """The name under which the conversation is kept once it has answered; None: it is not."""
 
 
-def prepare(options: Options) -> list[Document]:
+def prepare(options: ChatOptions) -> list[Document]:
     """Refuse bad input before a model is loaded, and read the documents: each once, a pipe gives its text only once.
 
     Raises ValueError, OSError, SessionError.
@@ -80,7 +80,7 @@ def check_text(what: str, text: str) -> str:
     return text
 
 
-def load(options: Options, on_convert: Callable[[str], None]) -> tuple[Runtime, Chat]:
+def load(options: ChatOptions, on_convert: Callable[[str], None]) -> tuple[Runtime, Chat]:
     """Load the model, and begin or resume the conversation; no document is read yet."""
     from ..chat.runtime import Runtime
 
@@ -95,7 +95,7 @@ def load(options: Options, on_convert: Callable[[str], None]) -> tuple[Runtime, 
         raise
 
 
-def begin(runtime: Runtime, options: Options, session: str | None) -> Chat:
+def begin(runtime: Runtime, options: ChatOptions, session: str | None) -> Chat:
     """Begin a new conversation, or resume one with the settings it was saved with; settings of the command line win."""
     chat = runtime.chat(options.system if session is None else None, session)
     chat.generation = GenerationConfig.from_kwargs(chat.generation, **options.generation)
@@ -136,7 +136,7 @@ def progress_bar(console: Console, what: str) -> Iterator[OnProgress]:
         yield step
 
 
-def check_session(options: Options) -> None:
+def check_session(options: ChatOptions) -> None:
     """Say at once that a session is not there, if that can be known without its model.
 
     Raises SessionError.

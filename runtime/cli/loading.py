@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..chat.chat import Chat
     from ..chat.runtime import Runtime
-    from .chat_setup import Options
+    from .chat_setup import ChatOptions
 
 LOADER = "stratakv-load"
 """The thread's name, by which the command finds it when it ends."""
 
 
-def load_behind(options: Options) -> Future[tuple[Runtime, Chat]]:
+def load_behind(options: ChatOptions) -> Future[tuple[Runtime, Chat]]:
     """Load in a thread. The future gives the model and the conversation, or raises what is wrong with them."""
     from ..process.terminal import make_console
     from .chat_setup import load, say_converting

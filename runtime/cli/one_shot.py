@@ -10,7 +10,7 @@ from ..api.figures import Stopwatch, to_json
 from ..api.reply import REPEATS
 from ..chat.documents import Document, text_of
 from ..process.terminal import make_console, shown
-from .chat_setup import Options, check_session, check_text, load, prepare, progress_bar, read, say_converting
+from .chat_setup import ChatOptions, check_session, check_text, load, prepare, progress_bar, read, say_converting
 from .one_line import say, with_flags
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..chat.runtime import Runtime
 
 
-def one_shot(options: Options, prompt: str, as_json: bool) -> None:
+def one_shot(options: ChatOptions, prompt: str, as_json: bool) -> None:
     """Answer once on stdout. Progress goes to stderr, and only to a terminal."""
     console = make_console(stderr=True)
     prompt = check_text("the prompt", prompt)

@@ -19,7 +19,7 @@ from ..process.standard_input import is_terminal
 from ..process.terminal import make_console, printable, shown
 from ..sessions.names import check_name, same_name
 from . import repl_report
-from .chat_setup import Options, begin, check_session, check_text, prepare, progress_bar, read
+from .chat_setup import ChatOptions, begin, check_session, check_text, prepare, progress_bar, read
 from .loading import load_behind
 from .one_line import CAPS, fault, is_debugging, is_out_of_memory, user_errors, with_flags, words
 from .one_shot import one_shot
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ..chat.reply_stream import ReplyStream
     from ..chat.runtime import Runtime
 
-__all__ = ["Options", "Repl", "one_shot", "run"]
+__all__ = ["ChatOptions", "Repl", "one_shot", "run"]
 
 HELP = """\
 /read FILE     a document joins the conversation; quoted, escaped and dragged paths are understood
@@ -57,7 +57,7 @@ class _Failed(Exception):
     """The model cannot be loaded: this ends the prompt that is being typed at."""
 
 
-def run(options: Options) -> None:
+def run(options: ChatOptions) -> None:
     """Read, answer, repeat. The prompt appears at once; the model loads behind it.
 
     Raises what loading raised, if it failed.
@@ -80,7 +80,7 @@ class Repl:
     """
 
     def __init__(
-        self, options: Options, console: Console, opening: Future[tuple[Runtime, Chat]],
+        self, options: ChatOptions, console: Console, opening: Future[tuple[Runtime, Chat]],
         documents: list[Document] | None = None,
     ) -> None:  # fmt: skip
         self.options, self.console, self._opening = options, console, opening

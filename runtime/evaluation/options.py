@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class EvalOptions:
     """Settings shared by the suites that read text."""
 
     ctx: int

@@ -16,7 +16,7 @@ from ..api.config import KVConfig
 from ..chat.runtime import Runtime
 from ..process.hardware import hardware
 from .harness import Harness
-from .options import Options, Ticker
+from .options import EvalOptions, Ticker
 from .suites import exact, fidelity, needles, tasks
 from .texts import Texts, is_excerpt
 from .variants import DENSE, Variant, variants
@@ -34,7 +34,7 @@ def evaluate(
     dtype: str,
     indexes: list[str],
     budgets: list[int | float],
-    options: Options,
+    options: EvalOptions,
     texts: Path | None,
     kv_dir: Path | None,
     question_sparse: bool,
@@ -82,8 +82,8 @@ def evaluate(
 
 
 def _read(
-    suite: str, model: str, device: str, dtype: str, indexes: list[str], budgets: list[int | float], options: Options,
-    folder: Path | None, kv_dir: Path | None, question_sparse: bool, ticker: Ticker,
+    suite: str, model: str, device: str, dtype: str, indexes: list[str], budgets: list[int | float],
+    options: EvalOptions, folder: Path | None, kv_dir: Path | None, question_sparse: bool, ticker: Ticker,
 ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
     least = KVConfig().min_budget
     smallest = min(KVConfig(budget=budget).budget_tokens(options.ctx) for budget in budgets)
@@ -111,7 +111,7 @@ def _read(
     return found, facts
 
 
-def _check_lengths(runtime: Runtime, compared: list[Variant], options: Options) -> None:
+def _check_lengths(runtime: Runtime, compared: list[Variant], options: EvalOptions) -> None:
     """Raise ValueError or DoesNotFitError if the model cannot hold the contexts, or a budget reads them whole."""
     if options.ctx > runtime.model.max_positions:
         raise ValueError(
@@ -123,7 +123,7 @@ def _check_lengths(runtime: Runtime, compared: list[Variant], options: Options) 
             raise ValueError(f"budget {variant.budget:g} reads all of ctx {options.ctx}; use a smaller one")
 
 
-def _facts(runtime: Runtime, options: Options) -> dict[str, Any]:
+def _facts(runtime: Runtime, options: EvalOptions) -> dict[str, Any]:
     """Facts about the run. `exempt_windows` has the windows of layers that no index touches; every step reads them
     whole."""
     return {

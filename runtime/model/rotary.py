@@ -67,7 +67,7 @@ class Rotary:
         return self._known[reach]
 
     def _made(self, table: Table, reach: int) -> tuple[Tensor, float]:
-        said = _Said(table, self.rope.head_dim, self.rope.max_positions, self.rope.head_dim)
+        said = _RopeSettings(table, self.rope.head_dim, self.rope.max_positions, self.rope.head_dim)
         kind = table["rope_type"]
         if kind in ROPE_INIT_FUNCTIONS:
             inverse, scaling = ROPE_INIT_FUNCTIONS[kind](said, None, seq_len=torch.tensor(reach) if reach else None)
@@ -78,7 +78,7 @@ class Rotary:
 
 
 @dataclass(frozen=True, slots=True)
-class _Said:
+class _RopeSettings:
     """The part of a configuration that transformers' functions look at."""
 
     rope_parameters: Table

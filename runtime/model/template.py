@@ -35,7 +35,7 @@ template might write large."""
 Message = dict[str, str]
 
 
-class Turn(NamedTuple):
+class Around(NamedTuple):
     """The template's text before and after a user's words, or before and after any other text."""
 
     before: str
@@ -75,17 +75,17 @@ class Template:
 
     # Text
 
-    def first(self, system: str | None) -> Turn:
+    def first(self, system: str | None) -> Around:
         """The text around the first user message. Raises ValueError if the template has no place for a system
         prompt."""
         if self.is_plain:
-            return Turn(f"{system}\n\n" if system else "", "")
+            return Around(f"{system}\n\n" if system else "", "")
         return self._around(_USER, self._first(system, _USER).texts[0])
 
-    def next(self) -> Turn:
+    def next(self) -> Around:
         """The text around a later user message; `before` starts right after the previous reply's text."""
         if self.is_plain:
-            return Turn("", "")
+            return Around("", "")
         return self._around(_USER, self._around(_REPLY, self._next(_USER).texts[0]).after)
 
     @property
@@ -244,11 +244,11 @@ class Template:
         text = self._rendered(remembered, talk).texts[0]
         return text.find(_SYSTEM) < text.find(_REPLY)
 
-    def _around(self, text: str, rendered: str) -> Turn:
+    def _around(self, text: str, rendered: str) -> Around:
         before, found, after = rendered.partition(text)
         if not found:
             raise self._failed("leaves out what is said")
-        return Turn(before, after)
+        return Around(before, after)
 
     def _rendered(self, how: Callable[..., Rendered], *conversations: list[Message]) -> Rendered:
         tokenizer = self._tokenizer

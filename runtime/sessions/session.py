@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredSession:
     """The facts about the session that is saved under a name."""
 
     version: bytes
@@ -77,7 +77,7 @@ class Seen:
         return version == self.version or version in self.attempts
 
 
-def stored(engine: Engine, name: str) -> Stored | None:
+def stored(engine: Engine, name: str) -> StoredSession | None:
     """Look up the session saved under `name`; None if there is none. Raises SessionError: no session can be called
     that, or there is no disk tier."""
     disk, name = _disk(engine), check_name(name)
@@ -87,10 +87,10 @@ def stored(engine: Engine, name: str) -> Stored | None:
         if found is None:
             return None
         header, _ = header_of(found[1])
-        return Stored(found[0], header["num_tokens"], header.get("saved_at"))
+        return StoredSession(found[0], header["num_tokens"], header.get("saved_at"))
     except RecordError as error:
         version = disk.session_version(name)
-        return None if version is None else Stored(version, 0, None, isinstance(error, LaterVersionError))
+        return None if version is None else StoredSession(version, 0, None, isinstance(error, LaterVersionError))
 
 
 def save(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..harness import Harness, index_bytes
-from ..options import Options, Ticker
+from ..options import EvalOptions, Ticker
 from ..probe import Probe
 from ..statistics import FEWEST, bootstrap, judge, keeps_within
 from ..texts import Texts
@@ -31,7 +31,7 @@ _SOURCES = ("novel", "novel", "verses", "docs")
 _CHARACTERS_PER_TOKEN = 6
 
 
-def run(harness: Harness, options: Options, texts: Texts, ticker: Ticker) -> dict[str, Any]:
+def run(harness: Harness, options: EvalOptions, texts: Texts, ticker: Ticker) -> dict[str, Any]:
     """Measure all variants on `options.samples` contexts of `options.ctx` tokens."""
     found = list(contexts(harness, options, texts))
     ticker.start(len(found) * (1 + len(harness.variants)))
@@ -47,7 +47,7 @@ def run(harness: Harness, options: Options, texts: Texts, ticker: Ticker) -> dic
     return {"positions": POSITIONS, "variants": rows}
 
 
-def contexts(harness: Harness, options: Options, texts: Texts) -> Iterator[tuple[str, np.ndarray]]:
+def contexts(harness: Harness, options: EvalOptions, texts: Texts) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (source, tokens `[options.ctx]`): windows at random places of the texts, by the seed."""
     for sample in range(options.samples):
         source = _SOURCES[sample % len(_SOURCES)]

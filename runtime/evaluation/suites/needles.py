@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ...engine.sequence import Sequence
 from ..harness import Harness
-from ..options import Options, Ticker
+from ..options import EvalOptions, Ticker
 from ..statistics import Paired, judge, paired
 from ..tasks import Fit, invented, niah
 from ..tasks.haystack import novel, scatter
@@ -63,7 +63,7 @@ class Answer:
     """True for each digit token that was right, bool."""
 
 
-def run(harness: Harness, options: Options, texts: Texts, ticker: Ticker) -> dict[str, Any]:
+def run(harness: Harness, options: EvalOptions, texts: Texts, ticker: Ticker) -> dict[str, Any]:
     """Run all modes on `options.samples` contexts of `options.ctx` tokens."""
     ticker.start(options.samples * (1 + 2 * len(harness.variants)))
     answers: dict[Variant, list[Answer]] = {variant: [] for variant in harness.variants}
@@ -75,7 +75,7 @@ def run(harness: Harness, options: Options, texts: Texts, ticker: Ticker) -> dic
 
 
 def _context(
-    harness: Harness, options: Options, texts: Texts, number: int, ticker: Ticker
+    harness: Harness, options: EvalOptions, texts: Texts, number: int, ticker: Ticker
 ) -> Iterator[tuple[Variant, Answer]]:
     rng = random.Random(f"{options.seed}/{number}")
     *hidden, told = _needles(rng, texts)
@@ -115,7 +115,7 @@ def _needles(rng: random.Random, texts: Texts) -> list[Needle]:
     return [Needle(next(keys), next(values), depth) for depth in (*rng.sample(_DEPTHS, NEEDLES), 1.0)]
 
 
-def _reach(harness: Harness, options: Options) -> int:
+def _reach(harness: Harness, options: EvalOptions) -> int:
     """The number of tokens that a reader sees back without an index: the largest budget, or a sliding layer's
     window."""
     budgets = [variant.config(harness.runtime.config).budget_tokens(options.ctx) for variant in harness.variants]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...engine.sequence import Sequence
 from ..harness import Harness
-from ..options import Options, Ticker
+from ..options import EvalOptions, Ticker
 from ..statistics import Paired, judge, paired
 from ..tasks import TASKS, Fit, Sample, Task, select
 from ..texts import Texts
@@ -40,7 +40,7 @@ class Score(NamedTuple):
     is_empty: bool
 
 
-def run(harness: Harness, options: Options, texts: Texts, ticker: Ticker) -> dict[str, Any]:
+def run(harness: Harness, options: EvalOptions, texts: Texts, ticker: Ticker) -> dict[str, Any]:
     """Run `options.samples` samples of every task, with contexts filled up to `options.ctx` tokens."""
     tasks = select(options.tasks)
     samples = [(task, sample) for task in tasks for sample in _samples(task, harness, options, texts)]
@@ -54,7 +54,7 @@ def run(harness: Harness, options: Options, texts: Texts, ticker: Ticker) -> dic
     return {"tasks": [task.name for task in tasks], "variants": [row(v, found, dense) for v, found in scores.items()]}
 
 
-def _samples(task: Task, harness: Harness, options: Options, texts: Texts) -> Iterator[Sample]:
+def _samples(task: Task, harness: Harness, options: EvalOptions, texts: Texts) -> Iterator[Sample]:
     overhead = _OVERHEAD + task.turns * len(harness.turn("", ""))
     fit = Fit(options.ctx - task.max_new_tokens - overhead, harness.count)
     for number in range(options.samples):

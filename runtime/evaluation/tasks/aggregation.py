@@ -14,7 +14,7 @@ from itertools import islice
 
 from ..texts import Texts
 from .fit import Fit
-from .invented import apart, unique
+from .invented import distinct, unique
 from .sample import Sample, Task, longest
 from .scores import all_of
 
@@ -50,7 +50,7 @@ _FWE_PREFIX = " Answer: According to the coded text above, the three most freque
 def common_words(rng: random.Random, texts: Texts, fit: Fit) -> Sample:
     example_words, example_times, times = (20, (3, 1), (6, 1)) if fit.tokens < _SHORT_TOKENS else (40, (10, 3), (30, 3))
     pool = _pool(rng, texts, example_words + fit.tokens // (_TOKENS_PER_ENTRY * times[1]))
-    common = apart(lambda: rng.choice(pool), _COMMON)
+    common = distinct(lambda: rng.choice(pool), _COMMON)
     spare = [word for word in pool if not any(part in word for part in common)]
     shown, others = spare[:example_words], spare[example_words:]
     solved = numbered(shown[:_COMMON])

@@ -18,7 +18,7 @@ _PARAGRAPH_CHARS = range(120, 800)
 """Characters that make a paragraph a document: headings and one-line dialogue are too short, some speeches too long."""
 
 
-class Stream(Generic[T]):
+class Endless(Generic[T]):
     """A list without end, made as far as it is asked for, so that a longer text begins like a shorter one."""
 
     def __init__(self, pieces: Iterator[T]) -> None:
@@ -45,7 +45,7 @@ def novel(
     texts: Texts,
     split: Callable[[str], list[str]] = sentences,
     without: Sequence[str] = (),
-) -> Stream[str]:
+) -> Endless[str]:
     """Yield passages of the novels from a random place on, round and round.
 
     Args:
@@ -55,7 +55,7 @@ def novel(
     first, start = rng.randrange(len(books)), rng.random()
     barred = [word.lower() for word in without]
     pieces = _round(books[first:] + books[:first], split, start)
-    return Stream(piece for piece in pieces if not any(word in piece.lower() for word in barred))
+    return Endless(piece for piece in pieces if not any(word in piece.lower() for word in barred))
 
 
 def _round(books: list[str], split: Callable[[str], list[str]], start: float) -> Iterator[str]:

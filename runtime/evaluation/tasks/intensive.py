@@ -16,7 +16,7 @@ from itertools import islice
 from ..texts import Texts
 from .fit import Fit
 from .haystack import novel, scatter
-from .invented import apart, number, person, town, unique, word_key
+from .invented import distinct, number, person, town, unique, word_key
 from .sample import Sample, Task, longest
 from .scores import all_of
 
@@ -33,7 +33,7 @@ _KINDS = ("harbour", "orchard", "quarry")
 
 def records(rng: random.Random, texts: Texts, fit: Fit) -> Sample:
     count = _items(fit.tokens // 128)
-    names, towns = apart(lambda: person(rng), count), apart(lambda: town(rng), count)
+    names, towns = distinct(lambda: person(rng), count), distinct(lambda: town(rng), count)
     told = [
         rng.choice(_RECORD_FORMS).format(name=name, town=town, trade=rng.choice(_TRADES))
         for name, town in zip(names, towns, strict=True)

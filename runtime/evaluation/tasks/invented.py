@@ -32,7 +32,7 @@ def unique(draw: Callable[[], str]) -> Iterator[str]:
         yield drawn
 
 
-def apart(draw: Callable[[], str], count: int) -> list[str]:
+def distinct(draw: Callable[[], str], count: int) -> list[str]:
     """Make `count` draws, none of which contains another: finding one in a reply does not find a second."""
     found: list[str] = []
     for _ in range(count):

@@ -24,7 +24,7 @@ from typing import Literal
 
 from ..texts import Texts
 from .fit import Fit
-from .haystack import NOISE, Stream, novel, scatter
+from .haystack import NOISE, Endless, novel, scatter
 from .invented import number, unique, uuid4, word_key
 from .sample import Sample, Task, depth_of, longest
 from .scores import all_of
@@ -122,10 +122,10 @@ def _depths(haystack: Haystack, count: int, rng: random.Random) -> list[float]:
     return [rng.random() for _ in range(count)]
 
 
-def _stream(haystack: Haystack, rng: random.Random, texts: Texts, others: Iterator[str]) -> Stream[str]:
+def _stream(haystack: Haystack, rng: random.Random, texts: Texts, others: Iterator[str]) -> Endless[str]:
     if haystack == "noise":
-        return Stream(itertools.repeat(NOISE))
-    return novel(rng, texts) if haystack == "novel" else Stream(others)
+        return Endless(itertools.repeat(NOISE))
+    return novel(rng, texts) if haystack == "novel" else Endless(others)
 
 
 def _task(name: str, recipe: Recipe) -> Task:

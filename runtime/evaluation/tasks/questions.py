@@ -12,7 +12,7 @@ import random
 from ..texts import Texts
 from .fit import Fit
 from .haystack import novel, paragraphs, sentences
-from .invented import apart, person, town
+from .invented import distinct, person, town
 from .sample import Sample, Task, depth_of, longest
 from .scores import any_of
 
@@ -35,13 +35,13 @@ _WORKS = (
 
 
 def one_hop(rng: random.Random, texts: Texts, fit: Fit) -> Sample:
-    people, towns = apart(lambda: person(rng), _PEOPLE), apart(lambda: town(rng), _PEOPLE)
+    people, towns = distinct(lambda: person(rng), _PEOPLE), distinct(lambda: town(rng), _PEOPLE)
     facts = _facts(rng, _LIVES, people, towns)
     return _build(rng, texts, fit, facts, towns, f"In which town does {people[0]} live?", one_place=True)
 
 
 def two_hops(rng: random.Random, texts: Texts, fit: Fit) -> Sample:
-    people, towns = apart(lambda: person(rng), 2 * _PEOPLE), apart(lambda: town(rng), _PEOPLE)
+    people, towns = distinct(lambda: person(rng), 2 * _PEOPLE), distinct(lambda: town(rng), _PEOPLE)
     workers, employers = people[:_PEOPLE], people[_PEOPLE:]
     facts = _facts(rng, _LIVES, employers, towns) + _facts(rng, _WORKS, workers, employers)
     query = f"In which town does the employer of {workers[0]} live?"

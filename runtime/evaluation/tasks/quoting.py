@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ..texts import Speech, Texts
 from .fit import Fit
-from .haystack import Stream
+from .haystack import Endless
 from .sample import Sample, Task, depth_of, longest
 from .scores import any_of
 
@@ -66,7 +66,7 @@ def next_line(rng: random.Random, texts: Texts, fit: Fit) -> Sample:
     plays = texts.plays()
     name = rng.choice(sorted(plays))
     starts = [place for place, speech in enumerate(plays[name]) if _opens_with_a_pair(speech)]
-    stream, depth = Stream(_lines(plays, name, rng.choice(starts))), rng.random()
+    stream, depth = Endless(_lines(plays, name, rng.choice(starts))), rng.random()
 
     def sample(count: int) -> Sample:
         shown = stream.take(count)

@@ -12,7 +12,7 @@ from ..texts import Texts
 from .fit import Fit
 
 
-class Turn(NamedTuple):
+class Exchange(NamedTuple):
     """An earlier exchange of a conversation: a user's words and the reply."""
 
     user: str
@@ -36,7 +36,7 @@ class Sample:
     """One complete correct reply after `prefix`, for teacher forcing; begins with a space where one belongs."""
     depth: float | None = None
     """The place of the answer in the context, from 0 (first) to 1 (last character), if it stands in one place."""
-    earlier: tuple[Turn, ...] = ()
+    earlier: tuple[Exchange, ...] = ()
     """Exchanges between the context and the question."""
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ import string
 
 from ..texts import Texts
 from .fit import Fit
-from .haystack import NOISE, Stream, scatter
+from .haystack import NOISE, Endless, scatter
 from .invented import unique
 from .sample import Sample, Task, longest
 from .scores import all_of
@@ -42,7 +42,7 @@ def build(rng: random.Random, texts: Texts, fit: Fit) -> Sample:
     value = str(rng.randrange(10_000, 99_999))
     names = _names(rng, 5)
     placed = _places(rng, chain(names, value))
-    noise = Stream(itertools.repeat(NOISE))
+    noise = Endless(itertools.repeat(NOISE))
     gold = f" {' '.join(names)}"
 
     def sample(lines: int) -> Sample:
