@@ -63,7 +63,7 @@ class LowRankKeys:
         return self.factors.count
 
 
-class Parts(NamedTuple):
+class ChosenUnits(NamedTuple):
     """The chosen units, int64 `[G, n]`, ascending: those whose keys are read, and those whose keys are rebuilt."""
 
     exact: Tensor
@@ -152,8 +152,8 @@ class ShadowKVIndex(Index):
         last = torch.arange(end, total, device=q.device).expand(groups, -1)
         exact = torch.cat([first, outliers.sort(-1).values + sink, last], -1)
         if not self.options.refine:
-            return Selection(torch.cat([exact, rebuilt], -1).sort(-1).values, chunk, Parts(exact, rebuilt))
-        parts = Parts(_tokens(exact, chunk), *self._best_tokens(state, q, rebuilt, wanted * chunk))
+            return Selection(torch.cat([exact, rebuilt], -1).sort(-1).values, chunk, ChosenUnits(exact, rebuilt))
+        parts = ChosenUnits(_tokens(exact, chunk), *self._best_tokens(state, q, rebuilt, wanted * chunk))
         return Selection(torch.cat([parts.exact, parts.rebuilt], -1).sort(-1).values, 1, parts)
 
     def _best_tokens(self, state: LowRankKeys, q: Tensor, chunks: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -167,7 +167,7 @@ class ShadowKVIndex(Index):
     def attend(
         self, state: LowRankKeys, q: Tensor, chosen: Selection, reader: Reader, tail: Run, scale: float
     ) -> tuple[Tensor, Tensor]:
-        parts: Parts = chosen.notes
+        parts: ChosenUnits = chosen.notes
         outs: list[Tensor] = []
         lses: list[Tensor] = []
         if parts.exact.shape[1] + tail[0].shape[1]:

@@ -5,7 +5,7 @@
 
     steps         4 untimed | 16 timed | the others' turn | 1 untimed | 16 timed | ...
 
-Contestants take turns in blocks, not step by step: between two steps of one block nobody else works, so what a
+Contestants take turns in stints, not step by step: between two steps of one stint nobody else works, so what a
 contestant does in the background (prefetching) overlaps with its own steps only, and disturbs its own only.
 
 All are given the same tokens, whatever they would have chosen themselves: nobody's steps become easier by
@@ -25,8 +25,8 @@ from ..api.figures import Stopwatch, per_second
 WARM_UP = 4
 """Steps at the beginning of a turn that are not timed."""
 RESUME = 1
-"""Steps at the beginning of a later block that are not timed: bytes fetched while others worked came for nothing."""
-BLOCK = 16
+"""Steps at the beginning of a later stint that are not timed: bytes fetched while others worked came for nothing."""
+STINT = 16
 """The number of timed steps in a row."""
 
 
@@ -67,16 +67,16 @@ def _percentile_ms(seconds: list[float], percent: float) -> float | None:
     return 1000 * float(np.percentile(seconds, percent))
 
 
-def block_sizes(steps: int) -> list[tuple[int, int]]:
-    """The numbers of all and of untimed steps of each block, for `steps` timed ones."""
-    timed = [min(BLOCK, steps - start) for start in range(0, steps, BLOCK)]
+def stint_sizes(steps: int) -> list[tuple[int, int]]:
+    """The numbers of all and of untimed steps of each stint, for `steps` timed ones."""
+    timed = [min(STINT, steps - start) for start in range(0, steps, STINT)]
     untimed = [WARM_UP] + [RESUME] * (len(timed) - 1)
     return [(n + before, before) for n, before in zip(timed, untimed, strict=True)]
 
 
 def num_steps(steps: int) -> int:
     """The number of all steps of a turn with `steps` timed ones."""
-    return sum(size for size, _ in block_sizes(steps))
+    return sum(size for size, _ in stint_sizes(steps))
 
 
 class Contestant(ABC):
@@ -103,18 +103,18 @@ class Contestant(ABC):
             self.extend(prompts)
         turn.ttft_s = watch.seconds
 
-    def take_block(self, steps: list[list[int]], untimed: int) -> None:
+    def take_stint(self, steps: list[list[int]], untimed: int) -> None:
         """Decode `steps`, each a token for every sequence; the first `untimed` of them count in nobody's times."""
         times = self.turns[-1].step_s
         for tokens in steps[:untimed]:
             self.decode(tokens)
-        self.on_block()
+        self.on_stint()
         for tokens in steps[untimed:]:
             with Stopwatch() as step:
                 self.decode(tokens)
             times.append(step.seconds)
             self.on_step()
-        self.on_block_end()
+        self.on_stint_end()
 
     def end_turn(self) -> None:
         self.turns[-1].facts = self.facts(self.turns[-1])
@@ -138,16 +138,16 @@ class Contestant(ABC):
     def decode(self, tokens: list[int]) -> None:
         """Take one step, until the next token of each sequence is known."""
 
-    def on_block(self) -> None:
-        """Called before the first timed step of a block."""
+    def on_stint(self) -> None:
+        """Called before the first timed step of a stint."""
         return
 
     def on_step(self) -> None:
         """Called after each timed step, outside its time."""
         return
 
-    def on_block_end(self) -> None:
-        """Called after the last timed step of a block."""
+    def on_stint_end(self) -> None:
+        """Called after the last timed step of a stint."""
         return
 
     def facts(self, turn: TimedTurn) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class Ours(Contestant):
         super().begin_turn(prompts, random_kv=random_kv)
         self._moved, self._busy_s, self._kv_bytes = Counters(), 0.0, []
 
-    def on_block(self) -> None:
+    def on_stint(self) -> None:
         store = self.runtime.store
         self._before, self._busy_before = replace(store.counters), store.links.busy_s
 
@@ -77,7 +77,7 @@ class Ours(Contestant):
         read = sum(cache.tokens_read for cache in _tiered(self.sequences))
         self._kv_bytes.append(read * self.runtime.store.layout.token_bytes)
 
-    def on_block_end(self) -> None:
+    def on_stint_end(self) -> None:
         store = self.runtime.store
         self._moved.add(**store.counters.since(self._before).as_dict())
         self._busy_s += store.links.busy_s - self._busy_before

@@ -1,6 +1,6 @@
 """One run: the check, then a row for every context and batch.
 
-On a CPU all contestants of a row are in memory together and take turns in blocks of steps, so that a slow spell of
+On a CPU all contestants of a row are in memory together and take turns in stints of steps, so that a slow spell of
 the machine hits all alike. A GPU's memory is not shared like that: there each has the device to itself, one after
 another.
 """
@@ -25,7 +25,7 @@ from ...storage.files.scratch import scratch_folder
 from ..model.locate import gguf_of
 from ..process.hardware import PeakMemory, hardware, private_bytes
 from .bandwidths import Bandwidths, measure_bandwidths
-from .contestant import Contestant, LeftOutError, block_sizes, num_steps
+from .contestant import Contestant, LeftOutError, num_steps, stint_sizes
 from .correctness import Tell, check_logits
 from .llama_side import LlamaCpp
 from .options import BenchOptions
@@ -148,7 +148,7 @@ class Bench:
     def _in_turn(
         self, ours: list[Make], others: list[tuple[str, Make]], script: Script, left_out: dict[str, str]
     ) -> tuple[list[dict[str, Any]], dict[str, int]]:
-        """Take both turns with everybody, block by block. Returns the results of each, and the host memory that ours
+        """Take both turns with everybody, stint by stint. Returns the results of each, and the host memory that ours
         took."""
         contestants: list[Contestant] = []
         if self._device.type == "cuda":
@@ -231,9 +231,9 @@ class Bench:
 def take_steps(contestants: list[Contestant], steps: np.ndarray, timed: int) -> None:
     """Have everybody decode the same tokens `[batch, n]`, of which `timed` steps count."""
     at = 0
-    for size, untimed in block_sizes(timed):
+    for size, untimed in stint_sizes(timed):
         for contestant in contestants:
-            contestant.take_block(steps[:, at : at + size].T.tolist(), untimed)
+            contestant.take_stint(steps[:, at : at + size].T.tolist(), untimed)
         at += size
     for contestant in contestants:
         contestant.end_turn()

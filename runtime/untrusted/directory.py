@@ -17,7 +17,7 @@ from .settings import MAX_ADDED, check_generation, check_tokenizer_settings, rea
 from .tokenizer import check_tokenizer
 from .weights import Weights, read_weights
 
-MAX_SHARDS = 1024
+MAX_WEIGHT_FILES = 1024
 MAX_TEMPLATE = 1 << 20
 MAX_TEMPLATES = 64
 _INDEX = "model.safetensors.index.json"
@@ -96,8 +96,8 @@ def weight_files(path: Path) -> list[Path]:
     if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
         raise ModelFileError(f"{index}: weight_map: expected the name of a file for each tensor")
     files = sorted(set(where.values()))
-    if not 1 <= len(files) <= MAX_SHARDS:
-        raise ModelFileError(f"{index}: weight_map: {len(files)} files, expected 1 to {MAX_SHARDS}")
+    if not 1 <= len(files) <= MAX_WEIGHT_FILES:
+        raise ModelFileError(f"{index}: weight_map: {len(files)} files, expected 1 to {MAX_WEIGHT_FILES}")
     for name in files:
         if name != Path(name).name or not name.endswith(".safetensors") or not _is_file(path / name):
             raise ModelFileError(f"{index}: weight_map: {shown(name)} is no .safetensors file in this directory")

@@ -82,8 +82,8 @@ class GroupedCodec:
         width = -(-length // -(-length // most))
         starts = np.arange(0, length, width)
         least = _rounded(np.minimum.reduceat(numbers, starts, -1), -np.inf)
-        span = np.maximum.reduceat(numbers, starts, -1) - least.astype(np.float32)
-        scale = _rounded(span / self._last, np.inf)
+        extent = np.maximum.reduceat(numbers, starts, -1) - least.astype(np.float32)
+        scale = _rounded(extent / self._last, np.inf)
         steps = numbers - _spread(least, length, width)
         divisor = _spread(np.where(scale > 0, scale, 1), length, width)
         return np.clip(np.rint(steps / divisor), 0, self._last).astype(np.uint8), scale, least

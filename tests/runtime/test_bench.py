@@ -167,7 +167,7 @@ def test_no_speed_without_right_logits(
     change: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(retrieval_index, "read_exactly", broken(change))
-    monkeypatch.setattr(ours.Ours, "take_block", lambda *_: pytest.fail("timed before it was checked"))
+    monkeypatch.setattr(ours.Ours, "take_stint", lambda *_: pytest.fail("timed before it was checked"))
     with pytest.raises(WrongLogitsError, match="no speed is reported"):
         run_bench(BenchOptions(**COMMON, kv_dir=tmp_path), silent)
 
@@ -269,12 +269,12 @@ def test_a_baseline_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: 
 
 
 def test_untimed_steps_are_in_the_context(result: dict[str, Any]) -> None:
-    """Four at the beginning of a turn, one at the beginning of a later block: what dense reads grows by them."""
-    blocks = [range(4, 20), range(21, 25)]
+    """Four at the beginning of a turn, one at the beginning of a later stint: what dense reads grows by them."""
+    stints = [range(4, 20), range(21, 25)]
     for row, one, _ in turns(result):
         if one["name"].startswith("transformers"):
             per_token = 2 * 3 * 2 * 8 * 4 * row["batch"]
-            held = [row["context"] + step + 1 for block in blocks for step in block]
+            held = [row["context"] + step + 1 for block in stints for step in block]
             assert one["first_turn"]["roofline"]["kv_bytes"] == pytest.approx(sum(held) / len(held) * per_token)
 
 

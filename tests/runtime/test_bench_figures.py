@@ -24,7 +24,7 @@ def test_figures_of_a_turn_by_a_clock_that_is_moved(monkeypatch: pytest.MonkeyPa
     one.on_decode, one.on_extend = lambda: clock.passes(next(times)), lambda: clock.passes(2)
     monkeypatch.setattr(one, "on_step", lambda: clock.passes(9))
     one.begin_turn(np.zeros((1, 1)), random_kv=False)
-    one.take_block([[1]] * 4, 1)
+    one.take_stint([[1]] * 4, 1)
     found = one.turns[0].result()
     assert found["ttft_s"] == 2
     assert found["steps"] == 3
@@ -88,7 +88,7 @@ class Recorded(Contestant):
         self.on_decode()
 
 
-def test_contestants_take_turns_in_blocks() -> None:
+def test_contestants_take_turns_in_stints() -> None:
     diary: list[str] = []
     both = [Recorded("a", diary), Recorded("b", diary)]
     for one in both:

@@ -72,7 +72,7 @@ class Task:
 
 def longest(build: Callable[[int], Sample], fit: Fit, *, smallest: int = 1, limit: int | None = None) -> Sample:
     """Make the sample of most items whose prompt fits. `build(n)` must be a function of n alone."""
-    return build(fit.largest(lambda units: build(units).prompt, smallest=smallest, limit=limit))
+    return build(fit.largest(lambda items: build(items).prompt, smallest=smallest, limit=limit))
 
 
 def depth_of(needle: str, context: str) -> float:

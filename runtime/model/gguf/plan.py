@@ -22,7 +22,7 @@ _REMEDY = "take another file of this model, or its directory of safetensors"
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class TensorRows:
     """Some rows of a tensor, and the number they are multiplied by."""
 
     tensor: Tensor
@@ -37,7 +37,7 @@ class Weight:
 
     name: str
     shape: tuple[int, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[TensorRows, ...]
     offset: float = 0.0
     change: Change | None = None
 
@@ -86,7 +86,7 @@ class _Plan:
         parts = self._parts(prefix, tensor, end, shape)
         return Weight(name, shape, parts, offset, self._entry.changes.get(tensor))
 
-    def _parts(self, prefix: str, tensor: str, end: str, shape: tuple[int, ...]) -> tuple[Part, ...]:
+    def _parts(self, prefix: str, tensor: str, end: str, shape: tuple[int, ...]) -> tuple[TensorRows, ...]:
         """The parts of a weight: from the tensor of that name; or for q, k and v from one that has them all, or for all
         from each."""
         name = f"{prefix}{tensor}.{end}"
@@ -109,14 +109,14 @@ class _Plan:
         rows: int = self._config[heads] * width
         return rows
 
-    def _part(self, name: str, shape: tuple[int, ...], first: int = 0, rows: int | None = None) -> Part:
+    def _part(self, name: str, shape: tuple[int, ...], first: int = 0, rows: int | None = None) -> TensorRows:
         tensor = self._contents.tensors.get(name)
         if tensor is None:
             raise self._fail(name, "the file does not have it; is it complete?")
         if tensor.shape != shape:
             raise self._fail(name, f"its shape is {shown(list(tensor.shape))}, the file's keys ask for {list(shape)}")
         self._used.add(name)
-        return Part(tensor, first, shape[0] if rows is None else rows, self._scale(name))
+        return TensorRows(tensor, first, shape[0] if rows is None else rows, self._scale(name))
 
     def _scale(self, name: str) -> Tensor | None:
         """A number by which llama.cpp multiplies the product, for whatever type of numbers; None if there is none."""

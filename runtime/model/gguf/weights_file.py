@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .number_types import values
-from .plan import Part, Weight
+from .plan import TensorRows, Weight
 
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
@@ -47,7 +47,7 @@ def _pieces(weight: Weight, dtype: torch.dtype, config: dict[str, object]) -> It
         yield weight.change(whole.view(weight.shape), config)
 
 
-def _rows(part: Part, offset: float, dtype: torch.dtype) -> Iterator[Tensor]:
+def _rows(part: TensorRows, offset: float, dtype: torch.dtype) -> Iterator[Tensor]:
     """Yield a part's rows in `dtype`. Factor and offset are applied before the numbers are rounded."""
     scale = None if part.scale is None else float(next(values(part.scale))[0, 0])
     is_vector = len(part.tensor.shape) == 1
