@@ -329,12 +329,12 @@ class DiskTier(SessionShelf):
         """Delete the records of these chains in small transactions: each must rewrite its part of the tree in the room
         that is kept free. A chain used meanwhile is spared. Returns how many records were deleted."""
         removed = 0
-        batch = max(1, self._records.kept_free // (4 * self._file.page_bytes))
+        at_once = max(1, self._records.kept_free // (4 * self._file.page_bytes))
         for database in (PAGES, STATES, USES):
             keys = [key for key in self._records.keys(database) if key[-CHAIN_BYTES:] in doomed and not is_live(key)]
-            for start in range(0, len(keys), batch):
+            for start in range(0, len(keys), at_once):
                 with self._records.writing() as transaction:
-                    for key in keys[start : start + batch]:
+                    for key in keys[start : start + at_once]:
                         if self._uses.of(transaction, key[-CHAIN_BYTES:]) == doomed[key[-CHAIN_BYTES:]]:
                             removed += pieces.delete(self._file, transaction, database, key) and database != USES
         if removed:

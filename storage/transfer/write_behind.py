@@ -2,7 +2,7 @@
 
 A page's way to disk
 
-    sealed, dirty --enqueue--> queued --writer takes a batch--> in flight --commit--> stored (clean)
+    sealed, dirty --enqueue--> queued --writer takes a bundle-> in flight --commit--> stored (clean)
                                                                     |
                                                                     +-- full or failing --> waits for a probe
 
@@ -10,7 +10,7 @@ Invariants  (1) a page is `stored` only after the transaction that holds it comm
             (2) a queued or in-flight page stays where it is in host memory: only stored pages are evicted there
             (3) while the disk takes no writes (`disk_error`), the queue is empty. The writer looks every few seconds
                 whether it does again, and whoever needs it looks at once; then all that memory alone holds is queued
-Threads     the writer takes batches and marks them under the lock, and encodes and commits without it.
+Threads     the writer takes bundles and marks them under the lock, and encodes and commits without it.
             Whatever stops it is kept in `disk_error` and told to whoever waits.
 """
 
@@ -33,9 +33,9 @@ from ..page import CHAIN_BYTES
 
 logger = logging.getLogger(__name__)
 
-_BATCH_BYTES = 4 << 20
+_BUNDLE_BYTES = 4 << 20
 _SWEPT_SHARE = 16
-"""A sweep of a full disk tier frees 1 / `_SWEPT_SHARE` of its cap, and a batch is at most as large: LMDB writes a
+"""A sweep of a full disk tier frees 1 / `_SWEPT_SHARE` of its cap, and a bundle is at most as large: LMDB writes a
 changed tree page anew before the old one is free."""
 _RETRY_S = 10.0
 """Seconds after a failed write until the writer looks whether the disk takes writes again."""
@@ -109,7 +109,7 @@ class WriteBehind:
             self._writer.join()
 
     def _write_behind(self) -> None:
-        while (pids := self._next_batch()) is not None:
+        while (pids := self._next_bundle()) is not None:
             if not pids:
                 error = self._probe()
                 with self._lock:
@@ -143,29 +143,29 @@ class WriteBehind:
         self._table.kept_out[pids] = out
         self._residency.forget_unbacked(pids[out])
 
-    def _next_batch(self) -> list[int] | None:
+    def _next_bundle(self) -> list[int] | None:
         """Wait for pages to write and return their ids; an empty list when it is time to look whether the disk takes
         writes again; None when closed."""
-        batch_pages = max(1, self._batch_bytes // self._residency.host.page_bytes)
+        bundle_pages = max(1, self._bundle_bytes // self._residency.host.page_bytes)
         with self._lock:
             while not self._queue and not self._closed:
                 if not self._lock.wait(_RETRY_S if self.disk_error else None) and self.disk_error:
                     return []
             if not self._queue:
                 return None
-            pids = [self._queue.popleft() for _ in range(min(batch_pages, len(self._queue)))]
+            pids = [self._queue.popleft() for _ in range(min(bundle_pages, len(self._queue)))]
             self._in_flight = len(pids)
             return pids
 
     @property
-    def _batch_bytes(self) -> int:
+    def _bundle_bytes(self) -> int:
         assert self.disk is not None
-        return min(_BATCH_BYTES, self.disk.cap_bytes // _SWEPT_SHARE)
+        return min(_BUNDLE_BYTES, self.disk.cap_bytes // _SWEPT_SHARE)
 
     def _probe(self) -> StorageFullError | None:
         assert self.disk is not None
         try:
-            self.disk.probe(self._batch_bytes)
+            self.disk.probe(self._bundle_bytes)
         except StorageFullError as error:
             return error
         return None
@@ -187,7 +187,7 @@ class WriteBehind:
         assert self.disk_error is not None
         try:
             if self.disk_error.is_at_cap:
-                self.make_room(self._batch_bytes)
+                self.make_room(self._bundle_bytes)
         except StorageError as error:
             self._probed(error if isinstance(error, StorageFullError) else StorageFullError(str(error)))
         else:
