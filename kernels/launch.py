@@ -25,7 +25,7 @@ try:
         raise ImportError("a torch without CUDA, and nobody who interprets or compiles kernels: none can run")
     import triton
     import triton.language as tl
-except ImportError:  # or no wheels for this platform: ops run their PyTorch form
+except ImportError:  # not installed, or no wheels for this platform: ops run their PyTorch form
     triton = tl = None
 
 __all__ = ["block_of", "cdiv", "jit", "launch", "num_splits", "reaches_from", "tl", "uses_triton"]

@@ -92,7 +92,7 @@ def pq_scores(tables: Tensor, codes: Tensor, counts: Tensor | None = None) -> Te
 def _bags(codes: Tensor, size: int) -> Tensor:
     """For each token the rows that it sums, of all tables laid one below the other: int32 `[G * n, M]`."""
     groups, count, parts = codes.shape
-    together = min(count & -count, _TOGETHER)  # several tokens a row: so short a row as M is added slowly
+    together = min(count & -count, _TOGETHER)  # several tokens a row, since rows as short as M are added slowly
     bags = codes.int().view(groups, count // together, together * parts)
     return bags.add_(_first_rows(groups, parts, size, together).to(codes.device)).view(-1, parts)
 

@@ -79,5 +79,5 @@ def topk_ragged(scores: Tensor, totals: Tensor, count: int, *, sink: int, local:
     ranked = scores.clamp(limits.min, limits.max).masked_fill((place < sink) | (place >= total - local), torch.inf)
     ranked = ranked.masked_fill(place >= total, -torch.inf)
     most = min(count, scores.shape[-1])
-    ids = ranked.topk(most, -1, sorted=False).indices.sort(-1).values  # what lies beyond a total sorts last
+    ids = ranked.topk(most, -1, sorted=False).indices.sort(-1).values  # units beyond a total sort last
     return ids, totals.clamp(max=most)

@@ -173,7 +173,7 @@ class LeoAMIndex(Index):
         if count and bool((asked.diff() <= 0).any()):
             raise ValueError("'query_positions': not ascending")
         boxes, sizes = BoxTree.over(of.keys, self._sizes(chunk)).levels, self._sizes(chunk)
-        heads = of.repeats if count else queries.shape[1]  # none are kept for as many heads as it happens to be
+        heads = of.repeats if count else queries.shape[1]  # an empty tensor may have any number of heads
         return {
             **{
                 f"boxes{level}": Stored(none.dtype, (of.groups, -(-of.num_tokens // size), none.shape[2]))

@@ -81,7 +81,7 @@ class BoxTree:
         fan = self.sizes[level] // self.sizes[level - 1]
         rest = children[:, first * fan :]
         lacking = -rest.shape[1] % fan
-        if lacking:  # a box twice changes no union
+        if lacking:  # repeating a box changes no union
             rest = torch.cat([rest, rest[:, -1:].expand(-1, lacking, -1)], 1)
         highest, lowest = rest.reshape(len(rest), rest.shape[1] // fan, fan, rest.shape[2]).chunk(2, -1)
         return torch.cat([highest.amax(2), lowest.amin(2)], -1)

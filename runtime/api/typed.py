@@ -63,7 +63,7 @@ def text(name: str, value: Any) -> str:
     except UnicodeEncodeError as error:
         half = found[error.start]
         raise ValueError(f"{name} cannot be encoded: {half!a} at character {error.start} is half of one") from None
-    return str.__str__(found)  # what str() makes of an enumeration's text is its name
+    return str.__str__(found)  # str() would give the name of an enumeration's member, not its text
 
 
 def named(name: str, value: Any) -> str:
@@ -90,7 +90,7 @@ def several(name: str, value: Any) -> list[Any]:
     try:
         if isinstance(value, Iterable) and not isinstance(value, bytes | bytearray | Mapping):
             return list(value)
-    except TypeError:  # numpy's and torch's scalars say that they can be gone through
+    except TypeError:  # scalars of numpy and torch claim to be iterable
         pass
     raise _wrong(name, value, "a text or a list of texts")
 
@@ -157,7 +157,7 @@ def _single(value: Any) -> Any:
     """The one value inside a scalar, array or tensor of another library; otherwise `value`."""
     if getattr(value, "shape", None) != () or not hasattr(value, "tolist"):
         return value
-    if getattr(getattr(value, "dtype", None), "kind", "") in ("m", "M"):  # a time, which numpy makes an int of
+    if getattr(getattr(value, "dtype", None), "kind", "") in ("m", "M"):  # a time, which numpy would give as an int
         return None
     try:
         return value.tolist()

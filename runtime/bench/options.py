@@ -101,7 +101,7 @@ class BenchOptions:
         if self.profile is not None and not any(index_class(index)[0].needs_profile for index in self.indexes):
             raise ValueError(f"none of the indexes {', '.join(self.indexes)} needs a profile; leave it out (profile=)")
         for index, caps, prefetch in itertools.product(self.indexes, self.caps, self.prefetch):
-            self.kv(Path(), index, caps, prefetch=prefetch)  # refuses what it cannot take before anything is measured
+            self.kv(Path(), index, caps, prefetch=prefetch)  # raises for bad settings before anything is measured
 
     @property
     def later_steps(self) -> int:

@@ -118,7 +118,7 @@ class Reference:
     def __init__(self, hf: Any, dtype: torch.dtype, device: torch.device) -> None:
         self.hf, self.dtype, self.device = hf, dtype, device
         names = inspect.signature(hf.forward).parameters
-        self._argument = "cache" if "cache" in names else "past_key_values"  # what it is called in older ones
+        self._argument = "cache" if "cache" in names else "past_key_values"  # its name in older versions
 
     @property
     def dtype_name(self) -> str:

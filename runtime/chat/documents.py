@@ -42,7 +42,7 @@ def read_text_file(path: Path) -> str:
     except FileNotFoundError:
         raise FileNotFoundError(f"{name}: no such file") from None
     except OSError as error:
-        if error.strerror is None:  # ours
+        if error.strerror is None:  # an error of ours
             raise
         raise type(error)(f"{name}: {error.strerror}") from None
     return text_of(data, name)

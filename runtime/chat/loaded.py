@@ -34,7 +34,7 @@ class Loaded:
         """Raise DoesNotFitError if `held + new` tokens exceed the model's window or the tiers."""
         self.check_window(held, new, what)
         rope = self.model.rope
-        if held and rope.reach(held + new) != rope.reach(held):  # what is held is computed again, beside the old
+        if held and rope.reach(held + new) != rope.reach(held):  # held tokens are computed again, beside the old ones
             what, new = f"{what}, with {held} tokens that it makes longer and are computed again,", held + new
         self._check_room(held, new, what)
 
@@ -59,7 +59,7 @@ class Loaded:
         need = self.plan.disk_need(held + new)
         if disk.claim(need) >= need:
             return
-        with suppress(StorageFullError):  # what the disk has room for need not stay in memory
+        with suppress(StorageFullError):  # pages that the disk has room for need not stay in memory
             self.store.flush()
         if new > self._memory_tokens():
             self.plan.check(held + new, what, disk.cap_bytes)

@@ -28,7 +28,7 @@ def forgotten_draft(
     question, said = (message["content"] for message in messages[-2:])
     num_messages, is_first = len(messages) - 1, len(messages) == 2
     later, carried = template.later_form(said, system=system), list[int]()
-    for _ in range(2 if later is not None else 0):  # what is carried says what the turn goes on from
+    for _ in range(2 if later is not None else 0):  # `carried` decides what the turn goes on from
         assert later is not None
         log = np.concatenate([sequence.tokens, as_array(carried)])
         told = template.encode_told(question, later, log, system=system, is_first=is_first)

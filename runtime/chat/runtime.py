@@ -116,7 +116,7 @@ class Runtime(Loaded):
         directory = locate(model, kind, local_files_only=local_files_only, on_convert=on_convert)
         mapped = MappedWeights(directory)
         profiles = Profiles(directory, model)
-        profiles.needed(kv)  # before the weights: what is missing is told at once
+        profiles.needed(kv)  # before the weights are read: a missing profile is told at once
         check: list[Future[None]] = []
         with ThreadPoolExecutor(1) as beside:  # the template is rendered by another process, while weights are read
             loaded = Model.load(
@@ -254,7 +254,7 @@ class Runtime(Loaded):
         if new > 0:
             self._check_room(0, sum(length + min(new, window - length) for length in lengths), "the batch")
         else:
-            self._check_room(0, sum(lengths) + len(lengths), "the batch")  # what may come is not claimed before it does
+            self._check_room(0, sum(lengths) + len(lengths), "the batch")  # tokens that may come claim no room yet
             new = max(1, self.room_tokens(sum(lengths)) // len(lengths))
         new = within_memory(self.plan, self.store, window, lengths, new, is_asked=config.max_new_tokens > 0)
         return replace(config, max_new_tokens=new)

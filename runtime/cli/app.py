@@ -72,7 +72,7 @@ def main() -> None:
         app()
     except SystemExit as done:
         code = done.code
-    except KeyboardInterrupt:  # while the last lines were written
+    except KeyboardInterrupt:  # it came while the last lines were written
         pass
     _leave(code)
 
@@ -107,7 +107,7 @@ def _prepare_signals() -> None:
 
 
 def _end(number: int, frame: object) -> None:
-    signal.signal(number, signal.SIG_DFL)  # a second one does not wait
+    signal.signal(number, signal.SIG_DFL)  # a second signal does not wait
     raise SystemExit(128 + number)
 
 
@@ -178,7 +178,7 @@ def plan(
 
     kv = kv_config(gpu_gb=gpu_kv_gb, host_gb=host_kv_gb, disk_gb=disk_kv_gb, path=kv_dir, budget=2048)
     with Runtime.load(model, device=device, dtype=dtype, kv=replace(kv, disk_gb=0.0)) as runtime:
-        found = with_disk(runtime.plan, kv, store_root(kv))  # to say what would be, a store need not be touched
+        found = with_disk(runtime.plan, kv, store_root(kv))  # a plan need not touch the store
         needed = f"{context * found.token_bytes / 1e9:.3g} GB"
         print(f"{found.token_bytes} bytes of KV per token; {context} tokens need {needed}")
         for tier, cap, tokens in found.rows():

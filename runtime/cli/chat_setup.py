@@ -159,7 +159,7 @@ def check_session(options: ChatOptions) -> None:
         try:
             with StoreFolder(folder) as store:
                 names.extend(store.disk.session_names())
-        except (StorageError, OSError):  # whether it is in there, opening it for its model will tell
+        except (StorageError, OSError):  # opening the folder for its model will tell whether it is in there
             return
     if same_name(options.session, names) is None:
         known = listed(options.session, names)

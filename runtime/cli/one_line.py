@@ -134,7 +134,7 @@ def _exit_code(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return INTERRUPTED
     if isinstance(error, SystemExit):
-        is_closed = type(sys.stdout).__name__ == "PacifyFlushWrapper"  # how the library that prints the help says so
+        is_closed = type(sys.stdout).__name__ == "PacifyFlushWrapper"  # the help, to a closed pipe
         return CLOSED if is_closed else error.code if isinstance(error.code, int) else FAILED
     if isinstance(error, _CLICK_ERROR):
         return _usage(error)

@@ -34,7 +34,7 @@ def one_shot(options: ChatOptions, prompt: str, as_json: bool) -> None:
             documents.append(Document("stdin", text))
         done = [read(chat, document, console) for document in documents]
         _answer(chat, prompt, as_json, console)
-        if as_json:  # before anything that may fail: the answer is there
+        if as_json:  # shown before anything may fail: the answer is there
             print(to_json(_result(runtime, chat, done, loading.seconds)), flush=True)
         if options.save is not None:
             chat.save(options.save)

@@ -128,7 +128,7 @@ class Repl:
             except Exception:
                 self._documents.pop(0)
                 raise
-            self._documents.pop(0)  # not after Ctrl-C: then it is read before the next message
+            self._documents.pop(0)  # after Ctrl-C it stays, and is read before the next message
         return self._chat
 
     def _opened(self) -> tuple[Runtime, Chat]:
@@ -296,7 +296,7 @@ class Repl:
         if not name:
             raise ValueError("/load needs a name; /sessions lists them")
         is_there = same_name(check_name(name), self.runtime.sessions()) is not None
-        if is_there and not self._may_forget():  # what is not there needs no answer
+        if is_there and not self._may_forget():  # a session that is not there needs no answer
             return
         chat = begin(self.runtime, self.options, name)
         self._replace(chat, name)

@@ -120,7 +120,7 @@ def _keep(profile: Profile, path: Path) -> int:
 
 def _contexts(model: Model, texts: list[str], tokens: int) -> tuple[list[np.ndarray], np.ndarray]:
     """The contexts to learn from, and one to test on, all of one length."""
-    before = model.tokenizer("").input_ids  # what this model expects in front of any text
+    before = model.tokenizer("").input_ids  # the tokens that this model expects before any text
     length = min(CONTEXT, max(1, tokens // 4), model.max_positions) - len(before)
     pieces = []
     for text in texts:

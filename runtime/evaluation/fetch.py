@@ -55,7 +55,7 @@ def austen(files: Files) -> dict[str, str]:
     by_suffix = {PurePosixPath(name).suffix: data for name, data in files.items()}
     novels = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # rdata's, about types it then reads as plain lists
+        warnings.simplefilter("ignore")  # rdata warns of types that it then reads as plain lists
         index = rdata.conversion.convert(rdata.parser.parse_data(by_suffix[".rdx"]))
         for name, (offset, length) in index["variables"].items():
             block = zlib.decompress(by_suffix[".rdb"][int(offset) + 4 : int(offset) + int(length)])

@@ -56,7 +56,7 @@ def evaluate(
     for index in indexes:
         index_class(index)
     for budget in budgets:
-        KVConfig(budget=budget)  # refuses what no context could be read with
+        KVConfig(budget=budget)  # raises if no context could be read with it
     started = clock.now()
     if suite == "exact":
         found = exact.run(exact.Setting(model, device), indexes, options.seed, ticker)
@@ -90,7 +90,7 @@ def _read(
     compared = variants(indexes, budgets, least=least if suite == "fidelity" and least < smallest else None)
     texts = Texts(folder)
     for text in (texts.novels, texts.verses, texts.plays, texts.docs, texts.words):
-        text()  # what is missing is told before a model is loaded
+        text()  # a missing text is told before a model is loaded
     with ExitStack() as stack:
         kept = KVConfig(path=kv_dir) if kv_dir is not None else KVConfig(disk_gb=0)
         runtime = stack.enter_context(Runtime.load(model, device=device, dtype=dtype, kv=kept))

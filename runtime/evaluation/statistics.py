@@ -76,7 +76,7 @@ def paired(dense: np.ndarray, other: np.ndarray, clusters: np.ndarray, *, seed: 
     interval = bootstrap(change, clusters, seed=seed)
     if interval is not None:
         low, high = interval
-        rare = min(1.0, _RARE / len(names))  # so many may lose what none of these has lost
+        rare = min(1.0, _RARE / len(names))  # this many others may lose although none of these has
         interval = max(-1.0, min(low, float(change.mean()) - rare)), high if change.any() else rare
     return Paired(
         n=len(dense),

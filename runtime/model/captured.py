@@ -52,7 +52,7 @@ class Graphs:
             work(*inputs)  # libraries set themselves up in a first call, which a capture must not see
         torch.cuda.current_stream(inputs[0].device).wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
-        # thread_local: other threads move pages meanwhile
+        # other threads move pages meanwhile, which must not disturb the capture
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             outputs = work(*inputs)
         return graph.replay, outputs

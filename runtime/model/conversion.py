@@ -98,7 +98,7 @@ def convert(paths: Sequence[Path], dtype: str, target: Path, on_convert: Callabl
         try:
             os.rename(made, target)
         except OSError:
-            if not is_made(target):  # another process finished first otherwise
+            if not is_made(target):  # otherwise another process finished first
                 raise
 
 
@@ -117,7 +117,7 @@ def _room_for(what: Path, needed: int, folder: Path) -> Iterator[str]:
     way that a disk is full. Yields how much is needed and how much is free, for people."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        remove_dead(folder)  # what it took is free again
+        remove_dead(folder)  # the room that it took is free again
         free = shutil.disk_usage(folder).free
         room = f"needs {needed / _GB:.3g} GB in {folder}, {free / _GB:.3g} GB are free"
         if free < needed:
@@ -126,7 +126,7 @@ def _room_for(what: Path, needed: int, folder: Path) -> Iterator[str]:
     except Exception as error:
         from safetensors import SafetensorError
 
-        if not isinstance(error, OSError | SafetensorError) and type(error) is not Exception:  # tokenizers' own
+        if not isinstance(error, OSError | SafetensorError) and type(error) is not Exception:  # tokenizers raises these
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelFileError(

@@ -198,7 +198,7 @@ class Encoder:
 
 def _id(tokenizer: Tokenizer, content: str) -> int:
     number = tokenizer.token_to_id(content)
-    assert number is not None  # it has been added
+    assert number is not None  # the caller has added it
     return number
 
 

@@ -35,7 +35,7 @@ def well_known_ends(tokens: Mapping[str, int], stated: Iterable[int] = ()) -> li
     ends = {tokens[text] for text in there} | set(stated)
     calls = bool(there & {"<|call|>", "<|calls|>"})
     if "<|end|>" in there and calls and there & {"<|return|>", "<|flush|>"}:
-        ends.discard(tokens["<|end|>"])  # of a message, after which the reply goes on
+        ends.discard(tokens["<|end|>"])  # it ends a message, after which the reply goes on
     if "</s>" in there and "<|tool_response>" in there:
-        ends.discard(tokens["</s>"])  # a word of Gemma 4
+        ends.discard(tokens["</s>"])  # an ordinary word in Gemma 4
     return sorted(ends)

@@ -29,8 +29,8 @@ from .locate import cache_dir, file_digest, remembered
 _FORMAT = 2
 _FORMER_FORMAT = 1
 _CHANGES_NO_NUMBER = frozenset({
-    "bos_token_id", "eos_token_id", "pad_token_id",  # what the tokenizer adds, and when a reply ends
-    "attention_dropout", "embd_pdrop", "resid_pdrop",  # training
+    "bos_token_id", "eos_token_id", "pad_token_id",  # tokens that the tokenizer adds, and those that end a reply
+    "attention_dropout", "embd_pdrop", "resid_pdrop",  # settings of training
     "pretraining_tp",  # how a matrix was once split
 })  # fmt: skip
 """Names that change no number, of those that reach a family's configuration (`untrusted.settings.NAMES`); no other name
@@ -124,7 +124,7 @@ def tensors_digest(directory: Path) -> str:
     try:
         files = weight_files(directory)
     except ModelFileError:
-        files = []  # made up in memory, by `stratakv bench`
+        files = []  # `stratakv bench` makes such a model up in memory
     return f"{_sum(map(file_tensors, files)):032x}"
 
 

@@ -180,7 +180,7 @@ def present(model: str) -> list[Path]:
     without converting or fetching anything."""
     try:
         files = gguf_of(model)
-    except ModelFileError:  # which model it is cannot be told
+    except ModelFileError:  # it cannot be told which model is meant
         return []
     if files:
         return list(_conversions(files))

@@ -40,7 +40,7 @@ class MappedWeights:
         for path, (before, tensors) in self._known.items():
             try:
                 now = stamp(path)
-            except OSError:  # gone, or taken away
+            except OSError:  # the file is gone, or may not be read any more
                 continue
             if now == before or now[0] != before[0]:
                 continue

@@ -104,7 +104,7 @@ class Template:
         if self.is_plain:
             return []
         found = []
-        with suppress(ModelFileError):  # it refuses system prompts, or thinking
+        with suppress(ModelFileError):  # the template refuses system prompts, or thinking
             if not self._keeps_system:
                 found.append("it moves the system prompt to the newest message; here it stays at the first")
         with suppress(ModelFileError):
@@ -156,7 +156,7 @@ class Template:
         opening, answer = body[:answered], body[answered:]
         if not later.endswith(end) or (answer.strip() == said and opening.strip() == asks.strip()):
             return None
-        spelled = self.encoder.spelled(before + _ASKED + opening)  # what is left of the reply are words of the model
+        spelled = self.encoder.spelled(before + _ASKED + opening)  # the rest of the reply is the model's own words
         return Spelled(self._around(_ASKED, spelled).after + answer)
 
     def encode_prompt(self, text: str) -> list[int]:
@@ -203,7 +203,7 @@ class Template:
 
         text, looked = spelled(left + _USER + right, remembered)
         before, after = self._around(_USER, text)
-        after = after.replace(_USER, core)  # of a template that says it twice
+        after = after.replace(_USER, core)  # the template may say it twice
         if looked is not None and not any(sought in core for sought in looked):
             return _Said(Spelled(before + core), Spelled(after))
         text, _ = spelled(self.encoder.broken(words), render)

@@ -57,11 +57,11 @@ class Interrupts:
         number, frame = self._pending.popitem()
         try:
             self._hand_on(number, frame)
-        finally:  # what one handler raises keeps no other signal waiting
+        finally:  # an error of one handler keeps no other signal waiting
             self.check()
 
     def _hand_on(self, number: int, frame: FrameType | None) -> None:
-        self._restore(number)  # what the handler finds, and may replace for the next time, is itself
+        self._restore(number)  # a handler finds itself installed, and may install another one
         handler = signal.getsignal(number)
         try:
             if callable(handler):

@@ -98,7 +98,7 @@ def _has_begun(stream: IO[bytes], seconds: float) -> bool:
     """True if there is something to read within `seconds`, which the end of the stream is too."""
     try:
         ready, _, _ = select.select([stream], [], [], seconds)
-    except (OSError, ValueError):  # it cannot be waited for; reading tells
+    except (OSError, ValueError):  # the stream cannot be waited for; reading it will tell
         return True
     return bool(ready)
 

@@ -66,7 +66,7 @@ def one_in_a_child() -> None:
 
 def _missing() -> dict[str, str]:
     count = num_threads()
-    if user_chose_count() or count == len(processors()):  # else it is what OpenMP does by itself
+    if user_chose_count() or count == len(processors()):  # otherwise OpenMP chooses that count by itself
         return {}
     return {"OMP_NUM_THREADS": str(count)}
 
@@ -105,7 +105,7 @@ def _siblings(system: Path, processor: int) -> str:
     """A text that names the core of a processor."""
     try:
         return (system / f"sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list").read_text().strip()
-    except OSError:  # not Linux, or hidden: a core of its own
+    except OSError:  # not Linux, or hidden: each processor counts as a core
         return str(processor)
 
 

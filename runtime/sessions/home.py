@@ -139,7 +139,7 @@ def _leave_behind(folder: Path, model: str, said: dict[str, Any]) -> None:
     if model not in names or is_of_later_format(folder) or not _is_other_model(known, said):
         return
     former = [model, *(name for name in known["former_names"] if name != model)]
-    with suppress(OSError):  # it is not ours
+    with suppress(OSError):  # the folder is another model's
         path = folder / "config.json"
         whole = json.loads(path.read_text())
         _write(folder, {**whole, "names": [name for name in names if name != model], "former_names": former})

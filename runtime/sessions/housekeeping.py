@@ -68,7 +68,7 @@ class _Spelled:
     def _has_gguf(self) -> bool:
         try:
             return bool(gguf_of(self._model))
-        except ModelFileError:  # parts of one, or several: of which of them there are sessions cannot be told
+        except ModelFileError:  # parts are missing, or there are several models
             return os.path.exists(os.path.expanduser(self._model))
 
     def model_of(self, folder: Path) -> bool:

@@ -87,7 +87,7 @@ def read_rope(path: Path, family: str, settings: Mapping[str, Any]) -> dict[str,
         table = _merged(path, _said(path, family, settings, kind))
         table.setdefault("rope_type", "default")
         if family == "phi3" and table["rope_type"] == "yarn" and "short_factor" in table:
-            table["rope_type"] = "longrope"  # as its first files have it
+            table["rope_type"] = "longrope"  # the first files of the family say `yarn`
         table.setdefault("rope_theta", _DEFAULT_THETA.get(family, {}).get(kind, _USUAL_THETA))
         _check(path, family, table)
         found[kind] = table
@@ -178,7 +178,7 @@ def for_transformers(family: str, tables: Mapping[str, Table]) -> dict[str, Any]
     found: dict[str, Any] = {"rope_parameters": each.get(EVERY_LAYER, each)}
     original = tables.get(EVERY_LAYER, {}).get("original_max_position_embeddings")
     if family == "phi3" and original is not None:
-        found["original_max_position_embeddings"] = original  # its class reads it here only
+        found["original_max_position_embeddings"] = original  # the family's class reads it only here
     return found
 
 

@@ -214,7 +214,7 @@ def rendered(template: str, variables: dict[str, Any], conversations: list[Any],
                 messages=messages, tools=None, documents=None, add_generation_prompt=True, **variables
             ):
                 pieces.append(piece)
-                length += str.__len__(piece)  # which asks nothing of words
+                length += str.__len__(piece)  # a call that words do not note
                 if length > most:
                     return {"error": f"makes more than {most} characters of a small conversation"}
             texts.append("".join(pieces))

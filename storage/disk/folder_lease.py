@@ -166,7 +166,7 @@ def _replacing(folder: Path, *, alone: bool) -> Iterator[None]:
     try:
         descriptor = os.open(folder / _REPLACING, os.O_RDWR | (os.O_CREAT if alone else 0), 0o600)
     except FileNotFoundError:
-        yield  # nobody ever has
+        yield  # nobody has ever replaced the data file
         return
     try:
         _lock(descriptor, fcntl.LOCK_EX if alone else fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -269,7 +269,7 @@ class LmdbFile:
 
     def _check_tree(self) -> None:
         assert self._env is not None
-        with self._env.begin(write=True):  # it stands still
+        with self._env.begin(write=True):  # no process changes the file meanwhile
             try:
                 problems = verify.verify(self.name)
             except verify.VerifyError as error:

@@ -51,7 +51,7 @@ def scratch_folder(kind: str, parent: Path | None = None) -> Iterator[Path]:
     """
     path = _new(Path(tempfile.gettempdir() if parent is None else parent), kind, _make_folder)
     try:
-        inner = path / kind  # whoever is given it may lock it: a store does
+        inner = path / kind  # its user may lock it, as a store does
         inner.mkdir(mode=0o700)
         yield inner
     finally:
@@ -111,14 +111,14 @@ def _new(parent: Path, kind: str, make: Callable[[Path], int]) -> Path:
 def _make_folder(path: Path) -> int:
     while True:
         path.mkdir(mode=0o700)
-        with suppress(FileNotFoundError):  # likewise
+        with suppress(FileNotFoundError):  # somebody removed it before it was locked
             return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
 
 
 def _remove_held(path: Path) -> None:
     """Remove what this process owns and let its lock go last. In a child of the owner nothing happens."""
     if path in _HELD:
-        with suppress(OSError):  # the next one tries again
+        with suppress(OSError):  # the next owner tries again
             _remove(path)
         os.close(_HELD.pop(path))
 

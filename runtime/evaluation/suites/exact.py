@@ -256,7 +256,7 @@ class _Watcher:
             if step.ids is None or budget >= self._sealed:
                 continue
             index = self.engine.indexes[layer]
-            state = index.copy(self._layers[layer].state)  # with what it learned
+            state = index.copy(self._layers[layer].state)  # with its learned numbers
             index.truncate(state, 0)
             index.append(state, self.plain.keys[layer][:, : self._sealed])
             again = index.select(state, step.query.float() * step.scale, self._sealed, budget).ids.cpu().numpy()

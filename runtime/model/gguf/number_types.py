@@ -97,6 +97,6 @@ def values(tensor: Tensor, first: int = 0, rows: int | None = None) -> Iterator[
             data = file.read(size)
             if len(data) < size:
                 raise ModelFileError(f"{tensor.file}: tensor {shown(tensor.name)}: the file ends inside it")
-            with np.errstate(all="ignore"):  # what is no number in the file is none in the model
+            with np.errstate(all="ignore"):  # NaN in the file is NaN in the model
                 rows_read = dequantize(np.frombuffer(data, np.uint8).reshape(-1, row_bytes), of)
             yield rows_read

@@ -99,7 +99,7 @@ class _Plan:
             return (self._part(fused, (sum(heights), *shape[1:]), first, shape[0]),)
         if tensor == "attn_qkv" and f"{prefix}attn_q.{end}" in self._contents.tensors:
             return tuple(self._part(f"{prefix}{one}.{end}", (self._rows(one), *shape[1:])) for one in _FUSED)
-        if end == "bias":  # the family has all or none, a file those that are not zero
+        if end == "bias":  # the family has all biases or none, a file only those that are not zero
             return ()
         raise self._fail(name, "the file does not have it; is it complete?")
 
@@ -134,7 +134,7 @@ class _Plan:
         for name in self._contents.tensors:
             block = _BLOCK.match(name)
             is_draft = block is not None and int(block[1]) >= layers and self._has_drafts
-            is_for_rounding = name.endswith(".input_scale")  # of activations, which stay as they are here
+            is_for_rounding = name.endswith(".input_scale")  # scales of activations, which are not quantised here
             if not (name in self._used or is_draft or is_for_rounding):
                 raise self._fail(name, f"it is not supported: no part of a {self._entry.family} model; {_REMEDY}")
 

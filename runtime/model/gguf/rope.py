@@ -109,7 +109,7 @@ def _original(said: Said, context: int, *, is_a_limit: bool) -> int:
 def _factor(said: Said) -> float:
     name = "rope.scaling.factor" if said.has("rope.scaling.factor") else "rope.scale_linear"
     found = said.number(name, 1.0)
-    if found == 0:  # how llama.cpp is told that there is none
+    if found == 0:  # llama.cpp takes 0 for no factor
         return 1.0
     if not 1 <= found <= 1 << 20:
         raise said.fail(name, found, "expected a number from 1")
