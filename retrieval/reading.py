@@ -20,7 +20,7 @@ class Reader(Protocol):
     """Fetches stored KV of one layer from whatever tier it lies in.
 
     `ids` `[G, n]` int64 name units of `unit` tokens, which divides the page size; at most `max_tokens`
-    tokens a call. What a call returns is good until the next.
+    tokens a call. The result of a call is good until the next call.
     """
 
     max_tokens: int

@@ -1,7 +1,7 @@
 """Checks on a saved state before an index works with it: its bytes may come from anywhere.
 
-Names, dtypes, shapes and ranges are checked, so that nothing is read beside a tensor. Whether numbers in range are the
-right ones cannot be told; wrong ones make an index find other tokens, no more.
+Names, dtypes, shapes and ranges are checked, so that nothing is read beside a tensor. It cannot be told whether
+numbers in range are the right ones; wrong ones make an index find other tokens, no more.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ Invariants  (1) a page with references is in host memory, or stored on disk, or 
             (4) reads return exactly the bytes that were put, or raise CorruptPageError. The codecs `int8`, `int4`
                 and `adaptive` give this up for the pages that they quantise: such a page is exact until it
                 has left memory and approximate when it comes back, so results depend on what was spilled.
-                What came back is never encoded again: errors do not add up
+                A page that came back is never encoded again: errors do not add up
 Threads     one thread brings pages in; any thread may load, gather and hold. Bookkeeping is under one lock.
             Encoding, writing and reading disk happen without it: a dirty page can neither move nor be evicted,
             and a page that is being read has a ticket.
@@ -79,7 +79,7 @@ class TieredStore:
         host: the host tier. Without `gpu` it is also where attention reads.
         gpu: the device pool, or None.
         disk: the disk tier, or None (then nothing can leave host memory).
-        codec: how pages are encoded on the disk edge: `zstd` or `raw`, which are lossless, or `int8`, `int4` or
+        codec: the encoding of pages on the disk edge: `zstd` or `raw`, which are lossless, or `int8`, `int4` or
             `adaptive`, which are not (see `compression`).
         eviction: which pages give way in memory tiers: `lru`, or `scored` (see `eviction`).
     """

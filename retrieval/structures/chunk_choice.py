@@ -54,7 +54,7 @@ def choose_chunk(keys: Tensor, positions: Tensor, asked: Asked, *, sink: int, lo
         keys: sample `[G, m, D]`. Taken as adjacent: gaps make large chunks look worse than they are,
             never better.
         positions: int64 `[m]`, ascending.
-        asked: of these, queries that see at least three quarters of the sample are used.
+        asked: queries; those that see at least three quarters of the sample are used.
         sink, local: tokens that are always read, so that finding them is no merit.
     """
     seen = torch.searchsorted(positions, asked.positions.contiguous(), right=True)

@@ -144,7 +144,7 @@ class LlamaModel:
     Args:
         context: tokens that the sequence may have.
         kv: type of the numbers in its cache, of `KV_TYPES`.
-        flash: whether attention is computed in one piece; needed for a cache in 8 bits.
+        flash: compute attention in one kernel; needed for a cache in 8 bits.
         rows: tokens that are read at a time.
     """
 

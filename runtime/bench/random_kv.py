@@ -1,7 +1,7 @@
 """Contexts of random keys and values, for lengths at which a prefill would take longer than what is measured.
 
 Pages, tiers, index and tail end up as a prefill of the same tokens leaves them; indexes that learn from queries
-are given random ones. What a step costs is the same; which pages it finds, and so hit rates, is not what text gives.
+are given random ones. A step costs the same; the pages it finds, and so hit rates, are not those of a text.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class Chat:
     Attributes:
         messages: the transcript, `{"role", "content"}`; documents appear by name.
         last: the newest `Reply`, also when it was interrupted.
-        restored: how many tokens a resumed session brought back without prefill; 0 otherwise.
+        restored: number of tokens that a resumed session brought back without prefill; 0 otherwise.
     """
 
     def __init__(self, runtime: Loaded, sequence: Sequence, *, system: str | None = None) -> None:

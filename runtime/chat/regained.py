@@ -45,7 +45,7 @@ def _return_to_question(engine: Engine, sequence: Sequence, unfed: list[int]) ->
     """Take the last reply out of `sequence`.
 
     Args:
-        unfed: of the reply's tokens those that the sequence lacks.
+        unfed: the reply's tokens that the sequence lacks.
 
     Returns the logits at its end then, fp32 `[vocabulary]`, and the tokens of the reply. All pages before stay as they
     are; with sliding-window layers, whose past is gone, they are computed again. Raises as `Engine.prefill`; the

@@ -87,12 +87,12 @@ class Runtime(Loaded):
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
             dtype: `auto`, `float32`, `bfloat16` or `float16`. `auto` is bfloat16 (float16 on a GPU that
                 lacks it). On a CPU that multiplies 16-bit matrices slowly, prefill computes in float32.
-            weights: what decode multiplies with. `own`: the model's. `int8`: rounded to 8 bits, on a CPU, in
-                half again as much memory as the layers take in bfloat16. Lossy: replies differ from the
+            weights: the weights that decode multiplies with. `own`: the model's. `int8`: rounded to 8 bits, on a CPU,
+                in half again as much memory as the layers take in bfloat16. Lossy: replies differ from the
                 model's own. Prompts are read with the model's own weights either way.
-            kv: where the cache may live and how it is read.
-            on_convert: told, before a GGUF file is converted (once per file), its name, what that needs and what is
-                free.
+            kv: the places where the cache may live, and how it is read.
+            on_convert: called before a GGUF file is converted (once per file) with its name, the room that this needs
+                and the room free.
 
         Raises:
             ModelFileError: the model is not there, not usable, or was replaced meanwhile. ValueError: device, dtype or
@@ -137,7 +137,7 @@ class Runtime(Loaded):
         """Open a store for a model that is in memory already; several runtimes may share one.
 
         Args:
-            directory: what it was loaded from; names it in the store.
+            directory: the directory it was loaded from; names it in the store.
 
         Raises as `load` does.
         """

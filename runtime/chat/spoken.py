@@ -1,7 +1,7 @@
 """The tokens that say the text of a reply: a conversation remembers what was shown, no more and no less.
 
 A reply ends inside what was generated when a stop string cut it, when its stream was closed, or when the last
-character is not whole. What is kept is every token whose text was shown, and then the rest of the text, spelled anew.
+character is not whole. It keeps every token whose text was shown, and then the rest of the text, spelled anew.
 """
 
 from __future__ import annotations

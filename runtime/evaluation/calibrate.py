@@ -65,9 +65,9 @@ def calibrate(
     """Learn a model's profile and write it.
 
     Args:
-        texts: what to learn from, unlike each other if possible. tokens: how many of theirs to read, in contexts
+        texts: files to learn from, unlike each other if possible. tokens: number of theirs to read, in contexts
             spread evenly over all texts; one more context is read to test on.
-        out: where to write. None: where the runtime looks for it.
+        out: the file to write. None: the one that the runtime looks for.
 
     Raises:
         ValueError: a number is out of range, or the texts are too short. ModelFileError: no such model.

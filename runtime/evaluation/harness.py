@@ -25,8 +25,8 @@ class Harness:
     """Engines for all variants over one runtime's model and store.
 
     Args:
-        question_sparse: whether questions are read the way replies are, through the index (the
-            stricter protocol), or exactly, as `Chat.send` does.
+        question_sparse: True to read questions the way replies are read, through the index (the
+            stricter protocol); False to read them exactly, as `Chat.send` does.
     """
 
     def __init__(self, runtime: Runtime, variants: list[Variant], *, question_sparse: bool = True) -> None:

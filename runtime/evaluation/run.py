@@ -44,8 +44,8 @@ def evaluate(
 
     Args:
         dtype: fp32 adds no noise of its own; `auto` is what a chat would use. `exact` is always fp32.
-        texts: folder of the texts; None: where `fetch` puts them.
-        kv_dir: where prefilled contexts are kept, so that another run need not prefill them; None: nowhere.
+        texts: folder of the texts; None: the one that `fetch` fills.
+        kv_dir: folder that keeps prefilled contexts, so that another run need not prefill them; None: none.
 
     Raises:
         ValueError: an unknown suite or index, or a budget that cannot hold what is always read.

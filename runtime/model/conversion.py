@@ -77,7 +77,7 @@ def convert(paths: Sequence[Path], dtype: str, target: Path, on_convert: Callabl
 
     Args:
         paths: a GGUF file, or all parts of a split one.
-        on_convert: told, before it begins, the file's name, what the conversion needs and what is free.
+        on_convert: called before it begins with the file's name, the room that the conversion needs and the room free.
 
     Raises ModelFileError: the file is damaged or no model that we can run, or there is no room for what is made of it.
     """

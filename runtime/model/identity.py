@@ -1,8 +1,8 @@
 """The identity of a model, whatever it is called: the digest by which a store knows it (docs/decisions/0020).
 
 Two directories are one model if their tensors are the same and their `config.json` says the same about the forward
-pass. What only says who wrote a file, in which order, or when a reply ends, is left out: it changes no number. So is
-the tokenizer: it decides which token ids a text becomes, and pages are named by token ids.
+pass. Settings that only say who wrote a file, in which order, or when a reply ends, are left out: they change no
+number. So is the tokenizer: it decides which token ids a text becomes, and pages are named by token ids.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def locate(model: str, dtype: str, *, local_files_only: bool = False, on_convert
 
     Args:
         dtype: `float32`, `bfloat16` or `float16`; a GGUF file is converted to it.
-        on_convert: told of a conversion, which takes a while, before it begins (`conversion.convert`).
+        on_convert: called before a conversion, which takes a while (`conversion.convert`).
 
     Raises:
         ModelFileError: nothing usable is there; the message says how to get it.

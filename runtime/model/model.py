@@ -136,7 +136,7 @@ class Model:
         """Load a Hugging Face directory.
 
         Args:
-            weights: what decode multiplies with, a key of `PRODUCTS`.
+            weights: the weights that decode multiplies with, a key of `PRODUCTS`.
             modules: `own` layers (`decoder`), or `transformers`', which take seconds more to import: for whoever
                 runs its forward pass beside ours.
             on_tokenizer: given the tokenizer before the weights are read.

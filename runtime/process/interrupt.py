@@ -18,7 +18,7 @@ _SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, nam
 class Interrupts:
     """Inside `deferred()`, signals are remembered and handed on by `check()` and at the end.
 
-    What then happens is up to the handler that was installed before: Python's own raises KeyboardInterrupt, an
+    The handler that was installed before then decides what happens: Python's own raises KeyboardInterrupt, an
     application's does what it likes, another handler for the next time included. Signals that are ignored, do what the
     system does by itself (but SIGINT), or belong to a handler that is not Python's are left alone. Only the main thread
     is ever interrupted (Python delivers signals there), so in other threads nothing here does anything.

@@ -51,7 +51,7 @@ class SpareCores:
     ) -> None:
         """
         Args:
-            cores: how many there are.
+            cores: number of processors there are.
             used: seconds of processor time on them since any fixed moment: the other processes' and this one's.
         """
         self._cores, self._used, self._clock = cores, used or used_times, clock
@@ -63,7 +63,7 @@ class SpareCores:
         have passed.
 
         Args:
-            threads: how many of ours have been computing since it last looked.
+            threads: number of our threads that have been computing since it last looked.
         """
         now = self._clock()
         passed = now - self._since

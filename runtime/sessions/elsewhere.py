@@ -1,8 +1,8 @@
 """Sessions that are not where they are looked for: in another folder of the same model, or of other settings.
 
 A model may have several folders (`home`). A session of another one of them is brought over when it is asked for, with
-its pages, so that it costs no prefill, and is gone from there then: one name, one session. What other settings or
-another model saved cannot be used here; it is said where it is and what to ask for.
+its pages, so that it costs no prefill, and is gone from there then: one name, one session. Sessions of
+other settings or of another model cannot be used here; a message says where they are and what to ask for.
 """
 
 from __future__ import annotations

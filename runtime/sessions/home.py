@@ -1,6 +1,6 @@
 """The choice of a model's folder in a store: one folder, however the model is spelled (docs/decisions/0020).
 
-A folder is named `<model>_<fingerprint in hex>`. What is before the fingerprint is for people; a folder of the right
+A folder is named `<model>_<fingerprint in hex>`. The text before the fingerprint is for people; a folder of the right
 fingerprint is used whatever it is called. A model may have more than one folder all the same: earlier versions made
 one for each spelling. Then the largest is used, since it is the one that is in use, and the others' sessions are found
 in them (`elsewhere`). Each says in its `config.json` which model's it is (`identity`), so that one that has an older

@@ -176,8 +176,8 @@ def collect(folders: list[Path], max_bytes: int | None) -> Collected:
     """Remove what no saved session refers to, and give the room back to the file system.
 
     With `max_bytes` only as much as makes the folders fit together: unsaved prefixes first, in the folder
-    that was used longest ago first; then, if need be, the sessions that were used longest ago. What the earlier
-    version of a model left goes before either.
+    that was used longest ago first; then, if need be, the sessions that were used longest ago. Folders that
+    an earlier version of a model left go before either.
     Nothing is removed that a running program may be using, and nothing at all from a folder of which it is not known
     which pages its sessions need.
     """

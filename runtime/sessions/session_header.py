@@ -2,7 +2,7 @@
 
 A record's checksum says that its bytes are those that were written, not who wrote them: a store folder may
 come from elsewhere. So everything is checked before it is used, and what is wrong is a RecordError that
-names the field. What only a model can tell (vocabulary, shapes of KV) is `session_check`'s and `layers.stored`'s.
+names the field. `session_check` and `layers.stored` check what only a model can tell (vocabulary, shapes of KV).
 """
 
 from __future__ import annotations

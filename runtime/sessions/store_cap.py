@@ -1,7 +1,7 @@
 """The cap of a store folder, which all models, dtypes, page sizes and codecs in it share (docs/decisions/0025).
 
-By default it is half of what the disk has free or the store holds already: what was written at one start is not held
-against the next. Where it is reached, room is made in other folders first: in those that no model reaches any more,
+By default it is half of what the disk has free or the store holds already: bytes written at one start do not lower
+the next one's cap. Where it is reached, room is made in other folders first: in those that no model reaches any more,
 then in the one that was used longest ago. They give up what no saved session refers to, all of it at once, since
 giving room back to the file system means copying what stays. Folders that somebody has open stay as they are.
 """

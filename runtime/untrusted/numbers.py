@@ -70,7 +70,7 @@ def check_allocation(path: Path, numbers: Mapping[str, int], elements: int, tens
 
     Args:
         numbers: by their names in `config.json`; all of `BOUNDS` that decide a weight's shape.
-        elements: how many numbers the file's tensors have together.
+        elements: number of elements of the file's tensors together.
     """
     layers, hidden = numbers["num_hidden_layers"], numbers["hidden_size"]
     if layers > tensors:
@@ -89,7 +89,7 @@ def check_complete(path: Path, found: Mapping[str, Any]) -> None:
     """Raise ModelFileError if the model has weights that the file does not: transformers would make them up.
 
     Args:
-        found: what transformers says it did (`output_loading_info`).
+        found: transformers' report on what it did (`output_loading_info`).
     """
     missing = sorted(found["missing_keys"])
     if missing:

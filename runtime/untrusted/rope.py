@@ -7,7 +7,7 @@ is an error, and every number is bounded before anything is computed from it.
 
     config.json --read_rope--> tables as they are said --Rope.of--> tables with the family's sizes and defaults
 
-Nothing here imports torch: stores are named by it, too (`identity`). What is computed from it is `rotary`'s.
+Nothing here imports torch: stores are named by it, too (`identity`). `rotary` computes from it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Bounded: the template's size, the time (processor time of `template_child`, and a minute by the clock), the memory
 (on Linux), the length of what comes out. Not bounded: a template decides the words around every message, and so
-what the model believes it was told. What keeps it from files and from Python is jinja2's sandbox; nothing else
+what the model believes it was told. Only jinja2's sandbox keeps it from files and from Python; nothing else
 confines the process.
 """
 

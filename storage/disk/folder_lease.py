@@ -36,7 +36,7 @@ class FolderLease:
     """This tier's lease on a store folder.
 
     Args:
-        folder: of the store; it exists.
+        folder: the store's folder; it exists.
 
     Raises:
         OSError: the folder cannot be written, or its data file is being replaced right now.

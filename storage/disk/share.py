@@ -42,7 +42,7 @@ class Share:
 
     Args:
         folder: one of the store's; `folder.parent` is the store's root.
-        lease: of the tier whose share it is.
+        lease: the lease of the tier whose share it is.
     """
 
     def __init__(self, folder: Path, cap_bytes: int, lease: FolderLease) -> None:

@@ -6,8 +6,8 @@ with whatever is written next. The machine's clocks are not involved.
 
 Order       by number, oldest first; within one number the end of a prefix first: what precedes it can still
             be found without it, but not the other way round
-Claimed     what a living tier has used since it opened (`lease`) may be in use by it. What this tier itself
-            uses its caller names
+Claimed     what a living tier has used since it opened (`lease`) may be in use by it. The caller names what
+            this tier itself uses
 Rows        in database `uses`: chain -> number, place in its prefix (8 bytes each, little-endian);
             `clock` -> the newest number. Damage to them changes the order of eviction, never an answer
 """

@@ -15,7 +15,7 @@ def new_locked(name: Callable[[], Path], make: Callable[[Path], int], *, needs_l
 
     Args:
         name: a new one each time. make: makes it and returns a descriptor of it.
-        needs_lock: whether it is of no use where nothing can be locked.
+        needs_lock: raise OSError where nothing can be locked.
 
     Returns its path and the descriptor that holds the lock. Raises OSError.
     """

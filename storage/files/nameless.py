@@ -1,6 +1,6 @@
 """Files that have no name until they are whole.
 
-What is written into one is on the file system, and nothing else can see it: neither who adds up a folder nor who lists
+Bytes written into one are on the file system, and nothing else can see them: neither who adds up a folder nor who lists
 it. A process that dies takes it along. Where a file system has no such files, it has a name, and is hidden by a dot.
 """
 

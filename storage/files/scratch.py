@@ -5,8 +5,8 @@ to their end. The kernel drops a lock when its owner dies, however it dies. So w
 dead owner's, and whoever makes another one in the same place removes it first: no pid that means another process
 tomorrow or in another container, nothing that ages.
 
-Earlier versions locked nothing and left things of other names. Of those one is a dead owner's if no store in it is in
-use and nothing in it was changed for a day: they wrote all the time.
+Earlier versions locked nothing and left folders of other names. Such a folder is a dead owner's if no store in it is
+in use and nothing in it was changed for a day: they wrote all the time.
 
 Invariants  (1) a living owner's is never removed by anybody else; where files cannot be locked nobody's is
             (2) nothing that is called otherwise, or belongs to another user, is ever touched
@@ -44,8 +44,8 @@ def scratch_folder(kind: str, parent: Path | None = None) -> Iterator[Path]:
     """A new folder of mode 0700, removed at the end with all that is in it.
 
     Args:
-        kind: what for, in small letters: part of its name.
-        parent: where; None: where the machine's temporary files go.
+        kind: its purpose in small letters, which is part of its name.
+        parent: the folder to make it in; None: the one for the machine's temporary files.
 
     Raises OSError.
     """
@@ -64,7 +64,7 @@ def whole_file(path: Path, mode: int = 0o600) -> Iterator[BinaryIO]:
     was there before. After an exception `path` is as it was.
 
     Args:
-        mode: of a file that is new, less the umask.
+        mode: the mode of a file that is new, less the umask.
 
     Raises OSError.
     """

@@ -56,7 +56,7 @@ class Arena:
 
     Args:
         pin: pin host memory in the background; `close` must then be called before the arena goes.
-        pins: how; None: with CUDA.
+        pins: the way to pin it; None: CUDA's.
     """
 
     def __init__(

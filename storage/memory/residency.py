@@ -131,7 +131,7 @@ class Residency:
         self.table.remove(pid)
 
     def release(self, pids: np.ndarray, *, keep_unstored: bool) -> None:
-        """Drop one reference each. What nobody needs and nothing can bring back is forgotten.
+        """Drop one reference each. Pages that nobody needs and nothing can bring back are forgotten.
 
         Args:
             keep_unstored: pages not yet on disk will get there, and may then stay as cache.

@@ -74,7 +74,7 @@ def run(setting: Setting, indexes: list[str], seed: int, ticker: Ticker, *, with
     """Run all checks. A check that raises has failed, with the error as its note.
 
     Args:
-        with_child: whether to include the check that starts a process and kills it.
+        with_child: include the check that starts a process and kills it.
     """
     names = list(dict.fromkeys(["dense", "window", *indexes, "oracle"]))
     index = indexes[0]

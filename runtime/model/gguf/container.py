@@ -7,8 +7,8 @@
 
 A header may say anything: a count of 2^60 in 100 bytes keeps a parser that believes it busy for ever. Here every length
 is compared with the bytes that are left before anything is read or counted, so the work is bounded by the file's size.
-What passed has, besides: no name twice, no array in an array, known types, tensors inside the file that do not overlap.
-What the keys mean, and whether there are the weights that they ask for, is `architectures`' and `plan`'s to check.
+A header that passed has, besides, no name twice, no array in an array, known types, and tensors inside the file that do
+not overlap. `architectures` and `plan` check what the keys mean, and that the weights they ask for are there.
 """
 
 from __future__ import annotations
