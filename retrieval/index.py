@@ -82,7 +82,7 @@ class Index(ABC):
 
     @abstractmethod
     def fit(self, keys: Tensor, positions: Tensor, queries: Tensor | None = None, previous: Any = None) -> Any:
-        """Make a state that holds no token yet.
+        """A state that holds no token yet.
 
         Args:
             keys: sample of the sequence `[G, m, D]`, whole pages, m >= 0. May be overwritten after
@@ -95,8 +95,8 @@ class Index(ABC):
 
     @abstractmethod
     def append(self, state: Any, keys: Tensor, queries: Tensor | None = None) -> None:
-        """Extend `state` by further sealed keys `[G, n, D]`, whole pages in order (n >= 0), and their pages' queries
-        `[G, R, n / page_size, D]`. The state does not depend on how the keys are divided among calls."""
+        """Extend `state` by further sealed keys `[G, n, D]`, whole pages in order (n >= 0), and their pages'
+        queries `[G, R, n / page_size, D]`. Appending in other pieces gives the same state."""
 
     def build(self, keys: Tensor, queries: Tensor | None = None) -> Any:
         """Fit on a sample of `keys` `[G, n, D]`, the whole sequence so far, and append all of them."""
@@ -109,24 +109,23 @@ class Index(ABC):
         return state
 
     def is_outgrown(self, state: Any) -> bool:
-        """True if the state should be fitted anew, since the sequence is no longer like the one it learned from."""
+        """Whether the state should be fitted anew: the sequence is no longer like what it learned from."""
         return False
 
     @abstractmethod
     def truncate(self, state: Any, num_tokens: int) -> None:
-        """Forget all but the first `num_tokens` tokens (whole pages). Learned numbers stay."""
+        """Forget all but the first `num_tokens` tokens (whole pages). What was learned stays."""
 
     def learned_by(self, state: Any) -> Any:
-        """A cheap copy of the learned numbers that `truncate` does not take back, for `unlearn`; None if there are
-        none."""
+        """What the state has learned so far and `truncate` does not take back; cheap, for `unlearn`."""
         return None
 
     def unlearn(self, state: Any, learned: Any) -> None:  # noqa: B027 (most indexes learn in `fit` only)
-        """Take the state back to the learned numbers that `learned_by` gave for it earlier."""
+        """Back to what `learned_by` gave earlier for the same state."""
 
     @abstractmethod
     def select(self, state: Any, q: Tensor, num_tokens: int, budget: int) -> Selection:
-        """Choose units of the `num_tokens` sealed tokens to read for `q` `[G, R, D]` (rotated and scaled, fp32).
+        """Units of the `num_tokens` sealed tokens to read for `q` `[G, R, D]` (rotated and scaled, fp32).
 
         `budget` is in tokens, smaller than `num_tokens`, and holds at least the forced units plus
         one page. Pure: changes nothing. Reads at most `budget` tokens per KV head.
@@ -145,7 +144,7 @@ class Index(ABC):
 
     @abstractmethod
     def restore(self, tensors: dict[str, Tensor]) -> Any:
-        """The state that `export` gave. Where the tensors were on disk, `stored.check_stored` comes first."""
+        """The state that `export` gave; `stored.check_stored` comes first if they were on disk."""
 
     @abstractmethod
     def stored(self, of: Geometry, tensors: dict[str, Tensor]) -> dict[str, Stored]:
@@ -153,7 +152,7 @@ class Index(ABC):
         itself, `tensors` tell it; raises ValueError if they tell none that it could have chosen."""
 
     def state_bytes(self, state: Any) -> int:
-        """Bytes of memory that the state occupies."""
+        """Memory the state occupies."""
         return sum(t.nbytes for t in self.export(state).values())
 
     def copy(self, state: Any) -> Any:

@@ -33,7 +33,7 @@ class PageLayout:
     dtype: str
     """Element type as torch spells it: `float32`, `bfloat16` or `float16`."""
     keys_rotated: bool = True
-    """Keys are stored with their positions applied, so reading them takes no further work."""
+    """Keys are stored with their positions applied: no work at read."""
 
     @property
     def item_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""The errors that a user can act on. The command line prints their message as one line and exits with 2."""
+"""Errors a user can act on. The command line prints their message as one line and exits with 2."""
 
 from __future__ import annotations
 

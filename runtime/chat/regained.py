@@ -71,7 +71,7 @@ def _return_to_question(engine: Engine, sequence: Sequence, unfed: list[int]) ->
 
 
 def _follow(before: Sequence, sequence: Sequence, start: int) -> None:
-    """Let `before` follow `sequence` to the last page's end before `start`, leaving a token whose logits are wanted."""
+    """To the last page's end before `start`, which is left out: its logits are wanted."""
     layers = [cache for cache in before.layers if isinstance(cache, TieredLayer)]
     if len(layers) < len(before.layers):
         return

@@ -260,7 +260,7 @@ class Runtime(Loaded):
         return replace(config, max_new_tokens=new)
 
     def stats(self) -> dict[str, Any]:
-        """Counters as plain numbers: bytes and pages per tier, reads by tier, bytes moved per edge, stalls."""
+        """Bytes and pages per tier, reads by tier, bytes moved per edge, stalls."""
         counters = self.store.counters
         tiers: dict[str, Any] = {}
         reads = {"gpu": counters.gpu_reads, "host": counters.host_reads, "disk": counters.disk_reads}

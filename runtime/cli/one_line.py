@@ -62,7 +62,7 @@ def with_flags(message: str, names: dict[str, str] | None = None) -> str:
 
 
 def user_errors() -> tuple[type[BaseException], ...]:
-    """The errors that a user can cause and act on. Imported late: `--help` needs no model library."""
+    """What a user can cause and act on. Imported late: `--help` needs no model library."""
     from ...storage import StorageError
     from ..api.errors import StratakvError
 

@@ -238,7 +238,7 @@ def names(disk: DiskTier) -> list[str]:
 def _fill(
     engine: Engine, sequence: Sequence, header: dict[str, Any], chains: list[bytes], tensors: dict[str, Tensor]
 ) -> int:
-    """Fill the empty `sequence`. Returns how many tokens had to be computed again."""
+    """Returns how many tokens had to be computed again."""
     tokens, total = tensors["tokens"].numpy().astype(np.uint32), len(tensors["tokens"])
     with engine.turn():
         known = engine.store.num_known(chains, engine.model.tiered)
@@ -261,7 +261,7 @@ def _fill(
 def _take_over(
     engine: Engine, sequence: Sequence, header: dict[str, Any], chains: list[bytes], tensors: dict[str, Tensor]
 ) -> None:
-    """Restore everything as it was saved, since all pages are there."""
+    """All pages are there: everything is as it was saved."""
     tokens = tensors["tokens"].numpy().astype(np.uint32)
     num_sealed = len(chains) * sequence.page_size
     pages = tokens[:num_sealed].reshape(-1, sequence.page_size)
@@ -281,7 +281,7 @@ def _take_over(
 
 
 def _adopt(sequence: Sequence, tokens: np.ndarray, chains: list[bytes]) -> int:
-    """Keep the stored prefix, since some pages are gone. Returns how many tokens it has."""
+    """Some pages are gone: keep the stored prefix. Returns how many tokens it has."""
     kept = len(chains) * sequence.page_size
     for cache in sequence.layers:
         if chains and isinstance(cache, TieredLayer):

@@ -1,4 +1,4 @@
-"""Eviction: the order in which pages leave the slots of a memory tier.
+"""Which page gives way: the order in which slots of a memory tier are evicted.
 
 Layers are read one after the other, step after step: plain least-recently-used order would always evict
 the layer that is read next. So each layer has an even share of the slots, and the order has three ranks:
@@ -7,8 +7,8 @@ the layer that is read next. So each layer has an even share of the slots, and t
     1  pages of the layer that asks for room
     2  everything else; only with `force`, when the room is needed whatever it costs
 
-A policy says only how pages are ordered within a layer and within a rank. It does not judge whether a slot
-may go at all: it is given candidates that are resident, unleased and backed by another tier.
+A policy says only how pages are ordered within a layer and within a rank. Whether a slot may go at all is
+not its business: it is given candidates that are resident, unleased and backed by another tier.
 
     lru     oldest first
     scored  lowest score first (`TieredStore.note_scores`), among equals oldest first. A page nobody scored

@@ -37,7 +37,7 @@ class Residency:
         self.reserved: dict[int, int] = {}
         """By layer, the number of slots of the gpu pool that hold copies of parts of pages."""
         self.counted: set[bytes] = set()
-        """Chains that `num_known` last counted. The caller is about to adopt them, so the writer leaves them alone."""
+        """Chains that `num_known` last counted: the caller is about to adopt them, so the writer lets them be."""
         self._policy = make_policy(eviction)
 
     def slots_of(self, arena: Arena) -> np.ndarray:

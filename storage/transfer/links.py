@@ -4,7 +4,8 @@ Held to a speed, an edge carries one transfer at a time and a transfer takes at 
 would: a fast machine then stands for one with a slower bus or disk. Waiting is sleeping, so that the
 processor is as free meanwhile as it would be beside a real transfer.
 
-Transfers sent ahead return at once. They fall due in the order sent; a transfer that someone waits for delays them.
+What is sent ahead is not waited for. It is on its way until it is due, in the order in which it was sent, and is put
+off by what somebody waits for.
 """
 
 from __future__ import annotations
@@ -18,29 +19,28 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Transfer:
-    """One transfer. Set `num_bytes` before the end of the `with` block."""
+    """Set `num_bytes` before the end of the `with` block."""
 
     num_bytes: int = 0
 
 
 class Link:
-    """One edge between two tiers, for transfers in one direction."""
+    """One edge, for transfers in one direction."""
 
     def __init__(self) -> None:
         self.bytes_per_s: float | None = None
         self.busy_s = 0.0
-        """Seconds that all transfers took together."""
+        """Time of all transfers together."""
         self._one_at_a_time = threading.Lock()
         self._sum = threading.Lock()
         self._free_at = 0.0
-        """The moment (of `time.perf_counter`) at which the last transfer sent ahead is due."""
+        """When the last of what was sent ahead is due."""
         self._put_off = 0.0
-        """Total seconds by which awaited transfers have delayed the ones sent ahead."""
+        """By how long in all such transfers were."""
 
     @contextmanager
     def moving(self) -> Iterator[Transfer]:
-        """Everything moved inside the block is one transfer, and its caller waits for it. Hold no lock around the block
-        that others wait for."""
+        """What moves inside the block is one transfer. Nothing that others wait for may be locked around it."""
         transfer, speed = Transfer(), self.bytes_per_s
         with self._one_at_a_time if speed else nullcontext():
             started = time.perf_counter()
@@ -58,8 +58,7 @@ class Link:
 
     @contextmanager
     def sending(self) -> Iterator[Transfer]:
-        """Like `moving`, for a transfer sent ahead: returns as soon as the bytes are copied, however slow the edge is
-        held to be."""
+        """The same for what is sent ahead: returns as soon as it is copied, however slow the edge is held to be."""
         transfer, started = Transfer(), time.perf_counter()
         yield transfer
         taken = time.perf_counter() - started
@@ -72,13 +71,12 @@ class Link:
 
     @property
     def due(self) -> float:
-        """The time at which all that was sent ahead so far is due. Pass it to `wait`, which adds delays that come
-        later."""
+        """Of all that was sent ahead so far, for `wait`."""
         with self._sum:
             return self._free_at - self._put_off
 
     def wait(self, due: float) -> float:
-        """Wait until everything that was sent ahead when `due` was read has arrived. Returns the seconds waited."""
+        """Until what was `due` then is there; returns for how many seconds."""
         started = time.perf_counter()
         while self.bytes_per_s and (rest := due + self._put_off - time.perf_counter()) > 0:
             time.sleep(rest)
@@ -86,15 +84,14 @@ class Link:
 
 
 class Links:
-    """The edges of a store that lead to faster tiers."""
+    """A store's edges to faster tiers."""
 
     def __init__(self) -> None:
         self.disk, self.host = Link(), Link()
-        """The edges from disk to host, and from host to gpu."""
+        """From disk to host, and from host to gpu."""
 
     def hold_to(self, host_gbps: float | None, disk_gbps: float | None) -> None:
-        """Hold each edge to a speed in 10^9 bytes per second; None: as fast as it is. Raises ValueError unless more
-        than 0."""
+        """At most so many 10^9 bytes per second; None: as fast as they are. Raises ValueError unless more than 0."""
         for link, speed in ((self.host, host_gbps), (self.disk, disk_gbps)):
             if speed is not None and not speed > 0:
                 raise ValueError(f"a link's speed is more than 0 GB/s, not {speed}")

@@ -46,7 +46,7 @@ _STAGING_BYTES = 1 << 20
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """A request for pages to come up. It is one thread's at a time, and ends with `finish` or `abort` of the store."""
+    """Pages on their way up. One thread's at a time; ends with `finish` or `abort` of the store."""
 
     pids: np.ndarray
     """Ids of all pages asked for."""
