@@ -17,7 +17,7 @@ from .page_bounds import both_bounds_triton, cut_rows
 
 
 def box_scores_reference(q: Tensor, boxes: Tensor, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The formula as it stands."""
+    """The formula, box by box."""
     top, bottom = boxes.float().unsqueeze(1).chunk(2, -1)
     query = q.float().unsqueeze(2)
     ends = query * top, query * bottom
@@ -33,7 +33,8 @@ def box_scores_triton(q: Tensor, boxes: Tensor, counts: Tensor | None = None) ->
 
 
 def box_scores(q: Tensor, boxes: Tensor, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """On a CPU one matrix product: a positive q_d is largest at the maximum, a negative one at the minimum."""
+    """Both bounds, by one matrix product on a CPU: a positive q_d is largest at the maximum, a negative one at the
+    minimum."""
     if uses_triton(q, boxes, counts):
         return box_scores_triton(q, boxes, counts)
     query = q.float()

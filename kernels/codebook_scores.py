@@ -18,23 +18,24 @@ from torch import Tensor
 from .launch import block_of, cdiv, jit, launch, tl, uses_triton
 
 _BLOCK = 1024
-"""Keys coded at a time: bounds the memory that their distances to all codewords take."""
+"""Keys coded at a time: this bounds the memory that their distances to all codewords take."""
 
 
 def half_norms(metric: Tensor, codewords: Tensor) -> Tensor:
-    """1/2 c H c^T, fp32 `[G, N]`: what `nearest_codewords` subtracts."""
+    """1/2 c H c^T, fp32 `[G, N]`: the term that `nearest_codewords` subtracts."""
     c = codewords.float()
     return 0.5 * ((c @ metric.float()) * c).sum(-1)
 
 
 def nearest_codewords(keys: Tensor, metric: Tensor, codewords: Tensor, norms: Tensor) -> Tensor:
-    """Codes, int64 `[G, n]`; of codewords equally near the first. `norms` are `half_norms`."""
+    """The number of the nearest codeword for each key, int64 `[G, n]`; the first of equally near ones. `norms` come
+    from `half_norms`."""
     on_gpu = uses_triton(keys, metric, codewords, norms)
     return (nearest_codewords_triton if on_gpu else _nearest_codewords_torch)(keys, metric, codewords, norms)
 
 
 def _nearest_codewords_torch(keys: Tensor, metric: Tensor, codewords: Tensor, norms: Tensor) -> Tensor:
-    """Two matrix products, and no key is whitened."""
+    """The codes by two matrix products; no key is whitened."""
     columns, offsets = codewords.float().transpose(1, 2), -norms.unsqueeze(1)
     codes = torch.empty(keys.shape[:2], dtype=torch.int64, device=keys.device)
     for begin in range(0, keys.shape[1], _BLOCK):
@@ -49,7 +50,8 @@ def _nearest_kernel(
     k_g: tl.tensor, k_n: tl.tensor, k_d: tl.tensor, count: tl.tensor, words: tl.tensor,
     DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ) -> None:  # fmt: skip
-    """A block of keys against all codewords, the best so far in registers. No key's code depends on other keys."""
+    """Compares a block of keys with all codewords, keeping the best so far in registers. No key's code depends on other
+    keys."""
     i_n, i_g = tl.program_id(0), tl.program_id(1).to(tl.int64)
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N).to(tl.int64)
     m_n = o_n < count
@@ -74,7 +76,8 @@ def _nearest_kernel(
 
 
 def nearest_codewords_triton(keys: Tensor, metric: Tensor, codewords: Tensor, norms: Tensor) -> Tensor:
-    """The codewords are multiplied by the metric, not the keys: k H c = k . (c H). Keys may be strided."""
+    """The codes by Triton. It multiplies the codewords by the metric, not the keys: k H c = k . (c H). Keys may be
+    strided."""
     groups, count, dim = keys.shape
     columns = codewords.float() @ metric.float()
     codes = torch.empty(groups, count, dtype=torch.int64, device=keys.device)
@@ -93,8 +96,8 @@ def nearest_codewords_reference(keys: Tensor, metric: Tensor, codewords: Tensor)
 
 
 def shared_scores(table: Tensor, cells: Tensor) -> Tensor:
-    """The mean over the query heads of their softmax over all tokens, fp32 `[G, n]`: what `group_scores` gives
-    for every token's scores, computed once per cell."""
+    """The mean over the query heads of their softmax over all tokens, fp32 `[G, n]`: equal to `group_scores` of every
+    token's scores, but computed once per cell."""
     counts = _counts(cells, table.shape[-1])
     shares = torch.softmax(table.float() + counts.log().unsqueeze(1), -1).mean(1) / counts.clamp(min=1)
     return shares.gather(1, cells)
@@ -120,7 +123,7 @@ def union_scores(table: Tensor, cells: Tensor, count: int) -> Tensor:
 
 
 def union_scores_reference(table: Tensor, cells: Tensor) -> Tensor:
-    """The best `turn` of each token, int64 `[G, n]`, lowest first: head by head, token by token."""
+    """The turn in which each token is first chosen, int64 `[G, n]`, lowest first: head by head, token by token."""
     groups, heads, _ = table.shape
     turns = torch.full_like(cells, cells.shape[1] * heads)
     for group in range(groups):
@@ -133,6 +136,6 @@ def union_scores_reference(table: Tensor, cells: Tensor) -> Tensor:
 
 
 def _counts(cells: Tensor, width: int) -> Tensor:
-    """Tokens in each cell, fp32 `[G, width]` (exact up to 2^24)."""
+    """The number of tokens in each cell, fp32 `[G, width]` (exact up to 2^24)."""
     zeros = torch.zeros(cells.shape[0], width, dtype=torch.float32, device=cells.device)
     return zeros.scatter_add_(1, cells, torch.ones(1, 1, dtype=torch.float32, device=cells.device).expand(cells.shape))

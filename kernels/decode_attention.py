@@ -32,8 +32,8 @@ def decode_attention_reference(q: Tensor, runs: Runs, *, scale: float) -> tuple[
 
 @jit
 def dots(b_q: tl.tensor, b_k: tl.tensor) -> tl.tensor:
-    """Products of rows [R, D] and [N, D] in fp32 [R, N]. Half types are exact in TF32, and three products of parts make
-    up for what it cuts off the other factor."""
+    """Products of rows [R, D] and [N, D] in fp32 [R, N]. Half types are exact in TF32; a second and third product make
+    up for what TF32 cuts off the other factor."""
     if b_q.dtype == b_k.dtype:
         return tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
     return tl.dot(b_q.to(tl.float32), tl.trans(b_k.to(tl.float32)), input_precision="tf32x3")
@@ -43,7 +43,7 @@ def dots(b_q: tl.tensor, b_k: tl.tensor) -> tl.tensor:
 def accumulate(
     b_s: tl.tensor, b_v: tl.tensor, m_n: tl.tensor, largest: tl.tensor, total: tl.tensor, b_out: tl.tensor
 ) -> tl.tensor:
-    """One block of scores [R, N] and values [N, D] into a running softmax."""
+    """Add one block of scores [R, N] and values [N, D] to a running softmax."""
     b_s = tl.where(m_n[None, :], b_s, -float("inf"))
     new = tl.maximum(largest, tl.max(b_s, 1))
     base = tl.where(new > -float("inf"), new, 0.0)
@@ -58,7 +58,7 @@ def store_part(
     outs: tl.tensor, lses: tl.tensor, first_row: tl.tensor, largest: tl.tensor, total: tl.tensor, b_out: tl.tensor,
     HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Write a running softmax as partial out [R, D] and lse [R]; 0 and -inf where it saw nothing."""
+    """Write a running softmax as partial out [R, D] and lse [R]; 0 and -inf if it saw nothing."""
     o_r, o_d = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_D)
     safe = tl.where(total > 0, total, 1.0)
     rows = first_row + o_r
@@ -75,7 +75,7 @@ def _run_kernel(
     count: tl.tensor, per_split: tl.tensor, first_part: tl.tensor, scale: tl.tensor,
     HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ) -> None:  # fmt: skip
-    """All query heads of one KV head over `per_split` keys of a run."""
+    """Attends with all query heads of one KV head to `per_split` keys of a run."""
     i_g, i_s = tl.program_id(0).to(tl.int64), tl.program_id(1)
     o_r, o_d = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_D)
     m_q = (o_r < HEADS)[:, None] & (o_d < DIM)[None, :]
@@ -101,7 +101,8 @@ def block_keys(dim: int, dtype: torch.dtype) -> int:
 
 
 def decode_attention_triton(q: Tensor, runs: Runs, *, scale: float, splits: int | None = None) -> tuple[Tensor, Tensor]:
-    """A launch per run and one that merges. `splits` cuts each run into so many parts (None: to fill the device)."""
+    """Attention by one launch per run and one that merges. `splits` cuts each run into that many parts (None: as many
+    as fill the device)."""
     groups, heads, dim = q.shape
     held = [(k, v) for k, v in runs if k.shape[1]]
     cuts = []
@@ -128,7 +129,7 @@ def decode_attention_triton(q: Tensor, runs: Runs, *, scale: float, splits: int 
 
 
 def decode_attention(q: Tensor, runs: Runs, *, scale: float) -> tuple[Tensor, Tensor]:
-    """Without concatenating. Raises ValueError if the runs hold no key."""
+    """Attention over all runs without concatenating them. Raises ValueError if the runs hold no key."""
     if not sum(k.shape[1] for k, _ in runs):
         raise ValueError("decode attention over no keys: at least the new token must be among them")
     if uses_triton(q, *(t for run in runs for t in run)):
@@ -137,8 +138,8 @@ def decode_attention(q: Tensor, runs: Runs, *, scale: float) -> tuple[Tensor, Te
 
 
 def _decode_attention_torch(q: Tensor, runs: Runs, scale: float) -> tuple[Tensor, Tensor]:
-    """Scores of all runs side by side, values summed run by run. The largest weight is 1 / sum(exp(score - largest)),
-    which gives the log-sum-exp without a second pass of exponentials."""
+    """Attention by PyTorch: scores of all runs side by side, values summed run by run. The largest weight is 1 /
+    sum(exp(score - largest)), which gives the log-sum-exp without a second pass of exponentials."""
     scaled = q.float() * scale
     parts = [torch.bmm(scaled, k.float().transpose(1, 2)) for k, _ in runs]
     scores = parts[0] if len(parts) == 1 else torch.cat(parts, -1)

@@ -16,7 +16,7 @@ from .launch import block_of, cdiv, jit, launch, tl, uses_triton
 _SMALLEST = 1e-30
 """Keeps the cosine of a zero vector from being 0 / 0."""
 _BLOCK_ITEMS = 2048
-"""Numbers of means that a program holds."""
+"""The numbers of means that one program holds."""
 
 
 def landmarks_reference(keys: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
@@ -35,7 +35,7 @@ def _landmarks_kernel(
     count: tl.tensor, chunk: tl.tensor, smallest: tl.tensor,
     DIM: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ) -> None:  # fmt: skip
-    """A block of chunks, key after key; the second pass finds them in the cache."""
+    """Computes a block of chunks, key after key; the second pass finds the keys in the cache."""
     i_c, i_g = tl.program_id(0), tl.program_id(1).to(tl.int64)
     o_c, o_d = i_c * BLOCK_C + tl.arange(0, BLOCK_C).to(tl.int64), tl.arange(0, BLOCK_D)
     m_c, m_k = o_c < count, (o_c < count)[:, None] & (o_d < DIM)[None, :]
@@ -56,7 +56,7 @@ def _landmarks_kernel(
 
 
 def landmarks_triton(keys: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-    """Keys may be strided."""
+    """Means and cosines by Triton. Keys may be strided."""
     groups, tokens, dim = keys.shape
     count = tokens // chunk
     means = torch.empty(groups, count, dim, dtype=torch.float32, device=keys.device)
@@ -70,7 +70,7 @@ def landmarks_triton(keys: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
 
 
 def landmarks(keys: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-    """Raises ValueError if the keys are not whole chunks."""
+    """Means and cosines of all chunks. Raises ValueError if the keys are not whole chunks."""
     if keys.shape[1] % chunk:
         raise ValueError(f"{keys.shape[1]} keys are not whole chunks of {chunk}")
     return (landmarks_triton if uses_triton(keys) else landmarks_reference)(keys, chunk)

@@ -1,11 +1,11 @@
-"""Where Triton runs, and how its kernels are started.
+"""The start of Triton kernels, and the choice of where they run.
 
 A public op runs its Triton kernel where all its tensors are on a CUDA device that Triton compiles for (compute
 capability 8.0, Ampere, or later) and Triton is installed; everywhere else it runs its PyTorch form, which is also
 what the kernel is tested against. No op waits for the device: grids follow from shapes alone.
 
-State   Kernels are tested in Triton's interpreter on a CPU and compiled ahead of time for sm_80 and sm_90. None has
-        run on hardware yet: block sizes are reasoned, not measured.
+State   Kernels are tested in Triton's interpreter on a CPU, compiled ahead of time for sm_80 and sm_90, and pass their
+        tests on an NVIDIA H100. Block sizes are reasoned, not measured.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ try:
         raise ImportError("a torch without CUDA, and nobody who interprets or compiles kernels: none can run")
     import triton
     import triton.language as tl
-except ImportError:  # or no wheels for this platform: ops run their PyTorch form
+except ImportError:  # not installed, or no wheels for this platform: ops run their PyTorch form
     triton = tl = None
 
 __all__ = ["block_of", "cdiv", "jit", "launch", "num_splits", "reaches_from", "tl", "uses_triton"]
@@ -33,22 +33,22 @@ __all__ = ["block_of", "cdiv", "jit", "launch", "num_splits", "reaches_from", "t
 _OLDEST = (8, 0)
 _MOST_SPLITS = 128
 _PROGRAMS_PER_SM = 2
-"""Programs that one multiprocessor holds at least, each with some tens of kilobytes of shared memory."""
+"""The number of programs that one multiprocessor holds at least, each with some tens of kilobytes of shared memory."""
 
 
 def jit(function: Callable[..., None]) -> Any:
-    """`triton.jit`; without Triton the function itself, which nobody calls."""
+    """Compile by `triton.jit`; without Triton return the function itself, which nobody calls."""
     return function if triton is None else triton.jit(function)
 
 
 def uses_triton(*tensors: Tensor | None) -> bool:
-    """Whether an op on these tensors runs its Triton kernel."""
+    """True if an op on these tensors runs its Triton kernel."""
     given = [t for t in tensors if t is not None]
     return triton is not None and all(t.is_cuda for t in given) and _is_compiled_for(given[0].device)
 
 
 def reaches_from(device: torch.device, *tensors: Tensor) -> bool:
-    """Whether a Triton kernel on `device` can read these: they lie there, or in pinned host memory."""
+    """True if a Triton kernel on `device` can read these tensors: they lie there, or in pinned host memory."""
     if triton is None or device.type != "cuda" or not _is_compiled_for(device):
         return False
     return all(t.device == device or (t.device.type == "cpu" and t.is_pinned()) for t in tensors)
@@ -64,17 +64,17 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
 
 
 def cdiv(count: int, size: int) -> int:
-    """Blocks of `size` that hold `count`."""
+    """The number of blocks of `size` that hold `count`."""
     return -(-count // size)
 
 
 def block_of(count: int, least: int = 1) -> int:
-    """The power of two that holds `count`, at least `least`: Triton's blocks have no other sizes."""
+    """The smallest power of two that holds `count` and is at least `least`: Triton's blocks have no other sizes."""
     return max(least, 1 << max(count - 1, 0).bit_length())
 
 
 def num_splits(rows: int, blocks: int, device: torch.device) -> int:
-    """In how many parts to cut `blocks` blocks so that `rows` rows of them fill the device."""
+    """The number of parts to cut `blocks` blocks into so that `rows` rows of them fill the device."""
     wanted = cdiv(_PROGRAMS_PER_SM * _multiprocessors(device), max(rows, 1))
     return max(1, min(wanted, blocks, _MOST_SPLITS))
 

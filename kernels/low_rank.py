@@ -25,7 +25,8 @@ GRID = 128
 
 
 def principal_directions(rows: Tensor, rank: int) -> Tensor:
-    """Orthonormal columns; with fewer than `rank` independent rows the remaining ones are arbitrary.
+    """The basis `[W, r]` of `rows`, with orthonormal columns. With fewer than `rank` independent rows the remaining
+    columns are arbitrary.
 
     Raises ValueError if `rank` is not between 1 and W.
     """
@@ -38,7 +39,7 @@ def principal_directions(rows: Tensor, rank: int) -> Tensor:
 
 
 def project(rows: Tensor, basis: Tensor, *, start: int = 0) -> Tensor:
-    """Factors of rows that are number `start` and on of their sequence.
+    """Factors of rows that have the numbers from `start` on in their sequence.
 
     Products have `GRID` rows, filled up with zeros, at fixed places of the sequence: matrix products of other
     sizes round otherwise, and a row's factors must not depend on which rows it arrived with.
@@ -62,7 +63,7 @@ def project_reference(rows: Tensor, basis: Tensor) -> Tensor:
 
 
 def rebuild(factors: Tensor, basis: Tensor) -> Tensor:
-    """Rows of several groups, each with its own part of the basis."""
+    """The rows of several groups, each rebuilt with its own part of the basis."""
     return factors.float() @ basis.float().transpose(1, 2)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from .launch import block_of, jit, launch, tl, uses_triton
 
 _PARTS = 16
-"""Parts summed at a time."""
+"""Partial results summed at a time."""
 
 
 def merge_states_reference(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -35,7 +35,7 @@ def _merge_kernel(
     outs: tl.tensor, lses: tl.tensor, out: tl.tensor, lse: tl.tensor, parts: tl.tensor, rows: tl.tensor,
     DIM: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
 ) -> None:  # fmt: skip
-    """One row a program; parts in blocks, each rescaled to the largest lse so far."""
+    """Merges one row per program, with its partial results in blocks, each rescaled to the largest lse so far."""
     i_n = tl.program_id(0).to(tl.int64)
     o_d = tl.arange(0, BLOCK_D)
     largest, total = -float("inf"), 0.0
@@ -58,7 +58,7 @@ def _merge_kernel(
 
 
 def merge_partials(outs: Tensor, lses: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """By Triton: contiguous outs `[S, n, D]` and lses `[S, n]` into out `[n, D]` of `dtype` and lse `[n]`."""
+    """Merge by Triton: contiguous outs `[S, n, D]` and lses `[S, n]` into out `[n, D]` of `dtype` and lse `[n]`."""
     parts, rows, dim = outs.shape
     out = torch.empty(rows, dim, dtype=dtype, device=outs.device)
     lse = torch.empty(rows, dtype=torch.float32, device=outs.device)
@@ -71,7 +71,8 @@ def merge_partials(outs: Tensor, lses: Tensor, dtype: torch.dtype) -> tuple[Tens
 
 
 def merge_states_triton(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Stacked once, then one pass: cheaper than a pass per part from two parts on."""
+    """Merge by Triton: the partial results are stacked once and merged in one pass, which is cheaper than a pass for
+    each of two or more."""
     shape = outs[0].shape
     stacked = torch.stack(list(outs)).view(len(outs), -1, shape[-1])
     out, lse = merge_partials(stacked, torch.stack(list(lses)).view(len(outs), -1), outs[0].dtype)
@@ -79,7 +80,7 @@ def merge_states_triton(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple
 
 
 def merge_states(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Raises ValueError if there is nothing to merge or the lists differ in length."""
+    """Merge all partial results. Raises ValueError if there is nothing to merge or the lists differ in length."""
     if not outs or len(outs) != len(lses):
         raise ValueError(f"expected one lse per part, got {len(outs)} parts and {len(lses)} lses")
     if len(outs) == 1:

@@ -17,13 +17,13 @@ from torch import Tensor
 from .launch import block_of, cdiv, jit, launch, tl, uses_triton
 
 _KEYS = 32
-"""Keys of a page that a program looks at together."""
+"""The keys of a page that a program looks at together."""
 _BLOCK_ITEMS = 4096
-"""Numbers of one bound that a program holds: 32 of each thread's registers."""
+"""The numbers of one bound that a program holds: 32 of each thread's registers."""
 
 
 def page_bounds_reference(keys: Tensor, page_size: int) -> Tensor:
-    """The extremes, page by page."""
+    """The largest and the smallest key of each page per channel, page by page."""
     groups, tokens, dim = keys.shape
     pages = keys.reshape(groups, tokens // page_size, page_size, dim)
     return torch.cat([pages.amax(2), pages.amin(2)], -1)
@@ -34,7 +34,7 @@ def _page_bounds_kernel(
     keys: tl.tensor, bounds: tl.tensor, k_g: tl.tensor, k_n: tl.tensor, k_d: tl.tensor, size: tl.tensor,
     DIM: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
 ) -> None:  # fmt: skip
-    """One page a program; keys that fill up a block repeat the page's last, which changes no extreme."""
+    """Computes one page per program. Keys that fill up a block repeat the page's last key, which changes no bound."""
     i_p, i_g = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     o_l, o_d = tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_D)
     m_d = o_d < DIM
@@ -51,7 +51,7 @@ def _page_bounds_kernel(
 
 
 def page_bounds_triton(keys: Tensor, page_size: int) -> Tensor:
-    """Keys may be strided."""
+    """Bounds by Triton. Keys may be strided."""
     groups, tokens, dim = keys.shape
     pages = tokens // page_size
     bounds = torch.empty(groups, pages, 2 * dim, dtype=keys.dtype, device=keys.device)
@@ -63,7 +63,7 @@ def page_bounds_triton(keys: Tensor, page_size: int) -> Tensor:
 
 
 def page_bounds(keys: Tensor, page_size: int) -> Tensor:
-    """Raises ValueError if the keys are not whole pages."""
+    """Bounds of all pages. Raises ValueError if the keys are not whole pages."""
     if keys.shape[1] % page_size:
         raise ValueError(f"{keys.shape[1]} keys are not whole pages of {page_size}")
     return (page_bounds_triton if uses_triton(keys) else page_bounds_reference)(keys, page_size)
@@ -82,7 +82,8 @@ def _bound_scores_kernel(
     q_g: tl.tensor, q_r: tl.tensor, q_d: tl.tensor, b_g: tl.tensor, b_p: tl.tensor, b_d: tl.tensor, pages: tl.tensor,
     HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
 ) -> None:  # fmt: skip
-    """A block of pages, read once for all query heads: upper bounds to `hi`, lower bounds to `lo` unless None."""
+    """Scores a block of pages, read once for all query heads: upper bounds go to `hi`, lower bounds to `lo` unless that
+    is None."""
     i_p, i_g = tl.program_id(0), tl.program_id(1).to(tl.int64)
     o_p, o_d = i_p * BLOCK_P + tl.arange(0, BLOCK_P).to(tl.int64), tl.arange(0, BLOCK_D)
     held = pages if counts is None else tl.load(counts + i_g)
@@ -104,7 +105,7 @@ def _bound_scores_kernel(
 def both_bounds_triton(
     q: Tensor, bounds: Tensor, counts: Tensor | None = None, *, lower: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Upper and, if asked for, lower bounds fp32 `[G, R, P]`. Inputs may be strided."""
+    """Upper and, if asked for, lower bounds of the scores, fp32 `[G, R, P]`. Inputs may be strided."""
     groups, heads, dim = q.shape
     pages = bounds.shape[1]
     hi = torch.empty(groups, heads, pages, dtype=torch.float32, device=q.device)
@@ -123,7 +124,8 @@ def bound_scores_triton(q: Tensor, bounds: Tensor, counts: Tensor | None = None)
 
 
 def bound_scores(q: Tensor, bounds: Tensor, counts: Tensor | None = None) -> Tensor:
-    """On a CPU the second form: one matrix product, bounds first, which are then read row by row at full speed."""
+    """Scores by one matrix product on a CPU (the second form), with bounds first: they are then read row by row at full
+    speed."""
     if uses_triton(q, bounds, counts):
         return bound_scores_triton(q, bounds, counts)
     query = q.float()
@@ -132,7 +134,7 @@ def bound_scores(q: Tensor, bounds: Tensor, counts: Tensor | None = None) -> Ten
 
 
 def cut_rows(scores: Tensor, counts: Tensor | None) -> Tensor:
-    """`[G, R, N]` with -inf from unit `counts[g]` on."""
+    """Scores `[G, R, N]` with -inf from unit `counts[g]` on."""
     if counts is None:
         return scores
     beyond = torch.arange(scores.shape[-1], device=scores.device) >= counts.unsqueeze(-1)

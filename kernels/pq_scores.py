@@ -20,12 +20,12 @@ from .launch import block_of, cdiv, jit, launch, tl, uses_triton
 from .page_bounds import cut_rows
 
 _BLOCK_ITEMS = 1024
-"""Scores that a program holds."""
+"""The number of scores that a program holds."""
 _TOGETHER = 64
 
 
 def pq_tables(q: Tensor, codebooks: Tensor) -> Tensor:
-    """What each part of a query scores with each centroid of that part. Fastest where each part's centroids lie as
+    """The scores of each part of a query with each centroid of that part. Fastest where each part's centroids lie as
     columns."""
     groups, parts, _, width = codebooks.shape
     split = q.float().view(groups, q.shape[1], parts, width).transpose(1, 2)  # [G, M, R, W/M]
@@ -45,7 +45,8 @@ def _pq_scores_kernel(
     t_g: tl.tensor, t_r: tl.tensor, t_m: tl.tensor, t_c: tl.tensor, c_g: tl.tensor, c_n: tl.tensor, c_m: tl.tensor,
     count: tl.tensor, HEADS: tl.constexpr, PARTS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
 ) -> None:  # fmt: skip
-    """A block of tokens for all query heads: each code is read once, the table's rows from the cache."""
+    """Scores a block of tokens for all query heads: each code is read once, and the table's rows come from the
+    cache."""
     i_n, i_g = tl.program_id(0), tl.program_id(1).to(tl.int64)
     o_n, o_r = i_n * BLOCK_N + tl.arange(0, BLOCK_N).to(tl.int64), tl.arange(0, BLOCK_R)
     held = count if counts is None else tl.load(counts + i_g)
@@ -60,7 +61,8 @@ def _pq_scores_kernel(
 
 
 def pq_scores_triton(tables: Tensor, codes: Tensor, counts: Tensor | None = None) -> Tensor:
-    """Both may be strided; tables are turned so that the query heads of a cell lie side by side."""
+    """Scores by Triton. Both inputs may be strided; tables are turned so that the query heads of one centroid lie side
+    by side."""
     groups, heads, parts, _ = tables.shape
     tables = tables.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     count = codes.shape[1]
@@ -74,7 +76,8 @@ def pq_scores_triton(tables: Tensor, codes: Tensor, counts: Tensor | None = None
 
 
 def pq_scores(tables: Tensor, codes: Tensor, counts: Tensor | None = None) -> Tensor:
-    """On a CPU one pass over the codes for all query heads of a group: a bag of M rows of R scores per token."""
+    """Scores by one pass over the codes on a CPU, for all query heads of a group: each token is a bag of M rows of R
+    scores."""
     if uses_triton(tables, codes, counts):
         return pq_scores_triton(tables, codes, counts)
     groups, repeats, parts, size = tables.shape
@@ -87,15 +90,15 @@ def pq_scores(tables: Tensor, codes: Tensor, counts: Tensor | None = None) -> Te
 
 
 def _bags(codes: Tensor, size: int) -> Tensor:
-    """Rows of all tables, one below the other, that each token sums: int32 `[G * n, M]`."""
+    """For each token the rows that it sums, of all tables laid one below the other: int32 `[G * n, M]`."""
     groups, count, parts = codes.shape
-    together = min(count & -count, _TOGETHER)  # several tokens a row: so short a row as M is added slowly
+    together = min(count & -count, _TOGETHER)  # several tokens a row, since rows as short as M are added slowly
     bags = codes.int().view(groups, count // together, together * parts)
     return bags.add_(_first_rows(groups, parts, size, together).to(codes.device)).view(-1, parts)
 
 
 @cache
 def _first_rows(groups: int, parts: int, size: int, together: int) -> Tensor:
-    """Where each part's table begins, int32 `[G, 1, together * M]`."""
+    """The row at which each part's table begins, int32 `[G, 1, together * M]`."""
     first = torch.arange(groups * parts, dtype=torch.int32).view(groups, 1, parts) * size
     return first.repeat(1, 1, together)

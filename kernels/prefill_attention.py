@@ -15,7 +15,7 @@ from torch import Tensor
 def prefill_attention_reference(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float, causal: bool
 ) -> tuple[Tensor, Tensor]:
-    """The formula, written for the eye."""
+    """The formula, written to be read."""
     repeats = q.shape[0] // k.shape[0]
     keys, values = k.repeat_interleave(repeats, 0).float(), v.repeat_interleave(repeats, 0).float()
     scores = q.float() @ keys.transpose(1, 2) * scale
@@ -27,7 +27,7 @@ def prefill_attention_reference(
 
 
 def prefill_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
-    """PyTorch's fused attention where it also returns the lse, the reference elsewhere.
+    """Attention by PyTorch's fused operator where that also returns the lse, by the reference elsewhere.
 
     Raises ValueError on shapes that do not fit the contract.
     """

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def rotated(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The formula; Triton kernels apply it to what they have in registers."""
+    """Rotate keys by the formula. Triton kernels apply the same formula to values in registers."""
     width = cos.shape[-1]
     first, second, rest = keys[..., :width], keys[..., width : 2 * width], keys[..., 2 * width :]
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], -1)

@@ -23,27 +23,27 @@ from .launch import block_of, cdiv, jit, launch, tl, uses_triton
 
 _STEPS = 8
 """Whole numbers per standard deviation of a normal's components. A Gaussian rounded this finely keeps its moments
-but for the variance, which grows equally in every direction."""
+except for the variance, which grows equally in every direction."""
 _EXACT = 2**24
-"""Whole numbers up to here are exact in fp32."""
+"""Whole numbers up to this one are exact in fp32."""
 _BLOCK = 256
-"""Vectors hashed at a time: their projections stay in the cache."""
+"""Vectors hashed at a time: their projections then stay in the cache."""
 
 
 class Planes(NamedTuple):
-    """Hyperplanes through the origin."""
+    """Random hyperplanes through the origin."""
 
     normals: Tensor
     """fp32 `[bits, tables, D]`, whole numbers."""
     reach: float
-    """Largest component a hashed vector may have, a power of two."""
+    """The largest component that a hashed vector may have, a power of two."""
 
     def to(self, device: torch.device) -> Planes:
         return Planes(self.normals.to(device), self.reach)
 
 
 def random_planes(dim: int, bits: int, tables: int, seed: int) -> Planes:
-    """Normals iid N(0, 1), rounded to multiples of 1/8 and in units of it."""
+    """Draw normals iid N(0, 1), rounded to multiples of 1/8 and stored in units of that."""
     generator = torch.Generator().manual_seed(seed)
     normals = torch.randn(bits, tables, dim, dtype=torch.float32, generator=generator).mul_(_STEPS).round_()
     longest = max(float(normals.abs().sum(-1).max()), 1.0)
@@ -51,9 +51,10 @@ def random_planes(dim: int, bits: int, tables: int, seed: int) -> Planes:
 
 
 def rounded(x: Tensor, planes: Planes) -> Tensor:
-    """`x` in whole numbers, its largest component `planes.reach` (2^14 at D = 64, 2^12 at D = 512): fp32.
+    """`x` scaled and rounded to whole numbers, its largest component `planes.reach` (2^14 at D = 64, 2^12 at D = 512):
+    fp32.
 
-    Turns it by less than 1e-3.
+    Rounding turns `x` by an angle of less than 1e-3.
     """
     values = x.float()
     largest = values.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
@@ -68,12 +69,12 @@ def simhash_reference(x: Tensor, planes: Planes) -> Tensor:
 
 
 def simhash(x: Tensor, planes: Planes) -> Tensor:
-    """At most 15 bits."""
+    """Hash `x` by at most 15 bits."""
     return (simhash_triton if uses_triton(x, planes.normals) else _simhash_torch)(x, planes)
 
 
 def _simhash_torch(x: Tensor, planes: Planes) -> Tensor:
-    """In fp32, block by block; the bits are put together by a second product."""
+    """The codes in fp32, block by block; a second product puts their bits together."""
     bits, tables = planes.normals.shape[:2]
     normals, whole = planes.normals.flatten(0, 1), rounded(x, planes).transpose(-1, -2)
     powers = 2.0 ** torch.arange(bits - 1, -1, -1, dtype=torch.float32, device=x.device)
@@ -90,7 +91,7 @@ def _simhash_kernel(
     x: tl.tensor, normals: tl.tensor, codes: tl.tensor, count: tl.tensor, tables: tl.tensor,
     BITS: tl.constexpr, DIM: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Codes of a block of vectors in a block of tables, bit by bit in registers; projections are never written."""
+    """Codes a block of vectors in a block of tables, bit by bit in registers; projections are never written."""
     i_n, i_t, i_x = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     o_n, o_t = i_n * BLOCK_N + tl.arange(0, BLOCK_N), i_t * BLOCK_T + tl.arange(0, BLOCK_T)
     m_n, m_t = o_n < count, o_t < tables
@@ -111,7 +112,7 @@ def _simhash_kernel(
 
 
 def simhash_triton(x: Tensor, planes: Planes) -> Tensor:
-    """In full fp32, where every sum is exact: tensor cores take no whole numbers of 15 bits."""
+    """The codes by Triton in full fp32, where every sum is exact: tensor cores take no whole numbers of 15 bits."""
     (bits, tables, dim), count = planes.normals.shape, x.shape[-2]
     whole = rounded(x, planes).contiguous()
     codes = torch.empty(*x.shape[:-2], tables, count, dtype=torch.int16, device=x.device)
@@ -124,13 +125,14 @@ def simhash_triton(x: Tensor, planes: Planes) -> Tensor:
 
 
 def inclusion_probability_reference(cosine: Tensor, bits: int | Tensor, tables: int | Tensor) -> Tensor:
-    """The formula as it is written; in fp32 it is lost to cancellation from P = 1e-4 down."""
+    """The formula as it is written; in fp32, cancellation makes it useless from P = 1e-4 down."""
     one = (1 - torch.arccos(cosine.clamp(-1, 1)) / math.pi) ** bits
     return 1 - (1 - one) ** tables - tables * one * (1 - one) ** (tables - 1)
 
 
 def inclusion_probability(cosine: Tensor, bits: int | Tensor, tables: int | Tensor) -> Tensor:
-    """In logarithms: off by at most 2^-21 / ((tables - 1) P) + 5e-6 of itself, 0.3 % at P = 1e-6 and 150 tables.
+    """The probability u in logarithms: off by at most 2^-21 / ((tables - 1) P) + 5e-6 of itself, 0.3 % at P = 1e-6 and
+    150 tables.
 
     `bits` and `tables` may be tensors that broadcast against `cosine`. Cosines beyond 1 by rounding are clamped.
     """

@@ -22,7 +22,8 @@ def group_scores(scores: Tensor) -> Tensor:
 
 
 def topk_pages(scores: Tensor, count: int, *, sink: int, local: int) -> Tensor:
-    """Raises ValueError if the forced units do not fit in `count` or `count` exceeds N."""
+    """Choose `count` units by score. Raises ValueError if the forced units do not fit in `count` or `count` exceeds
+    N."""
     total, rows = scores.shape[-1], scores.shape[0]
     if not sink + local <= count <= total:
         raise ValueError(f"expected sink + local <= count <= N, got {sink} + {local}, {count}, {total}")
@@ -38,7 +39,7 @@ def topk_pages(scores: Tensor, count: int, *, sink: int, local: int) -> Tensor:
 
 
 def _by_partition(scores: Tensor, count: int, sink: int, local: int) -> Tensor | None:
-    """`topk_pages`; None if there is nothing to choose or some scores are not numbers."""
+    """`topk_pages` by partition on a CPU; None if there is nothing to choose or some scores are not numbers."""
     (rows, total), free = scores.shape, count - sink - local
     middle = scores[:, sink : total - local]
     if not rows or not 0 < free < middle.shape[1]:
@@ -61,7 +62,7 @@ def _by_partition(scores: Tensor, count: int, sink: int, local: int) -> Tensor |
 
 
 def _where(mask: Tensor) -> Tensor:
-    """Places in the flat mask, ascending; NumPy finds few of many fast."""
+    """The places that are true in a flat mask, ascending; NumPy finds few of many fast."""
     return torch.from_numpy(mask.view(-1).numpy().nonzero()[0])
 
 
@@ -78,5 +79,5 @@ def topk_ragged(scores: Tensor, totals: Tensor, count: int, *, sink: int, local:
     ranked = scores.clamp(limits.min, limits.max).masked_fill((place < sink) | (place >= total - local), torch.inf)
     ranked = ranked.masked_fill(place >= total, -torch.inf)
     most = min(count, scores.shape[-1])
-    ids = ranked.topk(most, -1, sorted=False).indices.sort(-1).values  # what lies beyond a total sorts last
+    ids = ranked.topk(most, -1, sorted=False).indices.sort(-1).values  # units beyond a total sort last
     return ids, totals.clamp(max=most)

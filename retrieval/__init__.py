@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["Index", "IndexParams", "IndexedLayer", "Selection", "index_names", "make_index", "split_spec"]
 
 _LAZY = {"Index": "index", "Selection": "index", "IndexedLayer": "layer"}
-"""These import a tensor library."""
+"""Names whose modules import a tensor library: they are imported on first use."""
 
 
 def __getattr__(name: str) -> Any:

@@ -29,9 +29,9 @@ from .reading import Reader, Run, read_exactly
 from .stored import Geometry, Stored
 
 FIT_TOKENS = 4096
-"""Most tokens an index is fitted on: a sample of pages spread over the sequence."""
+"""The most tokens an index is fitted on: a sample of pages spread over the sequence."""
 RUN_PAGES = 8
-"""Neighbouring pages in that sample."""
+"""Neighbouring pages that such a sample takes together."""
 
 
 class Selection(NamedTuple):
@@ -42,7 +42,7 @@ class Selection(NamedTuple):
     unit: int
     """Tokens per unit; divides `page_size`."""
     notes: Any = None
-    """What the index's own `attend` needs to know besides."""
+    """Further results of `select` that the same index's `attend` needs."""
 
     @property
     def num_tokens(self) -> int:
@@ -52,7 +52,7 @@ class Selection(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NoOptions:
-    """An index without settings of its own."""
+    """The settings of an index that has none."""
 
 
 class Index(ABC):
@@ -62,15 +62,15 @@ class Index(ABC):
     Options: ClassVar[type[Any]] = NoOptions
     """Frozen dataclass of int and float settings; a spec such as `shadowkv:rank=64` fills it."""
     learns: ClassVar[bool] = False
-    """What `fit` returns depends on the sample it is given."""
+    """True if the result of `fit` depends on the sample of keys it is given."""
     uses_queries: ClassVar[bool] = False
-    """Learns from queries: `fit` and `append` are then given those of each page's last token."""
+    """True if the index learns from queries: `fit` and `append` are then given the query of each page's last token."""
     reads_exactly: ClassVar[bool] = True
-    """Attention over what is chosen is exact. False: keys or weights are estimated as well."""
+    """True if attention over the chosen tokens is exact; False if keys or weights are estimated as well."""
     attends_on_host: ClassVar[bool] = False
-    """Attention is computed on the CPU, where the pages lie; only its result goes to the device."""
+    """True if attention is computed on the CPU, where the pages lie; only its result goes to the device."""
     needs_profile: ClassVar[bool] = False
-    """Cannot work without `IndexedLayer.profile`."""
+    """True if the index cannot work without `IndexedLayer.profile`."""
 
     def __init__(self, params: IndexParams, layer: IndexedLayer, options: Any) -> None:
         self.params, self.layer, self.options = params, layer, options
@@ -134,8 +134,8 @@ class Index(ABC):
     def attend(
         self, state: Any, q: Tensor, chosen: Selection, reader: Reader, tail: Run, scale: float
     ) -> tuple[Tensor, Tensor]:
-        """Attention of `q` `[G, R, D]` (rotated, not scaled) over the chosen units and the unsealed tail:
-        out `[G, R, D]` and lse fp32 `[G, R]`."""
+        """Attend with `q` `[G, R, D]` (rotated, not scaled) to the chosen units and the unsealed tail. Returns out `[G,
+        R, D]` and lse fp32 `[G, R]`."""
         return read_exactly(q, chosen.ids, chosen.unit, reader, tail, scale)
 
     @abstractmethod
@@ -148,8 +148,8 @@ class Index(ABC):
 
     @abstractmethod
     def stored(self, of: Geometry, tensors: dict[str, Tensor]) -> dict[str, Stored]:
-        """What `export` gives for such a layer. Where the state chose a size itself, `tensors` tell it; raises
-        ValueError if they tell none that it could have chosen."""
+        """Dtypes, shapes and ranges of the tensors that `export` gives for such a layer. Where the state chose a size
+        itself, `tensors` tell it; raises ValueError if they tell none that it could have chosen."""
 
     def state_bytes(self, state: Any) -> int:
         """Memory the state occupies."""
@@ -161,9 +161,10 @@ class Index(ABC):
 
 
 def spread_pages(num_pages: int, page_size: int) -> Tensor:
-    """Ids of at most `FIT_TOKENS` tokens' worth of pages, in runs evenly spread over `num_pages`; int64, ascending.
+    """Choose at most `FIT_TOKENS` tokens' worth of pages, in runs evenly spread over `num_pages`. Returns their
+    numbers, int64, ascending.
 
-    Runs of some pages, not single ones: what is alike among neighbours can be learned as well.
+    It takes runs of some pages, not single ones, so that likeness among neighbours can be learned as well.
     """
     limit = FIT_TOKENS // page_size
     if num_pages <= limit:
@@ -182,7 +183,7 @@ class Rows:
 
     @property
     def data(self) -> Tensor:
-        """The rows so far, a view."""
+        """All rows so far `[G, n, W]`, a view."""
         return self._buffer[:, : self.count]
 
     def append(self, rows: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What an index may know of the layer it serves."""
+"""The facts about a layer that its index may know."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Rotation(Protocol):
-    """How a layer applies positions to keys (RoPE): linear, and invertible.
+    """A way to apply positions to keys (RoPE). It is linear and invertible.
 
     Keys are `[G, n, D]`, positions int64 `[n]` or `[G, n]`; results are fp32.
     """
@@ -21,7 +21,7 @@ class Rotation(Protocol):
 
 
 class NoRotation:
-    """A layer without positions."""
+    """The rotation of a layer that has no positions."""
 
     def rotate(self, keys: Tensor, positions: Tensor) -> Tensor:
         return keys.float()
@@ -37,4 +37,5 @@ class IndexedLayer:
     number: int = 0
     rotation: Rotation = field(default_factory=NoRotation)
     profile: Mapping[str, Tensor] | None = None
-    """What `stratakv calibrate` learned about this layer, for indexes that need it."""
+    """Tensors that `stratakv calibrate` learned about this layer, for indexes that need them; None without a
+    profile."""

@@ -1,4 +1,4 @@
-"""Parameters every index shares. Imports no tensor library: settings are checked before one loads."""
+"""The parameters that every index shares. Imports no tensor library: settings are checked before one loads."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexParams:
-    """What every index needs to know."""
+    """The settings that every index needs to know."""
 
     page_size: int = 16
-    """Tokens per page; selections of pages refer to it."""
+    """Tokens per page. A selection of pages counts in these."""
     sink: int = 16
-    """First tokens, always read (StreamingLLM, arXiv 2309.17453)."""
+    """Number of first tokens that are always read (StreamingLLM, arXiv 2309.17453)."""
     local: int = 64
-    """Most recent sealed tokens, always read."""
+    """Number of most recent sealed tokens that are always read."""
 
     def __post_init__(self) -> None:
         if self.page_size < 1:
@@ -23,5 +23,5 @@ class IndexParams:
             raise ValueError(f"sink and local are at least 0 tokens, not {self.sink} and {self.local}")
 
     def units(self, tokens: int, unit: int) -> int:
-        """How many units cover `tokens`."""
+        """The number of units of `unit` tokens that cover `tokens`."""
         return -(-tokens // unit)

@@ -1,4 +1,4 @@
-"""How the tokens of a selection are read: who fetches them, and exact attention over them.
+"""The reading of a selection: who fetches its tokens, and exact attention over them.
 
 Shapes  q [G, R, D] un-scaled   ids [G, n]   k, v [G, n*unit, D]   out [G, R, D]   lse [G, R] fp32
 """
@@ -20,24 +20,24 @@ class Reader(Protocol):
     """Fetches stored KV of one layer from whatever tier it lies in.
 
     `ids` `[G, n]` int64 name units of `unit` tokens, which divides the page size; at most `max_tokens`
-    tokens a call. What a call returns is good until the next.
+    tokens a call. The result of a call is good until the next call.
     """
 
     max_tokens: int
 
     def keys_values(self, ids: Tensor, unit: int) -> Run:
-        """Rotated keys and values, each `[G, n*unit, D]`."""
+        """Fetch rotated keys and values, each `[G, n*unit, D]`."""
         ...
 
     def values(self, ids: Tensor, unit: int) -> Tensor:
-        """Values alone, `[G, n*unit, D]`: no key is moved between tiers."""
+        """Fetch values alone, `[G, n*unit, D]`: no key is moved between tiers."""
         ...
 
 
 def read_exactly(q: Tensor, ids: Tensor, unit: int, reader: Reader, tail: Run, scale: float) -> tuple[Tensor, Tensor]:
-    """One softmax over the units `ids` and the unsealed tail: (out, lse).
+    """Compute one softmax over the units `ids` and the unsealed tail. Returns (out, lse).
 
-    Cut every `reader.max_tokens` tokens, which is fixed: results do not depend on where pages lie.
+    The work is cut every `reader.max_tokens` tokens. That is fixed, so results do not depend on where pages lie.
     """
     count, block = ids.shape[1], max(1, reader.max_tokens // unit)
     outs, lses = [], []

@@ -1,4 +1,4 @@
-"""Index names. A new index is one file, one line here and one line in the tests' list.
+"""The names of all indexes. A new index is one file, one line here and one line in the tests' list.
 
 Classes are imported on use, so that one index's dependencies never burden another, and names are
 checked before a tensor library is loaded. A *spec* is a name, or a name with settings of that index:
@@ -28,18 +28,19 @@ INDEXES = {
     "spectral": "SpectralIndex",
     "window": "WindowIndex",
 }
-"""Name, which is also the module's, and class."""
+"""Each index's name, which is also its module's, and its class."""
 AUTO = "spectral"
-"""What `auto` means: docs/decisions/0010."""
+"""The index that `auto` stands for: docs/decisions/0010."""
 
 
 def index_names() -> list[str]:
-    """Every name a user may give."""
+    """The names that a user may give, with `auto` first."""
     return ["auto", *sorted(INDEXES)]
 
 
 def split_spec(spec: str) -> tuple[str, dict[str, str]]:
-    """Name, with `auto` resolved, and settings as text. Raises ValueError for an unknown name."""
+    """Split a spec into the index's name, with `auto` resolved, and its settings as text. Raises ValueError for an
+    unknown name."""
     name, *settings = spec.split(":")
     if name not in index_names():
         raise ValueError(f"index is one of {', '.join(index_names())}; not {name!r}")
@@ -48,7 +49,8 @@ def split_spec(spec: str) -> tuple[str, dict[str, str]]:
 
 
 def index_class(spec: str) -> tuple[type[Index], Any]:
-    """The class and its options. Raises ValueError for a name or setting that is unknown or out of range."""
+    """Find an index's class and read its options. Raises ValueError for a name or setting that is unknown or out of
+    range."""
     name, given = split_spec(spec)
     found: type[Index] = getattr(import_module(f".indexes.{name}", __package__), INDEXES[name])
     defaults: dict[str, Any] = {field.name: field.default for field in fields(found.Options)}
@@ -72,7 +74,7 @@ def _number(name: str, text: str, default: float) -> int | float:
 
 
 def make_index(spec: str, params: IndexParams, layer: IndexedLayer | None = None) -> Index:
-    """An index for one layer. Raises ValueError as `index_class` does."""
+    """Make an index for one layer. Raises ValueError as `index_class` does."""
     from .layer import IndexedLayer
 
     found, options = index_class(spec)

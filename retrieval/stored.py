@@ -1,7 +1,7 @@
-"""What a saved state must look like before an index works with it: its bytes may come from anywhere.
+"""Checks on a saved state before an index works with it: its bytes may come from anywhere.
 
-Names, dtypes, shapes and ranges are checked, so that nothing is read beside a tensor. Whether numbers in range are the
-right ones cannot be told; wrong ones make an index find other tokens, no more.
+Names, dtypes, shapes and ranges are checked, so that nothing is read beside a tensor. It cannot be told whether
+numbers in range are the right ones; wrong ones make an index find other tokens, no more.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from torch import Tensor
 
 
 class Geometry(NamedTuple):
-    """What decides the shapes of a layer's states."""
+    """The facts that decide the shapes of a layer's states."""
 
     keys: Tensor
-    """`[G, 0, D]`: the dtype and device that keys have."""
+    """An empty tensor `[G, 0, D]` of the dtype and on the device that keys have."""
     num_tokens: int
-    """Sealed."""
+    """Number of sealed tokens."""
     repeats: int
-    """Query heads per KV head."""
+    """Number of query heads per KV head."""
 
     @property
     def groups(self) -> int:
@@ -32,7 +32,8 @@ class Geometry(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """One tensor of a state: dtype, shape, and, where given, the smallest value and what all values are below."""
+    """One expected tensor of a state: dtype, shape and, where given, the smallest value and a bound that all values are
+    below."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -41,7 +42,7 @@ class Stored(NamedTuple):
 
 
 def check_stored(tensors: dict[str, Tensor], expected: dict[str, Stored]) -> None:
-    """Raises ValueError, naming a tensor, unless `tensors` are what is `expected`."""
+    """Raise ValueError, which names a tensor, unless `tensors` are as `expected`."""
     for name in sorted(tensors.keys() ^ expected.keys()):
         raise ValueError(f"{name[:60]!r}: {'is not there' if name in expected else 'unknown'}")
     for name, one in expected.items():

@@ -1,4 +1,4 @@
-"""What the store counted. Plain numbers, added up where the thing happens."""
+"""Counters of the store: plain numbers, added up where the counted thing happens."""
 
 from __future__ import annotations
 
@@ -23,29 +23,30 @@ class Counters:
     pages_shared: int = 0
     pages_recomputed: int = 0
     stall_s: float = 0.0
-    """Time callers waited for pages to come up, or for room in the host tier. What comes ahead of need waits alone."""
+    """Seconds that callers waited for pages to come up, or for room in the host tier. Nobody waits for a prefetch."""
     row_hits: int = 0
-    """Units of one KV head that decode found in a row cache of the device pool; of `row_hits + row_misses`."""
+    """Units of one KV head that a decode step found in a row cache of the device pool, of `row_hits + row_misses` in
+    all."""
     row_misses: int = 0
     prefetched_bytes: int = 0
-    """Moved before anybody asked, over either edge."""
+    """Bytes moved before anybody asked for them, over either edge."""
     useful_prefetched_bytes: int = 0
-    """Of those, read later."""
+    """Prefetched bytes that were read later."""
     wasted_prefetched_bytes: int = 0
-    """Of those, dropped without having been read."""
+    """Prefetched bytes that were dropped without having been read."""
     prefetches: int = 0
-    """Guesses of what a layer will read."""
+    """Prefetches begun: each follows one guess of what a layer will read."""
     prefetches_cancelled: int = 0
-    """Of those, whose pages from disk were overtaken by the step they were meant for."""
+    """Prefetches cancelled because the step they were meant for came first."""
 
     def add(self, **amounts: float) -> None:
-        """For any thread, whatever it has locked: the only way for what no lock of the store guards."""
+        """Thread-safe, with or without the store's lock. Use it for counters that lock does not guard."""
         with _adding:
             for name, amount in amounts.items():
                 setattr(self, name, getattr(self, name) + amount)
 
     def since(self, before: Counters) -> Counters:
-        """What was counted after `before`, an earlier copy."""
+        """The counts that were added after `before`, an earlier copy."""
         earlier = asdict(before)
         return Counters(**{name: count - earlier[name] for name, count in asdict(self).items()})
 
@@ -70,5 +71,5 @@ class Counters:
         return self.row_hits / units if units else None
 
     def as_dict(self) -> dict[str, int | float]:
-        """What was counted, without the shares of it: those of a while are `since`'s."""
+        """All counts by name, without the rates: rates of a period are properties of what `since` returns."""
         return asdict(self)

@@ -1,4 +1,4 @@
-"""What can go wrong in the store, one class per thing the caller would do differently."""
+"""The errors of the store: one class for each thing that the caller would do differently."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from .files.file_names import as_text
 
 _LITTLE_BYTES = 1 << 20
-"""A file system with less free has no room for a store."""
+"""A file system with fewer free bytes than this has no room for a store."""
 
 
 class StratakvError(Exception):
@@ -46,11 +46,12 @@ class StorageFullError(StorageError):
     def __init__(self, message: str, *, is_at_cap: bool = False) -> None:
         super().__init__(message)
         self.is_at_cap = is_at_cap
-        """Removing records would make room; otherwise it is the file system that refuses."""
+        """True if removing records would make room; False if the file system itself refuses."""
 
 
 class UnknownPagesError(StorageFullError):
-    """No room is made, since it is not known here which pages a saved session needs. Names it."""
+    """No room can be made, since this program cannot tell which pages a saved session needs. The message names the
+    session."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, is_at_cap=True)
@@ -85,18 +86,19 @@ class LaterStoreError(StoreUnavailableError):
 
 
 class NoRoomError(StoreUnavailableError):
-    """The same where the file system, or the user's share of it, has no room for what opening takes."""
+    """The folder cannot be opened because the file system, or the user's share of it, has no room for what opening
+    takes."""
 
 
 def store_unavailable(folder: Path, error: Exception) -> StoreUnavailableError:
-    """What to raise where `error` kept a store folder from being opened."""
+    """The error to raise where `error` kept a store folder from being opened."""
     kind = NoRoomError if is_full(folder, error) else StoreUnavailableError
     return kind(f"store folder {folder} cannot be used ({error}); choose another (path=)")
 
 
 def is_full(folder: Path, error: Exception) -> bool:
-    """Whether it says that there is no room. LMDB's errors have no number, only its text. A short write, which is what
-    the last free bytes get, is an input/output error to it."""
+    """True if `error` says that there is no room. LMDB's errors carry no number, only a text. Where the last free bytes
+    take only part of a write, LMDB reports an input/output error."""
     if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
         return True
     return os.strerror(errno.EIO) in str(error) and folder.is_dir() and shutil.disk_usage(folder).free < _LITTLE_BYTES

@@ -45,7 +45,7 @@ class PageLayout:
 
     @property
     def token_bytes(self) -> int:
-        """K and V of one token in one layer."""
+        """Bytes that K and V of one token take in one layer."""
         return self.page_bytes // self.page_size
 
 

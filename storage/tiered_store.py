@@ -38,7 +38,7 @@ Invariants  (1) a page with references is in host memory, or stored on disk, or 
             (4) reads return exactly the bytes that were put, or raise CorruptPageError. The codecs `int8`, `int4`
                 and `adaptive` give this up for the pages that they quantise: such a page is exact until it
                 has left memory and approximate when it comes back, so results depend on what was spilled.
-                What came back is never encoded again: errors do not add up
+                A page that came back is never encoded again: errors do not add up
 Threads     one thread brings pages in; any thread may load, gather and hold. Bookkeeping is under one lock.
             Encoding, writing and reading disk happen without it: a dirty page can neither move nor be evicted,
             and a page that is being read has a ticket.
@@ -67,7 +67,7 @@ from .transfer.loading import Loader, Ticket
 from .transfer.write_behind import WriteBehind
 
 _FEW = 32
-"""Pages of one round of a prefetch: between rounds it can be cancelled, and others get their turn to read."""
+"""Pages per round of a prefetch: between rounds it can be cancelled, and others get their turn to read."""
 
 
 class TieredStore:
@@ -79,7 +79,7 @@ class TieredStore:
         host: the host tier. Without `gpu` it is also where attention reads.
         gpu: the device pool, or None.
         disk: the disk tier, or None (then nothing can leave host memory).
-        codec: how pages are encoded on the disk edge: `zstd` or `raw`, which are lossless, or `int8`, `int4` or
+        codec: the encoding of pages on the disk edge: `zstd` or `raw`, which are lossless, or `int8`, `int4` or
             `adaptive`, which are not (see `compression`).
         eviction: which pages give way in memory tiers: `lru`, or `scored` (see `eviction`).
     """
@@ -114,12 +114,14 @@ class TieredStore:
 
     @property
     def disk_error(self) -> StorageFullError | None:
-        """Why the disk tier takes no writes at the moment; pages then stay in host memory."""
+        """The reason why the disk tier takes no writes at the moment; None if it takes them. Pages then stay in host
+        memory."""
         return self._writing.disk_error
 
     @property
     def chains_to_keep(self) -> Callable[[], set[bytes]] | None:
-        """Which chains sessions still need when room is made on disk; None: never sweep (see `WriteBehind`)."""
+        """Returns the chains that sessions still need when room is made on disk; None: never sweep (see
+        `WriteBehind`)."""
         return self._writing.chains_to_keep
 
     @chains_to_keep.setter
@@ -134,7 +136,7 @@ class TieredStore:
         return self.gpu if self.gpu is not None else self.host
 
     def open_page(self, layer: int) -> OpenPage:
-        """A fresh page to fill. Raises CapacityError."""
+        """A new page to fill, in the compute tier. Raises CapacityError."""
         with self._lock:
             self._require_open()
             return self._intake.open(self.compute, layer)
@@ -145,7 +147,7 @@ class TieredStore:
             self.compute.free(np.array([page.slot]))
 
     def seal(self, page: OpenPage, chain: bytes, tokens: np.ndarray) -> int:
-        """An open page is full: name it, keep it, queue it for disk. Returns its page id."""
+        """Name a full open page, keep it, and queue it for disk. Returns its page id."""
         with self._lock:
             self._require_open()
             return self._intake.seal(page, chain, tokens)
@@ -186,8 +188,8 @@ class TieredStore:
     # Sharing
 
     def num_known(self, chains: list[bytes], layers: Sequence[int]) -> int:
-        """How many leading `chains` exist, in memory or on disk, in every one of `layers`. Making room takes none of
-        them until the next call."""
+        """Count the leading `chains` that exist, in memory or on disk, in every one of `layers`. Making room takes none
+        of them until the next call."""
         with self._lock:
             self._require_open()
             count = self._num_known(chains, layers)
@@ -212,7 +214,7 @@ class TieredStore:
         return in_memory + self.disk.num_leading(rest, missing)
 
     def adopt(self, layer: int, chains: Sequence[bytes], tokens: np.ndarray) -> np.ndarray:
-        """Page ids for pages that `num_known` counted, one reference each. Moves no bytes."""
+        """Give page ids to pages that `num_known` counted, one reference each. Moves no bytes."""
         with self._lock:
             self._require_open()
             pids = []
@@ -267,8 +269,8 @@ class TieredStore:
 
     def prefetch(self, pids: np.ndarray, is_cancelled: Callable[[], bool]) -> None:
         """Bring those of `pids` that are on disk only into host memory before somebody asks, a few at a time, until
-        `is_cancelled`. Only as far as the layer's share has room beside those that are there: what came in place of
-        another that is wanted would gain nothing. For any thread. Damaged pages are left for whoever reads them.
+        `is_cancelled` returns True. Stops at the layer's share of host memory: a page that displaced another wanted one
+        would gain nothing. Any thread may call it. Damaged pages are left for whoever reads them.
 
         Args:
             pids: distinct page ids of one layer that the caller holds references to.
@@ -287,7 +289,7 @@ class TieredStore:
 
     @contextmanager
     def _passing(self, pids: np.ndarray, *, ahead: bool) -> Iterator[Ticket]:
-        """A ticket that ends by itself: whoever needs room may wait for that."""
+        """A ticket that ends with the block, on its own: whoever needs room may wait for that."""
         with self._lock:
             ticket = self._begin(pids)
             ticket.is_ahead = ahead
@@ -300,8 +302,9 @@ class TieredStore:
                 self._end(ticket)
 
     def reserve(self, layer: int, count: int) -> np.ndarray:
-        """Up to `count` slots of the gpu pool for the caller's own copies of parts of pages, counted under its cap: as
-        many as three quarters of the layer's share have left. Without a gpu tier none."""
+        """Take up to `count` slots of the gpu pool for the caller's own copies of parts of pages. They count under the
+        pool's cap, and all of a layer's reserved slots are at most three quarters of its share. Without a gpu tier
+        there are none."""
         with self._lock:
             self._require_open()
             return self._residency.reserve(layer, count)
@@ -352,16 +355,16 @@ class TieredStore:
         self._loader.end(ticket, keep_unstored=self._writing.will_store)
 
     def is_resident(self, pids: np.ndarray) -> np.ndarray:
-        """Which pages need no disk read now, bool `[p]`."""
+        """True for each page that needs no disk read now, bool `[p]`."""
         return self._table.is_resident(pids)
 
     def make_room(self, needed: int) -> int:
-        """Make room on disk for `needed` bytes; returns how many records were dropped (see `WriteBehind`)."""
+        """Make room on disk for `needed` bytes. Returns how many records were removed (see `WriteBehind`)."""
         return self._writing.make_room(needed)
 
     @property
     def num_unstored(self) -> int:
-        """Pages that are in host memory and not on disk: their slots are taken until they are."""
+        """Number of pages that are in host memory and not on disk; their slots stay taken until they are."""
         with self._lock:
             return self._residency.num_unstored()
 
@@ -392,7 +395,7 @@ class TieredStore:
             self.disk.require_process()
 
     def check_integrity(self) -> None:
-        """Every invariant at the top of these files, re-added from scratch."""
+        """Check every invariant at the top of these files from scratch. Raises AssertionError."""
         with self._lock:
             self._residency.check_integrity()
             self._loader.check_integrity()

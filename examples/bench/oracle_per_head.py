@@ -22,7 +22,7 @@ from torch import Tensor
 
 from stratakv.runtime import KVConfig, Runtime
 from stratakv.runtime.evaluation.harness import Harness
-from stratakv.runtime.evaluation.options import Options
+from stratakv.runtime.evaluation.options import EvalOptions
 from stratakv.runtime.evaluation.plain import PlainModel
 from stratakv.runtime.evaluation.suites import fidelity
 from stratakv.runtime.evaluation.texts import Texts
@@ -85,7 +85,7 @@ def main() -> None:
         scratch_folder("bench") as folder,
         Runtime.load("smollm2", dtype="float32", kv=KVConfig(path=folder, disk_gb=0)) as runtime,
     ):
-        contexts = fidelity.contexts(Harness(runtime, []), Options(4096, 8), Texts())
+        contexts = fidelity.contexts(Harness(runtime, []), EvalOptions(4096, 8), Texts())
         for source, ids in contexts:
             past = PlainModel(runtime.model)
             for start in range(0, len(ids) - fidelity.POSITIONS - 1, 512):

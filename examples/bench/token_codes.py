@@ -27,7 +27,7 @@ from stratakv.retrieval.indexes.spectral import SpectralIndex
 from stratakv.retrieval.structures.whitening import covariance, query_whitened_basis, second_moment
 from stratakv.runtime import KVConfig, Runtime
 from stratakv.runtime.evaluation.harness import Harness
-from stratakv.runtime.evaluation.options import Options
+from stratakv.runtime.evaluation.options import EvalOptions
 from stratakv.runtime.evaluation.plain import PlainModel
 from stratakv.runtime.evaluation.suites import fidelity
 from stratakv.runtime.evaluation.texts import Texts
@@ -175,7 +175,7 @@ def main() -> None:
         scratch_folder("bench") as folder,
         Runtime.load("smollm2", dtype="float32", kv=KVConfig(path=folder, disk_gb=0)) as runtime,
     ):
-        for source, ids in fidelity.contexts(Harness(runtime, []), Options(given.ctx, given.samples), Texts()):
+        for source, ids in fidelity.contexts(Harness(runtime, []), EvalOptions(given.ctx, given.samples), Texts()):
             rows += [{"source": source, **row} for row in measure(runtime.model, ids)]
     means = []
     for name, k in dict.fromkeys((row["coding"], row["k"]) for row in rows):

@@ -16,17 +16,18 @@ from ..params import IndexParams
 from ..stored import Geometry, Stored
 
 NEAR = 64
-"""Tokens of the paper's window w, from where on positions are approximated."""
+"""Tokens of the paper's window w; farther positions are approximated."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class A2ATSOptions:
-    """How positions and the query heads of a KV head are treated."""
+    """Settings of `A2ATSIndex`: how it treats positions and the query heads of a KV head."""
 
     zones: int = 1
-    """Distances that keys are scored at. 1: the paper's, one distance for all."""
+    """The number of distances that keys are scored at. 1: the paper's, one distance for all."""
     shared: int = 0
-    """0, the paper's: the union of the query heads' own best tokens. 1: the best by the mean of their softmax."""
+    """0, the paper's: the union of the query heads' own best tokens. 1: the tokens best by the mean of the heads'
+    softmax."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.zones <= 64:
@@ -75,7 +76,7 @@ class A2ATSIndex(Index):
 
     @property
     def identity(self) -> str:
-        """With the profile's digest: codes mean nothing in another codebook."""
+        """Identity with the profile's digest: codes mean nothing in another codebook."""
         return f"{super().identity} profile={self._digest}"
 
     def fit(self, keys: Tensor, positions: Tensor, queries: Tensor | None = None, previous: Any = None) -> Rows:
@@ -119,7 +120,7 @@ class A2ATSIndex(Index):
         return scores.view(groups, heads, -1)
 
     def _zones(self, num_tokens: int) -> tuple[list[int], list[int]]:
-        """Bounds between zones, and the distance each zone's keys are scored at; nearest first."""
+        """The bounds between zones, in tokens, and the distance each zone's keys are scored at; nearest first."""
         count = self.options.zones
         if count == 1:
             return [], [self._distance]

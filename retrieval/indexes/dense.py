@@ -1,4 +1,4 @@
-"""Read everything: the yardstick that every other index is measured against."""
+"""The index that reads everything: the yardstick that every other index is measured against."""
 
 from __future__ import annotations
 

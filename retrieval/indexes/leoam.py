@@ -18,9 +18,9 @@ from ..structures.refine import Goal, Ranking, best_chunks
 _FAN, _COARSEST = 4, 128
 _USUAL_CHUNK = 16
 _LEARN_FROM = 1024
-"""Tokens below which no chunk size is learned."""
+"""Below this number of tokens no chunk size is learned."""
 _KEEP_EVERY = 16
-"""Every so many pages, the query is kept for the next fit."""
+"""One query in this many pages is kept for the next fit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,9 +28,9 @@ class LeoAMOptions:
     """Settings of `LeoAMIndex`."""
 
     chunk: int = 0
-    """Tokens per chunk. 0: each layer's own, learned from its attention; 16 while no queries are known."""
+    """Tokens per chunk. 0: each layer learns its own from its attention, and takes 16 while no queries are known."""
     width: int = 4
-    """Budgets of tokens that each level of the search keeps at most. 0: all that the bounds leave."""
+    """Each level of the search keeps at most this many budgets of tokens. 0: all that the bounds leave."""
 
     def __post_init__(self) -> None:
         if self.chunk < 0 or self.width < 0:
@@ -38,22 +38,22 @@ class LeoAMOptions:
 
 
 class Search(NamedTuple):
-    """What finding a selection took: its `notes`."""
+    """The cost of finding a selection, kept as its `notes`."""
 
     visited: int
-    """Boxes scored per KV head, of all levels."""
+    """Number of boxes scored per KV head, over all levels."""
     chunks: int
-    """Boxes that scoring every chunk would have taken."""
+    """Number of boxes that scoring every chunk would have taken."""
 
 
 @dataclass(slots=True)
 class LeoAMState:
-    """Boxes, and what was learned."""
+    """The tree of boxes of one sequence, and what was learned from it."""
 
     tree: BoxTree
     chunk: int
     fitted: int
-    """Length of the sequence when it was last fitted."""
+    """Tokens of the sequence when it was last fitted."""
     asked: Asked
     """Queries kept for the next fit."""
 
@@ -101,7 +101,7 @@ class LeoAMIndex(Index):
         return LeoAMState(BoxTree.over(keys[:, :0], self._sizes(chunk)), chunk, fitted, nothing)
 
     def _sizes(self, chunk: int) -> list[int]:
-        """Tokens per box of each level: of units, chunks, and what lies above."""
+        """Tokens per box of each level: of units, of chunks, and of the coarser levels above."""
         unit = math.gcd(chunk, self.params.page_size)
         sizes = [unit, chunk] if chunk > unit else [chunk]
         while sizes[-1] < _COARSEST:
@@ -119,7 +119,7 @@ class LeoAMIndex(Index):
         state.asked = state.asked.and_then(Asked(kept, (pages + 1) * self.params.page_size - 1))
 
     def is_outgrown(self, state: LeoAMState) -> bool:
-        """Twice as long as it was, and late queries are known to learn from."""
+        """True if the sequence is twice as long as at the last fit, and late queries are known to learn from."""
         tokens, asked = state.tree.num_tokens, state.asked.positions
         if tokens < max(_LEARN_FROM, 2 * state.fitted) or not len(asked):
             return False
@@ -173,7 +173,7 @@ class LeoAMIndex(Index):
         if count and bool((asked.diff() <= 0).any()):
             raise ValueError("'query_positions': not ascending")
         boxes, sizes = BoxTree.over(of.keys, self._sizes(chunk)).levels, self._sizes(chunk)
-        heads = of.repeats if count else queries.shape[1]  # none are kept for as many heads as it happens to be
+        heads = of.repeats if count else queries.shape[1]  # an empty tensor may have any number of heads
         return {
             **{
                 f"boxes{level}": Stored(none.dtype, (of.groups, -(-of.num_tokens // size), none.shape[2]))
@@ -186,7 +186,8 @@ class LeoAMIndex(Index):
 
 
 def _best_units(ranking: Ranking, per_chunk: int, count: int, first: int, last: int) -> Tensor:
-    """`count` units of `first .. last - 1`, ascending: chunk after chunk by rank, of the last chunk its first units."""
+    """Choose `count` units among `first .. last - 1`, ascending: chunk after chunk by rank, and of the last chunk its
+    first units. Returns int64 `[G, count]`."""
     ids, scores = ranking.ids, ranking.scores
     if per_chunk > 1:
         ids = (ids.unsqueeze(-1) * per_chunk + torch.arange(per_chunk, device=ids.device)).flatten(1)

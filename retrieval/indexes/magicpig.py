@@ -21,7 +21,7 @@ from ..structures.collision_sample import LEAST_DEPTH, collision_sample
 from ..structures.hash_tables import Array, HashTables
 
 FLOOR = 1e-4
-"""Added to a probability before its logarithm: bounds the weight of a token that was unlikely to be sampled."""
+"""Added to a probability before its logarithm: it bounds the weight of a token that was unlikely to be sampled."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,11 +29,11 @@ class MagicPIGOptions:
     """Settings of `magicpig`."""
 
     bits: int = 10
-    """Most bits of a code that must agree (the paper's K)."""
+    """The most bits of a code that must agree (the paper's K)."""
     tables: int = 150
-    """Most tables asked (the paper's L)."""
+    """The most tables asked (the paper's L)."""
     seed: int = 0
-    """Of the random planes; every layer draws its own."""
+    """Seed of the random planes; every layer draws its own."""
     estimate: int = 1
     """1: the sample speaks for all tokens, as in the paper. 0: plain attention over what any head sampled."""
 
@@ -50,7 +50,7 @@ class MagicPIGOptions:
 
 @dataclass
 class MagicPIGState:
-    """Hash tables of the tokens so far, and what their keys were centred by."""
+    """Hash tables of the tokens so far, and the mean by which their keys were centred."""
 
     mean: Tensor
     """fp32 `[G, D]`, on the CPU."""
@@ -60,16 +60,16 @@ class MagicPIGState:
 
 
 class Weighing(NamedTuple):
-    """How the query heads weigh the tokens of a selection; on the CPU."""
+    """The weights that each query head gives the tokens of a selection; all tensors are on the CPU."""
 
     always: Tensor
-    """bool `[G, n]`: sinks and the local window, which every head sees as they are."""
+    """bool `[G, n]`: True for sinks and the local window, which every head sees unweighted."""
     seen: Tensor
-    """bool `[G, R, n]`: sampled by this head."""
+    """bool `[G, R, n]`: True for tokens that this head sampled."""
     depth: Tensor
-    """int64 `[G]`: bits that had to agree."""
+    """int64 `[G]`: number of bits that had to agree."""
     tables: Tensor
-    """int64 `[G]`: tables asked."""
+    """int64 `[G]`: number of tables asked."""
 
 
 class MagicPIGIndex(Index):
@@ -109,7 +109,7 @@ class MagicPIGIndex(Index):
         self._planes: dict[tuple[int, torch.device], Planes] = {}
 
     def _planes_for(self, vectors: Tensor) -> Planes:
-        """Those of their dimension, on their device."""
+        """The hyperplanes for vectors of this dimension, on their device."""
         dim, device = vectors.shape[-1], vectors.device
         if (dim, device) not in self._planes:
             seed = self.options.seed + self.layer.number
@@ -155,7 +155,7 @@ class MagicPIGIndex(Index):
     def attend(
         self, state: MagicPIGState, q: Tensor, chosen: Selection, reader: Reader, tail: Run, scale: float
     ) -> tuple[Tensor, Tensor]:
-        """On the CPU: out `[G, R, D]` and lse fp32 `[G, R]`, an estimate of attention over all tokens."""
+        """Estimate attention over all tokens on the CPU. Returns out `[G, R, D]` and lse fp32 `[G, R]`."""
         if not self.options.estimate:
             return super().attend(state, q, chosen, reader, tail, scale)
         query, weighing = q.float(), chosen.notes
@@ -185,7 +185,7 @@ class MagicPIGIndex(Index):
         }
 
     def state_bytes(self, state: MagicPIGState) -> int:
-        """What a session keeps, counted without unsorting the tables."""
+        """Bytes that a session keeps of the state, counted without unsorting the tables."""
         groups, tables, count = state.tables.shape
         return groups * tables * count * 2 + state.mean.nbytes + 8
 
@@ -199,8 +199,8 @@ def _pad_rows(chosen: Array) -> None:
 
 
 def _attend_sampled(query: Tensor, run: Run, mean: Tensor, weighing: Weighing, scale: float) -> tuple[Tensor, Tensor]:
-    """Softmax of `query` fp32 `[G, R, D]` over what each head sees of one run, a sampled token weighing the more the
-    less likely it was. A head that sees nothing has lse -inf and out 0."""
+    """Softmax of `query` fp32 `[G, R, D]` over the tokens of one run that each head sees. A sampled token weighs the
+    more, the less likely it was sampled. A head that sees nothing has lse -inf and out 0."""
     keys = run[0].float() - mean.unsqueeze(1)
     dots = query @ keys.transpose(1, 2)
     norms = query.norm(dim=-1).unsqueeze(-1) * keys.norm(dim=-1).unsqueeze(1)

@@ -19,24 +19,24 @@ from ..reading import Reader, Run, read_exactly
 from ..stored import Geometry, Stored
 
 PAPER_RANK = 160
-"""Directions kept of keys 1024 wide; accuracy no longer rises beyond."""
+"""Directions that the paper keeps of keys 1024 wide; more do not raise accuracy."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShadowKVOptions:
-    """Raises ValueError for a setting out of range."""
+    """Settings of `ShadowKVIndex`. Raises ValueError for a setting out of range."""
 
     rank: int = 0
-    """Directions kept of a layer's keys, all KV heads together, at most G*D: then keys are rebuilt exactly but
-    for rounding. 0: the paper's 160, or half of G*D where that is less."""
+    """Number of directions kept of a layer's keys, all KV heads together, at most G*D: with that many, keys are rebuilt
+    exactly but for rounding. 0: the paper's 160, or half of G*D where that is less."""
     outliers: int = 48
-    """Chunks per KV head whose keys are read and not rebuilt; at most a quarter of what sinks and the local
+    """Number of chunks per KV head whose keys are read and not rebuilt; at most a quarter of what sinks and the local
     window leave of a budget."""
     chunk: int = 8
     """Tokens per landmark: its greatest common divisor with the page size is used."""
     refine: int = 0
-    """0: whole chunks are read, as in the paper. Else single tokens, by their rebuilt keys, out of the best chunks
-    with this many times the tokens that are wanted."""
+    """0: whole chunks are read, as in the paper. Otherwise single tokens are read: the best by their rebuilt keys out
+    of the best chunks, which hold this many times the tokens that are wanted."""
 
     def __post_init__(self) -> None:
         if min(self.rank, self.outliers, self.refine) < 0 or self.chunk < 1:
@@ -47,7 +47,7 @@ class ShadowKVOptions:
 
 
 class LowRankKeys:
-    """What is kept of a sequence's keys.
+    """The low-rank form of a sequence's keys.
 
     Args:
         basis: fp32 `[G*D, r]`, orthonormal columns.
@@ -63,13 +63,13 @@ class LowRankKeys:
         return self.factors.count
 
 
-class Parts(NamedTuple):
-    """The two kinds of chosen units, int64 `[G, n]`, ascending."""
+class ChosenUnits(NamedTuple):
+    """The chosen units, int64 `[G, n]`, ascending: those whose keys are read, and those whose keys are rebuilt."""
 
     exact: Tensor
     rebuilt: Tensor
     keys: Tensor | None = None
-    """Of `rebuilt`, where choosing them took their keys: fp32 `[G, n*unit, D]`."""
+    """Keys of the `rebuilt` units, where choosing them took their keys: fp32 `[G, n*unit, D]`."""
 
 
 class ShadowKVIndex(Index):
@@ -152,12 +152,13 @@ class ShadowKVIndex(Index):
         last = torch.arange(end, total, device=q.device).expand(groups, -1)
         exact = torch.cat([first, outliers.sort(-1).values + sink, last], -1)
         if not self.options.refine:
-            return Selection(torch.cat([exact, rebuilt], -1).sort(-1).values, chunk, Parts(exact, rebuilt))
-        parts = Parts(_tokens(exact, chunk), *self._best_tokens(state, q, rebuilt, wanted * chunk))
+            return Selection(torch.cat([exact, rebuilt], -1).sort(-1).values, chunk, ChosenUnits(exact, rebuilt))
+        parts = ChosenUnits(_tokens(exact, chunk), *self._best_tokens(state, q, rebuilt, wanted * chunk))
         return Selection(torch.cat([parts.exact, parts.rebuilt], -1).sort(-1).values, 1, parts)
 
     def _best_tokens(self, state: LowRankKeys, q: Tensor, chunks: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Of the tokens of `chunks` `[G, n]` the `count` best, ascending `[G, count]`, and their rebuilt keys."""
+        """Choose the `count` best tokens of `chunks` `[G, n]`. Returns them, ascending `[G, count]`, and their rebuilt
+        keys."""
         keys = self._rebuilt(state, chunks, self._chunk)
         best = topk_pages(group_scores(q.float() @ keys.transpose(1, 2)), count, sink=0, local=0)
         wide = best.unsqueeze(-1).expand(-1, -1, keys.shape[2])
@@ -166,7 +167,7 @@ class ShadowKVIndex(Index):
     def attend(
         self, state: LowRankKeys, q: Tensor, chosen: Selection, reader: Reader, tail: Run, scale: float
     ) -> tuple[Tensor, Tensor]:
-        parts: Parts = chosen.notes
+        parts: ChosenUnits = chosen.notes
         outs: list[Tensor] = []
         lses: list[Tensor] = []
         if parts.exact.shape[1] + tail[0].shape[1]:
@@ -213,7 +214,7 @@ class ShadowKVIndex(Index):
         return gcd(self.options.chunk, self.params.page_size)
 
     def _unrotated(self, keys: Tensor, positions: Tensor) -> Tensor:
-        """fp32 `[n, G*D]`."""
+        """Keys without their positions, fp32 `[n, G*D]`."""
         return self.layer.rotation.unrotate(keys, positions).transpose(0, 1).flatten(1)
 
     def _rebuilt(self, state: LowRankKeys, ids: Tensor, chunk: int) -> Tensor:
@@ -225,11 +226,11 @@ class ShadowKVIndex(Index):
 
 
 def _tokens(chunks: Tensor, chunk: int) -> Tensor:
-    """The tokens of chunks of `chunk`: `[G, n]` -> `[G, n*chunk]`."""
+    """The numbers of all tokens of chunks that have `chunk` tokens each: `[G, n]` -> `[G, n*chunk]`."""
     return (chunks.unsqueeze(-1) * chunk + torch.arange(chunk, device=chunks.device)).flatten(1)
 
 
 def _half(rows: Tensor) -> Tensor:
-    """In fp16, kept finite: a coefficient beyond its range must not turn attention into NaN."""
+    """`rows` in fp16, kept finite: a coefficient beyond its range must not turn attention into NaN."""
     most = torch.finfo(torch.float16).max
     return rows.clamp(-most, most).half()

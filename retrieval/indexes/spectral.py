@@ -1,4 +1,5 @@
-"""Tokens ranked by a few bytes each: query-whitened coefficients, product-quantised around local anchors."""
+"""An index that ranks tokens by a few bytes each: query-whitened coefficients, product-quantised around local
+anchors."""
 
 from __future__ import annotations
 
@@ -15,31 +16,32 @@ from ..structures.product_codebook import ProductEncoder, train_codebooks
 from ..structures.whitening import Basis, captured_share, covariance, query_whitened_basis, second_moment
 
 _RIDGE = 1e-3
-"""Share of the mean eigenvalue added to the query moment, more while few queries are known: directions no query was
-seen in still count a little."""
+"""Share of the mean eigenvalue added to the query moment, more while few queries are known: directions in which no
+query was seen still count a little."""
 _REMEMBERED = 512
-"""Pages whose queries the second moment averages over; older ones fade."""
+"""Number of pages whose queries the second moment averages over; older ones fade."""
 _RECENT = 16
-"""Pages of queries that `captured` averages over."""
+"""Number of pages of queries that `captured` averages over."""
 _DROP = 0.04
 """Fit anew when the basis captures this much less of recent queries' scores than of those it was fitted to. On real
 text a basis fitted to the whole prompt loses 0.01, one fitted to its first 512 tokens 0.04 to 0.12."""
 _MORE = 3
-"""Fit anew when queries of so many times as many pages have come as were known: matters where there were few."""
+"""Fit anew when the queries that came since are those of this many times as many pages as were known: matters where few
+were known."""
 _FIRST = 4
-"""Pages whose queries are enough to learn from."""
+"""Number of pages whose queries are enough to learn from."""
 _SMALLEST_FIT = 512
-"""Tokens below which growing alone is no reason to fit anew."""
+"""Below this number of tokens, growing alone is no reason to fit anew."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpectralOptions:
-    """Bytes per token and KV head: `parts` + 2 * head dim / `segment`."""
+    """Settings of `SpectralIndex`. A token takes `parts` + 2 * head dim / `segment` bytes per KV head."""
 
     parts: int = 6
     """Bytes of code per token."""
     part_width: int = 8
-    """Coefficients per byte; as many parts of this width as fit in the head dim."""
+    """Coefficients per byte of code; there are as many parts of this width as fit in the head dim."""
     segment: int = 64
     """Tokens that share an anchor."""
 
@@ -51,7 +53,7 @@ class SpectralOptions:
 
 @dataclass(slots=True)
 class SpectralState:
-    """What one sequence's keys became."""
+    """The learned and the summarised keys of one sequence."""
 
     moment: Tensor
     """Second moment of queries, fp32 `[G, D, D]`."""
@@ -65,13 +67,13 @@ class SpectralState:
     codes: Rows
     """uint8 `[G, n, M]`."""
     facts: Tensor
-    """float64: length of the sequence and pages of queries at the fit, such pages since, captured share at the fit and
-    lately."""
+    """float64 `[5]`: tokens of the sequence at the fit, pages of queries at the fit, pages of queries since, captured
+    share at the fit, captured share lately."""
     encoder: ProductEncoder
 
     @property
     def num_queried(self) -> float:
-        """Pages whose queries `moment` averages over."""
+        """Number of pages whose queries `moment` averages over."""
         return min(float(self.facts[1] + self.facts[2]), _REMEMBERED)
 
 
@@ -121,7 +123,7 @@ class SpectralIndex(Index):
         )  # fmt: skip
 
     def _moment(self, keys: Tensor, queries: Tensor | None, previous: SpectralState | None) -> tuple[Tensor, float]:
-        """The second moment of queries so far, and how many pages' it averages."""
+        """The second moment of queries so far `[G, D, D]`, and the number of pages it averages over."""
         if previous is not None and previous.num_queried:
             return previous.moment.clone(), previous.num_queried
         if queries is not None and queries.shape[2]:
@@ -129,8 +131,8 @@ class SpectralIndex(Index):
         return torch.eye(keys.shape[2], dtype=torch.float32, device=keys.device).repeat(keys.shape[0], 1, 1), 0.0
 
     def _anchors(self, keys: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Anchors bf16 `[G, s, D]` of the segments in a sample, from the first page sampled of each, and
-        which of them each token has, int64 `[m]`."""
+        """Anchors bf16 `[G, s, D]` of the segments in a sample, each from the segment's first sampled page, and the
+        number of each token's anchor, int64 `[m]`."""
         size = self.params.page_size
         of_page = positions[::size] // self._segment
         begins = torch.ones(len(of_page), dtype=torch.bool, device=keys.device)
@@ -139,13 +141,13 @@ class SpectralIndex(Index):
         return means.bfloat16(), (begins.cumsum(0) - 1).repeat_interleave(size)
 
     def _pages(self, keys: Tensor) -> Tensor:
-        """`[G, n, D]` as fp32 `[G, pages, L, D]`."""
+        """`keys` `[G, n, D]` as fp32 `[G, pages, L, D]`."""
         groups, count, dim = keys.shape
         return keys.float().reshape(groups, count // self.params.page_size, self.params.page_size, dim)
 
     @property
     def _segment(self) -> int:
-        """Tokens per segment: whole pages."""
+        """Tokens per segment: those of whole pages."""
         return max(1, self.options.segment // self.params.page_size) * self.params.page_size
 
     def append(self, state: SpectralState, keys: Tensor, queries: Tensor | None = None) -> None:
@@ -192,7 +194,7 @@ class SpectralIndex(Index):
         return Selection(topk_pages(scores, budget, sink=sink, local=min(local, budget - sink)), 1)
 
     def scores(self, state: SpectralState, q: Tensor, num_tokens: int) -> Tensor:
-        """Estimates of q.k for the first `num_tokens` tokens, fp32 `[G, R, n]`, but for a constant per query."""
+        """Estimates of q.k for the first `num_tokens` tokens, fp32 `[G, R, n]`, correct up to a constant per query."""
         size, whole = self._segment, num_tokens // self._segment
         anchors = state.anchors.data[:, : -(-num_tokens // size)].float()
         of_anchors = (q @ anchors.transpose(1, 2)).unsqueeze(-1)
@@ -231,6 +233,6 @@ class SpectralIndex(Index):
         }
 
     def _widths(self, dim: int) -> tuple[int, int]:
-        """Parts, and coefficients in all of them together."""
+        """The number of code parts, and of coefficients in all of them together."""
         parts = min(self.options.parts, max(1, dim // self.options.part_width))
         return parts, min(dim // parts, self.options.part_width) * parts

@@ -1,4 +1,4 @@
-"""Sinks and the most recent tokens: the floor (StreamingLLM, arXiv 2309.17453)."""
+"""The index that reads sinks and the most recent tokens: the floor (StreamingLLM, arXiv 2309.17453)."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What indexes are made of: codebooks, hash tables, trees of boxes, principal directions."""
+"""The structures that indexes are made of: codebooks, hash tables, trees of boxes, principal directions."""

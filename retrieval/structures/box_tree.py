@@ -32,8 +32,8 @@ class BoxTree:
 
     @classmethod
     def over(cls, keys: Tensor, sizes: Sequence[int]) -> BoxTree:
-        """Over `keys` `[G, n, D]`, n a multiple of `sizes[0]`. A CPU keeps boxes in fp32, which it scores in; elsewhere
-        they keep the keys' dtype. Either way no bound is rounded."""
+        """Build the tree over `keys` `[G, n, D]`, n a multiple of `sizes[0]`. A CPU keeps boxes in fp32, in which it
+        scores; elsewhere they keep the keys' dtype. Either way no bound is rounded."""
         tree = cls(sizes, [_boxes(keys[:, :0], 1) for _ in sizes])
         tree.append(keys)
         return tree
@@ -44,11 +44,11 @@ class BoxTree:
 
     @property
     def levels(self) -> list[Tensor]:
-        """Boxes of each level, finest first; views."""
+        """Boxes of each level `[G, ceil(n / size), 2D]`, finest first; views."""
         return [rows.data for rows in self._levels]
 
     def append(self, keys: Tensor) -> None:
-        """Further keys `[G, n, D]`, n a multiple of `sizes[0]`."""
+        """Add further keys `[G, n, D]`, n a multiple of `sizes[0]`."""
         before = self.num_tokens
         self._levels[0].append(_boxes(keys, self.sizes[0]))
         self._fold_from(before)
@@ -67,8 +67,7 @@ class BoxTree:
             self._levels[level].append(self._fold(self._levels[level - 1].data, level, whole))
 
     def up_to(self, num_tokens: int) -> list[Tensor]:
-        """Boxes of each level as if only the first `num_tokens` tokens were there. Copies only where they are not all
-        there are."""
+        """Boxes of each level as if only the first `num_tokens` tokens were there. Copies only if there are more."""
         if num_tokens == self.num_tokens:
             return self.levels
         levels = [self._levels[0].data[:, : num_tokens // self.sizes[0]]]
@@ -78,11 +77,11 @@ class BoxTree:
         return levels
 
     def _fold(self, children: Tensor, level: int, first: int) -> Tensor:
-        """Nodes `first ..` of `level`, from all boxes of the level below."""
+        """The nodes from number `first` on of `level`, made from all boxes of the level below."""
         fan = self.sizes[level] // self.sizes[level - 1]
         rest = children[:, first * fan :]
         lacking = -rest.shape[1] % fan
-        if lacking:  # a box twice changes no union
+        if lacking:  # repeating a box changes no union
             rest = torch.cat([rest, rest[:, -1:].expand(-1, lacking, -1)], 1)
         highest, lowest = rest.reshape(len(rest), rest.shape[1] // fan, fan, rest.shape[2]).chunk(2, -1)
         return torch.cat([highest.amax(2), lowest.amin(2)], -1)

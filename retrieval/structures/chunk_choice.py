@@ -1,4 +1,4 @@
-"""How coarsely can a layer's tokens be chosen? The largest chunk that loses little attention.
+"""The choice of a layer's chunk size: the largest chunk that loses little attention.
 
 Where attention is concentrated, a large chunk drags unneeded tokens along and its box is loose; where
 neighbours are alike, small chunks find nothing that large ones miss. Both are measured on a sample:
@@ -17,18 +17,18 @@ from ...kernels.page_bounds import bound_scores, page_bounds
 from ...kernels.topk_pages import group_scores
 
 CHUNKS = (8, 16, 32, 64, 128)
-"""Sizes to choose from, in tokens; each divides the last."""
+"""The sizes to choose from, in tokens; each divides the last."""
 TOLERANCE = 0.002
-"""Attention mass, of the whole, that a larger chunk may lose against the smallest: what a layer loses adds up over all
-of them. Ten times as much doubles the KL of what SmolLM2 says (decision 0010)."""
+"""The share of the attention mass that a larger chunk may lose against the smallest: losses of all layers add up. Ten
+times as much doubles the KL of what SmolLM2 says (decision 0010)."""
 SHARE = 8
-"""One token in this many is taken."""
+"""One token in this many is taken for the comparison."""
 MAX_QUERIES = 16
-"""Queries to compare on: with all query heads, enough for a mean to a point or so."""
+"""The most queries to compare on: with all query heads, enough for a mean to a point or so."""
 
 
 class Asked(NamedTuple):
-    """Queries and where they stand."""
+    """Queries, and their positions in the text."""
 
     queries: Tensor
     """`[G, R, p, D]`, rotated and scaled."""
@@ -36,25 +36,25 @@ class Asked(NamedTuple):
     """int64 `[p]`, ascending."""
 
     def and_then(self, further: Asked) -> Asked:
-        """With later ones."""
+        """These queries followed by later ones."""
         if not len(self.positions):
             return further
         return Asked(torch.cat([self.queries, further.queries], 2), torch.cat([self.positions, further.positions]))
 
     def before(self, position: int) -> Asked:
-        """Those that stand before `position`."""
+        """The queries that stand before `position`."""
         count = int(torch.searchsorted(self.positions, position))
         return Asked(self.queries[:, :, :count], self.positions[:count])
 
 
 def choose_chunk(keys: Tensor, positions: Tensor, asked: Asked, *, sink: int, local: int) -> int | None:
-    """Tokens per chunk, one of `CHUNKS`; None if the sample cannot tell.
+    """Choose the tokens per chunk, one of `CHUNKS`; None if the sample cannot tell.
 
     Args:
         keys: sample `[G, m, D]`. Taken as adjacent: gaps make large chunks look worse than they are,
             never better.
         positions: int64 `[m]`, ascending.
-        asked: of these, queries that see at least three quarters of the sample are used.
+        asked: queries; those that see at least three quarters of the sample are used.
         sink, local: tokens that are always read, so that finding them is no merit.
     """
     seen = torch.searchsorted(positions, asked.positions.contiguous(), right=True)
@@ -77,14 +77,15 @@ def choose_chunk(keys: Tensor, positions: Tensor, asked: Asked, *, sink: int, lo
 
 
 def _attention(queries: Tensor, keys: Tensor, seen: Tensor) -> Tensor:
-    """Causal weights `[G, p, m]`, the mean over a KV head's query heads; query i sees the first `seen[i]` keys."""
+    """Causal attention weights `[G, p, m]`, the mean over a KV head's query heads; query i sees the first `seen[i]`
+    keys."""
     scores = torch.einsum("grpd,gmd->grpm", queries, keys.float())
     hidden = torch.arange(keys.shape[1], device=keys.device) >= seen.unsqueeze(1)
     return torch.softmax(scores.masked_fill_(hidden, -torch.inf), -1).mean(1)
 
 
 def _covered(queries: Tensor, keys: Tensor, weights: Tensor, chunk: int, count: int) -> float:
-    """Mean weight of the `count` tokens whose chunks rank highest."""
+    """The mean attention weight of the `count` tokens whose chunks rank highest."""
     hi = bound_scores(queries.flatten(1, 2), page_bounds(keys, chunk))
     best = group_scores(hi.view(*queries.shape[:3], -1)).topk(count // chunk, -1).indices
     held = weights.reshape(*weights.shape[:2], -1, chunk).sum(-1)

@@ -14,9 +14,9 @@ from torch import Tensor
 from ...kernels.codebook_scores import half_norms, nearest_codewords
 
 ITERATIONS = 10
-"""Of k-means. On SmolLM2-135M twice as many lower the held-out error of scores by less than 1%."""
+"""Iterations of k-means. On SmolLM2-135M twice as many lower the held-out error of scores by less than 1%."""
 MAX_CODEWORDS = 2**15
-"""Codes are int16."""
+"""The most codewords of a codebook: codes are int16."""
 _RIDGE = 1e-6
 _SEED = 20250218
 
@@ -29,7 +29,7 @@ def query_metric(gram: Tensor) -> Tensor:
 
 
 def learn_codebooks(keys: Tensor, metric: Tensor, num_codewords: int) -> dict[str, Tensor]:
-    """A codebook for each KV head, on the CPU.
+    """Learn a codebook for each KV head, on the CPU.
 
     Args:
         keys: at least as many as codewords. metric: from `query_metric`.

@@ -1,4 +1,4 @@
-"""Which tokens do a query's hash collisions sample, in as many tables as a budget has room for?
+"""The tokens that a query's hash collisions sample, in as many tables as a budget has room for.
 
 Shapes  G KV heads, R query heads each, L tables, n tokens
 """
@@ -12,23 +12,24 @@ import numpy as np
 from .hash_tables import NEVER, Array, HashTables
 
 LEAST_DEPTH = 4
-"""Fewest bits that must agree. Buckets of a sixteenth of all tokens say little about an angle."""
+"""The fewest bits that must agree. A bucket of a sixteenth of all tokens says little about an angle."""
 
 
-class Sample(NamedTuple):
-    """What each query head sampled, and how. A token is in head (g, r)'s sample iff `second[g, r] <= tables[g]`."""
+class Collisions(NamedTuple):
+    """The tokens that each query head sampled. A token is in head (g, r)'s sample if and only if `second[g, r] <=
+    tables[g]`."""
 
     depth: Array
-    """int64 `[G]`: bits that had to agree."""
+    """int64 `[G]`: number of bits that had to agree."""
     tables: Array
-    """int64 `[G]`: how many tables, from the first, were asked."""
+    """int64 `[G]`: number of tables, from the first, that were asked."""
     second: Array
-    """int16 `[G, R, n]`: tables it takes to collide twice."""
+    """int16 `[G, R, n]`: number of tables, from the first, until the token collides twice."""
     soonest: Array
-    """int16 `[G, n]`: the least of that over the query heads."""
+    """int16 `[G, n]`: the least of `second` over the query heads."""
 
 
-def collision_sample(tables: HashTables, wanted: Array, begin: int, end: int, room: int) -> Sample:
+def collision_sample(tables: HashTables, wanted: Array, begin: int, end: int, room: int) -> Collisions:
     """Sample the tokens `begin .. end`, at most `room` of them per KV head: the union over its query heads.
 
     The deepest buckets whose sample in all tables reaches `room` are used, then as many tables as fit: the sample
@@ -61,11 +62,11 @@ def collision_sample(tables: HashTables, wanted: Array, begin: int, end: int, ro
         open_heads = np.setdiff1d(open_heads, done)
         if not len(open_heads):
             break
-    return Sample(depth, taken, second, soonest)
+    return Collisions(depth, taken, second, soonest)
 
 
 def _sizes(soonest: Array, num_tables: int) -> Array:
-    """How many tokens the first 0, 1, .. L tables sample: int64 `[A, L + 1]`, never falling."""
+    """The number of tokens that the first 0, 1, .. L tables sample: int64 `[A, L + 1]`, never falling."""
     width = num_tables + 1
     sampled = np.flatnonzero(soonest < NEVER)
     head = sampled // max(soonest.shape[1], 1)

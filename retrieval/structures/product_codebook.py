@@ -16,15 +16,16 @@ if TYPE_CHECKING:
     import faiss
 
 CENTROIDS = 256
-"""Per part: what a byte can number."""
+"""Centroids per part: as many as a byte can number."""
 _ITERATIONS = 4
 _TRAINING = 1024
-"""Vectors k-means sees. On real keys 4,096 and more iterations rank tokens no better, and cost four times as much."""
+"""The most vectors that k-means sees. On real keys 4,096 and more iterations rank tokens no better, and cost four times
+as much."""
 
 
 def train_codebooks(x: Tensor, parts: int) -> Tensor:
-    """Codebooks `[G, M, 256, W/M]` in fp16 by k-means; x `[G, m, W]` fp32. With fewer vectors than centroids,
-    the vectors themselves."""
+    """Learn codebooks fp16 `[G, M, 256, W/M]` by k-means from x fp32 `[G, m, W]`. With no more vectors than centroids,
+    the vectors themselves are the centroids."""
     groups, count, width = x.shape
     if count <= CENTROIDS:
         padded = torch.zeros(groups, CENTROIDS, width, dtype=torch.float32, device=x.device)
@@ -43,7 +44,7 @@ def train_codebooks(x: Tensor, parts: int) -> Tensor:
 
 
 class ProductEncoder:
-    """Finds nearest centroids. Each vector is encoded by itself: in whatever company it comes, its code is the same."""
+    """Finds nearest centroids. Each vector is encoded by itself: its code does not depend on the others in the call."""
 
     def __init__(self, codebooks: Tensor) -> None:
         self.codebooks = codebooks.float().transpose(2, 3).contiguous().transpose(2, 3)
@@ -61,7 +62,7 @@ class ProductEncoder:
         return quantizer
 
     def encode(self, x: Tensor) -> Tensor:
-        """Codes of fp32 vectors `[G, n, W]`."""
+        """Encode fp32 vectors `[G, n, W]`. Returns codes uint8 `[G, n, M]`."""
         if not x.shape[1]:
             return torch.empty(x.shape[0], 0, self.codebooks.shape[1], dtype=torch.uint8, device=x.device)
         if x.device.type != "cpu":
@@ -70,7 +71,7 @@ class ProductEncoder:
         return torch.stack([torch.from_numpy(q.compute_codes(np.ascontiguousarray(rows))) for q, rows in each])
 
     def _nearest(self, x: Tensor) -> Tensor:
-        """max of x.c - |c|^2 / 2, in blocks that bound the table of all products."""
+        """Encode by the largest x.c - |c|^2 / 2, in blocks of vectors that bound the table of all products."""
         groups, parts, _, width = self.codebooks.shape
         bias = -0.5 * self.codebooks.square().sum(-1).unsqueeze(2)  # [G, M, 1, C]
         split = x.view(groups, -1, parts, width).transpose(1, 2)

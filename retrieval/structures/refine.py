@@ -25,25 +25,25 @@ from ...kernels.page_bounds import bound_scores
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Goal:
-    """What is searched for, in tokens."""
+    """The goal of a search, in tokens."""
 
     first: int
-    """Tokens before this one are chosen anyway."""
+    """Tokens before this number are chosen anyway."""
     last: int
-    """So are those from this one on."""
+    """Tokens from this number on are chosen anyway."""
     wanted: int
-    """Tokens to choose in between."""
+    """Number of tokens to choose in between."""
     limit: int
-    """Tokens that a level keeps at most besides those chosen anyway; 0: all that the bounds leave. At least `wanted`
-    otherwise."""
+    """The most tokens that a level keeps besides those chosen anyway, at least `wanted`; 0: all that the bounds
+    leave."""
 
     def inner(self, size: int, count: int) -> tuple[int, int]:
-        """Of `count` boxes of `size` tokens, those from the first number up to the second are complete and hold nothing
-        that is chosen anyway: only they are sure to reach anything."""
+        """Range [begin, end) of complete boxes that hold no token chosen anyway, of `count` boxes of `size` tokens.
+        Only these count towards `wanted`."""
         return min(-(-self.first // size), count), min(self.last // size, count)
 
     def room(self, size: int, count: int) -> int:
-        """How many of `count` boxes are kept at most."""
+        """The most boxes that are kept of `count` boxes of `size` tokens."""
         if not self.limit:
             return count
         first, last = self.inner(size, count)
@@ -51,15 +51,15 @@ class Goal:
 
 
 class Ranking(NamedTuple):
-    """Chunks that may be among the best, and how good they are."""
+    """Chunks that may be among the best, and their scores."""
 
     ids: Tensor
     """int64 `[G, m]`, ascending where they count."""
     scores: Tensor
-    """fp32 `[G, m]`: the upper bound, or with several query heads the logarithm of their softmaxes' sum; -inf: does
-    not count."""
+    """fp32 `[G, m]`: the upper bound, or with several query heads the logarithm of their softmaxes' sum; -inf for a
+    chunk that does not count."""
     visited: int
-    """Boxes scored per KV head."""
+    """Number of boxes scored per KV head."""
 
 
 class _Candidates(NamedTuple):
@@ -92,7 +92,8 @@ def best_chunks(q: Tensor, sizes: Sequence[int], levels: Sequence[Tensor], goal:
 
 
 def _survivors(bounds: tuple[Tensor, Tensor], here: _Candidates, size: int, count: int, goal: Goal) -> _Candidates:
-    """Of a level of `count` boxes: those that some query head may want, as far as there is room, by upper bound."""
+    """Keep the boxes of a level of `count` that some query head may want, the highest upper bounds first as far as
+    there is room."""
     hi, lo = bounds
     first, last = goal.inner(size, count)
     sure = (here.valid & (here.ids >= first) & (here.ids < last)).unsqueeze(1)
@@ -108,12 +109,13 @@ def _survivors(bounds: tuple[Tensor, Tensor], here: _Candidates, size: int, coun
 
 
 def _rank(hi: Tensor) -> Tensor:
-    """`[G, R, m]` -> `[G, m]`: as `group_scores` does, but by logarithms, which tell small scores apart."""
+    """One score per box, `[G, R, m]` -> `[G, m]`: as by `group_scores`, but in logarithms, which tell small scores
+    apart."""
     return hi[:, 0] if hi.shape[1] == 1 else torch.log_softmax(hi, -1).logsumexp(1)
 
 
 def _children(parents: _Candidates, fan: int, count: int) -> _Candidates:
-    """Their boxes on the level below, which has `count`."""
+    """The boxes of `parents` on the level below, which has `count` boxes."""
     ids = (parents.ids.unsqueeze(-1) * fan + torch.arange(fan, device=parents.ids.device)).flatten(1)
     valid = parents.valid.repeat_interleave(fan, 1) & (ids < count)
     return _Candidates(ids.clamp(max=count - 1), valid)
@@ -126,7 +128,8 @@ def _all_of(level: Tensor) -> _Candidates:
 
 
 def _boxes(level: Tensor, found: _Candidates | None) -> Tensor:
-    """Those of a level, which lie side by side in each group, or those that were found."""
+    """The boxes of a level `[G, n, 2D]`: all of them, or those that were found. Boxes lie side by side in each
+    group."""
     if found is None:
         return level
     groups, count, width = level.shape

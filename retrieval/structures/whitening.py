@@ -17,20 +17,20 @@ from torch import Tensor
 
 
 class Basis(NamedTuple):
-    """q.k is near (q @ of_queries) . (k @ of_keys); equal with W = D. Both `[G, D, W]`, fp32."""
+    """Two bases, fp32 `[G, D, W]` each, with q.k close to (q @ of_queries) . (k @ of_keys); equal with W = D."""
 
     of_keys: Tensor
     of_queries: Tensor
 
 
 def second_moment(queries: Tensor) -> Tensor:
-    """Mean of q q^T over `[G, R, p, D]`: `[G, D, D]`."""
+    """The mean of q q^T over `queries` `[G, R, p, D]`: `[G, D, D]`."""
     rows = queries.float().flatten(1, 2)
     return rows.transpose(1, 2) @ rows / max(rows.shape[1], 1)
 
 
 def covariance(rows: Tensor) -> Tensor:
-    """Of `[G, m, D]` over m: `[G, D, D]`; zero for no rows."""
+    """The covariance over m of `rows` `[G, m, D]`: `[G, D, D]`; zero for no rows."""
     if not rows.shape[1]:
         return rows.new_zeros(rows.shape[0], rows.shape[2], rows.shape[2])
     centred = rows - rows.mean(1, keepdim=True)
@@ -57,16 +57,15 @@ def query_whitened_basis(cov: Tensor, moment: Tensor, width: int, parts: int, *,
 
 
 def _snake(width: int, parts: int) -> Tensor:
-    """Deal the directions, best first, to the parts and back again."""
+    """Order the directions by dealing them, best first, to the parts forwards and backwards in turn."""
     rounds = torch.arange(width).view(-1, parts)
     rounds[1::2] = rounds[1::2].flip(1)
     return rounds.t().flatten()
 
 
 def captured_share(moment: Tensor, cov: Tensor, basis: Basis) -> float:
-    """Share of the variance of q.k over keys of covariance `cov` that the basis keeps, for queries of second
-    moment `moment`, both `[G, D, D]`. The mean over KV heads: one among many that is lost still shows.
-    """
+    """The share of the variance of q.k that the basis keeps, over keys of covariance `cov` and queries of second moment
+    `moment`, both `[G, D, D]`. It is the mean over KV heads: one among many that is lost still shows."""
     whole = (moment * cov).sum((1, 2))
     kept_variance = torch.einsum("gdw,gde,gew->gw", basis.of_keys, cov, basis.of_keys)
     asked = torch.einsum("gdw,gde,gew->gw", basis.of_queries, moment, basis.of_queries)

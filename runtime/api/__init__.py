@@ -1,1 +1,2 @@
-"""What callers give and get: settings, replies, errors. Every room may import it; it imports `process` alone."""
+"""Everything that callers give and get: settings, replies, errors. Every room may import it; it imports `process`
+alone."""

@@ -1,4 +1,4 @@
-"""What a user may set."""
+"""The settings that a user may give."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from .typed import DTYPES, shown
 
 PREFETCH = ("auto", "on", "off")
 MAX_STOPS, MAX_STOP_CHARACTERS = 1024, 1 << 20
-"""Stop strings, and the characters of all together: each is looked for at every token, and sessions keep them."""
+"""The most stop strings, and the most characters of all together: each string is looked for at every token, and
+sessions keep them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KVConfig:
-    """Where the KV cache may live and how much of it a decode step reads. 1 GB is 10**9 bytes."""
+    """The places where the KV cache may live, and how much of it a decode step reads. 1 GB is 10**9 bytes."""
 
     gpu_gb: float | None = None
     """Cap of the device tier. None: from free GPU memory; on a CPU-only machine, no such tier."""
@@ -32,29 +33,29 @@ class KVConfig:
     path: str | os.PathLike[str] | None = None
     """Store folder. None: `stratakv/kv` in the user's cache directory."""
     index: str = "auto"
-    """How the tokens that matter are found; see `stratakv.retrieval`."""
+    """The way to find the tokens that matter; see `stratakv.retrieval`."""
     profile: str | os.PathLike[str] | None = None
     """Profile for an index that needs one. None: where `stratakv calibrate` puts it."""
     budget: int | float = 2048
     """Tokens read per KV head and layer at each decode step, sinks, window and tail included; or a
     fraction of the context, in (0, 1)."""
     sink: int = 16
-    """First tokens of the context, always read."""
+    """The number of first tokens of the context, which are always read."""
     local: int = 64
-    """Most recent tokens, always read."""
+    """The number of most recent tokens, which are always read."""
     page_size: int = 16
     """Tokens per page."""
     dtype: str = "auto"
     """Element type of the cache. `auto`: the model's. `bfloat16` under a float32 model halves its
     bytes at a mean KL below 1e-4 (docs/decisions/0003)."""
     prefetch: str = "auto"
-    """Bring up what a layer will probably read while the layer below computes: `on`, `off`, or `auto`, where it is seen
-    to save more time than it takes. Changes no answer."""
+    """Bring up the tokens that a layer will probably read while the layer below computes: `on`, `off`, or `auto`, which
+    does it where that is seen to save more time than it takes. Changes no answer."""
     codec: str = "zstd"
-    """How pages are written to disk. `zstd`, `raw`: lossless. `int8`, `int4`: that many bits a number and a scale per
+    """The encoding of pages on disk. `zstd`, `raw`: lossless. `int8`, `int4`: that many bits a number and a scale per
     group of them (docs/decisions/0013). `adaptive`: lossless while reading pages back could hide behind computing, else
-    a share of them as int4, as large as would make reads fit. Lossy pages are exact in memory and approximate once they
-    have left it: answers then depend on what was spilled and when, and no longer repeat to the bit."""
+    as many of them as int4 as would make reads fit. Lossy pages are exact in memory and approximate once they have left
+    it: answers then depend on what was spilled and when, and no longer repeat to the bit."""
 
     def __post_init__(self) -> None:
         _take(self, typed.real, "gpu_gb", "host_gb", "disk_gb")
@@ -102,12 +103,13 @@ class KVConfig:
 
     @property
     def min_budget(self) -> int:
-        """Forced tokens, rounded up to pages, the unsealed tail, and one page to choose."""
+        """The least budget in tokens: the forced ones, rounded up to pages, the unsealed tail, and one page to
+        choose."""
         params, size = self.index_params(), self.page_size
         return (params.units(self.sink, size) + params.units(self.local, size) + 2) * size
 
     def budget_tokens(self, context: int) -> int:
-        """Tokens to read at a context length."""
+        """The number of tokens to read when the context has `context` tokens."""
         if self.budget >= 1:
             return int(self.budget)
         return max(self.min_budget, math.ceil(self.budget * context))
@@ -116,16 +118,16 @@ class KVConfig:
         return IndexParams(page_size=self.page_size, sink=self.sink, local=self.local)
 
     def retrieval_settings(self) -> dict[str, Any]:
-        """What the KV of generated tokens depends on."""
+        """The settings that the KV of generated tokens depends on."""
         return {name: getattr(self, name) for name in ("index", "budget", "sink", "local", "page_size")}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerationConfig:
-    """How tokens are chosen; names as in Hugging Face's `GenerationConfig`."""
+    """The settings by which tokens are chosen; names as in Hugging Face's `GenerationConfig`."""
 
     max_new_tokens: int = 512
-    """Most tokens of a reply; -1: as many as there is room for."""
+    """The most tokens of a reply; -1: as many as there is room for."""
     do_sample: bool = False
     temperature: float = 0.7
     """Used only with `do_sample`, like the next three."""
@@ -134,15 +136,15 @@ class GenerationConfig:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     max_repeats: int | None = None
-    """A reply ends, with `finish_reason` "repeats", once its last words are so many copies of the same in a row, 48
-    tokens or more together. Changes no token before. 0: never. None: 3 in a chat, never in `Runtime.generate`."""
+    """A reply ends, with `finish_reason` "repeats", once its last words are this many copies of the same in a row, 48
+    tokens or more together. It changes no token before. 0: never. None: 3 in a chat, never in `Runtime.generate`."""
     stop_strings: tuple[str, ...] = ()
     seed: int | None = None
-    """From 0 to 2**64 - 1. In a batch, prompt number n draws with seed + n, as it would alone: equal prompts get
-    different replies, the same ones each time. None: fresh randomness each time."""
+    """Seed of the draws, from 0 to 2**64 - 1. In a batch, prompt number n draws with seed + n, as it would alone: equal
+    prompts get different replies, the same ones each time. None: fresh randomness each time."""
     drop_thinking: bool = False
-    """In a chat, where the model's template leaves the thinking out of earlier replies: forget a reply's when it is
-    done, and read the rest again with the next message, as the template writes it (docs/TEMPLATES.md). Otherwise a
+    """In a chat whose template leaves the thinking out of earlier replies: forget a reply's thinking when it is done,
+    and read the rest again with the next message, as the template writes it (docs/TEMPLATES.md). Otherwise a
     conversation remembers all it said."""
     ignore_eos: bool = False
     """Go on past the end-of-sequence token and past repeats (benchmarks)."""
@@ -176,7 +178,7 @@ class GenerationConfig:
 
     @classmethod
     def from_kwargs(cls, base: GenerationConfig | None = None, **kwargs: Any) -> GenerationConfig:
-        """Keyword arguments over `base`; knows the aliases `max_tokens` and `stop`.
+        """A configuration made of keyword arguments over `base`; knows the aliases `max_tokens` and `stop`.
 
         Raises ValueError for a name that is unknown or a value out of range, WrongTypeError for one of another type.
         """
@@ -192,20 +194,22 @@ class GenerationConfig:
         return cls(**{**(asdict(base) if base else {}), **kwargs})
 
     def of_batch(self, count: int) -> list[GenerationConfig]:
-        """For `count` prompts that are continued together: one seed would draw the same numbers for each."""
+        """The settings for each of `count` prompts that are continued together, with seeds of their own: one seed would
+        draw the same numbers for each."""
         if self.seed is None:
             return [self] * count
         return [replace(self, seed=(self.seed + number) % (1 << 64)) for number in range(count)]
 
 
 def _whole_or_real(name: str, value: Any) -> int | float:
-    """A float only where there is a fraction."""
+    """An int if the number is whole, else a float."""
     number = typed.real(name, value)
     return typed.whole(name, value) if number.is_integer() else number
 
 
 def _take(settings: object, kind: Callable[[str, Any], Any], *names: str) -> None:
-    """Read these fields of a frozen dataclass as a `kind` from `typed` does. None stays where it is the default."""
+    """Convert these fields of a frozen dataclass by `kind`, a function of `typed`. None stays where it is the
+    default."""
     defaults = {field.name: field.default for field in fields(settings)}  # type: ignore[arg-type]
     for name in names:
         value = getattr(settings, name)

@@ -6,11 +6,12 @@ from ...storage.errors import StratakvError as StratakvError
 
 
 class ModelFileError(StratakvError):
-    """The model cannot be found, read or understood. Names the file and what is wrong."""
+    """The model cannot be found, read or understood. The message names the file and what is wrong."""
 
 
 class ProfileError(StratakvError):
-    """An index needs a profile that is missing, damaged or another model's. Names the file and the command to run."""
+    """An index needs a profile that is missing, damaged or another model's. The message names the file and the command
+    to run."""
 
 
 class LaterProfileError(ProfileError):
@@ -18,7 +19,7 @@ class LaterProfileError(ProfileError):
 
 
 class DoesNotFitError(StratakvError):
-    """A prompt exceeds the model's window or the configured tiers. Shows the sum."""
+    """A prompt exceeds the model's window or the configured tiers. The message shows the sum."""
 
 
 class ConversationError(StratakvError):
@@ -26,7 +27,7 @@ class ConversationError(StratakvError):
 
 
 class WrongTypeError(StratakvError, TypeError):
-    """An argument is of a type that means nothing there. Names it, what was given, and what is taken."""
+    """An argument is of a type that means nothing there. The message names it, what was given, and what is taken."""
 
 
 class SessionError(StratakvError):

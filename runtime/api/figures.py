@@ -1,4 +1,4 @@
-"""How printed figures are made: one definition for replies, the chat, `bench` and `eval`. docs/FIGURES.md lists them.
+"""The definitions of printed figures, one each for replies, the chat, `bench` and `eval`. docs/FIGURES.md lists them.
 
 A figure that nothing was measured for is None, null in JSON and `-` where people read it: not 0, and not infinite.
 """
@@ -29,22 +29,22 @@ class Stopwatch:
 
 
 def per_second(count: float, seconds: float) -> float | None:
-    """A rate; None where nothing was counted or no time was measured."""
+    """`count` per second; None where nothing was counted or no time was measured."""
     return count / seconds if count and seconds > 0 else None
 
 
 def ratio(part: float, whole: float) -> float | None:
-    """None where there is no whole."""
+    """`part` divided by `whole`; None where there is no whole."""
     return part / whole if whole else None
 
 
 def shown(figure: float | None, form: str) -> str:
-    """As `format(figure, form)`, and a dash where there is none."""
+    """The figure as by `format(figure, form)`, or a dash where there is none."""
     return "-" if figure is None else format(figure, form)
 
 
 def to_json(result: Any, indent: int | None = None) -> str:
-    """JSON that every parser reads: numbers that are none are null."""
+    """JSON that every parser reads: infinite numbers and NaN become null."""
     return json.dumps(_finite(result), indent=indent, allow_nan=False)
 
 

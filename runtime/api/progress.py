@@ -1,4 +1,4 @@
-"""How far reading a prompt is, for whoever waits for it."""
+"""The progress of reading a prompt, for whoever waits for it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a prefill is. `processed` counts whole-model tokens; both include `cached` ones."""
+    """The progress of a prefill, in tokens that have passed the whole model. `processed` includes the `cached` ones."""
 
     total: int
     cached: int

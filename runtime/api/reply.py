@@ -1,4 +1,4 @@
-"""What a generation gives back."""
+"""The results of a generation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from ..api.figures import per_second
 
 REPEATS = "the reply repeated itself and was ended"
-"""What people are told where `finish_reason` is `repeats`."""
+"""The words for people where `finish_reason` is `repeats`."""
 
 
 @dataclass(slots=True)
@@ -16,35 +16,36 @@ class Usage:
     """Token counts. docs/FIGURES.md defines each."""
 
     prompt_tokens: int = 0
-    """All that the reply could look back on: the conversation so far and the message."""
+    """All tokens that the reply could look back on: the conversation so far and the message."""
     cached_tokens: int = 0
-    """Of those, what the store had: read by an earlier conversation, or restored with a session."""
+    """Prompt tokens that the store had: read by an earlier conversation, or restored with a session."""
     completion_tokens: int = 0
-    """Tokens that were generated, one that ends the reply included."""
+    """Tokens that were generated, including one that ends the reply."""
 
 
 @dataclass(slots=True)
 class Timings:
-    """llama.cpp's names. docs/FIGURES.md defines each. A step makes one token out of the one before; the first token
-    comes out of the prompt."""
+    """Times and counts of one reply, under llama.cpp's names. docs/FIGURES.md defines each. A step makes one token out
+    of the one before; the first token comes out of the prompt."""
 
     prompt_n: int = 0
     """Tokens of the prompt that were computed for this reply, in `prompt_ms`."""
     prompt_ms: float = 0.0
     cache_n: int = 0
-    """The others, whose KV was there: from the store, or from earlier turns."""
+    """The other tokens of the prompt, whose KV was there: from the store, or from earlier turns."""
     predicted_n: int = 0
-    """`completion_tokens`."""
+    """Tokens that were generated: `completion_tokens`."""
     predicted_ms: float = 0.0
-    """Time spent in `step_n` steps: not while somebody reads, nor while another thread has its turn at the model."""
+    """Milliseconds spent in `step_n` steps. Time in which somebody reads, or another thread has its turn at the model,
+    does not count."""
     step_n: int = 0
-    """Steps this reply took part in: one less than its tokens."""
+    """Number of steps this reply took part in: one less than its tokens."""
     ttft_ms: float | None = None
-    """What the person waited for the first token, from the request on; None if there is none yet."""
+    """Milliseconds that the person waited for the first token, from the request on; None if there is none yet."""
 
     @property
     def steps_per_second(self) -> float | None:
-        """Steps over the time spent in them; None if there was none."""
+        """Steps divided by the seconds spent in them; None if there was no step."""
         return per_second(self.step_n, self.predicted_ms / 1000)
 
     @property
@@ -53,17 +54,17 @@ class Timings:
         return self.steps_per_second or 0.0
 
     def note_first(self, waited_s: float) -> None:
-        """The first token is there."""
+        """Note the first token, for which the person waited `waited_s` seconds."""
         self.predicted_n, self.ttft_ms = 1, 1000 * waited_s
 
     def note_step(self, seconds: float) -> None:
-        """Another one is."""
+        """Note another token, whose step took `seconds`."""
         self.predicted_n += 1
         self.step_n += 1
         self.predicted_ms += 1000 * seconds
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, which has a null for a rate that is none."""
+        """All fields and the rate as a dict for JSON, which has a null where there is no rate."""
         return {**asdict(self), "predicted_per_second": self.steps_per_second}
 
 
@@ -80,7 +81,8 @@ class Reply:
     over and over: `GenerationConfig.max_repeats`) or `interrupted`."""
 
     def note_prompt(self, tokens: int, cached: int, computed: int, seconds: float) -> None:
-        """The prompt is read: its `tokens`, those that came from the store, and those that took `seconds` now."""
+        """Note that the prompt is read: its `tokens`, how many came from the store (`cached`), and how many were
+        `computed` in `seconds`."""
         self.usage.prompt_tokens, self.usage.cached_tokens = tokens, cached
         self.timings.prompt_n, self.timings.prompt_ms = computed, 1000 * seconds
         self.timings.cache_n = tokens - computed

@@ -1,6 +1,6 @@
-"""Values of settings as Python's own types: whatever means the same is taken, anything else is refused by name.
+"""Values of settings as Python's own types: any value that means the same is taken, anything else is refused by name.
 
-A number is what gives itself out as one by `__index__` or `__float__`: Python's, numpy's and pandas' scalars,
+A number is any value that offers `__index__` or `__float__`: Python's, numpy's and pandas' scalars,
 fractions, decimals, arrays and tensors without dimensions. Truth values, times and texts are no numbers, whatever they
 offer: reading a typed text as a number is the command line's work.
 """
@@ -19,11 +19,11 @@ from .errors import WrongTypeError
 
 Called = TypeVar("Called", bound=Callable[..., Any] | None)
 DTYPES = ("float32", "bfloat16", "float16")
-"""Names that a model or its cache may be computed or kept in."""
+"""Names of the dtypes that a model may compute in and its cache be kept in."""
 _MOST_BITS = 128
-"""Of a whole number. Python neither prints nor reads one of some thousand digits."""
+"""The most bits of a whole number. Python neither prints nor reads one of some thousand digits."""
 _LONGEST = 100
-"""Characters of a value in a message."""
+"""The most characters of a value in a message."""
 
 
 def whole(name: str, value: Any) -> int:
@@ -53,7 +53,8 @@ def flag(name: str, value: Any) -> bool:
 
 
 def text(name: str, value: Any) -> str:
-    """Raises WrongTypeError unless it is a text, ValueError if it holds half a character."""
+    """A text as Python's own `str`. Raises WrongTypeError for anything else, ValueError if it holds half a
+    character."""
     found = _single(value)
     if not isinstance(found, str):
         raise _wrong(name, value, "a text")
@@ -62,7 +63,7 @@ def text(name: str, value: Any) -> str:
     except UnicodeEncodeError as error:
         half = found[error.start]
         raise ValueError(f"{name} cannot be encoded: {half!a} at character {error.start} is half of one") from None
-    return str.__str__(found)  # what str() makes of an enumeration's text is its name
+    return str.__str__(found)  # str() would give the name of an enumeration's member, not its text
 
 
 def named(name: str, value: Any) -> str:
@@ -74,28 +75,29 @@ def named(name: str, value: Any) -> str:
 
 
 def texts(name: str, value: Any) -> tuple[str, ...]:
-    """One text, several, or None for none. Empty ones say nothing and are left out. Raises as `text`."""
+    """A tuple of one text, of several, or of none for None. Empty texts say nothing and are left out. Raises as
+    `text`."""
     if value is None:
         return ()
     return tuple(found for each in several(name, value) if (found := text(f"each of {name}", each)))
 
 
 def several(name: str, value: Any) -> list[Any]:
-    """One text, or what a list or any other series holds. Raises WrongTypeError for what is neither."""
+    """A list of one text, or of the items of a list or any other series. Raises WrongTypeError for anything else."""
     found = _single(value)
     if isinstance(found, str):
         return [found]
     try:
         if isinstance(value, Iterable) and not isinstance(value, bytes | bytearray | Mapping):
             return list(value)
-    except TypeError:  # numpy's and torch's scalars say that they can be gone through
+    except TypeError:  # scalars of numpy and torch claim to be iterable
         pass
     raise _wrong(name, value, "a text or a list of texts")
 
 
 def path(name: str, value: Any) -> str | Path:
-    """A text as it is, any other path as Python's own. Raises WrongTypeError for what is no path, ValueError for what
-    no file can be called."""
+    """A path: a text as it is, any other path as Python's own. Raises WrongTypeError for what is no path, ValueError
+    for a path that no file can have."""
     if not isinstance(value, str | os.PathLike):
         raise _wrong(name, value, "a path")
     found = os.fsdecode(value)
@@ -113,14 +115,15 @@ def path(name: str, value: Any) -> str | Path:
 
 
 def called(name: str, value: Called) -> Called:
-    """Raises WrongTypeError for what cannot be called, None excepted: before work that would end there."""
+    """`value` unchanged if it can be called or is None. Raises WrongTypeError otherwise, before work that would end
+    there."""
     if value is None or callable(value):
         return value
     raise _wrong(name, value, "a function")
 
 
 def shown(value: Any) -> str:
-    """A value for a message: on one line, and short, whatever it is."""
+    """A value as text for a message: on one line, and short, whatever it is."""
     try:
         found = " ".join(repr(value).split())
     except Exception:  # a number of too many digits, or a foreign object's own mistake
@@ -129,7 +132,7 @@ def shown(value: Any) -> str:
 
 
 def _number(value: Any) -> int | float | None:
-    """An int where it is one, exactly; None for what is no number."""
+    """The value as an int where it is whole, exactly, else as a float; None for a value that is no number."""
     found = _single(value)
     if isinstance(found, bool | str) or getattr(found, "shape", ()) != ():
         return None
@@ -151,10 +154,10 @@ def _float(number: Any) -> float:
 
 
 def _single(value: Any) -> Any:
-    """What a scalar, array or tensor of another library holds, if it is one value; otherwise `value`."""
+    """The one value inside a scalar, array or tensor of another library; otherwise `value`."""
     if getattr(value, "shape", None) != () or not hasattr(value, "tolist"):
         return value
-    if getattr(getattr(value, "dtype", None), "kind", "") in ("m", "M"):  # a time, which numpy makes an int of
+    if getattr(getattr(value, "dtype", None), "kind", "") in ("m", "M"):  # a time, which numpy would give as an int
         return None
     try:
         return value.tolist()

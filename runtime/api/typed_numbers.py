@@ -7,7 +7,7 @@ import re
 
 
 def whole_number(text: str) -> int:
-    """Raises ValueError unless it is one."""
+    """Read a whole number. Raises ValueError if `text` is none."""
     text = text.strip()
     if re.fullmatch(r"[+-]?[0-9]{1,40}", text):
         return int(text)
@@ -21,7 +21,7 @@ def whole_number(text: str) -> int:
 
 
 def real_number(text: str) -> float:
-    """A finite one. Raises ValueError."""
+    """Read a finite number. Raises ValueError if `text` is none."""
     try:
         number = float(text)
     except ValueError:

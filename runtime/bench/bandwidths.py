@@ -20,17 +20,18 @@ _DISK_BYTES = 128 << 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bandwidths:
-    """Bytes per second that were reached here, or are let through where an edge is slowed down on purpose."""
+    """Bytes per second that were reached here, or are allowed where an edge is slowed down on purpose."""
 
     memory: float
-    """Reading the memory of the compute device."""
+    """Bytes per second of reading the memory of the compute device."""
     link: float
-    """Host memory to the compute device: over PCIe, or beside no GPU a copy from memory to memory."""
+    """Bytes per second from host memory to the compute device: over PCIe, or without a GPU a copy from memory to
+    memory."""
     disk: float
-    """Reading a file that is not in the page cache."""
+    """Bytes per second of reading a file that is not in the page cache."""
 
     def limited(self, link_gbps: float | None, disk_gbps: float | None) -> Bandwidths:
-        """With the edges no faster than these."""
+        """The same bandwidths with edges no faster than these, in GB per second."""
         link = self.link if link_gbps is None else min(self.link, 1e9 * link_gbps)
         disk = self.disk if disk_gbps is None else min(self.disk, 1e9 * disk_gbps)
         return Bandwidths(memory=self.memory, link=link, disk=disk)
@@ -44,7 +45,7 @@ class Bandwidths:
 
 
 def measure_bandwidths(device: torch.device, folder: Path) -> Bandwidths:
-    """The best of a few tries each; the disk is the one that holds `folder`."""
+    """Measure all bandwidths, each as the best of a few tries; the disk is the one that holds `folder`."""
     found = Bandwidths(memory=_memory(device), link=_link(device), disk=_disk(folder))
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -1,11 +1,11 @@
-"""Somebody whose decode is timed, over two turns of one conversation.
+"""Contestants, whose decode is timed over two turns of one conversation.
 
     first turn    the context      --> time to the first token, then `steps` timed steps
     second turn   a further prompt --> time to the first token, then a quarter as many timed steps
 
     steps         4 untimed | 16 timed | the others' turn | 1 untimed | 16 timed | ...
 
-Contestants take turns in blocks, not step by step: between two steps of one block nobody else works, so what a
+Contestants take turns in stints, not step by step: between two steps of one stint nobody else works, so what a
 contestant does in the background (prefetching) overlaps with its own steps only, and disturbs its own only.
 
 All are given the same tokens, whatever they would have chosen themselves: nobody's steps become easier by
@@ -25,9 +25,9 @@ from ..api.figures import Stopwatch, per_second
 WARM_UP = 4
 """Steps at the beginning of a turn that are not timed."""
 RESUME = 1
-"""And at the beginning of a later block: what was fetched while others worked came for nothing."""
-BLOCK = 16
-"""Timed steps in a row."""
+"""Steps at the beginning of a later stint that are not timed: bytes fetched while others worked came for nothing."""
+STINT = 16
+"""The number of timed steps in a row."""
 
 
 class LeftOutError(Exception):
@@ -35,15 +35,15 @@ class LeftOutError(Exception):
 
 
 @dataclass(slots=True)
-class Turn:
-    """One turn of a batch. Times in seconds."""
+class TimedTurn:
+    """The times of one turn of a batch, in seconds."""
 
     batch: int
     ttft_s: float | None = None
-    """Until every sequence of the batch has its first token; None: the context was not prefilled."""
+    """Seconds until every sequence of the batch has its first token; None: the context was not prefilled."""
     step_s: list[float] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
-    """What the contestant counted over the timed steps."""
+    """Numbers that the contestant counted over the timed steps."""
 
     @property
     def decode_s(self) -> float:
@@ -61,40 +61,40 @@ class Turn:
 
 
 def _percentile_ms(seconds: list[float], percent: float) -> float | None:
-    """Of times in seconds. One time has a middle and no spread: None."""
+    """A percentile of times in seconds, in milliseconds. One time has a middle and no spread: None."""
     if not seconds or (len(seconds) == 1 and percent != 50):
         return None
     return 1000 * float(np.percentile(seconds, percent))
 
 
-def block_sizes(steps: int) -> list[tuple[int, int]]:
-    """(all, untimed) steps of each block, for `steps` timed ones."""
-    timed = [min(BLOCK, steps - start) for start in range(0, steps, BLOCK)]
+def stint_sizes(steps: int) -> list[tuple[int, int]]:
+    """The numbers of all and of untimed steps of each stint, for `steps` timed ones."""
+    timed = [min(STINT, steps - start) for start in range(0, steps, STINT)]
     untimed = [WARM_UP] + [RESUME] * (len(timed) - 1)
     return [(n + before, before) for n, before in zip(timed, untimed, strict=True)]
 
 
 def num_steps(steps: int) -> int:
-    """All steps of a turn with `steps` timed ones."""
-    return sum(size for size, _ in block_sizes(steps))
+    """The number of all steps of a turn with `steps` timed ones."""
+    return sum(size for size, _ in stint_sizes(steps))
 
 
 class Contestant(ABC):
     """Decodes a batch, step by step. The subclass's constructor does what need not be timed.
 
     Args:
-        settings: what tells it from others of its name, for the result.
+        settings: settings that tell it from others of its name, for the result.
     """
 
     name: str
 
     def __init__(self, batch: int, settings: dict[str, Any]) -> None:
         self.batch, self.settings = batch, settings
-        self.turns: list[Turn] = []
+        self.turns: list[TimedTurn] = []
 
     def begin_turn(self, prompts: np.ndarray, *, random_kv: bool) -> None:
         """Append `prompts` `[batch, tokens]`; timed, unless they become random KV."""
-        turn = Turn(self.batch)
+        turn = TimedTurn(self.batch)
         self.turns.append(turn)
         if random_kv:
             self.fill(prompts)
@@ -103,18 +103,18 @@ class Contestant(ABC):
             self.extend(prompts)
         turn.ttft_s = watch.seconds
 
-    def take_block(self, steps: list[list[int]], untimed: int) -> None:
-        """Decode `steps`, a token for every sequence each; the first `untimed` are in nobody's times."""
+    def take_stint(self, steps: list[list[int]], untimed: int) -> None:
+        """Decode `steps`, each a token for every sequence; the first `untimed` of them count in nobody's times."""
         times = self.turns[-1].step_s
         for tokens in steps[:untimed]:
             self.decode(tokens)
-        self.on_block()
+        self.on_stint()
         for tokens in steps[untimed:]:
             with Stopwatch() as step:
                 self.decode(tokens)
             times.append(step.seconds)
             self.on_step()
-        self.on_block_end()
+        self.on_stint_end()
 
     def end_turn(self) -> None:
         self.turns[-1].facts = self.facts(self.turns[-1])
@@ -128,34 +128,34 @@ class Contestant(ABC):
 
     @abstractmethod
     def extend(self, prompts: np.ndarray) -> None:
-        """Append prompt tokens `[batch, n]`, up to knowing the next token of each sequence."""
+        """Append prompt tokens `[batch, n]`, until the next token of each sequence is known."""
 
     @abstractmethod
     def fill(self, prompts: np.ndarray) -> None:
-        """The same with random keys and values. Raises LeftOutError where that cannot be."""
+        """Append random keys and values for the tokens instead. Raises LeftOutError where that cannot be."""
 
     @abstractmethod
     def decode(self, tokens: list[int]) -> None:
-        """One step, up to knowing the next token of each sequence."""
+        """Take one step, until the next token of each sequence is known."""
 
-    def on_block(self) -> None:
-        """Before the first timed step of a block."""
+    def on_stint(self) -> None:
+        """Called before the first timed step of a stint."""
         return
 
     def on_step(self) -> None:
-        """After each timed step, outside its time."""
+        """Called after each timed step, outside its time."""
         return
 
-    def on_block_end(self) -> None:
-        """After the last timed step of a block."""
+    def on_stint_end(self) -> None:
+        """Called after the last timed step of a stint."""
         return
 
-    def facts(self, turn: Turn) -> dict[str, Any]:
-        """What was counted over a turn's timed steps."""
+    def facts(self, turn: TimedTurn) -> dict[str, Any]:
+        """The numbers counted over a turn's timed steps."""
         return {}
 
     def summary(self) -> dict[str, Any]:
-        """What holds for all turns."""
+        """Facts that hold for all turns."""
         return {}
 
     def close(self) -> None:

@@ -10,28 +10,29 @@ import numpy as np
 import torch
 
 from ..api.errors import StratakvError
-from .options import Options
+from .options import BenchOptions
 from .subject import Subject
 
-Log = Callable[[str], None]
+Tell = Callable[[str], None]
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
-"""Largest logit difference, as a share of the largest logit. bf16 keeps 8 bits, fp16 11."""
+"""The largest logit difference allowed, as a share of the largest logit. bf16 keeps 8 bits, fp16 11."""
 _LONGEST = 1024
 _STEPS = 8
 _HOST_GB = 4.0
-"""Enough for what is checked. Pinning more would take longer than the check."""
+"""GB of host memory, enough for the check. Pinning more would take longer than the check."""
 
 
 class WrongLogitsError(StratakvError):
     """Our logits are not transformers': no speed is reported."""
 
 
-def check_logits(subject: Subject, options: Options, folder: Path, log: Log) -> dict[str, float]:
-    """By dtype, the largest logit difference relative to the largest logit, over a real prefill and a few steps.
+def check_logits(subject: Subject, options: BenchOptions, folder: Path, log: Tell) -> dict[str, float]:
+    """Compare logits with transformers' over a real prefill and a few steps. Returns by dtype the largest difference,
+    as a share of the largest logit.
 
-    In the dtype that is timed, and in fp32, which leaves nothing to rounding, where memory holds such a copy. The
-    tokens are those at the beginning of what is timed, up to 1,024; the tiers have the first caps that are measured
+    This is done in the dtype that is timed, and in fp32, which leaves nothing to rounding, where memory holds such a
+    copy. The tokens are the first of those that are timed, up to 1,024; the tiers have the first caps that are measured
     (host memory at most 4 GB), and two sequences take their steps together if batches are measured.
 
     Raises WrongLogitsError beyond the tolerance.
@@ -51,7 +52,7 @@ def check_logits(subject: Subject, options: Options, folder: Path, log: Log) -> 
     return found
 
 
-def _largest_difference(subject: Subject, options: Options, folder: Path, dtype: torch.dtype) -> float:
+def _largest_difference(subject: Subject, options: BenchOptions, folder: Path, dtype: torch.dtype) -> float:
     model, reference = subject.pair(dtype)
     caps = replace(options.caps[0], host_gb=min(_HOST_GB, options.caps[0].host_gb or _HOST_GB))
     kv = replace(options.kv(folder, "dense", caps), dtype="auto", codec="zstd")

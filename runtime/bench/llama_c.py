@@ -34,14 +34,14 @@ import numpy as np
 
 PACKAGE = "xllamacpp"
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
-"""Names of types of numbers in a cache -> ggml's numbers for them."""
+"""Names of types of numbers in a cache, with ggml's numbers for them."""
 _ERROR = 4
 _ROOM = 256
-"""Bytes behind the fields that are named here: more than there are. What is passed by value stands last."""
+"""Bytes behind the fields that are named here, more than there are. A structure passed by value stands last."""
 
 
 class LlamaCppError(Exception):
-    """llama.cpp refused; in its own words."""
+    """llama.cpp refused; the message is its own."""
 
 
 class _ModelSettings(Structure):
@@ -85,7 +85,7 @@ def _on_log(level: int, text: bytes, _: object) -> None:
 
 
 _ON_LOG = _LOGGED(_on_log)
-"""Held as long as llama.cpp may call it."""
+"""Kept as long as llama.cpp may call it."""
 
 
 def is_installed() -> bool:
@@ -93,13 +93,13 @@ def is_installed() -> bool:
 
 
 def version() -> str:
-    """llama.cpp's build, `b11549`."""
+    """The name of llama.cpp's build, such as `b11549`."""
     return f"b{importlib.metadata.version(PACKAGE).split('.')[2]}"
 
 
 @cache
 def _library() -> Any:
-    """Raises LlamaCppError if it is another version than this file knows."""
+    """Load the library. Raises LlamaCppError if it is another version than this file knows."""
     spec = importlib.util.find_spec(PACKAGE)
     assert spec is not None
     assert spec.submodule_search_locations is not None
@@ -118,7 +118,7 @@ def _library() -> Any:
 
 
 def _functions() -> Iterator[tuple[str, Any, list[Any]]]:
-    """(name, result, arguments) of what is called."""
+    """Yield (name, result, arguments) of each function that is called."""
     yield "llama_log_set", None, [_LOGGED, c_void_p]
     yield "llama_backend_init", None, []
     yield "llama_model_default_params", _ModelSettings, []
@@ -139,12 +139,12 @@ def _functions() -> Iterator[tuple[str, Any, list[Any]]]:
 
 
 class LlamaModel:
-    """A file and one sequence of tokens. Raises LlamaCppError if it is refused.
+    """A file and one sequence of tokens. Raises LlamaCppError if llama.cpp refuses it.
 
     Args:
         context: tokens that the sequence may have.
         kv: type of the numbers in its cache, of `KV_TYPES`.
-        flash: whether attention is computed in one piece; needed for a cache in 8 bits.
+        flash: compute attention in one kernel; needed for a cache in 8 bits.
         rows: tokens that are read at a time.
     """
 
@@ -170,7 +170,8 @@ class LlamaModel:
         self.vocabulary_size: int = self._c.llama_vocab_n_tokens(self._vocabulary)
 
     def extend(self, tokens: np.ndarray, *, every: bool = False) -> np.ndarray:
-        """Append tokens `[n]`; logits fp32 `[n, vocabulary]` of every one, or `[1, vocabulary]` of the last."""
+        """Append tokens `[n]`. Returns logits fp32 `[n, vocabulary]` of every token, or `[1, vocabulary]` of the
+        last."""
         self._held += len(tokens)
         if self._held > self._room:  # it would end the process
             raise LlamaCppError(f"{self._held} tokens, its context has {self._room}")
@@ -208,7 +209,7 @@ class LlamaModel:
         return list(ids[:count])
 
     def ends(self, token: int) -> bool:
-        """Whether the token ends a reply."""
+        """True if the token ends a reply."""
         return bool(self._c.llama_vocab_is_eog(self._vocabulary, token))
 
     def close(self) -> None:
@@ -217,7 +218,7 @@ class LlamaModel:
 
 
 def expand(data: np.ndarray, kind: int) -> np.ndarray:
-    """Numbers fp32 `[n]` of a tensor's bytes in a quantisation type of ggml."""
+    """Expand a tensor's bytes in a quantisation type of ggml to numbers fp32 `[n]`."""
     traits = _library().ggml_get_type_traits(kind).contents
     raw = np.ascontiguousarray(data, np.uint8).ravel()
     found = np.empty(len(raw) // traits.block_bytes * traits.block, np.float32)

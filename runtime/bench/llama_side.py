@@ -16,11 +16,11 @@ from .contestant import Contestant, LeftOutError
 
 
 class LlamaCpp(Contestant):
-    """One sequence. Raises LeftOutError where it cannot take part.
+    """llama.cpp with one sequence. Raises LeftOutError where it cannot take part.
 
     Args:
         gguf: the model's files; llama.cpp finds the other parts of a split one by itself.
-        tokens: the sequence's, over both turns.
+        tokens: number of tokens of the sequence, over both turns.
     """
 
     def __init__(self, gguf: list[Path], batch: int, tokens: int, vocabulary: int) -> None:
@@ -46,14 +46,14 @@ class LlamaCpp(Contestant):
         self._next(prompts[0])
 
     def fill(self, prompts: np.ndarray) -> None:
-        """It offers no way to write into its cache: the context is prefilled, and that is not reported."""
+        """Prefill the context, without reporting its time: llama.cpp offers no way to write into its cache."""
         self._next(prompts[0])
 
     def decode(self, tokens: list[int]) -> None:
         self._next(np.array(tokens))
 
     def _next(self, tokens: np.ndarray) -> int:
-        """The likeliest token behind them."""
+        """The likeliest token after `tokens`."""
         return int(self._llama.extend(tokens).argmax())
 
     def close(self) -> None:

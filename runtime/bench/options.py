@@ -1,4 +1,4 @@
-"""What a run of the benchmark is asked for."""
+"""The options of a run of the benchmark."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from ..api.config import KVConfig
 from ..api.typed import shown
 
 _MOST = {"steps": 10**6, "turn_tokens": 10**8, "contexts": 10**8, "batches": 1024, "layers": 1024}
-"""What is more would not be measured in a lifetime, or is held by no machine."""
+"""The most of each number: more could not be measured in a lifetime, or is held by no machine."""
 BASELINES = ("dense", "offloaded", "quantised", "llama.cpp")
-"""Of transformers the first three."""
+"""All baselines, of which transformers runs the first three."""
 SHORTEST = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Caps:
-    """Of the tiers, in GB; None as in `KVConfig`."""
+    """Caps of the tiers in GB; None as in `KVConfig`."""
 
     gpu_gb: float | None = None
     host_gb: float | None = None
     disk_gb: float | None = None
 
     def given(self) -> dict[str, float]:
-        """Those that are not None."""
+        """The caps that are not None, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def __str__(self) -> str:
@@ -37,14 +37,15 @@ class Caps:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
-    """A row for every context and batch; in a row every index under every cap, and the baselines."""
+class BenchOptions:
+    """Options of a run. It has a row for every context and batch; in a row stand every index under every cap, and the
+    baselines."""
 
     model: str = "smollm2"
     shape: str | None = None
-    """Random weights of this shape in place of `model`."""
+    """A shape of random weights to measure in place of `model`."""
     layers: int | None = None
-    """Of the shape; None: all it has."""
+    """Number of layers of the shape; None: all it has."""
     device: str = "auto"
     dtype: str = "auto"
     contexts: tuple[int, ...] = (512, 7500)
@@ -56,7 +57,7 @@ class Options:
     codec: str = "zstd"
     profile: Path | None = None
     kv_dir: Path | None = None
-    """Where stores are made; each is new, and removed. None: the system's folder for temporary files."""
+    """The folder in which stores are made; each is new, and removed. None: the system's folder for temporary files."""
     steps: int = 256
     """Timed decode steps of the first turn; the second has a quarter as many."""
     turn_tokens: int = 64
@@ -64,7 +65,7 @@ class Options:
     random_kv: bool = False
     """Contexts are random numbers written into the store instead of a prefill's results."""
     prefetch: tuple[str, ...] = ("auto",)
-    """As in `KVConfig`, side by side."""
+    """Values of prefetch as in `KVConfig`, measured side by side."""
     baselines: tuple[str, ...] = BASELINES
     gpu_memory_cap: float | None = None
     """GB that model and KV may take on the device together, as if it were a card of that size."""
@@ -73,7 +74,7 @@ class Options:
     disk_gbps: float | None = None
     text: Path | None = None
     trace: Path | None = None
-    """Where to write a trace of a few decode steps, for a browser's profiler."""
+    """The file for a trace of a few decode steps, for a browser's profiler."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.turn_tokens < 1:
@@ -100,7 +101,7 @@ class Options:
         if self.profile is not None and not any(index_class(index)[0].needs_profile for index in self.indexes):
             raise ValueError(f"none of the indexes {', '.join(self.indexes)} needs a profile; leave it out (profile=)")
         for index, caps, prefetch in itertools.product(self.indexes, self.caps, self.prefetch):
-            self.kv(Path(), index, caps, prefetch=prefetch)  # refuses what it cannot take before anything is measured
+            self.kv(Path(), index, caps, prefetch=prefetch)  # raises for bad settings before anything is measured
 
     @property
     def later_steps(self) -> int:
@@ -115,12 +116,12 @@ class Options:
         )  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:
-        """What a result says it was asked for."""
+        """The options that a result states."""
         found = {name: value for name, value in asdict(self).items() if value not in (None, ())}
         return {name: as_text(value) if isinstance(value, str | Path) else value for name, value in found.items()}
 
-    def with_gpu_room(self, weights_bytes: int) -> Options:
-        """With the device tier's cap at what `gpu_memory_cap` leaves for it, where no other cap was given.
+    def with_gpu_room(self, weights_bytes: int) -> BenchOptions:
+        """Set the device tier's cap to what `gpu_memory_cap` leaves for it, where no other cap was given.
 
         Raises ValueError if the model alone is too large.
         """
@@ -138,7 +139,7 @@ class Options:
 
 
 _APART = 0.15
-"""Share of the card kept for indexes' states and activations."""
+"""Share of the card's memory that is kept for indexes' states and activations."""
 
 
 def crossed(gpu: list[float | None], host: list[float | None], disk: list[float | None]) -> tuple[Caps, ...]:

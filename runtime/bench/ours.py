@@ -15,22 +15,22 @@ from ..chat.runtime import Runtime
 from ..engine.sequence import Sequence
 from ..layers.tiered import TieredLayer
 from .bandwidths import Bandwidths
-from .contestant import Contestant, Turn
-from .options import Caps, Options
+from .contestant import Contestant, TimedTurn
+from .options import BenchOptions, Caps
 from .random_kv import fill_sequence
 from .roofline import Traffic
 from .subject import Subject
 
 
 class Ours(Contestant):
-    """Raises what `check_room` and `Runtime.load` raise.
+    """stratakv as a contestant. Raises what `check_room` and `Runtime.load` raise.
 
     Args:
-        tokens: every sequence's, over both turns.
+        tokens: number of tokens of every sequence, over both turns.
     """
 
     def __init__(
-        self, subject: Subject, options: Options, index: str, caps: Caps, batch: int, tokens: int,
+        self, subject: Subject, options: BenchOptions, index: str, caps: Caps, batch: int, tokens: int,
         bandwidths: Bandwidths, *, prefetch: str = "auto",
     ) -> None:  # fmt: skip
         super().__init__(batch, {"index": index, "caps": caps.given(), "prefetch": prefetch})
@@ -69,7 +69,7 @@ class Ours(Contestant):
         super().begin_turn(prompts, random_kv=random_kv)
         self._moved, self._busy_s, self._kv_bytes = Counters(), 0.0, []
 
-    def on_block(self) -> None:
+    def on_stint(self) -> None:
         store = self.runtime.store
         self._before, self._busy_before = replace(store.counters), store.links.busy_s
 
@@ -77,12 +77,12 @@ class Ours(Contestant):
         read = sum(cache.tokens_read for cache in _tiered(self.sequences))
         self._kv_bytes.append(read * self.runtime.store.layout.token_bytes)
 
-    def on_block_end(self) -> None:
+    def on_stint_end(self) -> None:
         store = self.runtime.store
         self._moved.add(**store.counters.since(self._before).as_dict())
         self._busy_s += store.links.busy_s - self._busy_before
 
-    def facts(self, turn: Turn) -> dict[str, Any]:
+    def facts(self, turn: TimedTurn) -> dict[str, Any]:
         moved, steps = self._moved, len(turn.step_s)
         counters = {**moved.as_dict(), "transfer_s": self._busy_s}
         traffic = Traffic(
@@ -116,8 +116,8 @@ class Ours(Contestant):
 _MARKS = {"auto": "", "on": "prefetch", "off": "no prefetch"}
 
 
-def check_room(runtime: Runtime, options: Options, batch: int, tokens: int) -> None:
-    """Raises DoesNotFitError unless the window (which random KV may exceed) and the tiers hold such a batch."""
+def check_room(runtime: Runtime, options: BenchOptions, batch: int, tokens: int) -> None:
+    """Raise DoesNotFitError unless the window (which random KV may exceed) and the tiers hold such a batch."""
     if not options.random_kv:
         runtime.check_fits(0, tokens, f"a context of {tokens} tokens")
     runtime.plan.check(batch * tokens, f"{batch} x {tokens} tokens")

@@ -1,4 +1,4 @@
-"""A result as one picture: time per step over context, and what a step of ours moves."""
+"""A result as one picture: time per step over context, and the bytes that a step of ours moves."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _of(rows: list[dict[str, Any]], name: str, batch: int) -> list[tuple[dict[st
 
 
 def _style(lines: list[tuple[str, int]], place: int) -> dict[str, str]:
-    """Ours in colour, the others grey and dashed."""
+    """Colours for ours; grey and dashed lines for the others."""
     is_ours = lines[place][0].startswith("stratakv")
     rank = sum(name.startswith("stratakv") == is_ours for name, _ in lines[:place])
     colours = _COLOURS if is_ours else _GREYS

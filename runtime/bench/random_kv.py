@@ -1,7 +1,7 @@
 """Contexts of random keys and values, for lengths at which a prefill would take longer than what is measured.
 
 Pages, tiers, index and tail end up as a prefill of the same tokens leaves them; indexes that learn from queries
-are given random ones. What a step costs is the same; which pages it finds, and so hit rates, is not what text gives.
+are given random ones. A step costs the same; the pages it finds, and so hit rates, are not those of a text.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _note_queries(engine: Engine, cache: TieredLayer, pages: int, random: torch.
 
 
 def fill_cache(cache: Any, config: Any, batch: int, count: int, dtype: torch.dtype, device: torch.device) -> None:
-    """The same for a cache of transformers: `count` random tokens in each of `batch` sequences."""
+    """Fill a cache of transformers likewise: `count` random tokens in each of `batch` sequences."""
     heads = config.num_key_value_heads
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     random = torch.Generator(device).manual_seed(0)

@@ -1,4 +1,4 @@
-"""Rows in lines for people, and where one contestant overtakes another."""
+"""Rows as lines for people, and the contexts at which one contestant overtakes another."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from ..api.figures import shown
 
 
 def crossovers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each of ours against each baseline and batch: the context from which on ours took less time per step at
-    every measured length, or None. Where one step is all that was timed nobody is ahead: those lengths are undecided,
-    and so is the verdict."""
+    """Find where each of ours overtakes each baseline, by batch: the context from which on ours took less time per step
+    at every measured length, or None. Where one step is all that was timed nobody is ahead: those lengths are
+    undecided, and so is the verdict."""
     found = []
     for batch in dict.fromkeys(row["batch"] for row in rows):
         turns = _turns([row for row in rows if row["batch"] == batch])
@@ -29,7 +29,7 @@ def crossovers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _turns(rows: list[dict[str, Any]]) -> dict[str, dict[int, dict[str, Any]]]:
-    """The first turn by contestant and context."""
+    """The first turns by contestant and context."""
     turns: dict[str, dict[int, dict[str, Any]]] = {}
     for row in rows:
         for one in row["contestants"]:
@@ -47,7 +47,7 @@ def _ahead_from(ahead: list[tuple[int, bool]]) -> int | None:
 
 
 def describe_row(row: dict[str, Any]) -> Iterator[str]:
-    """A table of one context and batch."""
+    """Describe one context and batch as a table."""
     width = max((len(name) for name in [*row["left_out"], *(one["name"] for one in row["contestants"])]), default=0)
     label = ", random KV" if row["random_kv"] else ""
     yield f"{row['context']} tokens, batch {row['batch']}{label}: ms per step p50 / p90, tokens/s, TTFT in s"
@@ -60,7 +60,7 @@ def describe_row(row: dict[str, Any]) -> Iterator[str]:
 
 
 def describe_crossover(one: dict[str, Any]) -> str:
-    """Who is ahead of whom from where on."""
+    """Say who is ahead of whom, and from which context on."""
     who = f"{one['ours']} against {one['baseline']}, batch {one['batch']}"
     lengths = ", ".join(map(str, one["contexts"]))
     if one["undecided"]:

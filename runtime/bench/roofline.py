@@ -1,9 +1,9 @@
-"""What a step would take if bytes were all that costs time, and every edge moved them as fast as it can.
+"""The time that a step would take if only moving bytes cost time, and every edge moved them as fast as it can.
 
 A step reads the weights and the KV it attends to from the device's memory; what is not there crosses an edge, while
 other bytes move. So the roofline is the slowest of the three, and a step's share of it is 1 when nothing else costs
-time. What an index reads to choose is not counted: the share is a lower bound. Where a step is faster than that, its
-bytes came out of caches, and there is no share.
+time. The bytes that an index reads to choose are not counted: the share is a lower bound. Where a step is faster than
+that, its bytes came out of caches, and there is no share.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from .bandwidths import Bandwidths
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Traffic:
-    """Bytes of one mean step."""
+    """Bytes that one mean step reads or moves."""
 
     weights: float
     kv: float
-    """Keys and values attended to, all layers and sequences."""
+    """Bytes of keys and values attended to, of all layers and sequences."""
     link: float = 0.0
-    """Host memory to device."""
+    """Bytes moved from host memory to the device."""
     disk: float = 0.0
 
     def against(self, bandwidths: Bandwidths, step_s: float) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """One run: the check, then a row for every context and batch.
 
-On a CPU all contestants of a row are in memory together and take turns in blocks of steps, so that a slow spell of
+On a CPU all contestants of a row are in memory together and take turns in stints of steps, so that a slow spell of
 the machine hits all alike. A GPU's memory is not shared like that: there each has the device to itself, one after
 another.
 """
@@ -25,21 +25,20 @@ from ...storage.files.scratch import scratch_folder
 from ..model.locate import gguf_of
 from ..process.hardware import PeakMemory, hardware, private_bytes
 from .bandwidths import Bandwidths, measure_bandwidths
-from .contestant import Contestant, LeftOutError, block_sizes, num_steps
-from .correctness import check_logits
+from .contestant import Contestant, LeftOutError, num_steps, stint_sizes
+from .correctness import Tell, check_logits
 from .llama_side import LlamaCpp
-from .options import Options
+from .options import BenchOptions
 from .ours import Ours, check_room
 from .report import crossovers, describe_crossover, describe_row
 from .subject import Subject
 from .trace import TRACED_STEPS, trace_steps
 from .transformers_side import Offloaded, Quantised, Transformers, needed_bytes
 
-Log = Callable[[str], None]
 Make = Callable[[], Contestant]
 
 
-def run_bench(options: Options, log: Log) -> dict[str, Any]:
+def run_bench(options: BenchOptions, log: Tell) -> dict[str, Any]:
     """Measure and return one JSON-serialisable result.
 
     Raises:
@@ -74,22 +73,22 @@ def run_bench(options: Options, log: Log) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _positions(options: Options, context: int) -> int:
-    """Tokens of a sequence at the end of both turns."""
+def _positions(options: BenchOptions, context: int) -> int:
+    """The number of tokens of a sequence at the end of both turns."""
     steps = num_steps(options.steps) + num_steps(options.later_steps)
     return context + steps + options.turn_tokens + (TRACED_STEPS if options.trace is not None else 0)
 
 
-def _hold_to_the_cap(options: Options, subject: Subject) -> None:
-    """A CUDA device gives no more than the cap, whoever asks."""
+def _hold_to_the_cap(options: BenchOptions, subject: Subject) -> None:
+    """Let a CUDA device give no more than the cap, whoever asks."""
     device = subject.model.device
     if options.gpu_memory_cap is not None and device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, 1e9 * options.gpu_memory_cap / total), device)
 
 
-def _check_all_fit(options: Options, subject: Subject, folder: Path) -> None:
-    """The largest row is refused before the smaller ones are measured."""
+def _check_all_fit(options: BenchOptions, subject: Subject, folder: Path) -> None:
+    """Refuse the largest row before the smaller ones are measured."""
     for number, caps in enumerate(options.caps):
         with subject.runtime(options.kv(folder / f"room-{number}", "window", caps)) as runtime:
             check_room(runtime, options, max(options.batches), _positions(options, max(options.contexts)))
@@ -97,7 +96,7 @@ def _check_all_fit(options: Options, subject: Subject, folder: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What every contestant of a row is given, tokens `[batch, n]`."""
+    """The tokens `[batch, n]` that every contestant of a row is given."""
 
     prompts: tuple[np.ndarray, np.ndarray]
     steps: tuple[np.ndarray, np.ndarray]
@@ -107,15 +106,15 @@ class Bench:
     """Measures rows.
 
     Args:
-        bandwidths: of the roofline.
+        bandwidths: those that the roofline is computed with.
     """
 
-    def __init__(self, subject: Subject, options: Options, bandwidths: Bandwidths, log: Log) -> None:
+    def __init__(self, subject: Subject, options: BenchOptions, bandwidths: Bandwidths, log: Tell) -> None:
         self.subject, self.options, self.bandwidths, self.log = subject, options, bandwidths, log
         self._device = subject.model.device
 
     def row(self, context: int, batch: int) -> dict[str, Any]:
-        """All contestants at one context length and batch."""
+        """Measure all contestants at one context length and batch."""
         self.log(f"{context} tokens, batch {batch}")
         tokens = _positions(self.options, context)
         script = self._script(context, batch)
@@ -149,7 +148,8 @@ class Bench:
     def _in_turn(
         self, ours: list[Make], others: list[tuple[str, Make]], script: Script, left_out: dict[str, str]
     ) -> tuple[list[dict[str, Any]], dict[str, int]]:
-        """Both turns of everybody, block by block; what each did, and what ours took of host memory."""
+        """Take both turns with everybody, stint by stint. Returns the results of each, and the host memory that ours
+        took."""
         contestants: list[Contestant] = []
         if self._device.type == "cuda":
             gc.collect()
@@ -218,7 +218,8 @@ class Bench:
             yield "llama.cpp", partial(LlamaCpp, gguf, batch, tokens, subject.model.config.vocab_size)
 
     def _too_large(self, dtype: torch.dtype, tokens: int) -> str | None:
-        """Why dense attention cannot be had here, if so: weights and the whole cache are in memory at once."""
+        """The reason why dense attention cannot be had here, if there is one: weights and the whole cache are in memory
+        at once."""
         if not self.subject.has_room_for(dtype, self.options):
             return "no memory for the weights a second time"
         cap, needed = self.options.gpu_memory_cap, needed_bytes(self.subject, dtype, tokens)
@@ -228,11 +229,11 @@ class Bench:
 
 
 def take_steps(contestants: list[Contestant], steps: np.ndarray, timed: int) -> None:
-    """Everybody decodes the same tokens `[batch, n]`, of which `timed` steps count."""
+    """Have everybody decode the same tokens `[batch, n]`, of which `timed` steps count."""
     at = 0
-    for size, untimed in block_sizes(timed):
+    for size, untimed in stint_sizes(timed):
         for contestant in contestants:
-            contestant.take_block(steps[:, at : at + size].T.tolist(), untimed)
+            contestant.take_stint(steps[:, at : at + size].T.tolist(), untimed)
         at += size
     for contestant in contestants:
         contestant.end_turn()

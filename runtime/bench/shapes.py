@@ -21,7 +21,7 @@ from ..model.model_files import ATTENTION, attention
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A family and the settings in `config.json` that decide what a step costs."""
+    """A family, and the settings in `config.json` that decide what a step costs."""
 
     family: str
     layers: int
@@ -33,12 +33,12 @@ class Shape:
     vocabulary: int
     rope_theta: float
     is_tied: bool = False
-    """The head shares the embedding's weights."""
+    """True if the head shares the embedding's weights."""
     most_layers: int = 0
-    """That it may be asked for, where that is more than it has."""
+    """The positions that it may be asked for, where they are more than it has."""
 
     def settings(self, positions: int, layers: int | None) -> dict[str, Any]:
-        """For the family's configuration class, with a window of at least `positions`."""
+        """Settings for the family's configuration class, with a window of at least `positions`."""
         found = {
             "num_hidden_layers": self.layers if layers is None else layers,
             "hidden_size": self.hidden, "intermediate_size": self.intermediate,
@@ -61,13 +61,13 @@ SHAPES = {
     "qwen2.5-7b": Shape("qwen2", 28, 3584, 18944, 28, 4, 128, 152064, 1e6),
     "qwen3-8b": Shape("qwen3", 36, 4096, 12288, 32, 8, 128, 151936, 1e6),
 }
-"""`tiny` is for tests."""
+"""The known shapes by name; `tiny` is for tests."""
 
 
 def random_model(
     name: str, folder: Path, device: torch.device, dtype: torch.dtype, positions: int, layers: int | None = None
 ) -> Model:
-    """A model of that shape, the same weights every time, and its `config.json` in `folder`. It has no tokenizer.
+    """Make a model of that shape, the same weights every time, and its `config.json` in `folder`. It has no tokenizer.
 
     Raises ValueError for a shape nobody knows, or more layers than it has. DoesNotFitError: memory has no room for it.
     """

@@ -20,17 +20,17 @@ from ..model.locate import locate
 from ..model.model import Model
 from ..model.model_files import ATTENTION
 from ..process.devices import pick_device, pick_dtype
-from .options import Options
+from .options import BenchOptions
 from .shapes import random_model
 
 _ROWS = 512
-"""Prompt tokens that transformers is given at a time: no more scores than that are in memory at once."""
+"""Prompt tokens that transformers is given at a time: this bounds the scores that are in memory at once."""
 _STRIDE = 1009
 """Sequences of a batch begin this many tokens apart in the text: none shares a page with another."""
 
 
 class Subject:
-    """One model. Everybody who is timed reads its weights, so they are in memory once.
+    """One model, in memory once: everybody who is timed reads its weights.
 
     Args:
         text: token ids to draw from, over and over; None: random ones.
@@ -42,7 +42,7 @@ class Subject:
         self._references: dict[torch.dtype, Reference] = {}
 
     @classmethod
-    def load(cls, options: Options, folder: Path, positions: int, log: Callable[[str], None]) -> Subject:
+    def load(cls, options: BenchOptions, folder: Path, positions: int, log: Callable[[str], None]) -> Subject:
         """Load `options.model`, or make `options.shape` up in `folder` with a window of `positions`."""
         device = pick_device(options.device)
         kind = pick_dtype(options.dtype, device)
@@ -60,11 +60,11 @@ class Subject:
         return found
 
     def runtime(self, kv: KVConfig, model: Model | None = None) -> Runtime:
-        """A store of its own over the shared model (or a twin of it)."""
+        """Open a runtime with a store of its own over the shared model (or a twin of it)."""
         return Runtime.over(model or self.model, self._directory, kv, self._profiles)
 
     def tokens(self, sequence: int, count: int) -> np.ndarray:
-        """uint32 `[count]` for one sequence of a batch."""
+        """Token ids uint32 `[count]` for one sequence of a batch."""
         if self.text is None:
             rng = np.random.default_rng(sequence)
             return rng.integers(1, self.model.config.vocab_size, count).astype(np.uint32)
@@ -75,7 +75,8 @@ class Subject:
         return sum(weight.nbytes for weight in self.model.hf.parameters())
 
     def read_per_step(self, dtype: torch.dtype) -> int:
-        """Bytes of weights that a decode step must read: of the embedding one row, unless it is the head as well."""
+        """Bytes of weights that a decode step must read: of the embedding only one row, unless it is the head as
+        well."""
         embedding = self.model.inner.embed_tokens.weight
         is_head = self.model.hf.lm_head.weight is embedding
         count = sum(w.numel() for w in self.model.hf.parameters()) - (0 if is_head else embedding.numel())
@@ -89,18 +90,18 @@ class Subject:
         return Model(hf, self.model.tokenizer), Reference(_twin(hf, dtype, "sdpa"), dtype, self.model.device)
 
     def reference(self, dtype: torch.dtype) -> Reference:
-        """transformers in that dtype; made once."""
+        """transformers' model in that dtype; made once."""
         if dtype not in self._references:
             self._references[dtype] = Reference(_twin(self.model.hf, dtype, "sdpa"), dtype, self.model.device)
         return self._references[dtype]
 
     @property
     def dense_dtypes(self) -> list[torch.dtype]:
-        """Ours, and where 16-bit matrices are slow the one in which transformers is fastest."""
+        """Our dtype, and where 16-bit matrices are slow the one in which transformers is fastest."""
         return list(dict.fromkeys([self.model.prefill_dtype, self.model.dtype]))
 
-    def has_room_for(self, dtype: torch.dtype, options: Options) -> bool:
-        """Whether weights in `dtype` beside ours take at most half of the memory that is free."""
+    def has_room_for(self, dtype: torch.dtype, options: BenchOptions) -> bool:
+        """True if weights in `dtype` beside ours take at most half of the memory that is free."""
         if dtype == self.model.dtype or dtype in self._references:
             return True
         free = available_memory()
@@ -117,7 +118,7 @@ class Reference:
     def __init__(self, hf: Any, dtype: torch.dtype, device: torch.device) -> None:
         self.hf, self.dtype, self.device = hf, dtype, device
         names = inspect.signature(hf.forward).parameters
-        self._argument = "cache" if "cache" in names else "past_key_values"  # what it is called in older ones
+        self._argument = "cache" if "cache" in names else "past_key_values"  # its name in older versions
 
     @property
     def dtype_name(self) -> str:
@@ -130,7 +131,7 @@ class Reference:
 
     @torch.inference_mode()
     def extend(self, cache: Any, tokens: np.ndarray) -> torch.Tensor:
-        """Append tokens `[B, T]`; the last logits, fp32 `[B, vocabulary]`."""
+        """Append tokens `[B, T]`. Returns the last logits, fp32 `[B, vocabulary]`."""
         ids = torch.from_numpy(tokens.astype(np.int64)).to(self.device)
         for rows in torch.split(ids, _ROWS, 1):
             out = self.hf(rows, logits_to_keep=1, **{self._argument: cache})
@@ -139,7 +140,7 @@ class Reference:
 
 
 def _twin(hf: Any, dtype: torch.dtype, attention: str) -> Any:
-    """The same transformers model with another attention; it shares the weights, unless `dtype` is another."""
+    """Make the same transformers model with another attention; it shares the weights, unless `dtype` is another."""
     weights = {id(w): w if w.dtype == dtype else _cast(w, dtype) for w in hf.parameters()}
     found = copy.deepcopy(hf, weights)
     found.set_attn_implementation(attention)

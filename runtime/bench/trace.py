@@ -16,8 +16,8 @@ TRACED_STEPS = 4
 
 
 def trace_steps(contestant: Contestant, steps: list[list[int]], path: Path) -> None:
-    """Decode `steps` (a token per sequence each) under torch's profiler; they are in nobody's times. Raises OSError if
-    the trace cannot be written."""
+    """Decode `steps` (a token per sequence each) under torch's profiler; they count in nobody's times. Raises OSError
+    if the trace cannot be written."""
     activities = [ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(ProfilerActivity.CUDA)
@@ -25,7 +25,7 @@ def trace_steps(contestant: Contestant, steps: list[list[int]], path: Path) -> N
         for tokens in steps:
             with record_function("decode step"):
                 contestant.decode(tokens)
-    with scratch_folder("trace") as folder:  # torch takes no name that is no text, and raises nothing if it fails
+    with scratch_folder("trace") as folder:  # torch takes only names that are text, and raises nothing if it fails
         made = folder / ("trace.json" + (".gz" if path.suffix == ".gz" else ""))
         found.export_chrome_trace(str(made))
         with made.open("rb") as source, output(path) as file:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .bandwidths import Bandwidths
-from .contestant import Contestant, LeftOutError, Turn
+from .contestant import Contestant, LeftOutError, TimedTurn
 from .random_kv import fill_cache
 from .roofline import Traffic
 from .subject import Reference, Subject
@@ -19,7 +19,7 @@ _BACKENDS = (("quanto", "optimum.quanto"), ("hqq", "hqq"))
 
 
 class Transformers(Contestant):
-    """Everything read at every step, by SDPA."""
+    """transformers with SDPA, which reads everything at every step."""
 
     kind = "dense"
 
@@ -32,7 +32,7 @@ class Transformers(Contestant):
         self._read: list[int] = []
 
     def new_cache(self, reference: Reference) -> Any:
-        """Raises LeftOutError where there can be none."""
+        """Make a cache. Raises LeftOutError where there can be none."""
         return reference.new_cache()
 
     def extend(self, prompts: np.ndarray) -> None:
@@ -53,13 +53,13 @@ class Transformers(Contestant):
     def on_step(self) -> None:
         self._read.append(self._held)
 
-    def facts(self, turn: Turn) -> dict[str, Any]:
+    def facts(self, turn: TimedTurn) -> dict[str, Any]:
         held = float(np.mean(self._read[-len(turn.step_s) :]))
         traffic = self.traffic(self.batch * held * self._token_bytes)
         return {"roofline": traffic.against(self._bandwidths, turn.decode_s / len(turn.step_s))}
 
     def traffic(self, kv_bytes: float) -> Traffic:
-        """Of a step that reads so much KV."""
+        """The traffic of a step that reads so many bytes of KV."""
         return Traffic(weights=self._subject.read_per_step(self._reference.dtype), kv=kv_bytes)
 
     @property
@@ -72,7 +72,7 @@ class Transformers(Contestant):
 
 
 class Offloaded(Transformers):
-    """The cache lies in host memory and comes over layer by layer, one ahead."""
+    """transformers with its cache in host memory: layers come over one by one, one ahead."""
 
     kind = "offloaded"
 
@@ -88,7 +88,7 @@ class Offloaded(Transformers):
 
 
 class Quantised(Transformers):
-    """The cache in 4 bits a number, except for the most recent tokens; expanded at every step."""
+    """transformers with its cache in 4 bits a number, except for the most recent tokens; expanded at every step."""
 
     kind = "quantised"
 
@@ -106,7 +106,7 @@ class Quantised(Transformers):
 
 
 def needed_bytes(subject: Subject, dtype: torch.dtype, tokens: int) -> int:
-    """Of device memory, for the model and the whole cache of `tokens` tokens over all sequences."""
+    """Bytes of device memory for the model and the whole cache of `tokens` tokens over all sequences."""
     model = subject.model
     per_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * dtype.itemsize
     return subject.weights_bytes + tokens * per_token

@@ -50,7 +50,7 @@ class Chat:
     Attributes:
         messages: the transcript, `{"role", "content"}`; documents appear by name.
         last: the newest `Reply`, also when it was interrupted.
-        restored: how many tokens a resumed session brought back without prefill; 0 otherwise.
+        restored: number of tokens that a resumed session brought back without prefill; 0 otherwise.
     """
 
     def __init__(self, runtime: Loaded, sequence: Sequence, *, system: str | None = None) -> None:
@@ -79,7 +79,8 @@ class Chat:
 
     @property
     def generation(self) -> GenerationConfig:
-        """What `send` and `stream` use where their arguments do not say otherwise; another one may be set."""
+        """The settings that `send` and `stream` use where their arguments do not say otherwise; another one may be
+        set."""
         return self._generation
 
     @generation.setter
@@ -91,7 +92,7 @@ class Chat:
     # Talking
 
     def read(self, path: str | bytes | os.PathLike[str], *, on_progress: OnProgress | None = None) -> Read:
-        """A document joins the conversation, ahead of the next message. A reply that is still open ends here.
+        """Add a document to the conversation, ahead of the next message. A reply that is still open ends here.
 
         Raises:
             OSError: it cannot be read. ValueError: it is empty or not UTF-8 text.
@@ -104,10 +105,10 @@ class Chat:
     def read_text(
         self, text: str, name: str | os.PathLike[str] = "text", *, on_progress: OnProgress | None = None
     ) -> Read:
-        r"""As `read`, for text that is at hand. Raises WrongTypeError if it is none.
+        r"""Add a text at hand, as `read` does a file's. Raises WrongTypeError if it is no text.
 
         Args:
-            name: what the conversation calls it. Of a file's name a byte that is no text becomes `\xe9`.
+            name: the conversation's name for it. In a file's name, a byte that is no text becomes `\xe9`.
         """
         text = typed.text("the document", text)
         name = as_text(name) if isinstance(name, str | os.PathLike) else typed.text("its name", name)
@@ -168,7 +169,8 @@ class Chat:
     # What a `ReplyStream` does to the conversation, having it to itself (`alone`)
 
     def _ask(self, text: str, on_progress: OnProgress | None, reply: Reply) -> Point:
-        """The message goes in; the reply can begin. Returns the point to which nothing shown leads back."""
+        """Add the message, so that the reply can begin. Returns the point to go back to if nothing of the reply is
+        shown."""
         with self._all_or_nothing() as point:
             refuse_long(self._runtime, self._sequence.num_tokens, text, "the message")
             ids = self._new(self._template.encode_message, text)
@@ -181,8 +183,8 @@ class Chat:
         return point
 
     def _take_back(self, reply: Reply) -> Point:
-        """The last reply goes; another can begin. Returns the point at which it is back, if need be by computing the
-        KV of its text anew with the next turn."""
+        """Remove the last reply, so that another can begin. Returns the point at which it is back, if need be by
+        computing the KV of its text anew with the next turn."""
         self._require_reply()
         if self._draft is None:
             engine, template = self._runtime.engine, self._template
@@ -204,7 +206,8 @@ class Chat:
         return point
 
     def pieces(self, reply: Reply, config: GenerationConfig, asked: float) -> Iterator[str]:
-        """The reply's text as tokens come; empty where a token adds none. `asked`: when it was asked for."""
+        """Yield the reply's text as tokens come; empty where a token adds none. `asked` is the time of the request, by
+        `clock`."""
         draft = self._draft
         assert draft is not None
         assert draft.logits is not None
@@ -217,16 +220,16 @@ class Chat:
         return (piece for _, piece in generating)
 
     def say(self, text: str) -> None:
-        """The transcript ends with `text` as the reply so far."""
+        """Make `text` the reply so far in the transcript."""
         assert self._draft is not None
         self.messages[self._draft.num_messages :] = [{"role": "assistant", "content": text}]
 
     def point_at_page_end(self) -> Snapshot | None:
-        """Where the sequence is, if no page is open there."""
+        """A snapshot of the sequence if no page is open there, else None."""
         return None if self._sequence.tail_len else self._sequence.snapshot()
 
     def settle(self, reply: Reply, shown: str, page_ends: list[Snapshot], config: GenerationConfig) -> None:
-        """The reply ends with what was `shown`: transcript and memory keep that, but for thinking that memory is to
+        """End the reply with what was `shown`: transcript and memory keep that, except for thinking that memory is to
         drop.
 
         Args:
@@ -251,7 +254,7 @@ class Chat:
         self._unfed, self._draft = kept[same:], dataclasses.replace(draft, said=kept)
 
     def _say_again(self, draft: Draft, begin: Snapshot, later: Spelled) -> None:
-        """Memory goes back to the last whole token before what the template leaves out of an earlier turn; the rest of
+        """Take memory back to the last whole token before what the template leaves out of an earlier turn. The rest of
         the turn in its `later` form comes with the next one."""
         words, start = self.messages[draft.num_messages - 1]["content"], begin.num_tokens
         prompt = self._sequence.tokens[start : draft.snapshot.num_tokens].copy()
@@ -270,7 +273,7 @@ class Chat:
 
     @contextmanager
     def alone(self, *, even_if_interrupted: bool = False) -> Iterator[None]:
-        """The conversation to oneself, with interrupts only where nothing is half done.
+        """Have the conversation to oneself inside the block, with interrupts only where nothing is half done.
 
         Raises ConversationError: this thread is inside a call on it or on its model already.
         """
@@ -281,19 +284,20 @@ class Chat:
             yield
 
     def end_reply(self) -> None:
-        """Before anything else is asked: a reply that is still open ends. Raises ConversationError if all has ended."""
+        """End a reply that is still open, before anything else is asked. Raises ConversationError if the conversation
+        is closed."""
         if self._is_closed:
             raise ConversationError("this conversation is closed; begin another one")
         if self.open_reply is not None:
             self.open_reply.end()
 
     def check_interrupts(self) -> None:
-        """A safe point inside `alone`."""
+        """A safe point for interrupts inside `alone`."""
         self._runtime.engine.interrupts.check()
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[Point]:
-        """An exception or interrupt before the end leaves the conversation as it was."""
+        """Leave the conversation as it was if the block raises or is interrupted."""
         point = self._point()
         try:
             yield point
@@ -306,15 +310,15 @@ class Chat:
         return Point(self._sequence.snapshot(), list(self.messages), self.last, self._unfed, self._draft)
 
     def return_to(self, point: Point) -> None:
-        """The conversation is what it was at `point`."""
+        """Make the conversation what it was at `point`."""
         self.messages[:] = point.messages
         self.last, self._unfed, self._draft = point.last, list(point.unfed), point.draft
         if self._sequence.num_tokens != point.snapshot.num_tokens:
             self._runtime.engine.rollback(self._sequence, point.snapshot)
 
     def _new(self, encode: Callable[..., list[int]], words: str) -> list[int]:
-        """What a turn adds to the sequence: the end of the last reply if that lacks it, then the turn as `encode`
-        writes it. Raises ValueError if the tokenizer knows nothing of it."""
+        """The tokens that a turn adds to the sequence: the end of the last reply if that lacks it, then the turn as
+        `encode` writes it. Raises ValueError if the tokenizer knows nothing of it."""
         log = np.concatenate([self._sequence.tokens, as_array(self._unfed)])
         ids = [*self._unfed, *encode(words, log, system=self._system, is_first=not self.messages)]
         if not ids:
@@ -322,14 +326,14 @@ class Chat:
         return ids
 
     def _check_fits(self, new: int, reply: int, what: str) -> None:
-        """Refuse before any work what cannot be held, with the sum."""
+        """Raise DoesNotFitError, with the sum, before any work on what cannot be held."""
         self._runtime.check_fits(self._sequence.num_tokens, new + reply, what)
 
     # Keeping
 
     @property
     def num_tokens(self) -> int:
-        """Tokens in the conversation's cache."""
+        """The number of tokens in the conversation's cache."""
         return self._sequence.num_tokens
 
     def save(self, name: str, *, replace: bool = False) -> None:
@@ -351,8 +355,8 @@ class Chat:
             seen = self._seen.setdefault(name, session.Seen())
             session.save(self._runtime.engine, self._sequence, name, notes, seen=seen, replace=replace)
 
-    def would_replace(self, name: str) -> session.Stored | None:
-        """What `save(name)` would take the place of and this conversation has not seen; None if nothing is lost.
+    def would_replace(self, name: str) -> session.StoredSession | None:
+        """The session that `save(name)` would replace and that this conversation has not seen; None if nothing is lost.
 
         Raises SessionError if no session can be called that, or there is no disk tier.
         """

@@ -1,4 +1,4 @@
-"""Reading what a person calls a document: a file, a pipe, or standard input. Each is read once."""
+"""The reading of documents: a file, a pipe, or standard input. Each is read once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..process.standard_input import is_standard_input, read_standard_input, rea
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text and what the conversation calls it."""
+    """A text, and the conversation's name for it."""
 
     name: str
     text: str
@@ -21,7 +21,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """What reading a document cost: `cached` of its `tokens` were in the store already."""
+    """The cost of reading a document: its `tokens`, of which the store had `cached` already, and milliseconds."""
 
     tokens: int
     cached: int
@@ -42,14 +42,14 @@ def read_text_file(path: Path) -> str:
     except FileNotFoundError:
         raise FileNotFoundError(f"{name}: no such file") from None
     except OSError as error:
-        if error.strerror is None:  # ours
+        if error.strerror is None:  # an error of ours
             raise
         raise type(error)(f"{name}: {error.strerror}") from None
     return text_of(data, name)
 
 
 def text_of(data: bytes, what: str) -> str:
-    """Raises ValueError if it is not UTF-8 text."""
+    """Decode UTF-8 text. Raises ValueError if it is none."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -72,7 +72,7 @@ def read_document(path: Path) -> Document:
 
 
 def document_name(path: Path) -> str:
-    """What the conversation calls a file: its name, as text even where the name's bytes are none. A shell's `<(...)`
+    """The conversation's name for a file: the file's name, as text even where its bytes are none. A shell's `<(...)`
     has another number each time, and is called a pipe."""
     if path.parent in (Path("/dev/fd"), Path("/proc/self/fd")):
         return "pipe"

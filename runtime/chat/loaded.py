@@ -1,4 +1,5 @@
-"""A model over an open store, and how much more of a context they hold: what conversations need of a `Runtime`."""
+"""A model over an open store, and how much more of a context they hold: the part of a `Runtime` that conversations
+need."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from ..model.model import Model
 
 
 class Loaded:
-    """See `runtime.Runtime`, which opens and closes it."""
+    """A model over an open store; `runtime.Runtime` opens and closes it."""
 
     def __init__(
         self, model: Model, store: TieredStore, engine: Engine, plan: Plan, config: KVConfig, name: str,
@@ -30,15 +31,15 @@ class Loaded:
         return self.model.tokenizer
 
     def check_fits(self, held: int, new: int, what: str) -> None:
-        """Raises DoesNotFitError if `held + new` tokens exceed the model's window or the tiers."""
+        """Raise DoesNotFitError if `held + new` tokens exceed the model's window or the tiers."""
         self.check_window(held, new, what)
         rope = self.model.rope
-        if held and rope.reach(held + new) != rope.reach(held):  # what is held is computed again, beside the old
+        if held and rope.reach(held + new) != rope.reach(held):  # held tokens are computed again, beside the old ones
             what, new = f"{what}, with {held} tokens that it makes longer and are computed again,", held + new
         self._check_room(held, new, what)
 
     def check_window(self, held: int, new: int, what: str) -> None:
-        """Raises DoesNotFitError if `held + new` tokens exceed the model's window."""
+        """Raise DoesNotFitError if `held + new` tokens exceed the model's window."""
         total = held + new
         if total > self.model.max_positions:
             raise DoesNotFitError(
@@ -48,8 +49,9 @@ class Loaded:
             )
 
     def _check_room(self, held: int, new: int, what: str) -> None:
-        """What fits the disk is claimed there, other folders of the store give way for it. What is held already is
-        somewhere: where the disk has no room, `new` tokens may stay in memory."""
+        """Raise DoesNotFitError if the tiers have no room. Room on disk is claimed, for which other folders of the
+        store give way. The `held` tokens are somewhere already: where the disk has no room, `new` tokens may stay in
+        memory."""
         disk = self.store.disk
         if disk is None:
             self.plan.check(held + new, what)
@@ -57,17 +59,17 @@ class Loaded:
         need = self.plan.disk_need(held + new)
         if disk.claim(need) >= need:
             return
-        with suppress(StorageFullError):  # what the disk has room for need not stay in memory
+        with suppress(StorageFullError):  # pages that the disk has room for need not stay in memory
             self.store.flush()
         if new > self._memory_tokens():
             self.plan.check(held + new, what, disk.cap_bytes)
 
     def _memory_tokens(self) -> int:
-        """How many more tokens host memory holds if the disk takes no more of them."""
+        """The number of further tokens that host memory holds if the disk takes no more of them."""
         return self.plan.host_tokens(self.store.num_unstored)
 
     def room_tokens(self, held: int) -> int:
-        """How many tokens may join `held` ones, as far as the tiers go."""
+        """The number of tokens that may join `held` ones, as far as the tiers go."""
         if self.store.disk is None:
             return self.plan.capacity_tokens() - held
         return max(self.plan.disk_tokens(self.store.disk.cap_bytes) - held, self._memory_tokens())

@@ -1,7 +1,7 @@
-"""Texts that no model could hold, refused after a look at their beginning.
+"""The refusal of texts that no model could hold, after a look at their beginning.
 
 A tokenizer takes a text as a whole: for seconds to minutes where it is megabytes long, and it hears of no Ctrl-C
-meanwhile. So a long text is looked at in pieces before. What those give is what the whole gives, but for a few tokens
+meanwhile. So a long text is looked at in pieces before. Their tokens are those of the whole, except for a few
 at the cuts.
 """
 
@@ -10,14 +10,14 @@ from __future__ import annotations
 from .loaded import Loaded
 
 LONG = 1 << 18
-"""Characters of a text from which on it is looked at first, and of a piece."""
+"""The number of characters from which on a text is looked at first, and of the pieces in which that is done."""
 _AT_A_CUT = 64
-"""Tokens that a cut may add, generously."""
+"""The number of tokens that a cut may add, generously."""
 
 
 def refuse_long(loaded: Loaded, held: int, text: str, what: str) -> None:
-    """Raises DoesNotFitError if `text` beside `held` tokens exceeds the model's window or the tiers, as far as can be
-    told of a long one; and whatever a safe point raises."""
+    """Raise DoesNotFitError if a long `text` beside `held` tokens can be told to exceed the model's window or the
+    tiers; also raises whatever a safe point raises."""
     backend, room, found = loaded.tokenizer.backend_tokenizer, loaded.room_tokens(held), 0
     room = min(room, loaded.model.max_positions - held)
     for start in range(0, len(text) if len(text) > LONG else 0, LONG):

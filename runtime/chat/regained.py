@@ -1,4 +1,4 @@
-"""The point before a conversation's last reply where nobody remembers it: after a session was resumed, in a fork."""
+"""The point before a conversation's last reply where nobody remembers it: after a session was resumed, or in a fork."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def forgotten_draft(
     question, said = (message["content"] for message in messages[-2:])
     num_messages, is_first = len(messages) - 1, len(messages) == 2
     later, carried = template.later_form(said, system=system), list[int]()
-    for _ in range(2 if later is not None else 0):  # what is carried says what the turn goes on from
+    for _ in range(2 if later is not None else 0):  # `carried` decides what the turn goes on from
         assert later is not None
         log = np.concatenate([sequence.tokens, as_array(carried)])
         told = template.encode_told(question, later, log, system=system, is_first=is_first)
@@ -45,7 +45,7 @@ def _return_to_question(engine: Engine, sequence: Sequence, unfed: list[int]) ->
     """Take the last reply out of `sequence`.
 
     Args:
-        unfed: of the reply's tokens those that the sequence lacks.
+        unfed: the reply's tokens that the sequence lacks.
 
     Returns the logits at its end then, fp32 `[vocabulary]`, and the tokens of the reply. All pages before stay as they
     are; with sliding-window layers, whose past is gone, they are computed again. Raises as `Engine.prefill`; the

@@ -13,11 +13,12 @@ from ..engine.sequence import Snapshot
 from .points import Point
 
 _POINTS = 4
-"""Page ends that are remembered: what is not shown yet is rarely longer. If it is, more is computed again."""
+"""The number of page ends that are remembered: the part of a reply not shown yet is rarely longer. If it is, more is
+computed again."""
 
 
 class Conversation(Protocol):
-    """What a reply does to the conversation it belongs to, which `chat.Chat` is."""
+    """The part of a conversation that its reply uses; `chat.Chat` is one."""
 
     last: Reply
     open_reply: ReplyStream | None
@@ -33,7 +34,7 @@ class Conversation(Protocol):
 
 
 class ReplyStream(Iterator[str]):
-    """Iterate to receive a reply's text; `reply` is the `Reply` as far as it has come.
+    """The text of a reply as pieces to iterate over; `reply` is the `Reply` as far as it has come.
 
         not begun --first next--> open --last piece, close, or anything else asked of the conversation--> over
 
@@ -42,7 +43,7 @@ class ReplyStream(Iterator[str]):
     nothing, the conversation is as it was before.
 
     Args:
-        begin: brings the conversation to where the reply begins, given the reply; returns the point to go back to.
+        begin: brings the conversation to the place where the given reply begins; returns the point to go back to.
     """
 
     def __init__(self, chat: Conversation, begin: Callable[[Reply], Point], config: GenerationConfig) -> None:
@@ -82,7 +83,7 @@ class ReplyStream(Iterator[str]):
         raise TypeError("a reply that is being generated can be neither copied nor sent; its `reply` can")
 
     def whole(self) -> Reply:
-        """The reply once it is complete; nobody reads it before. An exception takes the message back."""
+        """Wait for the reply and return it complete; nobody reads it before. An exception takes the message back."""
         point, asked = None, clock.now()
         try:
             with self._chat.alone():
@@ -104,7 +105,7 @@ class ReplyStream(Iterator[str]):
             self.end()
 
     def end(self) -> None:
-        """`close`, for whoever has the conversation to itself."""
+        """Do what `close` does, for a caller who has the conversation to itself."""
         if self._is_over:
             return
         if self._pieces is not None:
@@ -120,7 +121,8 @@ class ReplyStream(Iterator[str]):
         self._leave()
 
     def _next_piece(self, asked: float) -> str | None:
-        """None at the end. `asked`: when somebody began to wait for it, first of all for the conversation."""
+        """The next piece; None at the end. `asked` is the time at which somebody began to wait for it, first of all for
+        the conversation."""
         chat = self._chat
         if self._pieces is None:
             chat.end_reply()
@@ -140,7 +142,8 @@ class ReplyStream(Iterator[str]):
                 return piece
 
     def _note_page_end(self) -> None:
-        """Points to go back to, should the reply end before what was generated. At a page's end they cost little."""
+        """Remember a point to go back to, should the reply end before what was generated. At a page's end points cost
+        little."""
         point = self._chat.point_at_page_end()
         if point is not None and not any(point.num_tokens == other.num_tokens for other in self._page_ends):
             self._page_ends = [*self._page_ends[1 - _POINTS :], point]

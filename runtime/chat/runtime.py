@@ -1,4 +1,4 @@
-"""The front door: a model, a store, and what is done with them."""
+"""The front door: a model, a store, and the operations on them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ from .long_texts import refuse_long
 logger = logging.getLogger(__name__)
 
 _CHUNK = {"cpu": 512, "cuda": 2048}
-"""Prefill rows per layer call. On the grid of positions, so that results do not depend on caps."""
+"""Prefill rows per layer call, by device. They follow the grid of positions, so that results do not depend on caps."""
 
 
 class Runtime(Loaded):
@@ -87,12 +87,12 @@ class Runtime(Loaded):
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
             dtype: `auto`, `float32`, `bfloat16` or `float16`. `auto` is bfloat16 (float16 on a GPU that
                 lacks it). On a CPU that multiplies 16-bit matrices slowly, prefill computes in float32.
-            weights: what decode multiplies with. `own`: the model's. `int8`: rounded to 8 bits, on a CPU, in
-                half again as much memory as the layers take in bfloat16. Lossy: replies differ from the
+            weights: the weights that decode multiplies with. `own`: the model's. `int8`: rounded to 8 bits, on a CPU,
+                in half again as much memory as the layers take in bfloat16. Lossy: replies differ from the
                 model's own. Prompts are read with the model's own weights either way.
-            kv: where the cache may live and how it is read.
-            on_convert: told, before a GGUF file is converted (once per file), its name, what that needs and what is
-                free.
+            kv: the places where the cache may live, and how it is read.
+            on_convert: called before a GGUF file is converted (once per file) with its name, the room that this needs
+                and the room free.
 
         Raises:
             ModelFileError: the model is not there, not usable, or was replaced meanwhile. ValueError: device, dtype or
@@ -116,7 +116,7 @@ class Runtime(Loaded):
         directory = locate(model, kind, local_files_only=local_files_only, on_convert=on_convert)
         mapped = MappedWeights(directory)
         profiles = Profiles(directory, model)
-        profiles.needed(kv)  # before the weights: what is missing is told at once
+        profiles.needed(kv)  # before the weights are read: a missing profile is told at once
         check: list[Future[None]] = []
         with ThreadPoolExecutor(1) as beside:  # the template is rendered by another process, while weights are read
             loaded = Model.load(
@@ -137,7 +137,7 @@ class Runtime(Loaded):
         """Open a store for a model that is in memory already; several runtimes may share one.
 
         Args:
-            directory: what it was loaded from; names it in the store.
+            directory: the directory it was loaded from; names it in the store.
 
         Raises as `load` does.
         """
@@ -191,7 +191,7 @@ class Runtime(Loaded):
         )
 
     def chat(self, system: str | None = None, session: str | None = None) -> Chat:
-        """A conversation; `session` resumes one that was saved under that name.
+        """Begin a conversation; `session` resumes one that was saved under that name.
 
         Raises SessionError if there is no such session; ValueError if `system` cannot be used; ForkedError in a child
         of the process that loaded the model.
@@ -247,13 +247,14 @@ class Runtime(Loaded):
         return replies
 
     def _within_room(self, config: GenerationConfig, lengths: list[int]) -> GenerationConfig:
-        """With `max_new_tokens=-1` as many as the tiers hold for each of the batch, otherwise refused if too many."""
+        """The settings with a number of new tokens that the tiers hold: for `max_new_tokens=-1` as many as fit for each
+        of the batch. A number that is too large is refused."""
         check_open_pages(self.plan, self.store, len(lengths))
         window, new = self.model.max_positions, config.max_new_tokens
         if new > 0:
             self._check_room(0, sum(length + min(new, window - length) for length in lengths), "the batch")
         else:
-            self._check_room(0, sum(lengths) + len(lengths), "the batch")  # what may come is not claimed before it does
+            self._check_room(0, sum(lengths) + len(lengths), "the batch")  # tokens that may come claim no room yet
             new = max(1, self.room_tokens(sum(lengths)) // len(lengths))
         new = within_memory(self.plan, self.store, window, lengths, new, is_asked=config.max_new_tokens > 0)
         return replace(config, max_new_tokens=new)

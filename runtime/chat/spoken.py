@@ -1,7 +1,7 @@
-"""Which tokens say the text of a reply: a conversation remembers what was shown, no more and no less.
+"""The tokens that say the text of a reply: a conversation remembers what was shown, no more and no less.
 
 A reply ends inside what was generated when a stop string cut it, when its stream was closed, or when the last
-character is not whole. What is kept is every token whose text was shown, and then the rest of the text, spelled anew.
+character is not whole. It keeps every token whose text was shown, and then the rest of the text, spelled anew.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def spoken(template: Template, generated: Sequence[int], text: str) -> list[int]
 
 
 def _whole_tokens(template: Template, generated: Sequence[int], length: int) -> tuple[list[int], int]:
-    """The leading tokens that are wholly within `length` characters, and how many characters they are."""
+    """The leading tokens that are wholly within `length` characters, and how many characters they have."""
     decoder, said, whole, at = DecodeStream(skip_special_tokens=True), 0, 0, 0
     for number, token in enumerate(generated, start=1):
         piece = decoder.step(template.backend, token)

@@ -1,4 +1,5 @@
-"""The console command `stratakv`. Thin: options in, library calls; what cannot be is said by `one_line.OneLine`."""
+"""The console command `stratakv`. It is thin: it turns options into library calls; `one_line.OneLine` reports
+errors."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ from .options import (
 from .sessions_command import sessions
 
 _GC_EVERY = 100_000
-"""Objects made before the garbage collector looks. What imports make stays: a tenth of a start went into looking."""
+"""The number of objects made before the garbage collector looks. Imports make objects that stay: a tenth of a start
+went into looking."""
 
 app = typer.Typer(
     name="stratakv",
@@ -70,14 +72,14 @@ def main() -> None:
         app()
     except SystemExit as done:
         code = done.code
-    except KeyboardInterrupt:  # while the last lines were written
+    except KeyboardInterrupt:  # it came while the last lines were written
         pass
     _leave(code)
 
 
 def _prepare_streams() -> None:
-    """Streams that are there and take any text: a closed one would give its number to the next file that is opened, and
-    what is printed would be written into that."""
+    """Open the standard streams that are closed, and let stdout take any text: a closed stream would give its number to
+    the next file that is opened, and what is printed would be written into that."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -97,27 +99,28 @@ def _prepare_log() -> None:
 
 
 def _prepare_signals() -> None:
-    """What a batch system or a closing terminal sends ends the command as Ctrl-C does: what was made for the time being
-    is removed. Where such a signal is ignored, as under `nohup`, it stays so."""
+    """Let signals of a batch system or a closing terminal end the command as Ctrl-C does: temporary files are removed.
+    Where such a signal is ignored, as under `nohup`, it stays so."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _end)
 
 
 def _end(number: int, frame: object) -> None:
-    signal.signal(number, signal.SIG_DFL)  # a second one does not wait
+    signal.signal(number, signal.SIG_DFL)  # a second signal does not wait
     raise SystemExit(128 + number)
 
 
 class _Warning(logging.Formatter):
-    """Names of files in a warning are other people's words."""
+    """Formats a warning for a terminal: names of files in it are other people's words."""
 
     def format(self, record: logging.LogRecord) -> str:
         return f"stratakv: {printable(with_flags(record.getMessage()))}"
 
 
 def _leave(code: int | str | None) -> None:
-    """A model that is still loading is not waited for: its thread cannot be ended, and nothing depends on it."""
+    """Leave with an exit code. A model that is still loading is not waited for: its thread cannot be ended, and nothing
+    depends on it."""
     if any(thread.name == LOADER for thread in threading.enumerate()):
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError, AttributeError):
@@ -175,7 +178,7 @@ def plan(
 
     kv = kv_config(gpu_gb=gpu_kv_gb, host_gb=host_kv_gb, disk_gb=disk_kv_gb, path=kv_dir, budget=2048)
     with Runtime.load(model, device=device, dtype=dtype, kv=replace(kv, disk_gb=0.0)) as runtime:
-        found = with_disk(runtime.plan, kv, store_root(kv))  # to say what would be, a store need not be touched
+        found = with_disk(runtime.plan, kv, store_root(kv))  # a plan need not touch the store
         needed = f"{context * found.token_bytes / 1e9:.3g} GB"
         print(f"{found.token_bytes} bytes of KV per token; {context} tokens need {needed}")
         for tier, cap, tokens in found.rows():

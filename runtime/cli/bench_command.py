@@ -76,7 +76,7 @@ def bench(
 ) -> None:
     """Decode speed over context, beside transformers and llama.cpp in the same run; correctness first."""
     from ..api.figures import to_json
-    from ..bench.options import BASELINES, Options, crossed
+    from ..bench.options import BASELINES, BenchOptions, crossed
     from ..bench.plot import draw
     from ..bench.run import run_bench
     from ..process.pictures import check
@@ -84,7 +84,7 @@ def bench(
     if plot is not None:
         check(plot)
     check_outputs(out, plot, trace)
-    options = Options(
+    options = BenchOptions(
         model=model, shape=shape, layers=layers, device=device, dtype=dtype,
         contexts=_counts("--contexts", contexts), batches=_counts("--batch", batch), indexes=_names(index),
         caps=crossed(_sizes(gpu_kv_gb), _sizes(host_kv_gb), _sizes(disk_kv_gb)),
@@ -115,7 +115,7 @@ def _counts(option: str, listed: str) -> tuple[int, ...]:
 
 
 def _sizes(listed: str | None) -> list[float | None]:
-    """Of one cap; None alone where it is not given."""
+    """The sizes of one cap in GB; None alone where it is not given."""
     if listed is None:
         return [None]
     try:

@@ -29,7 +29,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from .chat_setup import Options
+    from .chat_setup import ChatOptions
 
 
 def chat(
@@ -83,7 +83,7 @@ def chat(
 
     A conversation over several calls: --save NAME with the first, --session NAME --save NAME with the others.
     """
-    from .chat_setup import Options, settle_store
+    from .chat_setup import ChatOptions, settle_store
 
     kv = kv_config(
         gpu_gb=gpu_kv_gb, host_gb=host_kv_gb, disk_gb=disk_kv_gb, path=kv_dir, index=index, budget=budget,
@@ -94,14 +94,14 @@ def chat(
         max_repeats=max_repeats, drop_thinking=drop_thinking,
     )  # fmt: skip
     generation |= _temperature(temp) | _stops(stop)
-    options = Options(
+    options = ChatOptions(
         model, device, dtype, settle_store(kv, say), file or [], session, system, generation, weights, save=save
     )
     _converse(options, prompt, as_json)
 
 
-def _converse(options: Options, prompt: str | None, as_json: bool) -> None:
-    """At a prompt if somebody is there to type at it, else once."""
+def _converse(options: ChatOptions, prompt: str | None, as_json: bool) -> None:
+    """Converse at a prompt if somebody is there to type at it, else answer once."""
     from ..chat.documents import text_of
     from ..process.standard_input import PipedText, is_standard_input, is_terminal, read_standard_input
 

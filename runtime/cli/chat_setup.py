@@ -1,4 +1,5 @@
-"""What the interactive chat and the one-shot form share: from options to a conversation that has read its documents."""
+"""The code that the interactive chat and the one-shot form share: from options to a conversation that has read its
+documents."""
 
 from __future__ import annotations
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class Options:
-    """What the command line asked for."""
+class ChatOptions:
+    """The options that the command line gave."""
 
     model: str
     device: str
@@ -36,17 +37,17 @@ class Options:
     session: str | None
     system: str | None
     generation: dict[str, Any]
-    """Only what was given: it wins over the settings that a session kept, defaults do not."""
+    """Only settings that were given: they win over those that a session kept, which defaults do not."""
     weights: str = "own"
     piped: str = ""
     """Text from standard input, a document beside the prompt."""
     late: Callable[[], bytes] | None = None
-    """Gives the same once the model is loaded, where nothing had come yet."""
+    """Returns that text once the model is loaded, where nothing had come yet."""
     save: str | None = None
-    """Keep the conversation under this name once it has answered."""
+    """The name under which the conversation is kept once it has answered; None: it is not."""
 
 
-def prepare(options: Options) -> list[Document]:
+def prepare(options: ChatOptions) -> list[Document]:
     """Refuse bad input before a model is loaded, and read the documents: each once, a pipe gives its text only once.
 
     Raises ValueError, OSError, SessionError.
@@ -67,8 +68,8 @@ def prepare(options: Options) -> list[Document]:
 
 
 def check_text(what: str, text: str) -> str:
-    """The text, also where the locale's own encoding could not read it. Raises ValueError if a shell or a terminal gave
-    bytes that are no UTF-8 text."""
+    """Return the text, also where the locale's own encoding could not read it. Raises ValueError if a shell or a
+    terminal gave bytes that are no UTF-8 text."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -79,8 +80,8 @@ def check_text(what: str, text: str) -> str:
     return text
 
 
-def load(options: Options, on_convert: Callable[[str], None]) -> tuple[Runtime, Chat]:
-    """The model, and the conversation begun or resumed; no document is read yet."""
+def load(options: ChatOptions, on_convert: Callable[[str], None]) -> tuple[Runtime, Chat]:
+    """Load the model, and begin or resume the conversation; no document is read yet."""
     from ..chat.runtime import Runtime
 
     runtime = Runtime.load(
@@ -94,8 +95,8 @@ def load(options: Options, on_convert: Callable[[str], None]) -> tuple[Runtime, 
         raise
 
 
-def begin(runtime: Runtime, options: Options, session: str | None) -> Chat:
-    """A new conversation, or a resumed one with the settings it was saved with; what the command line gave wins."""
+def begin(runtime: Runtime, options: ChatOptions, session: str | None) -> Chat:
+    """Begin a new conversation, or resume one with the settings it was saved with; settings of the command line win."""
     chat = runtime.chat(options.system if session is None else None, session)
     chat.generation = GenerationConfig.from_kwargs(chat.generation, **options.generation)
     return chat
@@ -106,7 +107,7 @@ def say_converting(what: str, console: Console) -> None:
 
 
 def read(chat: Chat, document: Document, console: Console) -> Read:
-    """A document joins the conversation, with a bar while it does."""
+    """Read a document into the conversation, with a bar while it does."""
     name = printable(document.name)
     with progress_bar(console, f"reading {name}") as step:
         done = chat.read_text(document.text, document.name, on_progress=step)
@@ -119,7 +120,7 @@ def read(chat: Chat, document: Document, console: Console) -> Read:
 
 @contextmanager
 def progress_bar(console: Console, what: str) -> Iterator[OnProgress]:
-    """A prefill bar with ETA; nothing when the console is no terminal."""
+    """Show a prefill bar with ETA; nothing when the console is no terminal."""
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = (
@@ -135,7 +136,7 @@ def progress_bar(console: Console, what: str) -> Iterator[OnProgress]:
         yield step
 
 
-def check_session(options: Options) -> None:
+def check_session(options: ChatOptions) -> None:
     """Say at once that a session is not there, if that can be known without its model.
 
     Raises SessionError.
@@ -158,7 +159,7 @@ def check_session(options: Options) -> None:
         try:
             with StoreFolder(folder) as store:
                 names.extend(store.disk.session_names())
-        except (StorageError, OSError):  # whether it is in there, opening it for its model will tell
+        except (StorageError, OSError):  # opening the folder for its model will tell whether it is in there
             return
     if same_name(options.session, names) is None:
         known = listed(options.session, names)

@@ -74,7 +74,7 @@ def evaluation(
 ) -> None:
     """Measure an index against dense attention on the same samples; `exact` exits with 1 if a check fails."""
     from ..api.figures import to_json
-    from ..evaluation.options import Options
+    from ..evaluation.options import EvalOptions
     from ..evaluation.plot import draw
     from ..evaluation.progress import Bar
     from ..evaluation.report import show
@@ -84,7 +84,7 @@ def evaluation(
     check_outputs(out, plot)
     if plot is not None:
         check(plot)
-    options = Options(ctx, DEFAULT_SAMPLES.get(suite, 1) if samples is None else samples, seed, tasks)
+    options = EvalOptions(ctx, DEFAULT_SAMPLES.get(suite, 1) if samples is None else samples, seed, tasks)
     with Bar() as bar:
         result = evaluate(
             suite, model=model, device=device, dtype=dtype, indexes=_names(index), budgets=_budgets(budget),
@@ -104,7 +104,7 @@ def evaluation(
 
 
 def _write(out: Path, line: str, *, is_shown: bool) -> None:
-    """Where it cannot be written it is printed, unless it was."""
+    """Write the result's line to a file. Where that fails the line is printed, unless it was."""
     try:
         write_text(out, line + "\n")
     except OSError:

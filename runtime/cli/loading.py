@@ -1,4 +1,4 @@
-"""The model loads behind the chat's prompt, in a thread that whoever leaves early does not wait for."""
+"""Loading the model behind the chat's prompt, in a thread that whoever leaves early does not wait for."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..chat.chat import Chat
     from ..chat.runtime import Runtime
-    from .chat_setup import Options
+    from .chat_setup import ChatOptions
 
 LOADER = "stratakv-load"
 """The thread's name, by which the command finds it when it ends."""
 
 
-def load_behind(options: Options) -> Future[tuple[Runtime, Chat]]:
-    """Resolves to the model and the conversation, or to what is wrong with them."""
+def load_behind(options: ChatOptions) -> Future[tuple[Runtime, Chat]]:
+    """Load in a thread. The future gives the model and the conversation, or raises what is wrong with them."""
     from ..process.terminal import make_console
     from .chat_setup import load, say_converting
 

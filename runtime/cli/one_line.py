@@ -1,4 +1,4 @@
-"""How the command says that something cannot be: one clear line on stderr and an exit code.
+"""Errors of the command, each told as one clear line on stderr and an exit code.
 
 All commands run inside `OneLine.main`, so none of them catches anything itself.
 """
@@ -32,17 +32,17 @@ CAPS = {
     "turn_tokens": "--turn-tokens", "ctx": "--ctx", "path=": "--kv-dir", "device=cpu": "--device cpu",
     "profile=": "--profile", "out=": "--out",
 }  # fmt: skip
-"""What a Python argument is called on the command line."""
+"""The options of the command line by the Python arguments that they set."""
 GENERATION = {
     "max_new_tokens": "--n-predict", "temperature": "--temp", "top_p": "--top-p", "top_k": "--top-k",
     "min_p": "--min-p", "repetition_penalty": "--repeat-penalty", "stop_strings": "--stop",
     "leave do_sample off": "use --temp 0", "max_repeats=0": "--max-repeats 0", "max_repeats": "--max-repeats",
 }  # fmt: skip
-"""The same for what the chat sets by its Python name."""
+"""The options by the settings that the chat sets by their Python names."""
 
 
 def say(line: str) -> None:
-    """A line of the command's own on stderr."""
+    """Write a line of the command's own on stderr."""
     if sys.stderr is not None:
         try:
             print(f"stratakv: {printable(line)}", file=sys.stderr, flush=True)
@@ -51,8 +51,8 @@ def say(line: str) -> None:
 
 
 def with_flags(message: str, names: dict[str, str] | None = None) -> str:
-    """A message that names Python arguments, in the words of the command line. What is quoted stays as it is, and so
-    does a name that is part of a path."""
+    """A message that names Python arguments, in the words of the command line. Quoted text stays as it is, and so does
+    a name that is part of a path."""
     table = CAPS | GENERATION if names is None else names
     names_in_words = re.compile(rf"""(?<![\w./'"-])({"|".join(table)})(?![\w./'"-])""")
     quoted = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")
@@ -74,7 +74,7 @@ def is_debugging() -> bool:
 
 
 def words(error: BaseException) -> str:
-    """An error that a user can act on, in one line."""
+    """The words for an error that a user can act on, in one line."""
     if is_out_of_memory(error):
         return (
             f"not enough memory; lower host_gb or gpu_gb, or shorten the context ({error or 'nothing was allocated'})"
@@ -87,13 +87,13 @@ def words(error: BaseException) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """PyTorch says so with a RuntimeError."""
+    """True if `error` means that memory is exhausted; PyTorch says so with a RuntimeError."""
     is_tensors = isinstance(error, RuntimeError) and re.search(r"out of memory|can't allocate memory", str(error))
     return isinstance(error, MemoryError) or bool(is_tensors)
 
 
 def fault(error: BaseException) -> str:
-    """What is said of an error that nobody foresaw."""
+    """The words for an error that nobody foresaw."""
     how = "" if is_debugging() else "; STRATAKV_DEBUG=1 shows where"
     return f"a fault of the program, please report it: {type(error).__name__}: {error}{how}"
 
@@ -113,7 +113,8 @@ class OneLine(TyperGroup):
         sys.exit(code)
 
     def invoke(self, ctx: Any) -> Any:
-        """The command itself. Caught here, before the library that parses options makes another exit code of it."""
+        """Run the command itself. Errors are caught here, before the library that parses options makes another exit
+        code of them."""
         try:
             os.getcwd()
         except FileNotFoundError:  # native libraries abort without a word of their own
@@ -126,14 +127,14 @@ class OneLine(TyperGroup):
 
 
 def _exit_code(error: BaseException) -> int:
-    """Says what there is to say of `error`."""
+    """Tell the user about `error` and return the exit code for it."""
     if isinstance(error, BrokenPipeError):
         _leave_stdout()
         return CLOSED
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return INTERRUPTED
     if isinstance(error, SystemExit):
-        is_closed = type(sys.stdout).__name__ == "PacifyFlushWrapper"  # how the library that prints the help says so
+        is_closed = type(sys.stdout).__name__ == "PacifyFlushWrapper"  # the help, to a closed pipe
         return CLOSED if is_closed else error.code if isinstance(error.code, int) else FAILED
     if isinstance(error, _CLICK_ERROR):
         return _usage(error)
@@ -147,7 +148,7 @@ def _exit_code(error: BaseException) -> int:
 
 
 def _usage(error: Any) -> int:
-    """Options that do not parse. Without any, the help is what was wanted."""
+    """Tell what is wrong with options that do not parse. Without any options, the help is what was wanted."""
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
         return REFUSED
@@ -158,7 +159,8 @@ def _usage(error: Any) -> int:
 
 
 def _leave_stdout() -> None:
-    """Nobody reads it: what is still buffered must not be tried again when the interpreter ends."""
+    """Leave stdout, which nobody reads: text that is still buffered must not be tried again when the interpreter
+    ends."""
     try:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

@@ -10,7 +10,7 @@ from ..api.figures import Stopwatch, to_json
 from ..api.reply import REPEATS
 from ..chat.documents import Document, text_of
 from ..process.terminal import make_console, shown
-from .chat_setup import Options, check_session, check_text, load, prepare, progress_bar, read, say_converting
+from .chat_setup import ChatOptions, check_session, check_text, load, prepare, progress_bar, read, say_converting
 from .one_line import say, with_flags
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..chat.runtime import Runtime
 
 
-def one_shot(options: Options, prompt: str, as_json: bool) -> None:
+def one_shot(options: ChatOptions, prompt: str, as_json: bool) -> None:
     """Answer once on stdout. Progress goes to stderr, and only to a terminal."""
     console = make_console(stderr=True)
     prompt = check_text("the prompt", prompt)
@@ -34,7 +34,7 @@ def one_shot(options: Options, prompt: str, as_json: bool) -> None:
             documents.append(Document("stdin", text))
         done = [read(chat, document, console) for document in documents]
         _answer(chat, prompt, as_json, console)
-        if as_json:  # before anything that may fail: the answer is there
+        if as_json:  # shown before anything may fail: the answer is there
             print(to_json(_result(runtime, chat, done, loading.seconds)), flush=True)
         if options.save is not None:
             chat.save(options.save)
@@ -56,7 +56,7 @@ def _answer(chat: Chat, prompt: str, as_json: bool, console: Any) -> None:
 
 
 def _result(runtime: Runtime, chat: Chat, documents: list[Read], load_s: float) -> dict[str, Any]:
-    """The prompt of a command is its documents and its question: whoever asked waited for both."""
+    """Make the result. The prompt of a command is its documents and its question: whoever asked waited for both."""
     reply, stats = chat.last, runtime.stats()
     usage, timings = reply.usage, reply.timings
     tokens, cached, ms = (sum(getattr(done, name) for done in documents) for name in ("tokens", "cached", "ms"))

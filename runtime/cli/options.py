@@ -28,7 +28,7 @@ def path(*flags: str, help: str) -> Any:
 
 
 def reading(read: Callable[[str], Any]) -> Callable[[Any], Any]:
-    """A parser of one option: what `read` says is wrong becomes the command's line."""
+    """Make a parser of one option: an error of `read` becomes the command's line."""
 
     def parse(value: Any) -> Any:
         if not isinstance(value, str):  # the default
@@ -42,7 +42,7 @@ def reading(read: Callable[[str], Any]) -> Callable[[Any], Any]:
 
 
 def _any_number(text: str) -> float:
-    """`inf` and `nan` too: what takes the number says better what it may be."""
+    """Read any number, `inf` and `nan` too: the receiver of the number says better what it may be."""
     try:
         return float(text)
     except ValueError:
@@ -50,7 +50,7 @@ def _any_number(text: str) -> float:
 
 
 def at_home(text: str) -> str:
-    """With `~` as the home folder. Raises ValueError if there is no such folder."""
+    """A path with `~` as the home folder. Raises ValueError if there is no such folder."""
     found = os.path.expanduser(text)
     if found.startswith("~") and not os.path.lexists(found):
         raise ValueError(f"there is no home folder for {text!r}")
@@ -105,7 +105,7 @@ BudgetOption = Annotated[
 
 
 def kv_config(**options: Any) -> Any:
-    """A `KVConfig`. Raises ValueError if a number is out of range, or beyond this machine."""
+    """Make a `KVConfig`. Raises ValueError if a number is out of range, or beyond this machine."""
     from ..api.config import KVConfig
     from ..engine.machine_caps import check_caps
 

@@ -1,4 +1,4 @@
-"""The interactive chat behind `stratakv chat`: read a line, do it, repeat. No line ends it but the one that leaves."""
+"""The interactive chat behind `stratakv chat`: read a line, do it, repeat. Only a line that leaves ends it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..process.standard_input import is_terminal
 from ..process.terminal import make_console, printable, shown
 from ..sessions.names import check_name, same_name
 from . import repl_report
-from .chat_setup import Options, begin, check_session, check_text, prepare, progress_bar, read
+from .chat_setup import ChatOptions, begin, check_session, check_text, prepare, progress_bar, read
 from .loading import load_behind
 from .one_line import CAPS, fault, is_debugging, is_out_of_memory, user_errors, with_flags, words
 from .one_shot import one_shot
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ..chat.reply_stream import ReplyStream
     from ..chat.runtime import Runtime
 
-__all__ = ["Options", "Repl", "one_shot", "run"]
+__all__ = ["ChatOptions", "Repl", "one_shot", "run"]
 
 HELP = """\
 /read FILE     a document joins the conversation; quoted, escaped and dragged paths are understood
@@ -54,10 +54,10 @@ Ctrl-C         stops a reply"""
 
 
 class _Failed(Exception):
-    """The model cannot be loaded: ends the prompt that is being typed at."""
+    """The model cannot be loaded: this ends the prompt that is being typed at."""
 
 
-def run(options: Options) -> None:
+def run(options: ChatOptions) -> None:
     """Read, answer, repeat. The prompt appears at once; the model loads behind it.
 
     Raises what loading raised, if it failed.
@@ -80,7 +80,7 @@ class Repl:
     """
 
     def __init__(
-        self, options: Options, console: Console, opening: Future[tuple[Runtime, Chat]],
+        self, options: ChatOptions, console: Console, opening: Future[tuple[Runtime, Chat]],
         documents: list[Document] | None = None,
     ) -> None:  # fmt: skip
         self.options, self.console, self._opening = options, console, opening
@@ -88,12 +88,12 @@ class Repl:
         self._chat: Chat | None = None
         self._prompt: PromptSession[str] = PromptSession(history=InMemoryHistory())
         self._name = options.session
-        """What the conversation is saved as."""
+        """The name that the conversation is saved under; None: it is not saved."""
         self._kept: list[dict[str, str]] = []
-        """What had been said when the conversation was saved or began."""
+        """The messages when the conversation was saved or began."""
         self._is_warned = False
         self.asks = is_terminal()
-        """Whether somebody is there to answer before something is lost."""
+        """True if somebody is there to answer before something is lost."""
         self._commands: dict[str, Callable[[str], None]] = {
             "help": lambda _: self.console.print(HELP),
             "?": lambda _: self.console.print(HELP),
@@ -111,7 +111,7 @@ class Repl:
 
     @property
     def runtime(self) -> Runtime:
-        """Waits for the model, showing that it does."""
+        """The runtime; waits for the model, showing that it does."""
         return self._opened()[0]
 
     @property
@@ -128,7 +128,7 @@ class Repl:
             except Exception:
                 self._documents.pop(0)
                 raise
-            self._documents.pop(0)  # not after Ctrl-C: then it is read before the next message
+            self._documents.pop(0)  # after Ctrl-C it stays, and is read before the next message
         return self._chat
 
     def _opened(self) -> tuple[Runtime, Chat]:
@@ -140,7 +140,7 @@ class Repl:
     # The loop
 
     def loop(self) -> None:
-        """Until somebody leaves. Raises what loading raised, if it failed."""
+        """Read and handle lines until somebody leaves. Raises what loading raised, if it failed."""
         try:
             while not self._has_failed():
                 try:
@@ -154,7 +154,7 @@ class Repl:
             self._opening.result()
 
     def _line(self) -> str:
-        """What was typed, without blanks around it. Whoever ends the input wants to leave."""
+        """The typed line without blanks around it. Whoever ends the input wants to leave."""
         try:
             first = self._typed(">>> ")
         except (EOFError, _Failed):
@@ -176,20 +176,21 @@ class Repl:
         return self._opening.done() and self._opening.exception() is not None
 
     def _leave_if_failed(self) -> None:
-        """Called at a prompt as it begins, and when loading has failed."""
+        """End the prompt if loading has failed. Called at a prompt as it begins, and when loading has failed."""
         app = self._prompt.app if not get_app().is_running else get_app()
         if self._has_failed() and app.future is not None and not app.future.done():
             app.exit(exception=_Failed())
 
     def _stop_typing(self, opening: Future[tuple[Runtime, Chat]]) -> None:
-        """Called when loading has ended, mostly in its thread: whoever types need not finish in vain."""
+        """Interrupt the prompt if loading has failed: whoever types need not finish in vain. Called when loading has
+        ended, mostly in its thread."""
         loop = self._prompt.app.loop
         if opening.exception() is not None and loop is not None:
             with suppress(RuntimeError):  # the prompt has ended by itself meanwhile
                 loop.call_soon_threadsafe(self._leave_if_failed)
 
     def _handle(self, line: str) -> bool:
-        """One message or command; whether it leaves. What goes wrong is said, and the loop goes on."""
+        """Handle one message or command; returns True if it leaves. An error is told, and the loop goes on."""
         if not line.strip():
             return False
         is_warned, self._is_warned = self._is_warned, False
@@ -235,7 +236,7 @@ class Repl:
         return False
 
     def _is_sure(self, question: str) -> bool:
-        """Asked where somebody is there to answer; anything but yes is no."""
+        """Ask a question where somebody is there to answer; anything but yes is no."""
         if not self.asks:
             return True
         try:
@@ -295,14 +296,14 @@ class Repl:
         if not name:
             raise ValueError("/load needs a name; /sessions lists them")
         is_there = same_name(check_name(name), self.runtime.sessions()) is not None
-        if is_there and not self._may_forget():  # what is not there needs no answer
+        if is_there and not self._may_forget():  # a session that is not there needs no answer
             return
         chat = begin(self.runtime, self.options, name)
         self._replace(chat, name)
         self._say_restored(chat)
 
     def _session_name(self, argument: str) -> str:
-        """As typed if there is such a session, else without quotes."""
+        """The session's name as typed if there is such a session, else without quotes."""
         bare = unquoted(argument)
         return argument if bare != argument and argument in self.runtime.sessions() else bare
 
@@ -344,7 +345,7 @@ class Repl:
 
 
 def _said(chat: Chat) -> list[dict[str, str]]:
-    """Documents are read again at no cost; what was said is nowhere else."""
+    """The messages that count as said: documents are read again at no cost, other messages are nowhere else."""
     return [message for message in chat.messages if message["role"] != "document"]
 
 

@@ -1,4 +1,4 @@
-"""What the chat's commands tell about the conversation and its store."""
+"""Reports of the chat's commands about the conversation and its store."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def status(runtime: Runtime, chat: Chat) -> str:
-    """One line: tokens in context, bytes per tier, speed, hit rate."""
+    """The status in one line: tokens in context, bytes per tier, speed, hit rate."""
     stats, last = runtime.stats(), chat.last
     tiers = " ".join(f"{name} {tier['used_bytes'] / 1e6:.0f} MB" for name, tier in stats["tiers"].items())
     ended = f" · {REPEATS}; /set max_repeats 0 lets it go on" if last.finish_reason == "repeats" else ""
@@ -77,7 +77,7 @@ def settings(config: GenerationConfig) -> str:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds it takes."""
+    """The seconds that `work` takes."""
     with Stopwatch() as watch:
         work()
     return watch.seconds

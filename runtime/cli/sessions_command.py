@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 sessions = typer.Typer(help="Saved sessions.", no_args_is_help=True, rich_markup_mode=None)
 
 _MOST_GB = 1e9
-"""More than any disk holds."""
+"""More gigabytes than any disk holds."""
 
 StoreOption = Annotated[Path | None, path("--kv-dir", help="Store folder. Default: the user's cache directory.")]
-ModelOption = Annotated[
+ModelFilter = Annotated[
     str | None,
     typer.Option(
         "-m",
@@ -34,9 +34,9 @@ ModelOption = Annotated[
         help="Only of this model, named as in chat. Default: of all.",
     ),
 ]
-DtypeOption = Annotated[str | None, typer.Option("--dtype", help="Only of this dtype. Default: of all.")]
+DtypeFilter = Annotated[str | None, typer.Option("--dtype", help="Only of this dtype. Default: of all.")]
 _MAX_WIDTH = 40
-"""Of the column of names: one longer name must not push the others' columns off the screen."""
+"""The most cells of the column of names: one longer name must not push the others' columns off the screen."""
 FolderOption = Annotated[
     str | None, typer.Option("--in", help="Only in the store's folder whose name begins like this.")
 ]
@@ -44,7 +44,7 @@ FolderOption = Annotated[
 
 @sessions.command("list")
 def sessions_list(
-    model: ModelOption = None, kv_dir: StoreOption = None, dtype: DtypeOption = None, folder: FolderOption = None
+    model: ModelFilter = None, kv_dir: StoreOption = None, dtype: DtypeFilter = None, folder: FolderOption = None
 ) -> None:
     """The saved sessions of all models."""
     from ...storage import StoreUnavailableError
@@ -83,7 +83,7 @@ def sessions_list(
 
 @sessions.command("show")
 def sessions_show(
-    name: str, model: ModelOption = None, kv_dir: StoreOption = None, dtype: DtypeOption = None,
+    name: str, model: ModelFilter = None, kv_dir: StoreOption = None, dtype: DtypeFilter = None,
     folder: FolderOption = None,
 ) -> None:  # fmt: skip
     """One session: its size, dates and index, and what its folder says about the model."""
@@ -113,7 +113,7 @@ def sessions_show(
 
 @sessions.command("rm")
 def sessions_rm(
-    name: str, model: ModelOption = None, kv_dir: StoreOption = None, dtype: DtypeOption = None,
+    name: str, model: ModelFilter = None, kv_dir: StoreOption = None, dtype: DtypeFilter = None,
     folder: FolderOption = None,
 ) -> None:  # fmt: skip
     """Delete a session. Its pages stay as cache until their room is needed; `gc` removes them now."""
@@ -126,7 +126,7 @@ def sessions_rm(
 
 @sessions.command("gc")
 def sessions_gc(
-    model: ModelOption = None, kv_dir: StoreOption = None, dtype: DtypeOption = None, folder: FolderOption = None,
+    model: ModelFilter = None, kv_dir: StoreOption = None, dtype: DtypeFilter = None, folder: FolderOption = None,
     max_gb: Annotated[
         float | None,
         real(
@@ -152,7 +152,7 @@ def sessions_gc(
 
 @sessions.command("verify")
 def sessions_verify(
-    model: ModelOption = None, kv_dir: StoreOption = None, dtype: DtypeOption = None, folder: FolderOption = None
+    model: ModelFilter = None, kv_dir: StoreOption = None, dtype: DtypeFilter = None, folder: FolderOption = None
 ) -> None:
     """Read every record and check it; exit code 1 if any is damaged or missing."""
     from ...storage import LaterStoreError, StoreUnavailableError
@@ -216,7 +216,8 @@ def _why(error: RecordError | None) -> str:
 
 
 def _cells(text: str) -> int:
-    """How wide a terminal shows it: two cells for what is wide in East Asia, none for what joins the letter before."""
+    """The number of cells that a terminal takes to show a text: two for wide letters of East Asia, none for marks that
+    join the letter before."""
     return sum((not unicodedata.combining(letter)) + (unicodedata.east_asian_width(letter) in "WF") for letter in text)
 
 

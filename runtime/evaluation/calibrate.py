@@ -1,4 +1,4 @@
-"""Calibration: a model reads texts once, and what indexes need to know about its layers goes into a profile.
+"""Calibration: a model reads texts once, and the facts that indexes need about its layers go into a profile.
 
 Layer by layer, as in prefill: all contexts pass a layer before any enters the next, so that only one layer's keys
 are held, and its codebooks are learned before the next layer begins. Keys and queries are taken before RoPE; queries
@@ -37,14 +37,14 @@ CODEWORDS, TOKENS = 1024, 16384
 """Defaults: sixteen keys per codeword. SmolLM2-135M at a budget of 512 of 8,000 tokens: 256, 1024 and 4096 codewords
 find 0.935, 0.937 and 0.938 of the attention weight of two layers, while the cost of a step grows with them."""
 CONTEXT = 2048
-"""Tokens read in one piece."""
+"""Tokens of a context, which is read in one piece."""
 DISTANCE = 2048
-"""b of the paper: how far from the query every key is taken to be."""
+"""The paper's b: the distance in tokens that every key is taken to have from the query."""
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What was made."""
+    """The results of a calibration."""
 
     path: Path
     num_bytes: int
@@ -65,9 +65,9 @@ def calibrate(
     """Learn a model's profile and write it.
 
     Args:
-        texts: what to learn from, unlike each other if possible. tokens: how many of theirs to read, in contexts
+        texts: files to learn from, unlike each other if possible. tokens: number of theirs to read, in contexts
             spread evenly over all texts; one more context is read to test on.
-        out: where to write. None: where the runtime looks for it.
+        out: the file to write. None: the one that the runtime looks for.
 
     Raises:
         ValueError: a number is out of range, or the texts are too short. ModelFileError: no such model.
@@ -99,7 +99,7 @@ def calibrate(
 
 
 def _keep(profile: Profile, path: Path) -> int:
-    """Save it; returns its bytes. Where that fails after all the work, it is saved where there is room. Raises
+    """Save the profile; returns its bytes. Where that fails after all the work, save it where there is room. Raises
     OSError."""
     try:
         return profile.save(path)
@@ -119,8 +119,8 @@ def _keep(profile: Profile, path: Path) -> int:
 
 
 def _contexts(model: Model, texts: list[str], tokens: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """Contexts to learn from, and one to test on, all of one length."""
-    before = model.tokenizer("").input_ids  # what this model expects in front of any text
+    """The contexts to learn from, and one to test on, all of one length."""
+    before = model.tokenizer("").input_ids  # the tokens that this model expects before any text
     length = min(CONTEXT, max(1, tokens // 4), model.max_positions) - len(before)
     pieces = []
     for text in texts:
@@ -141,7 +141,8 @@ def _contexts(model: Model, texts: list[str], tokens: int) -> tuple[list[np.ndar
 def _learn(
     model: Model, contexts: list[np.ndarray], codewords: int, ticker: Ticker
 ) -> tuple[dict[int, dict[str, Tensor]], list[tuple[int, float, float]]]:
-    """Every tiered layer's part of the profile, and errors of some layers. The last context is not learned from."""
+    """Learn every tiered layer's part of the profile, and measure errors of some layers. The last context is not
+    learned from."""
     distance = min(DISTANCE, model.max_positions - 1)
     looked_at = {model.tiered[0], model.tiered[len(model.tiered) // 2], model.tiered[-1]}
     layers, compared = {}, []
@@ -161,7 +162,7 @@ def _learn(
 def _captured(
     model: Model, contexts: list[np.ndarray], distance: int, ticker: Ticker
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(layer, keys `[G, n, D]` of all contexts, Q^T Q fp64 `[contexts, G, D, D]`) of each tiered layer."""
+    """Yield (layer, keys `[G, n, D]` of all contexts, Q^T Q fp64 `[contexts, G, D, D]`) of each tiered layer."""
     size, device = len(contexts[0]), model.device
     reach = model.rope.reach(size)
     tables = model.rotary(torch.arange(size, device=device).unsqueeze(0), model.prefill_dtype, reach)

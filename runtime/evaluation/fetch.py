@@ -33,20 +33,20 @@ Files = dict[str, bytes]
 
 @dataclass(frozen=True)
 class Text:
-    """One text: where it is from, and how it is made."""
+    """One text: where it comes from, and how it is made."""
 
     name: str
     """A file of the folder, or a subfolder with its slash."""
     licence: str
     package: Package
     wanted: str
-    """Regular expression: the archive's members that `make` gets."""
+    """Regular expression for the archive's members that `make` gets."""
     make: Callable[[Files], dict[str, str]]
-    """Members -> content by file name."""
+    """Makes contents by file name out of members."""
 
 
 def austen(files: Files) -> dict[str, str]:
-    """R's lazy-load data: an index of (offset, length), and zlib blocks behind a 4-byte size."""
+    """Read R's lazy-load data: an index of (offset, length), and zlib blocks behind a 4-byte size."""
     try:
         import rdata
     except ImportError as error:
@@ -55,7 +55,7 @@ def austen(files: Files) -> dict[str, str]:
     by_suffix = {PurePosixPath(name).suffix: data for name, data in files.items()}
     novels = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # rdata's, about types it then reads as plain lists
+        warnings.simplefilter("ignore")  # rdata warns of types that it then reads as plain lists
         index = rdata.conversion.convert(rdata.parser.parse_data(by_suffix[".rdx"]))
         for name, (offset, length) in index["variables"].items():
             block = zlib.decompress(by_suffix[".rdb"][int(offset) + 4 : int(offset) + int(length)])
@@ -65,7 +65,7 @@ def austen(files: Files) -> dict[str, str]:
 
 
 def king_james(files: Files) -> dict[str, str]:
-    """Without the one citation that has no text: other Bibles count a 15th verse in 3 John."""
+    """Read the Bible, without the one citation that has no text: other Bibles count a 15th verse in 3 John."""
     (data,) = files.values()
     verses = [json.loads(line) for line in data.decode().splitlines()]
     return {"kjv.tsv": "".join(f"{v['citation']}\t{v['text']}\n" for v in verses if v["text"] != "[]")}
@@ -80,7 +80,7 @@ def python_docs(files: Files) -> dict[str, str]:
 
 
 def words(files: Files) -> dict[str, str]:
-    """Single lower-case words, without those the package itself lists as profane."""
+    """Read single lower-case words, without those the package itself lists as profane."""
     lists = {PurePosixPath(name).stem: set(data.decode().split("\n")) for name, data in files.items()}
     return {
         f"words/{kind}s.txt": "".join(
@@ -177,7 +177,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 2 after one line on stderr for each text that is not to be had."""
+    """Fetch texts. Returns exit code 0, or 2 after one line on stderr for each text that is not to be had."""
     parser = argparse.ArgumentParser(prog="fetch", description="Fetch the texts of the evaluation.")
     parser.add_argument("--folder", type=Path, default=default_folder(), help="default: %(default)s")
     folder: Path = parser.parse_args(arguments).folder

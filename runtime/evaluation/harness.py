@@ -25,8 +25,8 @@ class Harness:
     """Engines for all variants over one runtime's model and store.
 
     Args:
-        question_sparse: whether questions are read the way replies are, through the index (the
-            stricter protocol), or exactly, as `Chat.send` does.
+        question_sparse: True to read questions the way replies are read, through the index (the
+            stricter protocol); False to read them exactly, as `Chat.send` does.
     """
 
     def __init__(self, runtime: Runtime, variants: list[Variant], *, question_sparse: bool = True) -> None:
@@ -35,42 +35,42 @@ class Harness:
         self.engines = _engines(runtime, variants)
         self._learns = any(index.uses_queries for engine in self.engines.values() for index in engine.indexes.values())
         self._twins: dict[Sequence, dict[str, Sequence]] = {}
-        """Per open context and index: a fork whose states are built, for the forks of all budgets to copy."""
+        """By open context and index, a fork whose states are built, for the forks of all budgets to copy."""
         self._probes = {variant: Probe(every=None) for variant in variants}
         self.template = Template(runtime.tokenizer)
 
     def tokens_read(self, variant: Variant) -> float:
-        """Mean over its steps and layers so far, per KV head; sinks, window and tail included."""
+        """Mean number of tokens read over the steps and layers so far, per KV head; sinks, window and tail included."""
         return self._probes[variant].result()["tokens_read"]
 
     # Text to tokens
 
     def count(self, text: str) -> int:
-        """Tokens of a person's text."""
+        """Count the tokens of a person's text."""
         return len(self.template.encode_plain(text))
 
     def running_text(self, text: str) -> np.ndarray:
-        """Running text, as the tokenizer alone would give it."""
+        """Encode running text, as the tokenizer alone would."""
         return as_array(self.runtime.tokenizer(text).input_ids)
 
     def opening(self, text: str) -> np.ndarray:
-        """A conversation's first words: template, then `text`, its turn still open."""
+        """Encode a conversation's first words: template, then `text`, with its turn still open."""
         begin = self.template.encoder.begin if self.template.is_plain else []
         before = self.template.encode(self.template.first(None).before)
         return as_array([*begin, *before, *self.template.encode_plain(text)])
 
     def closing(self, text: str, prefix: str, *, first: bool) -> np.ndarray:
-        """The rest of a user's turn, up to where the reply goes on after `prefix`."""
+        """Encode the rest of a user's turn, up to where the reply goes on after `prefix`."""
         turn = self.template.first(None) if first else self.template.next()
         return as_array(self._piece(text) + self.template.encode(turn.after) + self._piece(prefix))
 
     def turn(self, text: str, prefix: str) -> np.ndarray:
-        """A whole later turn, from the end of the last reply."""
+        """Encode a whole later turn, from the end of the last reply."""
         between = self.template.encode(self.template.next().before) if not self.template.is_plain else self._piece("\n")
         return np.concatenate([as_array(between), self.closing(text, prefix, first=False)])
 
     def question(self, text: str, prefix: str, *, first: bool) -> np.ndarray:
-        """What is asked and how the reply begins, after the context or after an earlier reply."""
+        """Encode a question and the beginning of its reply, after the context or after an earlier reply."""
         return self.closing("\n" + text, prefix, first=True) if first else self.turn(text, prefix)
 
     def reply(self, text: str) -> np.ndarray:
@@ -83,7 +83,7 @@ class Harness:
 
     @contextmanager
     def prefilled(self, ids: np.ndarray) -> Iterator[Sequence]:
-        """A context every variant can fork. Prefill is exact, whatever the variants.
+        """Prefill a context that every variant can fork. Prefill is exact, whatever the variants.
 
         Where an index learns from queries nothing is taken from the store: a prompt's queries are not kept there,
         and a chat's index has seen those of its own prompt.
@@ -105,7 +105,7 @@ class Harness:
 
     @contextmanager
     def fork(self, variant: Variant, past: Sequence) -> Iterator[Sequence]:
-        """`past` may be a context or another fork; neither changes when the fork goes on."""
+        """Fork `past`, a context or another fork; neither changes when the fork goes on."""
         engine = self.engines[variant]
         twins = self._twins.get(past)
         if twins is not None:
@@ -126,18 +126,18 @@ class Harness:
         twins.clear()
 
     def hear(self, variant: Variant, sequence: Sequence, turns: Iterable[tuple[str, str]]) -> None:
-        """Earlier turns after the context, each (the user's words, the reply): the words are read exactly, as in a
+        """Read earlier turns after the context, each (the user's words, the reply): the words are read exactly, as in a
         chat, and the reply passes through the index, as the model's own."""
         for place, (said, replied) in enumerate(turns):
             self.extend(sequence, self.question(said, "", first=place == 0))
             self.read(variant, sequence, self.reply(replied))
 
     def read(self, variant: Variant, sequence: Sequence, ids: np.ndarray) -> Tensor:
-        """The reader's own or known words through the index; logits after each `[len(ids), V]`."""
+        """Read the reader's own or known words through the index. Returns logits after each `[len(ids), V]`."""
         return self.engines[variant].decode_known(sequence, ids)
 
     def ask(self, variant: Variant, sequence: Sequence, ids: np.ndarray) -> Tensor:
-        """A question, sparsely or exactly; logits after its last token `[V]`."""
+        """Ask a question, sparsely or exactly. Returns logits after its last token `[V]`."""
         if self.question_sparse:
             return self.read(variant, sequence, ids)[-1]
         logits = self.engines[variant].prefill(sequence, ids, reuse=False).logits
@@ -145,7 +145,7 @@ class Harness:
         return logits
 
     def expected(self, variant: Variant, sequence: Sequence, logits: Tensor, gold: np.ndarray) -> np.ndarray:
-        """Teacher forcing: whether each token of `gold` was the likeliest, bool `[len(gold)]`.
+        """Teacher forcing: True for each token of `gold` that was the likeliest, bool `[len(gold)]`.
 
         `logits` `[V]` are those before the first; afterwards the sequence has read all of `gold`.
         """
@@ -156,7 +156,7 @@ class Harness:
 
 
 def _engines(runtime: Runtime, variants: list[Variant]) -> dict[Variant, Engine]:
-    """One per variant; those of the same index share it."""
+    """Make one engine per variant; those of the same index share it."""
     found: dict[Variant, Engine] = {}
     by_index: dict[str, Engine] = {}
     for variant in variants:

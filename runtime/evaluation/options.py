@@ -1,4 +1,4 @@
-"""What a run of a suite is told."""
+"""The options of a run of a suite."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class EvalOptions:
     """Settings shared by the suites that read text."""
 
     ctx: int
@@ -27,7 +27,7 @@ class Options:
 
 
 class Ticker(Protocol):
-    """Told how much there is to do, and what is being done."""
+    """Is told how much there is to do, and what is being done."""
 
     def start(self, total: int) -> None: ...
 

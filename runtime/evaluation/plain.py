@@ -1,6 +1,6 @@
 """The model with its KV in plain tensors: no pages, no tiers, no kernels of ours, no incremental index.
 
-What the exactness suite compares the engine with. It shares the model adapter and nothing else; where
+The exactness suite compares the engine with it. It shares the model adapter and nothing else; where
 a step reads only some tokens it is told which, and reads them from its own tensors.
 """
 
@@ -14,13 +14,13 @@ from ..model.model import Model
 
 
 class PlainModel:
-    """One sequence. Everything in fp32, every step makes new tensors; slow and obvious."""
+    """One sequence in fp32 whose every step makes new tensors: slow and obvious."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
         self.length = self.reach = 0
         self.keys: list[Tensor] = [torch.empty(0)] * model.num_layers
-        """Rotated, `[G, n, D]` per layer."""
+        """Rotated keys and values, each `[G, n, D]` per layer."""
         self.values: list[Tensor] = [torch.empty(0)] * model.num_layers
 
     def copy(self) -> PlainModel:
@@ -32,12 +32,12 @@ class PlainModel:
 
     @torch.inference_mode()
     def read(self, tokens: np.ndarray, chosen: dict[int, Tensor] | None = None) -> Tensor:
-        """Append tokens; logits after the last, fp32 `[vocabulary]`."""
+        """Append tokens. Returns logits after the last, fp32 `[vocabulary]`."""
         return self.model.logits(self._hidden(tokens, chosen)[-1:])[0]
 
     @torch.inference_mode()
     def read_all(self, tokens: np.ndarray, chosen: dict[int, Tensor] | None = None) -> Tensor:
-        """Append tokens; logits after each, fp32 `[len(tokens), vocabulary]`."""
+        """Append tokens. Returns logits after each, fp32 `[len(tokens), vocabulary]`."""
         return self.model.logits(self._hidden(tokens, chosen))
 
     def _hidden(self, tokens: np.ndarray, chosen: dict[int, Tensor] | None) -> Tensor:
@@ -69,7 +69,7 @@ class PlainModel:
         return hidden[0]
 
     def _seen(self, layer: int, start: int, count: int, chosen: Tensor | None) -> Tensor:
-        """Which keys each row sees, bool `[G, rows, keys]`."""
+        """True for the keys that each row sees, bool `[G, rows, keys]`."""
         key = torch.arange(start + count, device=self.model.device)
         query = key[start:].unsqueeze(1)
         seen = key <= query
@@ -84,7 +84,7 @@ class PlainModel:
         return some.unsqueeze(1)
 
     def _attention(self, q: Tensor, layer: int, seen: Tensor, scale: float) -> Tensor:
-        """q `[H, T, D]` -> `[H, T, D]`."""
+        """Attend with q `[H, T, D]`. Returns `[H, T, D]`."""
         repeats = self.model.num_heads // self.model.num_kv_heads
         keys, values, seen = (t.repeat_interleave(repeats, 0) for t in (self.keys[layer], self.values[layer], seen))
         scores = (q @ keys.transpose(1, 2) * scale).masked_fill(~seen, float("-inf"))

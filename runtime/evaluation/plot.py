@@ -29,7 +29,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 def _exact(result: dict[str, Any], figure: Any) -> None:
-    """Errors against their bounds. A check that counts has bound 0 and shows no bar unless it failed."""
+    """Draw errors against their bounds. A check that counts has bound 0 and shows no bar unless it failed."""
     axes = figure.subplots()
     checks = result["checks"][::-1]
     smallest = 1e-9
@@ -48,7 +48,7 @@ def _exact(result: dict[str, Any], figure: Any) -> None:
 
 
 def _fidelity(result: dict[str, Any], figure: Any) -> None:
-    """One line per index. The legend stands beside it, in the order of the lines' right ends."""
+    """Draw one line per index. The legend stands beside it, in the order of the lines' right ends."""
     axes = figure.subplots()
     lines = {name: rows for name, rows in _by_index(result).items() if name != DENSE}
     for name in sorted(lines, key=lambda name: -lines[name][-1]["kl"]):
@@ -129,7 +129,7 @@ def _by_index(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _apart(ticks: list[float]) -> list[float]:
-    """Ticks whose labels do not touch on a logarithmic axis."""
+    """Choose ticks whose labels do not touch on a logarithmic axis."""
     found: list[float] = []
     for tick in ticks:
         if not found or tick > 1.15 * found[-1]:
@@ -138,23 +138,23 @@ def _apart(ticks: list[float]) -> list[float]:
 
 
 def _place(result: dict[str, Any], index: str) -> int:
-    """Of an index that is no yardstick, among its kind."""
+    """The place of an index that is no yardstick, among its kind."""
     others = [name for name in dict.fromkeys(row["index"] for row in result["variants"]) if name not in _COLOURS]
     return others.index(index)
 
 
 def colour(result: dict[str, Any], index: str) -> str:
-    """Of an index's line or bars."""
+    """The colour of an index's line or bars."""
     return _COLOURS[index] if index in _COLOURS else _OTHERS[_place(result, index) % len(_OTHERS)]
 
 
 def marker(result: dict[str, Any], index: str) -> str:
-    """Of an index's line."""
+    """The marker of an index's line."""
     return "." if index in _COLOURS else _MARKERS[_place(result, index) % len(_MARKERS)]
 
 
 def _alpha(result: dict[str, Any], row: dict[str, Any]) -> float:
-    """Smaller budgets of the same index are paler."""
+    """The opacity of a row: smaller budgets of the same index are paler."""
     budgets = sorted({other["budget"] for other in result["variants"] if other["index"] == row["index"]})
     return 0.4 + 0.6 * (budgets.index(row["budget"]) + 1) / len(budgets)
 

@@ -1,4 +1,4 @@
-"""What a sparse step lost, measured against reading everything with the same query and the same cache."""
+"""The loss of a sparse step, measured against reading everything with the same query and the same cache."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Probe:
         self._read, self._steps = 0, 0
         self._layer: TieredLayer | None = None
         self._waiting: list[tuple[int, int, Step]] = []
-        """Of `_layer`: sealed tokens, all tokens, and what was done."""
+        """Numbers of sealed tokens and of all tokens at waiting steps of `_layer`, and what each step did."""
         self._mass: list[float] = []
         self._error: list[float] = []
         self._recall: list[float] = []
@@ -60,7 +60,8 @@ class Probe:
         self._waiting.append((layer.sealed, length, step))
 
     def _look(self) -> None:
-        """At the waiting steps. What they could read is still there: sequences grow, and pages keep their bytes."""
+        """Look at the waiting steps. The tokens they could read are still there: sequences grow, and pages keep their
+        bytes."""
         layer, waiting = self._layer, self._waiting
         self._layer, self._waiting = None, []
         if layer is None:
@@ -86,7 +87,7 @@ class Probe:
 
 
 def _blocks(layer: TieredLayer) -> Iterator[tuple[Tensor, Tensor]]:
-    """Keys and values of all tokens, in order; each good until the next."""
+    """Yield keys and values `[G, n, D]` of all tokens, in order; each is good until the next."""
     for begin in range(0, layer.sealed, KEY_BLOCK):
         yield layer.block(begin, min(begin + KEY_BLOCK, layer.sealed))
     if layer.tail_len:
@@ -94,7 +95,7 @@ def _blocks(layer: TieredLayer) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _read(step: Step, sealed: int) -> Tensor:
-    """Which of the sealed tokens were read, bool `[G, sealed]`."""
+    """True for the sealed tokens that were read, bool `[G, sealed]`."""
     assert step.ids is not None
     units = torch.from_numpy(step.ids.copy()).to(step.query.device)
     tokens = (units.unsqueeze(-1) * step.unit + torch.arange(step.unit, device=units.device)).flatten(1)
@@ -102,7 +103,8 @@ def _read(step: Step, sealed: int) -> Tensor:
 
 
 def _share_found(layer: TieredLayer, step: Step, scores: Tensor, read: Tensor) -> list[float]:
-    """`scores` `[G, sealed]` are the oracle's. Empty if nothing but sinks and window was read."""
+    """The share of the oracle's choice that was read; `scores` `[G, sealed]` are the oracle's. Empty if nothing but
+    sinks and window was read."""
     assert step.ids is not None
     params = layer.index.params
     chosen = step.ids.shape[1] * step.unit - params.sink - params.local

@@ -1,4 +1,4 @@
-"""How far a run is and how long it may take, on stderr: a bar on a terminal, a line per tenth elsewhere."""
+"""The progress of a run and the time it may take, on stderr: a bar on a terminal, a line per tenth elsewhere."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Bar:
         self._total, self._started = total, clock.now()
 
     def advance(self, what: str) -> None:
-        """`what` begins; the one before it, if any, is done."""
+        """Begin `what`; the one before it, if any, is done."""
         self._progress.update(self._task, description=what, advance=int(self._done >= 0))
         self._done += 1
         if not self._is_drawn and self._done and 10 * self._done // self._total > 10 * (self._done - 1) // self._total:

@@ -1,4 +1,4 @@
-"""A result as tables for people. What the columns mean is told in docs/EVALUATION.md."""
+"""A result as tables for people. docs/EVALUATION.md explains the columns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.table import Table
 from ..api.figures import shown
 
 _WIDTH = 1_000
-"""Of a file or a pipe: tables there are as wide as they need to be."""
+"""Characters of a line in a file or a pipe: tables there are as wide as they need to be."""
 _FIDELITY = (
     "tokens read", "recall", "mass", "out. err",
     "KL", "x oracle", "95 %", "p99", "worst KL", "top-1 %", "ppl %", "B/token", "fixed kB",
@@ -97,7 +97,7 @@ def _kept(row: dict[str, Any]) -> str:
 
 
 def _against(of: dict[str, Any]) -> str:
-    """Share, and in brackets the pairs only dense had right and only this one had, if there are any."""
+    """The share, and in brackets how many pairs only dense had right and only this one had, if there are any."""
     if not of["only_dense"] and not of["only_other"]:
         return f"{100 * of['other']:.1f}"
     return f"{100 * of['other']:.1f} (-{of['only_dense']} +{of['only_other']})"

@@ -1,4 +1,4 @@
-"""One run of one suite: load the model, measure, and say on what."""
+"""One run of one suite: it loads the model, measures, and says on what."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..api.config import KVConfig
 from ..chat.runtime import Runtime
 from ..process.hardware import hardware
 from .harness import Harness
-from .options import Options, Ticker
+from .options import EvalOptions, Ticker
 from .suites import exact, fidelity, needles, tasks
 from .texts import Texts, is_excerpt
 from .variants import DENSE, Variant, variants
@@ -34,18 +34,18 @@ def evaluate(
     dtype: str,
     indexes: list[str],
     budgets: list[int | float],
-    options: Options,
+    options: EvalOptions,
     texts: Path | None,
     kv_dir: Path | None,
     question_sparse: bool,
     ticker: Ticker,
 ) -> dict[str, Any]:
-    """Run a suite; JSON-serialisable, with `passed` (None where nothing but yardsticks was measured).
+    """Run a suite. The result is JSON-serialisable, with `passed` (None where nothing but yardsticks was measured).
 
     Args:
         dtype: fp32 adds no noise of its own; `auto` is what a chat would use. `exact` is always fp32.
-        texts: folder of the texts; None: where `fetch` puts them.
-        kv_dir: where prefilled contexts are kept, so that another run need not prefill them; None: nowhere.
+        texts: folder of the texts; None: the one that `fetch` fills.
+        kv_dir: folder that keeps prefilled contexts, so that another run need not prefill them; None: none.
 
     Raises:
         ValueError: an unknown suite or index, or a budget that cannot hold what is always read.
@@ -56,7 +56,7 @@ def evaluate(
     for index in indexes:
         index_class(index)
     for budget in budgets:
-        KVConfig(budget=budget)  # refuses what no context could be read with
+        KVConfig(budget=budget)  # raises if no context could be read with it
     started = clock.now()
     if suite == "exact":
         found = exact.run(exact.Setting(model, device), indexes, options.seed, ticker)
@@ -82,15 +82,15 @@ def evaluate(
 
 
 def _read(
-    suite: str, model: str, device: str, dtype: str, indexes: list[str], budgets: list[int | float], options: Options,
-    folder: Path | None, kv_dir: Path | None, question_sparse: bool, ticker: Ticker,
+    suite: str, model: str, device: str, dtype: str, indexes: list[str], budgets: list[int | float],
+    options: EvalOptions, folder: Path | None, kv_dir: Path | None, question_sparse: bool, ticker: Ticker,
 ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
     least = KVConfig().min_budget
     smallest = min(KVConfig(budget=budget).budget_tokens(options.ctx) for budget in budgets)
     compared = variants(indexes, budgets, least=least if suite == "fidelity" and least < smallest else None)
     texts = Texts(folder)
     for text in (texts.novels, texts.verses, texts.plays, texts.docs, texts.words):
-        text()  # what is missing is told before a model is loaded
+        text()  # a missing text is told before a model is loaded
     with ExitStack() as stack:
         kept = KVConfig(path=kv_dir) if kv_dir is not None else KVConfig(disk_gb=0)
         runtime = stack.enter_context(Runtime.load(model, device=device, dtype=dtype, kv=kept))
@@ -111,8 +111,8 @@ def _read(
     return found, facts
 
 
-def _check_lengths(runtime: Runtime, compared: list[Variant], options: Options) -> None:
-    """Raises ValueError or DoesNotFitError if the model cannot hold the contexts, or a budget reads them whole."""
+def _check_lengths(runtime: Runtime, compared: list[Variant], options: EvalOptions) -> None:
+    """Raise ValueError or DoesNotFitError if the model cannot hold the contexts, or a budget reads them whole."""
     if options.ctx > runtime.model.max_positions:
         raise ValueError(
             f"ctx {options.ctx} is more than the {runtime.model.max_positions} tokens {runtime.name} knows"
@@ -123,8 +123,9 @@ def _check_lengths(runtime: Runtime, compared: list[Variant], options: Options) 
             raise ValueError(f"budget {variant.budget:g} reads all of ctx {options.ctx}; use a smaller one")
 
 
-def _facts(runtime: Runtime, options: Options) -> dict[str, Any]:
-    """`exempt_windows`: windows of the layers that no index touches; every step reads them whole."""
+def _facts(runtime: Runtime, options: EvalOptions) -> dict[str, Any]:
+    """Facts about the run. `exempt_windows` has the windows of layers that no index touches; every step reads them
+    whole."""
     return {
         "device": str(runtime.model.device),
         "dtype": str(runtime.model.dtype).removeprefix("torch."),
@@ -147,7 +148,7 @@ def _passed(found: dict[str, Any]) -> bool | None:
 
 
 def commit() -> str | None:
-    """Of the source checkout this runs from, if it is one."""
+    """The commit of the source checkout this runs from, if it is one."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

@@ -1,7 +1,7 @@
 """Paired comparison: the same samples read densely and sparsely.
 
-Contexts are what is independent. One has no interval, and few decide nothing: neither that a mark is missed nor that it
-is met.
+Contexts are independent of each other. One has no interval, and few decide nothing: neither that a mark is missed nor
+that it is met.
 """
 
 from __future__ import annotations
@@ -13,31 +13,33 @@ from typing import Any
 import numpy as np
 
 GATE = 0.30
-"""A task the dense model itself mostly fails says nothing about retrieval: shown, not gated."""
+"""The least score of the dense model: a task that it mostly fails says nothing about retrieval. It is shown, not
+gated."""
 FEWEST = 4
-"""A bootstrap over fewer clusters says nothing: no mark is met or missed by it."""
+"""The fewest clusters for a bootstrap: with fewer, no mark is met or missed."""
 _RARE = 3
-"""The rule of three: what happens in fewer than 3 / n of all cases may well not be among n of them."""
+"""The rule of three: an event in fewer than 3 / n of all cases may well not be among n of them."""
 _RESAMPLES = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """Dense against another reader. Scores are in [0, 1], differences other minus dense."""
+    """A comparison of dense with another reader. Scores are in [0, 1], differences are other minus dense."""
 
     n: int
     clusters: int
-    """Independent ones among the n: contexts, where several items come from one."""
+    """The number of independent clusters among the n items: contexts, where several items come from one."""
     dense: float
     other: float
     only_dense: int
-    """Pairs in which dense scored higher."""
+    """The number of pairs in which dense scored higher."""
     only_other: int
     p_value: float
-    """Exact sign test over the clusters that differ; McNemar's where every item is its own cluster."""
+    """The p-value of an exact sign test over the clusters that differ; McNemar's where every item is its own
+    cluster."""
     interval: tuple[float, float] | None
-    """95 % of the mean difference: bootstrap over clusters, its lower end at least by the rule of three below the
-    difference; where no pair differs, by that alone. None: there is one cluster only."""
+    """95 % interval of the mean difference: bootstrap over clusters, its lower end at least by the rule of three below
+    the difference; where no pair differs, by that rule alone. None: there is one cluster only."""
 
     @property
     def difference(self) -> float:
@@ -48,8 +50,8 @@ class Paired:
         return self.dense >= GATE
 
     def loses_at_most(self, margin: float) -> bool | None:
-        """Whether the true difference is above `-margin`; None if these samples cannot tell. That nothing more is lost
-        takes as many clusters as would show it, however little these have lost."""
+        """True if the true difference is above `-margin`; None if these samples cannot tell. To show that nothing more
+        is lost takes as many clusters as would show a loss, however little these have lost."""
         if self.interval is None or self.clusters < FEWEST:
             return None
         low, high = self.interval
@@ -74,7 +76,7 @@ def paired(dense: np.ndarray, other: np.ndarray, clusters: np.ndarray, *, seed: 
     interval = bootstrap(change, clusters, seed=seed)
     if interval is not None:
         low, high = interval
-        rare = min(1.0, _RARE / len(names))  # so many may lose what none of these has lost
+        rare = min(1.0, _RARE / len(names))  # this many others may lose although none of these has
         interval = max(-1.0, min(low, float(change.mean()) - rare)), high if change.any() else rare
     return Paired(
         n=len(dense),
@@ -89,7 +91,7 @@ def paired(dense: np.ndarray, other: np.ndarray, clusters: np.ndarray, *, seed: 
 
 
 def sign_test(only_one: int, only_other: int) -> float:
-    """Two-sided exact p-value of so uneven a split, were both sides equally likely."""
+    """The two-sided exact p-value of so uneven a split, were both sides equally likely."""
     total = only_one + only_other
     tail = sum(math.comb(total, k) for k in range(min(only_one, only_other) + 1))
     return min(1.0, 2 * tail / (1 << total))
@@ -109,8 +111,8 @@ def bootstrap(values: np.ndarray, clusters: np.ndarray, *, seed: int = 0) -> tup
 
 
 def keeps_within(excess: np.ndarray) -> bool | None:
-    """Whether a mark is met, given by how much each context `[n]` exceeds it: on average not at all. None if so few
-    contexts cannot tell; what is no number is not met."""
+    """True if a mark is met, given by how much each context `[n]` exceeds it: on average not at all. None if so few
+    contexts cannot tell; NaN does not meet it."""
     if np.isnan(excess).any():
         return False
     interval = bootstrap(excess, np.arange(len(excess)))
@@ -121,7 +123,7 @@ def keeps_within(excess: np.ndarray) -> bool | None:
 
 
 def judge(marks: dict[str, bool | None]) -> dict[str, list[str]]:
-    """Marks that are missed, and those that so few samples cannot decide."""
+    """List the marks that are missed, and those that so few samples cannot decide."""
     return {
         "misses": [mark for mark, met in marks.items() if met is False],
         "undecided": [mark for mark, met in marks.items() if met is None],

@@ -25,11 +25,11 @@ FETCH = "python -m stratakv.runtime.evaluation.fetch"
 
 
 class MissingTextError(StratakvError):
-    """A text is not there or not the published one. Names text, file and folder, and how to get it."""
+    """A text is not there or not the published one. The message names text, file and folder, and how to get it."""
 
 
 class Speech(NamedTuple):
-    """What one character says at a stretch."""
+    """The words that one character says at a stretch."""
 
     speaker: str
     lines: tuple[str, ...]
@@ -51,15 +51,15 @@ class Texts:
         self.folder = default_folder() if folder is None else folder
 
     def novels(self) -> dict[str, str]:
-        """Austen: name such as `emma` -> text."""
+        """Austen's novels: texts by name such as `emma`."""
         return self._novels
 
     def verses(self) -> list[tuple[str, str]]:
-        """King James Bible in order: (citation such as `Genesis 1:1`, text)."""
+        """The King James Bible in order: (citation such as `Genesis 1:1`, text)."""
         return self._verses
 
     def plays(self) -> dict[str, list[Speech]]:
-        """Shakespeare: name such as `hamlet` -> speeches in order, without stage directions or markup."""
+        """Shakespeare's plays by name such as `hamlet`: speeches in order, without stage directions or markup."""
         return self._plays
 
     def docs(self) -> str:
@@ -99,7 +99,7 @@ class Texts:
         return read_sums(self.folder / EXCERPT_SUMS if is_excerpt(self.folder) else PUBLISHED_SUMS)
 
     def _read(self, title: str, prefix: str) -> dict[str, str]:
-        """The checked files whose names start with `prefix`, in the order of their names."""
+        """Read the checked files whose names start with `prefix`, in the order of their names."""
         names = sorted(name for name in self._sums if name.startswith(prefix))
         if not names:
             raise self._missing(title, f"{prefix} has no file")
@@ -125,17 +125,17 @@ class Texts:
 
 
 def default_folder() -> Path:
-    """Where `fetch` puts the texts unless told otherwise."""
+    """The folder where `fetch` puts the texts unless told otherwise."""
     return cache_dir() / "texts"
 
 
 def is_excerpt(folder: Path) -> bool:
-    """Whether the folder has checksums of its own."""
+    """True if the folder has checksums of its own."""
     return (folder / EXCERPT_SUMS).is_file()
 
 
 def read_sums(path: Path) -> dict[str, str]:
-    """File name -> SHA-256 in hexadecimal, from a file as `sha256sum` writes it."""
+    """SHA-256 in hexadecimal by file name, from a file as `sha256sum` writes it."""
     pairs = (line.split(maxsplit=1) for line in path.read_text().splitlines())
     return {name: digest for digest, name in pairs}
 
@@ -147,7 +147,8 @@ _BRACKETED = re.compile(r"_*\\?\[[^\]_]*\]_")
 
 
 def speeches(markdown: str) -> list[Speech]:
-    """Who says what in a play. Words before a scene's first speaker are left out: most describe the place."""
+    """The speeches of a play, with who says them. Words before a scene's first speaker are left out: most describe the
+    place."""
     found: list[tuple[str, list[str]]] = []
     speaking = False
     for line in _DIRECTION.sub("", _BRACKETED.sub("", markdown)).splitlines():

@@ -1,4 +1,4 @@
-"""What is compared: an index at a budget, always between a floor, a ceiling and reading everything."""
+"""The variants that are compared: an index at a budget, always between a floor, a ceiling and reading everything."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Variant:
     """One way to read: an index at a budget (tokens per KV head and step, or a share of the context)."""
 
     index: str
-    """Name, or name with settings (`spectral:rank=8`)."""
+    """The index's name, or its name with settings (`spectral:rank=8`)."""
     budget: int | float
 
     @property
@@ -25,11 +25,11 @@ class Variant:
 
     @property
     def is_yardstick(self) -> bool:
-        """Floor, ceiling and dense are what others are judged by."""
+        """True for floor, ceiling and dense, by which others are judged."""
         return split_spec(self.index)[0] in (FLOOR, CEILING, DENSE)
 
     def config(self, base: KVConfig) -> KVConfig:
-        """`base`, read this way. Raises ValueError if the budget cannot hold what is always read."""
+        """`base`, read in this way. Raises ValueError if the budget cannot hold what is always read."""
         return replace(base, index=self.index, budget=self.budget)
 
     def as_dict(self) -> dict[str, Any]:
@@ -37,7 +37,7 @@ class Variant:
 
 
 def variants(indexes: list[str], budgets: list[int | float], *, least: int | None = None) -> list[Variant]:
-    """Dense once, first; then at every budget the floor, the indexes and the ceiling.
+    """List dense once, first; then at every budget the floor, the indexes and the ceiling.
 
     `least`, if given, is a budget at which only the floor is added: sinks and the local window.
     """

@@ -1,10 +1,10 @@
-"""What a decode step does between attention calls as CUDA graphs: one launch instead of one for every operation.
+"""CUDA graphs of a decode step's work between attention calls: one launch instead of one for every operation.
 
 A graph reads and writes the same memory at every replay. So inputs are copied to where it reads, except those that
-always lie there: what another graph gives, and what is `held`. Outputs are good until the next step of as many
+always lie there: outputs of another graph, and `held` tensors. Outputs are good until the next step of as many
 sequences.
 
-Nothing but time depends on it. What cannot be captured is called, with a warning, from then on.
+Nothing but time depends on graphs. Work that cannot be captured is called instead, with a warning, from then on.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from .lean_layer import LeanLayer
 logger = logging.getLogger(__name__)
 
 _CALLS = 3
-"""Of a batch size, before its graphs are worth making; a batch that shrinks passes through many sizes once."""
+"""Steps a batch size must be seen before it is captured: a shrinking batch passes each size only briefly."""
 _BATCH_SIZES = 4
-"""For which graphs are kept. They take memory, and others are called."""
+"""The most batch sizes for which graphs are kept. Graphs take memory; other sizes are computed by calls."""
 
 Work = Callable[..., tuple[Tensor, ...]]
-"""Tensors in, tensors out; pure, and of static shapes for a batch size."""
+"""A pure function of tensors to tensors, whose shapes are static for a batch size."""
 
 
 class Graphs:
-    """What all graphs of a model share."""
+    """The memory and the state that all graphs of a model share."""
 
     def __init__(self) -> None:
         self.are_off = False
@@ -40,7 +40,7 @@ class Graphs:
         self._held: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
 
     def record(self, work: Work, inputs: tuple[Tensor, ...]) -> tuple[Callable[[], object], tuple[Tensor, ...]]:
-        """A replay of `work` on the memory of `inputs`, and the outputs that it fills.
+        """Record a graph of `work` on the memory of `inputs`. Returns its replay, and the outputs that a replay fills.
 
         Raises RuntimeError if something in it cannot be captured.
         """
@@ -52,21 +52,22 @@ class Graphs:
             work(*inputs)  # libraries set themselves up in a first call, which a capture must not see
         torch.cuda.current_stream(inputs[0].device).wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
-        # thread_local: other threads move pages meanwhile
+        # other threads move pages meanwhile, which must not disturb the capture
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             outputs = work(*inputs)
         return graph.replay, outputs
 
     def lasts(self, tensor: Tensor) -> bool:
-        """Whether it lies where it will lie at the next step as well."""
+        """True if the tensor will lie in the same place at the next step as well."""
         return (tensor.data_ptr(), tensor.shape) in self._lasting
 
     def keep(self, tensors: tuple[Tensor, ...]) -> None:
-        """They will last: whoever calls holds them for good."""
+        """Note that these tensors will last: the caller holds them for good."""
         self._lasting.update((tensor.data_ptr(), tensor.shape) for tensor in tensors)
 
     def held(self, name: str, tensors: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """A pair of tensors of a step `[B, ..]`, in the memory in which those of that batch size always are."""
+        """Copy a pair of tensors of a step `[B, ..]` into memory that stays the same for that batch size, and return
+        it."""
         key = name, tensors[0].shape[0]
         if key not in self._held:
             self._held[key] = tensors[0].clone(), tensors[1].clone()
@@ -112,7 +113,7 @@ class Captured:
 
 
 class CapturedLayer:
-    """A `LeanLayer` whose halves are replayed."""
+    """A `LeanLayer` whose halves are replayed as graphs."""
 
     def __init__(self, lean: LeanLayer, graphs: Graphs) -> None:
         self.scale = lean.scale

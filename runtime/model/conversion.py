@@ -1,7 +1,7 @@
-"""GGUF to safetensors, once per file and dtype: a folder in the model cache, there whole or not at all.
+"""Conversion of GGUF to safetensors, once per file and dtype: a folder in the model cache, there whole or not at all.
 
-What it needs is known before it begins: the weights in the wanted dtype, and a tokenizer that is told at more length
-than in the GGUF file's header. What a killed conversion left is removed by the next one (`storage.scratch`).
+The bytes it needs are known before it begins: the weights in the wanted dtype, and a tokenizer that is told at more
+length than in the GGUF file's header. The next conversion removes what a killed one left (`storage.files.scratch`).
 """
 
 from __future__ import annotations
@@ -21,53 +21,54 @@ from ..api.errors import ModelFileError
 logger = logging.getLogger(__name__)
 
 VERSION = 2
-"""Of what is made of a file. The first one's folders, whose names have no version, may have wrong positions."""
+"""Version of the conversion. The first version's folders, whose names have none, may have wrong positions."""
 _DIGEST = 16
 _NAME = re.compile(rf".*-([0-9a-f]{{{_DIGEST}}})-(float32|bfloat16|float16)(?:-v([1-9][0-9]{{0,8}}))?", re.DOTALL)
 _GB = 10**9
 _TOKENIZER_GROWTH = 6
-"""Bytes of `tokenizer.json` for each of the GGUF file's header: 2.0 in SmolLM2, 5.1 in Gemma 3."""
+"""Bytes of `tokenizer.json` for each byte of the GGUF file's header: 2.0 in SmolLM2, 5.1 in Gemma 3."""
 _OTHER_FILES = 1 << 20
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def tell(what: str) -> None:
-    """What is said of a conversion where nobody asked to be told."""
+    """Log a conversion where the caller did not ask to be told of it."""
     logger.info("converting %s once; later starts skip this", what)
 
 
 class Made(NamedTuple):
-    """What the name of a folder says that a file was converted to."""
+    """The facts that a folder's name states about its conversion."""
 
     digest: str
-    """The beginning of the file's."""
+    """The beginning of the file's digest."""
     dtype: str
     version: int
 
     @property
     def is_current(self) -> bool:
-        """Whether this version of the conversion made it."""
+        """True if this version of the conversion made it."""
         return self.version == VERSION
 
     @property
     def is_outdated(self) -> bool:
-        """Whether an earlier one made it, perhaps with wrong settings."""
+        """True if an earlier version made it, perhaps with wrong settings."""
         return self.version < VERSION
 
 
 def folder_name(called: str, digest: str, dtype: str) -> str:
-    """Of what this version makes of a file, by what people call it and the file's digest."""
+    """The name of the folder for this version's conversion of a file, from what people call it and from its digest."""
     return f"{called}-{digest[:_DIGEST]}-{dtype}-v{VERSION}"
 
 
 def made_of(name: str) -> Made | None:
-    """What a folder's name says, if this or an earlier version gave it."""
+    """Read a folder's name; None unless this or an earlier version gave it."""
     found = _NAME.fullmatch(name)
     return Made(found[1], found[2], int(found[3] or 1)) if found else None
 
 
 def is_made(folder: Path) -> bool:
-    """Whether a folder that this version made has what a model is read from: not if somebody removed a part of it."""
+    """True if a folder of this version has the files that a model is read from: False if somebody removed one of
+    them."""
     return all((folder / name).is_file() for name in ("config.json", "model.safetensors"))
 
 
@@ -76,7 +77,7 @@ def convert(paths: Sequence[Path], dtype: str, target: Path, on_convert: Callabl
 
     Args:
         paths: a GGUF file, or all parts of a split one.
-        on_convert: told, before it begins, the file's name, what the conversion needs and what is free.
+        on_convert: called before it begins with the file's name, the room that the conversion needs and the room free.
 
     Raises ModelFileError: the file is damaged or no model that we can run, or there is no room for what is made of it.
     """
@@ -97,7 +98,7 @@ def convert(paths: Sequence[Path], dtype: str, target: Path, on_convert: Callabl
         try:
             os.rename(made, target)
         except OSError:
-            if not is_made(target):  # another process finished first otherwise
+            if not is_made(target):  # otherwise another process finished first
                 raise
 
 
@@ -112,11 +113,11 @@ def join(parts: list[Path], target: Path) -> None:
 
 @contextmanager
 def _room_for(what: Path, needed: int, folder: Path) -> Iterator[str]:
-    """Refuses before and explains after: in the block files are written, by others' libraries too, each of which says
-    in its own way that a disk is full. Yields what is needed and what is free, for people."""
+    """Refuse before and explain after: files are written in the block, also by libraries, each of which says in its own
+    way that a disk is full. Yields how much is needed and how much is free, for people."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        remove_dead(folder)  # what it took is free again
+        remove_dead(folder)  # the room that it took is free again
         free = shutil.disk_usage(folder).free
         room = f"needs {needed / _GB:.3g} GB in {folder}, {free / _GB:.3g} GB are free"
         if free < needed:
@@ -125,7 +126,7 @@ def _room_for(what: Path, needed: int, folder: Path) -> Iterator[str]:
     except Exception as error:
         from safetensors import SafetensorError
 
-        if not isinstance(error, OSError | SafetensorError) and type(error) is not Exception:  # tokenizers' own
+        if not isinstance(error, OSError | SafetensorError) and type(error) is not Exception:  # tokenizers raises these
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelFileError(

@@ -22,14 +22,15 @@ from .products import Linear
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Form:
-    """In what a family's layers differ from Llama's. Biases are named as in `config.json`, or a fact of the family."""
+    """The differences between a family's layers and Llama's. Biases are named as in `config.json`, or a fact of the
+    family."""
 
     norms: tuple[str, ...] = ("input", "post_attention")
-    """Of the layer, each `<name>_layernorm`."""
+    """The names of the layer's norms, each `<name>_layernorm`."""
     norm: str = "scale"
     """`scale`: rounds, then multiplies by the weight. `wide`: multiplies, then rounds. `offset`: by one more."""
     head_norm: str | None = None
-    """Of q and k: over a `head`, over `all` of them, or none."""
+    """The norm of q and k: over each `head`, over `all` heads together, or none."""
     qkv_bias: str | bool = False
     out_bias: str | bool = False
     mlp_bias: str | bool = False
@@ -37,7 +38,7 @@ class Form:
     """One product makes q, k and v, another gate and up; part of a head may stay un-rotated."""
     act: str = "hidden_act"
     rotary_dtype: torch.dtype | None = None
-    """Of the tables; None: of the hidden state."""
+    """The dtype of the rotary tables; None: that of the hidden state."""
 
 
 FORMS = {
@@ -82,14 +83,14 @@ class _Inner(nn.Module):
 
 
 class Embedding(nn.Embedding):
-    """One whose numbers are still to come, as `Linear`."""
+    """An embedding whose numbers are still to come, as `Linear`."""
 
     def reset_parameters(self) -> None:
         pass
 
 
 class ScaledEmbedding(Embedding):
-    """Rows times the root of their width."""
+    """An embedding whose rows are multiplied by the root of their width."""
 
     def forward(self, ids: Tensor) -> Tensor:
         scale = torch.tensor(self.embedding_dim**0.5, dtype=self.weight.dtype, device=self.weight.device)
@@ -190,7 +191,7 @@ class DecoderLayer(nn.Module):
         self._after = "post_feedforward_layernorm" if "post_feedforward" in form.norms else None
 
     def forward(self, hidden: Tensor, *, strata_attend: Any, **_: Any) -> Tensor:
-        """A layer over `[B, T, C]`. The other arguments are those that transformers' layers take."""
+        """Run the layer on `[B, T, C]`. The other arguments are those that transformers' layers take."""
         out = self._normed(self._between, self.self_attn(self._normed(self._before, hidden), strata_attend))
         hidden = hidden + out
         return hidden + self._normed(self._after, self.mlp(self._normed(self._before_mlp, hidden)))
@@ -201,7 +202,8 @@ class DecoderLayer(nn.Module):
 
 
 def apply_rotary_pos_emb(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotate q `[B,H,T,D]` and k `[B,G,T,D]` by tables `[B,T,rotary dim]`; what is beyond the tables stays."""
+    """Rotate q `[B,H,T,D]` and k `[B,G,T,D]` by tables `[B,T,rotary dim]`; channels beyond the tables stay as they
+    are."""
     return _rotated(q, cos.unsqueeze(1), sin.unsqueeze(1)), _rotated(k, cos.unsqueeze(1), sin.unsqueeze(1))
 
 
@@ -221,7 +223,7 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU, "swish": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU,
     "gelu_pytorch_tanh": lambda: nn.GELU(approximate="tanh"),
 }  # fmt: skip
-"""Those that the families' models have. Others are transformers' own, which take long to load."""
+"""The activations that the families' models have. Others are transformers' own, which take long to load."""
 
 
 def activation(name: str) -> nn.Module:

@@ -27,22 +27,22 @@ logger = logging.getLogger(__name__)
 Stamp = tuple[int, int, int, int]
 _SECOND = 10**9
 _SETTLED_NS = 2 * _SECOND
-"""No clock that puts fractions into `ctime` is coarser."""
+"""Nanoseconds after a change from which on its time is final: no clock that puts fractions into `ctime` is coarser."""
 
 
 def stamp(path: Path) -> Stamp:
-    """What stands for the file's bytes. Raises OSError."""
+    """The stamp that stands for the file's bytes: inode, size, and both times in nanoseconds. Raises OSError."""
     with path.open("rb") as file:  # opening asks a file server; `stat` alone may tell what it said a minute ago
         status = os.fstat(file.fileno())
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def remembered(memo: Path, path: Path, kind: str, compute: Callable[[Path], str]) -> str:
-    """`compute(path)`, or what it was when the file last had this stamp.
+    """`compute(path)`, or its result from when the file last had this stamp.
 
     Args:
         memo: the file that remembers. Where it cannot be read or written, everything is only slower.
-        kind: which of several things that are computed of one file.
+        kind: names the result among several that are computed from one file.
     """
     path = path.resolve()  # a link may lead elsewhere meanwhile
     began, now = time_ns(), stamp(path)
@@ -56,7 +56,7 @@ def remembered(memo: Path, path: Path, kind: str, compute: Callable[[Path], str]
 
 
 def recalled(memo: Path, path: Path, kind: str) -> str | None:
-    """What is remembered of the file as it is now; None if nothing is."""
+    """The remembered result for the file as it is now; None if there is none."""
     return _recalled(memo, path.resolve(), kind, stamp(path))
 
 
@@ -77,7 +77,7 @@ def digest_of(path: Path) -> str:
 
 
 def _is_telling(of: Stamp, at: int) -> bool:
-    """Whether a change after `at` (nanoseconds since 1970) cannot leave this stamp."""
+    """True if a change after `at` (nanoseconds since 1970) cannot leave this stamp."""
     changed = of[-1]
     return changed % _SECOND != 0 and changed + _SETTLED_NS < at
 

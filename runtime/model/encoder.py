@@ -1,6 +1,6 @@
 """Text to tokens, so that a turn has the tokens it would have in the whole conversation.
 
-What a tokenizer makes of a text depends on what stands around it. SentencePiece puts its space at the start of a text
+The tokens of a text depend on the text around it. SentencePiece puts its space at the start of a text
 and nowhere else, or after every control token; merges cross the border between a template's words and a person's;
 `<|end|>` may swallow the blanks beside it. So a turn is encoded as one text, and behind the end of what the log says
 already.
@@ -24,25 +24,25 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
 Spelled = NewType("Spelled", str)
-"""A text in which control tokens are spelled as in the twin. A person's words are one as they are."""
+"""A text in which control tokens are spelled as in the twin. A person's words are such a text as they are."""
 Log = Sequence[int] | np.ndarray
-"""Token ids."""
+"""A sequence of token ids."""
 
 _SECRET = f"\u241e{secrets.randbelow(10**18):018}\u241e"
 _CUT = f"{_SECRET}cut\u241e"
 _BROKEN = re.compile(f"{_SECRET}(\\d+):\u241e")
-"""A character's number: the first one of a control token that is not to be one."""
+"""Matches the number of a character: the first one of a text that must not become a control token."""
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
-"""One byte of a character that the vocabulary lacks, also where it is called special."""
+"""Matches one byte of a character that the vocabulary lacks, also where it is called special."""
 _FRONT_TOKENS = 64
-"""How many tokens at the end of a log are looked at: a merge reaches no farther."""
+"""The number of tokens at the end of a log that are looked at: a merge reaches no farther."""
 _OTHER_FRONTS = ("\n", "x", "")
 
 _ENCODERS: weakref.WeakKeyDictionary[Any, dict[str, Encoder]] = weakref.WeakKeyDictionary()
 
 
 def encoder_of(tokenizer: Any, written: str) -> Encoder:
-    """The one of this tokenizer, for a template whose source is `written`. Making one takes some 50 ms where a
+    """The encoder of this tokenizer, for a template whose source is `written`. Making one takes some 50 ms where a
     tokenizer has thousands of added tokens."""
     known = _ENCODERS.setdefault(tokenizer, {})
     if written not in known:
@@ -74,7 +74,7 @@ class Encoder:
             if (token.special and number != self._unknown[1]) or (token.content.strip() and token.content in written)
         ) | ends  # fmt: skip
         self._meant = self.control | {number for number, token in means.items() if token.special}
-        """And the unknown word, if that is called special."""
+        """`control`, and the unknown word if that is called special."""
         model = self._backend.model
         self._in_words = {number for number in self.control if model.id_to_token(number) is not None}
         """Control tokens that the model's own vocabulary may make of words."""
@@ -87,14 +87,14 @@ class Encoder:
 
     @cached_property
     def begin(self) -> list[int]:
-        """What the tokenizer puts before a text: its BOS, or nothing. What it puts behind one is not used: a
-        conversation goes on, and what follows an end of text is another text."""
+        """The tokens that the tokenizer puts before a text: its BOS, or nothing. Tokens that it puts behind one are not
+        used: a conversation goes on, and text after an end of text is another text."""
         found = self._tokenizer("a", return_special_tokens_mask=True, verbose=False)
         marked = zip(found.input_ids, found.special_tokens_mask, strict=True)
         return [token for token, _ in takewhile(lambda pair: pair[1], marked)]
 
     def spelled(self, text: str) -> Spelled:
-        """A template's text: control tokens are what they look like, but for those that are `broken`."""
+        """Spell a template's text: control tokens are what they look like, except for those that are `broken`."""
         pieces, end = [], 0
         for token, start, stop in self.found_in(text):
             pieces += [text[end:start], self._spelling(token)]
@@ -102,15 +102,15 @@ class Encoder:
         return Spelled(_BROKEN.sub(lambda found: chr(int(found[1])), "".join([*pieces, text[end:]])))
 
     def broken(self, text: str) -> str:
-        """A person's text for a template that looks into it: `spelled` finds no control token in it, and makes it whole
-        again."""
+        """Break up control tokens in a person's text, for a template that looks into it. `spelled` finds none in the
+        result, and makes the text whole again."""
         while starts := [start for _, start, _ in self.found_in(text)]:
             pieces = [text[a:b] for a, b in zip([0, *starts], [*starts, len(text)], strict=True)]
             text = pieces[0] + "".join(f"{_SECRET}{ord(piece[0])}:\u241e{piece[1:]}" for piece in pieces[1:])
         return text
 
     def found_in(self, text: str) -> list[tuple[int, int, int]]:
-        """Control tokens that a template would write with this text, and where: token, start, stop."""
+        """Find the control tokens that a template would write with this text. Returns token, start and stop of each."""
         found = self._tokenizer(
             text, add_special_tokens=False, split_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
@@ -123,8 +123,8 @@ class Encoder:
         return places
 
     def encode(self, text: Spelled, log: Log = ()) -> list[int]:
-        """The tokens of `text` where it goes on from `log`, as they are in the encoding of the whole. `log` stays as
-        it is, also where the whole would be split another way across the border."""
+        """The tokens of `text` where it goes on from `log`, as they are in the encoding of the whole. `log` stays as it
+        is, also where the whole would be split another way across the border."""
         for front in self._fronts(log):
             known, found = self._ids(front), self._ids(front + text)
             if found[: len(known)] == known:
@@ -132,7 +132,7 @@ class Encoder:
         raise AssertionError("an empty front has no tokens")
 
     def _fronts(self, log: Log) -> list[str]:
-        """Texts to encode behind, the best first: what the log ends with, or something that nothing merges with."""
+        """Texts to encode behind, the best first: the end of the log, or a text that nothing merges with."""
         if not len(log):
             return [""]
         tail = [int(token) for token in log[-_FRONT_TOKENS:]]
@@ -141,7 +141,8 @@ class Encoder:
         return [before + self._backend.decode(tail[last + 1 :], skip_special_tokens=False), *_OTHER_FRONTS]
 
     def _ids(self, text: str) -> list[int]:
-        """As the tokenizer numbers them. Where the vocabulary makes a control token of words, they are taken apart."""
+        """Encode as the tokenizer numbers its tokens. Where the vocabulary makes a control token of words, they are
+        taken apart."""
         twin, numbers = self._twin
         while True:
             encoded = twin.encode(text, add_special_tokens=False)
@@ -166,7 +167,7 @@ class Encoder:
 
     @cached_property
     def _twin(self) -> tuple[Tokenizer, dict[int, int]]:
-        """The twin, and its numbers of tokens for which the tokenizer has others; -1 for those that are none."""
+        """The twin, and a map of its token numbers to the tokenizer's where they differ; -1 for tokens to leave out."""
         twin, numbers = self._made(0)
         model = self._backend.model
         if any(model.id_to_token(number) is not None for number in numbers):  # the vocabulary has gaps
@@ -197,7 +198,7 @@ class Encoder:
 
 def _id(tokenizer: Tokenizer, content: str) -> int:
     number = tokenizer.token_to_id(content)
-    assert number is not None  # it has been added
+    assert number is not None  # the caller has added it
     return number
 
 

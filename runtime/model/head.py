@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from .products import Product
 
 CANDIDATES = 16
-"""Logits of a row that are computed again. Rounding moves a logit by a few hundredths, past a few others."""
+"""The number of highest logits in a row that are computed again. Rounding moves a logit by a few hundredths, past a few
+others."""
 _ROWS = 64
-"""Rows of `hidden` at a time: so many times `CANDIDATES` rows of the head are in memory in fp32."""
+"""Rows of `hidden` at a time: this many times `CANDIDATES` rows of the head are in memory in fp32."""
 
 
 class Head:
@@ -26,7 +27,7 @@ class Head:
         self._norm, self._linear, self._product = norm, linear, product
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """`[B, K]` in any floating type -> fp32 `[B, V]`."""
+        """Logits fp32 `[B, V]` of `hidden` `[B, K]` in any floating type."""
         normed: Tensor = self._norm(hidden.float())
         weight = self._linear.weight
         logits = self._product(normed.to(weight.dtype)).float()
@@ -37,7 +38,7 @@ class Head:
         return logits
 
     def _sharpen(self, logits: Tensor, normed: Tensor) -> None:
-        """Compute the highest of each row again, in place."""
+        """Compute the highest logits of each row again, in place."""
         ids = logits.topk(min(CANDIDATES, logits.shape[1])).indices
         exact = (self._linear.weight[ids].float() @ normed.unsqueeze(-1)).squeeze(-1)
         bias = self._linear.bias

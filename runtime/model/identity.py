@@ -1,8 +1,8 @@
-"""What a model is, whatever it is called: the digest by which a store knows it (docs/decisions/0020).
+"""The identity of a model, whatever it is called: the digest by which a store knows it (docs/decisions/0020).
 
 Two directories are one model if their tensors are the same and their `config.json` says the same about the forward
-pass. What only says who wrote a file, in which order, or when a reply ends, is left out: it changes no number. So is
-the tokenizer: it decides which token ids a text becomes, and pages are named by token ids.
+pass. Settings that only say who wrote a file, in which order, or when a reply ends, are left out: they change no
+number. So is the tokenizer: it decides which token ids a text becomes, and pages are named by token ids.
 """
 
 from __future__ import annotations
@@ -29,47 +29,49 @@ from .locate import cache_dir, file_digest, remembered
 _FORMAT = 2
 _FORMER_FORMAT = 1
 _CHANGES_NO_NUMBER = frozenset({
-    "bos_token_id", "eos_token_id", "pad_token_id",  # what the tokenizer adds, and when a reply ends
-    "attention_dropout", "embd_pdrop", "resid_pdrop",  # training
+    "bos_token_id", "eos_token_id", "pad_token_id",  # tokens that the tokenizer adds, and those that end a reply
+    "attention_dropout", "embd_pdrop", "resid_pdrop",  # settings of training
     "pretraining_tp",  # how a matrix was once split
 })  # fmt: skip
-"""Of the names that reach a family's configuration (`untrusted.settings.NAMES`); no other name reaches anything."""
+"""Names that change no number, of those that reach a family's configuration (`untrusted.settings.NAMES`); no other name
+reaches anything."""
 _ROPE = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
 _OWN_ROPE = frozenset({"gemma3_text"})
 """Families with two tables, whose configuration merges what it is told."""
 _LENGTH_BLIND = frozenset({"default", "linear"})
-"""Kinds of RoPE that do not compute with `max_position_embeddings`: it says how long a context may be, no more."""
+"""Kinds of RoPE that do not compute with `max_position_embeddings`, which then only says how long a context may be."""
 _POSITIONS = 2
-"""Of models whose positions versions before 0034 computed otherwise than their files say: KV of theirs is not found."""
+"""Marks models whose positions versions before 0034 computed otherwise than their files say: KV of those versions is
+not found."""
 _USUAL: dict[str, Any] = {
     "attention_bias": False, "mlp_bias": False, "use_bidirectional_attention": False,
     "attn_logit_softcapping": None, "final_logit_softcapping": None, "layer_types": None,
 }  # fmt: skip
-"""What every family takes a missing name for: to say it or not is the same."""
+"""Values that every family takes for a missing name: to state one or not is the same."""
 TENSORS = "tensors"
-"""What `file_tensors` is remembered under."""
+"""The kind under which the result of `file_tensors` is remembered."""
 _BLOCK = 1 << 18
-"""Larger ones leave the processor's cache before they are digested."""
+"""Bytes read at a time: larger blocks leave the processor's cache before they are digested."""
 
 
 def fingerprint(identity: dict[str, Any]) -> bytes:
-    """16 bytes that name a store: equal for equal identities."""
+    """The 16 bytes that name a store: equal for equal identities."""
     return hashlib.blake2b(json.dumps(identity, sort_keys=True, default=str).encode(), digest_size=16).digest()
 
 
 def identity_of(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """What a store's fingerprint is made of; `settings` are dtype, layout and a lossy codec."""
+    """The identity that a store's fingerprint is made from; `settings` are dtype, layout and a lossy codec."""
     return {"format": _FORMAT, "weights": model_key(directory), **settings}
 
 
 def is_later(number: object) -> bool:
-    """Whether a later version made an identity of this format."""
+    """True if a later version made an identity of this format."""
     return isinstance(number, int) and number > _FORMAT
 
 
 def former_identity(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The same as versions before 0020 made it, by which their folders are found; of what those misread, no name that
-    they have given."""
+    """The identity that versions before 0020 made, by which their folders are found. For models whose positions they
+    misread, it is one that they never made."""
     from transformers import AutoConfig
 
     family, said = read_config(directory / "config.json")
@@ -78,20 +80,20 @@ def former_identity(directory: Path, settings: dict[str, Any]) -> dict[str, Any]
 
 
 def model_key(directory: Path) -> str:
-    """Names the model in a directory, by its tensors and by what of `config.json` can change a number."""
+    """The digest of the model in a directory, from its tensors and from what in `config.json` can change a number."""
     said = {"config": _what_matters(directory / "config.json"), "tensors": tensors_digest(directory)}
     return hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def model_digests(directory: Path) -> list[str]:
-    """Names of the model for what is kept beside it, the best first: of the GGUF file it was converted from, which is
-    one for all dtypes; its key; what earlier versions called it."""
+    """The digests of the model under which files beside it are kept, the best first: that of the GGUF file it was
+    converted from, which is one for all dtypes; its key; the digest of earlier versions."""
     gguf = gguf_digest(directory)
     return [*([gguf] if gguf is not None else []), model_key(directory), weights_digest(directory)]
 
 
 def gguf_digest(directory: Path) -> str | None:
-    """Of the GGUF file that `locate` converted to this directory; None if it was not made so."""
+    """The digest of the GGUF file that `locate` converted to this directory; None if it was not made so."""
     if directory.resolve().parent != (cache_dir() / "models").resolve():
         return None
     made = made_of(directory.resolve().name)
@@ -99,12 +101,13 @@ def gguf_digest(directory: Path) -> str | None:
 
 
 def stamps(directory: Path) -> dict[str, Stamp]:
-    """Of the files that `model_key` is made of: equal as long as it is. Raises OSError, ModelFileError."""
+    """Stamps of the files that `model_key` is made from: equal as long as it is. Raises OSError, ModelFileError."""
     return {path.name: stamp(path) for path in (*weight_files(directory), directory / "config.json")}
 
 
 def weights_digest(directory: Path) -> str:
-    """One digest over the bytes of weights, configuration and tokenizer: how versions before 0020 named a model."""
+    """One digest over the bytes of weights, configuration and tokenizer, by which versions before 0020 named a
+    model."""
     digest = xxhash.xxh3_128()
     names = [*sorted(directory.glob("*.safetensors")), directory / "config.json", directory / "tokenizer.json"]
     for path in names:
@@ -117,16 +120,16 @@ def weights_digest(directory: Path) -> str:
 
 
 def tensors_digest(directory: Path) -> str:
-    """Over names, types, shapes and bytes of all tensors, in whichever order and files they are stored."""
+    """The digest over names, types, shapes and bytes of all tensors, in whichever order and files they are stored."""
     try:
         files = weight_files(directory)
     except ModelFileError:
-        files = []  # made up in memory, by `stratakv bench`
+        files = []  # `stratakv bench` makes such a model up in memory
     return f"{_sum(map(file_tensors, files)):032x}"
 
 
 def file_tensors(path: Path) -> str:
-    """One file's part of it."""
+    """The part of `tensors_digest` that one file contributes."""
     return remembered(path, TENSORS, _tensors_in)
 
 
@@ -173,9 +176,9 @@ def _what_matters(path: Path) -> dict[str, Any]:
 
 
 def _rope(family: str, said: dict[str, Any]) -> dict[str, Any]:
-    """One spelling of what transformers 4 wrote as `rope_theta` and `rope_scaling`, and 5 as `rope_parameters`. Where
-    the family merges them in a way of its own, what is said is kept as it stands: two spellings may then be two
-    models, but never two models one."""
+    """Bring RoPE's settings into one spelling: transformers 4 wrote `rope_theta` and `rope_scaling`, 5 writes
+    `rope_parameters`. Where the family merges them in a way of its own they are kept as they stand: two spellings may
+    then be two models, but never two models one."""
     if family in _OWN_ROPE:
         return {"as_said": {name: value for name, value in said.items() if value is not None}}
     found = _object(said.pop("rope_scaling")) or _object(said.pop("rope_parameters"))
@@ -190,7 +193,7 @@ def _one_rope(rope: dict[str, Any]) -> dict[str, Any]:
 
 
 def _kinds(rope: dict[str, Any]) -> list[Any]:
-    """What each table is computed by; None if that is not looked into."""
+    """The kind of each table; None if that is not looked into."""
     if "as_said" in rope:
         return [None]
     each = [value for value in rope.values() if isinstance(value, dict)] if _by_kind_of_layer(rope) else [rope]
@@ -198,7 +201,7 @@ def _kinds(rope: dict[str, Any]) -> list[Any]:
 
 
 def _each_kind(rope: dict[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
-    """`change` to the whole, or to that of every kind of layer where they have one each."""
+    """Apply `change` to the whole, or to the table of every kind of layer where they have one each."""
     if not _by_kind_of_layer(rope):
         return change(rope)
     return {name: change(value) if isinstance(value, dict) else value for name, value in rope.items()}
@@ -213,7 +216,7 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """10000.0 and 10000 are one number; JSON has but one kind."""
+    """Turn 10000.0 into 10000, at any depth: JSON has but one kind of number."""
     if isinstance(value, dict):
         return {name: _plain(inner) for name, inner in value.items()}
     if isinstance(value, list):

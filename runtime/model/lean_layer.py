@@ -47,7 +47,7 @@ _KNOWN: dict[str, tuple[frozenset[str], frozenset[str], frozenset[str]]] = {
 
 
 class Norm:
-    """Root mean square norm over the last dimension, as the family's own module does it."""
+    """Root mean square norm over the last dimension, computed as by the family's own module."""
 
     def __init__(self, module: Any) -> None:
         self.eps = float(module.eps if hasattr(module, "eps") else module.variance_epsilon)
@@ -75,7 +75,8 @@ class HeadNorm:
 
 
 class LeanLayer:
-    """See the top of this file. `layer` is a module that `lean_layer` knows; it goes on working."""
+    """A decoder layer in the lean form described above. `layer` is a module that `lean_layer` knows; it goes on
+    working."""
 
     def __init__(
         self, layer: Any, heads: int, kv_heads: int, dim: int, *, is_rotated: bool, product: type[Product]
@@ -107,8 +108,8 @@ class LeanLayer:
                 self.wide_norms = Norm(attention.q_norm), Norm(attention.k_norm)
 
     def before(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q `[B, H, D]`, rotated, k `[B, G, D]`, rotated, and v `[B, G, D]` of `hidden` `[B, C]`, by tables of
-        `for_lean` `[B, 1, D]`."""
+        """Compute q `[B, H, D]` and k `[B, G, D]`, both rotated, and v `[B, G, D]` from `hidden` `[B, C]`, with tables
+        of `for_lean` `[B, 1, D]`."""
         normed = hidden if self.before_attention is None else self.before_attention(hidden)
         qkv = self.qkv(normed)
         both, heads = self.heads + self.kv_heads, self.heads
@@ -124,7 +125,7 @@ class LeanLayer:
         return qk[:, :heads], qk[:, heads:], v
 
     def after(self, hidden: Tensor, attended: Tensor) -> Tensor:
-        """The layer's output `[B, C]`, from its input and from what attention `[B, H, D]` gave."""
+        """Compute the layer's output `[B, C]` from its input `[B, C]` and from the result of attention `[B, H, D]`."""
         out = self.out(attended.reshape(hidden.shape[0], -1))
         hidden = hidden + (out if self.after_attention is None else self.after_attention(out))
         normed = hidden if self.before_mlp is None else self.before_mlp(hidden)
@@ -136,7 +137,7 @@ class LeanLayer:
 def lean_layer(
     layer: nn.Module, heads: int, kv_heads: int, dim: int, *, is_rotated: bool, product: type[Product] = Product
 ) -> LeanLayer | None:
-    """None unless every part of `layer` is one that a family listed above has."""
+    """Make the lean form of `layer`; None unless every part of it is one that a family listed above has."""
     known = _KNOWN.get(_family(layer))
     if known is None:
         return None
@@ -154,12 +155,12 @@ def lean_layer(
 
 
 def _is_plain(part: nn.Linear) -> bool:
-    """Whether its weight means what it says: other classes keep quantised ones."""
+    """True if the layer's weight holds plain numbers: other classes keep quantised ones."""
     return type(part) in (nn.Linear, Linear) and part.weight.is_floating_point()
 
 
 def _family(layer: nn.Module) -> str:
-    """Whose layer it is, ours (`decoder`) or transformers'; empty if neither's."""
+    """The family of a layer, ours (`decoder`) or transformers'; empty if it is neither."""
     package = type(layer).__module__
     if package == f"{__package__}.decoder":
         return str(getattr(layer, "family", "")).removesuffix("_text")
@@ -185,7 +186,7 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _fuse(layers: list[Any]) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of linear layers over the same input as one; several become views of it."""
+    """Join weight and bias of linear layers over the same input. Several layers become views of the joined weight."""
     if len(layers) == 1:
         return layers[0].weight, layers[0].bias
     weight = torch.cat([layer.weight.detach() for layer in layers])

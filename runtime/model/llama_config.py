@@ -16,7 +16,7 @@ from transformers.modeling_rope_utils import RopeParameters
 
 @strict
 class LlamaConfig(PreTrainedConfig):  # type: ignore[misc]
-    """See the top of this file."""
+    """The configuration of a Llama model, equal to transformers' own (see the top of this file)."""
 
     model_type = "llama"
 

@@ -1,4 +1,4 @@
-"""From what the user typed to a Hugging Face directory on this machine.
+"""The way from what the user typed to a Hugging Face directory on this machine.
 
 An alias names a model whose GGUF file ships in a Python package; a `.gguf` file, or all parts of a split one, is
 converted once (per digest and dtype) to safetensors in the model cache, and so is the one such model in a directory
@@ -27,7 +27,7 @@ from .gguf.files import folders_with_gguf, gguf_files, gguf_in, is_gguf, title
 logger = logging.getLogger(__name__)
 
 _NAME_BYTES = 100
-"""Of what people call a model in the name of a folder: file systems take 255 with the digest behind it."""
+"""The most bytes of a model's name in the name of a folder: file systems take 255 with the digest behind it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Alias:
 
     hub_id: str
     parts: tuple[str, ...]
-    """Files `package/path` that, joined, are the GGUF file."""
+    """Files `package/path` that, joined, make the GGUF file."""
     how_to_get: str
 
 
@@ -55,16 +55,16 @@ ALIASES = {
 
 
 def cache_dir() -> Path:
-    """Where converted models and KV stores live (`XDG_CACHE_HOME` is honoured)."""
+    """The folder of converted models and KV stores (`XDG_CACHE_HOME` is honoured)."""
     return Path(platformdirs.user_cache_dir("stratakv"))
 
 
 def locate(model: str, dtype: str, *, local_files_only: bool = False, on_convert: Callable[[str], None]) -> Path:
-    """A directory with `config.json`, safetensors and a tokenizer.
+    """Find or make a directory with `config.json`, safetensors and a tokenizer.
 
     Args:
         dtype: `float32`, `bfloat16` or `float16`; a GGUF file is converted to it.
-        on_convert: told of a conversion, which takes a while, before it begins (`conversion.convert`).
+        on_convert: called before a conversion, which takes a while (`conversion.convert`).
 
     Raises:
         ModelFileError: nothing usable is there; the message says how to get it.
@@ -126,7 +126,7 @@ def _locate_alias(name: str, dtype: str, local_only: bool, on_convert: Callable[
 
 
 def _package_file(part: str) -> Path | None:
-    """A file inside an installed package, found without importing the package."""
+    """The path of a file inside an installed package, found without importing the package; None if it is not there."""
     package, _, inside = part.partition("/")
     spec = importlib.util.find_spec(package)
     for folder in (spec.submodule_search_locations or []) if spec else []:
@@ -136,7 +136,7 @@ def _package_file(part: str) -> Path | None:
 
 
 def _use_directory(path: Path, dtype: str, on_convert: Callable[[str], None]) -> Path:
-    """The directory, or what the GGUF model in it is converted to if it has no other weights."""
+    """The directory itself, or the one that its GGUF model is converted to if it has no other weights."""
     if not _has_weights(path):
         files = gguf_in(path)
         if files:
@@ -148,7 +148,7 @@ def _use_directory(path: Path, dtype: str, on_convert: Callable[[str], None]) ->
 
 
 def _has_weights(path: Path) -> bool:
-    """Whether it is a Hugging Face directory, by the look of it."""
+    """True if it looks like a Hugging Face directory."""
     return (path / "config.json").is_file() and any(path.glob("*.safetensors"))
 
 
@@ -180,7 +180,7 @@ def present(model: str) -> list[Path]:
     without converting or fetching anything."""
     try:
         files = gguf_of(model)
-    except ModelFileError:  # which model it is cannot be told
+    except ModelFileError:  # it cannot be told which model is meant
         return []
     if files:
         return list(_conversions(files))
@@ -197,7 +197,7 @@ def present(model: str) -> list[Path]:
 
 
 def _conversions(files: list[Path]) -> dict[Path, Made]:
-    """What was made of files of this content, by whichever version, whatever they were called then."""
+    """The folders that any version made of files with this content, whatever the files were called then."""
     digest, found = _digest(files), {}
     for path in sorted((cache_dir() / "models").glob("*-*-*")):
         made = made_of(path.name)
@@ -207,8 +207,8 @@ def _conversions(files: list[Path]) -> dict[Path, Made]:
 
 
 def _convert(files: list[Path], dtype: str, on_convert: Callable[[str], None]) -> Path:
-    """GGUF to safetensors, once per digest of all files, dtype and version of the conversion. What an earlier version
-    made is of no more use."""
+    """Convert GGUF to safetensors, once per digest of all files, dtype and version of the conversion. Folders of an
+    earlier version are of no more use and are removed."""
     of_dtype = {path: made for path, made in _conversions(files).items() if made.dtype == dtype}
     for path, made in of_dtype.items():
         if made.is_current and is_made(path):
@@ -222,7 +222,7 @@ def _convert(files: list[Path], dtype: str, on_convert: Callable[[str], None]) -
 
 
 def _digest(files: list[Path]) -> str:
-    """Of a model's files together: of a single one, the file's own."""
+    """One digest of a model's files together; that of a single file is the file's own."""
     each = [file_digest(file) for file in files]
     return each[0] if len(each) == 1 else xxhash.xxh3_128_hexdigest(" ".join(each).encode())
 
@@ -234,7 +234,7 @@ def file_name(text: str) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """XXH3-128 of a file's bytes, remembered."""
+    """XXH3-128 of a file's bytes in hexadecimal, remembered."""
     return remembered(path, "", digests.digest_of)
 
 
@@ -244,7 +244,7 @@ def remembered(path: Path, kind: str, compute: Callable[[Path], str]) -> str:
 
 
 def recalled(path: Path, kind: str) -> str | None:
-    """What is remembered of a file under `kind`; None if nothing is."""
+    """The remembered result of `kind` for a file; None if there is none."""
     return digests.recalled(_memo(), path, kind)
 
 

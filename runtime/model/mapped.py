@@ -1,7 +1,7 @@
-"""The files that a model's weights are mapped from: who writes into one changes the model under the running program.
+"""The files that a model's weights are mapped from: a program that writes into one changes the model while it runs.
 
-What is computed from then on belongs to no model, and must not be found under the name of the one that was loaded. A
-file that was put in its place changes nothing: the old one stays mapped, and nobody finds it any more to write to.
+KV computed from then on belongs to no model, and must not be found under the name of the one that was loaded. A file
+that was put in its place changes nothing: the old one stays mapped, and nobody finds it any more to write to.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class MappedWeights:
         self._known: dict[Path, tuple[Stamp, str | None]] = {}
 
     def guard(self, disk: DiskTier | None) -> None:
-        """They are read, and `disk` keeps what is computed with them: from now on nothing that is not theirs.
+        """Let `disk` keep only KV of these weights from now on; they have been read.
 
         Raises ModelFileError if they were replaced meanwhile: their pages would have another's name.
         """
@@ -35,12 +35,12 @@ class MappedWeights:
             disk.check_before_writing(self.require_unchanged)
 
     def require_unchanged(self) -> None:
-        """Raises StorageFullError if there was written into one. After whatever was computed with it: a file's time is
-        set before its bytes."""
+        """Raise StorageFullError if somebody has written into one of the files. Call it after whatever was computed
+        with them: a file's time is set before its bytes."""
         for path, (before, tensors) in self._known.items():
             try:
                 now = stamp(path)
-            except OSError:  # gone, or taken away
+            except OSError:  # the file is gone, or may not be read any more
                 continue
             if now == before or now[0] != before[0]:
                 continue

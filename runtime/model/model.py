@@ -48,14 +48,14 @@ AttendOne = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
 
 
 class StepTables(NamedTuple):
-    """The positions of one new token of each sequence."""
+    """The rotary tables for one new token of each sequence."""
 
     rotary: RotaryTables
     lean: RotaryTables
-    """As `lean_layer.turn` takes them."""
+    """The tables in the form that `lean_layer.turn` takes."""
 
     def of(self, b: int) -> StepTables:
-        """Those of sequence b alone."""
+        """The tables of sequence `b` alone."""
         row = slice(b, b + 1)
         return StepTables(*({kind: (cos[row], sin[row]) for kind, (cos, sin) in some.items()} for some in self))
 
@@ -68,7 +68,7 @@ class Model:
         self.hf, self.tokenizer, self.config = hf, tokenizer, config
         self.inner = hf.model
         self.turns = Turns("this model")
-        """Whose turn it is to compute: widened weights, graphs and buffers are shared by all that use the model."""
+        """The turn to compute: widened weights, graphs and buffers are shared by everything that uses the model."""
         self.device: torch.device = next(hf.parameters()).device
         self.dtype: torch.dtype = next(hf.parameters()).dtype
         self.prefill_dtype = torch.float32 if _multiplies_slowly(self.device, self.dtype) else self.dtype
@@ -78,14 +78,15 @@ class Model:
         self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // self.num_heads
         self.rope = rope_of(config)
         self.max_positions: int = self.rope.window
-        """Tokens that it is meant for."""
+        """The number of tokens that the model is meant for."""
         kinds = getattr(config, "layer_types", None) or ["full_attention"] * self.num_layers
         self.kinds: list[str] = list(kinds)
         windows = [
             config.sliding_window if kind == "sliding_attention" else self._legacy_window(config) for kind in kinds
         ]
         self.windows = [None if window is None or window >= self.max_positions else window for window in windows]
-        """None also for one that no text is longer than: Phi-3's long models have those."""
+        """The window of each layer in tokens; None also for a window that no text is longer than: Phi-3's long models
+        have those."""
         self.tiered = [layer for layer, window in enumerate(self.windows) if window is None]
         family = sys.modules[type(self.inner.layers[0].self_attn).__module__]
         self._apply_rotary = family.apply_rotary_pos_emb
@@ -96,7 +97,8 @@ class Model:
         self.use_weights("own")
 
     def use_weights(self, weights: str) -> None:
-        """What decode multiplies with from now on, a key of `PRODUCTS`. Raises ValueError if that cannot be."""
+        """Choose the weights that decode multiplies with from now on, a key of `PRODUCTS`. Raises ValueError if that
+        cannot be."""
         shape, product = (self.num_heads, self.num_kv_heads, self.head_dim), PRODUCTS[weights]
         self._lean = [
             lean_layer(layer, *shape, is_rotated=is_rotated, product=product)
@@ -107,20 +109,20 @@ class Model:
         self.use_graphs(Graphs() if self.device.type == "cuda" else None)
         head = self.hf.lm_head
         self.logits = Head(self.inner.norm, head, Product(head.weight, head.bias))
-        """Of the last layer's output."""
+        """Maps the last layer's output to logits."""
         self.step_logits = Head(self.inner.norm, head, product(head.weight, head.bias))
         """`logits` of a decode step, whose product may be a rounded one."""
         self.weights = weights
 
     def use_graphs(self, graphs: Graphs | None) -> None:
-        """Whether decode replays its layers' halves from now on."""
+        """Let decode replay its layers' halves as graphs from now on; None: call them."""
         self._graphs = graphs
         self._halves: list[LeanLayer | CapturedLayer | None] = [
             CapturedLayer(lean, graphs) if graphs and lean else lean for lean in self._lean
         ]
 
     def _legacy_window(self, config: Any) -> int | None:
-        """Mistral and Phi-3 give every layer the window without naming layer types."""
+        """The window of models such as Mistral and Phi-3, which give it to every layer without naming layer types."""
         if getattr(config, "layer_types", None):
             return None
         window: int | None = getattr(config, "sliding_window", None)
@@ -134,7 +136,7 @@ class Model:
         """Load a Hugging Face directory.
 
         Args:
-            weights: what decode multiplies with, a key of `PRODUCTS`.
+            weights: the weights that decode multiplies with, a key of `PRODUCTS`.
             modules: `own` layers (`decoder`), or `transformers`', which take seconds more to import: for whoever
                 runs its forward pass beside ours.
             on_tokenizer: given the tokenizer before the weights are read.
@@ -170,17 +172,18 @@ class Model:
         return frozenset(well_known_ends(added, (number for number in stated if number is not None)))
 
     def embed(self, ids: Tensor) -> Tensor:
-        """[B, T] -> [B, T, hidden]."""
+        """Embed token ids `[B, T]` as `[B, T, hidden]`."""
         hidden: Tensor = self.inner.embed_tokens(ids)
         return hidden
 
     def embed_wide(self, tokens: np.ndarray) -> Tensor:
-        """Token ids `[T]` -> `[1, T, hidden]` in `prefill_dtype`."""
+        """Embed token ids `[T]` as `[1, T, hidden]` in `prefill_dtype`."""
         ids = torch.from_numpy(tokens.astype(np.int64)).to(self.device)
         return self.embed(ids.unsqueeze(0)).to(self.prefill_dtype)
 
     def tables(self, start: int, stop: int, reach: int) -> RotaryTables:
-        """`rotary` of positions `start .. stop` of a text whose KV has that reach, in `prefill_dtype`."""
+        """The tables of `rotary` for positions `start .. stop` of a text whose KV has that reach, in
+        `prefill_dtype`."""
         reaches = [self.rope.reach_at(reach, position) for position in range(start, stop)]
         positions = torch.arange(start, stop, device=self.device)
         if len(set(reaches)) == 1:
@@ -193,7 +196,7 @@ class Model:
         return self._rotary(positions, dtype, [reach])
 
     def rotate(self, layer: int, q: Tensor, k: Tensor, tables: RotaryTables) -> tuple[Tensor, Tensor]:
-        """Apply positions to q `[B,H,T,D]` and k `[B,G,T,D]` the family's way."""
+        """Apply positions to q `[B,H,T,D]` and k `[B,G,T,D]` in the family's way."""
         if not self._rotated[layer]:
             return q, k
         cos, sin = tables[self.kinds[layer]]
@@ -205,7 +208,7 @@ class Model:
         return LayerRotation(self, layer, reach)
 
     def layer(self, layer: int, *, prefill: bool) -> torch.nn.Module:
-        """A decoder layer; for prefill, a copy in `prefill_dtype` where that is another.
+        """The module of a decoder layer; for prefill, a copy in `prefill_dtype` where that is another dtype.
 
         Some CPUs multiply 16-bit vectors (decode) three times as fast as fp32 ones, because half
         the bytes are read, but 16-bit matrices (prefill) five times as slowly. Layer-major prefill
@@ -232,7 +235,7 @@ class Model:
         return found
 
     def run_layer(self, module: torch.nn.Module, hidden: Tensor, attend: Attend) -> Tensor:
-        """A decoder layer over `[B, T, hidden]`; its attention is `attend`."""
+        """Run a decoder layer on `[B, T, hidden]`; its attention is `attend`."""
         out: Tensor | tuple[Tensor, ...] = module(
             hidden,
             position_embeddings=self._identity(hidden.dtype),
@@ -244,8 +247,8 @@ class Model:
         return out[0] if isinstance(out, tuple) else out
 
     def step_tables(self, positions: list[int], reaches: list[int] | None = None) -> StepTables:
-        """For one new token at each of these positions, behind texts whose KV has these `reaches`; None: those that
-        texts of such lengths have."""
+        """The tables for one new token at each of these positions, in texts whose KV has these `reaches`; None: the
+        reaches that texts of such lengths have."""
         each = [
             self.rope.reach_at(0 if reaches is None else reaches[b], position) for b, position in enumerate(positions)
         ]
@@ -256,7 +259,7 @@ class Model:
         return StepTables(tables, lean)
 
     def step_layer(self, layer: int, hidden: Tensor, tables: StepTables, attend: AttendOne) -> Tensor:
-        """A decoder layer over one new token of each sequence, `[B, hidden]`; its attention is `attend`."""
+        """Run a decoder layer on one new token of each sequence, `[B, hidden]`; its attention is `attend`."""
         halves = self._halves[layer]
         if halves is not None:
             q, k, v = halves.before(hidden, *tables.lean[self.kinds[layer]])
@@ -294,7 +297,7 @@ class Model:
 
 
 class _Found(Exception):
-    """Ends a layer at its attention."""
+    """Ends a layer at its attention, with the query."""
 
     def __init__(self, query: Tensor) -> None:
         super().__init__()
@@ -302,17 +305,17 @@ class _Found(Exception):
 
 
 class LayerRotation:
-    """A `retrieval.layer.Rotation`: how one layer of a model applies positions to keys."""
+    """The way one layer of a model applies positions to keys, as a `retrieval.layer.Rotation`."""
 
     def __init__(self, model: Model, layer: int, reach: int) -> None:
         self._model, self._layer, self._reach = model, layer, reach
 
     def rotate(self, keys: Tensor, positions: Tensor) -> Tensor:
-        """Un-rotated keys `[G, n, D]` at positions `[n]` or `[G, n]` -> rotated, fp32."""
+        """Rotate un-rotated keys `[G, n, D]` at positions `[n]` or `[G, n]`. Returns fp32."""
         return self._apply(keys, self._table(keys, positions))
 
     def unrotate(self, keys: Tensor, positions: Tensor) -> Tensor:
-        """The inverse. Tables may scale besides rotating (YaRN): cos^2 + sin^2 need not be 1."""
+        """Undo `rotate`. Tables may scale besides rotating (YaRN): cos^2 + sin^2 need not be 1."""
         cos, sin = self._table(keys, positions)
         square = cos * cos + sin * sin
         return self._apply(keys, (cos / square, -sin / square))
@@ -328,7 +331,7 @@ class LayerRotation:
 
 
 def _multiplies_slowly(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether matrix products in `dtype` are slower than in fp32 on this hardware."""
+    """True if matrix products in `dtype` are slower than in fp32 on this hardware."""
     if device.type != "cpu" or dtype == torch.float32:
         return False
     checks = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}

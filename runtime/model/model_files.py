@@ -24,14 +24,15 @@ ATTENTION = "stratakv"
 def attention(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """What transformers' layers call: hands on to what `Model.run_layer` was given."""
+    """The attention function that transformers' layers call. It hands on to the `attend` given to `Model.run_layer`."""
     at: Any = module.layer_idx
     out: Tensor = kwargs["strata_attend"](int(at), query, key, value, float(kwargs["scaling"]))
     return out.transpose(1, 2), None
 
 
 def read_configuration(directory: Path, modules: str) -> Any:
-    """transformers' configuration of a model whose files can be what they say; its positions are `config.rope`.
+    """Read transformers' configuration of a model, and check that the files can be what it says; its positions are
+    `config.rope`.
 
     Raises ModelFileError, and whatever transformers raises.
     """
@@ -48,7 +49,8 @@ def read_configuration(directory: Path, modules: str) -> Any:
 
 
 def make_configuration(family: str, settings: dict[str, Any], modules: str = "own") -> Any:
-    """transformers' configuration of a family, from what `untrusted.settings` lets through. Raises what it raises."""
+    """Make transformers' configuration of a family from settings that `untrusted.settings` let through. Raises what it
+    raises."""
     if family == "llama" and modules == "own":
         from .llama_config import LlamaConfig
 
@@ -70,7 +72,7 @@ def rope_of(config: Any) -> Rope:
 
 
 def own_modules(directory: Path, config: Any, dtype: torch.dtype) -> Any:
-    """Layers of `decoder` with the directory's weights. Raises as `weights.load_decoder`."""
+    """Make layers of `decoder` with the directory's weights. Raises as `weights.load_decoder`."""
     from transformers.generation.configuration_utils import GenerationConfig
 
     from .weights import load_decoder
@@ -82,7 +84,8 @@ def own_modules(directory: Path, config: Any, dtype: torch.dtype) -> Any:
 
 
 def transformers_modules(directory: Path, config: Any, dtype: torch.dtype) -> Any:
-    """transformers' own model, whose attention is `attention`. Raises ModelFileError and what transformers raises."""
+    """Load transformers' own model, whose attention is `attention`. Raises ModelFileError and what transformers
+    raises."""
     from transformers import AutoModelForCausalLM
     from transformers.modeling_utils import AttentionInterface
 
@@ -113,7 +116,7 @@ def _check_config(config: Any, directory: Path) -> None:
 
 
 def check_vocabulary(tokenizer: Any, size: int, directory: Path) -> None:
-    """Raises ModelFileError for a token beyond `size`.
+    """Raise ModelFileError for a token beyond `size`.
 
     A token without weights would be read from beyond the table. Special tokens may have none: Gemma 3's text models
     have one for images, which no text is split into.
@@ -126,7 +129,7 @@ def check_vocabulary(tokenizer: Any, size: int, directory: Path) -> None:
 
 
 def _sizes(config: Any) -> dict[str, int]:
-    """What decides the shapes of the weights, with the family's defaults where the file is silent."""
+    """The sizes that decide the shapes of the weights, with the family's defaults where the file is silent."""
     heads = config.num_attention_heads
     return {
         "vocab_size": config.vocab_size,

@@ -14,19 +14,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _MULTIPLE = 64
-"""PyTorch's 8-bit product reads beyond rows of other widths."""
+"""Weights must have multiples of this many rows and columns: PyTorch's 8-bit product reads beyond rows of other
+widths."""
 _STEPS = 127
 
 
 class Linear(nn.Linear):
-    """One whose numbers are still to come: making some up would import torch's compiler, on a device without memory."""
+    """A linear layer whose numbers are still to come: making some up would import torch's compiler, on a device without
+    memory."""
 
     def reset_parameters(self) -> None:
         pass
 
 
 class Product:
-    """`x @ weight.T + bias`."""
+    """Computes `x @ weight.T + bias`."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight, self.bias = weight, bias
@@ -36,7 +38,7 @@ class Product:
 
 
 class Int8Product(Product):
-    """The same with a weight of 8 bits, made here; the caller's stays as it is.
+    """Computes the same with a weight of 8 bits, made here; the caller's weight stays as it is.
 
     Raises ValueError if PyTorch cannot multiply such a weight.
     """
@@ -61,4 +63,4 @@ class Int8Product(Product):
 
 
 PRODUCTS: dict[str, type[Product]] = {"own": Product, "int8": Int8Product}
-"""What decode may multiply with."""
+"""The products that decode may use, by name."""

@@ -1,4 +1,4 @@
-"""cos and sin of positions, of every kind of table that `rope` knows.
+"""The cos and sin of positions, for every kind of table that `rope` knows.
 
 The frequencies are made by transformers' own functions, which load quickly, from what `rope` has read: from nothing
 else, and without a state. transformers' modules remember the longest text they have seen; here the tables of a text
@@ -20,15 +20,16 @@ from ..untrusted.rope import EVERY_LAYER, Rope, Table, rotary_width
 RotaryTables = dict[str, tuple[Tensor, Tensor]]
 """cos and sin `[B, T, rotary dim]` by layer kind."""
 _KEPT = 8
-"""Reaches whose frequencies are kept: most kinds have one, `longrope` two, `dynamic` one for each length."""
+"""The number of reaches whose frequencies are kept: most kinds have one, `longrope` two, `dynamic` one for each
+length."""
 
 
 class Rotary:
     """The tables of one model.
 
     Args:
-        kinds: of its layers.
-        dtype: of the tables; None: as they are asked for.
+        kinds: the kinds of its layers.
+        dtype: the dtype of the tables; None: the one they are asked for in.
     """
 
     def __init__(self, rope: Rope, kinds: list[str], device: torch.device, dtype: torch.dtype | None) -> None:
@@ -58,7 +59,7 @@ class Rotary:
         return {kind: made.get(kind) or made[EVERY_LAYER] for kind in self._kinds}
 
     def _frequencies(self, reach: int) -> dict[str, tuple[Tensor, float]]:
-        """By table: fp32 `[rotary dim / 2]`, and what cos and sin are multiplied with."""
+        """The frequencies of each table, fp32 `[rotary dim / 2]`, and the factor of cos and sin."""
         if reach not in self._known:
             if len(self._known) == _KEPT:
                 del self._known[next(iter(self._known))]
@@ -66,7 +67,7 @@ class Rotary:
         return self._known[reach]
 
     def _made(self, table: Table, reach: int) -> tuple[Tensor, float]:
-        said = _Said(table, self.rope.head_dim, self.rope.max_positions, self.rope.head_dim)
+        said = _RopeSettings(table, self.rope.head_dim, self.rope.max_positions, self.rope.head_dim)
         kind = table["rope_type"]
         if kind in ROPE_INIT_FUNCTIONS:
             inverse, scaling = ROPE_INIT_FUNCTIONS[kind](said, None, seq_len=torch.tensor(reach) if reach else None)
@@ -77,8 +78,8 @@ class Rotary:
 
 
 @dataclass(frozen=True, slots=True)
-class _Said:
-    """As much of a configuration as transformers' functions look at."""
+class _RopeSettings:
+    """The part of a configuration that transformers' functions look at."""
 
     rope_parameters: Table
     head_dim: int
@@ -87,4 +88,4 @@ class _Said:
     num_attention_heads: int = 1
 
     def standardize_rope_params(self) -> None:
-        """They ask for it first; `rope` has done it."""
+        """Do nothing: transformers' functions ask for this first, and `rope` has done it."""

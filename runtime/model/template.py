@@ -26,17 +26,17 @@ from ..untrusted.template_render import Rendered, TemplateFailedError, remembere
 from .encoder import Encoder, Log, Spelled, encoder_of
 
 _READ = "OK."
-"""What the model is taken to have replied to a document: short, and true of any."""
+"""The reply that the model is taken to have given to a document: short, and true of any."""
 _MARK = f"\u241e{secrets.randbelow(10**18):018}\u241e"
 _ASKED, _REPLY, _USER, _SYSTEM = (f"{number}{_MARK}" for number in range(4))
-"""What stands for people's words while a template is rendered: nothing that anybody says, nor that has letters, which a
+"""Stand-ins for people's words while a template is rendered. Nobody says them, and they have no letters, which a
 template might write large."""
 
 Message = dict[str, str]
 
 
-class Turn(NamedTuple):
-    """Template text around one user message."""
+class Around(NamedTuple):
+    """The template's text before and after a user's words, or before and after any other text."""
 
     before: str
     after: str
@@ -47,7 +47,8 @@ class _Said(NamedTuple):
 
     text: Spelled
     after: Spelled
-    """Empty where the template rewrote the turn so that it cannot be told from `text`."""
+    """The template's text after the words; empty where the template rewrote the turn so that it cannot be told from
+    `text`."""
 
 
 class Template:
@@ -58,7 +59,7 @@ class Template:
 
     @property
     def backend(self) -> Any:
-        """The `tokenizers.Tokenizer` behind it."""
+        """The `tokenizers.Tokenizer` behind the tokenizer."""
         return self._tokenizer.backend_tokenizer
 
     @property
@@ -74,16 +75,17 @@ class Template:
 
     # Text
 
-    def first(self, system: str | None) -> Turn:
-        """Raises ValueError if the template has no place for a system prompt."""
+    def first(self, system: str | None) -> Around:
+        """The text around the first user message. Raises ValueError if the template has no place for a system
+        prompt."""
         if self.is_plain:
-            return Turn(f"{system}\n\n" if system else "", "")
+            return Around(f"{system}\n\n" if system else "", "")
         return self._around(_USER, self._first(system, _USER).texts[0])
 
-    def next(self) -> Turn:
-        """A later turn; `before` starts right after the previous reply's text."""
+    def next(self) -> Around:
+        """The text around a later user message; `before` starts right after the previous reply's text."""
         if self.is_plain:
-            return Turn("", "")
+            return Around("", "")
         return self._around(_USER, self._around(_REPLY, self._next(_USER).texts[0]).after)
 
     @property
@@ -98,11 +100,11 @@ class Template:
         return None if between.strip() else token
 
     def habits(self) -> list[str]:
-        """What the template does to earlier turns, and our conversations do not (docs/TEMPLATES.md)."""
+        """Say how the template rewrites earlier turns, which our conversations do not (docs/TEMPLATES.md)."""
         if self.is_plain:
             return []
         found = []
-        with suppress(ModelFileError):  # it refuses system prompts, or thinking
+        with suppress(ModelFileError):  # the template refuses system prompts, or thinking
             if not self._keeps_system:
                 found.append("it moves the system prompt to the newest message; here it stays at the first")
         with suppress(ModelFileError):
@@ -119,16 +121,16 @@ class Template:
     # Tokens
 
     def encode_message(self, words: str, log: Log, *, system: str | None = None, is_first: bool = False) -> list[int]:
-        """A user's turn, up to where the reply begins.
+        """Encode a user's turn, up to the place where the reply begins.
 
         Args:
-            log: the conversation until then, `system` being part of it unless this `is_first`.
+            log: the conversation until then; it includes `system` unless this turn `is_first`.
         """
         said = self._said(words, system, is_first=is_first)
         return self._encode(Spelled(said.text + said.after), log)
 
     def encode_document(self, words: str, log: Log, *, system: str | None = None, is_first: bool = False) -> list[int]:
-        """A document, as a turn of its own: the question stands alone in the next one (docs/decisions/0021)."""
+        """Encode a document as a turn of its own: the question stands alone in the next one (docs/decisions/0021)."""
         text = self._said(words, system, is_first=is_first).text
         reply = "\n\n" if self.is_plain else self._reply_begins(system).replace(_ASKED, words.strip()) + _READ
         return self._encode(Spelled(text + reply), log)
@@ -136,12 +138,12 @@ class Template:
     def encode_told(
         self, words: str, later: Spelled, log: Log, *, system: str | None = None, is_first: bool = False
     ) -> list[int]:
-        """A user's turn and the reply to it in its `later_form`."""
+        """Encode a user's turn and the reply to it in its `later_form`."""
         return self._encode(Spelled(self._said(words, system, is_first=is_first).text + later), log)
 
     def later_form(self, reply: str, *, system: str | None = None) -> Spelled | None:
-        """What the template writes between a user's words and the end of a reply that is not the last any more; None
-        if that is what it wrote before, and the reply."""
+        """The template's text from a user's words to the end of a reply that is not the last any more. None if that is
+        the same text as before, and the reply."""
         if self.is_plain:
             return None
         system = self._for_template(system)
@@ -154,23 +156,23 @@ class Template:
         opening, answer = body[:answered], body[answered:]
         if not later.endswith(end) or (answer.strip() == said and opening.strip() == asks.strip()):
             return None
-        spelled = self.encoder.spelled(before + _ASKED + opening)  # what is left of the reply are words of the model
+        spelled = self.encoder.spelled(before + _ASKED + opening)  # the rest of the reply is the model's own words
         return Spelled(self._around(_ASKED, spelled).after + answer)
 
     def encode_prompt(self, text: str) -> list[int]:
-        """A whole prompt with control tokens in it, as the tokenizer reads it, but with its BOS once and no EOS behind:
-        the prompt is to be continued. Empty if the text is."""
+        """Encode a whole prompt with control tokens in it, as the tokenizer reads it, with its BOS once and no EOS
+        behind: the prompt is to be continued. Empty if the text is."""
         ids, begin = self.encode(text), self.encoder.begin
         return [*begin, *ids] if ids and ids[: len(begin)] != begin else ids
 
     def encode(self, text: str) -> list[int]:
-        """Template text by itself: special tokens are what they look like."""
+        """Encode template text by itself: special tokens are what they look like."""
         found = self._tokenizer(text, add_special_tokens=False, split_special_tokens=False, verbose=False)
         ids: list[int] = found.input_ids
         return ids
 
     def encode_plain(self, text: str) -> list[int]:
-        """A person's text by itself: control tokens in it are just characters."""
+        """Encode a person's text by itself: control tokens in it are just characters."""
         return self.encoder.encode(Spelled(text))
 
     @property
@@ -185,8 +187,8 @@ class Template:
     # What a template makes of words
 
     def _said(self, words: str, system: str | None, *, is_first: bool) -> _Said:
-        """The turn in which somebody says `words`. They are put in after rendering, unless the template looks for
-        something that is in them."""
+        """The turn in which somebody says `words`. They are put in after rendering, unless the template looks for a
+        text that is in them."""
         if self.is_plain:
             return _Said(Spelled((self.first(system).before if is_first else "") + words), Spelled(""))
         system = self._for_template(system)
@@ -194,14 +196,14 @@ class Template:
         left, right = words[: len(words) - len(words.lstrip())], words[len(words.rstrip()) :]
 
         def spelled(words: str, how: Callable[..., Rendered]) -> tuple[Spelled, tuple[str, ...] | None]:
-            """The turn, control tokens being found where they stand in the whole."""
+            """Render the turn and find control tokens where they stand in the whole."""
             found = self._first(system, words, how) if is_first else self._next(words, system, how)
             text = self.encoder.spelled(found.texts[0])
             return text if is_first else Spelled(self._around(_REPLY, text).after), found.looked
 
         text, looked = spelled(left + _USER + right, remembered)
         before, after = self._around(_USER, text)
-        after = after.replace(_USER, core)  # of a template that says it twice
+        after = after.replace(_USER, core)  # the template may say it twice
         if looked is not None and not any(sought in core for sought in looked):
             return _Said(Spelled(before + core), Spelled(after))
         text, _ = spelled(self.encoder.broken(words), render)
@@ -211,7 +213,7 @@ class Template:
         return self.encoder.broken(system) if system else None
 
     def _reply_begins(self, system: str | None) -> Spelled:
-        """What stands between a user's words and a reply that has been given."""
+        """The template's text between a user's words and a reply that has been given."""
         text = self.encoder.spelled(self._next(_USER, self._for_template(system)).texts[0])
         return Spelled(self._around(_REPLY, self._around(_ASKED, text).after).before)
 
@@ -231,22 +233,22 @@ class Template:
     def _next(
         self, words: str, system: str | None = None, how: Callable[..., Rendered] = remembered, reply: str = _REPLY
     ) -> Rendered:
-        """A later turn. The system prompt may say how it is written (SmolLM3's `/no_think`)."""
+        """Render a later turn. The system prompt may decide how it is written (SmolLM3's `/no_think`)."""
         talk = [_user(_ASKED), {"role": "assistant", "content": reply}, _user(words)]
         return self._rendered(how, [_system(system), *talk] if system and self._keeps_system else talk)
 
     @property
     def _keeps_system(self) -> bool:
-        """Whether the system prompt stays before the first message. Raises ModelFileError if it has no place."""
+        """True if the system prompt stays before the first message. Raises ModelFileError if it has no place."""
         talk = [_system(_SYSTEM), _user(_ASKED), {"role": "assistant", "content": _REPLY}, _user(_USER)]
         text = self._rendered(remembered, talk).texts[0]
         return text.find(_SYSTEM) < text.find(_REPLY)
 
-    def _around(self, text: str, rendered: str) -> Turn:
+    def _around(self, text: str, rendered: str) -> Around:
         before, found, after = rendered.partition(text)
         if not found:
             raise self._failed("leaves out what is said")
-        return Turn(before, after)
+        return Around(before, after)
 
     def _rendered(self, how: Callable[..., Rendered], *conversations: list[Message]) -> Rendered:
         tokenizer = self._tokenizer
@@ -276,7 +278,7 @@ def _system(words: str) -> Message:
 
 
 def num_alike(some: Sequence[Any], others: Sequence[Any]) -> int:
-    """How many leading items agree."""
+    """The number of leading items that agree."""
     return next((n for n, (a, b) in enumerate(zip(some, others, strict=False)) if a != b), min(len(some), len(others)))
 
 

@@ -1,7 +1,7 @@
-"""Which tensor in a model directory is which weight of the model, and what it means if one is neither.
+"""The map from tensors in a model directory to weights of the model, and the errors where it is incomplete.
 
 Every weight of the model comes from the files, in its shape. Every tensor of the files is a weight of the model, or is
-known to change nothing, or is an error that names it: what is left over was meant to change the result.
+known to change nothing, or is an error that names it: a tensor that is left over was meant to change the result.
 """
 
 from __future__ import annotations
@@ -18,29 +18,30 @@ from ..untrusted.numbers import shown
 logger = logging.getLogger(__name__)
 
 _MARK = "layers.0.post_attention_layernorm.weight"
-"""In every family's decoder, and in no other part of a model: what is before it is before all names of the decoder."""
+"""Ends a name in every family's decoder, and in no other part of a model. The text before it is before all names of the
+decoder."""
 _HEAD = "lm_head.weight"
 _COMPUTED = re.compile(r"(.*\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)", re.DOTALL)
-"""In old files; made from `config.json` since."""
+"""Matches tensors of old files that are computed from `config.json` since."""
 _NO_EFFECT = {
     r"(model\.)?(vision_tower|vision_model|multi_modal_projector|mm_projector|image_newline)(\..*)?":
         "the part for pictures, and only text is read",
     r"(model\.)?mtp\..*": "a part that predicts several tokens at once, which is not asked to",
 }  # fmt: skip
-"""Tensors that a text's logits do not depend on -> what they are."""
+"""Tensors that a text's logits do not depend on, each with what it is."""
 _LEFT_OVER = {
     r".*(lora_|base_layer\.|modules_to_save\.).*": "it is of an adapter; merge that into the model first",
     r".*(scales?|scale_inv|zeros|g_idx|qweight|absmax|quant_map|quant_state.*|weight_packed|weight_shape|SCB)":
         "its weights are quantised; take the model's plain files or a GGUF",
     r".*(expert|moe|router|mlp\.gate\.).*": "it is of a mixture of experts, which this family is not",
 }  # fmt: skip
-"""What other tensors are likely to be, the most telling first."""
+"""Other tensors with what they are likely to be, the most telling first."""
 _ANY = r".*"
 _LAYER = r"(?:.*\.)?layers\.(\d{1,9})\..*"
 
 
 def account(directory: Path, decoder: Any) -> dict[str, str]:
-    """The weights of `decoder` that the directory's files have: file's name -> model's name.
+    """Map the names of tensors in the directory's files to the weights of `decoder`.
 
     Raises ModelFileError: a tensor that is no weight of the model and may change the result, or one of another shape.
     """
@@ -65,7 +66,7 @@ def account(directory: Path, decoder: Any) -> dict[str, str]:
 
 
 def _names(directory: Path, there: Any, wanted: Any) -> dict[str, str]:
-    """Wrappers, compilers and tools that save a part put something before the names, or take it away."""
+    """Map names, allowing for wrappers, compilers and tools that put something before the names, or take it away."""
     before = sorted(name.removesuffix(_MARK) for name in there if name == _MARK or name.endswith(f".{_MARK}"))
     if len(before) > 1:
         raise ModelFileError(
@@ -79,7 +80,7 @@ def _names(directory: Path, there: Any, wanted: Any) -> dict[str, str]:
 
 
 def _told(directory: Path, left: list[str], config: Any) -> str:
-    """One line about the most telling of them."""
+    """One line about the most telling of the tensors that are left."""
     layers = config.num_hidden_layers
     for pattern, what in {**_LEFT_OVER, _LAYER: f"num_hidden_layers is {layers}", _ANY: "it would be left out"}.items():
         for name in left:

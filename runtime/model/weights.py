@@ -26,8 +26,8 @@ _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def load_decoder(directory: Path, config: Any, dtype: torch.dtype) -> Decoder:
-    """Raises ModelFileError if weights are missing, mis-shaped or left over (`tensors.account`); whatever torch and
-    safetensors raise if they cannot be read."""
+    """Load a directory's weights. Raises ModelFileError if some are missing, mis-shaped or left over
+    (`tensors.account`); whatever torch and safetensors raise if they cannot be read."""
     decoder = Decoder(config)
     names = account(directory, decoder)
     found = _read(directory, names, dtype)
@@ -40,7 +40,7 @@ def load_decoder(directory: Path, config: Any, dtype: torch.dtype) -> Decoder:
 
 
 def _read(directory: Path, names: dict[str, str], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors by the model's names; `names` has those by the files'."""
+    """Read the tensors under the model's names; `names` maps the files' names to those."""
     found: dict[str, Tensor] = {}
     for path in weight_files(directory):
         with safe_open(path, framework="pt") as file:
@@ -57,7 +57,7 @@ def _cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
 
 
 def _tie(found: dict[str, Tensor], directory: Path) -> bool:
-    """Have the head and the embedding under both names; whether they are one."""
+    """Put the head and the embedding under both names. Returns True if they are one."""
     if _EMBEDDING in found and _HEAD in found:
         if not torch.equal(found[_EMBEDDING], found[_HEAD]):
             logger.warning(

@@ -1,1 +1,1 @@
-"""Being one guest in a process: its threads, cores, devices, signals, terminal and files."""
+"""The care for a process in which we are one guest: its threads, cores, devices, signals, terminal and files."""

@@ -1,4 +1,4 @@
-"""Computing apart from what the application around us has set for its own tensors and its own loading bars."""
+"""Computing apart from the settings that the surrounding application has made for its own tensors and loading bars."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _CPU = torch.device("cpu")
 
 @contextmanager
 def apart() -> Iterator[None]:
-    """Tensors are made on the CPU where nothing else is said, and computed in the dtypes they have: no default device
-    and no autocast of the application's. Both are the calling thread's own."""
+    """Inside the block, tensors are made on the CPU where nothing else is said, and computed in the dtypes they have:
+    the application's default device and autocast do not apply. Both are the calling thread's own."""
     with ExitStack() as stack:
         if torch.get_default_device() != _CPU:
             stack.enter_context(_CPU)
@@ -25,7 +25,7 @@ def apart() -> Iterator[None]:
 
 @contextmanager
 def without_progress_bar() -> Iterator[None]:
-    """transformers shows none while it loads; what the application chose is then as before."""
+    """Inside the block, transformers shows no loading bar. Afterwards the application's choice holds again."""
     from transformers.utils import logging
 
     was_enabled = logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""Where a model computes, and in which dtype."""
+"""The choice of the device that a model computes on, and of its dtype."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def pick_dtype(name: str, device: torch.device) -> str:
-    """The dtype `auto`, `float32`, `bfloat16` or `float16` means on a device. Raises ValueError."""
+    """The dtype that `auto`, `float32`, `bfloat16` or `float16` means on a device. Raises ValueError."""
     if name == "auto":
         return "bfloat16" if device.type == "cpu" or torch.cuda.is_bf16_supported() else "float16"
     if name not in ("float32", "bfloat16", "float16"):
@@ -15,7 +15,7 @@ def pick_dtype(name: str, device: torch.device) -> str:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device `auto`, `cpu`, `cuda` or `cuda:N` means. Raises ValueError."""
+    """The device that `auto`, `cpu`, `cuda` or `cuda:N` means. Raises ValueError."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

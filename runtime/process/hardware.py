@@ -13,7 +13,7 @@ import torch
 
 
 def hardware() -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """Facts about the machine on which figures are measured, by name."""
     cpu = platform.processor() or platform.machine()
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
         if line.startswith("model name"):
@@ -31,7 +31,7 @@ def hardware() -> dict[str, Any]:
 
 
 def private_bytes() -> int:
-    """Anonymous memory of this process; pages mapped from files do not count."""
+    """Bytes of anonymous memory of this process; pages mapped from files do not count."""
     status = Path("/proc/self/status")
     if status.exists():
         for line in status.read_text().splitlines():

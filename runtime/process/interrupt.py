@@ -1,4 +1,4 @@
-"""Signals without torn state: what a handler would do waits for the next safe point."""
+"""Signals without torn state: the work of a signal handler waits for the next safe point."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGUSR1", "SIGUSR2")
 _SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
-"""Whose handlers may raise: Ctrl-C, a request to end, a time limit."""
+"""The signals whose handlers may raise: Ctrl-C, a request to end, a time limit."""
 
 
 class Interrupts:
     """Inside `deferred()`, signals are remembered and handed on by `check()` and at the end.
 
-    What then happens is up to the handler that was installed before: Python's own raises KeyboardInterrupt, an
+    The handler that was installed before then decides what happens: Python's own raises KeyboardInterrupt, an
     application's does what it likes, another handler for the next time included. Signals that are ignored, do what the
     system does by itself (but SIGINT), or belong to a handler that is not Python's are left alone. Only the main thread
     is ever interrupted (Python delivers signals there), so in other threads nothing here does anything.
@@ -28,11 +28,12 @@ class Interrupts:
         self._pending: dict[int, FrameType | None] = {}
         self._depth, self._pid = 0, os.getpid()
         self._previous: dict[int, Any] = {}
-        """The handlers in whose place `_remember` is, or was."""
+        """The handlers that `_remember` replaces now, or did."""
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """May be nested; only the outermost restores the handlers and hands on what is left."""
+        """Defer signals inside the block. Blocks may be nested; only the outermost restores the handlers and hands on
+        what is left."""
         if not _is_main_thread():
             yield
             return
@@ -50,17 +51,17 @@ class Interrupts:
                 self.check()
 
     def check(self) -> None:
-        """A safe point: signals that wait are handed on, SIGINT by default as KeyboardInterrupt."""
+        """A safe point: hand on the signals that wait, SIGINT by default as KeyboardInterrupt."""
         if not self._pending or not _is_main_thread():
             return
         number, frame = self._pending.popitem()
         try:
             self._hand_on(number, frame)
-        finally:  # what one handler raises keeps no other signal waiting
+        finally:  # an error of one handler keeps no other signal waiting
             self.check()
 
     def _hand_on(self, number: int, frame: FrameType | None) -> None:
-        self._restore(number)  # what the handler finds, and may replace for the next time, is itself
+        self._restore(number)  # a handler finds itself installed, and may install another one
         handler = signal.getsignal(number)
         try:
             if callable(handler):
@@ -77,14 +78,14 @@ class Interrupts:
             self._previous[number] = signal.signal(number, self._remember)
 
     def _restore(self, number: int) -> None:
-        """The handler from before, unless somebody has installed another one meanwhile."""
+        """Restore the handler from before, unless somebody has installed another one meanwhile."""
         if signal.getsignal(number) == self._remember:
             signal.signal(number, self._previous[number])
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self._pending[number] = frame
-        # Somebody found this handler in its time and put it back later, or a child was forked meanwhile, which will
-        # never come to a safe point: the handler before is meant.
+        # This handler runs outside of a block if somebody found it in its time and put it back later, or in a child
+        # forked meanwhile, which will never come to a safe point. Both mean the handler before.
         if not self._depth or os.getpid() != self._pid:
             self.check()
 

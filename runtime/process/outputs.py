@@ -1,4 +1,4 @@
-"""Files that a result goes to: tried before the work that takes hours, and written whole or not at all after it."""
+"""Files that results go to: tried before the work that takes hours, and written whole or not at all after it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ...storage.files.file_names import as_text
 from ...storage.files.scratch import scratch_folder, whole_file
 
 _TRIED_BYTES = 4096
-"""Written to see whether the disk takes anything."""
+"""Number of bytes written to see whether the disk takes any."""
 
 
 def check_outputs(*paths: Path | None) -> None:
-    """Refuse what cannot be written, None aside, by writing beside it. Raises ValueError."""
+    """Refuse paths that cannot be written, None aside, by writing beside them. Raises ValueError."""
     given = [path for path in paths if path is not None]
     for path in given:
         try:
@@ -31,11 +31,11 @@ def check_outputs(*paths: Path | None) -> None:
 
 @contextmanager
 def output(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
-    """The file to write a result to; at the end of the block `path` holds all of it. A link stays one. Raises
-    OSError.
+    """Open the file to write a result to. At the end of the block `path` holds all of it, and a link stays a link.
+    Raises OSError.
 
     Args:
-        mode: of a file that is new, less the umask.
+        mode: the mode of a file that is new, less the umask.
     """
     if _is_stream(path) or not _may_replace(path):
         with open(path, "ab" if _is_stream(path) else "wb") as file:
@@ -46,14 +46,14 @@ def output(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Raises OSError."""
+    """Write `text` to `path`, whole or not at all. Raises OSError."""
     with output(path) as file:
         file.write(text.encode())
 
 
 def deliver(deliveries: Iterable[Callable[[], None]]) -> None:
-    """Make each, whatever becomes of the others: what was found must not be lost to a full disk or a reader who left.
-    Raises what the first that failed raised."""
+    """Call each of `deliveries`, whatever becomes of the others: results must not be lost to a full disk or a reader
+    who left. Raises the error of the first that failed."""
     failed: list[Exception] = []
     for one in deliveries:
         try:
@@ -65,7 +65,7 @@ def deliver(deliveries: Iterable[Callable[[], None]]) -> None:
 
 
 def _try(path: Path) -> None:
-    """Raises OSError; ValueError where the place itself is wrong."""
+    """Try to write beside `path`. Raises OSError; ValueError where the place itself is wrong."""
     if path.is_dir():
         raise ValueError(f"{as_text(path)}: cannot be written: it is a folder")
     if not path.absolute().parent.is_dir():
@@ -82,15 +82,16 @@ def _try(path: Path) -> None:
 
 
 def _is_stream(path: Path) -> bool:
-    """A device, a pipe or a name for an open file, which nothing may take the place of."""
+    """True for a device, a pipe or a name for an open file, which nothing may take the place of."""
     return path.exists() and (not path.is_file() or path.absolute().parts[1] in ("dev", "proc"))
 
 
 def _may_replace(path: Path) -> bool:
-    """Whether another file can take its place: its folder may be closed where it is open itself."""
+    """True if another file can take the path's place. Its folder may be closed to writers where the file itself is
+    open."""
     return os.access(_meant(path).parent, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _meant(path: Path) -> Path:
-    """Behind all links."""
+    """The file that `path` leads to behind all links."""
     return Path(os.path.realpath(path))

@@ -1,4 +1,4 @@
-"""Pictures of results: whether one can be drawn, and what draws it."""
+"""Pictures of results: a check that one can be drawn, and the library that draws it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def check(path: Path) -> None:
-    """Raises ValueError, before any work, if no picture can be drawn there."""
+    """Raise ValueError, before any work, if no picture can be drawn at `path`."""
     if path.suffix not in _SUFFIXES:
         raise ValueError(f"a picture's name ends in {', '.join(_SUFFIXES)}; not {path.name!r}")
     figure_class()

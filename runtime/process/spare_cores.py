@@ -1,5 +1,5 @@
-"""How many threads compute: no more than there are processors that no other process wants, looked at several times a
-second.
+"""The choice of how many threads compute: no more than there are processors that no other process wants. It is made
+several times a second.
 
 A decode step is some hundreds of small parallel loops, and a loop ends with its slowest thread. Beside another busy
 process one of our threads has to share its processor, and the others spin until it is done, which takes time from it
@@ -27,13 +27,13 @@ from threadpoolctl import ThreadpoolController
 from .threads import num_threads, processors, user_chose_count
 
 WINDOW_S = 0.2
-"""How often to look, at most. Processor times come in hundredths of a second."""
+"""The least seconds between two looks. Processor times come in hundredths of a second."""
 STALE_S = 1.0
-"""A window that has become longer than this says little about now: this process was not computing."""
+"""A window of more seconds than this says little about now: this process was not computing."""
 LONG_ROWS = 64
-"""Rows from which on parallel loops are long."""
+"""The least number of rows with which parallel loops are long."""
 FULL = 0.9
-"""Of the processors' time, in use: then there is someone who has to wait."""
+"""The share of the processors' time in use from which on somebody has to wait."""
 
 
 class SpareCores:
@@ -51,7 +51,7 @@ class SpareCores:
     ) -> None:
         """
         Args:
-            cores: how many there are.
+            cores: number of processors there are.
             used: seconds of processor time on them since any fixed moment: the other processes' and this one's.
         """
         self._cores, self._used, self._clock = cores, used or used_times, clock
@@ -59,10 +59,11 @@ class SpareCores:
         self._since, self._had = self._clock(), self._used()
 
     def count(self, threads: int) -> int:
-        """0 to all. Cheap to ask; it looks again when `WINDOW_S` have passed.
+        """The number of processors that are spare, from 0 to all. Cheap to ask; it looks again when `WINDOW_S` seconds
+        have passed.
 
         Args:
-            threads: how many of ours have been computing since it last looked.
+            threads: number of our threads that have been computing since it last looked.
         """
         now = self._clock()
         passed = now - self._since
@@ -76,7 +77,8 @@ class SpareCores:
         return max(0, self._cores - self._given_up)
 
     def _wanted(self, others: float, ours: float, threads: int) -> float:
-        """Processors that others would use if they could, from those that they and our `threads` do use."""
+        """The number of processors that others would use if they could, from those that they and our `threads` do
+        use."""
         if others + ours < FULL * self._cores:
             return others
         # Nothing is free, and whoever wants a processor has an equal share: their number follows from ours.
@@ -87,22 +89,23 @@ class FittingThreads:
     """Runs blocks with as many of OpenMP's threads as there are spare cores, unless the user chose their number."""
 
     def __init__(self, spare: SpareCores | None) -> None:
-        """Without `spare` nothing is changed."""
+        """`spare` decides the number of threads; None: it never changes."""
         self._spare = spare
         self._count = torch.get_num_threads()
 
     @classmethod
     def on(cls, device: torch.device) -> FittingThreads:
-        """For computing on `device`."""
+        """Threads that fit for computing on `device`."""
         follows = device.type == "cpu" and not user_chose_count() and torch.get_num_threads() == num_threads()
         return cls(SpareCores(len(processors())) if follows and num_threads() > 1 else None)
 
     @contextmanager
     def fitted(self, rows: int) -> Iterator[None]:
-        """Of the calling thread only; others, and what comes after the block, have the threads they had.
+        """Limit the threads of the calling thread inside the block. Others keep the threads they had, as does whatever
+        comes after the block.
 
         Args:
-            rows: that layers are called with in the block. With many of them parallel loops are long, and spinning
+            rows: number of rows that layers are called with. With many, parallel loops are long, and spinning
                 costs little; so where no core is spare, all threads compete for a share instead of one.
         """
         most = torch.get_num_threads()
@@ -120,7 +123,7 @@ class FittingThreads:
 
 @cache
 def _openmp() -> ThreadpoolController:
-    """The OpenMP libraries of this process."""
+    """The controller of this process's OpenMP libraries."""
     return ThreadpoolController().select(user_api="openmp")
 
 

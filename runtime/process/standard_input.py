@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import IO
 
 PATIENCE_S = 3.0
-"""How long a pipe beside `-p` may stay silent before it is taken for one that holds nothing. Schedulers and remote
+"""Seconds that a pipe beside `-p` may stay silent before it is taken for one that holds nothing. Schedulers and remote
 shells hand their own open pipes down; a program that waited for such a one would wait for ever. The model loads
 meanwhile, so mostly nobody waits."""
 _AT_ONCE_S = 0.2
 _SAY_AFTER_S = 1.0
 _STILL_SAY_AFTER_S = 5.0
 MOST_BYTES = 1 << 28
-"""Of a text: more than the longest windows there are, by far. Some pipes never end."""
+"""The most bytes of a text: more than the longest windows there are, by far. Some pipes never end."""
 _NAMES = {"-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"}
 
 
@@ -31,13 +31,13 @@ def is_terminal() -> bool:
 
 
 class PipedText:
-    """What was piped in beside a prompt."""
+    """The text that was piped in beside a prompt."""
 
     def __init__(self) -> None:
         self._until = time.monotonic() + PATIENCE_S
 
     def at_once(self) -> bytes | None:
-        """All of it, mostly nothing; None if it may come later. To be called before the model is loaded."""
+        """All of the text, mostly nothing; None if it may come later. Call it before the model is loaded."""
         stream = _stream()
         if stream is None or sys.stdin.isatty():
             return b""
@@ -49,7 +49,7 @@ class PipedText:
         return read_whole(stream, "stdin") if _has_begun(stream, _AT_ONCE_S) else None
 
     def late(self) -> bytes:
-        """All of it, or nothing if nobody has written for `PATIENCE_S`; that is said."""
+        """All of the text, or nothing if nobody has written for `PATIENCE_S` seconds, which it then says on stderr."""
         stream = _stream()
         assert stream is not None
         if _has_begun(stream, max(0.0, self._until - time.monotonic())):
@@ -59,7 +59,8 @@ class PipedText:
 
 
 def read_standard_input() -> bytes:
-    """All of it, however long it takes; says so if nothing comes. Raises ValueError if there is none."""
+    """All of standard input, however long it takes; says on stderr if nothing comes. Raises ValueError if there is
+    none."""
     stream = _stream()
     if stream is None:
         raise ValueError("stdin is closed: there is nothing to read")
@@ -71,7 +72,7 @@ def read_standard_input() -> bytes:
 
 
 def read_whole(stream: IO[bytes], what: str) -> bytes:
-    """All of a text, at most `MOST_BYTES`. Raises ValueError if there is more, OSError."""
+    """All bytes of a text, at most `MOST_BYTES`. Raises ValueError if there are more, OSError."""
     data = stream.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
         raise ValueError(f"{what} has more than {MOST_BYTES >> 20} MiB, or never ends: no model could read it")
@@ -79,14 +80,14 @@ def read_whole(stream: IO[bytes], what: str) -> bytes:
 
 
 def _stream() -> IO[bytes] | None:
-    """None where the process was given no standard input."""
+    """The stream of standard input; None where the process was given none."""
     if sys.stdin is None or sys.stdin.closed:
         return None
     return sys.stdin.buffer
 
 
 def _kind(stream: IO[bytes]) -> int | None:
-    """The file's mode; None where it is no file of the system."""
+    """The file's mode; None where the stream is no file of the system."""
     try:
         return os.fstat(stream.fileno()).st_mode
     except (OSError, ValueError):
@@ -94,10 +95,10 @@ def _kind(stream: IO[bytes]) -> int | None:
 
 
 def _has_begun(stream: IO[bytes], seconds: float) -> bool:
-    """Whether there is something to read, its end included, within `seconds`."""
+    """True if there is something to read within `seconds`, which the end of the stream is too."""
     try:
         ready, _, _ = select.select([stream], [], [], seconds)
-    except (OSError, ValueError):  # it cannot be waited for; reading tells
+    except (OSError, ValueError):  # the stream cannot be waited for; reading it will tell
         return True
     return bool(ready)
 

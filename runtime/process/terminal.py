@@ -11,17 +11,19 @@ import unicodedata
 from typing import Any
 
 _LONGEST = 2000
-"""Characters of one line that are shown; an error may quote a whole file."""
+"""The most characters of one line that are shown; an error may quote a whole file."""
 _PICTURES = {number: 0x2400 + number for number in range(0x20)} | {0x7F: 0x2421}
 _REPLY = {
     **_PICTURES, **{number: f"\\x{number:02x}" for number in range(0x80, 0xA0)}, ord("\n"): "\n", ord("\t"): "\t",
     ord("\r"): None,
 }  # fmt: skip
-"""Controls by their pictures (ESC is one character that reads `ESC`); a carriage return would overwrite its line."""
+"""The characters that show a reply's control characters: their pictures (ESC is one character that reads `ESC`). A
+carriage return is dropped, since it would overwrite its line."""
 
 
 def printable(text: str) -> str:
-    """One line: whitespace is single spaces, and what a terminal obeys or cannot show is escaped."""
+    """`text` on one line: whitespace becomes single spaces, and characters that a terminal obeys or cannot show are
+    escaped."""
     line = " ".join(text.split())
     if len(line) > _LONGEST:
         line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
@@ -37,7 +39,8 @@ def _escaped(character: str) -> str:
 
 
 def escaped_bytes(error: UnicodeError) -> tuple[str | bytes, int]:
-    """For streams: what cannot be encoded becomes `?`, but bytes of a file's name stay apart, as in `printable`."""
+    """An error handler for streams: characters that cannot be encoded become `?`, but bytes of a file's name stay
+    apart, as in `printable`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end]
@@ -45,21 +48,21 @@ def escaped_bytes(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def reply_text(piece: str) -> str:
-    """A piece of a reply as a terminal may have it: lines and tabs stay, other controls become visible.
+    """A piece of a reply that is safe on a terminal: lines and tabs stay, other controls become visible.
 
-    What follows an escape character is plain text then, so pieces need no memory of each other.
+    Characters after an escape character are plain text then, so pieces need no memory of each other.
     """
     return piece.translate(_REPLY)
 
 
 def shown(piece: str) -> str:
-    """A piece of a reply for standard output: byte for byte into files and pipes, without controls on a terminal."""
+    """A piece of a reply for standard output: unchanged for files and pipes, without controls on a terminal."""
     return reply_text(piece) if sys.stdout is not None and sys.stdout.isatty() else piece
 
 
 def make_console(*, stderr: bool = False) -> Any:
-    """A console that shows what it is given: no markup, no colours of its own, no `:name:` made an emoji. It is a
-    terminal if its stream is one, whatever the environment says of colours: bars would fill a log."""
+    """A console that shows text as it is: no markup, no colours of its own, no `:name:` made an emoji. It is a terminal
+    if its stream is one, whatever the environment says of colours: bars would fill a log."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout

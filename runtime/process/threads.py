@@ -1,4 +1,4 @@
-"""How many OpenMP threads there are: chosen at start, unless the user has.
+"""The choice of how many OpenMP threads there are, made at start unless the user has made it.
 
 libgomp starts a thread on every processor the process may run on. It does not know of a control group's quota: a
 container that is given two processors of sixty-four would get sixty-four threads. Nor of siblings: two threads on one
@@ -29,21 +29,22 @@ logger = logging.getLogger(__name__)
 _SEEN_BY = os.getpid()
 _COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_THREAD_LIMIT")
 _CHOSEN = any(name in os.environ for name in _COUNTS)
-"""Before `choose`."""
+"""True if the user had chosen a number before `choose` ran."""
 
 
 def user_chose_count() -> bool:
-    """Whether the number of threads is the user's choice."""
+    """True if the number of threads is the user's choice."""
     return _CHOSEN
 
 
 def choose() -> None:
-    """Set for this process and its children what the user has not. Of no effect once torch is loaded."""
+    """Set for this process and its children the variables that the user has not set. It has no effect once torch is
+    loaded."""
     os.environ.update(_missing())
 
 
 def import_torch() -> None:
-    """Load torch with what the user has not set; the environment is then as before."""
+    """Load torch with the variables that the user has not set; the environment is then as before."""
     if "torch" in sys.modules:
         return
     with _environment(_missing()):
@@ -51,8 +52,9 @@ def import_torch() -> None:
 
 
 def one_in_a_child() -> None:
-    """OpenMP's threads do not survive a fork, and whoever waits for them in a child waits for ever: there torch gets
-    one thread, for good. Processes that start anew (multiprocessing's spawn and forkserver methods) have them all."""
+    """Give torch one thread, for good, in a child of a fork: OpenMP's threads do not survive a fork, and whoever waits
+    for them there waits for ever. Processes that start anew (multiprocessing's spawn and forkserver methods) have them
+    all."""
     import torch
 
     if os.getpid() != _SEEN_BY and torch.get_num_threads() > 1:
@@ -64,14 +66,14 @@ def one_in_a_child() -> None:
 
 def _missing() -> dict[str, str]:
     count = num_threads()
-    if user_chose_count() or count == len(processors()):  # else it is what OpenMP does by itself
+    if user_chose_count() or count == len(processors()):  # otherwise OpenMP chooses that count by itself
         return {}
     return {"OMP_NUM_THREADS": str(count)}
 
 
 @contextmanager
 def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """`variables` are ones that are not set."""
+    """Set `variables`, none of which is set yet, for the length of the block."""
     os.environ.update(variables)
     try:
         yield
@@ -81,10 +83,10 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 
 def num_threads(system: Path = Path("/")) -> int:
-    """Cores this process may run on, at most as many as its control group's quota pays for; 1 or more.
+    """The number of cores this process may run on, at most as many as its control group's quota pays for; 1 or more.
 
     Args:
-        system: where `sys` and `proc` are.
+        system: the folder that `sys` and `proc` are in.
     """
     numbers = processors()
     cores = {_siblings(system, processor) for processor in numbers}
@@ -93,22 +95,22 @@ def num_threads(system: Path = Path("/")) -> int:
 
 
 def processors() -> set[int]:
-    """Numbers of those that this process may run on."""
+    """Numbers of the processors that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
     return set(range(os.cpu_count() or 1))
 
 
 def _siblings(system: Path, processor: int) -> str:
-    """Names the core that a processor is part of."""
+    """A text that names the core of a processor."""
     try:
         return (system / f"sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list").read_text().strip()
-    except OSError:  # not Linux, or hidden: a core of its own
+    except OSError:  # not Linux, or hidden: each processor counts as a core
         return str(processor)
 
 
 def _quotas(system: Path) -> Iterator[float]:
-    """Processors' worth of time that each control group around this process allows, where one says so."""
+    """The processors' worth of time that each control group around this process allows, where one says so."""
     try:
         lines = (system / "proc/self/cgroup").read_text().splitlines()
     except OSError:

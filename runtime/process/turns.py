@@ -1,4 +1,4 @@
-"""Taking turns: one thread at a time works with what threads share, in the order in which they asked.
+"""Turns: one thread at a time works with what threads share, in the order in which they asked.
 
 A model's buffers, a store's intake and a conversation are made for one caller at a time. A turn is short (one layer
 of a prefill span, one decode step), so several conversations advance together; nobody holds one while a reader of a
@@ -19,16 +19,17 @@ from ...storage.errors import ForkedError
 from ..api.errors import ConversationError
 
 _LOOK_UP_S = 0.2
-"""How often a waiting thread looks whether it is to stop: a signal does not wake it."""
+"""Seconds between two looks of a waiting thread whether it is to stop: a signal does not wake it."""
 
 
 class Turns:
-    """A fair lock that knows its holder. `what` is named in errors."""
+    """A fair lock that knows its holder. `what` is its name in errors."""
 
     def __init__(self, what: str) -> None:
         self.what = what
         self.number = 0
-        """Of the turn that is or was taken last. The same number before and after: nobody else came between."""
+        """Number of the turn that is or was taken last. If it is the same before and after, nobody else came
+        between."""
         self._pid = os.getpid()
         self._holder: int | None = None
         self._waiting: deque[object] = deque()
@@ -53,7 +54,8 @@ class Turns:
 
     @property
     def is_forked(self) -> bool:
-        """Whether this is a child's copy: whoever had the turn, or a lock, will never give it back here."""
+        """True in a child of the process that made this: whoever had the turn, or a lock, will never give it back
+        here."""
         return os.getpid() != self._pid
 
     def require_process(self) -> None:
@@ -66,12 +68,12 @@ class Turns:
             )
 
     def require(self) -> None:
-        """Raises ConversationError unless this thread holds the turn: what is done next would mix up two callers."""
+        """Raise ConversationError unless this thread holds the turn: the next step would mix up two callers."""
         if self._holder != threading.get_ident():
             raise ConversationError(f"{self.what} is used out of turn: two threads would mix up what they compute")
 
     def require_free(self) -> None:
-        """Raises ConversationError if this thread holds the turn, ForkedError as `require_process`."""
+        """Raise ConversationError if this thread holds the turn, ForkedError as `require_process`."""
         self.require_process()
         if self._holder == threading.get_ident():
             raise ConversationError(

@@ -1,8 +1,8 @@
 """Sessions that are not where they are looked for: in another folder of the same model, or of other settings.
 
 A model may have several folders (`home`). A session of another one of them is brought over when it is asked for, with
-its pages, so that it costs no prefill, and is gone from there then: one name, one session. What other settings or
-another model saved cannot be used here; it is said where it is and what to ask for.
+its pages, so that it costs no prefill, and is gone from there then: one name, one session. Sessions of
+other settings or of another model cannot be used here; a message says where they are and what to ask for.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from .saved import Saved, StoreFolder, describe, store_folders
 logger = logging.getLogger(__name__)
 
 _MAX_PLACES = 3
-"""Named in one message."""
+"""The most places named in one message."""
 
 
 def names_in_twins(disk: DiskTier) -> list[str]:
-    """Of the sessions in the other folders of the model whose folder `disk` is."""
+    """The names of the sessions in the other folders of the model whose folder `disk` is."""
     found: list[str] = []
     for folder in _twins(disk):
         with _opened(folder) as store:
@@ -34,12 +34,12 @@ def names_in_twins(disk: DiskTier) -> list[str]:
 
 
 def place_in_twins(disk: DiskTier, name: str) -> Path | None:
-    """The other folder of this model that has a session of that name."""
+    """The other folder of this model that has a session of that name; None if there is none."""
     return next(iter(folders_with(name, _twins(disk))), None)
 
 
 def folders_with(name: str, folders: list[Path]) -> list[Path]:
-    """Those of `folders` that have a session of that name."""
+    """The folders among `folders` that have a session of that name."""
     found = []
     for folder in folders:
         with _opened(folder) as store:
@@ -53,7 +53,7 @@ def bring_over(disk: DiskTier, name: str, layers: list[int], make_room: Callable
     is one.
 
     Args:
-        make_room: drops so many bytes of what nobody needs here.
+        make_room: removes that many bytes of records that nobody needs here.
 
     Raises RecordError if it is damaged, StorageFullError if there is no room here; it is still there then.
     """
@@ -76,7 +76,7 @@ def bring_over(disk: DiskTier, name: str, layers: list[int], make_room: Callable
 
 
 def _move(source: DiskTier, target: DiskTier, saved: Saved, layers: list[int]) -> None:
-    """Its pages first, and gone from `source` only when all of it is durable in `target`."""
+    """Move a session, its pages first. It goes from `source` only when all of it is durable in `target`."""
     target.copy_pages(source, [page_key(layer, chain) for layer in layers for chain in saved.chains])
     payload = source.get_session(saved.name)
     if payload is not None:
@@ -85,7 +85,7 @@ def _move(source: DiskTier, target: DiskTier, saved: Saved, layers: list[int]) -
 
 
 def told_where(disk: DiskTier, name: str) -> str:
-    """Where else sessions of that name are, and the settings that find them; empty if there are none."""
+    """Say where else sessions of that name are, and which settings find them; empty if there are none."""
     mine = describe(disk.folder)
     others = [folder for folder in store_folders(disk.folder.parent) if folder.name != disk.folder.name]
     places = [f"{_differences(mine, describe(folder))} (folder {folder.name})" for folder in folders_with(name, others)]
@@ -100,7 +100,7 @@ def _twins(disk: DiskTier) -> list[Path]:
 
 @contextmanager
 def _opened(folder: Path) -> Iterator[StoreFolder | None]:
-    """None, and a word in the log, if it cannot be opened: it is not what was asked for."""
+    """The opened folder. None, and a line in the log, if it cannot be opened, since nobody asked for this folder."""
     try:
         store = StoreFolder(folder)
     except (StoreUnavailableError, OSError) as error:
@@ -112,7 +112,7 @@ def _opened(folder: Path) -> Iterator[StoreFolder | None]:
 
 
 def _differences(mine: dict[str, Any], other: dict[str, Any]) -> str:
-    """What to ask for to find what is in the `other` folder, as Python's arguments."""
+    """The settings to ask for to find sessions of the `other` folder, as Python's arguments."""
     found = []
     if not _same_model(mine, other):
         found.append(f"model={str(other.get('model', '?'))!r}")
@@ -130,7 +130,8 @@ def _differences(mine: dict[str, Any], other: dict[str, Any]) -> str:
 
 
 def _same_model(mine: dict[str, Any], other: dict[str, Any]) -> bool:
-    """By what the weights are; by what people call it where an earlier version wrote the folder."""
+    """True if both folders are one model's, judged by the weights; where an earlier version wrote a folder, by the
+    model's name."""
     if mine.get("format") == other.get("format"):
         return bool(mine.get("weights") == other.get("weights"))
     return Path(str(mine.get("model"))).name == Path(str(other.get("model"))).name

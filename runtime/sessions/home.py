@@ -1,6 +1,6 @@
-"""Which folder of a store is a model's: one, however the model is spelled (docs/decisions/0020).
+"""The choice of a model's folder in a store: one folder, however the model is spelled (docs/decisions/0020).
 
-A folder is named `<model>_<fingerprint in hex>`. What is before the fingerprint is for people; a folder of the right
+A folder is named `<model>_<fingerprint in hex>`. The text before the fingerprint is for people; a folder of the right
 fingerprint is used whatever it is called. A model may have more than one folder all the same: earlier versions made
 one for each spelling. Then the largest is used, since it is the one that is in use, and the others' sessions are found
 in them (`elsewhere`). Each says in its `config.json` which model's it is (`identity`), so that one that has an older
@@ -30,12 +30,12 @@ from ..model.locate import ALIASES, file_name
 from .saved import describe, fingerprint_of, is_of_later_format
 
 _MAX_NAMES = 16
-"""Spellings that are remembered of one model, the latest first."""
+"""The most spellings that are remembered of one model, the latest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """A folder, and the fingerprint that its records carry."""
+    """The folder of a model, and the fingerprint that its records carry."""
 
     folder: Path
     fingerprint: bytes
@@ -50,12 +50,12 @@ def spelled(model: str) -> str:
 
 
 def is_lasting(name: str) -> bool:
-    """Whether `spelled` could have made it: earlier versions wrote down what was typed, `.` included."""
+    """True if `spelled` can have made the name: earlier versions wrote down what was typed, `.` included."""
     return name in ALIASES or os.path.isabs(name) or (name.count("/") == 1 and name[0] not in "./~")
 
 
 def prefix(model: str) -> str:
-    """What a folder's name begins with."""
+    """The text that a folder's name begins with."""
     path = Path(spelled(model))
     return file_name(title(path))
 
@@ -66,8 +66,8 @@ def find_home(
     """The folder in `root` of the model that is spelled `model`; made if there is none.
 
     Args:
-        identity: what the fingerprint is made of. also: what else `config.json` says.
-        former: what an earlier version would have made it of; asked only where there are folders of one.
+        identity: the facts that the fingerprint is made from. also: further entries of `config.json`.
+        former: gives the identity of earlier versions; asked only where there are folders of theirs.
 
     Raises StoreUnavailableError: a folder cannot be made or written.
     """
@@ -107,7 +107,7 @@ def _belongs(folder: Path, name: bytes, older: bytes | None) -> bool:
 
 
 def _folders(root: Path) -> list[Path]:
-    """Also those that have no data file yet."""
+    """The folders in a store that are named as a model's, also those that have no data file yet."""
     return sorted(path for path in root.iterdir() if fingerprint_of(path) and path.is_dir()) if root.is_dir() else []
 
 
@@ -117,8 +117,8 @@ def _size(folder: Path) -> int:
 
 
 def _stamp(folder: Path, model: str, said: dict[str, Any], *, is_ours: bool) -> None:
-    """Write who it is for, if that is new. Of a folder that is not used, or says so already, failing to is nothing.
-    What a later version wrote there stays: by that it finds the folder again."""
+    """Write in the folder whose it is, if that is new. A failure matters only for a folder that is used and does not
+    say so yet. Text of a later version stays: that version finds the folder by it."""
     if is_of_later_format(folder):
         return
     known = describe(folder)
@@ -133,20 +133,22 @@ def _stamp(folder: Path, model: str, said: dict[str, Any], *, is_ours: bool) -> 
 
 
 def _leave_behind(folder: Path, model: str, said: dict[str, Any]) -> None:
-    """Note in another folder that its model is called `model` no more, if it was, and that means another one now."""
+    """Note in another folder that its model is not called `model` any more, if it was, and that name means another
+    model now."""
     known, names = describe(folder), _names(folder)
     if model not in names or is_of_later_format(folder) or not _is_other_model(known, said):
         return
     former = [model, *(name for name in known["former_names"] if name != model)]
-    with suppress(OSError):  # it is not ours
+    with suppress(OSError):  # the folder is another model's
         path = folder / "config.json"
         whole = json.loads(path.read_text())
         _write(folder, {**whole, "names": [name for name in names if name != model], "former_names": former})
 
 
 def _is_other_model(known: dict[str, Any], said: dict[str, Any]) -> bool:
-    """Whether that can be told. A GGUF file's tensors differ from dtype to dtype, its digest does not; of one dtype,
-    they or the settings differ only if an earlier version read the file in another way."""
+    """True if the folder can be told to be another model's. A GGUF file's tensors differ from dtype to dtype, its
+    digest does not; of one dtype, tensors or settings differ only if an earlier version read the file in another
+    way."""
     files = {known.get("gguf"), said.get("gguf")}
     if files == {None} or (len(files) == 1 and known.get("dtype") == said.get("dtype")):
         return known.get("format") == said.get("format") and known.get("weights") != said.get("weights")
@@ -154,7 +156,7 @@ def _is_other_model(known: dict[str, Any], said: dict[str, Any]) -> bool:
 
 
 def _names(folder: Path) -> list[str]:
-    """Under which its model was opened, and that mean the same from everywhere."""
+    """The names under which the folder's model was opened and that mean the same from everywhere."""
     known = describe(folder)
     former = known.get("former_names", [])
     names = [*known.get("names", []), str(known.get("model", ""))]

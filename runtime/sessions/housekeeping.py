@@ -20,7 +20,7 @@ from .saved import Saved, StoreFolder, chains_of_all, describe, is_left_behind, 
 from .store_cap import first_to_go, left_words
 
 _WORTH_COMPACTING = 1.1
-"""File against live bytes from which on a copy is made."""
+"""The ratio of file to live bytes from which on a file is compacted."""
 
 
 def chosen_folders(root: Path, model: str | None, dtype: str | None, folder: str | None) -> list[Path]:
@@ -61,14 +61,14 @@ class _Spelled:
 
     @property
     def may_be(self) -> bool:
-        """Whether some model can be called that: an alias, a hub id, or what is on this machine."""
+        """True if some model can be called that: an alias, a hub id, or a model on this machine."""
         is_hub_id = self._model.count("/") == 1 and not self._model.startswith((".", "/", "~"))
         return is_hub_id or self._model in ALIASES or self._has_gguf() or bool(self._present())
 
     def _has_gguf(self) -> bool:
         try:
             return bool(gguf_of(self._model))
-        except ModelFileError:  # parts of one, or several: of which of them there are sessions cannot be told
+        except ModelFileError:  # parts are missing, or there are several models
             return os.path.exists(os.path.expanduser(self._model))
 
     def model_of(self, folder: Path) -> bool:
@@ -84,7 +84,7 @@ class _Spelled:
         return self._directories
 
     def _is_same(self, directory: Path, said: dict[str, Any]) -> bool:
-        """Whether a folder was made for the model in `directory`, whose file or name may be another one."""
+        """True if a folder was made for the model in `directory`, whose file or name may be another one."""
         try:
             gguf = gguf_digest(directory)
             if gguf is not None and gguf == said.get("gguf"):
@@ -97,13 +97,13 @@ class _Spelled:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A session and where it is; `error`: why it cannot be read."""
+    """A session and its folder; `error` says why it cannot be read."""
 
     folder: Path
     name: str
     saved: Saved | None
     num_bytes: int
-    """Its record and its pages, those included that other sessions share."""
+    """Bytes of its record and its pages, including pages that other sessions share."""
     error: RecordError | None = None
 
 
@@ -149,7 +149,7 @@ def find_session(folders: list[Path], name: str, everywhere: list[Path]) -> Foun
 
 
 def _also_in(folders: list[Path]) -> str:
-    """Folders that have what was not found in those that were asked for."""
+    """Say which folders have what was not found in those that were asked for."""
     if not folders:
         return ""
     places = [f"--in {folder.name} ({_called(folder)})" for folder in folders]
@@ -163,7 +163,7 @@ def _called(folder: Path) -> str:
 
 @dataclass(slots=True)
 class Collected:
-    """What a collection did."""
+    """The results of a collection."""
 
     freed_bytes: int = 0
     left_bytes: int = 0
@@ -176,8 +176,8 @@ def collect(folders: list[Path], max_bytes: int | None) -> Collected:
     """Remove what no saved session refers to, and give the room back to the file system.
 
     With `max_bytes` only as much as makes the folders fit together: unsaved prefixes first, in the folder
-    that was used longest ago first; then, if need be, the sessions that were used longest ago. What the earlier
-    version of a model left goes before either.
+    that was used longest ago first; then, if need be, the sessions that were used longest ago. Folders that
+    an earlier version of a model left go before either.
     Nothing is removed that a running program may be using, and nothing at all from a folder of which it is not known
     which pages its sessions need.
     """
@@ -205,7 +205,7 @@ def collect(folders: list[Path], max_bytes: int | None) -> Collected:
 
 
 def _may_go(folder: Path, done: Collected) -> bool:
-    """Whether it is known what of a folder is needed; if not, `done` says why."""
+    """True if it is known which pages of a folder are needed; if not, `done` says why."""
     try:
         with StoreFolder(folder) as store:
             chains_of_all(store.disk)

@@ -17,7 +17,7 @@ _MAX_LISTED = 10
 
 
 def check_name(name: str) -> str:
-    """`name` in the form it is stored under: composed, for a keyboard or a file system may take an accent apart.
+    """`name` in the form it is stored under: composed, since a keyboard or a file system may take an accent apart.
 
     Raises SessionError unless it is 1 to 200 printable bytes without slashes.
     """
@@ -30,7 +30,7 @@ def check_name(name: str) -> str:
 
 
 def same_name(name: str, names: Iterable[str]) -> str | None:
-    """The one of `names` that is `name`, if need be composed otherwise."""
+    """The one of `names` that equals `name`, if need be in another composition; None if there is none."""
     known = list(names)
     if name in known:
         return name
@@ -39,7 +39,7 @@ def same_name(name: str, names: Iterable[str]) -> str | None:
 
 
 def listed(name: str, names: Iterable[str]) -> str:
-    """`names` for a message, the first ten; those that are nearly `name` are asked about."""
+    """`names` for a message, the first ten of them; it also asks about those that are nearly `name`."""
     known = sorted(set(names))
     folded = {other.casefold(): other for other in known}
     near = [folded[found] for found in difflib.get_close_matches(name.casefold(), folded, 3, 0.75)]
@@ -49,7 +49,7 @@ def listed(name: str, names: Iterable[str]) -> str:
 
 
 def unreadable(name: str, folder: Path, error: RecordError) -> SessionError:
-    """What to say of a session that is there and cannot be used."""
+    """The error to raise for a session that is there and cannot be used."""
     if isinstance(error, LaterVersionError):
         return SessionError(
             f"session {name!r} was written by a later version of stratakv ({error}); it is left as it is: "
@@ -59,7 +59,7 @@ def unreadable(name: str, folder: Path, error: RecordError) -> SessionError:
 
 
 def rm_command(name: str, folder: Path) -> str:
-    """What a shell takes to remove a session from a store's folder, whatever its name begins with."""
+    """The shell command that removes a session from a store's folder, whatever its name begins with."""
     where = "" if folder.parent == cache_dir() / "kv" else f" --kv-dir {shlex.quote(str(folder.parent))}"
     if name.startswith("-"):
         return f"stratakv sessions rm{where} -- {shlex.quote(name)}"

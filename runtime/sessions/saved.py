@@ -1,4 +1,4 @@
-"""What a store folder says about its sessions without their model: for people and for housekeeping.
+"""The sessions of a store folder as far as they can be read without their model: for people and for housekeeping.
 
 A session's payload is a safetensors file (`session`); here only its header and its chains are read
 (`session_header`), so neither torch nor a model is asked for.
@@ -22,7 +22,7 @@ from .session_header import header_of, is_time
 _FOLDER = re.compile(r".*_([0-9a-f]{32})", re.DOTALL)
 _MAX_DESCRIPTION = 1 << 20
 _ROOM_BYTES = 64 << 20
-"""What housekeeping may add to a file while it deletes."""
+"""Bytes that housekeeping may add to a file while it deletes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Saved:
     record_bytes: int
     index: str
     chains: list[bytes]
-    """One per page of the context; each layer has a page under it."""
+    """One chain per page of the context; each layer has a page under it."""
     messages: list[dict[str, str]]
     saved_at: float | None
     used_at: float | None
@@ -43,7 +43,7 @@ class Saved:
 def chains_of_all(disk: DiskTier) -> set[bytes]:
     """The page chains that sessions refer to.
 
-    Raises UnknownPagesError: of some session that is not known here. Then no page may go, for it may be one of its.
+    Raises UnknownPagesError if that is not known of some session. Then no page may go, for that session may need it.
     """
     if is_of_later_format(disk.folder):
         raise _unknown(disk, "it was written by a later version of stratakv")
@@ -69,8 +69,8 @@ def chains_of_all(disk: DiskTier) -> set[bytes]:
 
 
 def _chains_of_damaged(disk: DiskTier, name: str) -> set[bytes] | None:
-    """What a damaged session refers to, if the damage is elsewhere in it: then there are pages under each of its
-    chains. A chain with a wrong bit would name none. None if that cannot be told: its pages may be any."""
+    """The chains that a damaged session refers to, if the damage is elsewhere in it: then there are pages under each of
+    them, since a chain with a wrong bit would name none. None if that cannot be told: its pages may be any."""
     try:
         _, chains = header_of(disk.unverified_session(name))
     except RecordError:
@@ -80,7 +80,7 @@ def _chains_of_damaged(disk: DiskTier, name: str) -> set[bytes] | None:
 
 
 def needed_chains(disk: DiskTier) -> set[bytes]:
-    """As `chains_of_all`, for whoever wants to store more."""
+    """The same as `chains_of_all`, with an error for whoever wants to store more."""
     try:
         return chains_of_all(disk)
     except UnknownPagesError as error:
@@ -88,7 +88,7 @@ def needed_chains(disk: DiskTier) -> set[bytes]:
 
 
 def later_nameless(disk: DiskTier) -> set[bytes]:
-    """Of the keys that name no session, those under which a later version wrote one: there they may be names."""
+    """The keys that name no session here and under which a later version wrote one: there they may be names."""
     found = set()
     for key in disk.nameless_sessions():
         try:
@@ -108,7 +108,7 @@ class StoreFolder:
     """One model's folder in a store, opened for looking and housekeeping. Close it, or use `with`.
 
     Args:
-        room_bytes: what its file may grow by while records are deleted.
+        room_bytes: bytes that its file may grow by while records are deleted.
 
     Raises StoreUnavailableError: it cannot be opened.
     """
@@ -121,7 +121,7 @@ class StoreFolder:
 
     @property
     def description(self) -> dict[str, Any]:
-        """What `config.json` says; empty if it cannot be read."""
+        """The content of `config.json` as by `describe`; empty if it cannot be read."""
         return describe(self.folder)
 
     def __enter__(self) -> StoreFolder:
@@ -131,7 +131,8 @@ class StoreFolder:
         self.disk.close()
 
     def session(self, name: str) -> Saved | None:
-        """None if there is no such session. Raises RecordError if it is damaged, or LaterVersionError."""
+        """The session of that name; None if there is none. Raises RecordError if it is damaged, or
+        LaterVersionError."""
         payload = self.disk.get_session(name)
         if payload is None:
             return None
@@ -150,7 +151,7 @@ class StoreFolder:
         return sizes
 
     def damage(self) -> Iterator[str]:
-        """Reads everything that is stored; yields a line for each thing that should be usable, and is not."""
+        """Read everything that is stored. Yields a line for each thing that should be usable, and is not."""
         users: dict[bytes, set[str]] = defaultdict(set)
         for name in self.disk.session_names():
             try:
@@ -177,7 +178,8 @@ class StoreFolder:
             yield f"state {chain.hex()}: {why}"
 
     def later(self) -> Iterator[str]:
-        """Yields a line for what a later version of stratakv wrote: it is no damage, and nobody here can check it."""
+        """Yield a line for everything that a later version of stratakv wrote: it is no damage, and nobody here can
+        check it."""
         if is_of_later_format(self.folder):
             yield "the folder was written by a later version of stratakv"
         for name in self.disk.session_names():
@@ -192,7 +194,7 @@ class StoreFolder:
                 yield f"{count} {kind} were written by a later version of stratakv"
 
     def remove_unused(self, num_bytes: int | None = None) -> int:
-        """Delete pages and states that no session refers to (as `DiskTier.sweep`); returns how many.
+        """Delete pages and states that no session refers to (as `DiskTier.sweep`). Returns how many.
 
         Raises UnknownPagesError, as `chains_of_all`.
         """
@@ -206,18 +208,19 @@ def _page_line(key: bytes, why: str, names: set[str]) -> str:
 
 
 def fingerprint_of(folder: Path) -> bytes:
-    """By its name; empty if that is no store folder's."""
+    """The fingerprint in a folder's name; empty if that is no store folder's name."""
     match = _FOLDER.fullmatch(folder.name)
     return bytes.fromhex(match[1]) if match is not None else b""
 
 
 def is_of_later_format(folder: Path) -> bool:
-    """Whether a later version of stratakv has had the folder: what else it keeps there is not known."""
+    """True if a later version of stratakv has had the folder: it is not known what else that version keeps there."""
     return is_later(describe(folder).get("format"))
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """What of `config.json` is text or numbers for people; empty if there is no such file, or it is none of ours."""
+    """The entries of `config.json` that are text or numbers for people; empty if there is no such file, or it is none
+    of ours."""
     path = folder / "config.json"
     try:
         text = path.read_text() if path.is_file() and path.stat().st_size <= _MAX_DESCRIPTION else ""
@@ -233,7 +236,7 @@ def describe(folder: Path) -> dict[str, Any]:
 
 
 def is_left_behind(folder: Path) -> bool:
-    """Whether every name under which the folder's model was opened means another model by now (`home`)."""
+    """True if every name under which the folder's model was opened means another model by now (`home`)."""
     said = describe(folder)
     return bool(said.get("former_names")) and not said["names"]
 
@@ -243,7 +246,7 @@ def _texts(found: Any) -> list[str]:
 
 
 def _printable(found: Any) -> dict[str, Any]:
-    """Of an object, its numbers and its texts that no terminal obeys."""
+    """The numbers of an object, and those of its texts that no terminal obeys."""
     pairs = found.items() if isinstance(found, dict) else ()
     return {name: value for name, value in pairs if isinstance(value, int) or _is_text(value)}
 
@@ -253,7 +256,7 @@ def _is_text(value: Any) -> bool:
 
 
 def store_folders(root: Path) -> list[Path]:
-    """The models' folders in a store."""
+    """The models' folders in a store, in order."""
     if not root.is_dir():
         return []
     return sorted(path for path in root.iterdir() if fingerprint_of(path) and (path / "data.mdb").is_file())

@@ -1,4 +1,5 @@
-"""How tokens are chosen, as a session keeps it: what is not usual. Read without trust, and from later versions."""
+"""The settings by which tokens are chosen, as a session keeps them: those that are not usual. They are read without
+trust, and from later versions."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ def to_notes(config: GenerationConfig) -> dict[str, Any]:
 
 
 def from_notes(found: dict[str, Any]) -> GenerationConfig:
-    """What of `found` this version understands, over the defaults; the log says what is left out."""
+    """The settings among `found` that this version understands, over the defaults; the log says which are left out."""
     config = GenerationConfig()
     usual = {field.name: getattr(config, field.name) for field in fields(config)}
     for name, value in found.items():
@@ -36,7 +37,7 @@ def from_notes(found: dict[str, Any]) -> GenerationConfig:
 
 
 def _is_like(value: Any, usual: Any) -> bool:
-    """Whether `value` is of the kind that the setting's default is. How large it may be, the setting itself knows."""
+    """True if `value` is of the same kind as the setting's default. The setting itself checks its range."""
     if isinstance(usual, tuple):
         return isinstance(value, list)
     kind = bool if isinstance(usual, bool) else int | float if isinstance(usual, float) else int  # `seed` has None

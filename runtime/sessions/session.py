@@ -47,16 +47,16 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """What is saved under a name."""
+class StoredSession:
+    """The facts about the session that is saved under a name."""
 
     version: bytes
     num_tokens: int
-    """0 if the record cannot be read."""
+    """Number of tokens; 0 if the record cannot be read."""
     saved_at: float | None
-    """In seconds since 1970; None where that was not noted."""
+    """Time in seconds since 1970; None where it was not noted."""
     is_later: bool = False
-    """A later version of stratakv wrote it."""
+    """True if a later version of stratakv wrote it."""
 
     def __str__(self) -> str:
         if self.is_later:
@@ -67,18 +67,19 @@ class Stored:
 
 @dataclass(slots=True)
 class Seen:
-    """Which session of a name a conversation knows: what it loaded or saved there last."""
+    """The session of a name that a conversation knows: the one it loaded or saved there last."""
 
     version: bytes | None = None
     attempts: set[bytes] = field(default_factory=set)
-    """Writes that failed: they may have reached the disk all the same."""
+    """Versions of writes that failed: they may have reached the disk all the same."""
 
     def knows(self, version: bytes) -> bool:
         return version == self.version or version in self.attempts
 
 
-def stored(engine: Engine, name: str) -> Stored | None:
-    """Raises SessionError: no session can be called that, or there is no disk tier."""
+def stored(engine: Engine, name: str) -> StoredSession | None:
+    """Look up the session saved under `name`; None if there is none. Raises SessionError: no session can be called
+    that, or there is no disk tier."""
     disk, name = _disk(engine), check_name(name)
     name = same_name(name, disk.session_names()) or name
     try:
@@ -86,10 +87,10 @@ def stored(engine: Engine, name: str) -> Stored | None:
         if found is None:
             return None
         header, _ = header_of(found[1])
-        return Stored(found[0], header["num_tokens"], header.get("saved_at"))
+        return StoredSession(found[0], header["num_tokens"], header.get("saved_at"))
     except RecordError as error:
         version = disk.session_version(name)
-        return None if version is None else Stored(version, 0, None, isinstance(error, LaterVersionError))
+        return None if version is None else StoredSession(version, 0, None, isinstance(error, LaterVersionError))
 
 
 def save(
@@ -100,7 +101,7 @@ def save(
 
     Args:
         notes: JSON-serialisable, returned by `load` as it is.
-        seen: what the caller knows under that name, which is what is saved now from then on. None: nothing.
+        seen: the session that the caller knows under that name; it becomes the one that is saved now. None: none.
         replace: even if the caller knows one of that name, and another one is there by now, or one that a later version
             wrote.
 
@@ -145,7 +146,7 @@ def _payload(engine: Engine, sequence: Sequence, name: str, notes: dict[str, Any
 
 
 def _put(engine: Engine, disk: DiskTier, name: str, payload: bytes, seen: Seen, *, replace: bool) -> None:
-    """Store it over what may be replaced; what is replaced unseen is told."""
+    """Store it over a session that may be replaced; log it if that session was not seen before."""
     while True:
         found = stored(engine, name)
         is_new = found is not None and not seen.knows(found.version)
@@ -181,11 +182,11 @@ def _put_once(engine: Engine, disk: DiskTier, name: str, payload: bytes, only_ov
 
 
 def load(engine: Engine, name: str, *, seen: Seen | None = None) -> tuple[Sequence, dict[str, Any], int]:
-    """The sequence saved as `name`, its notes, and how many tokens had to be computed again (0 when
-    every page is still stored).
+    """Load the sequence saved as `name`, its notes, and how many tokens had to be computed again (0 when every page is
+    still stored).
 
     Args:
-        seen: told what was loaded.
+        seen: becomes the session that was loaded.
 
     Raises SessionError if there is no such session for this model, its record is damaged, or a later version wrote it.
     """
@@ -212,7 +213,7 @@ def load(engine: Engine, name: str, *, seen: Seen | None = None) -> tuple[Sequen
 
 
 def _found(engine: Engine, disk: DiskTier, name: str) -> tuple[str, bytes, bytes]:
-    """The name it is stored under, version and payload. Raises RecordError."""
+    """The name it is stored under, its version and its payload. Raises RecordError."""
     called = same_name(name, disk.session_names())
     if called is None:
         try:
@@ -230,7 +231,7 @@ def _found(engine: Engine, disk: DiskTier, name: str) -> tuple[str, bytes, bytes
 
 
 def names(disk: DiskTier) -> list[str]:
-    """Of all sessions that `load` finds, in order."""
+    """The names of all sessions that `load` finds, in order."""
     return sorted({*disk.session_names(), *names_in_twins(disk)})
 
 

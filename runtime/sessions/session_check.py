@@ -1,4 +1,5 @@
-"""Whether a session's record fits the model that is to go on from it. Raises RecordError, naming the field."""
+"""A check that a session's record fits the model that is to go on from it. Raises RecordError, which names the
+field."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 def read_session(
     engine: Engine, sequence: Sequence, payload: bytes
 ) -> tuple[dict[str, Any], list[bytes], dict[str, Tensor]]:
-    """Header, chains and tensors, to fill the empty `sequence` with. States of indexes are not looked at."""
+    """Read header, chains and tensors, with which to fill the empty `sequence`. States of indexes are not looked at."""
     header, chains = header_of(payload)
     tensors, _ = read_tensors(payload)
     count, size = header["num_tokens"], sequence.page_size

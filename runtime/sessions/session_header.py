@@ -2,7 +2,7 @@
 
 A record's checksum says that its bytes are those that were written, not who wrote them: a store folder may
 come from elsewhere. So everything is checked before it is used, and what is wrong is a RecordError that
-names the field. What only a model can tell (vocabulary, shapes of KV) is `session_check`'s and `layers.stored`'s.
+names the field. `session_check` and `layers.stored` check what only a model can tell (vocabulary, shapes of KV).
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from ..untrusted.safetensors_header import TensorEntry, read_header
 
 VERSION = 1
 LIMITS = Limits(16 << 20, None)
-"""The transcript is in a session's header. Parsed, it may take twenty times as much."""
+"""The bounds of a session's header, which has the transcript. Parsed, it may take twenty times as much."""
 ROLES = frozenset({"user", "assistant", "document"})
 _LATEST = 1e11
-"""Seconds since 1970 that a date can still be made of."""
+"""The latest time that a date can be made of, in seconds since 1970."""
 _MAX_INDEX = 4096
 
 
 def header_of(payload: bytes) -> tuple[dict[str, Any], list[bytes]]:
-    """A session's header, with `num_tokens`, and its page chains. Raises RecordError, LaterVersionError."""
+    """Read a session's header, with `num_tokens`, and its page chains. Raises RecordError, LaterVersionError."""
     packed = read_header(BytesIO(payload), len(payload), RecordError, LIMITS)
     header = _object(_parsed(packed.metadata.get("stratakv", "")), "header")
     _check_version(header.get("version"))
@@ -51,7 +51,7 @@ def header_of(payload: bytes) -> tuple[dict[str, Any], list[bytes]]:
 
 
 def _check_version(version: object) -> None:
-    """Before anything else is looked at: what a later version means by it is not known."""
+    """Check the version before anything else is looked at: it is not known what a later version means by the rest."""
     told = f"version: has format {shown(version)}, this program reads {VERSION}"
     if is_count(version) and version > VERSION:
         raise LaterVersionError(told)
@@ -59,7 +59,7 @@ def _check_version(version: object) -> None:
 
 
 def is_time(value: object) -> bool:
-    """Whether a date can be made of it."""
+    """True if a date can be made of it."""
     return isinstance(value, int | float) and math.isfinite(value) and 0 <= value < _LATEST
 
 
@@ -79,7 +79,7 @@ def _length(tensors: dict[str, TensorEntry], name: str, dtype: str) -> int:
 
 
 def _check_notes(notes: dict[str, Any]) -> None:
-    """What a conversation left; `chat.Chat.save`."""
+    """Raise RecordError unless the notes are such as a conversation leaves (`chat.Chat.save`)."""
     messages, unfed = notes.get("messages"), notes.get("unfed")
     if not isinstance(messages, list) or not all(map(_is_message, messages)):
         raise RecordError("notes.messages: not a list of a role and a text each")

@@ -1,7 +1,7 @@
 """The cap of a store folder, which all models, dtypes, page sizes and codecs in it share (docs/decisions/0025).
 
-By default it is half of what the disk has free or the store holds already: what was written at one start is not held
-against the next. Where it is reached, room is made in other folders first: in those that no model reaches any more,
+By default it is half of what the disk has free or the store holds already: bytes written at one start do not lower
+the next one's cap. Where it is reached, room is made in other folders first: in those that no model reaches any more,
 then in the one that was used longest ago. They give up what no saved session refers to, all of it at once, since
 giving room back to the file system means copying what stays. Folders that somebody has open stay as they are.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...storage import DiskTier, StorageError, StorageFullError
-from ...storage.disk.lease import is_open
+from ...storage.disk.folder_lease import is_open
 from ...storage.disk.share import BOOKKEEPING_BYTES, DATA, bytes_in, claimed_bytes, spare_bytes
 from ..engine.machine_caps import disk_free
 from .home import Home
@@ -29,13 +29,14 @@ logger = logging.getLogger(__name__)
 GB = 10**9
 _MOST_BY_DEFAULT = 64 * GB
 _LEAST_GAIN = 1 << 20
-"""Of a higher cap, in bytes: a disk that has no more is full."""
+"""The least bytes that a higher cap must gain: a disk that has no more is full."""
 _SPARE_SHARE = 16
-"""A store that is shortened to its cap is shortened by this part of the cap more: the next page would be too many."""
+"""A store that is shortened to its cap is shortened by 1 / `_SPARE_SHARE` of the cap more: the next page would be too
+many."""
 
 
 def default_cap(root: Path) -> int:
-    """Bytes that the store in `root` may take if nobody says how many. Raises OSError.
+    """The bytes that the store in `root` may take if nobody says how many. Raises OSError.
 
     Half of the disk's free bytes and its own together, at most 64 GB; never less than it has and takes to be opened,
     however full the disk has become: saved sessions stay usable.
@@ -45,7 +46,7 @@ def default_cap(root: Path) -> int:
 
 
 def with_disk(plan: Plan, config: KVConfig, folder: Path) -> Plan:
-    """The same with the disk tier that is configured in the store `folder`, or that is the default there."""
+    """`plan` with the disk tier that is configured in the store `folder`, or that is the default there."""
     disk = int(config.disk_gb * GB) if config.disk_gb is not None else default_cap(folder)
     if config.disk_gb == 0:
         return replace(plan, disk_bytes=0, disk_knob="allow the disk tier (disk_gb)")
@@ -54,16 +55,16 @@ def with_disk(plan: Plan, config: KVConfig, folder: Path) -> Plan:
 
 
 def without_disk(plan: Plan, folder: Path) -> Plan:
-    """The same where the disk has no room for a store in `folder`."""
+    """`plan` where the disk has no room for a store in `folder`."""
     return replace(plan, disk_bytes=0, disk_knob=make_room(folder))
 
 
 def open_disk(home: Home, cap_bytes: int, knob: str) -> DiskTier | None:
-    """The disk tier of one folder under the cap of the store around it; None, and a line in the log, if the other
+    """Open the disk tier of one folder under the cap of the store around it. None, and a line in the log, if the other
     folders leave it nothing.
 
     Args:
-        knob: what lets the store hold more, for messages.
+        knob: words for messages that say what lets the store hold more.
 
     Raises StoreUnavailableError.
     """
@@ -89,7 +90,7 @@ def open_disk(home: Home, cap_bytes: int, knob: str) -> DiskTier | None:
 
 
 def beside(mine: Path) -> list[Path]:
-    """The other folders of the store."""
+    """The other folders of the store around `mine`."""
     return [folder for folder in store_folders(mine.parent) if folder.name != mine.name]
 
 
@@ -99,7 +100,7 @@ def in_use_beside(folder: Path) -> int:
 
 
 def remedy(root: Path, cap_bytes: int, *, is_default: bool) -> str:
-    """What lets a store hold more than its cap, for messages. Raises OSError."""
+    """Words for messages that say what lets a store hold more than its cap. Raises OSError."""
     if not is_default:
         return "raise disk_gb"
     if disk_free(root) + _taken(root) - cap_bytes < _LEAST_GAIN:
@@ -108,14 +109,14 @@ def remedy(root: Path, cap_bytes: int, *, is_default: bool) -> str:
 
 
 def make_room(root: Path) -> str:
-    """What helps where the disk itself is full, for messages. Raises OSError."""
+    """Words for messages that say what helps where the disk itself is full. Raises OSError."""
     return (
         f"make room on the disk of {root}, which has {disk_free(root) / GB:.3g} GB free, or name another folder (path=)"
     )
 
 
 def told_about(folders: list[Path]) -> list[str]:
-    """Folders of a store, a line each, for people: the largest first."""
+    """Describe folders of a store for people, a line each: the largest first."""
     lines = []
     for folder in sorted(folders, key=bytes_in, reverse=True):
         said = describe(folder)
@@ -126,12 +127,12 @@ def told_about(folders: list[Path]) -> list[str]:
 
 
 def left_words(folder: Path) -> str:
-    """Says of a folder that no model reaches any more what it is; nothing of others."""
+    """Words for a folder that no model reaches any more; empty for other folders."""
     return " · left by an earlier version of the model" if is_left_behind(folder) else ""
 
 
 def first_to_go(folders: list[Path]) -> list[Path]:
-    """In the order in which folders give room: those that no model reaches any more, then by their last use."""
+    """Folders in the order in which they give room: those that no model reaches any more, then by their last use."""
     return sorted(folders, key=lambda folder: (not is_left_behind(folder), _written(folder)))
 
 
@@ -141,10 +142,11 @@ class _Others:
     def __init__(self, mine: Path, cap_bytes: int) -> None:
         self._mine, self._room_bytes = mine, spare_bytes(cap_bytes)
         self._given: dict[str, int] = {}
-        """When a folder that has given all it can was written then, by its name."""
+        """The last write, in nanoseconds, of each folder that has given all it can, by the folder's name."""
 
     def give_way(self, num_bytes: int) -> int:
-        """Make others so many bytes smaller, as far as they may be; returns by how many they are."""
+        """Make other folders smaller by `num_bytes`, as far as they may be. Returns by how many bytes they are
+        smaller."""
         freed = 0
         for folder in first_to_go(beside(self._mine)):
             if freed < num_bytes and not is_open(folder) and self._given.get(folder.name) != _written(folder):
@@ -154,12 +156,12 @@ class _Others:
 
 
 def give_room(folder: Path, room_bytes: int, num_bytes: int | None = None) -> int:
-    """Remove of a folder what no saved session refers to, and shorten its file; returns by how many bytes it is
-    smaller.
+    """Remove everything from a folder that no saved session refers to, and shorten its file. Returns by how many bytes
+    it is smaller.
 
     Args:
-        room_bytes: what it may take for that.
-        num_bytes: so many bytes of records, those used longest ago. None: all.
+        room_bytes: bytes that it may take for that.
+        num_bytes: stop when records of so many bytes are gone, those used longest ago first. None: remove all.
     """
     before = bytes_in(folder)
     try:
@@ -175,7 +177,7 @@ def give_room(folder: Path, room_bytes: int, num_bytes: int | None = None) -> in
 
 
 def _shorten(root: Path, mine: Path, cap_bytes: int, others: _Others) -> None:
-    """To a cap that is smaller than what is there, as far as saved sessions allow."""
+    """Shorten the store to a cap that is smaller than what it has, as far as saved sessions allow."""
     excess = _taken(root) - cap_bytes
     if excess > 0:
         others.give_way(excess)
@@ -196,7 +198,7 @@ def _taken(root: Path) -> int:
 
 
 def _written(folder: Path) -> int:
-    """When, in nanoseconds; 0 if it is gone."""
+    """Time of the last write in nanoseconds since 1970; 0 if the file is gone."""
     try:
         return (folder / DATA).stat().st_mtime_ns
     except FileNotFoundError:

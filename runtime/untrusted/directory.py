@@ -1,8 +1,8 @@
-"""A model directory, looked through before transformers opens anything in it.
+"""A check of a model directory before transformers opens anything in it.
 
-Every file that transformers, tokenizers or safetensors will read is bounded here, and what would make
-them run code, or follow a name out of the directory, is refused. Their own parsers still run on what
-passed; what they raise goes through `untrusted.numbers.reading`.
+Every file that transformers, tokenizers or safetensors will read is bounded here, and settings that would
+make them run code, or follow a name out of the directory, are refused. Their own parsers still run on the
+files that passed; errors that these raise go through `untrusted.numbers.reading`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .settings import MAX_ADDED, check_generation, check_tokenizer_settings, rea
 from .tokenizer import check_tokenizer
 from .weights import Weights, read_weights
 
-MAX_SHARDS = 1024
+MAX_WEIGHT_FILES = 1024
 MAX_TEMPLATE = 1 << 20
 MAX_TEMPLATES = 64
 _INDEX = "model.safetensors.index.json"
@@ -26,11 +26,11 @@ _PLAIN = {
     "tokenizer.model": json_files.VOCABULARY.size, "tekken.json": json_files.VOCABULARY.size,
     "chat_template.jinja": MAX_TEMPLATE,
 }  # fmt: skip
-"""File -> its largest size; what is in it is not looked at."""
+"""The largest size in bytes of files whose content is not looked at, by name."""
 
 
 def check_directory(path: Path) -> None:
-    """Raises ModelFileError, naming file and field, unless the directory is a model that can be opened."""
+    """Raise ModelFileError, which names file and field, unless the directory is a model that can be opened."""
     if not (path / "config.json").is_file():
         raise ModelFileError(f"{path} is a directory but no model: it has no config.json")
     family, settings = read_config(path / "config.json")
@@ -44,7 +44,8 @@ def check_directory(path: Path) -> None:
 
 
 def check_weights(path: Path) -> Weights:
-    """The directory's weights as transformers will find them: one file, or those an index names."""
+    """The directory's weights as transformers will find them: those of one file, or of the files that an index
+    names."""
     shapes: dict[str, tuple[int, ...]] = {}
     elements = 0
     for file in weight_files(path):
@@ -95,8 +96,8 @@ def weight_files(path: Path) -> list[Path]:
     if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
         raise ModelFileError(f"{index}: weight_map: expected the name of a file for each tensor")
     files = sorted(set(where.values()))
-    if not 1 <= len(files) <= MAX_SHARDS:
-        raise ModelFileError(f"{index}: weight_map: {len(files)} files, expected 1 to {MAX_SHARDS}")
+    if not 1 <= len(files) <= MAX_WEIGHT_FILES:
+        raise ModelFileError(f"{index}: weight_map: {len(files)} files, expected 1 to {MAX_WEIGHT_FILES}")
     for name in files:
         if name != Path(name).name or not name.endswith(".safetensors") or not _is_file(path / name):
             raise ModelFileError(f"{index}: weight_map: {shown(name)} is no .safetensors file in this directory")
@@ -104,7 +105,8 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def _is_there(path: Path) -> bool:
-    """Raises ModelFileError for what is there but no file: reading a pipe would wait for ever."""
+    """True if the file is there. Raises ModelFileError for something else of that name: reading a pipe would wait for
+    ever."""
     if path.exists() and not path.is_file():
         raise ModelFileError(f"{path}: not a file")
     return path.is_file()

@@ -1,4 +1,4 @@
-"""JSON files of a model, read strictly and within bounds: what decides about code or memory is in them.
+"""JSON files of a model, read strictly and within bounds: they decide about code and memory.
 
 A parser makes a text several dozen times larger, so the text is outlined first: how deep it goes and how many
 values it has, counted in its bytes. The count is the parser's own up to where that would stop.
@@ -18,30 +18,30 @@ from ..api.errors import ModelFileError
 from .numbers import shown
 
 Refuse = Callable[[str], Exception]
-"""Makes the error to raise out of what is wrong."""
+"""A function that makes the error to raise out of a text that says what is wrong."""
 MAX_DEPTH = 32
 MAX_OUTERMOST = 64
-"""Names in an object that is read in part."""
+"""The most names in an object that is read in part."""
 _BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of one file: its size, and how many values are in it (None: not counted, which loads no numpy)."""
+    """The bounds of one file: its bytes, and how many values it has (None: not counted, which loads no numpy)."""
 
     size: int
     values: int | None
 
 
 CONFIG = Limits(1 << 20, 1 << 14)
-"""transformers takes many times its size to read a large one."""
+"""The bounds are small because transformers takes many times the file's size to read it."""
 TOKENIZER_SETTINGS = Limits(8 << 20, 1 << 18)
-"""They list added tokens with a handful of values each: Gemma 3 has 1.2 MB and 50,000 values."""
+"""Such files list added tokens with a handful of values each: Gemma 3 has 1.2 MB and 50,000 values."""
 INDEX = Limits(4 << 20, 1 << 17)
 VOCABULARY = Limits(64 << 20, 1 << 22)
 """Gemma 3's 262,144 tokens with their merges have 33 MB and 1.9 million values."""
 HEADER = Limits(16 << 20, 1 << 20)
-"""Of a safetensors file."""
+"""The bounds of a safetensors file's header."""
 
 
 @dataclass(slots=True)
@@ -49,28 +49,30 @@ class _Outline:
     depth: int = 0
     values: int = 0
     borders: list[int] = field(default_factory=list)
-    """Where the outermost object begins, its commas, and where it ends."""
+    """The offset at which the outermost object begins, those of its commas, and that of its end."""
 
 
 def parse(data: bytes, name: str, limits: Limits, refuse: Refuse) -> dict[str, Any]:
-    """An object. Raises what `refuse` makes if `data` is none, has a name twice, a NaN, or more than is allowed."""
+    """Parse an object. Raises the error that `refuse` makes if `data` is none, has a name twice, a NaN, or more than is
+    allowed."""
     if limits.values is not None:
         _bounded(data, name, limits, refuse)
     return _load(data, name, refuse)
 
 
 def read(path: Path, limits: Limits) -> dict[str, Any]:
-    """The object in a file. Raises ModelFileError as `parse`."""
+    """Read the object in a file. Raises ModelFileError as `parse`."""
     return parse(_bytes(path, limits), "content", limits, of_file(path))
 
 
 def of_file(path: Path) -> Refuse:
-    """What is wrong with a model's file is a ModelFileError that names it."""
+    """A function that makes a ModelFileError, which names the file, out of what is wrong."""
     return lambda what: ModelFileError(f"{path}: {what}")
 
 
 def read_without(path: Path, left_out: str, limits: Limits, rest: Limits) -> dict[str, Any]:
-    """As `read`, but the outermost `left_out` is bounded only, not parsed; what is parsed has `rest`."""
+    """Read a file as `read`, but only bound the outermost `left_out` and do not parse it; the parsed rest has the
+    limits `rest`."""
     data = _bytes(path, limits)
     borders = _bounded(data, "content", limits, of_file(path)).borders
     if (

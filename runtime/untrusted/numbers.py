@@ -1,4 +1,4 @@
-"""The numbers in a model file that decide how much is allocated, and the seam behind which others' parsers run.
+"""Bounds on the numbers in a model file that decide how much is allocated, and a guard around other libraries' parsers.
 
 A number passes twice: on its own against `BOUNDS` before any parser computes with it (a layer count of 2^60
 would already build a list of that length), then all together against the weights that are really in the
@@ -35,7 +35,7 @@ FRACTIONS = frozenset({"partial_rotary_factor"})
 
 
 def check_number(path: Path, field: str, name: str, value: object) -> None:
-    """Raises ModelFileError unless `value` is within what is stated for `name`; `field` is what the file calls it."""
+    """Raise ModelFileError unless `value` is within the bounds of `name`; `field` is what the file calls it."""
     if name in FRACTIONS:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
             raise ModelFileError(f"{path}: {field}: {shown(value)}, expected a number above 0 and up to 1")
@@ -48,7 +48,7 @@ def check_number(path: Path, field: str, name: str, value: object) -> None:
 
 
 def check_family(path: Path, family: object) -> None:
-    """Raises ModelFileError unless `family` is one whose forward pass we know."""
+    """Raise ModelFileError unless `family` is one whose forward pass we know."""
     if not isinstance(family, str) or family not in FAMILIES:
         raise ModelFileError(
             f"{path}: model family {shown(family)} is not supported; supported: {', '.join(sorted(FAMILIES))}"
@@ -56,8 +56,8 @@ def check_family(path: Path, family: object) -> None:
 
 
 def check_shape(path: Path, numbers: Mapping[str, int]) -> None:
-    """Raises ModelFileError unless query heads share KV heads evenly, and the head's width, which may be derived from
-    others, is even."""
+    """Raise ModelFileError unless query heads share KV heads evenly, and the head's width, which may be derived from
+    other numbers, is even."""
     heads, kv_heads, head_dim = (numbers[name] for name in ("num_attention_heads", "num_key_value_heads", "head_dim"))
     if heads % kv_heads:
         raise ModelFileError(f"{path}: num_key_value_heads: {kv_heads}, which do not divide {heads} attention heads")
@@ -66,11 +66,11 @@ def check_shape(path: Path, numbers: Mapping[str, int]) -> None:
 
 
 def check_allocation(path: Path, numbers: Mapping[str, int], elements: int, tensors: int) -> None:
-    """Raises ModelFileError if a model of these sizes has more weights than the file holds.
+    """Raise ModelFileError if a model of these sizes has more weights than the file holds.
 
     Args:
         numbers: by their names in `config.json`; all of `BOUNDS` that decide a weight's shape.
-        elements: how many numbers the file's tensors have together.
+        elements: number of elements of the file's tensors together.
     """
     layers, hidden = numbers["num_hidden_layers"], numbers["hidden_size"]
     if layers > tensors:
@@ -86,10 +86,10 @@ def check_allocation(path: Path, numbers: Mapping[str, int], elements: int, tens
 
 
 def check_complete(path: Path, found: Mapping[str, Any]) -> None:
-    """Raises ModelFileError if the model has weights that the file does not: transformers would make them up.
+    """Raise ModelFileError if the model has weights that the file does not: transformers would make them up.
 
     Args:
-        found: what transformers says it did (`output_loading_info`).
+        found: transformers' report on what it did (`output_loading_info`).
     """
     missing = sorted(found["missing_keys"])
     if missing:
@@ -97,7 +97,7 @@ def check_complete(path: Path, found: Mapping[str, Any]) -> None:
 
 
 def is_count(value: object) -> TypeGuard[int]:
-    """Whether it is a whole number from 0 on; JSON's true is none."""
+    """True for a whole number from 0 on; JSON's true is none."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
@@ -111,8 +111,8 @@ def shown(value: object) -> str:
 
 @contextmanager
 def reading(path: Path, what: str) -> Iterator[None]:
-    """Whatever others' parsers raise on a damaged file becomes a ModelFileError that names it: they raise whatever
-    their indexing hits, and Rust's panics are not even Exceptions."""
+    """Turn every error that a library's parser raises on a damaged file into a ModelFileError that names the file.
+    Parsers raise whatever their indexing hits, and Rust's panics are not even Exceptions."""
     try:
         yield
     except (ModelFileError, MemoryError):

@@ -1,4 +1,4 @@
-"""What a model's `config.json` says about positions, in one form (docs/decisions/0034).
+"""The statements in a model's `config.json` about positions, brought into one form (docs/decisions/0034).
 
 transformers 4 wrote `rope_theta` and `rope_scaling`, 5 writes `rope_parameters`, for families with two tables one for
 each kind of layer, and files in use have mixtures of these. transformers lets one of them go where another is there.
@@ -7,7 +7,7 @@ is an error, and every number is bounded before anything is computed from it.
 
     config.json --read_rope--> tables as they are said --Rope.of--> tables with the family's sizes and defaults
 
-Nothing here imports torch: stores are named by it, too (`identity`). What is computed from it is `rotary`'s.
+Nothing here imports torch: stores are named by it, too (`identity`). `rotary` computes from it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NAMES = frozenset({
     "rope_scaling", "rope_parameters", "rope_theta", "partial_rotary_factor", "rope_local_base_freq",
     "original_max_position_embeddings",
 })  # fmt: skip
-"""In `config.json`, what is about positions."""
+"""The names in `config.json` that are about positions."""
 EVERY_LAYER = "every_layer"
 """The one table of a family whose layers are all turned alike."""
 LAYERED = frozenset({"gemma3_text"})
@@ -55,7 +55,7 @@ _REQUIRED = {
 }  # fmt: skip
 _COMMON = frozenset({"rope_type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"})
 _OTHER_NAMES = {"su": "longrope"}
-"""What a kind was once called."""
+"""Former names of kinds."""
 _NO_EFFECT = frozenset({"finetuned"})
 """Said in published files, and used by nobody."""
 _FROM_ORIGINAL = frozenset({"yarn", "llama3", "longrope"})
@@ -73,7 +73,7 @@ _DEFAULT_THETA: dict[str, dict[str, float]] = {
 _USUAL_THETA = 10_000.0
 _DEFAULT_ORIGINAL = {"phi3": 4096}
 _Said = Iterator[tuple[str, str, Any]]
-"""Where it stands, its name, and what it says."""
+"""The place of a statement in the file, its name, and its value."""
 
 
 def read_rope(path: Path, family: str, settings: Mapping[str, Any]) -> dict[str, Table]:
@@ -87,7 +87,7 @@ def read_rope(path: Path, family: str, settings: Mapping[str, Any]) -> dict[str,
         table = _merged(path, _said(path, family, settings, kind))
         table.setdefault("rope_type", "default")
         if family == "phi3" and table["rope_type"] == "yarn" and "short_factor" in table:
-            table["rope_type"] = "longrope"  # as its first files have it
+            table["rope_type"] = "longrope"  # the first files of the family say `yarn`
         table.setdefault("rope_theta", _DEFAULT_THETA.get(family, {}).get(kind, _USUAL_THETA))
         _check(path, family, table)
         found[kind] = table
@@ -95,7 +95,7 @@ def read_rope(path: Path, family: str, settings: Mapping[str, Any]) -> dict[str,
 
 
 def was_misread(family: str, settings: Mapping[str, Any]) -> bool:
-    """Whether versions before 0034 computed other positions than `settings` say, so that their KV is of no use."""
+    """True if versions before 0034 computed other positions than `settings` say, so that their KV is of no use."""
     scaling, parameters = (_object(settings.get(name)) for name in ("rope_scaling", "rope_parameters"))
     flat = {name: value for name, value in parameters.items() if not isinstance(value, dict) and value is not None}
     nested = [value for value in parameters.values() if isinstance(value, dict)]
@@ -117,16 +117,17 @@ class Rope:
     """The positions of one model."""
 
     tables: dict[str, Table]
-    """By kind of layer, or of `EVERY_LAYER`."""
+    """Tables by kind of layer, or that of `EVERY_LAYER`."""
     head_dim: int
     max_positions: int
     """`max_position_embeddings`, with which some kinds compute."""
     window: int
-    """Tokens that the model is meant for, which may be more: see `_window`."""
+    """The number of tokens that the model is meant for, which may be more than `max_positions`: see `_window`."""
 
     @classmethod
     def of(cls, path: Path, family: str, tables: Mapping[str, Table], *, head_dim: int, max_positions: int) -> Rope:
-        """With what the tables leave to the model's sizes. Raises ModelFileError: lists that do not fit them."""
+        """The positions with everything that the tables leave to the model's sizes filled in. Raises ModelFileError:
+        lists that do not fit them."""
         full = {}
         for kind, said in tables.items():
             table = dict(said)
@@ -140,8 +141,8 @@ class Rope:
         return cls(full, head_dim, max_positions, _window(of_all, max_positions))
 
     def reach(self, length: int) -> int:
-        """Which tables turn a text of `length` tokens, all of it: 0, those of a short one, or else those of a text of
-        so many tokens."""
+        """The reach of a text of `length` tokens, which says which tables turn all of it: 0 for those of a short text,
+        otherwise the length of a text that has these tables."""
         found = 0
         for table in self.tables.values():
             if table["rope_type"] == "dynamic" and length > self.max_positions:
@@ -153,7 +154,8 @@ class Rope:
 
     def reach_of_step(self, reach: int, length: int) -> int:
         """The reach that the KV of a text must have for a token to join that makes it `length` tokens long, if it has
-        `reach` now. Dynamic tables change with every token: there what is stored stays, as in transformers' cache."""
+        `reach` now. Dynamic tables change with every token: there stored KV stays as it is, as in transformers'
+        cache."""
         return reach if self.is_dynamic else self.reach(length)
 
     @property
@@ -161,22 +163,22 @@ class Rope:
         return any(table["rope_type"] == "dynamic" for table in self.tables.values())
 
     def reach_at(self, reach: int, position: int) -> int:
-        """That of one position of a text whose KV has `reach`: of a token that was generated behind the text for which
-        its tables were made, the reach of the text that ends with it."""
+        """The reach that turns one position of a text whose KV has `reach`. A token generated after the text for which
+        the tables were made has the reach of the text that ends with it."""
         return reach if position < reach else self.reach(position + 1)
 
     def is_reach(self, reach: int, length: int) -> bool:
-        """Whether KV of `length` tokens may have `reach`."""
+        """True if KV of `length` tokens may have `reach`."""
         return reach == 0 or (reach <= length and self.reach(reach) == reach)
 
 
 def for_transformers(family: str, tables: Mapping[str, Table]) -> dict[str, Any]:
-    """The settings with which transformers' configuration of the family says the same."""
+    """The settings with which transformers' configuration of the family describes the same positions."""
     each = {kind: _without_original(table) for kind, table in tables.items()}
     found: dict[str, Any] = {"rope_parameters": each.get(EVERY_LAYER, each)}
     original = tables.get(EVERY_LAYER, {}).get("original_max_position_embeddings")
     if family == "phi3" and original is not None:
-        found["original_max_position_embeddings"] = original  # its class reads it here only
+        found["original_max_position_embeddings"] = original  # the family's class reads it only here
     return found
 
 
@@ -186,9 +188,9 @@ def _without_original(table: Table) -> Table:
 
 
 def _window(table: Table, max_positions: int) -> int:
-    """How many tokens a model is meant for. Where the kind is one that is switched on in a finished model, and the
-    original length is said, so many times that: then nobody has raised `max_position_embeddings`. Of the other kinds,
-    whose files have both lengths, only if that is not raised."""
+    """The number of tokens a model is meant for. If its kind is one that people switch on in a finished model and the
+    original length is stated, `max_position_embeddings` was not raised: then it is `factor` times the original length.
+    For other kinds, whose files state both lengths, that holds only if `max_position_embeddings` was not raised."""
     kind, factor = table["rope_type"], table.get("factor")
     original = table.get("original_max_position_embeddings", max_positions if kind == "dynamic" else None)
     if factor is None or original is None or (kind not in _SWITCHED_ON and max_positions > original):
@@ -200,7 +202,7 @@ def _window(table: Table, max_positions: int) -> int:
 
 
 def _said(path: Path, family: str, settings: Mapping[str, Any], kind: str) -> _Said:
-    """All that is said about the table of one kind of layer."""
+    """Yield all statements about the table of one kind of layer."""
     for name in ("rope_scaling", "rope_parameters"):
         found = settings.get(name)
         if found is not None and not isinstance(found, dict):
@@ -222,7 +224,8 @@ def _said(path: Path, family: str, settings: Mapping[str, Any], kind: str) -> _S
 
 
 def _merged(path: Path, said: _Said) -> Table:
-    """Raises ModelFileError where one thing is said in two ways. To be of the default kind is to say nothing."""
+    """One table of all statements. Raises ModelFileError where two contradict each other. A statement of the default
+    kind counts as none."""
     table: Table = {}
     places: dict[str, str] = {}
     for place, said_name, said_value in said:
@@ -241,7 +244,8 @@ def _merged(path: Path, said: _Said) -> Table:
 
 
 def _check(path: Path, family: str, table: Table) -> None:
-    """Raises ModelFileError, naming what is wrong, unless every name belongs to the kind and every number can be."""
+    """Raise ModelFileError, which names what is wrong, unless every name belongs to the kind and every number is
+    possible."""
     kind = table["rope_type"]
     known = _OF_FAMILY.get(family, tuple(_OF_KIND))
     if not isinstance(kind, str) or kind not in known:
@@ -302,7 +306,7 @@ def _check_width(path: Path, table: Table, head_dim: int) -> None:
 
 
 def rotary_width(table: Table, head_dim: int) -> int:
-    """How many numbers of a head are turned."""
+    """The number of elements of a head that are turned."""
     return int(head_dim * table.get("partial_rotary_factor", 1.0))
 
 

@@ -26,7 +26,7 @@ _MOST = 1 << 63
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """Where one tensor is: bytes `begin` to `end` of the data, which begins behind the header."""
+    """The place of one tensor: bytes `begin` to `end` of the data, which begins behind the header."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -40,13 +40,13 @@ class Header:
 
     metadata: dict[str, str]
     num_bytes: int
-    """Of the header and of the length before it: where the data begins."""
+    """Bytes of the header and of the length before it: the offset at which the data begins."""
     data_bytes: int
     _entries: dict[str, Any]
     _refuse: Refuse
 
     def tensors(self) -> dict[str, TensorEntry]:
-        """By name, in the header's order. Raises the reader's error unless they fill the data exactly."""
+        """All tensors by name, in the header's order. Raises the reader's error unless they fill the data exactly."""
         if len(self._entries) > MAX_TENSORS:
             raise self._refuse(f"header: {len(self._entries)} tensors, at most {MAX_TENSORS} are allowed")
         found = {name: self._entry(f"tensor {shown(name)}", entry) for name, entry in self._entries.items()}
@@ -78,7 +78,7 @@ class Header:
 
 
 def read_header(file: BinaryIO, size: int, refuse: Refuse, limits: Limits = HEADER) -> Header:
-    """The header of a file of `size` bytes, which is left where the data begins.
+    """Read the header of a file of `size` bytes, and leave the file where the data begins.
 
     Args:
         refuse: makes the error that is raised out of "field: what is wrong".

@@ -1,4 +1,4 @@
-"""What a model's settings may say: `config.json` by a list of its names, the others by what they may not.
+"""The settings that a model's files may have: `config.json` by a list of allowed names, the others by forbidden ones.
 
 `config.json` never reaches transformers: `read_config` hands on the names that our families' forward pass
 depends on, and nothing else. So `auto_map`, which Microsoft's Phi-3 files have, is dropped like any other
@@ -25,7 +25,7 @@ _COMMON = frozenset({
     "original_max_position_embeddings", "pad_token_id", "partial_rotary_factor", "rms_norm_eps", "rope_parameters",
     "rope_scaling", "rope_theta", "sliding_window", "tie_word_embeddings", "use_bidirectional_attention", "vocab_size",
 })  # fmt: skip
-"""Also what a family does not have but `model.py` refuses where it is set."""
+"""Names of all families. Some a family does not have: `model_files` refuses them where they are set."""
 _LAYERS_THAT_SLIDE = frozenset({"layer_types", "sliding_window"})
 """Left over in files of families whose layers see everything: transformers' classes do not look at them."""
 _WINDOWS = frozenset({"max_window_layers", "use_sliding_window"})
@@ -46,25 +46,27 @@ NAMES: dict[str, frozenset[str]] = {
 WRAPPERS = frozenset({"gemma3", "llava", "mistral3"})
 """Models of pictures and text whose text runs through the family of their `text_config` as it would alone."""
 _ENDS = frozenset({"bos_token_id", "eos_token_id", "pad_token_id"})
-"""What a wrapper may say for its text part, if that does not."""
+"""Names that a wrapper may state for its text part, if that does not."""
 _OTHER_WEIGHTS = frozenset({"quantization_config", "compression_config", "transformers_weights", "per_layer_config"})
 _OTHER_CODE = frozenset({"auto_map", "custom_pipelines", "trust_remote_code", "kernel_config", "fusion_config"})
 _IMPLEMENTATION = "_implementation"
 _NEVER_OPENED = frozenset({"special_tokens_map_file"})
-"""Older files have their author's own path there; transformers keeps it as a text."""
+"""Names whose files transformers never opens. Older files have their author's own path there, which it keeps as a
+text."""
 MAX_NAMES = 256
-"""In a tokenizer's settings, at the outermost level: transformers copies them many times. Known files have 40."""
+"""The most names in a tokenizer's settings, at the outermost level: transformers copies them many times. Known files
+have 40."""
 MAX_ADDED = 1 << 14
-"""Tokens added to the vocabulary: transformers takes 2.5 KB for each. Gemma 3 has 6,414."""
+"""The most tokens added to the vocabulary: transformers takes 2.5 KB for each. Gemma 3 has 6,414."""
 MAX_LIST = 1 << 12
-"""transformers' time for a list of special tokens grows with the square: 3 s for 30,000."""
+"""The most items of a list: transformers' time for a list of special tokens grows with the square, 3 s for 30,000."""
 _TOKEN_IDS = frozenset({"bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"})
 _MAX_TOKEN_IDS = 256
 
 
 def read_config(path: Path) -> tuple[str, dict[str, Any]]:
-    """The family, and what may be handed to its configuration class; of a wrapper, those of its text part. Raises
-    ModelFileError."""
+    """Read the family, and the settings that may be handed to its configuration class; of a wrapper, those of its text
+    part. Raises ModelFileError."""
     settings = json_files.read(path, json_files.CONFIG)
     family = settings.pop("model_type", None)
     if family is None:
@@ -81,8 +83,8 @@ def read_config(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _text_part(path: Path, wrapper: object, settings: dict[str, Any]) -> tuple[object, dict[str, Any]]:
-    """Family and settings of the text in a model of pictures and text. Raises ModelFileError if it does not run through
-    its family as it would alone."""
+    """Family and settings of the text part of a model of pictures and text. Raises ModelFileError if it does not run
+    through its family as it would alone."""
     if wrapper not in WRAPPERS:
         raise ModelFileError(
             f"{path}: model family {shown(wrapper)} is one of several parts, and its text part cannot be taken alone; "
@@ -99,12 +101,12 @@ def _text_part(path: Path, wrapper: object, settings: dict[str, Any]) -> tuple[o
 
 
 def check_generation(path: Path) -> None:
-    """Raises ModelFileError if `generation_config.json` asks for more than numbers and token ids."""
+    """Raise ModelFileError if `generation_config.json` asks for more than numbers and token ids."""
     _refuse(path, json_files.read(path, json_files.CONFIG))
 
 
 def check_tokenizer_settings(path: Path) -> list[str]:
-    """Raises ModelFileError if the file has code run, or a file opened that is not in its directory.
+    """Raise ModelFileError if the file has code run, or a file opened that is not in its directory.
 
     Returns:
         The names in `fast_tokenizer_files`: one of them may be read in place of tokenizer.json.
@@ -136,7 +138,7 @@ def _is_plain(name: object) -> bool:
 
 
 def _refuse(path: Path, settings: dict[str, Any]) -> None:
-    """Raises ModelFileError for a setting that must not be followed, or an impossible number, at any depth."""
+    """Raise ModelFileError for a setting that must not be followed, or an impossible number, at any depth."""
     pending: list[tuple[str, str, Any]] = [(name[:60], name, value) for name, value in settings.items()]
     while pending:
         outermost, name, value = pending.pop()
@@ -163,7 +165,7 @@ def _check_setting(path: Path, where: str, name: str, value: Any) -> None:
 
 
 def _is_built_in(name: str, value: Any) -> bool:
-    """Whether an attention or cache is named that needs no other code; such a name is dropped."""
+    """True if `value` names an attention or cache that needs no other code; such a name is dropped."""
     if name.endswith("_internal"):
         return value is None
     return value is None or isinstance(value, bool) or (isinstance(value, str) and value.replace("_", "").isalnum())

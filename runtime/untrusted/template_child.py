@@ -28,10 +28,10 @@ import jinja2.sandbox
 import jinja2.utils
 
 SECONDS = 1
-"""Of processor time; honest templates take milliseconds."""
+"""Seconds of processor time; honest templates take milliseconds."""
 MEMORY_BYTES = 512 << 20
 MOST_LOOKED = 4096
-"""Characters of all that a template looks for; honest ones look for a `</think>`."""
+"""The most characters of all texts that a template looks for; honest templates look for a `</think>`."""
 
 
 class Generation(jinja2.ext.Extension):
@@ -45,12 +45,12 @@ class Generation(jinja2.ext.Extension):
 
 
 class Words(str):
-    """What a person says. Notes what a template looks for in it, besides writing it down and trimming blanks. What is
-    made of words, alone or beside others, are words."""
+    """A person's words. They note which texts a template looks for in them; writing them down and trimming blanks is
+    not noted. A text made of words, alone or beside others, is words too."""
 
     _looked: set[str] = set()  # noqa: RUF012
     _is_read = False
-    """Something was asked that depends on more than a text that is looked for."""
+    """True once something was asked whose answer depends on more than the texts that are looked for."""
 
     def __str__(self) -> str:
         return self
@@ -77,7 +77,8 @@ class Words(str):
 
     @classmethod
     def looked(cls) -> list[str] | None:
-        """None if nothing less than the words themselves tells what a template makes of them."""
+        """The texts that a template looks for; None if it depends on the words themselves what the template makes of
+        them."""
         is_much = sum(map(len, cls._looked)) > MOST_LOOKED
         return None if cls._is_read or is_much else sorted(cls._looked)
 
@@ -125,11 +126,11 @@ for _name in (*_SEARCHING, *_READING):
 
 
 _WRITING = {"trim", "string", "default", "d", "replace"}
-"""Filters that do no more to words than their own methods note."""
+"""Filters that do no more to words than the words' own methods note."""
 
 
 def _reading(apply: Any) -> Any:
-    """A filter that notes that it was given words."""
+    """Wrap a filter so that it notes when it is given words."""
 
     @functools.wraps(apply)
     def noting(*arguments: Any, **named: Any) -> Any:
@@ -142,7 +143,7 @@ def _reading(apply: Any) -> Any:
 
 
 class Code(jinja2.compiler.CodeGenerator):
-    """Joins with `~` as the environment does."""
+    """Makes `~` join as the environment does."""
 
     def visit_Concat(self, node: jinja2.nodes.Concat, frame: Any) -> None:
         self.write("environment.concat((")
@@ -153,7 +154,7 @@ class Code(jinja2.compiler.CodeGenerator):
 
 
 class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """As transformers has it, but that what is made of words are words."""
+    """The environment that transformers has, except that a text made of words is words."""
 
     code_generator_class = Code
     intercepted_binops = frozenset({"+", "*", "%"})
@@ -213,7 +214,7 @@ def rendered(template: str, variables: dict[str, Any], conversations: list[Any],
                 messages=messages, tools=None, documents=None, add_generation_prompt=True, **variables
             ):
                 pieces.append(piece)
-                length += str.__len__(piece)  # which asks nothing of words
+                length += str.__len__(piece)  # a call that words do not note
                 if length > most:
                     return {"error": f"makes more than {most} characters of a small conversation"}
             texts.append("".join(pieces))

@@ -2,7 +2,7 @@
 
 Bounded: the template's size, the time (processor time of `template_child`, and a minute by the clock), the memory
 (on Linux), the length of what comes out. Not bounded: a template decides the words around every message, and so
-what the model believes it was told. What keeps it from files and from Python is jinja2's sandbox; nothing else
+what the model believes it was told. Only jinja2's sandbox keeps it from files and from Python; nothing else
 confines the process.
 """
 
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 MAX_TEMPLATE = 256 << 10
-"""Characters. Qwen3's has 4,200, Llama 3.1's 5,000."""
+"""The most characters of a template. Qwen3's has 4,200, Llama 3.1's 5,000."""
 _MAX_ADDED = 64 << 10
-"""Characters around a conversation."""
+"""The most characters that a template may add around a conversation."""
 _CLOCK_SECONDS = 60
 
 
@@ -27,22 +27,22 @@ class TemplateFailedError(Exception):
 
 
 class Rendered(NamedTuple):
-    """The texts of several conversations, each up to where a reply begins."""
+    """The texts of several conversations, each up to the place where a reply begins."""
 
     texts: tuple[str, ...]
     looked: tuple[str, ...] | None
-    """What the template looks for in a user's words. With words in which none of it is, it does the same, trimming of
-    blanks included; None: that cannot be told."""
+    """The texts that the template looks for in a user's words. For words in which none of them occurs, the template
+    does the same, trimming of blanks included. None: that cannot be told."""
 
 
 @functools.lru_cache(maxsize=64)
 def remembered(template: str, variables: tuple[tuple[str, str], ...], conversations: str) -> Rendered:
-    """As `render`, once: a template that tells the date goes on with the day it was first asked."""
+    """Render as `render`, but once: a template that tells the date keeps to the day it was first asked."""
     return render(template, variables, conversations)
 
 
 def render(template: str, variables: tuple[tuple[str, str], ...], conversations: str) -> Rendered:
-    """What a template makes of several `conversations` (JSON: a list of lists of messages).
+    """Render several `conversations` (JSON: a list of lists of messages) with a template.
 
     Raises TemplateFailedError.
     """
@@ -59,7 +59,7 @@ def render(template: str, variables: tuple[tuple[str, str], ...], conversations:
 
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
-    """What `template_child` answers."""
+    """The answer of `template_child` to a request."""
     child = [sys.executable, "-P", str(Path(__file__).with_name("template_child.py"))]
     try:
         done = subprocess.run(child, input=json.dumps(request), capture_output=True, text=True, timeout=_CLOCK_SECONDS)

@@ -1,4 +1,4 @@
-"""tokenizer.json: what it does to a text is bounded, for it says how often and by how much the text is rewritten.
+"""Bounds on tokenizer.json, which says how often and by how much a text is rewritten.
 
 The vocabulary is only outlined (`json_files`); `tokenizers` reads it, and `model.py` compares its ids with the
 weights. Its regular expressions are not judged: one that backtracks for ever makes reading a text slow.
@@ -16,16 +16,16 @@ from .numbers import shown
 from .settings import MAX_ADDED
 
 MAX_STEPS = 32
-"""Of normalizers, pre-tokenizers, post-processors and decoders each; known files have up to 6."""
+"""The most normalizers, pre-tokenizers, post-processors and decoders each; known files have up to 6."""
 MAX_DEPTH = 12
 MAX_VALUES = 4096
 MAX_GROWTH = 256
-"""How many times longer all replacements and prefixes together may make a text."""
+"""The most times longer that all replacements and prefixes together may make a text."""
 _STAGES = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 
 
 def check_tokenizer(path: Path) -> None:
-    """Raises ModelFileError, naming file and field, unless the tokenizer's work is bounded."""
+    """Raise ModelFileError, which names file and field, unless the tokenizer's work is bounded."""
     found = json_files.read_without(path, "model", json_files.VOCABULARY, json_files.TOKENIZER_SETTINGS)
     added = found.get("added_tokens") or []
     if not isinstance(added, list) or len(added) > MAX_ADDED:
@@ -49,7 +49,7 @@ def _check_stage(path: Path, name: str, stage: Any) -> None:
 
 
 def _walk(root: Any) -> Iterator[tuple[int, Any]]:
-    """Every value inside, outermost first, with its level."""
+    """Yield every value inside with its level, outermost first."""
     level = [root]
     for depth in range(MAX_DEPTH + 2):
         yield from ((depth, value) for value in level)

@@ -1,4 +1,4 @@
-"""What a model's weight files have: a bounded look at their headers before any library maps them."""
+"""A bounded look at the headers of a model's weight files before any library maps them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Weights:
 
 
 def read_weights(path: Path) -> Weights:
-    """What a file's header says. Raises ModelFileError, naming file and field, unless it can be believed."""
+    """Read a file's header. Raises ModelFileError, which names file and field, unless it can be believed."""
     with path.open("rb") as file:
         tensors = read_header(file, path.stat().st_size, of_file(path)).tensors()
     return Weights(

@@ -27,11 +27,11 @@ class Codec(Protocol):
     """The codec's number in a record header. Never reused."""
 
     def accepts(self, raw: np.ndarray) -> bool:
-        """Whether it can encode this page. The lossless ones can any."""
+        """True if it can encode this page. The lossless codecs can encode any."""
         ...
 
     def encode(self, raw: np.ndarray) -> bytes:
-        """`raw` is uint8 `[page_bytes]`. Raises ValueError for a page that `accepts` refuses."""
+        """Encode `raw` (uint8 `[page_bytes]`). Raises ValueError for a page that `accepts` refuses."""
         ...
 
     def decode(self, payload: memoryview, out: np.ndarray) -> None:

@@ -1,4 +1,5 @@
-"""Which codec a page is written with: always the same, or what the disk's pace calls for (arXiv 2506.20187).
+"""Compression: which codec each page is written with. It is always the same one, or follows the disk's pace (arXiv
+2506.20187).
 
 A step computes for some time and reads some bytes from disk. As long as the disk needs no longer for them
 than the step computes, they can be hidden behind it and nothing is gained by making them fewer. Where it
@@ -6,9 +7,8 @@ needs longer, the share θ of pages is written as int4 at which both take the sa
 
     min over θ of max(compute + decode(θ), ((1 - θ) lossless + θ int4) raw bytes / bandwidth)
 
-NOTE: nothing hides a read behind computing yet. Pages are fetched when a step asks for them, so a step takes
-the sum of both terms, not the larger one. θ is where a prefetch could hide all reads; without one, int4 would
-save time at any θ, and a page stays lossless although it costs some.
+NOTE: a prefetch hides reads behind computing only where it guesses well, and where it pays at all. What it does
+not hide adds to a step's time: there int4 would save time at any θ, and a page stays lossless although it costs some.
 
 Every term is measured: times by a clock around each read, averaged over the last dozen or so reads.
 Which pages make up the share depends on their keys alone, so that a page is the same in every run with
@@ -33,20 +33,20 @@ from ..page import PageLayout
 from . import CODECS, LOSSLESS, Codec, Int4Codec, ZstdCodec, make_codec
 
 _WEIGHT = 1 / 16
-"""Of the newest read in every average."""
+"""Weight of the newest read in every average."""
 _LONGEST_GAP = 32
-"""Times the usual one: the rest of a longer pause is taken for somebody thinking, not for computing."""
+"""The longest gap that counts, in usual gaps: the rest of a longer pause is somebody thinking, not computing."""
 _USUAL_LOSSLESS = 0.8
 """Stored bytes per raw byte, until a lossless page was read."""
 COMPRESSIONS = (*CODECS, "adaptive")
-"""What a user may ask for."""
+"""The names that a user may ask for."""
 
 
 class Compression(Protocol):
-    """How pages are encoded on the disk edge."""
+    """A way to encode pages on the disk edge."""
 
     readers: dict[int, Codec]
-    """By number; these decode every page there may be."""
+    """All codecs by number; together they decode every page there may be."""
     share: float
     """Share of pages that are now written as int4, 0 to 1."""
 
@@ -55,12 +55,12 @@ class Compression(Protocol):
         ...
 
     def reading(self) -> AbstractContextManager[None]:
-        """To be entered around every read from disk."""
+        """A context manager to enter around every read from disk."""
         ...
 
 
 class OneCodec:
-    """Every page the same way, but losslessly where the codec cannot hold it."""
+    """Writes every page with one codec, or losslessly where that codec cannot hold the page."""
 
     def __init__(self, name: str, layout: PageLayout) -> None:
         self.readers = _all_codecs(layout)
@@ -75,7 +75,7 @@ class OneCodec:
 
 
 class AdaptiveCompression:
-    """Lossless, and int4 for as many pages as the disk is too slow for."""
+    """Writes as many pages as int4 as the disk is too slow for, and the others losslessly."""
 
     def __init__(self, layout: PageLayout, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self.share = 0.0
@@ -95,7 +95,7 @@ class AdaptiveCompression:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Times the read, and the gap since the last one, and sets the share anew."""
+        """Time the read and the gap since the last one, and set the share anew."""
         for meter in self._meters.values():
             meter.reset()
         started = self._clock()
@@ -132,7 +132,7 @@ class AdaptiveCompression:
 
 
 def balanced_share(*, compute: float, decode: tuple[float, ...], transfer: tuple[float, ...]) -> float:
-    """The least share of int4 at which reading takes no longer than computing and decoding; 1 if none is enough, 0
+    """The least share of int4 at which reading takes no longer than computing and decoding; 1 if no share is enough, 0
     where int4 would not help.
 
     Args:
@@ -163,7 +163,7 @@ class _Rate:
 
 
 class _Decoded(threading.local):
-    """What a thread's present read has decoded so far."""
+    """The bytes that a thread's present read has decoded so far, and the seconds that took."""
 
     seconds = 0.0
     payload_bytes = raw_bytes = 0
@@ -200,12 +200,12 @@ def check_compression(name: str) -> None:
 
 
 def is_lossy(name: str) -> bool:
-    """Whether pages written so may come back approximate."""
+    """True if pages written with this compression may come back approximate."""
     return name not in LOSSLESS
 
 
 def make_compression(name: str, layout: PageLayout) -> Compression:
-    """One of `COMPRESSIONS`. Raises ValueError for any other name."""
+    """Make the compression of that name, one of `COMPRESSIONS`. Raises ValueError for any other name."""
     check_compression(name)
     return AdaptiveCompression(layout) if name == "adaptive" else OneCodec(name, layout)
 

@@ -1,4 +1,4 @@
-"""What int8 and int4 share: groups of numbers as a minimum, a scale, and whole steps (KIVI, arXiv 2402.02750).
+"""The code that int8 and int4 share: groups of numbers as a minimum, a scale, and whole steps (KIVI, arXiv 2402.02750).
 
 Idea   Outliers of keys stay in the same channels, so a channel's tokens share a scale; values have no
        such channels, so runs of a token's channels share one.
@@ -18,9 +18,9 @@ from ..errors import RecordError
 from ..page import PageLayout
 
 _TOKENS, _CHANNELS = 32, 64
-"""Most tokens of a key's channel, and most channels of a token's value, that share a scale."""
+"""The most tokens of a key's channel, and the most channels of a token's value, that share a scale."""
 _LIMIT = 2.0**15
-"""Beyond that, a result rounded up might not fit fp16."""
+"""Numbers beyond this are refused: a result rounded up might not fit fp16."""
 
 
 class GroupedCodec:
@@ -29,7 +29,7 @@ class GroupedCodec:
     code: int
     name: str
     bits: int
-    """4 or 8."""
+    """Bits per number: 4 or 8."""
 
     def __init__(self, layout: PageLayout) -> None:
         heads, tokens, channels = layout.num_heads, layout.page_size, layout.head_dim
@@ -39,7 +39,7 @@ class GroupedCodec:
         self._last = 2**self.bits - 1
         table_bytes = sum(4 * int(np.prod(shape)) for shape in self._tables)
         self.payload_bytes = table_bytes + 2 * heads * tokens * channels * self.bits // 8
-        """The same for every page."""
+        """Bytes of one payload, the same for every page."""
 
     def accepts(self, raw: np.ndarray) -> bool:
         return bool((np.abs(_widened(raw, self._dtype)) <= _LIMIT).all())
@@ -77,19 +77,19 @@ class GroupedCodec:
         _narrow(pages, self._dtype, out)
 
     def _quantized(self, numbers: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Codes uint8 `[.., n]` of fp32 `[.., n]`; scales and minima fp16 `[.., ceil(n / most)]`."""
+        """Quantise fp32 `[.., n]`. Returns codes uint8 `[.., n]`, and scales and minima fp16 `[.., ceil(n / most)]`."""
         length = numbers.shape[-1]
         width = -(-length // -(-length // most))
         starts = np.arange(0, length, width)
         least = _rounded(np.minimum.reduceat(numbers, starts, -1), -np.inf)
-        span = np.maximum.reduceat(numbers, starts, -1) - least.astype(np.float32)
-        scale = _rounded(span / self._last, np.inf)
+        extent = np.maximum.reduceat(numbers, starts, -1) - least.astype(np.float32)
+        scale = _rounded(extent / self._last, np.inf)
         steps = numbers - _spread(least, length, width)
         divisor = _spread(np.where(scale > 0, scale, 1), length, width)
         return np.clip(np.rint(steps / divisor), 0, self._last).astype(np.uint8), scale, least
 
     def _unpacked(self, packed: np.ndarray) -> np.ndarray:
-        """Codes uint8 `[2, G, L, D]`."""
+        """The codes of keys and values, uint8 `[2, G, L, D]`."""
         if self.bits == 4:
             both = np.empty((len(packed), 2), dtype=np.uint8)
             both[:, 0], both[:, 1] = packed & self._last, packed >> 4
@@ -97,7 +97,7 @@ class GroupedCodec:
         return packed.reshape(2, *self._shape)
 
     def _is_written(self, scale: np.ndarray, least: np.ndarray) -> bool:
-        """Whether all that these restore is finite in every dtype."""
+        """True if everything that these scales and minima restore is finite in every dtype."""
         if not (np.isfinite(scale).all() and np.isfinite(least).all()):
             return False
         largest = least.astype(np.float32) + self._last * scale.astype(np.float32)
@@ -105,7 +105,7 @@ class GroupedCodec:
 
 
 def _restored(codes: np.ndarray, scale: np.ndarray, least: np.ndarray) -> np.ndarray:
-    """fp32 `[.., n]`."""
+    """The numbers that `codes` stand for, fp32 `[.., n]`."""
     length = codes.shape[-1]
     width = -(-length // scale.shape[-1])
     restored: np.ndarray = codes * _spread(scale, length, width) + _spread(least, length, width)
@@ -119,21 +119,21 @@ def _spread(table: np.ndarray, length: int, width: int) -> np.ndarray:
 
 
 def _rounded(numbers: np.ndarray, towards: float) -> np.ndarray:
-    """fp32 to fp16, never away from `towards`."""
+    """Round fp32 to fp16, never away from `towards`, which is -inf or inf."""
     near = numbers.astype(np.float16)
     short = near.astype(np.float32) > numbers if towards < 0 else near.astype(np.float32) < numbers
     return np.where(short, np.nextafter(near, np.float16(towards)), near)
 
 
 def _widened(raw: np.ndarray, dtype: str) -> np.ndarray:
-    """The page's numbers as fp32."""
+    """The page's numbers as fp32 `[page_bytes / itemsize]`."""
     if dtype == "bfloat16":
         return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
     return raw.view("<f2" if dtype == "float16" else "<f4").astype(np.float32, copy=False)
 
 
 def _narrow(numbers: np.ndarray, dtype: str, out: np.ndarray) -> None:
-    """fp32 numbers into the page's bytes, rounded to nearest, halves to even."""
+    """Write fp32 numbers into the page's bytes `out`, rounded to nearest, halves to even."""
     flat = numbers.reshape(-1)
     if dtype == "bfloat16":
         bits = flat.view(np.uint32)

@@ -1,4 +1,4 @@
-"""Lossy: 4 bits a number. With 16 tokens and 64 channels a third of bf16, a sixth of fp32."""
+"""Lossy codec of 4 bits a number. At 16 tokens and 64 channels a page takes a third of bf16, a sixth of fp32."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from .grouped import GroupedCodec
 
 
 class Int4Codec(GroupedCodec):
-    """Steps from 0 to 15, two to a byte."""
+    """Encodes numbers as steps from 0 to 15, two to a byte."""
 
     code, name, bits = 2, "int4", 4

@@ -1,4 +1,4 @@
-"""Lossy: 8 bits a number. With 16 tokens and 64 channels 58 % of bf16, 29 % of fp32."""
+"""Lossy codec of 8 bits a number. At 16 tokens and 64 channels a page takes 58 % of bf16, 29 % of fp32."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from .grouped import GroupedCodec
 
 
 class Int8Codec(GroupedCodec):
-    """Steps from 0 to 255, one to a byte."""
+    """Encodes numbers as steps from 0 to 255, one to a byte."""
 
     code, name, bits = 3, "int8", 8

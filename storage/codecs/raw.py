@@ -9,7 +9,7 @@ from ..page import PageLayout
 
 
 class RawCodec:
-    """Bytes as they are."""
+    """Stores a page's bytes as they are."""
 
     code = 0
 

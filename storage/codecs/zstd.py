@@ -1,4 +1,4 @@
-"""Lossless: byte planes, then zstd.
+"""Lossless codec: byte planes, then zstd.
 
 Idea   The sign and exponent bytes of neighbouring floats repeat, the mantissa bytes do not. Laying
        equal bytes of all elements side by side lets zstd find the first and skip the second.
@@ -23,7 +23,7 @@ _MAX_WINDOW = 8 << 20
 
 
 class _Contexts(threading.local):
-    """zstd's own, of which each serves one thread at a time."""
+    """A compressor and a decompressor per thread: each serves one thread at a time."""
 
     def __init__(self) -> None:
         self.compressor = zstandard.ZstdCompressor(level=1, write_checksum=True)
@@ -31,7 +31,7 @@ class _Contexts(threading.local):
 
 
 class ZstdCodec:
-    """Byte planes, as many as an element has bytes, zstd level 1, with the frame's own checksum."""
+    """Encodes a page as byte planes, one per byte of an element, by zstd level 1 with the frame's own checksum."""
 
     code = 1
 

@@ -29,13 +29,13 @@ from ..errors import LaterVersionError, RecordError, StorageFullError, StoreUnav
 from ..files.private import private_file, private_folder
 from ..page import CHAIN_BYTES
 from . import pieces, record
-from .lease import Lease
+from .folder_lease import FolderLease
 from .lmdb_file import PAGES, STATES, USES, LmdbFile
 from .lmdb_format import refuse_later
-from .records import Records
 from .reserve import with_reserve
 from .sessions import SessionShelf
 from .share import DATA, Share
+from .stored_records import StoredRecords
 from .uses import Use, Uses
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ logger = logging.getLogger(__name__)
 
 _MIN_CAP_BYTES = 1 << 20
 _MIN_FILE_BYTES = 64 << 10
-"""Of a file that holds nothing yet, generously."""
+"""Bytes that a file takes which holds nothing yet, generously rounded up."""
 _PAGES_PER_READ = 32
-"""In one transaction: a long one would keep LMDB from using freed pages again."""
+"""Pages read in one transaction: a long transaction would keep LMDB from using freed pages again."""
 
 
 class DiskTier(SessionShelf):
@@ -76,15 +76,16 @@ class DiskTier(SessionShelf):
         self.folder = folder
         self.fingerprint = fingerprint
         self.give_way: Callable[[int], int] | None = None
-        """Makes other folders of the store so many bytes smaller; returns by how many they are. None: they stay."""
+        """Makes other folders of the store smaller by the given number of bytes; returns by how many they are. None:
+        they stay."""
         self.remedy = "raise disk_gb"
-        """What lets the store hold more, for messages."""
+        """Words for messages that say what lets the store hold more."""
         self._claiming = threading.Lock()
         try:
             private_folder(folder)
             if description is not None:
                 private_file(folder / "config.json", json.dumps(description, indent=2) + "\n")
-            self._lease = Lease(Path(os.path.realpath(folder)))
+            self._lease = FolderLease(Path(os.path.realpath(folder)))
             try:
                 self._open(cap_bytes if is_shared else max(cap_bytes, _MIN_CAP_BYTES), is_shared=is_shared)
             except BaseException:
@@ -113,15 +114,15 @@ class DiskTier(SessionShelf):
             raise
         room = max(room, self.file_bytes)
         self.cap_bytes = room if self._share is None else self._share.most_bytes
-        self._records = Records(self._file, self.folder, room, self.fingerprint)
+        self._records = StoredRecords(self._file, self.folder, room, self.fingerprint)
         if self._share is not None:
             self._records.grow, self._records.why_full = self._grow, self._why_full
 
     # The cap
 
     def claim(self, num_bytes: int, wanted: int = 0) -> int:
-        """Let the file become `num_bytes` long, if need be in room that other folders give up, or even `wanted`, if so
-        much is free. Returns how long it may become: less than `num_bytes` where no more is to be had."""
+        """Let the data file become `num_bytes` long, if need be in room that other folders give up; or even `wanted`,
+        if so much is free. Returns how long it may become: less than `num_bytes` where no more is to be had."""
         has_it = max(num_bytes, wanted) <= self._records.cap_bytes
         if has_it or self._share is None or not self._lease.is_held:
             return self._records.cap_bytes
@@ -156,8 +157,8 @@ class DiskTier(SessionShelf):
         return self._records.has(PAGES, key)
 
     def num_leading(self, chains: list[bytes], keys_of: Callable[[bytes], Iterable[bytes]]) -> int:
-        """How many leading `chains` have every one of their keys stored, to be read by this version. A use: no sweep
-        takes them now."""
+        """Count the leading `chains` of which every key is stored in a record that this version reads. Counting is a
+        use: no sweep removes these records now."""
         self._uses.begin()
         try:
             with self._file.reading() as transaction:
@@ -189,7 +190,7 @@ class DiskTier(SessionShelf):
         return count
 
     def used(self, chains: list[bytes]) -> None:
-        """Pages found in memory are in use as well. Stamped with whatever is written next."""
+        """Note that these pages, which were found in memory, are in use. They are stamped with the next write."""
         self._uses.begin()
         self._uses.touch(chains)
 
@@ -200,7 +201,7 @@ class DiskTier(SessionShelf):
         out: Callable[[int], np.ndarray],
         codecs: dict[int, Codec],
     ) -> dict[int, str]:
-        """Read and verify pages; `out(i)` is the buffer for key i. Returns {i: what is wrong}."""
+        """Read and verify pages; `out(i)` is the buffer for key i. Returns why a page cannot be used, by i."""
         ids = tokens.astype("<u4", copy=False)
         failures: dict[int, str] = {}
         start = 0
@@ -218,7 +219,7 @@ class DiskTier(SessionShelf):
         out: Callable[[int], np.ndarray], codecs: dict[int, Codec], failures: dict[int, str],
     ) -> int:  # fmt: skip
         """Read pages from number `start` on, up to one that LMDB refuses: after it the transaction is of no use.
-        Returns where to go on."""
+        Returns the number of the page to go on with."""
         pages = self._file.handle(PAGES)
         stop = min(start + _PAGES_PER_READ, len(keys))
         for i in range(start, stop):
@@ -247,7 +248,7 @@ class DiskTier(SessionShelf):
         codecs[found.codec].decode(found.payload, out)
 
     def write_pages(self, records: list[tuple[bytes, bytes]]) -> set[bytes] | None:
-        """One durable transaction. Raises StorageFullError; then none of it is stored.
+        """Write pages in one durable transaction. Raises StorageFullError; then none of them is stored.
 
         Returns the keys of pages that are not stored, if any: a later version wrote those, and they stay as they are.
         """
@@ -255,8 +256,8 @@ class DiskTier(SessionShelf):
         return self._records.write(PAGES, records, lambda transaction: self._uses.stamp(transaction, chains)) or None
 
     def copy_pages(self, source: DiskTier, keys: list[bytes]) -> None:
-        """Take over another folder's pages of the same layout, under our fingerprint. What is here already, or missing
-        or damaged there, is left out. Raises StorageFullError, LaterVersionError."""
+        """Copy pages of the same layout from another folder, under our fingerprint. Pages that are here already, or
+        missing or damaged there, are left out. Raises StorageFullError, LaterVersionError."""
         missing = [key for key in keys if not self.contains(key)]
         for start in range(0, len(missing), _PAGES_PER_READ):
             packed = []
@@ -267,7 +268,7 @@ class DiskTier(SessionShelf):
             self.write_pages(packed)
 
     def page_record(self, key: bytes) -> record.Record | None:
-        """A page as it is stored; None if it is missing or damaged. Raises LaterVersionError."""
+        """The record of a page as it is stored; None if it is missing or damaged. Raises LaterVersionError."""
         try:
             return self._records.whole(PAGES, key, record.PAGE)
         except LaterVersionError:
@@ -276,28 +277,28 @@ class DiskTier(SessionShelf):
             return None
 
     def delete_pages(self, keys: list[bytes]) -> None:
-        """But those of a later version."""
+        """Delete the records of pages, except those that a later version wrote."""
         self._records.delete(PAGES, keys)
 
     def damaged_pages(self) -> Iterator[tuple[bytes, str]]:
-        """Reads every page; yields the keys of those that cannot be used, and why."""
+        """Read every page. Yields the keys of those that cannot be used, and why."""
         return self._records.damaged(PAGES, record.PAGE)
 
     def damaged_states(self) -> Iterator[tuple[bytes, str]]:
         return self._records.damaged(STATES, record.STATE)
 
     def num_later(self) -> dict[str, int]:
-        """How many pages and states a later version wrote."""
+        """Count the pages and the states that a later version wrote, by database."""
         return {database: self._records.num_later(database) for database in (PAGES, STATES)}
 
     def page_sizes(self) -> Iterator[tuple[bytes, int]]:
-        """Keys of all pages, in order, with the bytes of their records."""
+        """Yield the keys of all pages, in order, with the bytes of their records."""
         return self._records.sizes(PAGES)
 
     # States
 
     def put_state(self, chain: bytes, payload: bytes) -> None:
-        """Unless a later version left one there. Raises StorageFullError."""
+        """Store a state under `chain`, unless a later version left one there. Raises StorageFullError."""
         packed = record.pack(record.STATE, self.fingerprint, chain, payload)
         self._records.write(STATES, [(chain, packed)])
 
@@ -325,15 +326,15 @@ class DiskTier(SessionShelf):
         return with_reserve(self.folder, lambda: self._remove(doomed, is_live)) if doomed else 0
 
     def _remove(self, doomed: dict[bytes, Use], is_live: Callable[[bytes], bool]) -> int:
-        """Delete what is stored under these chains, in small transactions: each must rewrite its part of the
-        tree in the room that is kept free. A chain used meanwhile is spared."""
+        """Delete the records of these chains in small transactions: each must rewrite its part of the tree in the room
+        that is kept free. A chain used meanwhile is spared. Returns how many records were deleted."""
         removed = 0
-        batch = max(1, self._records.kept_free // (4 * self._file.page_bytes))
+        at_once = max(1, self._records.kept_free // (4 * self._file.page_bytes))
         for database in (PAGES, STATES, USES):
             keys = [key for key in self._records.keys(database) if key[-CHAIN_BYTES:] in doomed and not is_live(key)]
-            for start in range(0, len(keys), batch):
+            for start in range(0, len(keys), at_once):
                 with self._records.writing() as transaction:
-                    for key in keys[start : start + batch]:
+                    for key in keys[start : start + at_once]:
                         if self._uses.of(transaction, key[-CHAIN_BYTES:]) == doomed[key[-CHAIN_BYTES:]]:
                             removed += pieces.delete(self._file, transaction, database, key) and database != USES
         if removed:
@@ -343,7 +344,7 @@ class DiskTier(SessionShelf):
         return removed
 
     def compact(self) -> bool:
-        """Give the room of deleted records back to the file system; False if another tier has the store open.
+        """Give the room of deleted records back to the file system. Returns False if another tier has the store open.
 
         Raises StorageFullError if there is no room for the copy; the store is as before then.
         """
@@ -359,8 +360,8 @@ class DiskTier(SessionShelf):
             raise StorageFullError(f"{self.folder} was not compacted ({error})") from error
 
     def probe(self, num_bytes: int = 0) -> None:
-        """Whether records of `num_bytes` could be written now, shown by a small durable transaction. Raises
-        StorageFullError."""
+        """Show by a small durable transaction that records of `num_bytes` could be written now. Raises StorageFullError
+        if not."""
         self._records.write_in_room(num_bytes, self._uses.tick)
 
     @property
@@ -374,12 +375,12 @@ class DiskTier(SessionShelf):
 
     @property
     def file_bytes(self) -> int:
-        """What the store takes on the file system; deleted records' room is part of it until `compact`."""
+        """Bytes of the data file on the file system. Room of deleted records is part of it until `compact`."""
         return self._file.size()
 
     @property
     def num_pages(self) -> int:
-        """0 while the file cannot be opened."""
+        """Number of stored pages; 0 while the file cannot be opened."""
         try:
             with self._file.reading() as transaction:
                 return int(transaction.stat(self._file.handle(PAGES))["entries"])

@@ -38,11 +38,11 @@ logger = logging.getLogger(__name__)
 PAGES, SESSIONS, STATES, PIECES, USES = "pages", "sessions", "states", "pieces", "uses"
 DATABASES = (PAGES, SESSIONS, STATES, PIECES, USES)
 _CHECKED_BYTES = 512 << 20
-"""Up to this size a file's tree is checked whenever its first user opens it: 0.3 s at most."""
+"""A file up to this size has its tree checked whenever its first user opens it, which takes 0.3 s at most."""
 _READERS_CHECKED_EVERY = 8
-"""Write transactions between looks for dead readers, whose pages LMDB could not use again."""
+"""Write transactions between two looks for dead readers, whose pages LMDB could not use again."""
 _LOCK_BYTES = 8192
-"""Of LMDB's table of readers."""
+"""Bytes of LMDB's table of readers."""
 _OPEN: dict[str, LmdbFile] = {}
 _OPEN_LOCK = threading.Lock()
 
@@ -60,7 +60,7 @@ class LmdbFile:
 
     @classmethod
     def share(cls, folder: Path, map_bytes: int, *, check: bool, is_first: bool) -> LmdbFile:
-        """LMDB forbids opening one file twice in a process, so its users share it.
+        """Open a folder's data file, or join those who use it: LMDB forbids opening one file twice in a process.
 
         Args:
             check: the last user of the file died: check its tree, whatever its size.
@@ -103,8 +103,8 @@ class LmdbFile:
 
     @contextmanager
     def reading(self) -> Iterator[lmdb.Transaction]:
-        """A snapshot; what is read from it is LMDB's own memory, gone with the block. Raises lmdb.Error from
-        its methods, StoreUnavailableError if the file cannot be opened."""
+        """A read transaction, which sees a snapshot. What is read from it is LMDB's own memory, gone with the block.
+        Its methods raise lmdb.Error; StoreUnavailableError if the file cannot be opened."""
         transaction = self._begin(write=False)
         try:
             yield transaction
@@ -114,7 +114,7 @@ class LmdbFile:
 
     @contextmanager
     def writing(self) -> Iterator[lmdb.Transaction]:
-        """Durable at the end of the block; if it raises, nothing of it is stored.
+        """A write transaction, durable at the end of the block. If the block raises, nothing of it is stored.
 
         Raises:
             lmdb.MapFullError: it does not fit in the map.
@@ -201,7 +201,7 @@ class LmdbFile:
         return os.stat(self.path).st_size
 
     def missing_bytes(self) -> int:
-        """How far the file ends before the last page its header counts; 0 in a healthy one."""
+        """Bytes by which the file ends before the last page that its header counts; 0 in a healthy file."""
         self._gate.enter()
         try:
             assert self._env is not None
@@ -211,7 +211,7 @@ class LmdbFile:
 
     @property
     def page_bytes(self) -> int:
-        """Of LMDB's own pages, not of KV pages."""
+        """Bytes of one of LMDB's own pages, which are not KV pages."""
         return self._page_bytes
 
     @property
@@ -227,7 +227,8 @@ class LmdbFile:
             )
 
     def _created(self) -> lmdb.Environment:
-        """Opened, and made if there is none: whole or not at all, since the half of one is taken for damage."""
+        """Open the file, and make it if there is none: whole or not at all, since half a file would be taken for
+        damage."""
         is_new = not os.path.exists(self.path)
         try:
             return self._opened(create=True)
@@ -268,7 +269,7 @@ class LmdbFile:
 
     def _check_tree(self) -> None:
         assert self._env is not None
-        with self._env.begin(write=True):  # it stands still
+        with self._env.begin(write=True):  # no process changes the file meanwhile
             try:
                 problems = verify.verify(self.name)
             except verify.VerifyError as error:
@@ -307,7 +308,7 @@ class LmdbFile:
             raise OSError("data.mdb was replaced by another file")
 
     def extend(self, map_bytes: int) -> None:
-        """Let the file become so long, if it may not already. Not inside a transaction."""
+        """Let the file become `map_bytes` long, if it may not already. Call it outside of transactions."""
         if map_bytes > self._map_bytes:
             self._resize(map_bytes)
 
@@ -336,7 +337,7 @@ class LmdbFile:
                     self._env = self._opened()
 
     def _remove_copy(self) -> None:
-        """What a compaction that was killed left behind."""
+        """Remove what a compaction that was killed left behind."""
         remove_unfinished(self.name)
         shutil.rmtree(os.path.join(self.name, "compact"), ignore_errors=True)  # of earlier versions
 
@@ -347,7 +348,7 @@ class LmdbFile:
 
 
 class _Gate:
-    """Many transactions, or one change of the map under all of them."""
+    """Lets many transactions run at once, or one change of the map under all of them."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
@@ -379,7 +380,7 @@ class _Gate:
 
 
 def _missing_bytes(environment: lmdb.Environment, name: str) -> int:
-    """How far the file ends before the last page its header counts."""
+    """Bytes by which the file ends before the last page that its header counts."""
     needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
     return max(0, int(needed) - os.stat(os.path.join(name, "data.mdb")).st_size)
 

@@ -1,4 +1,4 @@
-"""LMDB's own format number, told from a file that LMDB does not open."""
+"""LMDB's own format number, read from a data file that LMDB refuses to open."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 from ..errors import LaterStoreError
 
 _MAGIC = bytes.fromhex("dec0efbe")
-"""In the first bytes of a data file; the number is behind it."""
+"""Stands in the first bytes of a data file; the format number follows it."""
 _READ = (0, 1, 3)
-"""None can be told, LMDB 0.9, LMDB 1.0: py-lmdb has both."""
+"""Format numbers that do not say a later version: none found, LMDB 0.9, LMDB 1.0. py-lmdb reads the last two."""
 
 
 def refuse_later(folder: Path) -> None:
-    """Raises LaterStoreError if `data.mdb` is of a format that cannot be read here."""
+    """Raise LaterStoreError if `data.mdb` is of a format that cannot be read here."""
     try:
         with open(folder / "data.mdb", "rb") as file:
             head = file.read(64)

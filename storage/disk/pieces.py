@@ -14,7 +14,7 @@ from . import record
 from .lmdb_file import PIECES, LmdbFile
 
 PIECE_BYTES = 4 * 4096 - 16
-"""Four of LMDB's pages, of which the first has a header."""
+"""Bytes of four of LMDB's pages, of which the first has a header."""
 
 
 def put(file: LmdbFile, transaction: lmdb.Transaction, database: str, key: bytes, packed: bytes) -> None:
@@ -26,7 +26,8 @@ def put(file: LmdbFile, transaction: lmdb.Transaction, database: str, key: bytes
 
 
 def get(file: LmdbFile, transaction: lmdb.Transaction, database: str, key: bytes) -> memoryview | bytes | None:
-    """The whole record, None if there is none; too short if pieces are missing. Borrowed from the transaction."""
+    """Read the whole record; None if there is none, too short if pieces are missing. The result may borrow the
+    transaction's memory."""
     first = transaction.get(key, db=file.handle(database))
     if first is None or len(first) >= record.length(first):
         return first
@@ -41,7 +42,7 @@ def get(file: LmdbFile, transaction: lmdb.Transaction, database: str, key: bytes
 
 
 def delete(file: LmdbFile, transaction: lmdb.Transaction, database: str, key: bytes) -> bool:
-    """Whether there was such a record."""
+    """Delete the record with all its pieces. Returns True if there was one."""
     number = 0
     while transaction.delete(_name(database, key, number), db=file.handle(PIECES)):
         number += 1

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 LAST_CODEC = 3
-"""The highest number in `codecs`."""
+"""The highest number of any codec in `storage/codecs`."""
 PAGE, SESSION, STATE = 0, 1, 2
 KEY_BYTES = 2 + CHAIN_BYTES
 _MAGIC = b"SKVR"
@@ -56,7 +56,7 @@ class Record:
     codec: int
     raw_bytes: int
     ids: memoryview
-    """Of its tokens, little-endian uint32."""
+    """The record's token ids, little-endian uint32."""
     payload: memoryview
 
 
@@ -70,7 +70,7 @@ def pack(
     raw_bytes: int | None = None,
     tokens: np.ndarray | memoryview | None = None,
 ) -> bytes:
-    """One record as bytes. `tokens` are numbers, or a record's `ids`."""
+    """Make one record's bytes. `tokens` are numbers, or a record's `ids`."""
     ids = _ids(tokens)
     raw = len(payload) if raw_bytes is None else raw_bytes
     head = _HEAD.pack(
@@ -87,7 +87,7 @@ def _ids(tokens: np.ndarray | memoryview | None) -> bytes:
 
 
 def repack(found: Record, fingerprint: bytes, key: bytes) -> bytes:
-    """A record for another folder."""
+    """Make the same record for another folder's fingerprint."""
     return pack(
         found.kind, fingerprint, key, bytes(found.payload), codec=found.codec, raw_bytes=found.raw_bytes,
         tokens=found.ids,
@@ -95,7 +95,7 @@ def repack(found: Record, fingerprint: bytes, key: bytes) -> bytes:
 
 
 def length(buffer: memoryview | bytes) -> int:
-    """How long the record that begins with `buffer` says it is; 0 if that cannot be told."""
+    """The length in bytes that the record beginning with `buffer` states; 0 if that cannot be told."""
     if len(buffer) < _HEAD.size:
         return 0
     *_, count, _, size = _HEAD.unpack(buffer[: _HEAD.size])
@@ -103,18 +103,19 @@ def length(buffer: memoryview | bytes) -> int:
 
 
 def checksum(buffer: memoryview | bytes) -> bytes:
-    """The 8 bytes of the checksum that the record which begins with `buffer` carries; fewer if it is cut off."""
+    """The 8 bytes of the checksum in the record that begins with `buffer`; fewer if it is cut off."""
     return bytes(buffer[_HEAD.size : _FIXED])
 
 
 def beginnings(codecs: Iterable[int] = range(LAST_CODEC + 1)) -> frozenset[bytes]:
-    """With which eight bytes the records of this version begin, where it knows these codecs."""
+    """The sets of eight bytes with which records of this version can begin, if it knows these codecs."""
     kinds = [bytes((PAGE, codec)) for codec in codecs] + [bytes((kind, 0)) for kind in (SESSION, STATE)]
     return frozenset(_MAGIC + VERSION.to_bytes(2, "little") + kind for kind in kinds)
 
 
 def later_field(buffer: memoryview | bytes, known: frozenset[bytes]) -> str:
-    """Which field says that a later version wrote the record, whatever it is of: `version` or `codec`; else empty.
+    """The field that shows a later version to have written the record, of whatever kind: `version` or `codec`; empty if
+    none does.
 
     Args:
         known: from `beginnings`.
@@ -137,7 +138,7 @@ def unverified(buffer: memoryview | bytes) -> bytes:
 
 
 def unpack(buffer: memoryview | bytes, kind: int, fingerprint: bytes, key: bytes) -> Record:
-    """Verify a record and name what is wrong with it. Raises RecordError, LaterVersionError."""
+    """Verify a record. Raises RecordError or LaterVersionError, which name the field that is wrong."""
     view = memoryview(buffer)
     if len(view) < _FIXED:
         raise RecordError(f"length: {len(view)} bytes, a record has at least {_FIXED}")
@@ -167,8 +168,8 @@ def unpack(buffer: memoryview | bytes, kind: int, fingerprint: bytes, key: bytes
 
 
 def _is_ours_flipped(view: memoryview, version: int) -> bool:
-    """Whether the version is ours but for one bit, with which the checksum fits: that is damage. Where a later version
-    has its checksum is not known."""
+    """True if the version is ours but for one flipped bit, and the checksum fits with ours: that is damage. Where a
+    later version keeps its checksum is not known."""
     if (version ^ VERSION).bit_count() != 1:
         return False
     (stored_sum,) = _SUM.unpack(view[_HEAD.size : _FIXED])
@@ -176,7 +177,7 @@ def _is_ours_flipped(view: memoryview, version: int) -> bool:
 
 
 def _require_plain(codec: int, raw: int, size: int, count: int) -> None:
-    """Only pages have codecs and tokens."""
+    """Raise RecordError unless the record has neither codec nor tokens: only pages have those."""
     if codec:
         raise RecordError(f"codec: {codec}, expected 0")
     if raw != size:

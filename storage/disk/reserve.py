@@ -1,4 +1,4 @@
-"""Room for removing things where a disk is full.
+"""The reserve: room for removing things where a disk is full.
 
 Deleting a record rewrites LMDB's tree, and a file is shortened by copying what stays: both take some room before they
 give any back. So a store's folder keeps a file that is good for nothing but being given up then.
@@ -23,7 +23,7 @@ Done = TypeVar("Done")
 
 
 def keep_reserve(folder: Path) -> None:
-    """Have the room set aside, or as much of it as the disk has."""
+    """Set the room aside, or as much of it as the disk has."""
     for part in (1, 2, 4):
         try:
             reserved_file(str(folder / _NAME), RESERVE_BYTES // part)
@@ -33,10 +33,11 @@ def keep_reserve(folder: Path) -> None:
 
 
 def with_reserve(folder: Path, remove: Callable[[], Done], needed_bytes: int = RESERVE_BYTES) -> Done:
-    """What `remove` returns; where the disk is full for it, in the room that was set aside.
+    """Call `remove` and return its result. Where the disk is too full for it, give up the room that was set aside and
+    call it again.
 
     Args:
-        needed_bytes: what it takes, for the message.
+        needed_bytes: how many bytes removing takes, for the message.
 
     Raises StorageFullError.
     """
@@ -56,7 +57,7 @@ def with_reserve(folder: Path, remove: Callable[[], Done], needed_bytes: int = R
 
 
 def _give_up(folder: Path) -> bool:
-    """Whether there was any."""
+    """Give up the room that was set aside. Returns False if there was none."""
     try:
         os.unlink(folder / _NAME)
     except OSError:

@@ -1,4 +1,4 @@
-"""Names that sessions may have. They are keys in a file and words on a terminal, never paths."""
+"""The names that sessions may have. They are keys in a file and words on a terminal, never paths."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ MAX_BYTES = 200
 
 
 def is_session_name(name: str) -> bool:
-    """1 to 200 printable bytes without slashes."""
+    """True for 1 to 200 printable bytes without slashes."""
     return name.isprintable() and 1 <= len(name.encode()) <= MAX_BYTES and not set(name) & set("/\\")
 
 
 def session_name(key: bytes) -> str | None:
-    """The name a record is stored under; None if no session is called that."""
+    """The session name that a record's key spells; None if no session can be called that."""
     try:
         name = key.decode()
     except UnicodeDecodeError:

@@ -19,9 +19,9 @@ from ..errors import SessionChangedError, StorageFullError, StoreUnavailableErro
 from ..page import CHAIN_BYTES
 from . import record
 from .lmdb_file import SESSIONS, USES, LmdbFile
-from .records import Records
 from .reserve import with_reserve
 from .session_name import session_name
+from .stored_records import StoredRecords
 
 logger = logging.getLogger(__name__)
 
@@ -34,18 +34,18 @@ class SessionShelf:
     folder: Path
     fingerprint: bytes
     _file: LmdbFile
-    _records: Records
+    _records: StoredRecords
 
     def reads_codecs(self, codes: Iterable[int]) -> None:
-        """Pages of others are as if they were not there."""
+        """Treat pages in other codecs than these as if they were not there."""
         self._records.known = record.beginnings(codes)
 
     def check_before_writing(self, check: Callable[[], None]) -> None:
-        """`check` raises StorageFullError if what is computed now must not be stored."""
+        """Call `check` before every write: it raises StorageFullError if what is computed now must not be stored."""
         self._records.check = check
 
     def put_session(self, name: str, payload: bytes, only_over: Collection[bytes] | None = None) -> bytes:
-        """Returns its version: what is stored under `name` from now on, until somebody stores something else.
+        """Store a session under `name`. Returns its version, which holds until somebody stores something else there.
 
         Args:
             only_over: versions that it may replace; that there is none is always right. None: any. Compared and
@@ -69,11 +69,11 @@ class SessionShelf:
         return record.checksum(record.pack(record.SESSION, self.fingerprint, b"", payload))
 
     def session_version(self, name: str) -> bytes | None:
-        """Of what is stored under `name`, sound or damaged; None if there is nothing."""
+        """The version stored under `name`, sound or damaged; None if there is nothing."""
         return self._records.checksum(SESSIONS, name.encode())
 
     def session_at(self, key: bytes) -> bytes | None:
-        """As `get_session`, by the record's key."""
+        """The payload of the session under a record's key, read as by `get_session`."""
         return self._records.get(SESSIONS, key, record.SESSION, b"")
 
     def get_session(self, name: str) -> bytes | None:
@@ -82,7 +82,7 @@ class SessionShelf:
         return None if found is None else found[1]
 
     def get_session_version(self, name: str) -> tuple[bytes, bytes] | None:
-        """Version and payload, as they were at one moment. Raises RecordError."""
+        """Version and payload of a session as they were at one moment; None if there is none. Raises RecordError."""
         return self._records.get_version(SESSIONS, name.encode(), record.SESSION, b"")
 
     def unverified_session(self, name: str) -> bytes:
@@ -90,7 +90,7 @@ class SessionShelf:
         return self._records.unverified(SESSIONS, name.encode())
 
     def delete_session(self, name: str) -> bool:
-        """Whether there was one, whichever version wrote it. Raises StorageFullError."""
+        """Delete a session, whichever version wrote it. Returns True if there was one. Raises StorageFullError."""
         keys = [name.encode()]
         existed = with_reserve(self.folder, lambda: self._records.delete(SESSIONS, keys, also_later=True) == 1)
         if existed:
@@ -98,7 +98,8 @@ class SessionShelf:
         return existed
 
     def session_names(self) -> list[str]:
-        """In order. Records under keys that are no names are left out, which the log says."""
+        """The names of all sessions, in order. Records under keys that are no names are left out, which the log
+        says."""
         names = [session_name(key) for key in self._records.keys(SESSIONS)]
         if None in names:
             logger.warning(
@@ -108,11 +109,11 @@ class SessionShelf:
         return [name for name in names if name is not None]
 
     def nameless_sessions(self) -> list[bytes]:
-        """Keys of session records that no session can have: of damage, or of another program."""
+        """The keys of session records that no session can have: they come from damage, or from another program."""
         return [key for key in self._records.keys(SESSIONS) if session_name(key) is None]
 
     def delete_nameless(self, spare: Collection[bytes] = ()) -> int:
-        """All but those under the keys in `spare`; returns how many."""
+        """Delete all nameless session records but those under the keys in `spare`. Returns how many were deleted."""
         keys = [key for key in self.nameless_sessions() if key not in spare]
         return self._records.delete(SESSIONS, keys) if keys else 0
 
@@ -125,7 +126,7 @@ class SessionShelf:
             logger.info("the use of session %r is not remembered: %s", name, error)
 
     def session_used_at(self, name: str) -> float | None:
-        """When the session was last loaded, in seconds since 1970; None: never, as far as is known."""
+        """The time when the session was last loaded, in seconds since 1970; None if no loading is known."""
         try:
             with self._file.reading() as transaction:
                 row = transaction.get(_used_key(name), db=self._file.handle(USES))
@@ -135,6 +136,6 @@ class SessionShelf:
 
 
 def _used_key(name: str) -> bytes:
-    """Never as long as a chain."""
+    """The key under which a session's last use is stored. It never has the length of a chain."""
     key = b"session " + name.encode()
     return key if len(key) != CHAIN_BYTES else key + b"\0"

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .lease import Lease, claimed_in
+from .folder_lease import FolderLease, claimed_in
 from .reserve import RESERVE_BYTES, keep_reserve
 
 logger = logging.getLogger(__name__)
@@ -27,32 +27,32 @@ logger = logging.getLogger(__name__)
 DATA = "data.mdb"
 _BLOCK = 512
 BOOKKEEPING_BYTES = 16 << 10
-"""What the first user of a folder adds to it beside the data file: LMDB's table of readers, `replace.lock`, a lease."""
+"""Bytes that the first user of a folder adds beside the data file: LMDB's table of readers, `replace.lock`, a lease."""
 _SPARE_PAGES = 32
 _STEPS = 16
 _MIN_STEP_BYTES = 1 << 18
 _RESERVE_SHARE = 128
-"""No more than this part of a cap is set aside in a folder: under a tiny cap none is."""
+"""At most 1 / `_RESERVE_SHARE` of a cap is set aside in a folder: under a tiny cap nothing is."""
 _LOCKED: set[int] = set()
-"""Descriptors that hold a root's lock just now. A child of a fork must not keep it."""
+"""Descriptors that hold a root's lock at this moment. A child of a fork must not keep it."""
 
 
 class Share:
-    """What the data file in `folder` may take of the `cap_bytes` of the store around it.
+    """The bytes that the data file in `folder` may take of the `cap_bytes` of the store around it.
 
     Args:
         folder: one of the store's; `folder.parent` is the store's root.
-        lease: of the tier whose share it is.
+        lease: the lease of the tier whose share it is.
     """
 
-    def __init__(self, folder: Path, cap_bytes: int, lease: Lease) -> None:
+    def __init__(self, folder: Path, cap_bytes: int, lease: FolderLease) -> None:
         self.folder, self.cap_bytes, self._lease = folder, cap_bytes, lease
         self.claimed_bytes = self.others_bytes = 0
-        """What it is, and what the other folders take."""
+        """Bytes of this share, and bytes that the other folders took at the last look."""
 
     def claim(self, num_bytes: int) -> int:
-        """A share of `num_bytes`, or of what is left of the cap if that is less. It never shrinks, and is never less
-        than the file has. Raises OSError if the store cannot be looked into."""
+        """Claim a share of `num_bytes`, or of what is left of the cap if that is less. Returns the share: it never
+        shrinks, and is never less than the file has. Raises OSError if the store cannot be looked into."""
         has = _file_bytes(self.folder)
         with alone_in(self.folder.parent):
             others = [folder for folder in data_folders(self.folder.parent) if folder.name != self.folder.name]
@@ -73,17 +73,17 @@ class Share:
 
     @property
     def most_bytes(self) -> int:
-        """What it could be at the last look, the folder's small files included."""
+        """The largest that the share could be at the last look, the folder's small files included."""
         return max(self.cap_bytes - self.others_bytes, self.claimed_bytes)
 
     @property
     def step_bytes(self) -> int:
-        """By which a share grows at least: what is claimed and never used, others lack."""
+        """The least number of bytes by which a share grows. Other folders lack what is claimed and never used."""
         return max(self.cap_bytes // _STEPS, _MIN_STEP_BYTES)
 
 
 def spare_bytes(cap_bytes: int) -> int:
-    """What of a store's cap nobody claims: a folder that gives way needs some room to rewrite LMDB's tree."""
+    """Bytes of a store's cap that nobody claims: a folder that gives way needs some room to rewrite LMDB's tree."""
     return cap_bytes // 256 + _SPARE_PAGES * 4096
 
 
@@ -93,7 +93,7 @@ def data_folders(root: Path) -> list[Path]:
 
 
 def bytes_in(folder: Path) -> int:
-    """What a folder and all that is in it take on the file system, or say that they take, if that is more."""
+    """Bytes that a folder and everything in it take on the file system, or state as their size, whichever is more."""
     found = 0
     for place, _, names in os.walk(folder):
         for path in (place, *(os.path.join(place, name) for name in names)):
@@ -105,13 +105,14 @@ def bytes_in(folder: Path) -> int:
 
 
 def claimed_bytes(folder: Path) -> int:
-    """What a folder of the store takes, or may take without asking: as far as its living owners have claimed."""
+    """Bytes that a folder of the store takes, or may take without asking because its living owners have claimed
+    them."""
     return bytes_in(folder) + max(0, claimed_in(folder) - _file_bytes(folder))
 
 
 @contextmanager
 def alone_in(root: Path) -> Iterator[None]:
-    """One process and thread at a time decides what becomes of a store. Raises OSError."""
+    """Let one process and thread at a time decide what becomes of a store. Raises OSError."""
     descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     _LOCKED.add(descriptor)
     try:

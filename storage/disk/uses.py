@@ -1,4 +1,4 @@
-"""When records were last used: what a sweep may take, and in which order.
+"""Last uses of records: which of them a sweep may remove, and in which order.
 
 A *use number* is drawn for every prompt. Chains are stamped with it in the transaction that writes their
 records or finds them, so no other process's sweep can come in between; chains found in memory are stamped
@@ -6,8 +6,8 @@ with whatever is written next. The machine's clocks are not involved.
 
 Order       by number, oldest first; within one number the end of a prefix first: what precedes it can still
             be found without it, but not the other way round
-Claimed     what a living tier has used since it opened (`lease`) may be in use by it. What this tier itself
-            uses its caller names
+Claimed     what a living tier has used since it opened (`lease`) may be in use by it. The caller names what
+            this tier itself uses
 Rows        in database `uses`: chain -> number, place in its prefix (8 bytes each, little-endian);
             `clock` -> the newest number. Damage to them changes the order of eviction, never an answer
 """
@@ -20,7 +20,7 @@ import threading
 
 import lmdb
 
-from .lease import Lease
+from .folder_lease import FolderLease
 from .lmdb_file import USES, LmdbFile
 
 logger = logging.getLogger(__name__)
@@ -32,9 +32,9 @@ _UNKNOWN: Use = (0, 0)
 
 
 class Uses:
-    """The uses one tier makes. `file` is open; `lease` claims from the clock found there."""
+    """The uses that one tier makes. `file` is open; `lease` claims records from the clock found there."""
 
-    def __init__(self, file: LmdbFile, lease: Lease) -> None:
+    def __init__(self, file: LmdbFile, lease: FolderLease) -> None:
         self._file, self._lease = file, lease
         self._is_new, self._place = True, 0
         self._touched: list[bytes] = []
@@ -47,11 +47,11 @@ class Uses:
             logger.info("a lease claims everything: its number could not be written (%s)", error)
 
     def begin(self) -> None:
-        """A new use: the next stamp draws a number."""
+        """Begin a new use: the next stamp draws a number."""
         self._is_new = True
 
     def touch(self, chains: list[bytes]) -> None:
-        """Stamp these with the next stamp, too."""
+        """Have these chains stamped with the next stamp, too."""
         with self._lock:
             self._touched += chains
 
@@ -65,7 +65,7 @@ class Uses:
             transaction.put(chain, _ROW.pack(self._number, self._place), db=self._file.handle(USES))
 
     def tick(self, transaction: lmdb.Transaction) -> None:
-        """Draw a number."""
+        """Draw a use number."""
         self._is_new = False
         self._number = self._clock(transaction) + 1
         transaction.put(_CLOCK, self._number.to_bytes(8, "little"), db=self._file.handle(USES))
@@ -75,8 +75,8 @@ class Uses:
         return _ROW.unpack(row) if row is not None and len(row) == _ROW.size else _UNKNOWN
 
     def oldest(self, sizes: dict[bytes, int], num_bytes: int | None) -> dict[bytes, Use]:
-        """Which of the chains in `sizes` may go so that `num_bytes` come free (None: all that may), and their
-        last uses."""
+        """The last uses of those chains in `sizes` to remove so that `num_bytes` come free, oldest first (None: all
+        that may go)."""
         with self._file.reading() as transaction:
             uses = {chain: self.of(transaction, chain) for chain in sizes}
         claimed_from = min(self._lease.others(), default=None)

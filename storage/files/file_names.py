@@ -1,4 +1,5 @@
-"""Names of files are bytes: as text for people and models, and as paths for libraries that take nothing but text."""
+"""Names of files, which are bytes: as text for people and models, and as paths for libraries that take nothing but
+text."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from .scratch import scratch_folder
 
 
 def as_text(name: str | os.PathLike[str]) -> str:
-    r"""A name as text that can be encoded. A byte that is no UTF-8 becomes `\xe9`: two names stay two.
+    r"""A file's name as text that can be encoded. A byte that is no UTF-8 becomes `\xe9`, so two names stay two.
 
     Python spells such a byte as half a character. Where the locale reads names in another encoding than UTF-8, a name
     that is UTF-8 all the same is read as such.
@@ -33,7 +34,7 @@ def _is_text(name: str) -> bool:
 
 @contextmanager
 def readable_path(path: Path) -> Iterator[Path]:
-    """The same file or folder under a path that is text: itself, or a link that lasts as long as the block. Raises
+    """Give the same file or folder under a path that is text: itself, or a link that lasts as long as the block. Raises
     OSError."""
     if _is_text(str(path)):
         yield path

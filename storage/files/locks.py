@@ -1,5 +1,5 @@
-"""Files and folders that are somebody's for as long as they are locked (`flock`): the kernel drops a lock when its
-owner dies, however it dies."""
+"""Locks that say that somebody owns a file or folder (`flock`): the kernel drops a lock when its owner dies, however it
+dies."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 
 
 def new_locked(name: Callable[[], Path], make: Callable[[Path], int], *, needs_lock: bool = True) -> tuple[Path, int]:
-    """A thing that nobody else has taken for a dead owner's between its making and its lock.
+    """Make a thing and lock it, so that nobody takes it for a dead owner's between the two.
 
     Args:
         name: a new one each time. make: makes it and returns a descriptor of it.
-        needs_lock: whether it is of no use where nothing can be locked.
+        needs_lock: raise OSError where nothing can be locked.
 
     Returns its path and the descriptor that holds the lock. Raises OSError.
     """
@@ -36,7 +36,7 @@ def new_locked(name: Callable[[], Path], make: Callable[[Path], int], *, needs_l
 
 
 def is_locked(path: Path) -> bool:
-    """Whether somebody alive has it. Raises OSError where that cannot be told."""
+    """True if somebody alive has it locked. Raises OSError where that cannot be told."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:

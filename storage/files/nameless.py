@@ -1,6 +1,6 @@
 """Files that have no name until they are whole.
 
-What is written into one is on the file system, and nothing else can see it: neither who adds up a folder nor who lists
+Bytes written into one are on the file system, and nothing else can see them: neither who adds up a folder nor who lists
 it. A process that dies takes it along. Where a file system has no such files, it has a name, and is hidden by a dot.
 """
 
@@ -18,7 +18,8 @@ _SUFFIX = ".new"
 
 @contextmanager
 def nameless_file(folder: str) -> Iterator[IO[bytes]]:
-    """For its owner alone, open for writing, gone with the block unless it was given a name. Raises OSError."""
+    """A new file for its owner alone, open for writing, which goes with the block unless it was given a name. Raises
+    OSError."""
     try:
         descriptor = os.open(folder, getattr(os, "O_TMPFILE", os.O_DIRECTORY) | os.O_RDWR, 0o600)
     except OSError:
@@ -43,7 +44,7 @@ def name_file(file: IO[bytes], path: str) -> None:
 
 
 def remove_unfinished(folder: str) -> None:
-    """What somebody who was killed left there, where files had names, or between the two steps of naming one. The
-    caller has seen to it that nobody is writing one."""
+    """Remove what somebody who was killed left in `folder`, where files had names, or between the two steps of naming
+    one. The caller has seen to it that nobody is writing one."""
     for path in Path(folder).glob(f"*{_SUFFIX}"):
         path.unlink(missing_ok=True)

@@ -36,7 +36,7 @@ def private_folder(folder: Path) -> None:
 
 
 def private_file(path: Path, text: str) -> None:
-    """Write `path` whole or not at all, unless it holds `text` already. Raises OSError."""
+    """Write `text` to `path`, whole or not at all, unless it holds that already. Raises OSError."""
     if path.exists() and path.read_bytes() == text.encode():
         return
     with whole_file(path) as file:
@@ -44,9 +44,9 @@ def private_file(path: Path, text: str) -> None:
 
 
 def reserved_file(path: str, size: int) -> None:
-    """Have the first `size` bytes of a file on disk, zeros where they are new: whoever writes them through a memory map
-    is killed where a disk is full. Raises OSError, also for a link: a store may come from elsewhere, and what a link in
-    it leads to is somebody's."""
+    """Allocate the first `size` bytes of a file on disk, zeros where they are new: a process that writes them through a
+    memory map is killed where a disk is full. Raises OSError, also for a link: a store may come from elsewhere, and the
+    target of a link in it is somebody's."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         found = os.fstat(descriptor)

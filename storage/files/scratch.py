@@ -1,12 +1,12 @@
-"""Folders and files for the time being: gone with their owner, or removed by the next one if it was killed.
+"""Temporary folders and files: they go with their owner, or the next owner removes them if theirs was killed.
 
 Both are called `stratakv-<what for>-<16 hex digits>.tmp`, and their owner keeps them locked (`flock`) from their making
 to their end. The kernel drops a lock when its owner dies, however it dies. So what is called so and is not locked is a
 dead owner's, and whoever makes another one in the same place removes it first: no pid that means another process
 tomorrow or in another container, nothing that ages.
 
-Earlier versions locked nothing and left things of other names. Of those one is a dead owner's if no store in it is in
-use and nothing in it was changed for a day: they wrote all the time.
+Earlier versions locked nothing and left folders of other names. Such a folder is a dead owner's if no store in it is
+in use and nothing in it was changed for a day: they wrote all the time.
 
 Invariants  (1) a living owner's is never removed by anybody else; where files cannot be locked nobody's is
             (2) nothing that is called otherwise, or belongs to another user, is ever touched
@@ -33,10 +33,10 @@ from .locks import is_locked, new_locked
 
 _NAME = re.compile(r"stratakv-[a-z]+-[0-9a-f]{16}\.tmp")
 _FORMER_NAME = re.compile(r"(stratakv-bench-|\.convert-)[a-z0-9_]{8}")
-"""Of folders that versions before this one made."""
+"""Names of folders that earlier versions made."""
 _FORMER_ALIVE_S = 24 * 3600
 _HELD: dict[Path, int] = {}
-"""What this process owns, and the descriptor that holds its lock."""
+"""The paths that this process owns, each with the descriptor that holds its lock."""
 
 
 @contextmanager
@@ -44,14 +44,14 @@ def scratch_folder(kind: str, parent: Path | None = None) -> Iterator[Path]:
     """A new folder of mode 0700, removed at the end with all that is in it.
 
     Args:
-        kind: what for, in small letters: part of its name.
-        parent: where; None: where the machine's temporary files go.
+        kind: its purpose in small letters, which is part of its name.
+        parent: the folder to make it in; None: the one for the machine's temporary files.
 
     Raises OSError.
     """
     path = _new(Path(tempfile.gettempdir() if parent is None else parent), kind, _make_folder)
     try:
-        inner = path / kind  # whoever is given it may lock it: a store does
+        inner = path / kind  # its user may lock it, as a store does
         inner.mkdir(mode=0o700)
         yield inner
     finally:
@@ -60,11 +60,11 @@ def scratch_folder(kind: str, parent: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def whole_file(path: Path, mode: int = 0o600) -> Iterator[BinaryIO]:
-    """A file to write, which takes the place of `path` at the end of the block, on disk and with the mode of what was
-    there before. After an exception `path` is as it was.
+    """Give a file to write, which takes the place of `path` at the end of the block, on disk and with the mode of what
+    was there before. After an exception `path` is as it was.
 
     Args:
-        mode: of a file that is new, less the umask.
+        mode: the mode of a file that is new, less the umask.
 
     Raises OSError.
     """
@@ -111,14 +111,14 @@ def _new(parent: Path, kind: str, make: Callable[[Path], int]) -> Path:
 def _make_folder(path: Path) -> int:
     while True:
         path.mkdir(mode=0o700)
-        with suppress(FileNotFoundError):  # likewise
+        with suppress(FileNotFoundError):  # somebody removed it before it was locked
             return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
 
 
 def _remove_held(path: Path) -> None:
-    """The lock is the last to go. In a child of the owner nothing happens."""
+    """Remove what this process owns and let its lock go last. In a child of the owner nothing happens."""
     if path in _HELD:
-        with suppress(OSError):  # the next one tries again
+        with suppress(OSError):  # the next owner tries again
             _remove(path)
         os.close(_HELD.pop(path))
 
@@ -135,7 +135,7 @@ def _remove_if_dead(path: Path) -> None:
 
 
 def _remove_if_abandoned(path: Path) -> None:
-    """Of earlier versions."""
+    """Remove a folder of an earlier version if its owner is dead, judged by locks and times inside it."""
     with suppress(OSError):
         found = path.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():

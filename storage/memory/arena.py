@@ -44,19 +44,19 @@ FREE, FILLING, RESIDENT, EVICTING = range(4)
 NO_PAGE = -1
 _NAMES = ("FREE", "FILLING", "RESIDENT", "EVICTING")
 _BEFORE = {FREE: (FILLING, EVICTING), FILLING: (FREE,), RESIDENT: (FILLING,), EVICTING: (RESIDENT,)}
-"""From which states each may be entered."""
+"""The states from which each state may be entered."""
 _LEGAL = np.array([[before in _BEFORE[state] for before in range(4)] for state in range(4)])
-"""The same as a table: `[state, state before]`."""
+"""The same as a table of bool: `[state, state before]`."""
 
 
 class Arena:
-    """As many slots as `cap_bytes` holds beside `reserved_bytes`, which the owner uses otherwise.
+    """A pool of as many slots as fit `cap_bytes` beside `reserved_bytes`, which the owner uses for other things.
 
     Memory is touched only as slots are used, or pinned. A forked child has none of its bytes.
 
     Args:
         pin: pin host memory in the background; `close` must then be called before the arena goes.
-        pins: how; None: with CUDA.
+        pins: the way to pin it; None: CUDA's.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Arena:
 
     @property
     def used_bytes(self) -> int:
-        """Slots in use, and what is reserved beside them."""
+        """Bytes of the slots in use and of `reserved_bytes`."""
         return (self.num_slots - self.num_free) * self.page_bytes + self.reserved_bytes
 
     @property
@@ -127,13 +127,13 @@ class Arena:
         self.last_use[slots] = now
 
     def lease(self, slots: np.ndarray) -> None:
-        """RESIDENT -> LEASED, or one lease more. `slots` are distinct."""
+        """RESIDENT -> LEASED, or one more lease on each slot. `slots` are distinct."""
         wrong = slots[self.state[slots] != RESIDENT]
         assert not len(wrong), f"{self.name}: slot {self._named(wrong)} cannot be leased: it holds no page"
         self.leases[slots] += 1
 
     def unlease(self, slots: np.ndarray) -> None:
-        """One lease less; the last one makes LEASED -> RESIDENT."""
+        """Give one lease back on each slot; the last one makes LEASED -> RESIDENT."""
         wrong = slots[self.leases[slots] < 1]
         assert not len(wrong), f"{self.name}: slot {self._named(wrong)} has no lease to give back"
         self.leases[slots] -= 1

@@ -1,4 +1,4 @@
-"""What the store knows of each page: its name, and columns by page id."""
+"""The page table: the name of each page, and columns by page id."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class PageTable:
         self._unused: list[int] = []
 
     def share(self, key: bytes, tokens: np.ndarray) -> int | None:
-        """The page of that name, with one more reference; None if there is none, or it has other tokens."""
+        """The id of the page of that name, with one more reference; None if there is none, or it has other tokens."""
         pid = self.pids.get(key)
         if pid is None or not np.array_equal(self.tokens[pid], tokens):
             return None
@@ -43,7 +43,7 @@ class PageTable:
         return pid
 
     def add(self, layer: int, chain: bytes, tokens: np.ndarray) -> int:
-        """A new page: nowhere yet, one reference."""
+        """The id of a new page, which is nowhere yet and has one reference."""
         key = page_key(layer, chain)
         if self._unused:
             pid = self._unused.pop()
@@ -71,10 +71,10 @@ class PageTable:
         self._unused.append(pid)
 
     def is_resident(self, pids: np.ndarray) -> np.ndarray:
-        """Which pages are in memory, bool `[p]`."""
+        """True for each page that is in memory, bool `[p]`."""
         resident: np.ndarray = (self.host_slot[pids] >= 0) | (self.gpu_slot[pids] >= 0)
         return resident
 
     def live(self) -> np.ndarray:
-        """Ids in use."""
+        """The page ids in use, ascending."""
         return np.setdiff1d(np.arange(len(self.keys)), self._unused)

@@ -8,8 +8,8 @@ Invariants  (1) every range that was pinned is unpinned once, by `close`, before
             (2) the first range that is refused ends it: what is pinned by then stays pinned, the rest pageable
             (3) no range is pinned after `close` has returned
 Memory      pinned ranges are resident from then on, whether slots in them were used or not.
-Hardware    the thread and its order are tested with a pin function that only takes notes. The branch that calls
-            CUDA (`CudaPins`) has not run on hardware.
+Hardware    the thread and its order are tested with a pin function that only takes notes. No test looks
+            at what CUDA (`CudaPins`) has pinned.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _RANGE_BYTES = 256 << 20
 
 
 class Pins(Protocol):
-    """How a range of memory is pinned. Called by one thread at a time."""
+    """A way to pin a range of memory. One thread at a time calls it."""
 
     def pin(self, address: int, num_bytes: int) -> bool:
-        """False if the range cannot be pinned."""
+        """Pin the range; False if it cannot be pinned."""
         ...
 
     def unpin(self, address: int) -> None: ...
@@ -77,7 +77,7 @@ class Pinner:
             self.pinned_bytes += num_bytes
 
     def wait(self) -> None:
-        """Until every range is pinned or one was refused."""
+        """Wait until every range is pinned or one was refused."""
         self._thread.join()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Where pages lie in memory, and how room is made there. Everything here runs under the store's lock.
+"""The places of pages in memory, and making room there. Everything here runs under the store's lock.
 
 Invariants  (1) `table.host_slot[p] == s` exactly if `host.page[s] == p`; the same for the gpu
             (2) a page leaves host memory only if its disk record is committed; gpu copies are always spare
@@ -33,15 +33,15 @@ class Residency:
         """Guards all bookkeeping; notified when pages become clean, loads end, or the store closes."""
         self.clock = 0
         self.num_passing = 0
-        """Gathers and loads under way: their leases end without anybody's doing."""
+        """Number of gathers and loads under way: their leases end without anybody's doing."""
         self.reserved: dict[int, int] = {}
-        """Slots of the gpu pool that hold copies of parts of pages, by layer."""
+        """By layer, the number of slots of the gpu pool that hold copies of parts of pages."""
         self.counted: set[bytes] = set()
         """Chains that `num_known` last counted: the caller is about to adopt them, so the writer lets them be."""
         self._policy = make_policy(eviction)
 
     def slots_of(self, arena: Arena) -> np.ndarray:
-        """The table's column for a tier."""
+        """The page table's column of slots for a tier, int64 by page id."""
         return self.table.gpu_slot if arena is self.gpu else self.table.host_slot
 
     def tiers(self) -> list[Arena]:
@@ -49,12 +49,12 @@ class Residency:
         return [self.host] if self.gpu is None else [self.gpu, self.host]
 
     def settle(self, arena: Arena, slots: np.ndarray, pids: np.ndarray) -> None:
-        """`slots`, now filled, are where these pages lie."""
+        """Record that `slots`, which are now filled, hold these pages."""
         arena.settle(slots, pids, self.clock)
         self.slots_of(arena)[pids] = slots
 
     def note_read(self, pids: np.ndarray) -> None:
-        """Somebody wanted them: what came ahead of need was useful."""
+        """Note that somebody wanted these pages: those that came ahead of need were useful."""
         came = self.table.ahead[pids]
         if came.any():
             self.table.ahead[pids] = False
@@ -66,7 +66,7 @@ class Residency:
             arena.last_use[slots[slots >= 0]] = self.clock
 
     def take_or_evict(self, arena: Arena, count: int, layer: int, *, force: bool = False) -> np.ndarray:
-        """Up to `count` FILLING slots; fewer if nothing else may go."""
+        """Take up to `count` slots (FILLING), evicting others where needed; fewer if nothing else may go."""
         slots = arena.take(count, layer)
         if len(slots) == count:
             return slots
@@ -81,8 +81,8 @@ class Residency:
         return slots
 
     def reserve(self, layer: int, count: int) -> np.ndarray:
-        """Up to `count` FILLING slots of the gpu pool, for copies of parts of pages. A layer's open and resident pages
-        keep a quarter of its share."""
+        """Take up to `count` slots of the gpu pool (FILLING) for copies of parts of pages. A layer's open and resident
+        pages keep a quarter of its share."""
         if self.gpu is None:
             return np.empty(0, dtype=np.int64)
         held = self.reserved.get(layer, 0)
@@ -97,12 +97,13 @@ class Residency:
         self.reserved[layer] -= len(slots)
 
     def num_unstored(self) -> int:
-        """Pages that host memory alone holds."""
+        """Number of pages that only host memory holds."""
         pids = self.host.page[self.host.page != NO_PAGE]
         return int((~self.table.stored[pids]).sum())
 
     def evict(self, arena: Arena, slots: np.ndarray) -> None:
-        """Drop the pages in `slots` from this tier, and pages altogether that are then nowhere and not wanted."""
+        """Remove the pages in `slots` from this tier. A page that is then in no tier and that nobody refers to is
+        forgotten."""
         table = self.table
         pids = arena.evict(slots)
         if arena is self.host:
@@ -118,7 +119,7 @@ class Residency:
             self.forget(pid)
 
     def forget(self, pid: int) -> None:
-        """Nobody refers to the page: drop its copies in memory and recycle its id."""
+        """Drop the copies in memory of a page that nobody refers to, and recycle its id."""
         assert self.table.refs[pid] == 0, f"page {pid} is forgotten with {self.table.refs[pid]} references"
         for arena in self.tiers():
             column = self.slots_of(arena)
@@ -130,7 +131,7 @@ class Residency:
         self.table.remove(pid)
 
     def release(self, pids: np.ndarray, *, keep_unstored: bool) -> None:
-        """Drop one reference each. What nobody needs and nothing can bring back is forgotten.
+        """Drop one reference each. Pages that nobody needs and nothing can bring back are forgotten.
 
         Args:
             keep_unstored: pages not yet on disk will get there, and may then stay as cache.
@@ -144,14 +145,15 @@ class Residency:
                 self.forget(pid)
 
     def forget_unbacked(self, pids: np.ndarray | None = None) -> None:
-        """Pages will not be written (None: none will): those that nobody refers to would only hold room."""
+        """Forget pages that will not be written (None: none will be) and that nobody refers to: they would only hold
+        room."""
         pids = self.host.page[self.host.page != NO_PAGE] if pids is None else pids
         for pid in pids[(self.table.refs[pids] == 0) & ~self.table.stored[pids]].tolist():
             if self.table.keys[pid][-CHAIN_BYTES:] not in self.counted:
                 self.forget(pid)
 
     def check_integrity(self) -> None:
-        """Re-add what is at the top of this file; raises AssertionError."""
+        """Check the invariants at the top of this file from scratch; raises AssertionError."""
         table, live = self.table, self.table.live()
         for arena in self.tiers():
             arena.check_integrity()

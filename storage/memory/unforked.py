@@ -30,7 +30,7 @@ def unforked(num_rows: int, row_bytes: int) -> torch.Tensor:
         return torch.empty((num_rows, row_bytes), dtype=torch.uint8, device="cpu")
     kind = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     try:
-        mmap.mmap(-1, size, flags=kind).close()  # counted once: what could never be had is refused here
+        mmap.mmap(-1, size, flags=kind).close()  # the system counts this one, and refuses what it could never give
         mapped = mmap.mmap(-1, size, flags=kind | _MAP_NORESERVE)
     except OSError as error:
         raise MemoryError(f"{size} bytes of host memory cannot be reserved ({error.strerror})") from error

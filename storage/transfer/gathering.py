@@ -28,7 +28,8 @@ class Gatherer:
     def gather_nearest(
         self, pids: np.ndarray, pages: np.ndarray, parts_of: np.ndarray, parts: int, out: torch.Tensor
     ) -> bool:
-        """Under the lock: the whole gather, if all pages are in the fastest memory tier; otherwise nothing, False."""
+        """Do the whole gather and return True if all pages are in the fastest memory tier; otherwise do nothing and
+        return False. The caller holds the lock."""
         arena = self._residency.tiers()[0]
         slots = self._residency.slots_of(arena)[pids]
         if (slots < 0).any():
@@ -73,7 +74,7 @@ class Gatherer:
         counters.host_reads += len(ticket.pids) - from_disk - from_gpu
 
     def _promote(self, pids: np.ndarray, transfer: Transfer) -> None:
-        """Copy host pages into the gpu pool, as far as it has room beside what this call reads."""
+        """Copy host pages into the gpu pool, as far as it has room beside the pages that this call reads."""
         gpu, table = self._residency.gpu, self._residency.table
         assert gpu is not None
         wanted = pids[(table.gpu_slot[pids] < 0) & (table.host_slot[pids] >= 0)]
@@ -94,7 +95,7 @@ class Gatherer:
         self, pids: np.ndarray, pages: np.ndarray, parts_of: np.ndarray, parts: int, out: torch.Tensor,
         transfer: Transfer,
     ) -> np.ndarray:  # fmt: skip
-        """Copies the rows whose pages are in memory; returns which are not, bool `[m]`."""
+        """Copy the rows whose pages are in memory. Returns True for each row that is not copied, bool `[m]`."""
         pending = np.ones(len(pages), dtype=bool)
         for arena in self._residency.tiers():
             slots = self._residency.slots_of(arena)[pids][pages]
@@ -116,7 +117,7 @@ class Gatherer:
         self, ticket: Ticket, pending: np.ndarray, pid_of: np.ndarray, parts_of: np.ndarray, parts: int,
         out: torch.Tensor,
     ) -> None:  # fmt: skip
-        """The rows of pages that the host has no room for, round by round."""
+        """Copy the rows of pages that the host has no room for, round by round."""
         for pids, staged in self._loader.rounds_beyond(ticket):
             here = pending & np.isin(pid_of, pids)
             order = np.argsort(pids)

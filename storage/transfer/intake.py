@@ -3,9 +3,9 @@
 On a machine with a gpu tier a page is filled there and copied down when it is sealed: the host copy is the one
 that is written, the gpu copy is spare from the start.
 
-Waiting    Room may have to be waited for, which gives up the lock. So what was found before is looked at again
-           after. Only what ends by itself is waited for: the writer, which makes pages clean, and gathers under
-           way, which hold leases. An open ticket is not: whoever holds it may be the one who waits.
+Waiting    Waiting for room gives up the lock, so what was found before is looked at again afterwards.
+           It is done only for what ends by itself: the writer, which makes pages clean, and gathers under way,
+           which hold leases. An open ticket is not waited for: whoever holds it may be the one who waits.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ class Intake:
             self._writing.enqueue(pid)
 
     def _room_beside(self, pid: int) -> np.ndarray:
-        """Waits until nobody reads or encodes the page; a slot for it if it then has none."""
+        """Wait until nobody reads or encodes the page. Returns a slot for it if it then has none, else an empty
+        array."""
         spare = np.empty(0, dtype=np.int64)
         while True:
             if self._writing.is_encoding or self._loader.is_coming(pid):
@@ -125,13 +126,13 @@ class Intake:
         return pid
 
     def _keep(self, slots: np.ndarray, pids: np.ndarray) -> None:
-        """New pages, whole in host slots: theirs from now on, and to be written."""
+        """Make new pages, whole in host slots, resident, and queue them for disk."""
         self._residency.settle(self._host, slots, pids)
         for pid in pids.tolist():
             self._writing.enqueue(pid)
 
     def _room(self, arena: Arena, count: int, layer: int) -> np.ndarray:
-        """1 to `count` slots, waiting for what ends by itself: the writer, and other threads' gathers."""
+        """Take 1 to `count` slots, waiting for what ends by itself: the writer, and other threads' gathers."""
         started, tried = clock.now(), False
         while not len(slots := self._residency.take_or_evict(arena, count, layer, force=True)):
             if self._writing.disk_error and not tried:

@@ -49,18 +49,18 @@ class Ticket:
     """Pages on their way up. One thread's at a time; ends with `finish` or `abort` of the store."""
 
     pids: np.ndarray
-    """All pages asked for."""
+    """Ids of all pages asked for."""
     missing: np.ndarray
-    """Those of them that were in no memory tier and got a slot, in the order of `slots`."""
+    """Ids of the pages that were in no memory tier and got a slot, in the order of `slots`."""
     slots: np.ndarray
-    """FILLING slots that are not settled yet, one per missing page."""
+    """The slots (FILLING) that are not settled yet, one per missing page."""
     beyond: np.ndarray
-    """Those the host had no room for."""
+    """Ids of the pages that the host has no room for."""
     leases: list[tuple[Arena, np.ndarray]] = field(default_factory=list)
     failures: dict[int, str] = field(default_factory=dict)
-    """What is wrong with a page, by its id."""
+    """The reason why a page cannot be used, by page id."""
     is_ahead: bool = False
-    """Nobody has asked for the pages yet."""
+    """True if nobody has asked for the pages yet."""
 
 
 class Loader:
@@ -78,11 +78,11 @@ class Loader:
         self._staging: torch.Tensor | None = None
 
     def is_coming(self, pid: int) -> bool:
-        """Some thread is reading the page."""
+        """True while some thread is reading the page."""
         return pid in self._coming
 
     def begin(self, pids: np.ndarray) -> Ticket:
-        """Under the lock. `pids` are distinct."""
+        """Begin a ticket for distinct `pids`. The caller holds the lock."""
         table, gpu = self._table, self._residency.gpu
         self._residency.touch(pids)
         on_gpu = table.gpu_slot[pids] >= 0
@@ -101,7 +101,7 @@ class Loader:
         return ticket
 
     def finish(self, ticket: Ticket) -> None:
-        """Read what is missing; all but `beyond` and `failures` is then leased in memory."""
+        """Read what is missing. All pages but `beyond` and `failures` are then leased in memory."""
         if not len(ticket.slots):
             return
         started = clock.now()
@@ -129,7 +129,8 @@ class Loader:
             ticket.failures.update(wrong)
 
     def _claim(self, ticket: Ticket) -> np.ndarray:
-        """Which of the ticket's slots this thread fills now. Pages that have come otherwise are leased instead."""
+        """Choose the slots of the ticket that this thread fills now, by index. Pages that have come by another way are
+        leased instead."""
         here = self._table.host_slot[ticket.missing] >= 0
         if here.any():
             self._lease(ticket, self._host, self._table.host_slot[ticket.missing[here]])
@@ -140,7 +141,7 @@ class Loader:
         return mine
 
     def _come(self, ticket: Ticket, mine: np.ndarray, wrong: dict[int, str] | None) -> None:
-        """What was claimed has been read, or the reading stopped (`wrong` is None): settle what is good."""
+        """Settle the good pages of a claim that has been read; `wrong` is None if reading stopped."""
         pids, slots = ticket.missing[mine], ticket.slots[mine]
         self._coming.difference_update(pids.tolist())
         good = np.array([wrong is not None and pid not in wrong for pid in pids.tolist()], dtype=bool)
@@ -156,7 +157,8 @@ class Loader:
         self._lock.notify_all()
 
     def rounds_beyond(self, ticket: Ticket) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """The pages without a slot, a few at a time: ids and bytes `[n, page_bytes]`, ours until the next round."""
+        """Read the pages without a slot, a few at a time. Yields ids and bytes `[n, page_bytes]`, valid until the next
+        round."""
         if not len(ticket.beyond):
             return
         with self._reader:
@@ -171,7 +173,7 @@ class Loader:
                 yield pids, staged
 
     def _read(self, pids: np.ndarray, buffers: list[np.ndarray]) -> dict[int, str]:
-        """Read and verify pages into `buffers`, by the one reader; returns what is wrong by page id."""
+        """Read and verify pages into `buffers`, one thread at a time. Returns why a page cannot be used, by page id."""
         assert self._disk is not None, "a page is in no tier"
         if self._closed:
             raise ClosedError("the store is closed")
@@ -183,7 +185,7 @@ class Loader:
         return {int(pids[i]): why for i, why in wrong.items()}
 
     def report(self, ticket: Ticket) -> None:
-        """Raises CorruptPageError if pages of the ticket cannot be used."""
+        """Raise CorruptPageError if pages of the ticket cannot be used."""
         if ticket.failures:
             named = [f"{self._table.keys[pid].hex()}: {why}" for pid, why in ticket.failures.items()]
             raise CorruptPageError(
@@ -191,7 +193,7 @@ class Loader:
             )
 
     def end(self, ticket: Ticket, *, keep_unstored: bool) -> None:
-        """Under the lock: leases, references and slots that were not used go back. Once only."""
+        """Give leases, references and unused slots back, once. The caller holds the lock."""
         assert ticket in self._open, "a ticket was ended twice"
         self._open.remove(ticket)
         for arena, slots in ticket.leases:
@@ -202,7 +204,7 @@ class Loader:
         self._lock.notify_all()
 
     def close(self) -> None:
-        """No read is under way and none will begin."""
+        """Refuse further reads. When this returns, no read is under way."""
         with self._reader:
             self._closed = True
 

@@ -2,7 +2,7 @@
 
 A page's way to disk
 
-    sealed, dirty --enqueue--> queued --writer takes a batch--> in flight --commit--> stored (clean)
+    sealed, dirty --enqueue--> queued --writer takes a bundle-> in flight --commit--> stored (clean)
                                                                     |
                                                                     +-- full or failing --> waits for a probe
 
@@ -10,7 +10,7 @@ Invariants  (1) a page is `stored` only after the transaction that holds it comm
             (2) a queued or in-flight page stays where it is in host memory: only stored pages are evicted there
             (3) while the disk takes no writes (`disk_error`), the queue is empty. The writer looks every few seconds
                 whether it does again, and whoever needs it looks at once; then all that memory alone holds is queued
-Threads     the writer takes batches and marks them under the lock, and encodes and commits without it.
+Threads     the writer takes bundles and marks them under the lock, and encodes and commits without it.
             Whatever stops it is kept in `disk_error` and told to whoever waits.
 """
 
@@ -33,12 +33,12 @@ from ..page import CHAIN_BYTES
 
 logger = logging.getLogger(__name__)
 
-_BATCH_BYTES = 4 << 20
+_BUNDLE_BYTES = 4 << 20
 _SWEPT_SHARE = 16
-"""A sweep of a full disk tier makes room for this part of its cap, and a batch is at most as large: LMDB writes
-a changed tree page anew before the old one is free."""
+"""A sweep of a full disk tier frees 1 / `_SWEPT_SHARE` of its cap, and a bundle is at most as large: LMDB writes a
+changed tree page anew before the old one is free."""
 _RETRY_S = 10.0
-"""After a write that failed, how long until the writer looks whether the disk takes writes again."""
+"""Seconds after a failed write until the writer looks whether the disk takes writes again."""
 
 
 class WriteBehind:
@@ -52,10 +52,11 @@ class WriteBehind:
     def __init__(self, residency: Residency, disk: DiskTier | None, compression: Callable[[], Compression]) -> None:
         self.disk = disk
         self.disk_error: StorageFullError | None = None
-        """Why the disk tier takes no writes at the moment; pages then stay in host memory."""
+        """The reason why the disk tier takes no writes at the moment; None if it takes them. Pages then stay in host
+        memory."""
         self.chains_to_keep: Callable[[], set[bytes]] | None = None
-        """Which chains sessions still need when room is made on disk; None: never sweep. Raises UnknownPagesError where
-        that is not known."""
+        """Returns the chains that sessions still need when room is made on disk; None: never sweep. It raises
+        UnknownPagesError where that is not known."""
         self._residency, self._compression = residency, compression
         self._table, self._lock = residency.table, residency.lock
         self._queue: deque[int] = deque()
@@ -68,12 +69,12 @@ class WriteBehind:
 
     @property
     def is_busy(self) -> bool:
-        """Pages will become clean without anybody's doing."""
+        """True if queued pages will become clean without anybody's doing."""
         return self.disk is not None and not self.disk_error and bool(self._queue or self._in_flight)
 
     @property
     def will_store(self) -> bool:
-        """Dirty pages get to disk sooner or later."""
+        """True if dirty pages get to disk sooner or later."""
         return self.disk is not None and not self.disk_error
 
     def enqueue(self, pid: int) -> None:
@@ -86,7 +87,7 @@ class WriteBehind:
 
     @property
     def is_encoding(self) -> bool:
-        """Pages in flight are being read from host memory, without the lock."""
+        """True while pages in flight are being read from host memory, without the lock."""
         return self._in_flight > 0
 
     def flush(self) -> None:
@@ -108,7 +109,7 @@ class WriteBehind:
             self._writer.join()
 
     def _write_behind(self) -> None:
-        while (pids := self._next_batch()) is not None:
+        while (pids := self._next_bundle()) is not None:
             if not pids:
                 error = self._probe()
                 with self._lock:
@@ -127,7 +128,7 @@ class WriteBehind:
                 self._lock.notify_all()
 
     def _wrote(self, pids: np.ndarray, taken: set[bytes]) -> None:
-        """All are stored but those whose keys a later version's records have `taken`."""
+        """Mark pages as stored, except those whose keys a later version's records have `taken`."""
         out = np.array([self._table.keys[pid] in taken for pid in pids.tolist()], dtype=bool)
         self._table.stored[pids[~out]] = True
         self._residency.counters.pages_written += int((~out).sum())
@@ -142,34 +143,35 @@ class WriteBehind:
         self._table.kept_out[pids] = out
         self._residency.forget_unbacked(pids[out])
 
-    def _next_batch(self) -> list[int] | None:
-        """Pages to write; none: it is time to see whether the disk takes writes again; None: closed."""
-        batch_pages = max(1, self._batch_bytes // self._residency.host.page_bytes)
+    def _next_bundle(self) -> list[int] | None:
+        """Wait for pages to write and return their ids; an empty list when it is time to look whether the disk takes
+        writes again; None when closed."""
+        bundle_pages = max(1, self._bundle_bytes // self._residency.host.page_bytes)
         with self._lock:
             while not self._queue and not self._closed:
                 if not self._lock.wait(_RETRY_S if self.disk_error else None) and self.disk_error:
                     return []
             if not self._queue:
                 return None
-            pids = [self._queue.popleft() for _ in range(min(batch_pages, len(self._queue)))]
+            pids = [self._queue.popleft() for _ in range(min(bundle_pages, len(self._queue)))]
             self._in_flight = len(pids)
             return pids
 
     @property
-    def _batch_bytes(self) -> int:
+    def _bundle_bytes(self) -> int:
         assert self.disk is not None
-        return min(_BATCH_BYTES, self.disk.cap_bytes // _SWEPT_SHARE)
+        return min(_BUNDLE_BYTES, self.disk.cap_bytes // _SWEPT_SHARE)
 
     def _probe(self) -> StorageFullError | None:
         assert self.disk is not None
         try:
-            self.disk.probe(self._batch_bytes)
+            self.disk.probe(self._bundle_bytes)
         except StorageFullError as error:
             return error
         return None
 
     def _probed(self, error: StorageFullError | None) -> None:
-        """After a failure: if the disk takes writes again, queue what only memory holds."""
+        """Note the result of a probe after a failure. If the disk takes writes again, queue what only memory holds."""
         if self.disk_error is None:
             return
         self.disk_error = error
@@ -181,18 +183,18 @@ class WriteBehind:
                 self.enqueue(pid)
 
     def try_disk_again(self) -> None:
-        """Somebody needs the disk now: make room and look whether it takes writes."""
+        """Make room now, since somebody needs the disk, and look whether it takes writes."""
         assert self.disk_error is not None
         try:
             if self.disk_error.is_at_cap:
-                self.make_room(self._batch_bytes)
+                self.make_room(self._bundle_bytes)
         except StorageError as error:
             self._probed(error if isinstance(error, StorageFullError) else StorageFullError(str(error)))
         else:
             self._probed(self._probe())
 
     def _try_write(self, pids: list[int]) -> set[bytes] | StorageFullError:
-        """As `DiskTier.write_pages`; what stopped it is returned, for whoever waits."""
+        """Write pages, as `DiskTier.write_pages`. An error that stops it is returned, for whoever waits."""
         assert self.disk is not None
         try:
             records = [(self._table.keys[pid], self._pack(pid)) for pid in pids]
@@ -227,8 +229,9 @@ class WriteBehind:
         )
 
     def make_room(self, needed: int) -> int:
-        """Make room on disk: drop the least recently used records that neither a process nor a session needs.
-        A good deal more than `needed`, since looking for them reads every key."""
+        """Make room on disk: remove the least recently used records that neither a process nor a session needs. Frees a
+        good deal more than `needed` bytes, since looking for such records reads every key. Returns how many were
+        removed."""
         if self.chains_to_keep is None or self.disk is None:
             return 0
         kept = self.chains_to_keep()

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from stratakv.runtime import KVConfig, Runtime
 from stratakv.runtime.api.reply import Timings, Usage
 from stratakv.runtime.bench import bandwidths
-from stratakv.runtime.bench.options import Options
+from stratakv.runtime.bench.options import BenchOptions
 from stratakv.runtime.bench.run import run_bench
 from stratakv.runtime.chat.documents import Read
 from stratakv.runtime.cli import chat_setup, repl_report
@@ -106,7 +106,7 @@ def test_bench_prints_what_the_table_defines(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(bandwidths, "_LINK_BYTES", 1 << 20)
     monkeypatch.setattr(bandwidths, "_DISK_BYTES", 1 << 20)
     given: dict[str, Any] = {"shape": "tiny", "dtype": "float32", "budget": 112, "turn_tokens": 8, "kv_dir": tmp_path}
-    result = run_bench(Options(**given, contexts=(64,), steps=2, baselines=("dense",)), lambda line: None)
+    result = run_bench(BenchOptions(**given, contexts=(64,), steps=2, baselines=("dense",)), lambda line: None)
     assert unknown(result) == set()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 class Check:
     name: str
     error: float | None
-    """None: it raised."""
+    """The error; None: the check raised."""
     bound: float
     note: str = ""
 
@@ -27,5 +27,5 @@ class Check:
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
-    """Largest difference as a share of the largest expected magnitude. Shapes are equal, any."""
+    """The largest difference as a share of the largest expected magnitude. Both tensors have the same shape."""
     return float((found.double() - expected.double()).abs().max() / expected.double().abs().max())

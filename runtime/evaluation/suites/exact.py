@@ -38,9 +38,9 @@ from .exact_kernels import kernels
 from .save_and_wait import SAVED
 
 LOGITS = 1e-4
-"""Largest difference of logits, as a share of the largest logit (fp32 sums in another order)."""
+"""The largest difference of logits, as a share of the largest logit (fp32 sums in another order)."""
 NEAR_TIES = 1e-3
-"""Share of choices that rounding may decide otherwise, where two scores are equal to seven digits."""
+"""The share of choices that rounding may decide otherwise, where two scores are equal to seven digits."""
 _PROMPT, _STEPS, _GREEDY = 700, 24, 64
 """More than one chunk of prefill, no whole number of pages, and enough steps to seal two of them."""
 _BUDGET = 208
@@ -48,12 +48,12 @@ _PIECES = (1, 7, 64)
 
 
 Expected = Callable[[], Tensor]
-"""Logits `[1 + _STEPS, vocabulary]` to compare with; computed once."""
+"""Makes the logits `[1 + _STEPS, vocabulary]` to compare with; they are computed once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Which model, and where. Always in fp32."""
+    """The model, and its device. It always computes in fp32."""
 
     model: str
     device: str
@@ -64,17 +64,17 @@ class Setting:
         return torch.device(found if self.device == "auto" else self.device)
 
     def open(self, **kv: Any) -> Runtime:
-        """On a GPU with small tiers: by default one runtime would take most of its memory."""
+        """Load a runtime. On a GPU its tiers are small: by default one runtime would take most of the memory."""
         if self.torch_device.type == "cuda":
             kv = {"gpu_gb": 2.0, "host_gb": 2.0, **kv}
         return Runtime.load(self.model, device=self.device, dtype="float32", kv=KVConfig(**kv))
 
 
 def run(setting: Setting, indexes: list[str], seed: int, ticker: Ticker, *, with_child: bool = True) -> dict[str, Any]:
-    """All checks. One that raises has failed, with the error as its note.
+    """Run all checks. A check that raises has failed, with the error as its note.
 
     Args:
-        with_child: whether to include the check that starts a process and kills it.
+        with_child: include the check that starts a process and kills it.
     """
     names = list(dict.fromkeys(["dense", "window", *indexes, "oracle"]))
     index = indexes[0]
@@ -107,7 +107,7 @@ def run(setting: Setting, indexes: list[str], seed: int, ticker: Ticker, *, with
 
 
 def _tokens(runtime: Runtime, seed: int) -> np.ndarray:
-    """uint32 `[_PROMPT + _STEPS]`."""
+    """Token ids uint32 `[_PROMPT + _STEPS]`."""
     size = runtime.model.config.vocab_size
     return np.random.default_rng(seed).integers(0, size, _PROMPT + _STEPS).astype(np.uint32)
 
@@ -128,7 +128,7 @@ def _logits(engine: Engine, tokens: np.ndarray) -> Tensor:
 
 
 def _differ(found: Tensor, expected: Tensor) -> int:
-    """Rows whose likeliest token is another, where the first two are further apart than rounding."""
+    """The number of rows whose likeliest token is another, where the first two are further apart than rounding."""
     top = expected.topk(2, -1)
     clear = top.values[:, 0] - top.values[:, 1] > LOGITS * expected.abs().max()
     return int(((found.argmax(-1) != top.indices[:, 0]) & clear).sum())
@@ -138,8 +138,8 @@ def _differ(found: Tensor, expected: Tensor) -> int:
 
 
 def _against_transformers(runtime: Runtime, tokens: np.ndarray) -> Iterator[Check]:
-    """64 greedy tokens with everything read, and the logits they were chosen from. The context has more
-    than one block of keys, so that decode merges parts, too."""
+    """Check 64 greedy tokens with everything read, and the logits they were chosen from. The context has more than one
+    block of keys, so that decode merges partial results, too."""
     from transformers import AutoModelForCausalLM
 
     engine = _engine(runtime, "dense")
@@ -164,27 +164,27 @@ def _against_transformers(runtime: Runtime, tokens: np.ndarray) -> Iterator[Chec
 
 
 def _plain(runtime: Runtime, tokens: np.ndarray) -> PlainModel:
-    """One that has read the prompt."""
+    """A plain model that has read the prompt."""
     plain = PlainModel(runtime.model)
     plain.read(tokens[:_PROMPT])
     return plain
 
 
 def _plain_logits(plain: PlainModel, tokens: np.ndarray) -> Tensor:
-    """After each of the tokens that follow the prompt `[_STEPS, vocabulary]`, with everything read."""
+    """Logits after each of the tokens that follow the prompt `[_STEPS, vocabulary]`, with everything read."""
     plain = plain.copy()
     return torch.stack([plain.read(tokens[i : i + 1]) for i in range(_PROMPT, len(tokens))])
 
 
 def _everything(runtime: Runtime, index: str, tokens: np.ndarray, plain: Expected) -> Iterator[Check]:
-    """With the budget beyond the context, an index is not asked."""
+    """Check that with the budget beyond the context an index is not asked."""
     found = _logits(_engine(runtime, index, 2 * len(tokens)), tokens)
     yield Check(f"{index}, everything read = plain tensors", relative_error(found[1:], plain()), LOGITS)
 
 
 def _part(runtime: Runtime, index: str, tokens: np.ndarray, prefilled: Callable[[], PlainModel]) -> Iterator[Check]:
-    """Sparse steps against plain tensors at the same positions, and those positions against index states
-    made anew from plain keys."""
+    """Check sparse steps against plain tensors at the same positions, and those positions against index states made
+    anew from plain keys."""
     engine, plain = _engine(runtime, index), prefilled().copy()
     sequence = engine.new_sequence()
     engine.prefill(sequence, tokens[:_PROMPT], want_logits=False, reuse=False)
@@ -249,14 +249,14 @@ class _Watcher:
         self.broken += int(over or not found.issuperset(forced))
 
     def compare(self) -> None:
-        """Call when the plain model has read the token, too."""
+        """Compare a step. Call it when the plain model has read the token, too."""
         budget_of = self.engine.config.budget_tokens
         for layer, step in self._steps.items():
             budget = budget_of(self.plain.length) - (self.plain.length - self._sealed)
             if step.ids is None or budget >= self._sealed:
                 continue
             index = self.engine.indexes[layer]
-            state = index.copy(self._layers[layer].state)  # with what it learned
+            state = index.copy(self._layers[layer].state)  # with its learned numbers
             index.truncate(state, 0)
             index.append(state, self.plain.keys[layer][:, : self._sealed])
             again = index.select(state, step.query.float() * step.scale, self._sealed, budget).ids.cpu().numpy()
@@ -269,7 +269,7 @@ class _Watcher:
 
 
 def _pieces(runtime: Runtime, tokens: np.ndarray) -> Iterator[Check]:
-    """A prompt that arrives in pieces of any size."""
+    """Check a prompt that arrives in pieces of any size."""
     prompt, engine = tokens[:100], _engine(runtime, "dense")
     whole: Tensor | None = None
     for size in (len(prompt), *_PIECES):
@@ -297,7 +297,7 @@ def _threads(runtime: Runtime, index: str, tokens: np.ndarray, expected: Expecte
 
 
 def _tiers(setting: Setting, index: str, tokens: np.ndarray, expected: Expected, folder: Path) -> Iterator[Check]:
-    """Memory and disk, and three tiers with little room, equal memory alone bit for bit. A store opened
+    """Check that memory and disk, and three tiers with little room, equal memory alone bit for bit. A store opened
     again computes only the last rows of its prompt, in other pieces than at first: equal to rounding."""
     with setting.open(path=folder / "probe", disk_gb=0) as runtime:
         plan, chunk = runtime.plan, runtime.engine.chunk
@@ -321,7 +321,7 @@ def _tiers(setting: Setting, index: str, tokens: np.ndarray, expected: Expected,
 
 
 def _resume(setting: Setting, index: str, tokens: np.ndarray, expected: Expected, folder: Path) -> Iterator[Check]:
-    """A process saves a session and is killed; another goes on where it stopped."""
+    """Check that a process saves a session and is killed, and another goes on where it stopped."""
     half = _PROMPT + _STEPS // 2
     kv = {"index": index, "budget": _BUDGET, "path": str(folder / "killed")}
     task = {

@@ -14,15 +14,15 @@ from ....kernels.prefill_attention import prefill_attention
 from .check import Check, relative_error
 
 KERNELS = {1.0: 2e-5, 30.0: 5e-3}
-"""Largest error as a share of the largest output, by the spread of queries and keys: a score near
-10^4 is itself rounded to 10^-3."""
+"""The largest error as a share of the largest output, by the spread of queries and keys: a score near 10^4 is itself
+rounded to 10^-3."""
 _DIM, _SCALE = 64, 0.125
 Random = Callable[..., Tensor]
-"""Shape -> normal numbers on the device under test."""
+"""Makes normal numbers of a shape on the device under test."""
 
 
 def kernels(seed: int, device: torch.device) -> Iterator[Check]:
-    """Attention over parts, merged, against one float64 softmax."""
+    """Check attention over parts, merged, against one float64 softmax."""
     draw = torch.Generator().manual_seed(seed)
     random = lambda *shape: torch.randn(*shape, generator=draw).to(device)  # noqa: E731
     for spread, bound in KERNELS.items():
@@ -56,7 +56,8 @@ def _prefill_error(random: Random, repeats: int, length: int, spread: float, sam
 
 
 def _exact(q: Tensor, k: Tensor, v: Tensor, repeats: int, *, causal: bool) -> Tensor:
-    """q `[G, R, D]`, or `[H, T, D]` whose rows see all keys but the later ones of the last T."""
+    """Exact attention for q `[G, R, D]`, or for q `[H, T, D]` whose rows see all keys but the later ones of the last
+    T."""
     keys, values = k.double(), v.double()
     if causal:
         keys, values = keys.repeat_interleave(repeats, 0), values.repeat_interleave(repeats, 0)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..harness import Harness, index_bytes
-from ..options import Options, Ticker
+from ..options import EvalOptions, Ticker
 from ..probe import Probe
 from ..statistics import FEWEST, bootstrap, judge, keeps_within
 from ..texts import Texts
@@ -25,13 +25,13 @@ from ..variants import CEILING, DENSE, FLOOR, Variant
 
 POSITIONS = 128
 _PROBED = 7
-"""Attention itself is compared at every so many positions: each costs a dense step. Prime to the page size,
-so that tails of all lengths are seen."""
+"""Attention itself is compared at one position in this many: each costs a dense step. Prime to the page size, so that
+tails of all lengths are seen."""
 _SOURCES = ("novel", "novel", "verses", "docs")
 _CHARACTERS_PER_TOKEN = 6
 
 
-def run(harness: Harness, options: Options, texts: Texts, ticker: Ticker) -> dict[str, Any]:
+def run(harness: Harness, options: EvalOptions, texts: Texts, ticker: Ticker) -> dict[str, Any]:
     """Measure all variants on `options.samples` contexts of `options.ctx` tokens."""
     found = list(contexts(harness, options, texts))
     ticker.start(len(found) * (1 + len(harness.variants)))
@@ -47,8 +47,8 @@ def run(harness: Harness, options: Options, texts: Texts, ticker: Ticker) -> dic
     return {"positions": POSITIONS, "variants": rows}
 
 
-def contexts(harness: Harness, options: Options, texts: Texts) -> Iterator[tuple[str, np.ndarray]]:
-    """(source, tokens `[options.ctx]`): windows at random places of the texts, by the seed."""
+def contexts(harness: Harness, options: EvalOptions, texts: Texts) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield (source, tokens `[options.ctx]`): windows at random places of the texts, by the seed."""
     for sample in range(options.samples):
         source = _SOURCES[sample % len(_SOURCES)]
         rng = random.Random(f"{options.seed}/{sample}")
@@ -75,7 +75,7 @@ def _text(texts: Texts, source: str, rng: random.Random) -> str:
 
 
 def _measure(harness: Harness, source: str, ids: np.ndarray, ticker: Ticker) -> dict[Variant, dict[str, Any]]:
-    """Per variant: the arrays per position, and means over it."""
+    """Measure each variant: its arrays per position, and means over them."""
     known, past = ids[-POSITIONS - 1 : -1], ids[: -POSITIONS - 1]
     targets = torch.from_numpy(ids[-POSITIONS:].astype(np.int64)).unsqueeze(1)
     found: dict[Variant, dict[str, Any]] = {}
@@ -132,7 +132,7 @@ def _mean(contexts: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _marks(row: dict[str, Any], best: dict[str, Any], bare: dict[str, Any]) -> dict[str, bool | None]:
-    """`best`: the oracle at the same budget. `bare`: the floor with the highest KL."""
+    """Judge a variant. `best` is the oracle at the same budget, `bare` the floor with the highest KL."""
     kl, best_kl, bare_kl = (_by_context(of, "kl") for of in (row, best, bare))
     top1, best_top1 = (_by_context(of, "top1_agree") for of in (row, best))
     is_even = row["worst_context_kl"] <= 3 * row["kl"]

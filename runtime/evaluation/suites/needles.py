@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ...engine.sequence import Sequence
 from ..harness import Harness
-from ..options import Options, Ticker
+from ..options import EvalOptions, Ticker
 from ..statistics import Paired, judge, paired
 from ..tasks import Fit, invented, niah
 from ..tasks.haystack import novel, scatter
@@ -53,18 +53,18 @@ class Needle(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One question to one variant."""
+    """One variant's answer to one question."""
 
     mode: str
     context: int
     turn: int
     depth: float
     digits: np.ndarray
-    """bool, one per digit token."""
+    """True for each digit token that was right, bool."""
 
 
-def run(harness: Harness, options: Options, texts: Texts, ticker: Ticker) -> dict[str, Any]:
-    """All modes on `options.samples` contexts of `options.ctx` tokens."""
+def run(harness: Harness, options: EvalOptions, texts: Texts, ticker: Ticker) -> dict[str, Any]:
+    """Run all modes on `options.samples` contexts of `options.ctx` tokens."""
     ticker.start(options.samples * (1 + 2 * len(harness.variants)))
     answers: dict[Variant, list[Answer]] = {variant: [] for variant in harness.variants}
     for context in range(options.samples):
@@ -75,7 +75,7 @@ def run(harness: Harness, options: Options, texts: Texts, ticker: Ticker) -> dic
 
 
 def _context(
-    harness: Harness, options: Options, texts: Texts, number: int, ticker: Ticker
+    harness: Harness, options: EvalOptions, texts: Texts, number: int, ticker: Ticker
 ) -> Iterator[tuple[Variant, Answer]]:
     rng = random.Random(f"{options.seed}/{number}")
     *hidden, told = _needles(rng, texts)
@@ -110,13 +110,14 @@ def _context(
 
 
 def _needles(rng: random.Random, texts: Texts) -> list[Needle]:
-    """`NEEDLES` to hide, at depths drawn without replacement, and one to be told later."""
+    """Make `NEEDLES` needles to hide, at depths drawn without replacement, and one to be told later."""
     keys, values = invented.unique(lambda: invented.word_key(rng, texts)), invented.unique(lambda: invented.number(rng))
     return [Needle(next(keys), next(values), depth) for depth in (*rng.sample(_DEPTHS, NEEDLES), 1.0)]
 
 
-def _reach(harness: Harness, options: Options) -> int:
-    """How far back a reader sees without an index: the largest budget, or a sliding layer's window."""
+def _reach(harness: Harness, options: EvalOptions) -> int:
+    """The number of tokens that a reader sees back without an index: the largest budget, or a sliding layer's
+    window."""
     budgets = [variant.config(harness.runtime.config).budget_tokens(options.ctx) for variant in harness.variants]
     return max(*budgets, *(window or 0 for window in harness.runtime.model.windows))
 
@@ -124,7 +125,7 @@ def _reach(harness: Harness, options: Options) -> int:
 def _text(
     rng: random.Random, texts: Texts, harness: Harness, hidden: list[Needle], tokens: int, reach: int
 ) -> tuple[str, str]:
-    """A novel with needles, up to `tokens` long, and how it goes on for more than `reach` tokens."""
+    """Make a novel with needles, up to `tokens` long, and its continuation for more than `reach` tokens."""
     stream = novel(rng, texts)
     placed = [(needle.depth, needle.statement) for needle in hidden]
 
@@ -153,7 +154,7 @@ def _digits(harness: Harness, variant: Variant, sequence: Sequence, logits: Tens
 
 
 def _told(harness: Harness, variant: Variant, sequence: Sequence, mode: str, needle: Needle, more: str) -> np.ndarray:
-    """A conversation: the novel so far, the statement, more of the novel, the question."""
+    """Hold a conversation: the novel so far, the statement, more of the novel, the question."""
     told, asked = needle.statement, f"Tell me a special magic number for {needle.key}."
     user, model = (told, " I have noted it.") if mode == "told_by_user" else (asked, " " + told)
     turns = [
@@ -189,7 +190,7 @@ def _of(answers: list[Answer], mode: str) -> list[Answer]:
 
 
 def _bins(found: list[Answer], dense: list[Answer], mode: str) -> dict[str, Paired]:
-    """Digits by turn, or by depth."""
+    """Count digits by turn, or by depth."""
 
     def name_of(answer: Answer) -> str:
         return str(answer.turn) if mode == "turns" else f"{answer.depth:.1f}"
@@ -202,7 +203,7 @@ def _bins(found: list[Answer], dense: list[Answer], mode: str) -> dict[str, Pair
 
 
 def _compare(found: list[Answer], dense: list[Answer]) -> dict[str, Paired]:
-    """Digits and whole numbers; contexts are the clusters, for one lost needle loses seven digits."""
+    """Compare digits and whole numbers. Contexts are the clusters, since one lost needle loses seven digits."""
     clusters = np.array([answer.context for answer in found])
     of_digits = np.repeat(clusters, [len(answer.digits) for answer in found])
     return {

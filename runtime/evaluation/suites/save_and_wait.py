@@ -1,4 +1,4 @@
-"""Child process of the `resume` check: reads, decodes, saves the session, says so, waits to be killed.
+"""The child process of the `resume` check: it reads, decodes, saves the session, says so, and waits to be killed.
 
 python -m stratakv.runtime.evaluation.suites.save_and_wait '{"model": ..., "kv": {...}, ...}'
 """

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...engine.sequence import Sequence
 from ..harness import Harness
-from ..options import Options, Ticker
+from ..options import EvalOptions, Ticker
 from ..statistics import Paired, judge, paired
 from ..tasks import TASKS, Fit, Sample, Task, select
 from ..texts import Texts
@@ -28,20 +28,20 @@ from ..variants import DENSE, Variant
 _OVERHEAD = 64
 """Tokens kept free for the template's words around the context and the question."""
 _DROP = 0.03
-"""Of all gated tasks together."""
+"""The most that a variant may lose against dense, over all gated tasks together."""
 
 
 class Score(NamedTuple):
-    """One sample read by one variant."""
+    """The scores of one sample read by one variant."""
 
     found: float
     forced: np.ndarray
-    """bool, one per token of the right reply."""
+    """True for each token of the right reply that was the likeliest, bool."""
     is_empty: bool
 
 
-def run(harness: Harness, options: Options, texts: Texts, ticker: Ticker) -> dict[str, Any]:
-    """`options.samples` samples of every task, contexts filled up to `options.ctx` tokens."""
+def run(harness: Harness, options: EvalOptions, texts: Texts, ticker: Ticker) -> dict[str, Any]:
+    """Run `options.samples` samples of every task, with contexts filled up to `options.ctx` tokens."""
     tasks = select(options.tasks)
     samples = [(task, sample) for task in tasks for sample in _samples(task, harness, options, texts)]
     ticker.start(len(samples))
@@ -54,7 +54,7 @@ def run(harness: Harness, options: Options, texts: Texts, ticker: Ticker) -> dic
     return {"tasks": [task.name for task in tasks], "variants": [row(v, found, dense) for v, found in scores.items()]}
 
 
-def _samples(task: Task, harness: Harness, options: Options, texts: Texts) -> Iterator[Sample]:
+def _samples(task: Task, harness: Harness, options: EvalOptions, texts: Texts) -> Iterator[Sample]:
     overhead = _OVERHEAD + task.turns * len(harness.turn("", ""))
     fit = Fit(options.ctx - task.max_new_tokens - overhead, harness.count)
     for number in range(options.samples):
@@ -87,8 +87,8 @@ def _read(harness: Harness, task: Task, sample: Sample) -> dict[Variant, Score]:
 def _replies(
     harness: Harness, sequences: list[Sequence], logits: list[Tensor], limit: int, is_complete: Any
 ) -> list[str]:
-    """Greedy replies of all variants, one batch. A reply that has all it needs ends there: more words
-    cannot lower its score."""
+    """Make greedy replies of all variants, in one batch. A reply that has all it needs ends there: more words cannot
+    lower its score."""
     engine, tokenizer = harness.runtime.engine, harness.runtime.tokenizer
     found: list[list[int]] = [[] for _ in sequences]
     rows = dict(enumerate(logits))
@@ -107,7 +107,7 @@ def _replies(
 
 
 def row(variant: Variant, scores: dict[str, list[Score]], dense: dict[str, list[Score]]) -> dict[str, Any]:
-    """What a variant's scores by task, and dense's, come to."""
+    """Make the result row of a variant from its scores by task and dense's."""
     by_task = {name: _compare(found, dense[name]) for name, found in scores.items()}
     gated = [name for name, of in by_task.items() if of["found"].gates]
     pooled: Paired | None = _compare(_join(scores, gated), _join(dense, gated))["found"] if gated else None
@@ -138,7 +138,7 @@ def _join(scores: dict[str, list[Score]], names: list[str]) -> list[Score]:
 
 
 def _compare(found: list[Score], dense: list[Score]) -> dict[str, Any]:
-    """Samples are the clusters; `forced` compares tokens, which are not independent within one."""
+    """Compare with dense. Samples are the clusters; `forced` compares tokens, which are not independent within one."""
     samples = np.arange(len(found))
     clusters = np.repeat(samples, [len(score.forced) for score in found])
     return {

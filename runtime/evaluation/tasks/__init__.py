@@ -32,7 +32,7 @@ from .intensive import INTENSIVE
 from .niah import NIAH
 from .questions import QA
 from .quoting import QUOTING
-from .sample import Sample, Task, Turn
+from .sample import Exchange, Sample, Task
 from .tracing import VT
 
 TASKS: dict[str, Task] = {task.name: task for task in (*NIAH, VT, CWE, FWE, *QA, *QUOTING, *INTENSIVE, *DIALOGUE)}
@@ -47,4 +47,4 @@ def select(names: str | None) -> list[Task]:
     return [TASKS[name] for name in dict.fromkeys(wanted)]
 
 
-__all__ = ["TASKS", "Fit", "Sample", "Task", "Turn", "select"]
+__all__ = ["TASKS", "Exchange", "Fit", "Sample", "Task", "select"]

@@ -14,7 +14,7 @@ from itertools import islice
 
 from ..texts import Texts
 from .fit import Fit
-from .invented import apart, unique
+from .invented import distinct, unique
 from .sample import Sample, Task, longest
 from .scores import all_of
 
@@ -22,7 +22,7 @@ _COMMON = 10
 _SHORT_TOKENS = 3_500
 """Contexts of less than about 4K repeat their words fewer times and have a smaller example."""
 _TOKENS_PER_ENTRY = 3
-"""Fewest tokens of `12. word `."""
+"""The fewest tokens of `12. word `."""
 _WORD = re.compile(r"\b[a-z]{4,}\b")
 _CWE_INSTRUCTION = (
     "Below is a numbered list of words. In these words, some appear more often than others. Memorize the ones that "
@@ -35,7 +35,7 @@ _CODED_LETTERS = 6
 _EXPONENT = 2.0
 _ZETA = math.pi**2 / 6
 _FEWEST_CODED = 60
-"""So that the third word comes more often than the fourth."""
+"""The fewest coded words, so that the third one comes more often than the fourth."""
 _FWE_INSTRUCTION = (
     "Read the following coded text and track the frequency of each coded word. Find the three most frequently "
     "appeared coded words."
@@ -50,7 +50,7 @@ _FWE_PREFIX = " Answer: According to the coded text above, the three most freque
 def common_words(rng: random.Random, texts: Texts, fit: Fit) -> Sample:
     example_words, example_times, times = (20, (3, 1), (6, 1)) if fit.tokens < _SHORT_TOKENS else (40, (10, 3), (30, 3))
     pool = _pool(rng, texts, example_words + fit.tokens // (_TOKENS_PER_ENTRY * times[1]))
-    common = apart(lambda: rng.choice(pool), _COMMON)
+    common = distinct(lambda: rng.choice(pool), _COMMON)
     spare = [word for word in pool if not any(part in word for part in common)]
     shown, others = spare[:example_words], spare[example_words:]
     solved = numbered(shown[:_COMMON])
@@ -69,7 +69,7 @@ def numbered(words: list[str]) -> str:
 
 
 def _words(rng: random.Random, words: list[str], times: tuple[int, int]) -> str:
-    """The first ten words, and the others, so many times each, in disorder."""
+    """The first ten words and the others, each repeated so many times, in disorder."""
     repeated = words[:_COMMON] * times[0] + words[_COMMON:] * times[1]
     rng.shuffle(repeated)
     return f"{_CWE_INSTRUCTION}\n{numbered(repeated)}"
@@ -101,7 +101,7 @@ def frequent_words(rng: random.Random, texts: Texts, fit: Fit) -> Sample:
 
 
 def _coded_text(rng: random.Random, vocabulary: list[str], words: int) -> list[str]:
-    """Zipf's law: the word of rank k comes words / (k^2 zeta(2)) times."""
+    """A coded text by Zipf's law: the word of rank k comes words / (k^2 zeta(2)) times."""
     text = [word for rank, word in enumerate(vocabulary, 1) for _ in range(int(words * rank**-_EXPONENT / _ZETA))]
     rng.shuffle(text)
     return text

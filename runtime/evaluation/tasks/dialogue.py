@@ -17,17 +17,17 @@ from . import niah
 from .fit import Fit
 from .haystack import novel, scatter
 from .invented import number, unique, word_key
-from .sample import Sample, Task, Turn, depth_of, longest
+from .sample import Exchange, Sample, Task, depth_of, longest
 from .scores import all_of
 
 _MAX_NEW_TOKENS = 32
 _KIND: niah.Kind = "numbers"
 _HIDDEN = 4
 _ANSWERED = 2
-"""Turns before the question of `turns`."""
+"""The number of turns before the question of `turns`."""
 _SAID = 3
 _PASSAGE = 1 / 3
-"""Of the text of `said`: what comes after the model's statement."""
+"""The share of the text of `said` that comes after the model's statement."""
 _INSTRUCTION = "Read the following text. I will talk with you about it, and ask you about what we said."
 
 
@@ -36,7 +36,7 @@ def turns(rng: random.Random, texts: Texts, fit: Fit) -> Sample:
     needles = [niah.needle(_KIND, *pair) for pair in pairs]
     placed = [(rng.random(), needle) for needle in needles]
     *answered, (key, value) = rng.sample(pairs, _ANSWERED + 1)
-    earlier = tuple(Turn(_question(key), f"{_prefix(key)} {value}.") for key, value in answered)
+    earlier = tuple(Exchange(_question(key), f"{_prefix(key)} {value}.") for key, value in answered)
     stream = novel(rng, texts)
 
     def sample(pieces: int) -> Sample:
@@ -59,7 +59,7 @@ def said(rng: random.Random, texts: Texts, fit: Fit) -> Sample:
     pairs = _pairs(rng, texts, _SAID)
     key, value = rng.choice(pairs)
     asked = f"Give each of these a special magic number: {niah.join([key for key, _ in pairs])}."
-    stated = Turn(asked, "".join(f" {niah.needle(_KIND, *pair)}" for pair in pairs))
+    stated = Exchange(asked, "".join(f" {niah.needle(_KIND, *pair)}" for pair in pairs))
     stream = novel(rng, texts)
 
     def sample(pieces: int) -> Sample:
@@ -72,7 +72,7 @@ def said(rng: random.Random, texts: Texts, fit: Fit) -> Sample:
             prefix=f" The special magic number for {key} that I gave is",
             references=(value,),
             gold=f" {value}.",
-            earlier=(stated, Turn(more, " I have read it.")),
+            earlier=(stated, Exchange(more, " I have read it.")),
         )
 
     return longest(sample, fit)

@@ -1,14 +1,14 @@
-"""How many units of text (sentences, verses, rows, ...) fill a given number of tokens."""
+"""The largest number of text items (sentences, verses, rows, ...) that fit a given number of tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-_PROBE_UNITS = 16
-"""What the first units cost tells where to look next."""
+_PROBED_ITEMS = 16
+"""The number of items that are tried first: their tokens tell where to look next."""
 _ESTIMATES = 3
-"""So many in a row before a step that surely shrinks the interval."""
+"""The number of estimates in a row before a step that surely shrinks the interval."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class Fit:
     """A length in tokens, and the way to count them."""
 
     tokens: int
-    """Most tokens a text may have. Room for the reply and a chat template's words is the caller's to subtract."""
+    """The most tokens that a text may have. The caller subtracts room for the reply and a chat template's words."""
     count: Callable[[str], int]
 
     def largest(self, make: Callable[[int], str], *, smallest: int = 1, limit: int | None = None) -> int:
@@ -26,8 +26,8 @@ class Fit:
         quite grow with n, `make(n)` still fits, and `make(n + 1)` does not unless n is the limit.
 
         Args:
-            make: the text of n units, each at least one token.
-            limit: most units there are; without it, as many as there are tokens.
+            make: the text of n items, each at least one token.
+            limit: most items there are; without it, as many as there are tokens.
 
         Raises:
             ValueError: not even `make(smallest)` fits.
@@ -38,14 +38,14 @@ class Fit:
                 f"the shortest text of this task has {least} tokens, more than the {self.tokens} asked for"
             )
         end = max(smallest, self.tokens if limit is None else min(limit, self.tokens)) + 1
-        good, bad, units, tries = smallest, end, smallest + _PROBE_UNITS, 0
+        good, bad, items, tries = smallest, end, smallest + _PROBED_ITEMS, 0
         while bad - good > 1:
-            units = min(max(units, good + 1), bad - 1)
-            used = self.count(make(units))
-            good, bad = (units, bad) if used <= self.tokens else (good, units)
+            items = min(max(items, good + 1), bad - 1)
+            used = self.count(make(items))
+            good, bad = (items, bad) if used <= self.tokens else (good, items)
             tries += 1
             if tries % (_ESTIMATES + 1):
-                units += (self.tokens - used) * (units - smallest) // max(1, used - least)
+                items += (self.tokens - used) * (items - smallest) // max(1, used - least)
             else:
-                units = (good + bad) // 2 if bad < end else 2 * good
+                items = (good + bad) // 2 if bad < end else 2 * good
         return good

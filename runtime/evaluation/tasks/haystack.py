@@ -15,10 +15,10 @@ NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. The
 _SENTENCE_END = re.compile(r"(?:(?<=[.!?])|(?<=[.!?]\"))(?<!\bMr\.)(?<!\bMrs\.)(?<!\bDr\.)(?<!\bSt\.)\s+(?=[A-Z\"])")
 _PARAGRAPH_END = re.compile(r"\n\s*\n")
 _PARAGRAPH_CHARS = range(120, 800)
-"""Headings and one-line dialogue are too short for a document, some speeches too long."""
+"""Characters that make a paragraph a document: headings and one-line dialogue are too short, some speeches too long."""
 
 
-class Stream(Generic[T]):
+class Endless(Generic[T]):
     """A list without end, made as far as it is asked for, so that a longer text begins like a shorter one."""
 
     def __init__(self, pieces: Iterator[T]) -> None:
@@ -45,8 +45,8 @@ def novel(
     texts: Texts,
     split: Callable[[str], list[str]] = sentences,
     without: Sequence[str] = (),
-) -> Stream[str]:
-    """Pieces of the novels from a random place on, round and round.
+) -> Endless[str]:
+    """Yield passages of the novels from a random place on, round and round.
 
     Args:
         without: pieces that contain one of these are left out, so no reference stands there by accident.
@@ -55,7 +55,7 @@ def novel(
     first, start = rng.randrange(len(books)), rng.random()
     barred = [word.lower() for word in without]
     pieces = _round(books[first:] + books[:first], split, start)
-    return Stream(piece for piece in pieces if not any(word in piece.lower() for word in barred))
+    return Endless(piece for piece in pieces if not any(word in piece.lower() for word in barred))
 
 
 def _round(books: list[str], split: Callable[[str], list[str]], start: float) -> Iterator[str]:
@@ -69,7 +69,7 @@ def _round(books: list[str], split: Callable[[str], list[str]], start: float) ->
 
 
 def scatter(pieces: Sequence[str], needles: Sequence[tuple[float, str]]) -> list[str]:
-    """`pieces` with each (depth, needle) put before the piece at that depth, 0 to 1."""
+    """Put each (depth, needle) before the passage at that depth, 0 to 1."""
     found = list(pieces)
     for depth, needle in sorted(needles, key=lambda needle: needle[0], reverse=True):
         found.insert(int(depth * len(pieces)), needle)

@@ -16,7 +16,7 @@ from itertools import islice
 from ..texts import Texts
 from .fit import Fit
 from .haystack import novel, scatter
-from .invented import apart, number, person, town, unique, word_key
+from .invented import distinct, number, person, town, unique, word_key
 from .sample import Sample, Task, longest
 from .scores import all_of
 
@@ -33,7 +33,7 @@ _KINDS = ("harbour", "orchard", "quarry")
 
 def records(rng: random.Random, texts: Texts, fit: Fit) -> Sample:
     count = _items(fit.tokens // 128)
-    names, towns = apart(lambda: person(rng), count), apart(lambda: town(rng), count)
+    names, towns = distinct(lambda: person(rng), count), distinct(lambda: town(rng), count)
     told = [
         rng.choice(_RECORD_FORMS).format(name=name, town=town, trade=rng.choice(_TRADES))
         for name, town in zip(names, towns, strict=True)
@@ -82,7 +82,7 @@ def needles(rng: random.Random, texts: Texts, fit: Fit) -> Sample:
 
 
 def _items(wanted: int) -> int:
-    """Fewer where the context is short, so that a haystack remains."""
+    """The number of items: fewer where the context is short, so that a haystack remains."""
     return max(_FEWEST_ITEMS, min(_MOST_ITEMS, wanted))
 
 
@@ -98,7 +98,7 @@ def _hidden(
     references: tuple[str, ...],
     gold: str,
 ) -> Sample:
-    """The sentences `told` scattered in a novel, in their order."""
+    """Scatter the sentences `told` in a novel, in their order."""
     stream = novel(rng, texts, without=references)
     placed = list(zip(sorted(rng.random() for _ in told), told, strict=True))
 
@@ -128,7 +128,7 @@ def table(rng: random.Random, texts: Texts, fit: Fit) -> Sample:
 
 
 def _table(rng: random.Random, asked: str, rows: int) -> tuple[list[str], list[str]]:
-    """(lines of the table, badges of the asked trade in their order)"""
+    """Make (lines of the table, badges of the asked trade in their order)."""
     hits = set(rng.sample(range(rows), min(rows, _items(rows // 4))))
     others = [trade for trade in _TRADES if trade != asked]
     badges = list(islice(unique(lambda: number(rng, digits=6)), rows))

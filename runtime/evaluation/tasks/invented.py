@@ -1,4 +1,4 @@
-"""Things no model has read before: keys, values, people and towns."""
+"""Invented things that no model has read before: keys, values, people and towns."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _FAMILY_ENDS = _split("anek bard dottir eson ette ifer ilov man olt osky son ste
 
 
 def unique(draw: Callable[[], str]) -> Iterator[str]:
-    """Draws without repeats. Raises ValueError when no new one comes any more."""
+    """Yield draws without repeats. Raises ValueError when no new one comes any more."""
     seen: set[str] = set()
     while True:
         seen.add(drawn := _new(draw, lambda candidate: candidate not in seen))
         yield drawn
 
 
-def apart(draw: Callable[[], str], count: int) -> list[str]:
-    """`count` draws, none of which contains another: finding one in a reply does not find a second."""
+def distinct(draw: Callable[[], str], count: int) -> list[str]:
+    """Make `count` draws, none of which contains another: finding one in a reply does not find a second."""
     found: list[str] = []
     for _ in range(count):
         found.append(_new(draw, lambda candidate: not any(_nested(candidate, other) for other in found)))
@@ -52,7 +52,7 @@ def _nested(one: str, other: str) -> bool:
 
 
 def word_key(rng: random.Random, texts: Texts) -> str:
-    """RULER's `adjective-noun`."""
+    """A key such as RULER's `adjective-noun`."""
     adjectives, nouns = texts.words()
     return f"{rng.choice(adjectives)}-{rng.choice(nouns)}"
 

@@ -24,7 +24,7 @@ from typing import Literal
 
 from ..texts import Texts
 from .fit import Fit
-from .haystack import NOISE, Stream, novel, scatter
+from .haystack import NOISE, Endless, novel, scatter
 from .invented import number, unique, uuid4, word_key
 from .sample import Sample, Task, depth_of, longest
 from .scores import all_of
@@ -45,12 +45,12 @@ class Recipe:
     value: Kind = "numbers"
     keys: int = 1
     values: int = 1
-    """Per key, each in a needle of its own."""
+    """The number of values per key, each in a needle of its own."""
     queries: int = 1
 
     @property
     def is_single(self) -> bool:
-        """Whether the reply is one value: RULER then asks in the singular."""
+        """True if the reply is one value: RULER then asks in the singular."""
         return self.queries * self.values == 1
 
 
@@ -79,7 +79,7 @@ def prefix(kind: Kind, query: str, is_single: bool) -> str:
 
 
 def join(words: list[str]) -> str:
-    """`a`, `a, and b`, `a, b, and c`, as RULER does."""
+    """Join words as RULER does: `a`, `a, and b`, `a, b, and c`."""
     return f"{', '.join(words[:-1])}, and {words[-1]}" if len(words) > 1 else words[0]
 
 
@@ -122,10 +122,10 @@ def _depths(haystack: Haystack, count: int, rng: random.Random) -> list[float]:
     return [rng.random() for _ in range(count)]
 
 
-def _stream(haystack: Haystack, rng: random.Random, texts: Texts, others: Iterator[str]) -> Stream[str]:
+def _stream(haystack: Haystack, rng: random.Random, texts: Texts, others: Iterator[str]) -> Endless[str]:
     if haystack == "noise":
-        return Stream(itertools.repeat(NOISE))
-    return novel(rng, texts) if haystack == "novel" else Stream(others)
+        return Endless(itertools.repeat(NOISE))
+    return novel(rng, texts) if haystack == "novel" else Endless(others)
 
 
 def _task(name: str, recipe: Recipe) -> Task:

@@ -12,13 +12,13 @@ import random
 from ..texts import Texts
 from .fit import Fit
 from .haystack import novel, paragraphs, sentences
-from .invented import apart, person, town
+from .invented import distinct, person, town
 from .sample import Sample, Task, depth_of, longest
 from .scores import any_of
 
 _MAX_NEW_TOKENS = 32
 _PEOPLE = 6
-"""The first is asked about; the others' facts distract."""
+"""The number of people: the first is asked about, the others' facts distract."""
 _INSTRUCTION = (
     "Answer the question based on the given documents. Only give me the answer and do not output any other words."
 )
@@ -35,13 +35,13 @@ _WORKS = (
 
 
 def one_hop(rng: random.Random, texts: Texts, fit: Fit) -> Sample:
-    people, towns = apart(lambda: person(rng), _PEOPLE), apart(lambda: town(rng), _PEOPLE)
+    people, towns = distinct(lambda: person(rng), _PEOPLE), distinct(lambda: town(rng), _PEOPLE)
     facts = _facts(rng, _LIVES, people, towns)
     return _build(rng, texts, fit, facts, towns, f"In which town does {people[0]} live?", one_place=True)
 
 
 def two_hops(rng: random.Random, texts: Texts, fit: Fit) -> Sample:
-    people, towns = apart(lambda: person(rng), 2 * _PEOPLE), apart(lambda: town(rng), _PEOPLE)
+    people, towns = distinct(lambda: person(rng), 2 * _PEOPLE), distinct(lambda: town(rng), _PEOPLE)
     workers, employers = people[:_PEOPLE], people[_PEOPLE:]
     facts = _facts(rng, _LIVES, employers, towns) + _facts(rng, _WORKS, workers, employers)
     query = f"In which town does the employer of {workers[0]} live?"
@@ -55,7 +55,7 @@ def _facts(rng: random.Random, forms: tuple[str, ...], subjects: list[str], obje
 def _build(
     rng: random.Random, texts: Texts, fit: Fit, facts: list[str], towns: list[str], query: str, *, one_place: bool
 ) -> Sample:
-    """The first town is the answer, and the first fact tells it."""
+    """Build the text. The first town is the answer, and the first fact tells it."""
     stream = novel(rng, texts, paragraphs, without=towns)
     placed = [(rng.random(), fact) for fact in facts]
 

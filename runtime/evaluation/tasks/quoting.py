@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ..texts import Speech, Texts
 from .fit import Fit
-from .haystack import Stream
+from .haystack import Endless
 from .sample import Sample, Task, depth_of, longest
 from .scores import any_of
 
@@ -53,9 +53,9 @@ def verse(rng: random.Random, texts: Texts, fit: Fit) -> Sample:
 class Line(NamedTuple):
     words: str
     heading: str
-    """What stands above it: the speaker at the start of a speech, the play's name at the start of the text."""
+    """The text above the line: the speaker at the start of a speech, the play's name at the start of the text."""
     goes_on: bool
-    """Whether the line above belongs to the same speech."""
+    """True if the line above belongs to the same speech."""
 
     @property
     def text(self) -> str:
@@ -66,7 +66,7 @@ def next_line(rng: random.Random, texts: Texts, fit: Fit) -> Sample:
     plays = texts.plays()
     name = rng.choice(sorted(plays))
     starts = [place for place, speech in enumerate(plays[name]) if _opens_with_a_pair(speech)]
-    stream, depth = Stream(_lines(plays, name, rng.choice(starts))), rng.random()
+    stream, depth = Endless(_lines(plays, name, rng.choice(starts))), rng.random()
 
     def sample(count: int) -> Sample:
         shown = stream.take(count)
@@ -91,7 +91,7 @@ def next_line(rng: random.Random, texts: Texts, fit: Fit) -> Sample:
 
 
 def _lines(plays: dict[str, list[Speech]], first: str, start: int) -> Iterator[Line]:
-    """From a speech of the play on, then the other plays, round and round."""
+    """Yield lines from a speech of the play on, then those of the other plays, round and round."""
     names = sorted(plays)
     at = names.index(first)
     while True:

@@ -1,4 +1,5 @@
-"""What a task makes: one context, maybe some turns about it, one question, and what a right reply must contain."""
+"""The product of a task: one context, maybe some exchanges about it, one question, and what a right reply must
+contain."""
 
 from __future__ import annotations
 
@@ -11,12 +12,12 @@ from ..texts import Texts
 from .fit import Fit
 
 
-class Turn(NamedTuple):
-    """An earlier exchange of a conversation."""
+class Exchange(NamedTuple):
+    """An earlier exchange of a conversation: a user's words and the reply."""
 
     user: str
     reply: str
-    """Begins with a space where one belongs."""
+    """The reply; it begins with a space where one belongs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +27,17 @@ class Sample:
     context: str
     """Read before any question exists: the task's instruction, solved examples if it has them, the haystack."""
     question: str
-    """The user's words after it."""
+    """The user's words after the context."""
     prefix: str
-    """What the reply begins with: RULER's answer prefix, or nothing."""
+    """The text that the reply begins with: RULER's answer prefix, or nothing."""
     references: tuple[str, ...]
-    """What the scorer looks for in the reply."""
+    """The texts that the scorer looks for in the reply."""
     gold: str
     """One complete correct reply after `prefix`, for teacher forcing; begins with a space where one belongs."""
     depth: float | None = None
-    """Where in the context the answer stands, 0 (first) to 1 (last character), if it stands in one place."""
-    earlier: tuple[Turn, ...] = ()
-    """What was said between the context and the question."""
+    """The place of the answer in the context, from 0 (first) to 1 (last character), if it stands in one place."""
+    earlier: tuple[Exchange, ...] = ()
+    """Exchanges between the context and the question."""
 
     def __post_init__(self) -> None:
         if not self.references or not all(reference.strip() for reference in self.references):
@@ -44,12 +45,12 @@ class Sample:
 
     @property
     def history(self) -> str:
-        """All that is read before the question."""
+        """All text that is read before the question."""
         return "".join([self.context, *(f"\n{turn.user}{turn.reply}" for turn in self.earlier)])
 
     @property
     def prompt(self) -> str:
-        """All that is read before the reply: what a length limit counts."""
+        """All text that is read before the reply, which a length limit counts."""
         return f"{self.history}\n{self.question}{self.prefix}"
 
 
@@ -59,19 +60,19 @@ class Task:
 
     name: str
     build: Callable[[random.Random, Texts, Fit], Sample]
-    """Depends on its arguments only. Raises ValueError if the length is too short for the task."""
+    """Makes a sample that depends on the arguments only. Raises ValueError if the length is too short for the task."""
     max_new_tokens: int
     score: Callable[[str, tuple[str, ...]], float]
-    """(reply after the prefix, references) -> 0..1"""
+    """Scores (reply after the prefix, references) from 0 to 1."""
     intensive: bool = False
-    """Context-intensive: the reply needs many places of the context, or all of it."""
+    """True if the reply needs many places of the context, or all of it."""
     turns: int = 0
-    """How many earlier turns its samples have: a template puts words around each."""
+    """The number of earlier exchanges in its samples: a template puts words around each."""
 
 
 def longest(build: Callable[[int], Sample], fit: Fit, *, smallest: int = 1, limit: int | None = None) -> Sample:
-    """The sample of most units whose prompt fits. `build(n)` must be a function of n alone."""
-    return build(fit.largest(lambda units: build(units).prompt, smallest=smallest, limit=limit))
+    """Make the sample of most items whose prompt fits. `build(n)` must be a function of n alone."""
+    return build(fit.largest(lambda items: build(items).prompt, smallest=smallest, limit=limit))
 
 
 def depth_of(needle: str, context: str) -> float:

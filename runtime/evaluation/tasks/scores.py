@@ -1,4 +1,4 @@
-"""RULER's scorers: is the reference a part of the reply, whatever the case?"""
+"""RULER's scorers, which look for a reference in the reply, whatever the case."""
 
 from __future__ import annotations
 

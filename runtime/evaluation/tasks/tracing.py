@@ -11,7 +11,7 @@ import string
 
 from ..texts import Texts
 from .fit import Fit
-from .haystack import NOISE, Stream, scatter
+from .haystack import NOISE, Endless, scatter
 from .invented import unique
 from .sample import Sample, Task, longest
 from .scores import all_of
@@ -42,7 +42,7 @@ def build(rng: random.Random, texts: Texts, fit: Fit) -> Sample:
     value = str(rng.randrange(10_000, 99_999))
     names = _names(rng, 5)
     placed = _places(rng, chain(names, value))
-    noise = Stream(itertools.repeat(NOISE))
+    noise = Endless(itertools.repeat(NOISE))
     gold = f" {' '.join(names)}"
 
     def sample(lines: int) -> Sample:
@@ -64,12 +64,12 @@ def _text(lines: list[str]) -> str:
 
 
 def _places(rng: random.Random, lines: list[str]) -> list[tuple[float, str]]:
-    """The lines in their order, at random depths."""
+    """Put the lines at random depths, in their order."""
     return list(zip(sorted(rng.random() for _ in lines), lines, strict=True))
 
 
 def _names(rng: random.Random, letters: int) -> list[str]:
-    """Capitals that do not spell a part of the other words."""
+    """Make names of capitals that do not spell a part of the other words."""
     words = (NOISE + _INSTRUCTION).upper()
     drawn = unique(lambda: "".join(rng.choices(string.ascii_uppercase, k=letters)))
     return list(itertools.islice((name for name in drawn if name not in words), _HOPS + 1))

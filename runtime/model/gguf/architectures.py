@@ -42,7 +42,7 @@ _LLAMA = {**_NORMS, **_ATTENTION, **_MLP}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Architecture:
-    """What files of one architecture hold."""
+    """The form of files of one architecture."""
 
     family: str
     settings: Settings
@@ -53,15 +53,16 @@ class Architecture:
     changes: Mapping[str, Change] = field(default_factory=dict)
     """Tensor of a block -> how its rows, and its bias, stand otherwise than in the family."""
     norm_offset: float = 0.0
-    """What is added to every norm: the file's are stored as they are used."""
+    """The number added to every norm: a file stores norms as they are used."""
     rope_tensors: tuple[str, ...] = ()
-    """Which of `rope.TENSORS` it may have."""
+    """Those of `rope.TENSORS` that it may have."""
     outer: Mapping[str, str] = field(default_factory=lambda: _OUTER)
     """Tensor beside the blocks -> weight."""
 
 
 def in_halves(heads: str) -> Change:
-    """Rows of a head that are rotated in pairs (2i, 2i + 1) -> halves (i, i + d/2), as transformers rotates them."""
+    """Move rows of a head that are rotated in pairs (2i, 2i + 1) into halves (i, i + d/2), as transformers rotates
+    them."""
 
     def change(weight: Tensor, config: Mapping[str, Any]) -> Tensor:
         pairs = weight.view(config[heads], -1, 2, *weight.shape[1:])
@@ -75,7 +76,7 @@ _ALL_BIASES = {"attention_bias": tuple(_ATTENTION), "mlp_bias": tuple(_MLP)}
 
 
 def _rotated(said: Said, config: Mapping[str, Any]) -> int:
-    """How many numbers of a head are rotated, in families that rotate all."""
+    """The number of elements of a head that are rotated, in families that rotate all."""
     width: int = config["head_dim"]
     if (found := said.whole("rope.dimension_count", default=width)) != width:
         raise said.refuse("rope.dimension_count", found, f"the family rotates all {width} numbers of a head")
@@ -87,7 +88,7 @@ def _rope(said: Said, contents: Contents, config: Mapping[str, Any]) -> dict[str
 
 
 def _own_head_dim(config: Mapping[str, Any]) -> dict[str, Any]:
-    """For families whose class derives it: stated only if it is another one."""
+    """The setting `head_dim` for families whose class derives it: stated only if it is another width."""
     heads, width = config["num_attention_heads"], config["head_dim"]
     return {"head_dim": None if config["hidden_size"] == heads * width else width}
 
@@ -110,7 +111,7 @@ def _qwen2(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, 
 
 
 def _smollm3(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
-    """Every fourth layer does not rotate; no key says so."""
+    """SmolLM3: every fourth layer does not rotate, which no key says."""
     layers = config["num_hidden_layers"]
     return {
         **_llama(said, contents, config), **_own_head_dim(config), "layer_types": ["full_attention"] * layers,
@@ -125,7 +126,7 @@ def _olmo2(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, 
 
 
 def _phi3(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
-    """The window counts, though llama.cpp leaves it out: the model's own directory has it."""
+    """Phi-3: the window counts, though llama.cpp leaves it out, since the model's own directory has it."""
     width, context = config["head_dim"], config["max_position_embeddings"]
     rotated = said.whole("rope.dimension_count", default=width)
     if not 2 <= rotated <= width or rotated % 2:
@@ -141,14 +142,14 @@ def _phi3(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, A
 
 
 def _share(part: int, whole: int) -> float:
-    """part / whole, from which `int(whole * share)` makes `part` again."""
+    """The share part / whole, from which `int(whole * share)` makes `part` again."""
     share = part / whole
     return share if int(whole * share) == part else math.nextafter(share, 1.0)
 
 
 def _gemma3(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
-    """Scaling is for the layers that see everything; the others have a base frequency of their own. The 27B model,
-    known by its 62 layers, scales scores by its width, all others by their heads'."""
+    """Gemma 3: scaling is for the layers that see everything; the others have a base frequency of their own. The 27B
+    model, known by its 62 layers, scales scores by its width, all others by their heads'."""
     layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
     scalar = config["hidden_size"] // heads if layers == 62 else config["head_dim"]
     check_scale(said, scalar)
@@ -170,7 +171,8 @@ def _gemma3(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str,
 
 
 def _pattern(said: Said, layers: int) -> tuple[list[bool], dict[str, int]]:
-    """Which layers slide, from a list or from n: all but every n-th; and how config.json says n."""
+    """Read which layers slide, from a list or from n (all but every n-th), and the setting by which config.json states
+    n."""
     name = "attention.sliding_window_pattern"
     found = said.value(name, 6)
     if isinstance(found, list):
@@ -219,11 +221,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "smollm3": Architecture(family="smollm3", settings=_smollm3, biases=_ALL_BIASES, changes=_PAIRS),
 }  # fmt: skip
-"""By `general.architecture`. Mistral's models are `llama` files."""
+"""The entries by `general.architecture`. Mistral's models are `llama` files."""
 
 
 def read_settings(contents: Contents) -> tuple[Architecture, dict[str, Any]]:
-    """The entry of a file's architecture, and its config.json.
+    """Find the entry of a file's architecture, and make its config.json.
 
     Raises ModelFileError if it is no model, of no supported architecture, or says something that the family cannot do.
     """

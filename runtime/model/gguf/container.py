@@ -1,4 +1,4 @@
-"""A bounded look at a GGUF file's header, and what it said: the one place where such a header is read.
+"""A bounded look at a GGUF file's header: the one place where such a header is read.
 
     magic "GGUF" | version u32 | tensor count u64 | key count u64
     keys         name | type u32 | value          a string is its length u64 and its bytes,
@@ -7,8 +7,8 @@
 
 A header may say anything: a count of 2^60 in 100 bytes keeps a parser that believes it busy for ever. Here every length
 is compared with the bytes that are left before anything is read or counted, so the work is bounded by the file's size.
-What passed has, besides: no name twice, no array in an array, known types, tensors inside the file that do not overlap.
-What the keys mean, and whether there are the weights that they ask for, is `architectures`' and `plan`'s to check.
+A header that passed has, besides, no name twice, no array in an array, known types, and tensors inside the file that do
+not overlap. `architectures` and `plan` check what the keys mean, and that the weights they ask for are there.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ MAX_STRING = 1 << 20
 MAX_NAME = 1 << 16
 MAX_TENSORS = 1 << 16
 MAX_KEYS = 1 << 10
-"""Known files have fewer than 100."""
+"""The most keys of a file. Known files have fewer than 100."""
 MAX_VOCABULARY = 1 << 19
-"""Items of each array that describes the vocabulary; other arrays have up to `MAX_ITEMS` together."""
+"""The most items of each array that describes the vocabulary; other arrays have up to `MAX_ITEMS` together."""
 MAX_ITEMS = 1 << 16
 MAX_ALIGNMENT = 1 << 16
 MAX_PARTS = 1024
@@ -43,7 +43,7 @@ _OTHERS = {
     b"version https://git-lfs": "a pointer to one, as Git leaves it without LFS; fetch the file itself (git lfs pull)",
     b"lmgg": _OLD, b"fmgg": _OLD, b"tjgg": _OLD, b"algg": _OLD,
 }  # fmt: skip
-"""How files begin that are taken for GGUF by their names -> what they are."""
+"""First bytes of files that are taken for GGUF by their names, and what such files are."""
 _ARRAY = 9
 _MIN_KEY, _MIN_TENSOR = 8 + 4 + 1, 8 + 4 + 8 + 4 + 8
 _VOCABULARY = {
@@ -54,22 +54,22 @@ _VOCABULARY = {
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a GGUF file holds, or all parts of a split one together."""
+    """The contents of a GGUF file, or of all parts of a split one together."""
 
     path: Path
-    """The file, or the first part: the one whose keys say what the model is."""
+    """The file, or the first part, whose keys say what the model is."""
     keys: Keys
     tensors: dict[str, Tensor]
     header_bytes: int
-    """All that is said before the tensors' data; most of it is the vocabulary."""
+    """Bytes before the tensors' data; most of them are the vocabulary."""
     part: int
-    """0, or which part of a split file it is."""
+    """The number of this part in a split file, from 0."""
     parts: int
-    """How many parts there are; 1 unless it is split."""
+    """The number of parts; 1 unless the file is split."""
 
 
 def read_gguf(paths: Iterable[Path]) -> Contents:
-    """What a file says, or all parts of a split one in any order.
+    """Read a file's header, or those of all parts of a split one in any order.
 
     Raises ModelFileError, naming file and field, unless the headers can be believed, or if parts are missing.
     """
@@ -225,7 +225,8 @@ def _skip_array(header: _Header, name: str, where: str) -> Array:
 
 
 def _skip_strings(header: _Header, count: int, where: str) -> None:
-    """As `_Header.string`, but without a call per string: vocabularies have hundreds of thousands."""
+    """Skip `count` strings. It makes no call per string, as `_Header.string` would: vocabularies have hundreds of
+    thousands."""
     data, at, last = header.data, header.at, len(header.data) - 8
     unpack = struct.Struct("<Q").unpack_from
     for _ in range(count):
@@ -297,7 +298,7 @@ def _check_vocabulary(header: _Header) -> None:
 
 
 def _part(header: _Header) -> tuple[int, int]:
-    """Which part of how many the file is."""
+    """The number of this part, and of all parts."""
     part, parts = header.keys.get("split.no", 0), header.keys.get("split.count", 0)
     if type(parts) is not int or not 0 <= parts <= MAX_PARTS:
         raise header.fail("split.count", f"{shown(parts)}, expected a number up to {MAX_PARTS}")

@@ -1,4 +1,4 @@
-"""A model directory out of a GGUF file: config.json, weights, and what `tokenizer` writes."""
+"""The making of a model directory from a GGUF file: config.json, weights, and the files that `tokenizer` writes."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ from .weights_file import write_weights
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """A file that can be loaded: what it holds, and what is made of it."""
+    """A file that can be loaded: its contents, and the configuration and weights made from it."""
 
     contents: Contents
     config: dict[str, Any]
-    """config.json."""
+    """The content of config.json."""
     weights: list[Weight]
 
     @property
     def num_weights(self) -> int:
-        """Numbers in all weights together."""
+        """The number of elements in all weights together."""
         return sum(weight.elements for weight in self.weights)
 
 
 def read_model(paths: Sequence[Path]) -> ModelFile:
-    """Raises ModelFileError, in one line, unless every key and tensor has its place in a model that we can run.
+    """Read a model. Raises ModelFileError, in one line, unless every key and tensor has its place in a model that we
+    can run.
 
     Args:
         paths: a file, or all parts of a split one.
@@ -55,7 +56,7 @@ def read_model(paths: Sequence[Path]) -> ModelFile:
 
 
 def write_model(found: ModelFile, dtype: torch.dtype, target: Path) -> None:
-    """Fill the empty folder `target`. Raises OSError and what the writers of its files raise."""
+    """Fill the empty folder `target` with the model. Raises OSError and what the writers of its files raise."""
     config = {**found.config, "dtype": str(dtype).removeprefix("torch.")}
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     write_tokenizer(found.contents.path, found.contents.keys, target)
@@ -70,7 +71,7 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Of every weight that the model has, from the model itself."""
+    """The shape of every weight that the model has, taken from the model itself."""
     family = config["model_type"]
     settings = {name: value for name, value in config.items() if name in NAMES[family]}
     decoder = Decoder(make_configuration(family, settings))

@@ -18,20 +18,20 @@ from ...api.errors import ModelFileError
 
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE | re.DOTALL)
 _BESIDE_A_MODEL = "mmproj"
-"""What llama.cpp calls a file that turns pictures and sounds into embeddings: no model by itself."""
+"""Part of the name of a file that turns pictures and sounds into embeddings (llama.cpp's word): no model by itself."""
 _LISTED = 8
-"""Names in a message at most."""
+"""The most names in a message."""
 
 
 class _Part(NamedTuple):
     name: str
     number: int
-    """From 1."""
+    """The number of this part, from 1."""
     of: int
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether it is a file that is called or begins as GGUF files do."""
+    """True if it is a file that is called or begins as GGUF files do."""
     if not path.is_file():
         return False
     if path.suffix.lower() == ".gguf":
@@ -41,7 +41,7 @@ def is_gguf(path: Path) -> bool:
 
 
 def gguf_files(path: Path) -> list[Path]:
-    """All files of the model that `path` is a file of, in order.
+    """Find all files of the model that `path` is a file of, in order.
 
     Raises ModelFileError: parts of a split file are missing.
     """
@@ -63,7 +63,7 @@ def gguf_files(path: Path) -> list[Path]:
 
 
 def gguf_in(folder: Path) -> list[Path]:
-    """All files of the one GGUF model in a folder; none if there is no model in it.
+    """Find all files of the one GGUF model in a folder; none if there is no model in it.
 
     Raises ModelFileError: there are several, or parts of it are missing.
     """
@@ -79,12 +79,12 @@ def gguf_in(folder: Path) -> list[Path]:
 
 
 def folders_with_gguf(folder: Path) -> list[Path]:
-    """Of the folders in it, those that hold GGUF files: large models are published with one for each quantisation."""
+    """The folders in a folder that hold GGUF files: large models are published with one for each quantisation."""
     return [inner for inner in sorted(folder.iterdir()) if inner.is_dir() and any(map(_is_named_so, inner.iterdir()))]
 
 
 def title(path: Path) -> str:
-    """What a model is called whose file or folder this is: all parts of a split one alike."""
+    """The name of the model whose file or folder this is: the same for all parts of a split one."""
     part = _part(path)
     if part is not None:
         return part.name
@@ -92,7 +92,7 @@ def title(path: Path) -> str:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether it is one file all the same: merged, and called as its first part was."""
+    """True if the file is whole although it is called a part: it was merged, and kept its first part's name."""
     from .container import read_gguf
 
     try:
@@ -114,7 +114,8 @@ def _part(path: Path) -> _Part | None:
 
 
 def _parts_beside(path: Path, part: _Part) -> dict[int, Path]:
-    """By number, those of the same split in the folder of `path`. A name in the same case wins over one in another."""
+    """The parts of the same split in the folder of `path`, by number. A name in the same case wins over one in
+    another."""
     found: dict[int, Path] = {}
     for other in sorted(path.parent.iterdir()):
         its = _part(other)

@@ -1,4 +1,5 @@
-"""A file's keys as plain Python values. Arrays are read when they are asked for: most of a header is its vocabulary."""
+"""The keys of a file as plain Python values. Arrays are read when they are asked for: most of a header is its
+vocabulary."""
 
 from __future__ import annotations
 
@@ -13,13 +14,13 @@ from ...api.errors import ModelFileError
 from ...untrusted.numbers import shown
 
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
-"""Type in the file -> as `struct` calls it."""
+"""Types of numbers in the file, each with its letter in `struct`."""
 BOOL, STRING = 7, 8
 
 
 @dataclass(frozen=True, slots=True)
 class Array:
-    """Where an array is in the file, whose bounds were checked."""
+    """The place of an array in the file, whose bounds were checked."""
 
     kind: int
     count: int
@@ -27,8 +28,8 @@ class Array:
 
 
 class Keys(Mapping[str, Any]):
-    """Name -> str, int, float, bool or a list of those. A list is read anew each time, a text decoded: raises
-    ModelFileError if it is no UTF-8."""
+    """A map of names to str, int, float, bool or a list of those. A list is read anew each time. A text is decoded:
+    raises ModelFileError if it is no UTF-8."""
 
     def __init__(self, path: Path, data: mmap.mmap, values: dict[str, Any]) -> None:
         self._path, self._data, self._values = path, data, values
@@ -51,7 +52,7 @@ class Keys(Mapping[str, Any]):
         return len(self._values)
 
     def count(self, name: str) -> int | None:
-        """How many items an array has; None if there is none of that name."""
+        """The number of items in an array; None if there is none of that name."""
         value = self._values.get(name)
         return value.count if isinstance(value, Array) else None
 

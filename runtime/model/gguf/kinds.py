@@ -1,4 +1,4 @@
-"""Files in GGUF that are no language model: each is called what it is, with what to take instead."""
+"""Checks for GGUF files that are no language model: the error says what each is, and what to take instead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which letters are joined to tokens, and in which order: as `tokenizers` wants it, a list of pairs."""
+"""The merges of a vocabulary: which letters are joined to tokens, and in which order, as pairs for `tokenizers`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from .vocabulary import Kind, Vocabulary
 logger = logging.getLogger(__name__)
 
 MAX_PAIRS = 1 << 20
-"""Gemma 3's 262,144 tokens have 514,906."""
+"""The most pairs. Gemma 3's 262,144 tokens have 514,906."""
 MAX_WORK = 1 << 28
-"""Squares of the tokens' lengths together; Gemma 3's make 15 million."""
+"""The most work, as the sum of the squares of the tokens' lengths; Gemma 3's make 15 million."""
 
 
 def stated_pairs(path: Path, vocabulary: Vocabulary) -> list[tuple[str, str]]:
-    """The file's own. What joins or makes no token is left out with a warning: `tokenizers` has no place for it."""
+    """The pairs that the file states. A pair that joins or makes no token is left out with a warning: `tokenizers` has
+    no place for it."""
     there = set(vocabulary.tokens)
     pairs: dict[tuple[str, str], None] = {}
     for merge in vocabulary.merges:
@@ -34,10 +35,10 @@ def stated_pairs(path: Path, vocabulary: Vocabulary) -> list[tuple[str, str]]:
 
 
 def pairs_by_score(path: Path, vocabulary: Vocabulary) -> list[tuple[str, str]]:
-    """Every pair of tokens that make a token, the highest score first.
+    """All pairs of tokens that make a token, the highest score first.
 
-    SentencePiece joins whichever neighbours make the token of the highest score. Of pairs that make the same token,
-    that with the longer left part is first: in a run of one letter that is the one further left, as there.
+    SentencePiece joins whichever neighbours make the token of the highest score. Among pairs that make the same token,
+    the one with the longer left part is first: in a run of one letter that is the one further left, as there.
     """
     words = {
         token: vocabulary.scores[number]
@@ -64,7 +65,8 @@ def pairs_by_score(path: Path, vocabulary: Vocabulary) -> list[tuple[str, str]]:
 def _warn_of_differences(
     path: Path, vocabulary: Vocabulary, words: Mapping[str, float], pairs: list[tuple[str, str]]
 ) -> None:
-    """SentencePiece takes the one further left of two equal scores, and joins letters that are no tokens."""
+    """Warn where results may differ: SentencePiece takes the one further left of two equal scores, and joins letters
+    that are no tokens."""
     added = {vocabulary.tokens[number] for number in vocabulary.added}
     made = {left + right for left, right in pairs} - added
     alike = len(made) - len({words[token] for token in made})

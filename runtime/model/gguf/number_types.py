@@ -1,4 +1,4 @@
-"""How a tensor's numbers are written, and reading them: gguf's own code, whose results are llama.cpp's to the bit."""
+"""The types of a tensor's numbers, and reading them: by gguf's own code, whose results are llama.cpp's to the bit."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ _LATER = {
     4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8",
     38: "IQ4_NL_8_8", 39: "MXFP4", 40: "NVFP4", 41: "Q1_0", 42: "Q2_0",
 }  # fmt: skip
-"""What llama.cpp calls types that a version of gguf may not have: removed ones, and those that came later."""
+"""llama.cpp's names of types that a version of gguf may not have: removed ones, and those that came later."""
 _CHUNK = 1 << 20
-"""Numbers that are expanded at a time: gguf takes several times their size meanwhile."""
+"""The number of elements that are expanded at a time: gguf takes several times their size meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """Where a tensor's numbers are, and how they are written."""
+    """The place of a tensor's numbers, and their type."""
 
     name: str
     shape: tuple[int, ...]
-    """Rows first, as numpy has it; the file lists it the other way round."""
+    """The tensor's shape, rows first, as numpy has it; the file lists it the other way round."""
     kind: int
-    """A `gguf.GGMLQuantizationType`."""
+    """The number of a `gguf.GGMLQuantizationType`."""
     file: Path
     start: int
-    """Its first byte in the file."""
+    """Offset of its first byte in the file."""
     num_bytes: int
 
     @property
@@ -45,7 +45,8 @@ class Tensor:
 
 
 def packed(path: Path, name: str, kind: int) -> tuple[int, int]:
-    """How many numbers a block of a type has, and how many bytes. Raises ModelFileError if it cannot be read."""
+    """The number of elements in a block of a type, and the number of its bytes. Raises ModelFileError if it cannot be
+    read."""
     if not _is_readable(kind):
         known = kind in _LATER or kind in list(GGMLQuantizationType)
         called = _LATER.get(kind) or GGMLQuantizationType(kind).name if known else None
@@ -64,7 +65,8 @@ def packed(path: Path, name: str, kind: int) -> tuple[int, int]:
 
 @cache
 def _is_readable(kind: int) -> bool:
-    """Whether gguf can expand it: tried, since the library's own list of types is longer than what it can."""
+    """True if gguf can expand it. That is tried, since the library's own list of types is longer than what it can
+    do."""
     try:
         of = GGMLQuantizationType(kind)
         dequantize(np.zeros((1, GGML_QUANT_SIZES[of][1]), np.uint8), of)
@@ -74,10 +76,11 @@ def _is_readable(kind: int) -> bool:
 
 
 def values(tensor: Tensor, first: int = 0, rows: int | None = None) -> Iterator[np.ndarray[Any, Any]]:
-    """A tensor's numbers in fp32, a few rows at a time; a vector is one row. Raises ModelFileError if the file ends.
+    """Yield a tensor's numbers in fp32 `[rows, width]`, a few rows at a time; a vector is one row. Raises
+    ModelFileError if the file ends.
 
     Args:
-        first, rows: which of the rows; all from the first on.
+        first, rows: the first row and the number of rows; None: all from the first on.
 
     The bytes are read, not mapped: mapped ones stay counted as this process's memory.
     """
@@ -94,6 +97,6 @@ def values(tensor: Tensor, first: int = 0, rows: int | None = None) -> Iterator[
             data = file.read(size)
             if len(data) < size:
                 raise ModelFileError(f"{tensor.file}: tensor {shown(tensor.name)}: the file ends inside it")
-            with np.errstate(all="ignore"):  # what is no number in the file is none in the model
+            with np.errstate(all="ignore"):  # NaN in the file is NaN in the model
                 rows_read = dequantize(np.frombuffer(data, np.uint8).reshape(-1, row_bytes), of)
             yield rows_read

@@ -1,4 +1,4 @@
-"""Which tensor of a file each weight of the model is made of: all of both, or the file is refused."""
+"""The plan of which tensors of a file each weight is made from: all of both are used, or the file is refused."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .number_types import Tensor
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
 _BLOCK = re.compile(r"blk\.(\d+)\.")
 _FUSED = ("attn_q", "attn_k", "attn_v")
-"""What `attn_qkv` has one after the other."""
+"""The tensors whose rows `attn_qkv` has one after the other."""
 _REMEDY = "take another file of this model, or its directory of safetensors"
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """Rows of a tensor, and by what they are multiplied."""
+class TensorRows:
+    """Some rows of a tensor, and the number they are multiplied by."""
 
     tensor: Tensor
     first: int
@@ -33,11 +33,11 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A weight of the model: parts one below the other; without any it is zero."""
+    """A weight of the model: its parts are one below the other; without any part it is zero."""
 
     name: str
     shape: tuple[int, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[TensorRows, ...]
     offset: float = 0.0
     change: Change | None = None
 
@@ -49,10 +49,10 @@ class Weight:
 def plan_weights(
     contents: Contents, entry: Architecture, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
 ) -> list[Weight]:
-    """What to write, in the order of `shapes`.
+    """List the weights to write, in the order of `shapes`.
 
     Args:
-        shapes: of every weight that the model of `config` has, by its name.
+        shapes: the shape of every weight that the model of `config` has, by its name.
 
     Raises ModelFileError: a weight is not in the file, a tensor has another shape or no place in the model.
     """
@@ -86,8 +86,9 @@ class _Plan:
         parts = self._parts(prefix, tensor, end, shape)
         return Weight(name, shape, parts, offset, self._entry.changes.get(tensor))
 
-    def _parts(self, prefix: str, tensor: str, end: str, shape: tuple[int, ...]) -> tuple[Part, ...]:
-        """From the tensor of that name; or, of q, k and v, from one that has them all, or all from each."""
+    def _parts(self, prefix: str, tensor: str, end: str, shape: tuple[int, ...]) -> tuple[TensorRows, ...]:
+        """The parts of a weight: from the tensor of that name; or for q, k and v from one that has them all, or for all
+        from each."""
         name = f"{prefix}{tensor}.{end}"
         if name in self._contents.tensors:
             return (self._part(name, shape),)
@@ -98,7 +99,7 @@ class _Plan:
             return (self._part(fused, (sum(heights), *shape[1:]), first, shape[0]),)
         if tensor == "attn_qkv" and f"{prefix}attn_q.{end}" in self._contents.tensors:
             return tuple(self._part(f"{prefix}{one}.{end}", (self._rows(one), *shape[1:])) for one in _FUSED)
-        if end == "bias":  # the family has all or none, a file those that are not zero
+        if end == "bias":  # the family has all biases or none, a file only those that are not zero
             return ()
         raise self._fail(name, "the file does not have it; is it complete?")
 
@@ -108,17 +109,17 @@ class _Plan:
         rows: int = self._config[heads] * width
         return rows
 
-    def _part(self, name: str, shape: tuple[int, ...], first: int = 0, rows: int | None = None) -> Part:
+    def _part(self, name: str, shape: tuple[int, ...], first: int = 0, rows: int | None = None) -> TensorRows:
         tensor = self._contents.tensors.get(name)
         if tensor is None:
             raise self._fail(name, "the file does not have it; is it complete?")
         if tensor.shape != shape:
             raise self._fail(name, f"its shape is {shown(list(tensor.shape))}, the file's keys ask for {list(shape)}")
         self._used.add(name)
-        return Part(tensor, first, shape[0] if rows is None else rows, self._scale(name))
+        return TensorRows(tensor, first, shape[0] if rows is None else rows, self._scale(name))
 
     def _scale(self, name: str) -> Tensor | None:
-        """A number by which llama.cpp multiplies the product, for whatever type of numbers."""
+        """A number by which llama.cpp multiplies the product, for whatever type of numbers; None if there is none."""
         stem, _, end = name.rpartition(".")
         scale = self._contents.tensors.get(f"{stem}.scale") if end == "weight" else None
         if scale is not None:
@@ -128,12 +129,12 @@ class _Plan:
         return scale
 
     def _refuse_rest(self) -> None:
-        """Every tensor has a place in the model, or is known to be of no use here."""
+        """Raise ModelFileError unless every tensor has a place in the model, or is known to be of no use here."""
         layers = self._config["num_hidden_layers"]
         for name in self._contents.tensors:
             block = _BLOCK.match(name)
             is_draft = block is not None and int(block[1]) >= layers and self._has_drafts
-            is_for_rounding = name.endswith(".input_scale")  # of activations, which stay as they are here
+            is_for_rounding = name.endswith(".input_scale")  # scales of activations, which are not quantised here
             if not (name in self._used or is_draft or is_for_rounding):
                 raise self._fail(name, f"it is not supported: no part of a {self._entry.family} model; {_REMEDY}")
 

@@ -1,4 +1,4 @@
-r"""How a text is split into words before its bytes are joined: the rule that `tokenizer.ggml.pre` names.
+r"""The rules by which a text is split into words before its bytes are joined, by their names in `tokenizer.ggml.pre`.
 
 A rule is a list of regular expressions. The text is cut at the borders of the first one's matches, each piece at those
 of the next one's, and so on. llama.cpp knows the same names; it says a few of the rules with less than the models were
@@ -13,16 +13,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What a name in `tokenizer.ggml.pre` stands for."""
+    """The splitting rule that a name in `tokenizer.ggml.pre` stands for."""
 
     splits: tuple[str, ...]
-    """Regular expressions of Oniguruma, which `tokenizers` uses."""
+    """Regular expressions in Oniguruma's dialect, which `tokenizers` uses."""
     whole_words: bool = False
-    """Whether a word that is a token is taken as it is, without looking at the merges."""
+    """True if a word that is a token is taken as it is, without looking at the merges."""
     begins: bool = False
-    """Whether a text begins with BOS where the file does not say."""
+    """True if a text begins with BOS where the file does not say."""
     byte_level: bool = True
-    """Whether tokens are spelled in the alphabet that stands for bytes; otherwise in characters, blanks as U+2581."""
+    """True if tokens are spelled in the alphabet that stands for bytes; otherwise they are spelled in characters,
+    blanks as U+2581."""
 
 
 def _any(*parts: str) -> str:
@@ -60,7 +61,8 @@ _CASED_LETTERS = (
     "\u210a-\u2113\u2115\u2119-\u211d\u2124\u2126\u2128\u212a-\u212d\u212f-\u2134\u2139\u213c-\u213f\u2145-\u2149"
     "\u214e\u2183\u2184Ⰰ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"
 )
-"""Of Unicode 11. Some Greek ones, Kelvin and Ohm are told by number: editors take their looks-alike for them."""
+"""Cased letters of Unicode 11. Some Greek ones, Kelvin and Ohm are written by number: editors take look-alikes for
+them."""
 
 _RULES: dict[str, Rule] = {
     "default": Rule((r"[\p{P}$+<=>^~|]+", _GPT2, r"\p{N}+", "[0-9]{3}")),
@@ -153,4 +155,4 @@ _RULES: dict[str, Rule] = {
     "sarvam-moe": Rule((_OF_LINES,), byte_level=False),
 }  # fmt: skip
 RULES: dict[str, Rule] = {name: rule for names, rule in _RULES.items() for name in names.split()}
-"""Rule of each name. Not there: `whitespace`, which only models that write nothing have."""
+"""The rule of each name. `whitespace` is left out: only models that write nothing have it."""

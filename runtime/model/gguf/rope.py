@@ -28,10 +28,10 @@ _MAX_THETA = _MAX_BETA = 1e15
 
 
 def read_rope(said: Said, contents: Contents, rotary: int, context: int, *, lists_only: bool = False) -> dict[str, Any]:
-    """`rope_parameters` of the layers that are scaled.
+    """Make `rope_parameters` of the layers that are scaled.
 
     Args:
-        rotary: how many numbers of a head are rotated.
+        rotary: number of elements of a head that are rotated.
         context: `context_length`: the original length where the file states none.
         lists_only: the family's class knows no kind but LongRoPE.
     """
@@ -59,8 +59,8 @@ def read_rope(said: Said, contents: Contents, rotary: int, context: int, *, list
 
 
 def plain_rope(said: Said, name: str, rotary: int, context: int) -> dict[str, Any]:
-    """`rope_parameters` of layers that are not stretched, with a base frequency of their own. They share what cos and
-    sin are multiplied by."""
+    """Make `rope_parameters` of layers that are not stretched, with a base frequency of their own. They share the
+    factor of cos and sin."""
     theta, attention = _theta(said, name), _attention(said)
     if attention == 1:
         return {"rope_type": "default", "rope_theta": theta}
@@ -87,7 +87,7 @@ def _theta(said: Said, name: str) -> float:
 
 
 def _attention(said: Said) -> float:
-    """By what cos and sin of every layer are multiplied."""
+    """The factor of cos and sin in every layer."""
     found = said.number("rope.scaling.attn_factor", 1.0)
     if not 0 < found < 1000:
         raise said.fail("rope.scaling.attn_factor", found, "expected a number above 0 and below 1000")
@@ -95,7 +95,8 @@ def _attention(said: Said) -> float:
 
 
 def _original(said: Said, context: int, *, is_a_limit: bool) -> int:
-    """0 is how llama.cpp is told that there is none. It cannot be where another table is taken behind it."""
+    """The original context length. llama.cpp takes 0 for none, which cannot be where another table is used beyond
+    it."""
     name, most = "rope.scaling.original_context_length", BOUNDS["max_position_embeddings"]
     found = said.whole(name, default=0)
     if not said.has(name) or (found == 0 and not is_a_limit):
@@ -108,7 +109,7 @@ def _original(said: Said, context: int, *, is_a_limit: bool) -> int:
 def _factor(said: Said) -> float:
     name = "rope.scaling.factor" if said.has("rope.scaling.factor") else "rope.scale_linear"
     found = said.number(name, 1.0)
-    if found == 0:  # how llama.cpp is told that there is none
+    if found == 0:  # llama.cpp takes 0 for no factor
         return 1.0
     if not 1 <= found <= 1 << 20:
         raise said.fail(name, found, "expected a number from 1")
@@ -116,7 +117,8 @@ def _factor(said: Said) -> float:
 
 
 def _yarn(said: Said, factor: float, attention: float) -> dict[str, float]:
-    """What differs from YaRN's usual numbers. The attention factor of the file multiplies the one that YaRN has."""
+    """The numbers that differ from YaRN's usual ones. The attention factor of the file multiplies the one that YaRN
+    has."""
     found = {}
     for ours, theirs in (("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")):
         if said.has(f"rope.scaling.{theirs}"):
@@ -130,7 +132,8 @@ def _yarn(said: Said, factor: float, attention: float) -> dict[str, float]:
 
 
 def _divisors(contents: Contents, count: int) -> tuple[list[float] | None, list[float] | None]:
-    """For short texts and for long ones; equal if the file makes no difference, None if it divides by nothing."""
+    """The divisors of each frequency for short texts and for long ones; equal if the file makes no difference, None if
+    it divides by nothing."""
     there = [name for name in TENSORS if name in contents.tensors]
     if not there:
         return None, None

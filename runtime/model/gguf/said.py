@@ -1,4 +1,4 @@
-"""What a file says about its architecture, read so that nothing is left unread."""
+"""A file's statements about its architecture, read so that nothing is left unread."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _REMEDY = "take another file of this model, or its directory of safetensors"
 
 
 class Said:
-    """The keys `<architecture>.*`. Every question is noted; what nobody asked for is refused at the end."""
+    """The keys `<architecture>.*`. Every question is noted; keys that nobody asked for are refused at the end."""
 
     def __init__(self, contents: Contents, architecture: str) -> None:
         self.path, self.architecture, self._keys = contents.path, architecture, contents.keys
@@ -24,15 +24,15 @@ class Said:
         return self._full(name) in self._keys
 
     def value(self, name: str, default: Any = None) -> Any:
-        """As it stands in the file; `default` if it does not."""
+        """The value as it stands in the file; `default` if the file has none."""
         self._asked.add(name)
         return self._keys.get(self._full(name), default)
 
     def whole(self, name: str, field: str | None = None, default: int | None = None) -> int:
-        """A whole number from 0, or one of each layer that are all alike.
+        """A whole number from 0, or the one that a list has for every layer.
 
         Args:
-            field: what `config.json` calls it, whose bounds it has (`untrusted.numbers`).
+            field: its name in `config.json`, whose bounds it has (`untrusted.numbers`).
             default: taken where the file is silent; it must not be if there is none.
         """
         found = self._alike(name, self._required(name, default))
@@ -43,7 +43,7 @@ class Said:
         return found
 
     def number(self, name: str, default: float | None = None) -> float:
-        """A finite number."""
+        """A finite number, or the one that a list has for every layer."""
         found = self._alike(name, self._required(name, default))
         if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
             raise self.fail(name, found, "expected a finite number")
@@ -56,7 +56,7 @@ class Said:
         return found
 
     def refuse_rest(self, without_effect: Mapping[str, str]) -> None:
-        """Raises ModelFileError for a key that was not asked for and is not known to change nothing."""
+        """Raise ModelFileError for a key that was not asked for and is not known to change nothing."""
         prefix = f"{self.architecture}."
         for name in self._keys:
             rest = name.removeprefix(prefix)
@@ -70,7 +70,7 @@ class Said:
         return ModelFileError(f"{self.path}: {self._full(name)}: {shown(found)}, {problem}")
 
     def refuse(self, name: str, found: object, why: str, remedy: str = "take another model") -> ModelFileError:
-        """What to raise for a setting that the family has no place for."""
+        """The error to raise for a setting that the family has no place for."""
         return ModelFileError(f"{self.path}: {self._full(name)}: {shown(found)} is not supported: {why}; {remedy}")
 
     def _full(self, name: str) -> str:
@@ -85,7 +85,7 @@ class Said:
         return found
 
     def _alike(self, name: str, found: Any) -> Any:
-        """The number that a list has for every layer."""
+        """The number that a list has for every layer; any other value as it is."""
         if not isinstance(found, list):
             return found
         if len(found) != self.value("block_count"):

@@ -1,4 +1,4 @@
-"""What the keys of every architecture have in common: from a file to the names of `config.json`."""
+"""The keys that every architecture has in common: from a file to the names of `config.json`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WITHOUT_EFFECT = {
     "use_parallel_residual": "of GPT-NeoX alone; early converters wrote it for all",
     "pooling_type": "of embeddings; it changes no next token",
 }
-"""Key without the architecture -> why a model computes the same without it."""
+"""Keys without the architecture, each with the reason why a model computes the same without it."""
 _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "attention.causal": ((True,), "the family reads from left to right"),
     "attn_logit_softcapping": ((0,), "the family has no soft cap of scores"),
@@ -41,12 +41,12 @@ _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "rope.scaling.alpha": ((0,), "the family has no such scaling"),
     "rope.scaling.yarn_log_multiplier": ((0,), "the family has no such factor"),
 }  # fmt: skip
-"""Key -> the values that change nothing, and why any other is refused."""
+"""Keys, each with the values that change nothing, and the reason why any other is refused."""
 
 
 def common(said: Said, contents: Contents) -> dict[str, Any]:
-    """What the config.json of every family has. Raises ModelFileError for a number that cannot be, and for a setting
-    that no family has."""
+    """Make the settings that config.json has for every family. Raises ModelFileError for an impossible number, and for
+    a setting that no family has."""
     layers = said.whole("block_count", "num_hidden_layers")
     drafts = said.whole("nextn_predict_layers", default=0)
     if drafts >= layers:
@@ -84,20 +84,20 @@ def common(said: Said, contents: Contents) -> dict[str, Any]:
 
 
 def check_scale(said: Said, scalar: int) -> None:
-    """Raises ModelFileError if the file asks for another scale of scores than one over the root of `scalar`."""
+    """Raise ModelFileError if the file asks for another scale of scores than one over the root of `scalar`."""
     found = said.number("attention.scale", 0.0)
     if found != 0 and not math.isclose(found, scalar**-0.5, rel_tol=1e-5):
         raise said.refuse("attention.scale", found, f"the family multiplies by {scalar**-0.5:.6g}")
 
 
 def window(said: Said, context: int) -> int | None:
-    """How many tokens a sliding layer sees; None if that is all that the model may read."""
+    """The number of tokens that a sliding layer sees; None if that is all that the model may read."""
     found = said.whole("attention.sliding_window", default=0)
     return found if 0 < found < context else None
 
 
 def no_window(said: Said, context: int, why: str = "the family's layers see everything") -> None:
-    """Raises ModelFileError if layers slide."""
+    """Raise ModelFileError if layers slide."""
     if (found := window(said, context)) is not None:
         raise said.refuse("attention.sliding_window", found, why, "take the model's directory, or another model")
 
@@ -121,7 +121,7 @@ def _epsilon(said: Said) -> float:
 
 
 def _vocabulary(contents: Contents) -> int:
-    """How many rows the embedding has; the file may name fewer tokens, not more."""
+    """The number of rows that the embedding has; the file may name fewer tokens, not more."""
     tokens, table = contents.keys.count("tokenizer.ggml.tokens"), contents.tensors.get("token_embd.weight")
     for name, found in (("tokenizer.ggml.tokens", tokens), ("token_embd.weight", table)):
         if found is None:

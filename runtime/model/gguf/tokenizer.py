@@ -21,7 +21,7 @@ from .merges import pairs_by_score, stated_pairs
 from .vocabulary import SENTENCEPIECE, Kind, Vocabulary, read_vocabulary
 
 _BLANK = "\u2581"
-"""What stands for a blank in tokens that are spelled in characters."""
+"""The character that stands for a blank in tokens that are spelled in characters."""
 _TEMPLATE = "tokenizer.chat_template"
 _TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _CALLED = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
@@ -54,7 +54,7 @@ def _write(file: Path, content: Any) -> None:
 
 
 def _check(path: Path, made: Path) -> None:
-    """What a directory may not have, a file may not bring about."""
+    """Raise ModelFileError if the made tokenizer breaks the bounds that hold for a directory's."""
     try:
         check_tokenizer(made)
     except ModelFileError as error:
@@ -83,7 +83,8 @@ def _added(vocabulary: Vocabulary, number: int) -> dict[str, Any]:
 
 
 def _normalizer(vocabulary: Vocabulary) -> dict[str, Any] | None:
-    """It sees what is between added tokens, each piece by itself: so a blank is put behind each of them, too."""
+    """The normalizer sees the text between added tokens, each piece by itself: so a blank is put behind each of them,
+    too."""
     if vocabulary.rule.byte_level:
         return None
     blanks = {"type": "Replace", "pattern": {"String": " "}, "content": _BLANK}
@@ -161,7 +162,7 @@ def _generation(vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def _templates(path: Path, keys: Mapping[str, Any]) -> dict[str, str]:
-    """Name -> template; none without one called `default`, which is the one that is used."""
+    """The chat templates by name; none without one called `default`, which is the one that is used."""
     found = {key.removeprefix(_TEMPLATE).removeprefix(".") or "default": keys[key] for key in keys if _is_template(key)}
     for name, template in found.items():
         if not _TEMPLATE_NAME.fullmatch(name):

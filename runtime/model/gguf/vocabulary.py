@@ -1,4 +1,4 @@
-"""What a GGUF file says of its tokens: `tokenizer.ggml.*`, checked before anything is made of it."""
+"""A GGUF file's statements about its tokens: `tokenizer.ggml.*`, checked before anything is made from them."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ logger = logging.getLogger(__name__)
 MAX_TOKENS = 1 << 19
 MAX_ENDS = 128
 MAX_LETTERS = 1 << 10
-"""Of a token. The longest in known files are runs of blanks and lines, a few hundred long."""
+"""The most letters of a token. The longest in known files are runs of blanks and lines, a few hundred long."""
 MAX_ADDED_LETTERS = 1 << 20
-"""Of all control and added tokens together: they are searched for in every text at once."""
+"""The most letters of all control and added tokens together: they are searched for in every text at once."""
 SENTENCEPIECE = "llama"
 """The vocabulary's model in files whose merges follow from the tokens' scores."""
 _MODELS = {"gpt2": None, SENTENCEPIECE: None, "gemma4": "gemma4"}
-"""What the vocabulary may be -> the splitting rule that comes with it, whatever the file says of one."""
+"""Kinds of vocabulary, each with the splitting rule that it always has, whatever the file says."""
 _NAMED = ("bos", "eos", "unknown", "padding")
 _NAMED_ENDS = ("eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 _DEFAULT_IDS = {"bos": 1, "eos": 2, "unknown": 0}
-"""Of a SentencePiece vocabulary that does not say them."""
+"""Token ids of a SentencePiece vocabulary that does not state them."""
 _USED = frozenset({
     "model", "pre", "tokens", "token_type", "scores", "merges", "add_bos_token", "add_eos_token", "add_space_prefix",
     "eos_token_ids", *(f"{name}_token_id" for name in (*_NAMED, *_NAMED_ENDS)),
@@ -41,20 +41,20 @@ _NOT_NEEDED = frozenset({
     "mask_token_id", "cls_token_id", "fim_pre_token_id", "fim_suf_token_id", "fim_mid_token_id", "prefix_token_id",
     "suffix_token_id", "middle_token_id",
 })  # fmt: skip
-"""Of other kinds of vocabulary, or of tokens that no text gets by itself."""
+"""Keys of other kinds of vocabulary, or of tokens that no text gets by itself."""
 _SHOWN = frozenset({"<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"})
-"""What gpt-oss writes around its channels. They are read by whoever shows a reply, so no control tokens."""
+"""Tokens that gpt-oss writes around its channels. Whoever shows a reply reads them, so they are no control tokens."""
 _GAPS = frozenset({
     "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>", "<|code_prefix|>",
     "<|prefix|>", "<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>",
     "<|code_suffix|>", "<|suffix|>", "<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>",
     "▁<MID>", "<|code_middle|>", "<|middle|>",
 })  # fmt: skip
-"""What stands around a gap in a text."""
+"""Tokens that stand around a gap in a text."""
 
 
 class Kind(IntEnum):
-    """`tokenizer.ggml.token_type`."""
+    """The values of `tokenizer.ggml.token_type`."""
 
     WORD = 1
     UNKNOWN = 2
@@ -66,31 +66,31 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vocabulary:
-    """A file's tokens and what is meant by them."""
+    """A file's tokens and their meaning."""
 
     model: str
     """A key of `_MODELS`."""
     tokens: list[str]
     kinds: list[int]
-    """`Kind` of each token; numbers that are none are kept."""
+    """The `Kind` of each token; numbers that are none are kept."""
     scores: list[float]
-    """Of each token if `model` is `SENTENCEPIECE`, which joins letters by them; otherwise by `merges`."""
+    """The score of each token if `model` is `SENTENCEPIECE`, which joins letters by scores; otherwise empty."""
     merges: list[str]
     rule: Rule
     named: dict[str, int]
     """Ids of `bos`, `eos`, `unknown`, `padding` and others, where there is one."""
     end_ids: list[int]
-    """What ends a reply."""
+    """Ids of the tokens that end a reply."""
     added: list[int]
-    """Tokens that are found in a text before it is split."""
+    """Ids of the tokens that are found in a text before it is split."""
     swallows: frozenset[int]
-    """Added tokens that take the blanks behind them with them."""
+    """Ids of the added tokens that take the blanks behind them with them."""
     begins: bool
-    """Whether BOS is put before a text."""
+    """True if BOS is put before a text."""
     ends: bool
-    """Whether EOS is put behind a text."""
+    """True if EOS is put behind a text."""
     space_prefix: bool
-    """Whether what follows the beginning or an added token gets a blank."""
+    """True if text after the beginning or after an added token gets a blank."""
 
 
 _T = TypeVar("_T", str, int, bool)
@@ -98,7 +98,7 @@ _N = TypeVar("_N", int, float)
 
 
 def read_vocabulary(path: Path, keys: Mapping[str, Any]) -> Vocabulary:
-    """Raises ModelFileError, naming the key, unless the keys are a vocabulary that can be rebuilt as it was."""
+    """Read the vocabulary. Raises ModelFileError, which names the key, unless it can be rebuilt as it was."""
     model = _value(path, keys, "model", str, "")
     if model not in _MODELS:
         raise ModelFileError(
@@ -180,7 +180,7 @@ def _texts(path: Path, keys: Mapping[str, Any], name: str, most: int) -> list[st
 
 
 def _numbers(path: Path, keys: Mapping[str, Any], name: str, count: int, kind: type[_N], default: _N) -> list[_N]:
-    """One for each token."""
+    """One number for each token; `default` for all if the file has none."""
     found = keys.get(f"tokenizer.ggml.{name}")
     if found is None:
         return [default] * count
@@ -204,7 +204,7 @@ def _named(path: Path, keys: Mapping[str, Any], count: int, defaults: Mapping[st
 
 
 def _is_put(path: Path, keys: Mapping[str, Any], name: str, default: bool, named: Mapping[str, int]) -> bool:
-    """Whether a text has the token, `bos` or `eos`, at its border."""
+    """True if a text has the token, `bos` or `eos`, at its border."""
     key = f"add_{name}_token"
     put = _value(path, keys, key, bool, default)
     if put and name not in named:
@@ -245,7 +245,7 @@ def _end_ids(path: Path, keys: Mapping[str, Any], ids: Mapping[str, int], named:
 
 
 def _correct_kinds(ids: Mapping[str, int], kinds: list[int], end_ids: list[int]) -> None:
-    """Files call some tokens words, or added words, that a template writes."""
+    """Correct the kinds of tokens that a template writes and that files call words, or added words."""
     for text in (TURN_ENDS | FILE_ENDS | _GAPS) & ids.keys():
         if ids[text] in end_ids or text in _GAPS:
             kinds[ids[text]] = Kind.CONTROL
@@ -257,7 +257,7 @@ def _correct_kinds(ids: Mapping[str, int], kinds: list[int], end_ids: list[int])
 
 
 def _swallowing(keys: Mapping[str, Any], ids: Mapping[str, int], added: list[int]) -> frozenset[int]:
-    """Phi-3's control tokens take the blanks behind them with them; only the model's name tells."""
+    """The ids of Phi-3's control tokens that take the blanks behind them with them; only the model's name tells."""
     called = " ".join(str(keys.get(f"general.{name}", "")) for name in ("name", "basename")).lower()
     if not any(name in called for name in ("phi-3", "phi3", "phi 3")):
         return frozenset()

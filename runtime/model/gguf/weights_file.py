@@ -1,4 +1,4 @@
-"""Writing a model's weights as one safetensors file, a few rows at a time: a model need not fit in memory to be made.
+"""The writing of a model's weights as one safetensors file, a few rows at a time: a model need not fit in memory.
 
 header length u64 | header, a JSON object: {name: {dtype, shape, data_offsets}} | data
 """
@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from .number_types import values
-from .plan import Part, Weight
+from .plan import TensorRows, Weight
 
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
 def write_weights(path: Path, weights: list[Weight], dtype: torch.dtype, config: dict[str, object]) -> None:
-    """Make the file. Raises OSError, and ModelFileError if the GGUF file ends inside a tensor."""
+    """Write the file. Raises OSError, and ModelFileError if the GGUF file ends inside a tensor."""
     listed: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
     for weight in weights:
@@ -36,7 +36,7 @@ def write_weights(path: Path, weights: list[Weight], dtype: torch.dtype, config:
 
 
 def _pieces(weight: Weight, dtype: torch.dtype, config: dict[str, object]) -> Iterator[Tensor]:
-    """The weight from the top to the bottom; in one piece if its rows move."""
+    """Yield the weight from the top to the bottom; in one piece if its rows move."""
     if not weight.parts:
         yield torch.zeros(weight.shape, dtype=dtype)
     elif weight.change is None:
@@ -47,8 +47,8 @@ def _pieces(weight: Weight, dtype: torch.dtype, config: dict[str, object]) -> It
         yield weight.change(whole.view(weight.shape), config)
 
 
-def _rows(part: Part, offset: float, dtype: torch.dtype) -> Iterator[Tensor]:
-    """What multiplies and what is added comes before the numbers are rounded to `dtype`."""
+def _rows(part: TensorRows, offset: float, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Yield a part's rows in `dtype`. Factor and offset are applied before the numbers are rounded."""
     scale = None if part.scale is None else float(next(values(part.scale))[0, 0])
     is_vector = len(part.tensor.shape) == 1
     for found in values(part.tensor) if is_vector else values(part.tensor, part.first, part.rows):

@@ -22,7 +22,7 @@ from stratakv.retrieval.index import Index, Selection
 from stratakv.retrieval.indexes.magicpig import MagicPIGState, Weighing
 from stratakv.retrieval.layer import IndexedLayer
 from stratakv.retrieval.reading import Run
-from stratakv.retrieval.structures.collision_sample import LEAST_DEPTH, Sample, collision_sample
+from stratakv.retrieval.structures.collision_sample import LEAST_DEPTH, Collisions, collision_sample
 from stratakv.retrieval.structures.hash_tables import NEVER, HashTables
 
 BITS, TABLES, DRAWS = 10, 600, 40
@@ -308,7 +308,7 @@ def test_keys_without_direction_are_no_trouble(query: float) -> None:
 # The sample
 
 
-def sample_of(codes: Tensor, wanted: Tensor, begin: int, end: int, room: int) -> tuple[Sample, HashTables]:
+def sample_of(codes: Tensor, wanted: Tensor, begin: int, end: int, room: int) -> tuple[Collisions, HashTables]:
     tables = HashTables(codes.numpy(), BITS)
     return collision_sample(tables, wanted.numpy(), begin, end, room), tables
 

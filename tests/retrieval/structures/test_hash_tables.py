@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stratakv.retrieval.structures.hash_tables import NEVER, Array, HashTables, segment_sizes
+from stratakv.retrieval.structures.hash_tables import NEVER, Array, HashTables, shard_sizes
 
 BITS = 8
 COUNTS = [0, 5, 1023, 1024, 3500, 18_000]
@@ -27,12 +27,12 @@ def second_hits_by_comparing(codes: Array, heads: Array, wanted: Array, depth: i
     return np.where(so_far[:, :, -1] >= 2, (so_far >= 2).argmax(2) + 1, NEVER)
 
 
-def test_segments_depend_on_the_count_alone() -> None:
-    assert segment_sizes(1023) == []
-    assert segment_sizes(1024 * 3 + 7) == [2048, 1024]
-    assert segment_sizes(40_000) == [16384, 16384, 4096, 2048, 1024]
+def test_shards_depend_on_the_count_alone() -> None:
+    assert shard_sizes(1023) == []
+    assert shard_sizes(1024 * 3 + 7) == [2048, 1024]
+    assert shard_sizes(40_000) == [16384, 16384, 4096, 2048, 1024]
     for count in range(0, 100_000, 977):
-        sizes = segment_sizes(count)
+        sizes = shard_sizes(count)
         assert 0 <= count - sum(sizes) < 1024
         assert sizes == sorted(sizes, reverse=True)
 

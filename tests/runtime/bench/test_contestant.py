@@ -10,7 +10,7 @@ import pytest
 from hand_clock import HandClock
 
 from stratakv.runtime.bench.bandwidths import Bandwidths
-from stratakv.runtime.bench.contestant import Contestant, Turn, num_steps
+from stratakv.runtime.bench.contestant import Contestant, TimedTurn, num_steps
 from stratakv.runtime.bench.report import crossovers, describe_crossover, describe_row
 from stratakv.runtime.bench.roofline import Traffic
 from stratakv.runtime.bench.run import take_steps
@@ -24,7 +24,7 @@ def test_figures_of_a_turn_by_a_clock_that_is_moved(monkeypatch: pytest.MonkeyPa
     one.on_decode, one.on_extend = lambda: clock.passes(next(times)), lambda: clock.passes(2)
     monkeypatch.setattr(one, "on_step", lambda: clock.passes(9))
     one.begin_turn(np.zeros((1, 1)), random_kv=False)
-    one.take_block([[1]] * 4, 1)
+    one.take_stint([[1]] * 4, 1)
     found = one.turns[0].result()
     assert found["ttft_s"] == 2
     assert found["steps"] == 3
@@ -34,12 +34,12 @@ def test_figures_of_a_turn_by_a_clock_that_is_moved(monkeypatch: pytest.MonkeyPa
 
 
 def test_one_step_has_no_spread_and_decides_nothing() -> None:
-    first = Turn(1, step_s=[0.1]).result()
+    first = TimedTurn(1, step_s=[0.1]).result()
     assert (first["tpot_ms_p50"], first["tpot_ms_p90"], first["tokens_per_s"]) == (100, None, 10)
     rows = [
         {"context": context, "batch": 1, "contestants": [
-            {"name": "stratakv bounds", "first_turn": Turn(1, step_s=[0.1] * steps).result()},
-            {"name": "other", "first_turn": Turn(1, step_s=[0.2] * steps).result()},
+            {"name": "stratakv bounds", "first_turn": TimedTurn(1, step_s=[0.1] * steps).result()},
+            {"name": "other", "first_turn": TimedTurn(1, step_s=[0.2] * steps).result()},
         ]}
         for context, steps in ((100, 9), (200, 1))
     ]  # fmt: skip
@@ -88,7 +88,7 @@ class Recorded(Contestant):
         self.on_decode()
 
 
-def test_contestants_take_turns_in_blocks() -> None:
+def test_contestants_take_turns_in_stints() -> None:
     diary: list[str] = []
     both = [Recorded("a", diary), Recorded("b", diary)]
     for one in both:

@@ -105,7 +105,7 @@ def test_it_takes_part_in_a_bench(path: Path, model: Any) -> None:
         LlamaCpp([path], 1, 100, 7)
     contestant = LlamaCpp([path], 1, 100, 261)
     contestant.begin_turn(ids[None, :64], random_kv=False)
-    contestant.take_block([[int(token)] for token in ids[64:70]], untimed=2)
+    contestant.take_stint([[int(token)] for token in ids[64:70]], untimed=2)
     contestant.end_turn()
     contestant.begin_turn(ids[None, 70:], random_kv=False)
     contestant.end_turn()

@@ -16,7 +16,7 @@ from stratakv.retrieval import index as retrieval_index
 from stratakv.runtime.api.errors import DoesNotFitError
 from stratakv.runtime.bench import bandwidths, ours
 from stratakv.runtime.bench.correctness import WrongLogitsError
-from stratakv.runtime.bench.options import Caps, Options
+from stratakv.runtime.bench.options import BenchOptions, Caps
 from stratakv.runtime.bench.random_kv import fill_sequence
 from stratakv.runtime.bench.report import crossovers
 from stratakv.runtime.bench.run import run_bench
@@ -48,7 +48,7 @@ def silent(line: str) -> None:
 def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Two contexts, two batches, two indexes, roomy tiers and tight ones."""
     lines: list[str] = []
-    options = Options(
+    options = BenchOptions(
         **COMMON, batches=(1, 2), indexes=("bounds", "spectral"), caps=(Caps(), TIGHT),
         baselines=("dense", "offloaded"), kv_dir=tmp_path_factory.mktemp("stores"),
         trace=tmp_path_factory.mktemp("trace") / "steps.json",
@@ -167,21 +167,21 @@ def test_no_speed_without_right_logits(
     change: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(retrieval_index, "read_exactly", broken(change))
-    monkeypatch.setattr(ours.Ours, "take_block", lambda *_: pytest.fail("timed before it was checked"))
+    monkeypatch.setattr(ours.Ours, "take_stint", lambda *_: pytest.fail("timed before it was checked"))
     with pytest.raises(WrongLogitsError, match="no speed is reported"):
-        run_bench(Options(**COMMON, kv_dir=tmp_path), silent)
+        run_bench(BenchOptions(**COMMON, kv_dir=tmp_path), silent)
 
 
 def test_a_16_bit_model_is_checked_in_fp32_as_well(tmp_path: Path) -> None:
     given = {**COMMON, "dtype": "bfloat16", "contexts": (64,), "steps": 1}
-    found = run_bench(Options(**given, baselines=(), kv_dir=tmp_path), silent)
+    found = run_bench(BenchOptions(**given, baselines=(), kv_dir=tmp_path), silent)
     assert 1e-4 < found["logits_error"]["bfloat16"] < 5e-2
     assert found["logits_error"]["float32"] < 1e-5
 
 
 def test_random_kv_is_in_store_and_index(tmp_path: Path) -> None:
     """Pages, index and tail are as long as after a prefill; what is read is what was drawn."""
-    options = Options(**COMMON, random_kv=True)
+    options = BenchOptions(**COMMON, random_kv=True)
     subject = Subject.load(options, tmp_path, 1000, silent)
     with subject.runtime(options.kv(tmp_path / "kv", "spectral", Caps(host_gb=0.05))) as runtime:
         engine = runtime.engine
@@ -204,7 +204,7 @@ def test_random_kv_is_in_store_and_index(tmp_path: Path) -> None:
 
 def test_random_kv_is_labelled(tmp_path: Path) -> None:
     lines: list[str] = []
-    found = run_bench(Options(**COMMON, random_kv=True, baselines=("dense",), kv_dir=tmp_path), lines.append)
+    found = run_bench(BenchOptions(**COMMON, random_kv=True, baselines=("dense",), kv_dir=tmp_path), lines.append)
     for row, one, turn in turns(found):
         assert row["random_kv"]
         assert (turn["ttft_s"] is None) == (turn is one["first_turn"])
@@ -214,7 +214,7 @@ def test_random_kv_is_labelled(tmp_path: Path) -> None:
 def test_a_smaller_card_is_kept_to(tmp_path: Path) -> None:
     """2 MB: 0.3 for the weights, 0.3 apart, what is left for KV; dense attention needs more at 5,000 tokens."""
     given = {**COMMON, "contexts": (5000,)}
-    options = Options(**given, gpu_memory_cap=0.002, baselines=("dense",), kv_dir=tmp_path)
+    options = BenchOptions(**given, gpu_memory_cap=0.002, baselines=("dense",), kv_dir=tmp_path)
     row = run_bench(options, silent)["rows"][0]
     (one,) = row["contestants"]
     weights = one["first_turn"]["roofline"]["weights_bytes"]
@@ -225,7 +225,7 @@ def test_a_smaller_card_is_kept_to(tmp_path: Path) -> None:
 
 def test_a_card_without_room_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="raise gpu_memory_cap"):
-        run_bench(Options(**COMMON, gpu_memory_cap=0.0003, kv_dir=tmp_path), silent)
+        run_bench(BenchOptions(**COMMON, gpu_memory_cap=0.0003, kv_dir=tmp_path), silent)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_a_card_without_room_is_refused(tmp_path: Path) -> None:
     ids=["context", "batch", "random-kv"],
 )
 def test_what_exceeds_the_tiers_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
-    options = Options(**{**COMMON, **changes}, caps=(Caps(host_gb=0.0012, disk_gb=0),), kv_dir=tmp_path)
+    options = BenchOptions(**{**COMMON, **changes}, caps=(Caps(host_gb=0.0012, disk_gb=0),), kv_dir=tmp_path)
     with pytest.raises(DoesNotFitError, match="raise host_gb"):
         run_bench(options, silent)
     assert list(tmp_path.iterdir()) == []
@@ -261,7 +261,7 @@ def test_a_baseline_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: 
     absent = {"optimum", "hqq", "xllamacpp"}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name in absent else found(name, *a))
     given = {**COMMON, "contexts": (64,), "steps": 1}
-    row = run_bench(Options(**given, baselines=("quantised", "llama.cpp"), kv_dir=tmp_path), silent)["rows"][0]
+    row = run_bench(BenchOptions(**given, baselines=("quantised", "llama.cpp"), kv_dir=tmp_path), silent)["rows"][0]
     assert row["left_out"] == {
         "quantised": "needs optimum-quanto or hqq: pip install optimum-quanto",
         "llama.cpp": "needs xllamacpp: pip install 'stratakv[compare]'",
@@ -269,12 +269,12 @@ def test_a_baseline_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: 
 
 
 def test_untimed_steps_are_in_the_context(result: dict[str, Any]) -> None:
-    """Four at the beginning of a turn, one at the beginning of a later block: what dense reads grows by them."""
-    blocks = [range(4, 20), range(21, 25)]
+    """Four at the beginning of a turn, one at the beginning of a later stint: what dense reads grows by them."""
+    stints = [range(4, 20), range(21, 25)]
     for row, one, _ in turns(result):
         if one["name"].startswith("transformers"):
             per_token = 2 * 3 * 2 * 8 * 4 * row["batch"]
-            held = [row["context"] + step + 1 for block in blocks for step in block]
+            held = [row["context"] + step + 1 for block in stints for step in block]
             assert one["first_turn"]["roofline"]["kv_bytes"] == pytest.approx(sum(held) / len(held) * per_token)
 
 
@@ -299,7 +299,7 @@ def test_untimed_steps_are_in_the_context(result: dict[str, Any]) -> None:
 )
 def test_impossible_options_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Options(**{**COMMON, **changes})
+        BenchOptions(**{**COMMON, **changes})
 
 
 def test_layers_that_a_shape_has_not_and_weights_that_memory_has_no_room_for_are_refused(
@@ -315,7 +315,7 @@ def test_layers_that_a_shape_has_not_and_weights_that_memory_has_no_room_for_are
 
 def test_an_unknown_shape_is_refused_with_those_known(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"shape is one of {', '.join(SHAPES)}; not 'llama-9'"):
-        run_bench(Options(**{**COMMON, "shape": "llama-9"}, kv_dir=tmp_path), silent)
+        run_bench(BenchOptions(**{**COMMON, "shape": "llama-9"}, kv_dir=tmp_path), silent)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from stratakv.runtime.cli.app import app
 from stratakv.runtime.engine.sequence import Sequence
 from stratakv.runtime.evaluation import plot, report
 from stratakv.runtime.evaluation.harness import Harness
-from stratakv.runtime.evaluation.options import Options
+from stratakv.runtime.evaluation.options import EvalOptions
 from stratakv.runtime.evaluation.progress import Bar
 from stratakv.runtime.evaluation.suites import fidelity, tasks
 from stratakv.runtime.evaluation.tasks import TASKS, Fit
@@ -186,7 +186,7 @@ def test_dense_perplexity_is_that_of_transformers(tiny_llama: Path, tmp_path: Pa
     """Positions and targets of the fidelity suite, against one forward pass over the same tokens."""
     result = evaluate("fidelity", tiny_llama, tmp_path, "--samples", 1, "--ctx", 512, "--budget", 176)
     with Runtime.load(tiny_llama, dtype="float32", kv=KVConfig(path=tmp_path / "kv")) as runtime:
-        ((_, ids),) = fidelity.contexts(Harness(runtime, []), Options(512, 1), Texts(EXCERPT))
+        ((_, ids),) = fidelity.contexts(Harness(runtime, []), EvalOptions(512, 1), Texts(EXCERPT))
     tokens = torch.from_numpy(ids.astype(np.int64)).unsqueeze(0)
     with torch.inference_mode():
         logits = reference_model(tiny_llama)(tokens).logits[0]
@@ -261,7 +261,7 @@ def test_a_task_is_read_as_a_conversation(
 
     monkeypatch.setattr(Harness, "ask", noting)
     texts = Texts(EXCERPT)
-    options = Options(2_500, 1, tasks=task)
+    options = EvalOptions(2_500, 1, tasks=task)
     with Runtime.load(tiny_llama, dtype="float32", kv=KVConfig(path=tmp_path, disk_gb=0)) as runtime:
         harness = Harness(runtime, variants(["bounds"], [176]))
         tasks.run(harness, options, texts, Bar())

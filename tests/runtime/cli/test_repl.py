@@ -16,7 +16,7 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from stratakv.runtime import KVConfig
-from stratakv.runtime.cli.repl import Options, run
+from stratakv.runtime.cli.repl import ChatOptions, run
 
 SCRIPT = '''\
 /help
@@ -42,9 +42,9 @@ lines."""
 '''
 
 
-def options(model: Path, folder: Path, files: list[Path]) -> Options:
+def options(model: Path, folder: Path, files: list[Path]) -> ChatOptions:
     kv = KVConfig(path=folder / "kv", gpu_gb=0.01, host_gb=0.02, budget=256)
-    return Options(str(model), "auto", "auto", kv, files, None, None, {"max_new_tokens": 6})
+    return ChatOptions(str(model), "auto", "auto", kv, files, None, None, {"max_new_tokens": 6})
 
 
 def test_every_command(tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from stratakv.runtime import Chat, KVConfig, Runtime, StratakvError
 from stratakv.runtime.chat.documents import Document
-from stratakv.runtime.cli.chat_setup import Options, begin
+from stratakv.runtime.cli.chat_setup import ChatOptions, begin
 from stratakv.runtime.cli.repl import Repl
 from stratakv.runtime.process.terminal import make_console
 
@@ -30,7 +30,7 @@ class Typist(Repl):
     def __init__(
         self, runtime: Runtime, *lines: str | type[BaseException], documents: Any = None, **changes: Any
     ) -> None:
-        options = Options("tiny", "auto", "auto", runtime.config, [], None, None, {"max_new_tokens": 2})
+        options = ChatOptions("tiny", "auto", "auto", runtime.config, [], None, None, {"max_new_tokens": 2})
         options = replace(options, **changes)
         opening: Future[Any] = Future()
         opening.set_result((runtime, begin(runtime, options, options.session)))
@@ -245,7 +245,7 @@ def test_no_error_ends_the_loop(
 def test_a_model_that_cannot_be_loaded_ends_the_program_in_one_line(tmp_path: Path) -> None:
     opening: Future[Any] = Future()
     opening.set_exception(StratakvError("no such model"))
-    options = Options("none", "auto", "auto", KVConfig(path=tmp_path), [], None, None, {})
+    options = ChatOptions("none", "auto", "auto", KVConfig(path=tmp_path), [], None, None, {})
     console = Console(file=io.StringIO(), markup=False)
     with pytest.raises(StratakvError, match="no such model"):
         Repl(options, console, opening).loop()

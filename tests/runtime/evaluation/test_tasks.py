@@ -14,7 +14,7 @@ from places import EXCERPT
 
 from stratakv.runtime.evaluation.tasks import TASKS, Fit, Sample, Task, select
 from stratakv.runtime.evaluation.tasks.haystack import paragraphs, scatter, sentences
-from stratakv.runtime.evaluation.tasks.invented import apart, unique
+from stratakv.runtime.evaluation.tasks.invented import distinct, unique
 from stratakv.runtime.evaluation.tasks.scores import all_of, any_of
 from stratakv.runtime.evaluation.texts import Speech, Texts
 
@@ -349,7 +349,7 @@ def test_needles_keep_their_order_and_may_stand_at_the_ends() -> None:
 
 
 def test_invented_values_run_out_loudly() -> None:
-    assert sorted(apart(iter(["ab", "b", "cd"]).__next__, 2)) == ["ab", "cd"]
+    assert sorted(distinct(iter(["ab", "b", "cd"]).__next__, 2)) == ["ab", "cd"]
     values = unique(lambda: "only")
     assert next(values) == "only"
     with pytest.raises(ValueError, match=r"no new value in \d+ draws; the last was 'only'"):

@@ -88,7 +88,7 @@ def test_a_pipe_may_be_slower_than_the_command(
 
     monkeypatch.setattr(Runtime, "load", write_and_load)
     kv = KVConfig(path=tmp_path, disk_gb=0.2)
-    options = chat_setup.Options(str(RECALL), "auto", "auto", kv, [], None, None, {"max_new_tokens": 3})
+    options = chat_setup.ChatOptions(str(RECALL), "auto", "auto", kv, [], None, None, {"max_new_tokens": 3})
     with os.fdopen(reading) as stream:
         monkeypatch.setattr(sys, "stdin", stream)
         chat_command._converse(options, "? k1", True)

@@ -16,7 +16,7 @@ from kv_pages import FINGERPRINT, LARGE
 
 from stratakv.storage import DiskTier, StorageFullError, StoreUnavailableError, page_key
 from stratakv.storage.disk import record
-from stratakv.storage.disk.lease import Lease, claimed_in
+from stratakv.storage.disk.folder_lease import FolderLease, claimed_in
 from stratakv.storage.disk.share import alone_in, bytes_in
 
 MB = 1 << 20
@@ -194,7 +194,7 @@ def test_a_lease_that_says_something_else_claims_all_records_and_no_bytes(tmp_pa
 
 
 def hold_lease(folder: Path, said: bytes, say: Say, wait: Wait) -> None:
-    lease = Lease(folder)
+    lease = FolderLease(folder)
     os.ftruncate(lease._descriptor, 0)
     os.pwrite(lease._descriptor, said, 0)
     say("held")

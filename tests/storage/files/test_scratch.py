@@ -13,7 +13,7 @@ import pytest
 from children import Say, child
 from faults import NOBODY, no_file_may_grow
 
-from stratakv.storage.disk.lease import Lease
+from stratakv.storage.disk.folder_lease import FolderLease
 from stratakv.storage.files.scratch import remove_all, scratch_folder, whole_file
 
 
@@ -106,7 +106,7 @@ def test_what_earlier_versions_left_goes_after_a_day_unless_a_store_in_it_is_ope
     assert is_left()
     age(23 * 3600)
     assert is_left()
-    lease = Lease(inside)
+    lease = FolderLease(inside)
     age(25 * 3600)
     assert is_left()
     lease.release()

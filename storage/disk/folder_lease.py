@@ -1,4 +1,4 @@
-"""Leases: which other tiers have a store folder open, and since when.
+"""Folder leases: which other tiers have a store folder open, and since when.
 
 A lease is a file `lease.<pid>.<random>` that its owner keeps locked (`flock`) as long as the tier is
 open. The kernel drops the lock when the process dies, however it dies: no heartbeat, no pid that means
@@ -27,16 +27,16 @@ from ..files.locks import is_locked, new_locked
 
 _PREFIX = "lease."
 _DIGITS = 20
-"""Of each number."""
+"""Decimal digits of each number in a lease file."""
 _REPLACING = "replace.lock"
-_HELD: weakref.WeakSet[Lease] = weakref.WeakSet()
+_HELD: weakref.WeakSet[FolderLease] = weakref.WeakSet()
 
 
-class Lease:
-    """This tier's claim on a store folder.
+class FolderLease:
+    """This tier's lease on a store folder.
 
     Args:
-        folder: of the store; it exists.
+        folder: the store's folder; it exists.
 
     Raises:
         OSError: the folder cannot be written, or its data file is being replaced right now.
@@ -48,7 +48,7 @@ class Lease:
         self._clock, self._claimed = 0, 0
         _HELD.add(self)
         self.after_a_death = bool(self._remove_dead())
-        """Whether some owner died without giving its lease back."""
+        """True if some owner died without giving its lease back."""
         try:
             with _replacing(folder, alone=False):
                 pass
@@ -57,17 +57,17 @@ class Lease:
             raise
 
     def hold_from(self, clock: int) -> None:
-        """Records used at `clock` or later are claimed; until this is called, all are."""
+        """Claim the records used at `clock` or later. Until this is called, all records are claimed."""
         self._clock = clock
         self._write()
 
     @property
     def is_held(self) -> bool:
-        """Neither given back nor a parent's."""
+        """True until the lease is given back, or forgotten in a forked child."""
         return self._descriptor >= 0
 
     def claim(self, num_bytes: int) -> None:
-        """The data file may become so long."""
+        """Claim that the data file may become `num_bytes` long."""
         self._claimed = num_bytes
         self._write()
 
@@ -76,7 +76,7 @@ class Lease:
         os.pwrite(self._descriptor, f"{self._clock:0{_DIGITS}d} {self._claimed:0{_DIGITS}d}".encode(), 0)
 
     def others(self) -> list[int]:
-        """The clocks from which other owners claim records, one per living owner."""
+        """The clocks from which other living owners claim records, one each."""
         self._remove_dead()
         clocks = []
         for path in self._other_paths():
@@ -87,7 +87,7 @@ class Lease:
 
     @contextmanager
     def alone(self) -> Iterator[bool]:
-        """Whether no other owner exists; if so, none can come until the end of the block."""
+        """Keep other owners out until the end of the block. Yields True if there is none."""
         with _replacing(self._folder, alone=True):
             yield not self.others()
 
@@ -110,20 +110,21 @@ class Lease:
 
 
 def claimed_in(folder: Path) -> int:
-    """How long the data file in `folder` may become by what its living owners have claimed. Removes no dead lease:
-    whoever opens the folder next is to find it (`Lease.after_a_death`)."""
+    """The length in bytes that living owners have claimed for the data file in `folder`, 0 if none has. Removes no dead
+    lease: whoever opens the folder next is to find it (`FolderLease.after_a_death`)."""
     return max(
         (found[1] for path in folder.glob(f"{_PREFIX}*") if (found := _read(path)) and is_locked(path)), default=0
     )
 
 
 def is_open(folder: Path) -> bool:
-    """Whether any tier has it open."""
+    """True if any tier has the folder open."""
     return any(is_locked(path) for path in folder.glob(f"{_PREFIX}*"))
 
 
 def _read(path: Path) -> tuple[int, int] | None:
-    """Clock and claim; None if there is no such lease any more. What is no number claims all records and no bytes."""
+    """Read clock and claim from a lease file; None if it is gone. Text that is no number reads as 0: it claims all
+    records and no bytes."""
     try:
         numbers = path.read_bytes().decode(errors="replace").split()
     except FileNotFoundError:
@@ -160,11 +161,12 @@ def _remove_if_dead(path: Path) -> bool:
 
 @contextmanager
 def _replacing(folder: Path, *, alone: bool) -> Iterator[None]:
-    """Hold `replace.lock`, which only who replaces the data file holds alone. Raises OSError if someone does."""
+    """Hold `replace.lock` during the block: `alone`, as whoever replaces the data file does, or shared. Raises OSError
+    if it is taken."""
     try:
         descriptor = os.open(folder / _REPLACING, os.O_RDWR | (os.O_CREAT if alone else 0), 0o600)
     except FileNotFoundError:
-        yield  # nobody ever has
+        yield  # nobody has ever replaced the data file
         return
     try:
         _lock(descriptor, fcntl.LOCK_EX if alone else fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -28,24 +28,24 @@ _KEYS_PER_READ = 4096
 _FIXED_PAGES = 3  # two meta pages, and the root that names the databases
 
 
-class Records:
+class StoredRecords:
     """The records of one fingerprint in `file`. `folder` is for messages."""
 
     def __init__(self, file: LmdbFile, folder: Path, cap_bytes: int, fingerprint: bytes) -> None:
         self.file, self.folder, self.cap_bytes, self.fingerprint = file, folder, cap_bytes, fingerprint
         self.grow: Callable[[int], bool] = lambda needed: False
-        """Makes `cap_bytes` larger for so many bytes more; False if it cannot."""
+        """Makes `cap_bytes` larger by so many bytes; returns False if it cannot."""
         self.why_full: Callable[[], str] = lambda: (
             f"cap {self.cap_bytes} bytes; raise disk_gb or remove sessions with `stratakv sessions rm`"
         )
-        """The sum, and what would help."""
+        """Returns the sum and what would help, for the message of StorageFullError."""
         self.known = record.beginnings()
-        """How records begin that can be read here."""
+        """The first bytes of all records that can be read here."""
         self.check: Callable[[], None] = lambda: None
-        """Before every write: raises StorageFullError if what is computed now must not be stored."""
+        """Called before every write: raises StorageFullError if what is computed now must not be stored."""
 
     def has(self, database: str, key: bytes) -> bool:
-        """Whether there is a record that this version can read. False, too, where the tree is too damaged to tell."""
+        """True if there is a record that this version can read. False, too, where the tree is too damaged to tell."""
         try:
             with self.file.reading() as transaction:
                 return self.is_readable(transaction, database, key)
@@ -54,7 +54,7 @@ class Records:
             return False
 
     def is_readable(self, transaction: lmdb.Transaction, database: str, key: bytes) -> bool:
-        """Whether there is a record, damaged or not, that no later version wrote."""
+        """True if there is a record, damaged or not, that no later version wrote."""
         buffer = transaction.get(key, db=self.file.handle(database))
         if buffer is None or bytes(buffer[:8]) in self.known:  # asked of every page that may be there
             return buffer is not None
@@ -70,7 +70,7 @@ class Records:
         return None if found is None else found[1]
 
     def get_version(self, database: str, name: bytes, kind: int, key: bytes) -> tuple[bytes, bytes] | None:
-        """As `get`, with the record's checksum in front."""
+        """The record's checksum and payload, read as by `get`; None if there is no record."""
         try:
             with self.file.reading() as transaction:
                 buffer = pieces.get(self.file, transaction, database, name)
@@ -90,7 +90,7 @@ class Records:
             return b""
 
     def whole(self, database: str, key: bytes, kind: int) -> record.Record | None:
-        """A record that fits one piece, in memory of its own. Raises RecordError."""
+        """A record that fits in one piece, copied out of LMDB's memory; None if there is none. Raises RecordError."""
         try:
             with self.file.reading() as transaction:
                 buffer = transaction.get(key, db=self.file.handle(database))
@@ -99,7 +99,7 @@ class Records:
             raise RecordError(str(error)) from error
 
     def checksum(self, database: str, name: bytes) -> bytes | None:
-        """What the record carries, right or wrong; None if there is none."""
+        """The checksum that the record carries, right or wrong; None if there is no record."""
         try:
             with self.file.reading() as transaction:
                 return self.checksum_in(transaction, database, name)
@@ -115,7 +115,7 @@ class Records:
             yield key
 
     def sizes(self, database: str) -> Iterator[tuple[bytes, int]]:
-        """Keys in order, with the bytes of their records. In many short transactions: a long one would keep
+        """Yield keys in order, with the bytes of their records. Uses many short transactions: a long one would keep
         LMDB from using freed pages again."""
         start = b""
         while True:
@@ -141,7 +141,7 @@ class Records:
                 yield key, str(error)
 
     def num_later(self, database: str) -> int:
-        """How many records a later version wrote."""
+        """Count the records that a later version wrote."""
         count = 0
         for key in self.keys(database):
             with self.file.reading() as transaction:
@@ -153,8 +153,8 @@ class Records:
         self, database: str, items: list[tuple[bytes, bytes]], then: Callable[[lmdb.Transaction], None] | None = None,
         first: Callable[[lmdb.Transaction], None] | None = None,
     ) -> set[bytes]:  # fmt: skip
-        """One durable transaction, in which `then` may write more and `first` may object: what it raises is raised.
-        Raises StorageFullError. Either way nothing changed then.
+        """Write `items` in one durable transaction. `first` may object before it by raising, and `then` may write more.
+        Raises StorageFullError. If anything is raised, nothing has changed.
 
         Returns the keys that hold what a later version wrote. That stays, but for sessions: about them `first` decides.
         """
@@ -180,7 +180,7 @@ class Records:
         self, needed: int, put: Callable[[lmdb.Transaction], None],
         first: Callable[[lmdb.Transaction], None] | None = None,
     ) -> None:  # fmt: skip
-        """`put` in one durable transaction, if there is room for `needed` bytes. Raises StorageFullError."""
+        """Call `put` in one durable transaction, if there is room for `needed` bytes. Raises StorageFullError."""
         self.check()
         while True:
             try:
@@ -199,7 +199,7 @@ class Records:
             raise lmdb.MapFullError("no room is left beside what LMDB needs to free pages")
 
     def delete(self, database: str, keys: list[bytes], *, also_later: bool = False) -> int:
-        """Returns how many there were. What a later version wrote stays, unless `also_later`."""
+        """Delete records, except those of a later version unless `also_later`. Returns how many were deleted."""
         with self.writing() as transaction:
             return sum(
                 pieces.delete(self.file, transaction, database, key)
@@ -209,7 +209,7 @@ class Records:
 
     @contextmanager
     def writing(self) -> Iterator[lmdb.Transaction]:
-        """A write transaction, durable at the end. Raises StorageFullError; then nothing changed."""
+        """A write transaction, durable at the end of the block. Raises StorageFullError; then nothing has changed."""
         try:
             with self.file.writing() as transaction:
                 yield transaction
@@ -218,7 +218,7 @@ class Records:
         self.require_cap()
 
     def require_cap(self) -> None:
-        """Raises AssertionError where the file has outgrown the cap, or the larger one that another process gave it."""
+        """Raise AssertionError where the file has outgrown the cap, or the larger one that another process gave it."""
         size, limit = self.file.size(), max(self.cap_bytes, self.file.map_bytes)
         assert size <= limit, f"disk: file has {size} bytes, {limit} is its cap"
 
