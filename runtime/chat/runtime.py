@@ -23,6 +23,7 @@ from ..api import typed
 from ..api.config import GenerationConfig, KVConfig
 from ..api.errors import WrongTypeError
 from ..api.reply import Reply
+from ..api.stats import Stats, TierStats
 from ..engine.batch import check_open_pages, within_memory
 from ..engine.engine import Engine
 from ..engine.generate import generate, read_prompt
@@ -258,10 +259,10 @@ class Runtime(Loaded):
         new = within_memory(self.plan, self.store, window, lengths, new, is_asked=config.max_new_tokens > 0)
         return replace(config, max_new_tokens=new)
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> Stats:
         """Bytes and pages per tier, reads by tier, bytes moved per edge, stalls."""
         counters = self.store.counters
-        tiers: dict[str, Any] = {}
+        tiers: dict[str, TierStats] = {}
         reads = {"gpu": counters.gpu_reads, "host": counters.host_reads, "disk": counters.disk_reads}
         for tier in (self.store.gpu, self.store.host, self.store.disk):
             if tier is not None:
