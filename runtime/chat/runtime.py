@@ -7,7 +7,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -327,8 +327,9 @@ def _open_store(
     disk = None
     if plan.disk_bytes:
         settings: dict[str, Any] = {
-            "dtype": str(model.dtype), "layout": {field: getattr(layout, field) for field in layout.__slots__},
-        }  # fmt: skip
+            "dtype": str(model.dtype),
+            "layout": {**asdict(layout), "keys_rotated": True},  # which every store says, for all keys are
+        }
         if is_lossy(kv.codec):
             settings["codec"] = kv.codec  # its pages may be approximate: no other run may find them
         home = find_home(
