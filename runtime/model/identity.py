@@ -18,6 +18,7 @@ import xxhash
 
 from ..api.errors import ModelFileError
 from ..untrusted.directory import weight_files
+from ..untrusted.families import FAMILIES
 from ..untrusted.json_files import of_file
 from ..untrusted.rope import NAMES, read_rope, was_misread
 from ..untrusted.safetensors_header import TensorEntry, read_header
@@ -33,10 +34,8 @@ _CHANGES_NO_NUMBER = frozenset({
     "attention_dropout", "embd_pdrop", "resid_pdrop",  # training
     "pretraining_tp",  # how a matrix was once split
 })  # fmt: skip
-"""Of the names that reach a family's configuration (`untrusted.settings.NAMES`); no other name reaches anything."""
+"""Of the names that reach a family's configuration (`untrusted.families`); no other name reaches anything."""
 _ROPE = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
-_OWN_ROPE = frozenset({"gemma3_text"})
-"""Families with two tables, whose configuration merges what it is told."""
 _LENGTH_BLIND = frozenset({"default", "linear"})
 """Kinds of RoPE that do not compute with `max_position_embeddings`: it says how long a context may be, no more."""
 _POSITIONS = 2
@@ -164,7 +163,7 @@ def _what_matters(path: Path) -> dict[str, Any]:
     if was_misread(family, settings):
         kept = {name: value for name, value in kept.items() if name not in NAMES}
         return {"family": family, "rope": _plain(read_rope(path, family, settings)), "positions": _POSITIONS, **kept}
-    if family != "phi3":  # others compute with it only where the rest was misread, too
+    if FAMILIES[family].original_positions is None:  # these compute with it only where the rest was misread, too
         kept.pop("original_max_position_embeddings", None)
     rope = _rope(family, {name: kept.pop(name, None) for name in _ROPE})
     if all(kind in _LENGTH_BLIND for kind in _kinds(rope)):
@@ -176,7 +175,7 @@ def _rope(family: str, said: dict[str, Any]) -> dict[str, Any]:
     """One spelling of what transformers 4 wrote as `rope_theta` and `rope_scaling`, and 5 as `rope_parameters`. Where
     the family merges them in a way of its own, what is said is kept as it stands: two spellings may then be two
     models, but never two models one."""
-    if family in _OWN_ROPE:
+    if FAMILIES[family].has_tables_by_kind:
         return {"as_said": {name: value for name, value in said.items() if value is not None}}
     found = _object(said.pop("rope_scaling")) or _object(said.pop("rope_parameters"))
     of_all = {name: said[name] for name in ("rope_theta", "partial_rotary_factor") if said[name] is not None}
