@@ -1,6 +1,6 @@
 """What the pages and docstrings name exists: every path, and every option of a command.
 
-`docs/decisions/` and the changelog tell what was so once; old names may stand there.
+`docs/decisions/` tell what was so once; old names may stand there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,12 @@ from stratakv.runtime.cli.app import app
 ROOT = Path(__file__).parents[1]
 LIBRARY = ("runtime", "storage", "retrieval", "kernels", "examples")
 FOLDERS = (*LIBRARY, "tests", "docs", "findings")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "findings" / "README.md"]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "findings" / "README.md",
+]
 SOURCES = [path for folder in LIBRARY for path in sorted((ROOT / folder).rglob("*.py"))]
 
 PATH = re.compile(rf"(?<![\w./~-])(?:{'|'.join(FOLDERS)})/[\w./*-]*\w[*/]?")
