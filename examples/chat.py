@@ -68,4 +68,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (StratakvError, ValueError, OSError) as error:  # no such model, no room for its store, no such document
+        sys.exit(str(error))

@@ -7,6 +7,7 @@ Host    Where the source is pinned, the kernel reads it in place over the bus: n
         at its first byte) and stay as it is until the stream has passed the call.
 Triton  for that only: between tensors of one device PyTorch's `index_select` is such a kernel
 Trust   rows are in range: not checked, which would wait for the device
+Callers none yet: for decode that stays on the GPU
 """
 
 from __future__ import annotations

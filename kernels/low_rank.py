@@ -156,7 +156,7 @@ def rebuild_keys(
     sin: Tensor | None = None,
     counts: Tensor | None = None,
 ) -> Tensor:
-    """All contiguous. Raises ValueError on shapes that do not fit the contract."""
+    """All contiguous; for decode that stays on the GPU. Raises ValueError on shapes that do not fit the contract."""
     if factors.shape[1] != basis.shape[2] or ids.shape[0] != basis.shape[0] or (cos is None) != (sin is None):
         raise ValueError(
             f"factors {list(factors.shape)}, basis {list(basis.shape)}, ids {list(ids.shape)}: expected [T, r], "

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ from .params import IndexParams
 from .reading import Reader, Run, read_exactly
 from .stored import Geometry, Stored
 
+State = TypeVar("State")
+"""What an index keeps of one sequence: each has its own kind."""
 FIT_TOKENS = 4096
 """The most tokens an index is fitted on: a sample of pages spread over the sequence."""
 RUN_PAGES = 8
@@ -55,7 +57,7 @@ class NoOptions:
     """The settings of an index that has none."""
 
 
-class Index(ABC):
+class IndexOf(ABC, Generic[State]):
     """One way to find the tokens that matter in one layer."""
 
     name: ClassVar[str]
@@ -81,7 +83,9 @@ class Index(ABC):
         return f"{self.name} {self.params} {self.options}"
 
     @abstractmethod
-    def fit(self, keys: Tensor, positions: Tensor, queries: Tensor | None = None, previous: Any = None) -> Any:
+    def fit(
+        self, keys: Tensor, positions: Tensor, queries: Tensor | None = None, previous: State | None = None
+    ) -> State:
         """A state that holds no token yet.
 
         Args:
@@ -94,11 +98,11 @@ class Index(ABC):
         """
 
     @abstractmethod
-    def append(self, state: Any, keys: Tensor, queries: Tensor | None = None) -> None:
+    def append(self, state: State, keys: Tensor, queries: Tensor | None = None) -> None:
         """Extend `state` by further sealed keys `[G, n, D]`, whole pages in order (n >= 0), and their pages'
         queries `[G, R, n / page_size, D]`. Appending in other pieces gives the same state."""
 
-    def build(self, keys: Tensor, queries: Tensor | None = None) -> Any:
+    def build(self, keys: Tensor, queries: Tensor | None = None) -> State:
         """Fit on a sample of `keys` `[G, n, D]`, the whole sequence so far, and append all of them."""
         size = self.params.page_size
         pages = spread_pages(keys.shape[1] // size, size)
@@ -108,23 +112,23 @@ class Index(ABC):
         self.append(state, keys)
         return state
 
-    def is_outgrown(self, state: Any) -> bool:
+    def is_outgrown(self, state: State) -> bool:
         """Whether the state should be fitted anew: the sequence is no longer like what it learned from."""
         return False
 
     @abstractmethod
-    def truncate(self, state: Any, num_tokens: int) -> None:
+    def truncate(self, state: State, num_tokens: int) -> None:
         """Forget all but the first `num_tokens` tokens (whole pages). What was learned stays."""
 
-    def learned_by(self, state: Any) -> Any:
+    def learned_by(self, state: State) -> Any:
         """What the state has learned so far and `truncate` does not take back; cheap, for `unlearn`."""
         return None
 
-    def unlearn(self, state: Any, learned: Any) -> None:  # noqa: B027 (most indexes learn in `fit` only)
+    def unlearn(self, state: State, learned: Any) -> None:
         """Back to what `learned_by` gave earlier for the same state."""
 
     @abstractmethod
-    def select(self, state: Any, q: Tensor, num_tokens: int, budget: int) -> Selection:
+    def select(self, state: State, q: Tensor, num_tokens: int, budget: int) -> Selection:
         """Units of the `num_tokens` sealed tokens to read for `q` `[G, R, D]` (rotated and scaled, fp32).
 
         `budget` is in tokens, smaller than `num_tokens`, and holds at least the forced units plus
@@ -132,18 +136,18 @@ class Index(ABC):
         """
 
     def attend(
-        self, state: Any, q: Tensor, chosen: Selection, reader: Reader, tail: Run, scale: float
+        self, state: State, q: Tensor, chosen: Selection, reader: Reader, tail: Run, scale: float
     ) -> tuple[Tensor, Tensor]:
         """Attend with `q` `[G, R, D]` (rotated, not scaled) to the chosen units and the unsealed tail. Returns out `[G,
         R, D]` and lse fp32 `[G, R]`."""
         return read_exactly(q, chosen.ids, chosen.unit, reader, tail, scale)
 
     @abstractmethod
-    def export(self, state: Any) -> dict[str, Tensor]:
+    def export(self, state: State) -> dict[str, Tensor]:
         """The state as named tensors, to be saved with a session."""
 
     @abstractmethod
-    def restore(self, tensors: dict[str, Tensor]) -> Any:
+    def restore(self, tensors: dict[str, Tensor]) -> State:
         """The state that `export` gave; `stored.check_stored` comes first if they were on disk."""
 
     @abstractmethod
@@ -151,13 +155,17 @@ class Index(ABC):
         """Dtypes, shapes and ranges of the tensors that `export` gives for such a layer. Where the state chose a size
         itself, `tensors` tell it; raises ValueError if they tell none that it could have chosen."""
 
-    def state_bytes(self, state: Any) -> int:
+    def state_bytes(self, state: State) -> int:
         """Memory the state occupies."""
         return sum(t.nbytes for t in self.export(state).values())
 
-    def copy(self, state: Any) -> Any:
+    def copy(self, state: State) -> State:
         """An independent state, for a forked conversation."""
         return self.restore({name: t.clone() for name, t in self.export(state).items()})
+
+
+Index = IndexOf[Any]
+"""An index of any kind, for whoever hands its states on without a look."""
 
 
 def spread_pages(num_pages: int, page_size: int) -> Tensor:

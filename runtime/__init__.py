@@ -18,46 +18,61 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..storage.errors import CapacityError, ClosedError, ForkedError, StorageError, StoreUnavailableError
+    from ..storage.errors import (
+        CapacityError,
+        ClosedError,
+        CorruptPageError,
+        ForkedError,
+        LaterStoreError,
+        LaterVersionError,
+        NoRoomError,
+        RecordError,
+        SessionChangedError,
+        StorageError,
+        StorageFullError,
+        StoreUnavailableError,
+        StratakvError,
+        UnknownPagesError,
+    )
     from .api.config import GenerationConfig, KVConfig
     from .api.errors import (
         ConversationError,
         DoesNotFitError,
+        LaterProfileError,
         ModelFileError,
         ProfileError,
         SessionError,
-        StratakvError,
         WrongTypeError,
     )
     from .api.reply import Reply
+    from .api.stats import Stats
     from .chat.chat import Chat
     from .chat.runtime import Runtime
 
 __all__ = [
-    "CapacityError", "Chat", "ClosedError", "ConversationError", "DoesNotFitError", "ForkedError", "GenerationConfig",
-    "KVConfig", "ModelFileError", "ProfileError", "Reply", "Runtime", "SessionError", "StorageError",
-    "StoreUnavailableError", "StratakvError", "WrongTypeError",
+    "CapacityError", "Chat", "ClosedError", "ConversationError", "CorruptPageError", "DoesNotFitError", "ForkedError",
+    "GenerationConfig", "KVConfig", "LaterProfileError", "LaterStoreError", "LaterVersionError", "ModelFileError",
+    "NoRoomError", "ProfileError", "RecordError", "Reply", "Runtime", "SessionChangedError", "SessionError", "Stats",
+    "StorageError", "StorageFullError", "StoreUnavailableError", "StratakvError", "UnknownPagesError", "WrongTypeError",
 ]  # fmt: skip
 
-_HOMES = {
-    "CapacityError": ".storage.errors",
-    "ClosedError": ".storage.errors",
-    "ForkedError": ".storage.errors",
-    "StorageError": ".storage.errors",
-    "StoreUnavailableError": ".storage.errors",
-    "Chat": "chat.chat",
-    "ConversationError": "api.errors",
-    "DoesNotFitError": "api.errors",
-    "GenerationConfig": "api.config",
-    "KVConfig": "api.config",
-    "ModelFileError": "api.errors",
-    "ProfileError": "api.errors",
-    "Reply": "api.reply",
-    "Runtime": "chat.runtime",
-    "SessionError": "api.errors",
-    "StratakvError": "api.errors",
-    "WrongTypeError": "api.errors",
-}
+_NAMES = {
+    "api.config": ["GenerationConfig", "KVConfig"],
+    "api.errors": [
+        "ConversationError", "DoesNotFitError", "LaterProfileError", "ModelFileError", "ProfileError", "SessionError",
+        "WrongTypeError",
+    ],
+    "api.reply": ["Reply"],
+    "api.stats": ["Stats"],
+    "chat.chat": ["Chat"],
+    "chat.runtime": ["Runtime"],
+    ".storage.errors": [
+        "CapacityError", "ClosedError", "CorruptPageError", "ForkedError", "LaterStoreError", "LaterVersionError",
+        "NoRoomError", "RecordError", "SessionChangedError", "StorageError", "StorageFullError",
+        "StoreUnavailableError", "StratakvError", "UnknownPagesError",
+    ],
+}  # fmt: skip
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:

@@ -30,12 +30,11 @@ if TYPE_CHECKING:
     from .page import CHAIN_BYTES, ROOT, PageLayout, next_chain, page_key
     from .tiered_store import TieredStore
     from .transfer.intake import OpenPage
-    from .transfer.loading import Ticket
 
 __all__ = [
     "CHAIN_BYTES", "ROOT", "Arena", "CapacityError", "ClosedError", "CorruptPageError", "Counters", "DiskTier",
     "ForkedError", "LaterStoreError", "LaterVersionError", "OpenPage", "PageLayout", "RecordError",
-    "SessionChangedError", "StorageError", "StorageFullError", "StoreUnavailableError", "Ticket", "TieredStore",
+    "SessionChangedError", "StorageError", "StorageFullError", "StoreUnavailableError", "TieredStore",
     "UnknownPagesError", "next_chain", "page_key",
 ]  # fmt: skip
 
@@ -49,7 +48,6 @@ _NAMES = {
         "UnknownPagesError",
     ],
     "transfer.intake": ["OpenPage"],
-    "transfer.loading": ["Ticket"],
     "page": ["CHAIN_BYTES", "ROOT", "PageLayout", "next_chain", "page_key"],
     "tiered_store": ["TieredStore"],
 }  # fmt: skip

@@ -1,8 +1,9 @@
 """Pages and their names.
 
 A *page* is a fixed run of `page_size` tokens of one layer: all KV heads, K and V side by side,
-laid out head-major as `[G, 2, L, D]` so that one head's keys are contiguous. The store sees only
-`page_bytes` opaque bytes made of equal `parts`.
+laid out head-major as `[G, 2, L, D]` so that one head's keys are contiguous. Keys are stored with their
+positions applied, so that reading them takes no work. The store sees only `page_bytes` opaque bytes made of
+equal `parts`.
 
 A page's *key* is `(layer, chain)`, where `chain` hashes every token from the start of the sequence
 up to the page's end, rooted in nothing but those tokens: two conversations that begin with the same
@@ -32,8 +33,6 @@ class PageLayout:
     head_dim: int
     dtype: str
     """Element type as torch spells it: `float32`, `bfloat16` or `float16`."""
-    keys_rotated: bool = True
-    """Keys are stored with their positions applied: no work at read."""
 
     @property
     def item_bytes(self) -> int:

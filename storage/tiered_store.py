@@ -12,7 +12,7 @@ goes. Attention, heads and sequences are unknown here: a page is bytes made of e
     intake         new pages; waits for room
     loading        pages up: two-phase tickets                        reads without the lock
     gathering      rows of pages into the caller's buffer
-    links          the edges: how long busy, how fast
+    links          the edges: how long busy
     write_behind   pages down: the queue and the writer thread        writes without the lock
     disk_tier      records in LMDB
 
@@ -23,7 +23,7 @@ A page's life
                                     | discard                 ^ in host memory,           | host evicts
                                     v                         | stays there               v
                                  (nothing)                    |                       on disk only
-                                                              +---- replace ----+         | gather, finish
+                                                              +---- replace ----+         | gather, prefetch
                                                                                 +--- clean, in memory again
 
      state          where it is                       what may be trusted
@@ -81,7 +81,6 @@ class TieredStore:
         disk: the disk tier, or None (then nothing can leave host memory).
         codec: the encoding of pages on the disk edge: `zstd` or `raw`, which are lossless, or `int8`, `int4` or
             `adaptive`, which are not (see `compression`).
-        eviction: which pages give way in memory tiers: `lru`, or `scored` (see `eviction`).
     """
 
     def __init__(
@@ -93,7 +92,6 @@ class TieredStore:
         gpu: Arena | None = None,
         disk: DiskTier | None = None,
         codec: str = "zstd",
-        eviction: str = "lru",
     ) -> None:
         self.layout = layout
         self.num_layers = num_layers
@@ -101,11 +99,11 @@ class TieredStore:
         self.counters = Counters()
         self.compression: Compression = make_compression(codec, layout)
         self._table = PageTable(layout.page_size)
-        self._residency = Residency(host, gpu, self._table, num_layers, eviction, self.counters)
+        self._residency = Residency(host, gpu, self._table, num_layers, self.counters)
         self._lock = self._residency.lock
         self.links = Links()
-        self._loader = Loader(self._residency, disk, lambda: self.compression, self.links.disk)
-        self._gatherer = Gatherer(self._residency, self._loader, self.links.host)
+        self._loader = Loader(self._residency, disk, lambda: self.compression, self.links)
+        self._gatherer = Gatherer(self._residency, self._loader, self.links)
         self._writing = WriteBehind(self._residency, disk, lambda: self.compression)
         self._intake = Intake(self._residency, self._loader, self._writing)
         self._closed = False
@@ -235,11 +233,6 @@ class TieredStore:
         with self._lock:
             self._residency.release(pids, keep_unstored=self._writing.will_store)
 
-    def note_scores(self, pids: np.ndarray, scores: np.ndarray) -> None:
-        """How much these pages are wanted: with `eviction="scored"` the lowest go first."""
-        with self._lock:
-            self._table.score[pids] = scores
-
     # Pages out
 
     def gather(
@@ -254,8 +247,7 @@ class TieredStore:
             out: contiguous `[m, page_bytes / parts / itemsize]`, on any device.
             promote: also copy pages into the gpu pool, as far as it has room. Otherwise nothing but the
                 asked parts leaves host memory.
-            ahead: nobody waits for it: counted neither as reads nor as a stall. Over a link held to a speed it is
-                on its way until `links.host.due`.
+            ahead: nobody waits for it: counted neither as reads nor as a stall. It is there at `links.host.due`.
 
         Raises:
             CorruptPageError: pages on disk failed verification; `out` is then unspecified.
@@ -291,7 +283,9 @@ class TieredStore:
     def _passing(self, pids: np.ndarray, *, ahead: bool) -> Iterator[Ticket]:
         """A ticket that ends with the block, on its own: whoever needs room may wait for that."""
         with self._lock:
-            ticket = self._begin(pids)
+            self._require_open()
+            self._residency.clock += 1
+            ticket = self._loader.begin(pids)
             ticket.is_ahead = ahead
             self._residency.num_passing += 1
         try:
@@ -299,7 +293,7 @@ class TieredStore:
         finally:
             with self._lock:
                 self._residency.num_passing -= 1
-                self._end(ticket)
+                self._loader.end(ticket, keep_unstored=self._writing.will_store)
 
     def reserve(self, layer: int, count: int) -> np.ndarray:
         """Take up to `count` slots of the gpu pool for the caller's own copies of parts of pages. They count under the
@@ -313,46 +307,6 @@ class TieredStore:
         """Give slots from `reserve` back."""
         with self._lock:
             self._residency.unreserve(layer, slots)
-
-    def begin_load(self, pids: np.ndarray) -> Ticket:
-        """Reserve room in host memory for these pages, and hold those that are in memory where they are.
-
-        Evicts others as far as they may go. Pages beyond that room are in `Ticket.beyond` and are not loaded.
-        Every ticket must be ended, once, by `finish` or `abort`; until then it holds a reference to its pages.
-
-        Args:
-            pids: distinct page ids that the caller holds references to.
-        """
-        with self._lock:
-            return self._begin(pids)
-
-    def finish(self, ticket: Ticket) -> None:
-        """Read what is missing, and let go: the pages are then in memory like any others. For any thread: the
-        store stays usable meanwhile.
-
-        Raises:
-            CorruptPageError: pages on disk failed verification; the others are in memory.
-            ClosedError: the store was closed; the ticket is ended.
-        """
-        try:
-            self._require_open()
-            self._loader.finish(ticket)
-            self._loader.report(ticket)
-        finally:
-            self.abort(ticket)
-
-    def abort(self, ticket: Ticket) -> None:
-        """Let go of a ticket without reading: its slots are free again. Also on a closed store."""
-        with self._lock:
-            self._end(ticket)
-
-    def _begin(self, pids: np.ndarray) -> Ticket:
-        self._require_open()
-        self._residency.clock += 1
-        return self._loader.begin(pids)
-
-    def _end(self, ticket: Ticket) -> None:
-        self._loader.end(ticket, keep_unstored=self._writing.will_store)
 
     def is_resident(self, pids: np.ndarray) -> np.ndarray:
         """True for each page that needs no disk read now, bool `[p]`."""

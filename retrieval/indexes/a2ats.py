@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...kernels.codebook_scores import half_norms, nearest_codewords, shared_scores, union_scores
 from ...kernels.topk_pages import topk_pages
-from ..index import Index, Rows, Selection
+from ..index import IndexOf, Rows, Selection
 from ..layer import IndexedLayer
 from ..params import IndexParams
 from ..stored import Geometry, Stored
@@ -36,7 +35,7 @@ class A2ATSOptions:
             raise ValueError(f"shared is 0 or 1, not {self.shared}")
 
 
-class A2ATSIndex(Index):
+class A2ATSIndex(IndexOf[Rows]):
     """Idea   keys before RoPE do not depend on positions, so one codebook per KV head, learned offline, serves every
              text. A token is its codeword's number. A query, turned to the distance the keys are scored at, is
              multiplied with the codewords only; all tokens find their scores in that table.
@@ -79,7 +78,7 @@ class A2ATSIndex(Index):
         """Identity with the profile's digest: codes mean nothing in another codebook."""
         return f"{super().identity} profile={self._digest}"
 
-    def fit(self, keys: Tensor, positions: Tensor, queries: Tensor | None = None, previous: Any = None) -> Rows:
+    def fit(self, keys: Tensor, positions: Tensor, queries: Tensor | None = None, previous: Rows | None = None) -> Rows:
         return Rows(torch.empty(keys.shape[0], 0, 1, dtype=torch.int16, device=keys.device))
 
     def append(self, state: Rows, keys: Tensor, queries: Tensor | None = None) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from ...kernels.page_bounds import bound_scores, page_bounds
 from ...kernels.topk_pages import group_scores, topk_pages
-from ..index import Index, Rows, Selection
+from ..index import IndexOf, Rows, Selection
 from ..stored import Geometry, Stored
 
 
-class BoundsIndex(Index):
+class BoundsIndex(IndexOf[Rows]):
     """Idea   per page and channel keep the largest and the smallest key; sum_d max(q lo, q hi)
              bounds every q.k of the page from above. Read the pages with the highest bounds.
     State  bounds [G, pages, 2D]: 2 / page_size of the keys; in fp32 on a CPU, which scores in fp32.
@@ -24,7 +22,7 @@ class BoundsIndex(Index):
 
     name = "bounds"
 
-    def fit(self, keys: Tensor, positions: Tensor, queries: Tensor | None = None, previous: Any = None) -> Rows:
+    def fit(self, keys: Tensor, positions: Tensor, queries: Tensor | None = None, previous: Rows | None = None) -> Rows:
         return Rows(self._bounds(keys[:, :0]))
 
     def append(self, state: Rows, keys: Tensor, queries: Tensor | None = None) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from ..index import Index, Selection
+from ..index import IndexOf, Selection
 from ..stored import Geometry, Stored
 
 
-class DenseIndex(Index):
+class DenseIndex(IndexOf[None]):
     """Idea   no selection at all.
     State  none.
     Cost   select O(1), attention O(n).
@@ -20,20 +18,20 @@ class DenseIndex(Index):
 
     name = "dense"
 
-    def fit(self, keys: Tensor, positions: Tensor, queries: Tensor | None = None, previous: Any = None) -> None:
+    def fit(self, keys: Tensor, positions: Tensor, queries: Tensor | None = None, previous: None = None) -> None:
         return None
 
-    def append(self, state: Any, keys: Tensor, queries: Tensor | None = None) -> None:
+    def append(self, state: None, keys: Tensor, queries: Tensor | None = None) -> None:
         return None
 
-    def truncate(self, state: Any, num_tokens: int) -> None:
+    def truncate(self, state: None, num_tokens: int) -> None:
         return None
 
-    def select(self, state: Any, q: Tensor, num_tokens: int, budget: int) -> Selection:
+    def select(self, state: None, q: Tensor, num_tokens: int, budget: int) -> Selection:
         pages = torch.arange(num_tokens // self.params.page_size, device=q.device)
         return Selection(pages.expand(q.shape[0], -1), self.params.page_size)
 
-    def export(self, state: Any) -> dict[str, Tensor]:
+    def export(self, state: None) -> dict[str, Tensor]:
         return {}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..index import Index, Selection
+from ..index import IndexOf, Selection
 from ..stored import Geometry, Stored
 from ..structures.box_tree import BoxTree
 from ..structures.chunk_choice import CHUNKS, Asked, choose_chunk
@@ -58,7 +58,7 @@ class LeoAMState:
     """Queries kept for the next fit."""
 
 
-class LeoAMIndex(Index):
+class LeoAMIndex(IndexOf[LeoAMState]):
     """Idea   a tree of boxes (per channel the largest and the smallest key of a run of tokens) bounds q.k of each run
              from above and below. Start at the coarse boxes, drop those whose upper bound is below what enough
              tokens reach for sure, look into the rest, down to chunks of c tokens; read the chunks with the

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...kernels.decode_attention import decode_attention
 from ...kernels.merge_states import merge_states
 from ...kernels.simhash import Planes, inclusion_probability, random_planes, simhash
-from ..index import Index, Selection
+from ..index import IndexOf, Selection
 from ..layer import IndexedLayer
 from ..params import IndexParams
 from ..reading import Reader, Run
@@ -72,7 +72,7 @@ class Weighing(NamedTuple):
     """int64 `[G]`: number of tables asked."""
 
 
-class MagicPIGIndex(Index):
+class MagicPIGIndex(IndexOf[MagicPIGState]):
     """Idea   hash every key by random hyperplanes, many times over; a query head samples the tokens that share a bucket
              with it in two tables at least. The angle gives the probability of that, and a sampled token's weight
              in the softmax is divided by it: unlike the best k tokens, the sample speaks for all others, too.
@@ -117,7 +117,7 @@ class MagicPIGIndex(Index):
         return self._planes[dim, device]
 
     def fit(
-        self, keys: Tensor, positions: Tensor, queries: Tensor | None = None, previous: Any = None
+        self, keys: Tensor, positions: Tensor, queries: Tensor | None = None, previous: MagicPIGState | None = None
     ) -> MagicPIGState:
         middle = keys[:, positions >= self.params.sink].double()
         mean = middle.sum(1) / max(middle.shape[1], 1)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from ...kernels.topk_pages import group_scores, topk_pages
-from ..index import Index, Rows, Selection
+from ..index import IndexOf, Rows, Selection
 from ..stored import Geometry, Stored
 
 
-class OracleIndex(Index):
+class OracleIndex(IndexOf[Rows]):
     """Idea   score every token exactly and keep the best.
     State  all keys [G, n, D]: as much as the keys themselves, which is why it is only a yardstick.
     Cost   select O(n D), attention O(budget).
@@ -20,7 +18,7 @@ class OracleIndex(Index):
 
     name = "oracle"
 
-    def fit(self, keys: Tensor, positions: Tensor, queries: Tensor | None = None, previous: Any = None) -> Rows:
+    def fit(self, keys: Tensor, positions: Tensor, queries: Tensor | None = None, previous: Rows | None = None) -> Rows:
         return Rows(keys[:, :0].clone())
 
     def append(self, state: Rows, keys: Tensor, queries: Tensor | None = None) -> None:

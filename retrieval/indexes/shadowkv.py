@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import gcd
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from ...kernels.landmarks import landmarks
 from ...kernels.low_rank import principal_directions, project, rebuild
 from ...kernels.merge_states import merge_states
 from ...kernels.topk_pages import group_scores, topk_pages
-from ..index import Index, Rows, Selection
+from ..index import IndexOf, Rows, Selection
 from ..reading import Reader, Run, read_exactly
 from ..stored import Geometry, Stored
 
@@ -72,7 +72,7 @@ class ChosenUnits(NamedTuple):
     """Keys of the `rebuilt` units, where choosing them took their keys: fp32 `[G, n*unit, D]`."""
 
 
-class ShadowKVIndex(Index):
+class ShadowKVIndex(IndexOf[LowRankKeys]):
     """Idea   un-rotated keys of all KV heads together have low rank: keep r coefficients of each, fetch only
              the values of what is chosen, and rebuild and rotate its keys. Chunks are ranked by their mean
              rotated key. Chunks that their mean stands for badly (outliers), sinks and the local window are
@@ -105,7 +105,9 @@ class ShadowKVIndex(Index):
     Options = ShadowKVOptions
     reads_exactly = False
 
-    def fit(self, keys: Tensor, positions: Tensor, queries: Tensor | None = None, previous: Any = None) -> LowRankKeys:
+    def fit(
+        self, keys: Tensor, positions: Tensor, queries: Tensor | None = None, previous: LowRankKeys | None = None
+    ) -> LowRankKeys:
         groups, _, dim = keys.shape
         rank = self._rank(groups * dim)
         return LowRankKeys(

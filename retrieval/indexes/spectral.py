@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...kernels.pq_scores import pq_scores, pq_tables
 from ...kernels.topk_pages import group_scores, topk_pages
-from ..index import Index, Rows, Selection
+from ..index import IndexOf, Rows, Selection
 from ..stored import Geometry, Stored
 from ..structures.product_codebook import ProductEncoder, train_codebooks
 from ..structures.whitening import Basis, captured_share, covariance, query_whitened_basis, second_moment
@@ -77,7 +77,7 @@ class SpectralState:
         return min(float(self.facts[1] + self.facts[2]), _REMEMBERED)
 
 
-class SpectralIndex(Index):
+class SpectralIndex(IndexOf[SpectralState]):
     """Idea   keys that are neighbours in the text share what turns slowly under RoPE, so a key is its segment's anchor
              (the mean of the segment's first page, in bf16) and a rest. The rest is projected on the
              directions that matter to queries (`whitening`), a few dozen coefficients, which are

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from ..index import Index, Selection
+from ..index import IndexOf, Selection
 from ..stored import Geometry, Stored
 
 
-class WindowIndex(Index):
+class WindowIndex(IndexOf[None]):
     """Idea   the first tokens anchor the softmax, the last ones carry the local context.
     State  none.
     Cost   select O(1), attention O(budget).
@@ -21,16 +19,16 @@ class WindowIndex(Index):
 
     name = "window"
 
-    def fit(self, keys: Tensor, positions: Tensor, queries: Tensor | None = None, previous: Any = None) -> None:
+    def fit(self, keys: Tensor, positions: Tensor, queries: Tensor | None = None, previous: None = None) -> None:
         return None
 
-    def append(self, state: Any, keys: Tensor, queries: Tensor | None = None) -> None:
+    def append(self, state: None, keys: Tensor, queries: Tensor | None = None) -> None:
         return None
 
-    def truncate(self, state: Any, num_tokens: int) -> None:
+    def truncate(self, state: None, num_tokens: int) -> None:
         return None
 
-    def select(self, state: Any, q: Tensor, num_tokens: int, budget: int) -> Selection:
+    def select(self, state: None, q: Tensor, num_tokens: int, budget: int) -> Selection:
         size = self.params.page_size
         total = num_tokens // size
         count = min(total, budget // size)
@@ -39,7 +37,7 @@ class WindowIndex(Index):
         last = torch.arange(total - (count - sink), total, device=q.device)
         return Selection(torch.cat([first, last]).expand(q.shape[0], -1), size)
 
-    def export(self, state: Any) -> dict[str, Tensor]:
+    def export(self, state: None) -> dict[str, Tensor]:
         return {}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:

@@ -19,6 +19,7 @@ from .contestant import Contestant, TimedTurn
 from .options import BenchOptions, Caps
 from .random_kv import fill_sequence
 from .roofline import Traffic
+from .slow_links import slow_down
 from .subject import Subject
 
 
@@ -41,8 +42,7 @@ class Ours(Contestant):
             folder = stack.enter_context(scratch_folder("bench", options.kv_dir))
             runtime = stack.enter_context(subject.runtime(options.kv(folder, index, caps, prefetch=prefetch)))
             check_room(runtime, options, batch, tokens)
-            if options.link_gbps or options.disk_gbps:
-                runtime.store.links.hold_to(options.link_gbps, options.disk_gbps)
+            slow_down(runtime.store.links, options.link_gbps, options.disk_gbps)
             self.runtime: Runtime = runtime
             self.sequences = [runtime.engine.new_sequence() for _ in range(batch)]
             self._exit = stack.pop_all()

@@ -7,7 +7,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -23,6 +23,7 @@ from ..api import typed
 from ..api.config import GenerationConfig, KVConfig
 from ..api.errors import WrongTypeError
 from ..api.reply import Reply
+from ..api.stats import Stats, TierStats
 from ..engine.batch import check_open_pages, within_memory
 from ..engine.engine import Engine
 from ..engine.generate import generate, read_prompt
@@ -259,10 +260,10 @@ class Runtime(Loaded):
         new = within_memory(self.plan, self.store, window, lengths, new, is_asked=config.max_new_tokens > 0)
         return replace(config, max_new_tokens=new)
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> Stats:
         """Bytes and pages per tier, reads by tier, bytes moved per edge, stalls."""
         counters = self.store.counters
-        tiers: dict[str, Any] = {}
+        tiers: dict[str, TierStats] = {}
         reads = {"gpu": counters.gpu_reads, "host": counters.host_reads, "disk": counters.disk_reads}
         for tier in (self.store.gpu, self.store.host, self.store.disk):
             if tier is not None:
@@ -327,8 +328,9 @@ def _open_store(
     disk = None
     if plan.disk_bytes:
         settings: dict[str, Any] = {
-            "dtype": str(model.dtype), "layout": {field: getattr(layout, field) for field in layout.__slots__},
-        }  # fmt: skip
+            "dtype": str(model.dtype),
+            "layout": {**asdict(layout), "keys_rotated": True},  # which every store says, for all keys are
+        }
         if is_lossy(kv.codec):
             settings["codec"] = kv.codec  # its pages may be approximate: no other run may find them
         home = find_home(

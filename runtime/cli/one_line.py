@@ -63,10 +63,9 @@ def with_flags(message: str, names: dict[str, str] | None = None) -> str:
 
 def user_errors() -> tuple[type[BaseException], ...]:
     """What a user can cause and act on. Imported late: `--help` needs no model library."""
-    from ...storage import StorageError
     from ..api.errors import StratakvError
 
-    return (StratakvError, StorageError, ValueError, OSError, MemoryError)
+    return (StratakvError, ValueError, OSError, MemoryError)
 
 
 def is_debugging() -> bool:

@@ -71,6 +71,6 @@ def _result(runtime: Runtime, chat: Chat, documents: list[Read], load_s: float) 
         "usage": {name: getattr(usage, name) for name in ("prompt_tokens", "cached_tokens", "completion_tokens")},
         "timings": timings.as_dict(),
         "load_ms": 1000 * load_s,
-        "tiers": stats.pop("tiers"),
-        "stats": stats,
+        "tiers": stats["tiers"],
+        "stats": {name: value for name, value in stats.items() if name != "tiers"},
     }

@@ -35,8 +35,8 @@ def status(runtime: Runtime, chat: Chat) -> str:
 def stats(console: Console, runtime: Runtime, chat: Chat) -> None:
     found = runtime.stats()
     table = Table("tier", "cap", "used", "pages", "page reads", box=None, header_style="dim")
-    for name, tier in found.pop("tiers").items():
-        sizes = [f"{tier[key] / 1e6:.1f} MB" for key in ("cap_bytes", "used_bytes")]
+    for name, tier in found["tiers"].items():
+        sizes = [f"{size / 1e6:.1f} MB" for size in (tier["cap_bytes"], tier["used_bytes"])]
         table.add_row(name, *sizes, str(tier["pages"]), str(tier["page_reads"]))
     console.print(table)
     moved = ", ".join(

@@ -11,56 +11,17 @@ Shapes  B sequences, T tokens, C hidden size, H query heads, G KV heads, D head 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..untrusted.families import FAMILIES, Form
 from .products import Linear
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Form:
-    """The differences between a family's layers and Llama's. Biases are named as in `config.json`, or a fact of the
-    family."""
-
-    norms: tuple[str, ...] = ("input", "post_attention")
-    """The names of the layer's norms, each `<name>_layernorm`."""
-    norm: str = "scale"
-    """`scale`: rounds, then multiplies by the weight. `wide`: multiplies, then rounds. `offset`: by one more."""
-    head_norm: str | None = None
-    """The norm of q and k: over each `head`, over `all` heads together, or none."""
-    qkv_bias: str | bool = False
-    out_bias: str | bool = False
-    mlp_bias: str | bool = False
-    is_fused: bool = False
-    """One product makes q, k and v, another gate and up; part of a head may stay un-rotated."""
-    act: str = "hidden_act"
-    rotary_dtype: torch.dtype | None = None
-    """The dtype of the rotary tables; None: that of the hidden state."""
-
-
-FORMS = {
-    "llama": Form(qkv_bias="attention_bias", out_bias="attention_bias", mlp_bias="mlp_bias"),
-    "mistral": Form(),
-    "qwen2": Form(qkv_bias=True),
-    "qwen3": Form(head_norm="head", qkv_bias="attention_bias", out_bias="attention_bias"),
-    "gemma3_text": Form(
-        norms=("input", "post_attention", "pre_feedforward", "post_feedforward"), norm="offset", head_norm="head",
-        qkv_bias="attention_bias", out_bias="attention_bias", act="hidden_activation",
-    ),
-    "phi3": Form(is_fused=True),
-    "olmo2": Form(
-        norms=("post_attention", "post_feedforward"), norm="wide", head_norm="all", qkv_bias="attention_bias",
-        out_bias="attention_bias", rotary_dtype=torch.float32,
-    ),
-    "smollm3": Form(qkv_bias="attention_bias", out_bias="attention_bias", mlp_bias="mlp_bias"),
-}  # fmt: skip
-
-
 class Decoder(nn.Module):
-    """A model of one of `FORMS`, its weights still to come (`weights.fill`). `config` is transformers' or like it."""
+    """A model of one of our families, weights still to come (`weights.fill`). `config` is transformers' or like it."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -75,8 +36,8 @@ class Decoder(nn.Module):
 class _Inner(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
-        form = FORMS[config.model_type]
-        embedding = ScaledEmbedding if config.model_type == "gemma3_text" else Embedding
+        form = FAMILIES[config.model_type].form
+        embedding = ScaledEmbedding if form.scales_embedding else Embedding
         self.embed_tokens = embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, form, at) for at in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config, form)
@@ -121,7 +82,7 @@ class Attention(nn.Module):
         self.layer_idx = at
         scale_of = getattr(config, "query_pre_attn_scalar", self.dim) if form.norm == "offset" else self.dim
         self.scaling = scale_of**-0.5
-        self.use_rope = bool(config.no_rope_layers[at]) if config.model_type == "smollm3" else True
+        self.use_rope = bool(getattr(config, form.rotated_layers)[at]) if form.rotated_layers else True
         self.rows = [heads * self.dim, kv_heads * self.dim, kv_heads * self.dim]
         bias = _is(form.qkv_bias, config)
         if form.is_fused:

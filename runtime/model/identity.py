@@ -18,6 +18,7 @@ import xxhash
 
 from ..api.errors import ModelFileError
 from ..untrusted.directory import weight_files
+from ..untrusted.families import FAMILIES
 from ..untrusted.json_files import of_file
 from ..untrusted.rope import NAMES, read_rope, was_misread
 from ..untrusted.safetensors_header import TensorEntry, read_header
@@ -33,11 +34,9 @@ _CHANGES_NO_NUMBER = frozenset({
     "attention_dropout", "embd_pdrop", "resid_pdrop",  # settings of training
     "pretraining_tp",  # how a matrix was once split
 })  # fmt: skip
-"""Names that change no number, of those that reach a family's configuration (`untrusted.settings.NAMES`); no other name
+"""Names that change no number, of those that reach a family's configuration (`untrusted.families`); no other name
 reaches anything."""
 _ROPE = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
-_OWN_ROPE = frozenset({"gemma3_text"})
-"""Families with two tables, whose configuration merges what it is told."""
 _LENGTH_BLIND = frozenset({"default", "linear"})
 """Kinds of RoPE that do not compute with `max_position_embeddings`, which then only says how long a context may be."""
 _POSITIONS = 2
@@ -167,7 +166,7 @@ def _what_matters(path: Path) -> dict[str, Any]:
     if was_misread(family, settings):
         kept = {name: value for name, value in kept.items() if name not in NAMES}
         return {"family": family, "rope": _plain(read_rope(path, family, settings)), "positions": _POSITIONS, **kept}
-    if family != "phi3":  # others compute with it only where the rest was misread, too
+    if FAMILIES[family].original_positions is None:  # these compute with it only where the rest was misread, too
         kept.pop("original_max_position_embeddings", None)
     rope = _rope(family, {name: kept.pop(name, None) for name in _ROPE})
     if all(kind in _LENGTH_BLIND for kind in _kinds(rope)):
@@ -179,7 +178,7 @@ def _rope(family: str, said: dict[str, Any]) -> dict[str, Any]:
     """Bring RoPE's settings into one spelling: transformers 4 wrote `rope_theta` and `rope_scaling`, 5 writes
     `rope_parameters`. Where the family merges them in a way of its own they are kept as they stand: two spellings may
     then be two models, but never two models one."""
-    if family in _OWN_ROPE:
+    if FAMILIES[family].has_tables_by_kind:
         return {"as_said": {name: value for name, value in said.items() if value is not None}}
     found = _object(said.pop("rope_scaling")) or _object(said.pop("rope_parameters"))
     of_all = {name: said[name] for name in ("rope_theta", "partial_rotary_factor") if said[name] is not None}

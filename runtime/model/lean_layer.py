@@ -22,28 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..untrusted.families import FAMILIES, Form
 from .products import Linear, Product
 
-_NORMS_BEFORE = frozenset({"input_layernorm", "post_attention_layernorm"})
 _DROPOUTS = frozenset({"resid_attn_dropout", "resid_mlp_dropout"})
-_SPLIT = frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})
-_HEAD_NORMS = frozenset({"q_norm", "k_norm"})
-_SPLIT_MLP = frozenset({"gate_proj", "up_proj", "down_proj", "act_fn"})
-
-_KNOWN: dict[str, tuple[frozenset[str], frozenset[str], frozenset[str]]] = {
-    **dict.fromkeys(["llama", "mistral", "qwen2", "smollm3"], (_NORMS_BEFORE, _SPLIT, _SPLIT_MLP)),
-    "qwen3": (_NORMS_BEFORE, _SPLIT | _HEAD_NORMS, _SPLIT_MLP),
-    "gemma3": (
-        _NORMS_BEFORE | {"pre_feedforward_layernorm", "post_feedforward_layernorm"}, _SPLIT | _HEAD_NORMS, _SPLIT_MLP
-    ),
-    "olmo2": (
-        frozenset({"post_attention_layernorm", "post_feedforward_layernorm"}), _SPLIT | _HEAD_NORMS, _SPLIT_MLP
-    ),
-    "phi3": (
-        _NORMS_BEFORE, frozenset({"qkv_proj", "o_proj"}), frozenset({"gate_up_proj", "down_proj", "activation_fn"})
-    ),
-}  # fmt: skip
-"""Parts of a family's decoder layer, of its attention, and of its MLP."""
 
 
 class Norm:
@@ -137,16 +119,16 @@ class LeanLayer:
 def lean_layer(
     layer: nn.Module, heads: int, kv_heads: int, dim: int, *, is_rotated: bool, product: type[Product] = Product
 ) -> LeanLayer | None:
-    """Make the lean form of `layer`; None unless every part of it is one that a family listed above has."""
-    known = _KNOWN.get(_family(layer))
-    if known is None:
+    """Make the lean form of `layer`; None unless every part of it is one that its family has."""
+    form = _form(layer)
+    if form is None:
         return None
     attention, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
     if attention is None or mlp is None:
         return None
     parts = dict(layer.named_children()), dict(attention.named_children()), dict(mlp.named_children())
     norms = frozenset(parts[0]) - {"self_attn", "mlp"} - _DROPOUTS
-    if (norms, frozenset(parts[1]), frozenset(parts[2])) != known:
+    if (norms, frozenset(parts[1]), frozenset(parts[2])) != _parts_of(form):
         return None
     products = [part for some in parts for name, part in some.items() if name.endswith("_proj")]
     if not all(isinstance(part, nn.Linear) and _is_plain(part) for part in products):
@@ -159,12 +141,25 @@ def _is_plain(part: nn.Linear) -> bool:
     return type(part) in (nn.Linear, Linear) and part.weight.is_floating_point()
 
 
-def _family(layer: nn.Module) -> str:
-    """The family of a layer, ours (`decoder`) or transformers'; empty if it is neither."""
+def _form(layer: nn.Module) -> Form | None:
+    """The form of the family of a layer, ours (`decoder`) or transformers'; None if it is neither."""
     package = type(layer).__module__
     if package == f"{__package__}.decoder":
-        return str(getattr(layer, "family", "")).removesuffix("_text")
-    return type(layer).__name__.removesuffix("DecoderLayer").lower() if package.startswith("transformers.") else ""
+        name = str(getattr(layer, "family", ""))
+    else:
+        name = type(layer).__name__.removesuffix("DecoderLayer").lower() if package.startswith("transformers.") else ""
+    family = FAMILIES.get(name) or FAMILIES.get(f"{name}_text")
+    return None if family is None else family.form
+
+
+def _parts_of(form: Form) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+    """Norms of a decoder layer of that form, parts of its attention, and of its MLP."""
+    attention, mlp = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_proj", "up_proj", "down_proj", "act_fn"}
+    if form.is_fused:
+        attention, mlp = {"qkv_proj", "o_proj"}, {"gate_up_proj", "down_proj", "activation_fn"}
+    if form.head_norm:
+        attention |= {"q_norm", "k_norm"}
+    return frozenset(f"{name}_layernorm" for name in form.norms), frozenset(attention), frozenset(mlp)
 
 
 def for_lean(cos: Tensor, sin: Tensor, dim: int) -> tuple[Tensor, Tensor]:

@@ -28,10 +28,9 @@ from torch import Tensor
 
 from ...storage.files.file_names import readable_path
 from ..process.turns import Turns
-from ..untrusted.numbers import FAMILIES as FAMILIES
+from ..untrusted.families import FAMILIES
 from ..untrusted.numbers import reading
 from .captured import CapturedLayer, Graphs
-from .decoder import FORMS
 from .ends import well_known_ends
 from .head import Head
 from .lean_layer import LeanLayer, for_lean, lean_layer
@@ -90,7 +89,10 @@ class Model:
         self.tiered = [layer for layer, window in enumerate(self.windows) if window is None]
         family = sys.modules[type(self.inner.layers[0].self_attn).__module__]
         self._apply_rotary = family.apply_rotary_pos_emb
-        self._rotary = Rotary(self.rope, self.kinds, self.device, FORMS[config.model_type].rotary_dtype)
+        rotary_dtype = FAMILIES[config.model_type].form.rotary_dtype
+        self._rotary = Rotary(
+            self.rope, self.kinds, self.device, None if rotary_dtype is None else getattr(torch, rotary_dtype)
+        )
         self._identities: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
         self._wide: dict[tuple[str, torch.Size], torch.nn.Parameter] = {}
         self._rotated = [bool(getattr(layer.self_attn, "use_rope", True)) for layer in self.inner.layers]

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from ..untrusted.rope import EVERY_LAYER, Rope, Table, rotary_width
+from ..untrusted.families import EVERY_LAYER
+from ..untrusted.rope import Rope, Table, rotary_width
 
 RotaryTables = dict[str, tuple[Tensor, Tensor]]
 """cos and sin `[B, T, rotary dim]` by layer kind."""

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ..untrusted import json_files
+from ..untrusted.families import FAMILIES
 
 _PLAIN = frozenset({"TokenizersBackend", "PreTrainedTokenizerFast"})
 """Tokenizer classes, two names of one, that read tokenizer.json and nothing else."""
-_TAKE_IT = frozenset({"llama", "smollm3"})
-"""Families in which transformers follows that. In others it has a class of its own, or looks for other files first."""
 
 MADE_FROM, GGUF = "made_from", "gguf"
 """The mark in a tokenizer_config.json that we wrote: tokenizer.json says everything, whatever the family."""
@@ -20,7 +19,7 @@ def load_tokenizer(directory: Path, config: Any) -> Any:
     """Load the tokenizer that `AutoTokenizer` finds; raises what transformers raises. `config` is the model's."""
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     settings = _settings(directory / "tokenizer_config.json")
-    plain = config.model_type in _TAKE_IT and settings.get("tokenizer_class") in _PLAIN
+    plain = FAMILIES[config.model_type].has_plain_tokenizer and settings.get("tokenizer_class") in _PLAIN
     if plain or settings.get(MADE_FROM) == GGUF:
         from transformers import PreTrainedTokenizerFast
 

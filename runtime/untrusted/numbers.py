@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from ..api.errors import ModelFileError
-
-FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3", "olmo2", "smollm3"})
+from .families import FAMILIES
 
 BOUNDS: dict[str, int] = {
     "hidden_size": 1 << 16,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..api.errors import ModelFileError
+from .families import EVERY_LAYER, FAMILIES
 from .numbers import BOUNDS, shown
 
 NAMES = frozenset({
@@ -26,12 +27,6 @@ NAMES = frozenset({
     "original_max_position_embeddings",
 })  # fmt: skip
 """The names in `config.json` that are about positions."""
-EVERY_LAYER = "every_layer"
-"""The one table of a family whose layers are all turned alike."""
-LAYERED = frozenset({"gemma3_text"})
-"""Families with a table of its own for each kind of layer."""
-PARTIAL = frozenset({"phi3"})
-"""Families that may turn a part of each head only."""
 
 Table = dict[str, Any]
 """`rope_type`, `rope_theta` and what belongs to that kind, as transformers 5 spells it."""
@@ -47,8 +42,6 @@ _OF_KIND: dict[str, frozenset[str]] = {
     "longrope": frozenset({"factor", "attention_factor", "short_factor", "long_factor"}),
 }  # fmt: skip
 """Kind of table -> what it is computed from, besides `_COMMON`."""
-_OF_FAMILY = {"phi3": ("default", "longrope")}
-"""Families that have some of the kinds only."""
 _REQUIRED = {
     "linear": ("factor",), "dynamic": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "longrope": ("short_factor", "long_factor"),
@@ -66,29 +59,23 @@ _LISTS = frozenset({"short_factor", "long_factor"})
 _LEAST = {"rope_theta": 1.0, "factor": 1.0}
 """No number may be smaller; of others, none may be 0 or less."""
 _MOST = 1e15
-_DEFAULT_THETA: dict[str, dict[str, float]] = {
-    "gemma3_text": {"full_attention": 1_000_000.0, "sliding_attention": 10_000.0},
-    "smollm3": {EVERY_LAYER: 2_000_000.0},
-}
-_USUAL_THETA = 10_000.0
-_DEFAULT_ORIGINAL = {"phi3": 4096}
 _Said = Iterator[tuple[str, str, Any]]
 """The place of a statement in the file, its name, and its value."""
 
 
 def read_rope(path: Path, family: str, settings: Mapping[str, Any]) -> dict[str, Table]:
-    """The tables that `settings` of `config.json` ask for, by kind of layer (`LAYERED`) or of `EVERY_LAYER`.
+    """The tables that `settings` of `config.json` ask for, by kind of layer or of `EVERY_LAYER`.
 
     Raises ModelFileError: statements that contradict each other, a kind that is not known or not this family's, a name
     or number that no such kind has.
     """
-    found = {}
-    for kind in _DEFAULT_THETA[family] if family in LAYERED else [EVERY_LAYER]:
+    found, known = {}, FAMILIES[family]
+    for kind, theta in known.thetas.items():
         table = _merged(path, _said(path, family, settings, kind))
         table.setdefault("rope_type", "default")
-        if family == "phi3" and table["rope_type"] == "yarn" and "short_factor" in table:
-            table["rope_type"] = "longrope"  # the first files of the family say `yarn`
-        table.setdefault("rope_theta", _DEFAULT_THETA.get(family, {}).get(kind, _USUAL_THETA))
+        if "yarn" not in known.rope_kinds and table["rope_type"] == "yarn" and "short_factor" in table:
+            table["rope_type"] = "longrope"  # as Phi-3's first files have it
+        table.setdefault("rope_theta", theta)
         _check(path, family, table)
         found[kind] = table
     return found
@@ -101,13 +88,13 @@ def was_misread(family: str, settings: Mapping[str, Any]) -> bool:
     nested = [value for value in parameters.values() if isinstance(value, dict)]
     each = [scaling, parameters, *nested]
     kinds = {str(one.get("rope_type") or one.get("type") or "default") for one in each} - {"default"}
-    if kinds & {"longrope", "su", "dynamic"} or (family in PARTIAL and kinds):
+    if kinds & {"longrope", "su", "dynamic"} or (FAMILIES[family].turns_part and kinds):
         return True
     is_original_beside = settings.get("original_max_position_embeddings") is not None
     is_original_inside = any("original_max_position_embeddings" in one for one in each)
     if kinds & _FROM_ORIGINAL and is_original_beside and not is_original_inside:
         return True
-    if family in LAYERED:
+    if FAMILIES[family].has_tables_by_kind:
         return bool(flat) or any(one.get("truncate") is False for one in nested)
     return bool(scaling and flat)
 
@@ -128,11 +115,11 @@ class Rope:
     def of(cls, path: Path, family: str, tables: Mapping[str, Table], *, head_dim: int, max_positions: int) -> Rope:
         """The positions with everything that the tables leave to the model's sizes filled in. Raises ModelFileError:
         lists that do not fit them."""
-        full = {}
+        full, original = {}, FAMILIES[family].original_positions or max_positions
         for kind, said in tables.items():
             table = dict(said)
             if table["rope_type"] in _FROM_ORIGINAL:
-                table.setdefault("original_max_position_embeddings", _DEFAULT_ORIGINAL.get(family, max_positions))
+                table.setdefault("original_max_position_embeddings", original)
             if table["rope_type"] == "yarn":
                 table.setdefault("factor", max(1.0, max_positions / table["original_max_position_embeddings"]))
             _check_width(path, table, head_dim)
@@ -177,8 +164,8 @@ def for_transformers(family: str, tables: Mapping[str, Table]) -> dict[str, Any]
     each = {kind: _without_original(table) for kind, table in tables.items()}
     found: dict[str, Any] = {"rope_parameters": each.get(EVERY_LAYER, each)}
     original = tables.get(EVERY_LAYER, {}).get("original_max_position_embeddings")
-    if family == "phi3" and original is not None:
-        found["original_max_position_embeddings"] = original  # the family's class reads it only here
+    if FAMILIES[family].original_positions is not None and original is not None:
+        found["original_max_position_embeddings"] = original  # its class reads it here only
     return found
 
 
@@ -247,7 +234,7 @@ def _check(path: Path, family: str, table: Table) -> None:
     """Raise ModelFileError, which names what is wrong, unless every name belongs to the kind and every number is
     possible."""
     kind = table["rope_type"]
-    known = _OF_FAMILY.get(family, tuple(_OF_KIND))
+    known = FAMILIES[family].rope_kinds
     if not isinstance(kind, str) or kind not in known:
         raise ModelFileError(f"{path}: rope_type: {shown(kind)} is not supported; {family} has {', '.join(known)}")
     for name in sorted(table.keys() - _COMMON - _OF_KIND[kind]):
@@ -262,7 +249,7 @@ def _check(path: Path, family: str, table: Table) -> None:
         low, high = table["low_freq_factor"], table["high_freq_factor"]
         raise ModelFileError(f"{path}: high_freq_factor: {high}, expected more than low_freq_factor, {low}")
     share = table.get("partial_rotary_factor", 1)
-    if share != 1 and family not in PARTIAL:
+    if share != 1 and not FAMILIES[family].turns_part:
         raise ModelFileError(f"{path}: partial_rotary_factor: {share}, but {family} turns its heads whole")
 
 

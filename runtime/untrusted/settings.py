@@ -14,37 +14,11 @@ from typing import Any
 
 from ..api.errors import ModelFileError
 from . import json_files
+from .families import FAMILIES, WRAPPERS
 from .numbers import check_family, check_number, shown
 
 logger = logging.getLogger(__name__)
 
-_COMMON = frozenset({
-    "attention_bias", "attention_dropout", "attn_logit_softcapping", "bos_token_id", "eos_token_id",
-    "final_logit_softcapping", "head_dim", "hidden_act", "hidden_size", "intermediate_size", "layer_types",
-    "max_position_embeddings", "mlp_bias", "num_attention_heads", "num_hidden_layers", "num_key_value_heads",
-    "original_max_position_embeddings", "pad_token_id", "partial_rotary_factor", "rms_norm_eps", "rope_parameters",
-    "rope_scaling", "rope_theta", "sliding_window", "tie_word_embeddings", "use_bidirectional_attention", "vocab_size",
-})  # fmt: skip
-"""Names of all families. Some a family does not have: `model_files` refuses them where they are set."""
-_LAYERS_THAT_SLIDE = frozenset({"layer_types", "sliding_window"})
-"""Left over in files of families whose layers see everything: transformers' classes do not look at them."""
-_WINDOWS = frozenset({"max_window_layers", "use_sliding_window"})
-NAMES: dict[str, frozenset[str]] = {
-    "llama": _COMMON - _LAYERS_THAT_SLIDE | {"pretraining_tp"},
-    "mistral": _COMMON - {"layer_types"},
-    "qwen2": _COMMON | _WINDOWS,
-    "qwen3": _COMMON | _WINDOWS,
-    "gemma3_text": _COMMON | {
-        "hidden_activation", "query_pre_attn_scalar", "rope_local_base_freq", "sliding_window_pattern",
-        "_sliding_window_pattern",
-    },
-    "phi3": _COMMON - {"layer_types"} | {"embd_pdrop", "resid_pdrop"},
-    "olmo2": _COMMON - _LAYERS_THAT_SLIDE,
-    "smollm3": _COMMON | _WINDOWS | {"no_rope_layers", "no_rope_layer_interval"},
-}  # fmt: skip
-"""Family -> the names in `config.json` that its forward pass depends on."""
-WRAPPERS = frozenset({"gemma3", "llava", "mistral3"})
-"""Models of pictures and text whose text runs through the family of their `text_config` as it would alone."""
 _ENDS = frozenset({"bos_token_id", "eos_token_id", "pad_token_id"})
 """Names that a wrapper may state for its text part, if that does not."""
 _OTHER_WEIGHTS = frozenset({"quantization_config", "compression_config", "transformers_weights", "per_layer_config"})
@@ -74,25 +48,27 @@ def read_config(path: Path) -> tuple[str, dict[str, Any]]:
     if isinstance(settings.get("text_config"), dict):
         family, settings = _text_part(path, family, settings)
     check_family(path, family)
-    if family == "mistral" and settings.get("layer_types") is not None:
-        raise ModelFileError(f"{path}: layer_types: Mistral's layers are all alike; Ministral is not supported")
+    known = FAMILIES[family]
+    for name, why in known.refused.items():
+        if settings.get(name) is not None:
+            raise ModelFileError(f"{path}: {name}: {why}")
     _refuse(path, {name: value for name, value in settings.items() if name != "auto_map"})
-    dropped = sorted(settings.keys() - NAMES[family])
+    dropped = sorted(settings.keys() - known.names)
     logger.debug("%s: not used: %s", path, ", ".join(dropped))
-    return family, {name: value for name, value in settings.items() if name in NAMES[family]}
+    return family, {name: value for name, value in settings.items() if name in known.names}
 
 
 def _text_part(path: Path, wrapper: object, settings: dict[str, Any]) -> tuple[object, dict[str, Any]]:
-    """Family and settings of the text part of a model of pictures and text. Raises ModelFileError if it does not run
-    through its family as it would alone."""
-    if wrapper not in WRAPPERS:
+    """Family and settings of the text in a model of pictures and text. Raises ModelFileError if it does not run through
+    its family as it would alone."""
+    if not isinstance(wrapper, str) or wrapper not in WRAPPERS:
         raise ModelFileError(
             f"{path}: model family {shown(wrapper)} is one of several parts, and its text part cannot be taken alone; "
             f"of such families these are supported, for text: {', '.join(sorted(WRAPPERS))}"
         )
     _refuse(path, {name: value for name, value in settings.items() if name not in ("auto_map", "text_config")})
     text = dict(settings["text_config"])
-    family = text.pop("model_type", "gemma3_text" if wrapper == "gemma3" else None)
+    family = text.pop("model_type", WRAPPERS[wrapper])
     if family is None:
         raise ModelFileError(f"{path}: text_config: model_type: the file does not say it")
     ends = {name: settings[name] for name in _ENDS & settings.keys()}

@@ -305,9 +305,6 @@ class DiskTier(SessionShelf):
     def get_state(self, chain: bytes) -> bytes | None:
         return self._records.get(STATES, chain, record.STATE, chain)
 
-    def has_state(self, chain: bytes) -> bool:
-        return self._records.has(STATES, chain)
-
     # Space
 
     def sweep(self, is_live: Callable[[bytes], bool], num_bytes: int | None = None) -> int:

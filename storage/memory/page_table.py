@@ -7,7 +7,7 @@ import numpy as np
 from ..page import page_key
 
 NO_SLOT = -1
-_COLUMNS = ("host_slot", "gpu_slot", "stored", "kept_out", "ahead", "refs", "layer", "score", "tokens")
+_COLUMNS = ("host_slot", "gpu_slot", "stored", "kept_out", "ahead", "refs", "layer", "tokens")
 
 
 class PageTable:
@@ -15,7 +15,7 @@ class PageTable:
 
     `host_slot`, `gpu_slot`: where the page lies in memory, or NO_SLOT. `stored`: its record on disk is committed.
     `kept_out`: it cannot be, since a later version's record has its key. `ahead`: it came up before anybody asked, and
-    nobody has read it since. `refs`: sequences and open tickets that hold it. `score`: what eviction was told. `layer`,
+    nobody has read it since. `refs`: sequences and open tickets that hold it. `layer`,
     `tokens` uint32 `[L]`: what it is of. `keys` by id and `pids` by key: its name. Ids of removed pages are given out
     again.
     """
@@ -28,7 +28,6 @@ class PageTable:
         self.ahead = np.zeros(1024, dtype=bool)
         self.refs = np.zeros(1024, dtype=np.int32)
         self.layer = np.zeros(1024, dtype=np.int32)
-        self.score = np.zeros(1024, dtype=np.float64)
         self.tokens = np.zeros((1024, page_size), dtype=np.uint32)
         self.keys: list[bytes] = []
         self.pids: dict[bytes, int] = {}
@@ -59,7 +58,6 @@ class PageTable:
         self.stored[pid] = self.kept_out[pid] = self.ahead[pid] = False
         self.refs[pid] = 1
         self.layer[pid] = layer
-        self.score[pid] = 0.0
         self.tokens[pid] = tokens
         self.pids[key] = pid
         return pid

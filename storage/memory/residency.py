@@ -16,16 +16,14 @@ import numpy as np
 from ..counters import Counters
 from ..page import CHAIN_BYTES
 from .arena import NO_PAGE, Arena
-from .eviction import make_policy, victims
+from .eviction import victims
 from .page_table import NO_SLOT, PageTable
 
 
 class Residency:
     """The memory tiers and the page table, which change together."""
 
-    def __init__(
-        self, host: Arena, gpu: Arena | None, table: PageTable, num_layers: int, eviction: str, counters: Counters
-    ) -> None:
+    def __init__(self, host: Arena, gpu: Arena | None, table: PageTable, num_layers: int, counters: Counters) -> None:
         self.host, self.gpu, self.table = host, gpu, table
         self.num_layers = num_layers
         self.counters = counters
@@ -38,7 +36,6 @@ class Residency:
         """By layer, the number of slots of the gpu pool that hold copies of parts of pages."""
         self.counted: set[bytes] = set()
         """Chains that `num_known` last counted: the caller is about to adopt them, so the writer lets them be."""
-        self._policy = make_policy(eviction)
 
     def slots_of(self, arena: Arena) -> np.ndarray:
         """The page table's column of slots for a tier, int64 by page id."""
@@ -71,10 +68,7 @@ class Residency:
         if len(slots) == count:
             return slots
         evictable = self.table.stored[arena.page] if arena is self.host else np.ones(arena.num_slots, dtype=bool)
-        gone = victims(
-            arena, count - len(slots), evictable, layer, self.num_layers,
-            force=force, policy=self._policy, scores=self.table.score,
-        )  # fmt: skip
+        gone = victims(arena, count - len(slots), evictable, layer, self.num_layers, force=force)
         if len(gone):
             self.evict(arena, gone)
             slots = np.concatenate([slots, arena.take(len(gone), layer)])

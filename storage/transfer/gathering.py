@@ -15,15 +15,15 @@ import torch
 
 from ..memory.residency import Residency
 from . import clock
-from .links import Link, Transfer
+from .links import Links, Transfer
 from .loading import Loader, Ticket
 
 
 class Gatherer:
     """Serves tickets that the store has begun and will end."""
 
-    def __init__(self, residency: Residency, loader: Loader, link: Link) -> None:
-        self._residency, self._loader, self._link = residency, loader, link
+    def __init__(self, residency: Residency, loader: Loader, links: Links) -> None:
+        self._residency, self._loader, self._links = residency, loader, links
 
     def gather_nearest(
         self, pids: np.ndarray, pages: np.ndarray, parts_of: np.ndarray, parts: int, out: torch.Tensor
@@ -53,7 +53,8 @@ class Gatherer:
             self._count_reads(ticket)
         self._loader.finish(ticket)
         started = clock.now()
-        with self._link.sending() if ticket.is_ahead else self._link.moving() as transfer, self._residency.lock:
+        link = self._links.host
+        with link.sending() if ticket.is_ahead else link.moving() as transfer, self._residency.lock:
             self._residency.note_read(ticket.pids)
             if self._residency.gpu is not None and promote and not ticket.failures:
                 self._promote(ticket.pids, transfer)

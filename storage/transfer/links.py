@@ -1,20 +1,17 @@
-"""Edges between tiers: how long they were busy, and a speed that each can be held to.
+"""Edges between tiers, and how long they were busy.
 
-Held to a speed, an edge carries one transfer at a time and a transfer takes at least as long as its bytes
-would: a fast machine then stands for one with a slower bus or disk. Waiting is sleeping, so that the
-processor is as free meanwhile as it would be beside a real transfer.
-
-What is sent ahead is not waited for. It is on its way until it is due, in the order in which it was sent, and is put
-off by what somebody waits for.
+Every transfer passes through the link of its edge. Whoever measures may put another link in its place, one that makes
+transfers take longer: `due` and `wait` are for that, since here all that was sent ahead is there once it is copied.
 """
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+
+from . import clock
 
 
 @dataclass(slots=True)
@@ -25,77 +22,42 @@ class Transfer:
 
 
 class Link:
-    """One edge, for transfers in one direction."""
+    """One edge, for transfers in one direction. For any thread."""
 
     def __init__(self) -> None:
-        self.bytes_per_s: float | None = None
         self.busy_s = 0.0
-        """Time of all transfers together."""
-        self._one_at_a_time = threading.Lock()
+        """Seconds of all transfers together."""
         self._sum = threading.Lock()
-        self._free_at = 0.0
-        """When the last of what was sent ahead is due."""
-        self._put_off = 0.0
-        """By how long in all such transfers were."""
 
     @contextmanager
     def moving(self) -> Iterator[Transfer]:
         """What moves inside the block is one transfer. Nothing that others wait for may be locked around it."""
-        transfer, speed = Transfer(), self.bytes_per_s
-        with self._one_at_a_time if speed else nullcontext():
-            started = time.perf_counter()
-            yield transfer
-            taken = time.perf_counter() - started
-            if speed and transfer.num_bytes / speed > taken:
-                time.sleep(transfer.num_bytes / speed - taken)
-            if transfer.num_bytes:
-                with self._sum:
-                    taken = time.perf_counter() - started
-                    self.busy_s += taken
-                    if self._free_at > started:
-                        self._free_at += taken
-                        self._put_off += taken
-
-    @contextmanager
-    def sending(self) -> Iterator[Transfer]:
-        """The same for what is sent ahead: returns as soon as it is copied, however slow the edge is held to be."""
-        transfer, started = Transfer(), time.perf_counter()
+        transfer, started = Transfer(), clock.now()
         yield transfer
-        taken = time.perf_counter() - started
-        if self.bytes_per_s:
-            taken = max(taken, transfer.num_bytes / self.bytes_per_s)
         if transfer.num_bytes:
             with self._sum:
-                self.busy_s += taken
-                self._free_at = max(self._free_at, started) + taken
+                self.busy_s += clock.now() - started
+
+    def sending(self) -> AbstractContextManager[Transfer]:
+        """The same for what is sent ahead: the block ends as soon as it is copied, however slow the link is."""
+        return self.moving()
 
     @property
     def due(self) -> float:
-        """Of all that was sent ahead so far, for `wait`."""
-        with self._sum:
-            return self._free_at - self._put_off
+        """A time to `wait` for: when all that was sent ahead so far is there."""
+        return 0.0
 
     def wait(self, due: float) -> float:
-        """Until what was `due` then is there; returns for how many seconds."""
-        started = time.perf_counter()
-        while self.bytes_per_s and (rest := due + self._put_off - time.perf_counter()) > 0:
-            time.sleep(rest)
-        return time.perf_counter() - started
+        """Wait until what was `due` then is there; returns for how many seconds."""
+        return 0.0
 
 
+@dataclass(slots=True)
 class Links:
-    """A store's edges to faster tiers."""
+    """A store's edges to faster tiers: from disk to host, and from host to gpu."""
 
-    def __init__(self) -> None:
-        self.disk, self.host = Link(), Link()
-        """From disk to host, and from host to gpu."""
-
-    def hold_to(self, host_gbps: float | None, disk_gbps: float | None) -> None:
-        """At most so many 10^9 bytes per second; None: as fast as they are. Raises ValueError unless more than 0."""
-        for link, speed in ((self.host, host_gbps), (self.disk, disk_gbps)):
-            if speed is not None and not speed > 0:
-                raise ValueError(f"a link's speed is more than 0 GB/s, not {speed}")
-            link.bytes_per_s = None if speed is None else speed * 1e9
+    disk: Link = field(default_factory=Link)
+    host: Link = field(default_factory=Link)
 
     @property
     def busy_s(self) -> float:

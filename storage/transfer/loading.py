@@ -1,8 +1,6 @@
 """Two-phase loads: pages come up from disk while nobody holds the store's lock.
 
     begin(pids) --> Ticket --> finish(ticket) --> pages leased --> end(ticket)
-                       |                                              ^
-                       +--------------------- abort ------------------+
 
      phase     what the ticket holds
      begin     a reference to every page; leases on those in memory; FILLING slots for those that are not,
@@ -10,7 +8,7 @@
      finish    reads what is missing, in turns: under the lock it claims pages that nobody else is reading
                and marks them as coming; without the lock it reads and verifies them straight into its slots;
                under the lock it settles and leases them
-     end       leases, references and unused slots go back; `abort` is this without `finish`
+     end       leases, references and unused slots go back; also without `finish`
 
 Invariants  (1) a page that a ticket refers to keeps its id (a reference) and, once in memory, its slot (a lease)
             (2) at most one thread reads a page at a time: who finds a page coming waits until it has come
@@ -39,14 +37,14 @@ from ..errors import ClosedError, CorruptPageError
 from ..memory.arena import FILLING, Arena
 from ..memory.residency import Residency
 from . import clock
-from .links import Link
+from .links import Links
 
 _STAGING_BYTES = 1 << 20
 
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """Pages on their way up. One thread's at a time; ends with `finish` or `abort` of the store."""
+    """Pages on their way up. One thread's at a time, from `begin` to `end`."""
 
     pids: np.ndarray
     """Ids of all pages asked for."""
@@ -67,9 +65,9 @@ class Loader:
     """Begins, reads and ends tickets."""
 
     def __init__(
-        self, residency: Residency, disk: DiskTier | None, compression: Callable[[], Compression], link: Link
+        self, residency: Residency, disk: DiskTier | None, compression: Callable[[], Compression], links: Links
     ) -> None:
-        self._residency, self._disk, self._compression, self._link = residency, disk, compression, link
+        self._residency, self._disk, self._compression, self._links = residency, disk, compression, links
         self._table, self._lock, self._host = residency.table, residency.lock, residency.host
         self._open: set[Ticket] = set()
         self._coming: set[int] = set()
@@ -179,7 +177,7 @@ class Loader:
             raise ClosedError("the store is closed")
         keys = [self._table.keys[pid] for pid in pids.tolist()]
         compression = self._compression()
-        with self._link.moving() as transfer, compression.reading():
+        with self._links.disk.moving() as transfer, compression.reading():
             transfer.num_bytes = len(pids) * self._host.page_bytes
             wrong = self._disk.read_pages(keys, self._table.tokens[pids], buffers.__getitem__, compression.readers)
         return {int(pids[i]): why for i, why in wrong.items()}

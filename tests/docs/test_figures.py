@@ -43,9 +43,9 @@ GIVEN = {
 APART = {"hardware", "options", "left_out", "model"}
 """Parts of a result that have nothing else."""
 OTHER_CLOCKS = {
-    "links.py", "compression.py", "prefetch.py", "standard_input.py", "spare_cores.py", "template_child.py",
+    "slow_links.py", "compression.py", "prefetch.py", "standard_input.py", "spare_cores.py", "template_child.py",
 }  # fmt: skip
-"""Files that decide by it what is done next; `links` also sleeps by it."""
+"""Files that decide by it what is done next; `slow_links` also sleeps by it."""
 
 
 def rows() -> dict[str, Path]:

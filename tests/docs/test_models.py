@@ -12,11 +12,11 @@ from gguf_models import FAMILIES
 from places import ROOT
 
 from stratakv.runtime.model.gguf import kinds, number_types
-from stratakv.runtime.model.gguf.architectures import ARCHITECTURES, read_settings
+from stratakv.runtime.model.gguf.architectures import ARCHITECTURES, OUTER, read_settings
 from stratakv.runtime.model.gguf.rope import TENSORS
 from stratakv.runtime.model.gguf.said import Said
 from stratakv.runtime.model.gguf.settings import _NEUTRAL, WITHOUT_EFFECT
-from stratakv.runtime.untrusted.numbers import FAMILIES as SUPPORTED
+from stratakv.runtime.untrusted.families import FAMILIES as SUPPORTED
 
 PAGE = (ROOT / "docs" / "MODELS.md").read_text()
 YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0, "rope.scaling.yarn_beta_fast": 30.0}
@@ -50,7 +50,7 @@ def test_architectures() -> None:
     assert found == {name: entry.family for name, entry in ARCHITECTURES.items()}
     assert {case.family for case in cases(256).values()} == ARCHITECTURES.keys()
     (said,) = re.findall(r"of the families (.*?), as plain", PAGE, flags=re.DOTALL)
-    assert set(code(said)) == SUPPORTED
+    assert set(code(said)) == SUPPORTED.keys()
 
 
 def test_keys(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +63,7 @@ def test_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_tensors() -> None:
     found = {name for (cell,) in rows("Tensors")[1:] for name in code(cell)}
-    layers = {name for entry in ARCHITECTURES.values() for name in (*entry.layer, *entry.outer)}
+    layers = {name for entry in ARCHITECTURES.values() for name in (*entry.names.layer, *OUTER)}
     of_rope = {name.removesuffix(".weight") for name in TENSORS}
     assert found == layers | of_rope | {".scale", ".input_scale", "nextn_predict_layers"}
 

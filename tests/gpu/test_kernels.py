@@ -16,7 +16,6 @@ from torch import Tensor
 from stratakv.kernels.box_scores import box_scores, box_scores_reference
 from stratakv.kernels.codebook_scores import half_norms, nearest_codewords, nearest_codewords_reference
 from stratakv.kernels.decode_attention import decode_attention, decode_attention_reference
-from stratakv.kernels.gather_packed import Packing, gather_packed, gather_packed_reference
 from stratakv.kernels.gather_rows import gather_rows
 from stratakv.kernels.landmarks import landmarks, landmarks_reference
 from stratakv.kernels.launch import reaches_from, uses_triton
@@ -139,21 +138,6 @@ def test_rows_of_pinned_memory() -> None:
     out = torch.empty(1000, 2048, dtype=torch.uint8, device=DEVICE)
     gather_rows(source, rows.to(DEVICE), out)
     assert torch.equal(out.cpu(), source[rows])
-
-
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_packed_pages_of_pinned_memory(dtype: torch.dtype, bits: int) -> None:
-    """Any bytes will do but for scales: those are finite."""
-    packing = Packing(8, 16, 128, bits)
-    payloads = torch.randint(0, 60, (99, packing.payload_bytes), dtype=torch.uint8)
-    rows = torch.randint(0, 99 * 16 * 4, (500,))
-    expected = torch.empty(500, 4 * 128, dtype=dtype)
-    gather_packed_reference(payloads, rows, packing, expected)
-    for of in (payloads.pin_memory(), payloads.to(DEVICE)):
-        out = torch.empty_like(expected, device=DEVICE)
-        gather_packed(of, rows.to(DEVICE), packing, out)
-        assert torch.equal(out.cpu(), expected)
 
 
 def test_ops_do_not_wait_for_the_device() -> None:

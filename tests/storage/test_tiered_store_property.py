@@ -21,9 +21,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from kv_pages import SMALL, arena, disk_tier, read_back, text
+from tickets import begin, end, finish
 
-from stratakv.storage import CapacityError, OpenPage, Ticket, TieredStore, page_key
-from stratakv.storage.memory.eviction import POLICIES
+from stratakv.storage import CapacityError, OpenPage, TieredStore, page_key
+from stratakv.storage.transfer.loading import Ticket
 
 LAYERS = 3
 TEXTS = [text(SMALL, 5, seed=seed) for seed in range(2)]
@@ -63,14 +64,13 @@ class StoreMachine(RuleBasedStateMachine):
         self.unflushed = 0
         self.unclosed = 0
 
-    @initialize(host_slots=st.integers(4, 8), gpu_slots=st.integers(3, 5), codec=st.sampled_from(["raw", "zstd"]),
-                eviction=st.sampled_from(sorted(POLICIES)))  # fmt: skip
-    def create(self, host_slots: int, gpu_slots: int, codec: str, eviction: str) -> None:
-        self.shape = host_slots, gpu_slots, codec, eviction
+    @initialize(host_slots=st.integers(4, 8), gpu_slots=st.integers(3, 5), codec=st.sampled_from(["raw", "zstd"]))
+    def create(self, host_slots: int, gpu_slots: int, codec: str) -> None:
+        self.shape = host_slots, gpu_slots, codec
         self.start()
 
     def start(self) -> None:
-        host_slots, gpu_slots, codec, eviction = self.shape
+        host_slots, gpu_slots, codec = self.shape
         self.store = TieredStore(
             SMALL,
             LAYERS,
@@ -78,7 +78,6 @@ class StoreMachine(RuleBasedStateMachine):
             gpu=arena("gpu", SMALL, gpu_slots) if self.has_gpu else None,
             disk=disk_tier(Path(self.folder.name), cap_bytes=4 << 20) if self.has_disk else None,
             codec=codec,
-            eviction=eviction,
         )
 
     def teardown(self) -> None:
@@ -244,30 +243,23 @@ class StoreMachine(RuleBasedStateMachine):
         """Of few pages at a time: a slot for the open page and one to work with must be left in every tier."""
         room = min(self.shape[:2]) - 2 - sum(len(names) for _, names in self.tickets)
         names = sorted(set(self.some_held(seed)))[: max(room, 0)]
-        self.tickets.append((self.store.begin_load(np.array([self.pids[name] for name in names], dtype=int)), names))
+        self.tickets.append((begin(self.store, np.array([self.pids[name] for name in names], dtype=int)), names))
 
     @precondition(lambda self: self.tickets)
     @rule(seed=seeds)
-    def finish(self, seed: int) -> None:
+    def finish_load(self, seed: int) -> None:
         """What was asked is in memory, but for what there was no room for."""
         ticket, _ = self.tickets.pop(seed % len(self.tickets))
         pids = np.setdiff1d(ticket.pids, ticket.beyond)
         still_held = pids[self.store._table.refs[pids] > 1]
-        self.store.finish(ticket)
+        finish(self.store, ticket)
         assert self.store.is_resident(still_held).all()
 
     @precondition(lambda self: self.tickets)
     @rule(seed=seeds)
-    def abort(self, seed: int) -> None:
+    def end_load(self, seed: int) -> None:
         ticket, _ = self.tickets.pop(seed % len(self.tickets))
-        self.store.abort(ticket)
-
-    @precondition(lambda self: self.held)
-    @rule(seed=seeds)
-    def note_scores(self, seed: int) -> None:
-        names = sorted(set(self.some_held(seed)))
-        scores = np.random.default_rng(seed).random(len(names))
-        self.store.note_scores(np.array([self.pids[name] for name in names]), scores)
+        end(self.store, ticket)
 
     # Life of the store
 
@@ -319,7 +311,7 @@ class StoreMachine(RuleBasedStateMachine):
         """Page ids, references and tickets end with the process."""
         self.store.close()
         for ticket, _ in self.tickets:
-            self.store.abort(ticket)
+            end(self.store, ticket)
         assert not self.store.host.leases.any()
         self.tickets.clear()
         self.held.clear()

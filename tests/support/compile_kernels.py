@@ -24,7 +24,6 @@ from triton.runtime.jit import JITFunction
 from stratakv.kernels.box_scores import box_scores_triton
 from stratakv.kernels.codebook_scores import nearest_codewords_triton
 from stratakv.kernels.decode_attention import decode_attention_triton
-from stratakv.kernels.gather_packed import Packing, gather_packed_triton
 from stratakv.kernels.gather_rows import gather_rows_triton
 from stratakv.kernels.landmarks import landmarks_triton
 from stratakv.kernels.low_rank import rebuild_keys_triton
@@ -86,10 +85,6 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "150 tables", partial(simhash_triton, keys, random_planes(128, 10, 150, seed=0))
     rows, out = torch.zeros(512, dtype=torch.int64), torch.zeros(512, 512, dtype=BRAIN)
     yield "of 1 KiB", partial(gather_rows_triton, torch.zeros(4096, 512, dtype=BRAIN), rows, out)
-    for bits in (4, 8):
-        packing = Packing(8, 16, 128, bits)
-        payloads = torch.zeros(9, packing.payload_bytes, dtype=torch.uint8)
-        yield f"{bits} bits", partial(gather_packed_triton, payloads, rows, packing, out)
 
 
 def launches() -> list[Launch]:

@@ -350,6 +350,15 @@ def test_messages_of_the_library_name_no_flags() -> None:
                     assert is_command or is_drawing or not found, (path.name, node.value)
 
 
+@pytest.mark.parametrize("folder", ["storage", "kernels"])
+def test_what_lies_below_knows_no_option_of_a_command(folder: str) -> None:
+    """Its errors say what is full, locked or damaged, and name settings as Python does; `one_line` has their flags."""
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        without_arrows = re.sub(r"--[^\n>]*-->", "", path.read_text())
+        assert not re.search(r"(?<![\w-])--[a-z]", without_arrows), path
+        assert not re.search(r"\bcli\b|typer|argparse", without_arrows), path
+
+
 def test_streams_take_what_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from ...api.errors import ModelFileError
+from ...untrusted.families import FAMILIES, GgufNames
 from ...untrusted.numbers import shown
 from .container import Contents
 from .kinds import check_is_model
-from .rope import LONG, SHORT, plain_rope, read_rope
-from .rope import TENSORS as ROPE_TENSORS
+from .rope import plain_rope, read_rope
 from .said import Said
 from .settings import WITHOUT_EFFECT, check_scale, common, no_window, window
 
@@ -29,35 +29,21 @@ model by what config.json says, and one from before stays that model's."""
 Change = Callable[[Tensor, Mapping[str, Any]], Tensor]
 """(weight as the file has it, config.json) -> as the family has it. Rows and columns move, no number changes."""
 
-_OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_MLP = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
-_ATTENTION = {
-    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-}  # fmt: skip
-_NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
-_HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
-_LLAMA = {**_NORMS, **_ATTENTION, **_MLP}
+OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Architecture:
-    """The form of files of one architecture."""
+    """The content of files of one architecture, and how it is read."""
 
     family: str
+    names: GgufNames
     settings: Settings
-    layer: Mapping[str, str] = field(default_factory=lambda: _LLAMA)
-    """Tensor of a block -> weight of a layer."""
-    biases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Name in config.json -> the tensors of a block that have biases if it is true; it is if any of them has one."""
-    changes: Mapping[str, Change] = field(default_factory=dict)
-    """Tensor of a block -> how its rows, and its bias, stand otherwise than in the family."""
-    norm_offset: float = 0.0
-    """The number added to every norm: a file stores norms as they are used."""
-    rope_tensors: tuple[str, ...] = ()
-    """Those of `rope.TENSORS` that it may have."""
-    outer: Mapping[str, str] = field(default_factory=lambda: _OUTER)
-    """Tensor beside the blocks -> weight."""
+
+    @property
+    def changes(self) -> Mapping[str, Change]:
+        """Tensor of a block -> how its rows, and its bias, stand otherwise than in the family."""
+        return _PAIRS if self.names.in_pairs else {}
 
 
 def in_halves(heads: str) -> Change:
@@ -72,7 +58,6 @@ def in_halves(heads: str) -> Change:
 
 
 _PAIRS = {"attn_q": in_halves("num_attention_heads"), "attn_k": in_halves("num_key_value_heads")}
-_ALL_BIASES = {"attention_bias": tuple(_ATTENTION), "mlp_bias": tuple(_MLP)}
 
 
 def _rotated(said: Said, config: Mapping[str, Any]) -> int:
@@ -184,42 +169,14 @@ def _pattern(said: Said, layers: int) -> tuple[list[bool], dict[str, int]]:
     return [found == 0 or (at + 1) % found != 0 for at in range(layers)], {"_sliding_window_pattern": found}
 
 
+_SETTINGS: dict[str, Settings] = {
+    "llama": _llama, "qwen2": _qwen2, "qwen3": _qwen, "gemma3_text": _gemma3, "phi3": _phi3, "olmo2": _olmo2,
+    "smollm3": _smollm3,
+}  # fmt: skip
+"""Family -> what keys become in its config.json, where that is code."""
 ARCHITECTURES: dict[str, Architecture] = {
-    "llama": Architecture(
-        family="llama", settings=_llama, biases=_ALL_BIASES, changes=_PAIRS, rope_tensors=ROPE_TENSORS
-    ),
-    "qwen2": Architecture(family="qwen2", settings=_qwen2),
-    "qwen3": Architecture(
-        family="qwen3", settings=_qwen, layer=_LLAMA | _HEAD_NORMS, biases={"attention_bias": tuple(_ATTENTION)}
-    ),
-    "gemma3": Architecture(
-        family="gemma3_text",
-        settings=_gemma3,
-        layer=_ATTENTION | _MLP | _HEAD_NORMS | {
-            "attn_norm": "input_layernorm", "post_attention_norm": "post_attention_layernorm",
-            "ffn_norm": "pre_feedforward_layernorm", "post_ffw_norm": "post_feedforward_layernorm",
-        },
-        biases={"attention_bias": tuple(_ATTENTION)},
-        norm_offset=-1.0,
-    ),
-    "phi3": Architecture(
-        family="phi3",
-        settings=_phi3,
-        layer=_NORMS | {
-            "attn_qkv": "self_attn.qkv_proj", "attn_output": "self_attn.o_proj", "ffn_up": "mlp.gate_up_proj",
-            "ffn_down": "mlp.down_proj",
-        },
-        rope_tensors=(SHORT, LONG),
-    ),
-    "olmo2": Architecture(
-        family="olmo2",
-        settings=_olmo2,
-        layer=_ATTENTION | _MLP | _HEAD_NORMS | {
-            "post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm",
-        },
-        biases={"attention_bias": tuple(_ATTENTION)},
-    ),
-    "smollm3": Architecture(family="smollm3", settings=_smollm3, biases=_ALL_BIASES, changes=_PAIRS),
+    family.gguf.architecture: Architecture(family=name, names=family.gguf, settings=_SETTINGS[name])
+    for name, family in FAMILIES.items() if family.gguf is not None
 }  # fmt: skip
 """The entries by `general.architecture`. Mistral's models are `llama` files."""
 
@@ -237,7 +194,7 @@ def read_settings(contents: Contents) -> tuple[Architecture, dict[str, Any]]:
         )
     entry, said = ARCHITECTURES[name], Said(contents, name)
     config = common(said, contents)
-    config |= {flag: _has_bias(contents, tensors) for flag, tensors in entry.biases.items()}
+    config |= {flag: _has_bias(contents, tensors) for flag, tensors in entry.names.biases.items()}
     config |= entry.settings(said, contents, config)
     said.refuse_rest(WITHOUT_EFFECT)
     return entry, {"model_type": entry.family, **{name: value for name, value in config.items() if name != "head_dim"

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from ...untrusted.families import FAMILIES
 from ...untrusted.numbers import check_allocation, check_shape, reading
-from ...untrusted.settings import NAMES
 from ..decoder import Decoder
 from ..model_files import make_configuration
 from .architectures import read_settings
@@ -73,6 +73,6 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
 def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """The shape of every weight that the model has, taken from the model itself."""
     family = config["model_type"]
-    settings = {name: value for name, value in config.items() if name in NAMES[family]}
+    settings = {name: value for name, value in config.items() if name in FAMILIES[family].names}
     decoder = Decoder(make_configuration(family, settings))
     return {name: tuple(weight.shape) for name, weight in decoder.state_dict().items()}

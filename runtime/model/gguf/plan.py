@@ -10,7 +10,7 @@ from typing import Any
 
 from ...api.errors import ModelFileError
 from ...untrusted.numbers import shown
-from .architectures import Architecture, Change
+from .architectures import OUTER, Architecture, Change
 from .container import Contents
 from .number_types import Tensor
 
@@ -64,9 +64,9 @@ class _Plan:
         self, contents: Contents, entry: Architecture, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
     ) -> None:
         self._contents, self._entry, self._config, self._shapes = contents, entry, config, shapes
-        self._of_layer = {weight: tensor for tensor, weight in entry.layer.items()}
-        self._outer = {weight: tensor for tensor, weight in entry.outer.items()}
-        self._used: set[str] = set(entry.rope_tensors)
+        self._of_layer = {weight: tensor for tensor, weight in entry.names.layer.items()}
+        self._outer = {weight: tensor for tensor, weight in OUTER.items()}
+        self._used: set[str] = set(entry.names.rope_tensors)
 
     def made(self) -> list[Weight]:
         is_tied = self._config["tie_word_embeddings"]
@@ -82,7 +82,7 @@ class _Plan:
             tensor, prefix = self._outer[stem], ""
         else:
             tensor, prefix, end = self._of_layer[at[2]], f"blk.{at[1]}.", at[3]
-        offset = self._entry.norm_offset if len(shape) == 1 and "norm" in tensor and end == "weight" else 0.0
+        offset = self._entry.names.norm_offset if len(shape) == 1 and "norm" in tensor and end == "weight" else 0.0
         parts = self._parts(prefix, tensor, end, shape)
         return Weight(name, shape, parts, offset, self._entry.changes.get(tensor))
 

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 from hub_configs import HUB
-from tiny_models import FAMILIES, save_tiny_model
+from tiny_models import FAMILIES as TINY
+from tiny_models import save_tiny_model
 from transformers import AutoConfig, PreTrainedConfig
 
 from stratakv.runtime.api.errors import ModelFileError
 from stratakv.runtime.untrusted.directory import check_directory
-from stratakv.runtime.untrusted.settings import NAMES, read_config
+from stratakv.runtime.untrusted.families import FAMILIES
+from stratakv.runtime.untrusted.settings import read_config
 
 UNUSED = {"initializer_range", "use_cache"}
 """Of training, and of a cache that is not ours."""
@@ -40,17 +42,17 @@ def test_a_hub_model_is_configured_as_transformers_does(name: str, tmp_path: Pat
     (tmp_path / "config.json").write_text(json.dumps(HUB[name]))
     family, settings = read_config(tmp_path / "config.json")
     found = AutoConfig.for_model(family, **settings).to_dict()
-    names = NAMES[family] & expected.keys()
+    names = FAMILIES[family].names & expected.keys()
     assert {key: found[key] for key in names} == {key: expected[key] for key in names}
 
 
-@pytest.mark.parametrize("family", sorted(NAMES))
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_no_setting_of_a_family_is_lost(family: str) -> None:
     """Fails when transformers gives a family a setting that nobody has looked at."""
     its_own = {field.name for field in dataclasses.fields(type(AutoConfig.for_model(family)))}
     its_own -= {field.name for field in dataclasses.fields(PreTrainedConfig)}
-    assert its_own - UNUSED <= NAMES[family]
-    assert family in FAMILIES
+    assert its_own - UNUSED <= FAMILIES[family].names
+    assert family in TINY
 
 
 @pytest.mark.parametrize(

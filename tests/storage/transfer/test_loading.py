@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from kv_pages import LARGE, disk_tier, random_pages, read_back, store_on, text
+from tickets import begin, end, finish
 
 from stratakv.storage import ClosedError, CorruptPageError, DiskTier, TieredStore
 
@@ -42,11 +43,11 @@ def free_slots(store: TieredStore) -> int:
 
 def test_a_finished_load_needs_no_disk_later(folder: Path) -> None:
     store, _, pids = opened(folder, host=10)
-    ticket = store.begin_load(pids[:6])
+    ticket = begin(store, pids[:6])
     assert not store.is_resident(pids[:6]).any()
     assert free_slots(store) == 4
     store.check_integrity()
-    store.finish(ticket)
+    finish(store, ticket)
     assert store.is_resident(pids[:6]).all()
     assert torch.equal(read_back(store, pids[:6]), PAGES[:6])
     assert store.counters.disk_reads == 0
@@ -55,18 +56,18 @@ def test_a_finished_load_needs_no_disk_later(folder: Path) -> None:
     store.close()
 
 
-def test_abort_returns_slots_leases_and_references(folder: Path) -> None:
+def test_ending_unread_returns_slots_leases_and_references(folder: Path) -> None:
     store, _, pids = opened(folder, host=6)
     read_back(store, pids[:2])
-    ticket = store.begin_load(pids[:5])
+    ticket = begin(store, pids[:5])
     assert store.host.leases.sum() == 2
     assert free_slots(store) == 1
-    store.abort(ticket)
+    end(store, ticket)
     assert free_slots(store) == 4
     assert not store.host.leases.any()
     assert store._table.refs[pids].tolist() == [1] * COUNT
     with pytest.raises(AssertionError, match="ended twice"):
-        store.abort(ticket)
+        end(store, ticket)
     store.check_integrity()
     store.close()
 
@@ -75,12 +76,12 @@ def test_a_page_of_a_ticket_stays_whoever_needs_room(folder: Path) -> None:
     """Eviction pressure between begin and finish: neither the leased page nor the reserved slots go."""
     store, _, pids = opened(folder, host=6)
     read_back(store, pids[:2])
-    ticket = store.begin_load(pids[:4])
+    ticket = begin(store, pids[:4])
     for start in range(10, 40, 5):
         assert torch.equal(read_back(store, pids[start : start + 5]), PAGES[start : start + 5])
         assert store.is_resident(pids[:2]).all()
         store.check_integrity()
-    store.finish(ticket)
+    finish(store, ticket)
     assert store.is_resident(pids[:4]).all()
     before = store.counters.disk_reads
     assert torch.equal(read_back(store, pids[:4]), PAGES[:4])
@@ -90,9 +91,9 @@ def test_a_page_of_a_ticket_stays_whoever_needs_room(folder: Path) -> None:
 
 def test_what_the_host_has_no_room_for_is_named(folder: Path) -> None:
     store, _, pids = opened(folder, host=3)
-    ticket = store.begin_load(pids[:8])
+    ticket = begin(store, pids[:8])
     assert ticket.beyond.tolist() == pids[3:8].tolist()
-    store.finish(ticket)
+    finish(store, ticket)
     assert store.is_resident(pids[:8]).sum() == 3
     store.close()
 
@@ -100,11 +101,11 @@ def test_what_the_host_has_no_room_for_is_named(folder: Path) -> None:
 def test_a_released_page_keeps_its_id_while_it_is_loaded(folder: Path) -> None:
     """Else the id could be given to another page, which would then read as this one."""
     store, _, pids = opened(folder, host=6)
-    ticket = store.begin_load(pids[:2])
+    ticket = begin(store, pids[:2])
     store.release(pids[:2])
     other = store.put(1, TEXT.chains[:2], TEXT.tokens[:2], PAGES[2:4])
     assert not set(other.tolist()) & set(pids[:2].tolist())
-    store.finish(ticket)
+    finish(store, ticket)
     assert torch.equal(read_back(store, other), PAGES[2:4])
     again = store.adopt(0, TEXT.chains[:2], TEXT.tokens[:2])
     assert torch.equal(read_back(store, again), PAGES[:2])
@@ -116,7 +117,7 @@ def test_damage_is_named_and_the_rest_is_loaded(folder: Path) -> None:
     store, disk, pids = opened(folder, host=6)
     disk.delete_pages([store._table.keys[pids[1]]])
     with pytest.raises(CorruptPageError) as caught:
-        store.finish(store.begin_load(pids[:4]))
+        finish(store, begin(store, pids[:4]))
     assert caught.value.pages == [pids[1]]
     assert store.is_resident(pids[:4]).tolist() == [True, False, True, True]
     assert free_slots(store) == 3
@@ -132,7 +133,7 @@ def test_an_error_while_reading_gives_everything_back(folder: Path, monkeypatch:
 
     with monkeypatch.context() as patch:
         patch.setattr(disk, "read_pages", broken)
-        for call in (lambda: store.finish(store.begin_load(pids[:4])), lambda: read_back(store, pids[:9])):
+        for call in (lambda: finish(store, begin(store, pids[:4])), lambda: read_back(store, pids[:9])):
             with pytest.raises(OSError, match="gone"):
                 call()
             assert free_slots(store) == 6
@@ -143,11 +144,11 @@ def test_an_error_while_reading_gives_everything_back(folder: Path, monkeypatch:
 
 def test_a_ticket_outlives_its_store_only_to_be_ended(folder: Path) -> None:
     store, _, pids = opened(folder, host=6)
-    first, second = store.begin_load(pids[:2]), store.begin_load(pids[2:4])
+    first, second = begin(store, pids[:2]), begin(store, pids[2:4])
     store.close()
     with pytest.raises(ClosedError):
-        store.finish(first)
-    store.abort(second)
+        finish(store, first)
+    end(store, second)
     assert free_slots(store) == 6
 
 
@@ -181,7 +182,7 @@ def test_the_store_works_while_another_thread_reads(folder: Path, monkeypatch: p
     store, disk, pids = opened(folder, host=10)
     read_back(store, pids[:2])
     gate = Gate(disk, monkeypatch)
-    thread = started(lambda: store.finish(store.begin_load(pids[5:9])))
+    thread = started(lambda: finish(store, begin(store, pids[5:9])))
     gate.begun.wait()
     assert torch.equal(read_back(store, pids[:2]), PAGES[:2])
     store.release(store.put(1, TEXT.chains[:2], TEXT.tokens[:2], PAGES[:2]))
@@ -196,7 +197,7 @@ def test_a_page_that_is_coming_is_waited_for(folder: Path, monkeypatch: pytest.M
     """Interleaving: two loads of the same pages, the second one begun while the first reads."""
     store, disk, pids = opened(folder, host=12)
     gate = Gate(disk, monkeypatch)
-    thread = started(lambda: store.finish(store.begin_load(pids[:4])))
+    thread = started(lambda: finish(store, begin(store, pids[:4])))
     gate.begun.wait()
     second = started(lambda: read_back(store, pids[2:6]))
     gate.opened.set()
@@ -212,9 +213,9 @@ def test_a_page_that_is_coming_is_waited_for(folder: Path, monkeypatch: pytest.M
 def test_an_open_ticket_blocks_nobody(folder: Path) -> None:
     """The same thread may need, before it finishes a load, a page that it reserved."""
     store, _, pids = opened(folder, host=8)
-    ticket = store.begin_load(pids[:4])
+    ticket = begin(store, pids[:4])
     assert torch.equal(read_back(store, pids[2:6]), PAGES[2:6])
-    store.finish(ticket)
+    finish(store, ticket)
     assert torch.equal(read_back(store, pids[:4]), PAGES[:4])
     assert free_slots(store) + store.host.num_pages == 8
     store.check_integrity()
@@ -232,8 +233,8 @@ def test_threads_that_load_overlapping_pages_get_right_bytes(folder: Path, gpu: 
             some = rng.choice(COUNT, rng.integers(1, 9), replace=False)
             try:
                 if prefetch:
-                    ticket = store.begin_load(pids[some])
-                    (store.abort if turn % 4 == 0 else store.finish)(ticket)
+                    ticket = begin(store, pids[some])
+                    (end if turn % 4 == 0 else finish)(store, ticket)
                 elif not torch.equal(read_back(store, pids[some]), PAGES[some]):
                     wrong.append(some)
                 store.check_integrity()
@@ -253,7 +254,7 @@ def test_close_waits_for_a_read_under_way(folder: Path, monkeypatch: pytest.Monk
     """Closing LMDB under a reader would end the process."""
     store, disk, pids = opened(folder, host=8)
     gate = Gate(disk, monkeypatch)
-    thread = started(lambda: store.finish(store.begin_load(pids[:4])))
+    thread = started(lambda: finish(store, begin(store, pids[:4])))
     gate.begun.wait()
     closing = started(store.close)
     while not store._closed:

@@ -1,0 +1,202 @@
+"""The table of families: all that is known of each, as data. A new family is one entry of `FAMILIES`.
+
+Whoever needs to know in what a family differs asks this table: what its `config.json` may say (`settings`, `rope`), how
+its layers compute (`model.decoder`, `model.lean_layer`), what its GGUF files hold (`model.gguf.architectures`), and how
+its tokenizer is found (`model.tokens`). A field that an entry leaves out is as in Llama.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+EVERY_LAYER = "every_layer"
+"""The one rotary table of a family whose layers are all turned alike."""
+ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
+USUAL_THETA = 10_000.0
+
+WRAPPERS: dict[str, str | None] = {"gemma3": "gemma3_text", "llava": None, "mistral3": None}
+"""Models of pictures and text whose text runs through the family of their `text_config` as it would alone -> that
+family where the file does not say it; None: it must."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Form:
+    """The differences between a family's layers and Llama's. Biases are named as in `config.json`, or a fact of the
+    family."""
+
+    norms: tuple[str, ...] = ("input", "post_attention")
+    """The names of the layer's norms, each `<name>_layernorm`."""
+    norm: str = "scale"
+    """`scale`: rounds, then multiplies by the weight. `wide`: multiplies, then rounds. `offset`: by one more."""
+    head_norm: str | None = None
+    """The norm of q and k: over each `head`, over `all` heads together, or none."""
+    qkv_bias: str | bool = False
+    out_bias: str | bool = False
+    mlp_bias: str | bool = False
+    is_fused: bool = False
+    """One product makes q, k and v, another gate and up; part of a head may stay un-rotated."""
+    act: str = "hidden_act"
+    rotary_dtype: str | None = None
+    """The dtype of the rotary tables, as torch spells it; None: that of the hidden state."""
+    scales_embedding: bool = False
+    """Embeddings are multiplied by the root of their width."""
+    rotated_layers: str | None = None
+    """Name in `config.json` of which layers rotate; None: all do."""
+
+
+_MLP = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
+_ATTENTION = {
+    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+}  # fmt: skip
+_NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+_NORMS_BEHIND = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
+_HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+_LLAMA = {**_NORMS, **_ATTENTION, **_MLP}
+_ATTENTION_BIASES = {"attention_bias": tuple(_ATTENTION)}
+_ALL_BIASES = {**_ATTENTION_BIASES, "mlp_bias": tuple(_MLP)}
+_FREQUENCIES, _FACTORS = ("rope_freqs.weight",), ("rope_factors_short.weight", "rope_factors_long.weight")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GgufNames:
+    """The tensors of a family's GGUF files. Tensors are named without `blk.N.` and their endings, weights without
+    `model.layers.N.`; how keys become a `config.json` is code (`model.gguf.architectures`)."""
+
+    architecture: str
+    """`general.architecture`."""
+    layer: Mapping[str, str] = field(default_factory=lambda: _LLAMA)
+    """Tensor of a block -> weight of a layer."""
+    biases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Name in config.json -> the tensors of a block that have biases if it is true; it is if any of them has one."""
+    in_pairs: bool = False
+    """Rows of q and k stand as numbers (2i, 2i + 1) that are rotated together, not as halves of a head."""
+    norm_offset: float = 0.0
+    """The number added to every norm: a file stores norms as they are used."""
+    rope_tensors: tuple[str, ...] = ()
+    """Tensors about positions that it may have."""
+
+
+_COMMON = frozenset({
+    "attention_bias", "attention_dropout", "attn_logit_softcapping", "bos_token_id", "eos_token_id",
+    "final_logit_softcapping", "head_dim", "hidden_act", "hidden_size", "intermediate_size", "layer_types",
+    "max_position_embeddings", "mlp_bias", "num_attention_heads", "num_hidden_layers", "num_key_value_heads",
+    "original_max_position_embeddings", "pad_token_id", "partial_rotary_factor", "rms_norm_eps", "rope_parameters",
+    "rope_scaling", "rope_theta", "sliding_window", "tie_word_embeddings", "use_bidirectional_attention", "vocab_size",
+})  # fmt: skip
+"""Names of all families. Some a family does not have: `model_files` refuses them where they are set."""
+_LAYERS_THAT_SLIDE = frozenset({"layer_types", "sliding_window"})
+"""Left over in files of families whose layers see everything: transformers' classes do not look at them."""
+_WINDOWS = frozenset({"max_window_layers", "use_sliding_window"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Family:
+    """One family, by its `model_type`."""
+
+    names: frozenset[str]
+    """Names in `config.json` that its forward pass depends on. `layer_types` and `sliding_window` are among them where
+    its layers can slide; with `sliding_window` alone they all do."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Name in `config.json` -> why a file that says it is refused."""
+    thetas: Mapping[str, float] = field(default_factory=lambda: {EVERY_LAYER: USUAL_THETA})
+    """Kind of layer -> base frequency of its rotary table, where the file is silent. Several: each kind has a table."""
+    rope_kinds: tuple[str, ...] = ROPE_KINDS
+    turns_part: bool = False
+    """It may turn a part of each head only."""
+    original_positions: int | None = None
+    """`original_max_position_embeddings` where the file is silent, in families that have the name beside their tables;
+    None: inside them, and `max_position_embeddings` where the file is silent."""
+    has_plain_tokenizer: bool = False
+    """transformers takes tokenizer.json alone where the file says so. In other families it has a class of its own, or
+    looks for other files first."""
+    form: Form
+    gguf: GgufNames | None = None
+    """None: its files are of another family's architecture."""
+
+    @property
+    def has_tables_by_kind(self) -> bool:
+        """Each kind of layer has a rotary table of its own."""
+        return len(self.thetas) > 1
+
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family(
+        names=_COMMON - _LAYERS_THAT_SLIDE | {"pretraining_tp"},
+        has_plain_tokenizer=True,
+        form=Form(qkv_bias="attention_bias", out_bias="attention_bias", mlp_bias="mlp_bias"),
+        gguf=GgufNames(
+            architecture="llama", biases=_ALL_BIASES, in_pairs=True, rope_tensors=_FREQUENCIES + _FACTORS
+        ),
+    ),
+    "mistral": Family(
+        names=_COMMON - {"layer_types"},
+        refused={"layer_types": "Mistral's layers are all alike; Ministral is not supported"},
+        form=Form(),
+    ),
+    "qwen2": Family(
+        names=_COMMON | _WINDOWS,
+        form=Form(qkv_bias=True),
+        gguf=GgufNames(architecture="qwen2"),
+    ),
+    "qwen3": Family(
+        names=_COMMON | _WINDOWS,
+        form=Form(head_norm="head", qkv_bias="attention_bias", out_bias="attention_bias"),
+        gguf=GgufNames(architecture="qwen3", layer=_LLAMA | _HEAD_NORMS, biases=_ATTENTION_BIASES),
+    ),
+    "gemma3_text": Family(
+        names=_COMMON | {
+            "hidden_activation", "query_pre_attn_scalar", "rope_local_base_freq", "sliding_window_pattern",
+            "_sliding_window_pattern",
+        },
+        thetas={"full_attention": 1_000_000.0, "sliding_attention": 10_000.0},
+        form=Form(
+            norms=("input", "post_attention", "pre_feedforward", "post_feedforward"), norm="offset", head_norm="head",
+            qkv_bias="attention_bias", out_bias="attention_bias", act="hidden_activation", scales_embedding=True,
+        ),
+        gguf=GgufNames(
+            architecture="gemma3",
+            layer=_ATTENTION | _MLP | _HEAD_NORMS | _NORMS_BEHIND | {
+                "attn_norm": "input_layernorm", "ffn_norm": "pre_feedforward_layernorm",
+            },
+            biases=_ATTENTION_BIASES,
+            norm_offset=-1.0,
+        ),
+    ),
+    "phi3": Family(
+        names=_COMMON - {"layer_types"} | {"embd_pdrop", "resid_pdrop"},
+        rope_kinds=("default", "longrope"),
+        turns_part=True,
+        original_positions=4096,
+        form=Form(is_fused=True),
+        gguf=GgufNames(
+            architecture="phi3",
+            layer=_NORMS | {
+                "attn_qkv": "self_attn.qkv_proj", "attn_output": "self_attn.o_proj", "ffn_up": "mlp.gate_up_proj",
+                "ffn_down": "mlp.down_proj",
+            },
+            rope_tensors=_FACTORS,
+        ),
+    ),
+    "olmo2": Family(
+        names=_COMMON - _LAYERS_THAT_SLIDE,
+        form=Form(
+            norms=("post_attention", "post_feedforward"), norm="wide", head_norm="all", qkv_bias="attention_bias",
+            out_bias="attention_bias", rotary_dtype="float32",
+        ),
+        gguf=GgufNames(
+            architecture="olmo2", layer=_ATTENTION | _MLP | _HEAD_NORMS | _NORMS_BEHIND, biases=_ATTENTION_BIASES
+        ),
+    ),
+    "smollm3": Family(
+        names=_COMMON | _WINDOWS | {"no_rope_layers", "no_rope_layer_interval"},
+        thetas={EVERY_LAYER: 2_000_000.0},
+        has_plain_tokenizer=True,
+        form=Form(
+            qkv_bias="attention_bias", out_bias="attention_bias", mlp_bias="mlp_bias", rotated_layers="no_rope_layers"
+        ),
+        gguf=GgufNames(architecture="smollm3", biases=_ALL_BIASES, in_pairs=True),
+    ),
+}  # fmt: skip
+"""By `model_type` of `config.json`."""
