@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,6 +47,45 @@ def _one_thread_for_small_tensors(request: pytest.FixtureRequest) -> Iterator[No
         torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _memory_goes_back() -> Iterator[None]:
+    """Models that one file's tests have loaded are not there beside those of the next: their cycles are collected, and
+    the C library hands back what it kept of them."""
+    yield
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
+
+
+_PEAKS: dict[str, int] = {}
+"""Process of this run -> the most memory that it has held, in bytes."""
+
+
+def _peak() -> int:
+    """Of this process, without its children."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker tells its controller."""
+    told: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
+    if told is not None:
+        told["peak_bytes"] = _peak()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    _PEAKS[node.gateway.id] = getattr(node, "workeroutput", {}).get("peak_bytes", 0)  # nothing of one that crashed
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The sum of every process's peak: they need not have held it at one time."""
+    peaks = {"main": _peak(), **_PEAKS}
+    parts = ", ".join(f"{name} {peak / 1e9:.2f}" for name, peak in peaks.items())
+    terminalreporter.write_line(f"peak memory: at most {sum(peaks.values()) / 1e9:.2f} GB ({parts})")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
