@@ -71,7 +71,7 @@ def fill(engine: Engine, length: int, like: Sequence | None = None) -> Sequence:
             layer.pids = other.pids
         if isinstance(layer.index, SpectralIndex):
             layer.state, layer.indexed = codes(layer.index, noise[0], length, draw), length
-        layer.index_sealed()
+        layer.end_prefill()
     return sequence
 
 

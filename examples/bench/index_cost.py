@@ -151,7 +151,9 @@ class Bench:
     def _case(self, spec: str, profile: dict[str, Tensor]) -> Case:
         needs = index_class(spec)[0].needs_profile
         index = make_index(spec, IndexParams(page_size=PAGE), IndexedLayer(0, Rope(), profile if needs else None))
-        layer = TieredLayer(0, self.store, index, self.workspace, lambda context: self.budget, no_recovery)
+        layer = TieredLayer(
+            0, self.store, index, self.workspace, lambda context: self.budget, no_recovery, repeats=QUERIES
+        )
         queries = self.page_queries if index.uses_queries else None
         keys = self.text.keys[:, : self.text.length].contiguous()
         layer.state, seconds = timed(index.build, keys, queries)

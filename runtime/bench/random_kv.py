@@ -13,7 +13,7 @@ import torch
 
 from ..engine.engine import Engine
 from ..engine.sequence import PROMPT, Sequence
-from ..layers.tiered import TieredLayer
+from ..layers.tiered import TieredLayer, tiered_layers
 
 
 def fill_sequence(engine: Engine, sequence: Sequence, tokens: np.ndarray, seed: int) -> None:
@@ -23,15 +23,15 @@ def fill_sequence(engine: Engine, sequence: Sequence, tokens: np.ndarray, seed: 
         ValueError: the model has sliding-window layers, whose state is not in the store.
         CapacityError: the tiers are full.
     """
-    if not all(isinstance(cache, TieredLayer) for cache in sequence.layers):
+    layers = tiered_layers(sequence.layers)
+    if len(layers) < len(sequence.layers):
         raise ValueError("random KV needs a model whose layers are all full attention; leave out random_kv")
     assert not sequence.num_tokens, "random KV is the beginning of a sequence"
     random = torch.Generator(engine.model.device).manual_seed(seed)
     named = sequence.name_pages(tokens, PROMPT)
     with torch.inference_mode(), engine.turns.taken():
-        for cache in sequence.layers:
-            if isinstance(cache, TieredLayer):
-                _fill_layer(engine, cache, named.chains, named.tokens, len(tokens), random)
+        for cache in layers:
+            _fill_layer(engine, cache, named.chains, named.tokens, len(tokens), random)
     sequence.commit(tokens, PROMPT, named.chains)
 
 
@@ -51,7 +51,7 @@ def _fill_layer(
         cache.finish(chains[some], pages[some], count)
     if learns:
         _note_queries(engine, cache, len(chains), random)
-    cache.index_sealed()
+    cache.end_prefill()
 
 
 def _note_queries(engine: Engine, cache: TieredLayer, pages: int, random: torch.Generator) -> None:

@@ -29,10 +29,9 @@ from ...storage import TieredStore
 from ...storage.transfer import clock
 from ..api.config import KVConfig
 from ..api.progress import OnProgress, Progress
+from ..layers.base import LayerKV
 from ..layers.lookahead import FIRST_GUESSED
 from ..layers.prefetch import Prefetcher
-from ..layers.sliding import SlidingLayer
-from ..layers.tiered import TieredLayer
 from ..layers.workspace import Workspace
 from ..model.model import Attend, Model, StepTables
 from ..model.rotary import RotaryTables
@@ -81,7 +80,8 @@ class Engine:
         settings = {**config.retrieval_settings(), "index": self.index_identity}
         if model.weights != "own":
             settings["weights"] = model.weights
-        self.prefixes = StoredPrefixes(model, store, self.index_identity)
+        learns = any(index.uses_queries for index in indexes)
+        self.prefixes = StoredPrefixes(model, store, self.index_identity, learns_from_queries=learns)
         self.salt = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).digest()
 
     @property
@@ -217,9 +217,8 @@ class Engine:
             logits = self._span(sequence, span, last_group, want_logits and is_last, report)
             done += len(span)
         for cache in sequence.layers:
-            if isinstance(cache, TieredLayer):
-                with self.turn():
-                    cache.index_sealed()
+            with self.turn():
+                cache.end_prefill()
         with self.turn():
             self.prefixes.leave_state(sequence, total - cached)
         if self.model.device.type == "cuda":
@@ -260,18 +259,13 @@ class Engine:
                     with self.threads.fitted(b - a):
                         hidden[:, rows] = model.run_layer(module, hidden[:, rows], self._attend_rows(cache, a, table))
                     report((layer + (b - start) / count) / model.num_layers)
-                self._finish(sequence, cache, named, count)
+                named.require_right(sequence)
+                cache.finish(named.chains, named.tokens, sequence.tail_len + count)
         sequence.commit(tokens, PROMPT, named.chains)
         with self.turn():
             return model.logits(hidden[:, -1])[0] if want_logits else None
 
-    def _finish(self, sequence: Sequence, cache: TieredLayer | SlidingLayer, named: NamedPages, count: int) -> None:
-        """A span's `count` tokens are through this layer: publish the pages they fill."""
-        named.require_right(sequence)
-        if isinstance(cache, TieredLayer):
-            cache.finish(named.chains, named.tokens, sequence.tail_len + count)
-
-    def _attend_rows(self, cache: TieredLayer | SlidingLayer, start: int, table: RotaryTables) -> Attend:
+    def _attend_rows(self, cache: LayerKV, start: int, table: RotaryTables) -> Attend:
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
             q, k = self.model.rotate(layer, q, k, table)
             return cache.extend(q[0], k[0], v[0], start, scale).unsqueeze(0)
@@ -330,9 +324,7 @@ class Engine:
         for sequence, new, filled in zip(sequences, ids, named, strict=True):
             sequence.commit(new, GENERATED, filled.chains)
         self.num_steps += 1
-        self.tokens_read = max(
-            (cache.tokens_read for s in sequences for cache in s.layers if isinstance(cache, TieredLayer)), default=0
-        )
+        self.tokens_read = max((cache.tokens_read for s in sequences for cache in s.layers), default=0)
         with self.threads.fitted(len(sequences)):
             return model.step_logits(hidden)
 
@@ -345,9 +337,7 @@ class Engine:
             return self.model.query(layer, hidden[b : b + 1], tables.of(b))
 
         for b, sequence in enumerate(sequences):
-            cache = sequence.layers[layer]
-            if isinstance(cache, TieredLayer):
-                cache.look_ahead(partial(query, b))
+            sequence.layers[layer].look_ahead(partial(query, b))
 
     @torch.inference_mode()
     @apart()
@@ -394,5 +384,4 @@ class Engine:
             return
         named.require_right(sequence)
         for cache in sequence.layers:
-            if isinstance(cache, TieredLayer):
-                cache.seal(named.chains[0], named.tokens[0])
+            cache.seal(named.chains[0], named.tokens[0])

@@ -15,8 +15,7 @@ import numpy as np
 
 from ...storage import CHAIN_BYTES, ROOT, next_chain
 from ..api.errors import ConversationError
-from ..layers.sliding import SlidingLayer
-from ..layers.tiered import TieredLayer
+from ..layers.base import LayerKV
 
 PROMPT, GENERATED = 0, 1
 
@@ -75,7 +74,7 @@ class Past:
     """What a sequence has in its layers, computed with the rotary tables of one reach."""
 
     reach: int
-    layers: list[TieredLayer | SlidingLayer] = field(default_factory=list)
+    layers: list[LayerKV] = field(default_factory=list)
     chains: list[bytes] = field(default_factory=list)
     origins: np.ndarray = field(default_factory=lambda: np.empty(1024, dtype=np.uint8))
     """Of the tokens, with room for more."""
@@ -110,7 +109,7 @@ class Sequence:
         self.num_tokens = 0
 
     @property
-    def layers(self) -> list[TieredLayer | SlidingLayer]:
+    def layers(self) -> list[LayerKV]:
         return self.past.layers
 
     @property
@@ -184,15 +183,17 @@ class Sequence:
         for layer, saved in zip(self.layers, snapshot.layers, strict=True):
             layer.rollback(saved)
 
+    def truncate(self, num_pages: int) -> None:
+        """Keep the first `num_pages` pages and nothing after them. Every layer must be `is_paged`."""
+        for layer in self.layers:
+            layer.truncate(num_pages)
+        del self.chains[num_pages:]
+        self.num_tokens = num_pages * self.page_size
+
     def follow(self, other: Sequence) -> None:
         """Take on `other`'s past. This sequence is new; afterwards the two are independent."""
         for mine, theirs in zip(self.layers, other.layers, strict=True):
-            if isinstance(mine, TieredLayer):
-                assert isinstance(theirs, TieredLayer)  # layers of one model: the kinds agree
-                mine.follow(theirs)
-            else:
-                assert isinstance(theirs, SlidingLayer)
-                mine.follow(theirs)
+            mine.follow(theirs)
         self.past.chains = list(other.chains)
         self.log(other.tokens, PROMPT)
         self.past.origins[: self.num_tokens] = other.origins

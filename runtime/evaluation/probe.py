@@ -10,7 +10,7 @@ from torch import Tensor
 from ...kernels.topk_pages import group_scores
 from ..engine.sequence import Sequence
 from ..layers.step import Step
-from ..layers.tiered import TieredLayer
+from ..layers.tiered import TieredLayer, tiered_layers
 from ..layers.workspace import KEY_BLOCK
 
 
@@ -33,9 +33,8 @@ class Probe:
         self._recall: list[float] = []
 
     def attach(self, sequence: Sequence) -> None:
-        for layer in sequence.layers:
-            if isinstance(layer, TieredLayer):
-                layer.watch = self._see
+        for layer in tiered_layers(sequence.layers):
+            layer.watch = self._see
 
     def result(self) -> dict[str, float]:
         """`tokens_read` per KV head and step; `mass`: share of the attention weight on what was read;

@@ -20,8 +20,8 @@ Shapes  G KV heads, R query heads each (H = G*R), L page size, D head dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -32,13 +32,16 @@ from ...kernels.merge_states import merge_states
 from ...kernels.prefill_attention import prefill_attention
 from ...retrieval.index import Index, spread_pages
 from ...retrieval.reading import read_exactly
+from ...retrieval.stored import Geometry
 from ...storage import OpenPage, PageLayout, TieredStore
 from ..api.errors import ConversationError
+from .base import LayerKV
 from .lookahead import Lookahead
 from .page_queries import PageQueries
 from .page_reader import PageReader, Recover
 from .prefetch import Prefetcher
 from .step import Step
+from .stored import check_kv, is_sound_state, tensors_under
 from .workspace import KEY_BLOCK, Workspace
 
 PUT_PAGES = 64
@@ -60,30 +63,38 @@ class LayerPoint(NamedTuple):
     """`Index.learned_by` of it."""
 
 
-class TieredLayer:
-    """A full-attention layer. `budget_of(context)` gives the tokens one step may read."""
+LEARNED_EVERY = 512
+"""A prefill of at least this many tokens leaves what an index learned: it is as large as the KV of some hundred."""
+
+
+class TieredLayer(LayerKV):
+    """A full-attention layer.
+
+    Args:
+        budget_of: the tokens that one step may read of a context of so many.
+        recover: recomputes damaged pages.
+        repeats: query heads per KV head.
+        prefetcher: brings up what look-ahead guesses; None: nothing is guessed.
+        keep_queries: also keep the queries that indexes learn from, for `follow`ers with another index.
+    """
+
+    is_paged: ClassVar[bool] = True
 
     def __init__(
-        self,
-        layer: int,
-        store: TieredStore,
-        index: Index,
-        workspace: Workspace,
-        budget_of: Callable[[int], int],
-        recover: Recover,
-        prefetcher: Prefetcher | None = None,
-    ) -> None:
+        self, layer: int, store: TieredStore, index: Index, workspace: Workspace, budget_of: Callable[[int], int],
+        recover: Recover, *, repeats: int, prefetcher: Prefetcher | None = None, keep_queries: bool = False,
+    ) -> None:  # fmt: skip
         self.layer, self.store, self.index, self.workspace = layer, store, index, workspace
         self.layout: PageLayout = store.layout
-        self.budget_of, self.recover = budget_of, recover
+        self.budget_of, self.recover, self.repeats = budget_of, recover, repeats
         self.lookahead = Lookahead(store, layer, index, prefetcher)
         self.pids = _NO_PIDS
         self.tail_len = 0
         self.state: Any = None
         self.indexed = 0
-        self.tokens_read = 0
         self.watch: Callable[[TieredLayer, Step], None] | None = None
         self.queries = PageQueries(self.layout.num_heads, used=index.uses_queries)
+        self.queries.kept = [] if keep_queries else None
         self._tail: OpenPage | None = None
         self._dtype = workspace.dtype
         self._turn = self._arrived = 0
@@ -158,27 +169,12 @@ class TieredLayer:
         else:
             self._drop_tail()
 
-    def adopt(self, chains: list[bytes], tokens: np.ndarray, learned: dict[str, Tensor] | None = None) -> None:
-        """Continue with pages the store already has; they replace the tail. Reads their keys once.
-
-        Args:
-            learned: what `learned` gave for a sequence that began with these pages; None: to be learned again.
-        """
-        self._drop_tail()
-        pids = self.store.adopt(self.layer, chains, tokens)
-        self.pids = np.concatenate([self.pids, pids])
-        if learned is not None and not self.indexed:
-            self.state = self.index.restore(learned)
-            self._append_stored()
-        else:
-            self._index_stored()
-
     # Decode
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Attention of one new token; q `[H,D]`, k and v `[G,D]`, rotated. Returns `[H,D]`."""
         self.workspace.turns.require()
-        self.index_sealed()  # does something only after a prefill that was interrupted
+        self.end_prefill()  # does something only after a prefill that was interrupted
         tail = self._open_tail()
         tail[0, :, self.tail_len] = k
         tail[1, :, self.tail_len] = v
@@ -254,6 +250,16 @@ class TieredLayer:
         self.pids = np.append(self.pids, pid)
         self._index(keys)
 
+    def extend_known(
+        self, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float, chains: list[bytes], tokens: np.ndarray
+    ) -> Tensor:
+        names, outs = iter(zip(chains, tokens, strict=True)), []
+        for row in range(q.shape[1]):
+            outs.append(self.step(q[:, row], k[:, row], v[:, row], scale))
+            if self.is_full:
+                self.seal(*next(names))
+        return torch.stack(outs, 1)
+
     # Blocks of pages
 
     def block(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
@@ -306,8 +312,8 @@ class TieredLayer:
         if self.index.is_outgrown(self.state):
             self._index_anew()
 
-    def index_sealed(self) -> None:
-        """End a prefill: an index that learns takes in all that was sealed, at once. What it learns, and so what
+    def end_prefill(self) -> None:
+        """An index that learns takes in all that was sealed, at once. What it learns, and so what
         decode reads, must not depend on how the caps cut prefill into spans."""
         if self.indexed == self.sealed:
             return
@@ -392,6 +398,12 @@ class TieredLayer:
         self.queries.truncate(count)
         self.set_tail(tail)
 
+    def truncate(self, num_pages: int) -> None:
+        point, tokens = self.snapshot(), num_pages * self.layout.page_size
+        self.rollback(
+            point._replace(num_pages=num_pages, tail=point.tail[:, :, :0], indexed=min(point.indexed, tokens))
+        )
+
     def learned(self) -> dict[str, Tensor]:
         """What the index learned here, without what it holds of the tokens: for `adopt`."""
         state = self.index.copy(self.state)
@@ -409,23 +421,62 @@ class TieredLayer:
         self._index_stored(other.queries.all_kept() if self.index.uses_queries else None)
         self.set_tail(other.tail_copy())
 
+    def adopt(self, chains: list[bytes], tokens: np.ndarray, num_tokens: int, left: dict[str, Tensor]) -> None:
+        """As in `LayerKV`; reads the pages' keys once. What an index learned is taken from `left` if it is there."""
+        learned = tensors_under(f"{self.layer}.", left)
+        is_sound = bool(learned) and is_sound_state(self.index, self.layer, learned, self._geometry(0))
+        self._drop_tail()
+        pids = self.store.adopt(self.layer, chains, tokens)
+        self.pids = np.concatenate([self.pids, pids])
+        if is_sound and not self.indexed:
+            self.state = self._restored(learned)
+            self._append_stored()
+        else:
+            self._index_stored()
+
+    def leave(self, tail_len: int, num_computed: int) -> dict[str, Tensor]:
+        if not self.index.uses_queries or num_computed < LEARNED_EVERY:
+            return {}
+        return {f"{self.layer}.{name}": tensor for name, tensor in self.learned().items()}
+
+    def check_left(self, left: dict[str, Tensor], num_tokens: int) -> None:
+        """What `leave` gives saves learning, no more: `adopt` looks at it."""
+
     def export(self) -> dict[str, Tensor]:
-        """Everything a session keeps besides the pages."""
-        self.index_sealed()
+        self.end_prefill()
         state = self.index.export(self.state) if self.indexed else {}
         return {"tail": self.tail_copy(), **{f"index.{name}": t.clone() for name, t in state.items()}}
 
-    def restore(self, tensors: dict[str, Tensor], chains: list[bytes], tokens: np.ndarray) -> None:
-        """Take over what `export` gave and the pages named by `chains`. Moves no page."""
-        self.pids = self.store.adopt(self.layer, chains, tokens)
-        state = {name.removeprefix("index."): t for name, t in tensors.items() if name.startswith("index.")}
-        device = self.workspace.span.device
-        self.state = self.index.restore({name: t.to(device) for name, t in state.items()})
-        self.indexed = self.sealed
+    def check_exported(self, prefix: str, tensors: dict[str, Tensor], num_tokens: int) -> set[str]:
+        name = f"{prefix}tail"
+        check_kv(name, tensors.get(name), num_tokens % self.layout.page_size, self.layout, self._dtype)
+        return {name} | {name for name in tensors if name.startswith(f"{prefix}index.")}
+
+    def restore(
+        self, tensors: dict[str, Tensor], chains: list[bytes], tokens: np.ndarray, num_tokens: int, *, has_state: bool
+    ) -> None:
+        state, sealed = tensors_under("index.", tensors), len(chains) * self.layout.page_size
+        if has_state and chains and is_sound_state(self.index, self.layer, state, self._geometry(sealed)):
+            self.pids = self.store.adopt(self.layer, chains, tokens)
+            self.state, self.indexed = self._restored(state), self.sealed
+        else:
+            self.adopt(chains, tokens, num_tokens, {})
         self.set_tail(tensors["tail"])
+
+    def _geometry(self, num_tokens: int) -> Geometry:
+        return Geometry(self.workspace.span[0, :, :0], num_tokens, self.repeats)
+
+    def _restored(self, state: dict[str, Tensor]) -> Any:
+        device = self.workspace.span.device
+        return self.index.restore({name: tensor.to(device) for name, tensor in state.items()})
 
     def close(self) -> None:
         self.lookahead.close()
         self._drop_tail()
         self.store.release(self.pids)
         self.pids, self.state, self.indexed = _NO_PIDS, None, 0
+
+
+def tiered_layers(layers: Iterable[LayerKV]) -> list[TieredLayer]:
+    """The tiered ones among `layers`, in order, for whoever looks at what an index chose or keeps."""
+    return [layer for layer in layers if isinstance(layer, TieredLayer)]

@@ -35,9 +35,7 @@ from ...storage import (
 from ..api.errors import SessionError
 from ..engine.engine import Engine
 from ..engine.sequence import PROMPT, Sequence
-from ..layers.sliding import SlidingLayer
-from ..layers.stored import is_sound_index, tensors_under
-from ..layers.tiered import TieredLayer
+from ..layers.stored import tensors_under
 from .elsewhere import bring_over, names_in_twins, place_in_twins, told_where
 from .names import check_name, listed, same_name, unreadable
 from .session_check import read_session
@@ -246,8 +244,8 @@ def _fill(
             kept = total
         else:
             _check_window(engine, total)
-            has_windows = any(isinstance(cache, SlidingLayer) for cache in sequence.layers)
-            kept = _adopt(sequence, tokens, [] if has_windows else chains[:known])
+            in_pages = all(layer.is_paged for layer in sequence.layers)
+            kept = _adopt(sequence, tokens, chains[:known] if in_pages else [])
         sequence.origins[:] = tensors["origins"].numpy()[: sequence.num_tokens]
     if kept < total:
         try:
@@ -264,27 +262,18 @@ def _take_over(
     tokens = tensors["tokens"].numpy().astype(np.uint32)
     num_sealed = len(chains) * sequence.page_size
     pages = tokens[:num_sealed].reshape(-1, sequence.page_size)
-    repeats = engine.model.num_heads // engine.model.num_kv_heads
+    is_ours = header["index"] == engine.index_identity
     for layer, cache in enumerate(sequence.layers):
         parts = tensors_under(f"layer.{layer}.", tensors)
-        if isinstance(cache, SlidingLayer):
-            cache.restore(parts["window"], len(tokens))
-            continue
-        is_ours = header["index"] == engine.index_identity and chains
-        if is_ours and is_sound_index(cache, tensors_under("index.", parts), num_sealed, repeats):
-            cache.restore(parts, chains, pages)
-        else:
-            cache.adopt(chains, pages)
-            cache.set_tail(parts["tail"])
+        cache.restore(parts, chains, pages, len(tokens), has_state=is_ours)
     sequence.commit(tokens, PROMPT, chains, from_store=True)
 
 
 def _adopt(sequence: Sequence, tokens: np.ndarray, chains: list[bytes]) -> int:
     """Some pages are gone: keep the stored prefix. Returns how many tokens it has."""
     kept = len(chains) * sequence.page_size
-    for cache in sequence.layers:
-        if chains and isinstance(cache, TieredLayer):
-            cache.adopt(chains, tokens[:kept].reshape(-1, sequence.page_size))
+    for cache in sequence.layers if chains else ():
+        cache.adopt(chains, tokens[:kept].reshape(-1, sequence.page_size), kept, {})
     sequence.commit(tokens[:kept], PROMPT, chains, from_store=True)
     return kept
 
