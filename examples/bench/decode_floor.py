@@ -64,7 +64,7 @@ def fill(engine: Engine, length: int, like: Sequence | None = None) -> Sequence:
                 layer.begin()
                 layer.span_rows(0, len(some))[:] = noise[:, :, torch.randperm(_SPAN, generator=draw)[: len(some)]]
                 layer.finish(named.chains, named.tokens, len(some))
-        sequence.commit(some, PROMPT, named.chains)
+        sequence.commit(named)
     for layer, other in zip(tiered(sequence), tiered(like or sequence), strict=True):
         if like is not None:
             layer.store.retain(other.pids)

@@ -32,7 +32,7 @@ def fill_sequence(engine: Engine, sequence: Sequence, tokens: np.ndarray, seed: 
     with torch.inference_mode(), engine.turns.taken():
         for cache in layers:
             _fill_layer(engine, cache, named.chains, named.tokens, len(tokens), random)
-    sequence.commit(tokens, PROMPT, named.chains)
+    sequence.commit(named)
 
 
 def _fill_layer(

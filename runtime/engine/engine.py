@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -42,7 +42,7 @@ from .known_tokens import append_known
 from .pasts import Pasts
 from .prefixes import StoredPrefixes
 from .reaching import in_reach, within_reach
-from .sequence import GENERATED, PROMPT, NamedPages, Sequence, Snapshot, StepPoint
+from .sequence import GENERATED, PROMPT, Sequence, Snapshot, StepPoint
 
 logger = logging.getLogger(__name__)
 
@@ -261,7 +261,7 @@ class Engine:
                     report((layer + (b - start) / count) / model.num_layers)
                 named.require_right(sequence)
                 cache.finish(named.chains, named.tokens, sequence.tail_len + count)
-        sequence.commit(tokens, PROMPT, named.chains)
+        sequence.commit(named)
         with self.turn():
             return model.logits(hidden[:, -1])[0] if want_logits else None
 
@@ -299,9 +299,10 @@ class Engine:
 
     def _step(self, sequences: list[Sequence], tokens: list[int]) -> Tensor:
         model = self.model
-        ids = [np.array([token], dtype=np.uint32) for token in tokens]
-        named = [sequence.name_pages(new, GENERATED) for sequence, new in zip(sequences, ids, strict=True)]
-        before = [StepPoint.of(sequence, fills) for sequence, fills in zip(sequences, named, strict=True)]
+        named = [
+            sequence.name_pages(np.array([token], dtype=np.uint32), GENERATED)
+            for sequence, token in zip(sequences, tokens, strict=True)
+        ]
         lengths, reaches = zip(*((sequence.num_tokens, sequence.past.reach) for sequence in sequences), strict=True)
         tables = model.step_tables(list(lengths), list(reaches))
 
@@ -309,24 +310,24 @@ class Engine:
             outs = [sequence.layers[layer].step(q[b], k[b], v[b], scale) for b, sequence in enumerate(sequences)]
             return torch.stack(outs) if len(outs) > 1 else outs[0].unsqueeze(0)
 
-        try:
-            hidden = model.embed(torch.tensor(tokens, device=model.device))
-            with self.prefetcher.step() if self.prefetcher else nullcontext(), self.threads.fitted(len(sequences)):
-                for layer in range(model.num_layers):
-                    self._look_ahead(sequences, layer + 1, hidden, tables)
-                    hidden = model.step_layer(layer, hidden, tables, attend)
-            for sequence, filled in zip(sequences, named, strict=True):
-                self._seal(sequence, filled)
-        except BaseException:
-            for sequence, earlier in zip(sequences, before, strict=True):
-                earlier.restore(sequence)
-            raise
-        for sequence, new, filled in zip(sequences, ids, named, strict=True):
-            sequence.commit(new, GENERATED, filled.chains)
+        with ExitStack() as undo:
+            for sequence, new in zip(sequences, named, strict=True):
+                undo.callback(StepPoint.before(sequence, new).restore, sequence)
+            with self.threads.fitted(len(sequences)):
+                hidden = model.embed(torch.tensor(tokens, device=model.device))
+                with self.prefetcher.step() if self.prefetcher else nullcontext():
+                    for layer in range(model.num_layers):
+                        self._look_ahead(sequences, layer + 1, hidden, tables)
+                        hidden = model.step_layer(layer, hidden, tables, attend)
+                logits = model.step_logits(hidden)
+            for sequence, new in zip(sequences, named, strict=True):
+                sequence.seal(new)
+            for sequence, new in zip(sequences, named, strict=True):
+                sequence.commit(new)
+            undo.pop_all()
         self.num_steps += 1
         self.tokens_read = max((cache.tokens_read for s in sequences for cache in s.layers), default=0)
-        with self.threads.fitted(len(sequences)):
-            return model.step_logits(hidden)
+        return logits
 
     def _look_ahead(self, sequences: list[Sequence], layer: int, hidden: Tensor, tables: StepTables) -> None:
         """Guess what `layer` will read from the input `[B, hidden]` of the layer below it."""
@@ -377,11 +378,3 @@ class Engine:
 
     def _in_reach(self, sequences: list[Sequence]) -> AbstractContextManager[None]:
         return in_reach(self.model.rope, sequences, self._read_again)
-
-    def _seal(self, sequence: Sequence, named: NamedPages) -> None:
-        """All layers have the step's token: publish the page that it filled, if it did."""
-        if not named.chains:
-            return
-        named.require_right(sequence)
-        for cache in sequence.layers:
-            cache.seal(named.chains[0], named.tokens[0])

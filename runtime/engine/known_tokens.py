@@ -32,5 +32,5 @@ def append_known(model: Model, sequence: Sequence, tokens: np.ndarray, check: Ca
         check()
         hidden = model.run_layer(model.layer(layer, prefill=True), hidden, attend)
     named.require_right(sequence)
-    sequence.commit(tokens, GENERATED, named.chains)
+    sequence.commit(named)
     return model.logits(hidden[0])

@@ -49,9 +49,8 @@ class StoredPrefixes:
         except BaseException:
             sequence.rollback(snapshot)
             raise
-        covered = known * size - tail
-        sequence.commit(tokens[:covered], PROMPT, chains[:known], from_store=True)
-        return covered
+        sequence.commit(named.first(known), from_store=True)
+        return known * size - tail
 
     def _reusable(self, sequence: Sequence, chains: list[bytes]) -> tuple[int, dict[str, Tensor]]:
         """How many leading `chains` can be adopted, and what layers for which pages are not all left there."""

@@ -139,7 +139,7 @@ def test_pages_are_named_by_the_tokens_that_are_there(tmp_path: Path) -> None:
         with pytest.raises(ConversationError, match="was changed while its pages were computed"):
             named.require_right(sequence)
         named = sequence.name_pages(tokens, PROMPT)
-        sequence.log(tokens[:1], PROMPT)
+        sequence.commit(sequence.name_pages(tokens[:1], PROMPT))
         with pytest.raises(ConversationError, match="was changed while its pages were computed"):
             named.require_right(sequence)
 
@@ -149,7 +149,7 @@ def test_a_sequence_used_by_a_callback_meanwhile_publishes_nothing(tmp_path: Pat
         sequence, tokens = runtime.engine.new_sequence(), np.arange(2, 102, dtype=np.uint32)
 
         def meddle(_: Progress) -> None:
-            sequence.log(tokens[:3], PROMPT)
+            sequence.commit(sequence.name_pages(tokens[:3], PROMPT))
 
         with pytest.raises(ConversationError):
             runtime.engine.prefill(sequence, tokens, on_progress=meddle)
