@@ -281,7 +281,8 @@ class Engine:
     ) -> Tensor:
         """One step for several sequences of any lengths: append a token each, return their logits.
 
-        An exception or Ctrl-C leaves every sequence as it was.
+        An exception leaves every sequence as it was. Ctrl-C waits for the end of the step: either all sequences have
+        their token then, or none has.
 
         Args:
             within: entered once the model's turn has come, so that a stopwatch counts no waiting for other threads;
