@@ -45,7 +45,7 @@ def _fill_layer(
         some = slice(first, first + room)
         count = min(room * size, length - first * size)
         cache.begin()
-        cache.span_rows(0, count).normal_(generator=random)
+        cache.span.rows(0, count).normal_(generator=random)
         if not learns:
             _note_queries(engine, cache, len(chains[some]), random)
         cache.finish(chains[some], pages[some], count)
@@ -56,10 +56,10 @@ def _fill_layer(
 
 def _note_queries(engine: Engine, cache: TieredLayer, pages: int, random: torch.Generator) -> None:
     """What `TieredLayer.extend` notes in passing: without any, an index would learn anew while steps are timed."""
-    if cache.queries.is_wanted and pages:
+    if cache.upkeep.queries.is_wanted and pages:
         model = engine.model
         queries = torch.randn(model.num_heads, pages, model.head_dim, generator=random, device=model.device)
-        cache.queries.note(queries, model.head_dim**-0.5)
+        cache.upkeep.queries.note(queries, model.head_dim**-0.5)
 
 
 def fill_cache(cache: Any, config: Any, batch: int, count: int, dtype: torch.dtype, device: torch.device) -> None:

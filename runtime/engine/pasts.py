@@ -68,7 +68,7 @@ class Pasts:
     def instead_of(self, past: Past, reach: int) -> Past:
         """An empty one for the same sequence. Either gives its pages up as soon as nothing leads back to it."""
         tiered = tiered_layers(past.layers)
-        new = self.new(reach, keep_queries=any(layer.queries.kept is not None for layer in tiered))
+        new = self.new(reach, keep_queries=any(layer.upkeep.queries.kept is not None for layer in tiered))
         for old, layer in zip(tiered, tiered_layers(new.layers), strict=True):
             layer.watch = old.watch
         for each in (past, new):

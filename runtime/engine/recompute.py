@@ -60,7 +60,7 @@ def _page(model: Model, layers: list[TieredLayer], reach: int, layer: int, start
         if at == layer:
             found.extend((k[0], v[0]))
             return torch.zeros_like(q)
-        return layers[at].attend(q[0], k[0], v[0], start, scale).unsqueeze(0)
+        return layers[at].span.attend(q[0], k[0], v[0], start, scale).unsqueeze(0)
 
     hidden = model.embed_wide(tokens)
     for at in range(layer + 1):

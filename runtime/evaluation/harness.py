@@ -170,7 +170,7 @@ def index_bytes(sequence: Sequence) -> dict[str, float]:
     learned and does not grow. Means over layers."""
     layers = [layer for layer in tiered_layers(sequence.layers) if layer.indexed]
     heads = max(1, sum(layer.layout.num_heads for layer in layers))
-    fixed = sum(tensor.nbytes for layer in layers for tensor in layer.learned().values())
+    fixed = sum(tensor.nbytes for layer in layers for tensor in layer.upkeep.learned().values())
     kept = sum(layer.index.state_bytes(layer.state) for layer in layers)
     tokens = max(1, sum(layer.indexed * layer.layout.num_heads for layer in layers))
     return {"index_bytes": (kept - fixed) / tokens, "index_fixed_bytes": fixed / heads}

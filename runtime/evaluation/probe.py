@@ -87,7 +87,7 @@ class Probe:
 def _blocks(layer: TieredLayer) -> Iterator[tuple[Tensor, Tensor]]:
     """Keys and values of all tokens, in order; each good until the next."""
     for begin in range(0, layer.sealed, KEY_BLOCK):
-        yield layer.block(begin, min(begin + KEY_BLOCK, layer.sealed))
+        yield layer.reader.block(begin, min(begin + KEY_BLOCK, layer.sealed))
     if layer.tail_len:
         yield layer.tail
 

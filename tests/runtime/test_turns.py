@@ -102,12 +102,12 @@ def test_a_span_that_another_call_came_between_is_not_published(tmp_path: Path) 
         turns, named = runtime.engine.turns, runtime.engine.new_sequence().name_pages(np.arange(2, 34), PROMPT)
         with turns.taken():
             mine.begin()
-            mine.span_rows(0, 20)
+            mine.span.rows(0, 20)
         with turns.taken():
             theirs.begin()
-            theirs.span_rows(0, 32)
+            theirs.span.rows(0, 32)
         with turns.taken(), pytest.raises(ConversationError, match="another call came between"):
-            mine.span_rows(20, 12)
+            mine.span.rows(20, 12)
         with turns.taken(), pytest.raises(ConversationError, match="another call came between"):
             mine.finish(named.chains, named.tokens, 32)
         assert len(mine.pids) == 0
@@ -120,7 +120,7 @@ def test_a_span_with_rows_left_out_is_not_published(tmp_path: Path) -> None:
         named = runtime.engine.new_sequence().name_pages(np.arange(2, 34), PROMPT)
         with runtime.engine.turns.taken():
             layer.begin()
-            layer.span_rows(0, 16)
+            layer.span.rows(0, 16)
             with pytest.raises(ConversationError):
                 layer.finish(named.chains, named.tokens, 32)
         with pytest.raises(ConversationError, match="out of turn"):

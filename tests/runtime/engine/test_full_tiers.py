@@ -57,7 +57,7 @@ def steps(runtime: Runtime, sequences: list[Sequence]) -> torch.Tensor:
 def held(sequence: Sequence) -> tuple[Any, ...]:
     """What a step changes."""
     layers: list[Any] = sequence.layers
-    kept = [(layer.pids.tolist(), layer.tail_len, layer.indexed, layer.tail_copy().tolist()) for layer in layers]
+    kept = [(layer.pids.tolist(), layer.tail_len, layer.indexed, layer.pages.tail_copy().tolist()) for layer in layers]
     return sequence.num_tokens, list(sequence.chains), sequence.tokens.tolist(), kept
 
 
