@@ -39,7 +39,6 @@ from stratakv.runtime import KVConfig, Runtime
 from stratakv.runtime.chat.documents import read_text_file
 from stratakv.runtime.engine.engine import Engine
 from stratakv.runtime.engine.sequence import PROMPT, Sequence
-from stratakv.runtime.layers.page_reader import PageReader
 from stratakv.runtime.layers.tiered import TieredLayer
 from stratakv.runtime.process.hardware import hardware
 from stratakv.storage.files.scratch import scratch_folder
@@ -62,16 +61,16 @@ def fill(engine: Engine, length: int, like: Sequence | None = None) -> Sequence:
         with engine.turns.taken():
             for layer in tiered(sequence) if like is None else []:
                 layer.begin()
-                layer.span_rows(0, len(some))[:] = noise[:, :, torch.randperm(_SPAN, generator=draw)[: len(some)]]
+                layer.span.rows(0, len(some))[:] = noise[:, :, torch.randperm(_SPAN, generator=draw)[: len(some)]]
                 layer.finish(named.chains, named.tokens, len(some))
-        sequence.commit(some, PROMPT, named.chains)
+        sequence.commit(named)
     for layer, other in zip(tiered(sequence), tiered(like or sequence), strict=True):
         if like is not None:
             layer.store.retain(other.pids)
-            layer.pids = other.pids
+            layer.pages.pids = other.pids
         if isinstance(layer.index, SpectralIndex):
-            layer.state, layer.indexed = codes(layer.index, noise[0], length, draw), length
-        layer.index_sealed()
+            layer.upkeep.state, layer.upkeep.indexed = codes(layer.index, noise[0], length, draw), length
+        layer.end_prefill()
     return sequence
 
 
@@ -159,8 +158,8 @@ def parts(engine: Engine, sequence: Sequence, rounds: int) -> dict[str, dict[str
         chosen[layer.layer] = layer.index.select(layer.state, query.float() * 0.125, layer.sealed, left)
 
     def read(layer: TieredLayer) -> None:
-        reader = PageReader(layer.store, layer.workspace, layer.pids, layer.recover)
-        gathered[0] = reader.keys_values(chosen[layer.layer].ids, chosen[layer.layer].unit)
+        layer.reader.begin_step(None)
+        gathered[0] = layer.reader.keys_values(chosen[layer.layer].ids, chosen[layer.layer].unit)
 
     def attend(layer: TieredLayer) -> None:
         decode_attention(query, [gathered[0], layer.tail], scale=0.125)

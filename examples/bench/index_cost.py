@@ -35,7 +35,6 @@ from stratakv.kernels.decode_attention import decode_attention
 from stratakv.retrieval import Index, IndexedLayer, IndexParams, Selection, make_index
 from stratakv.retrieval.registry import INDEXES, index_class
 from stratakv.retrieval.structures.codebook import learn_codebooks, query_metric
-from stratakv.runtime.layers.page_reader import PageReader
 from stratakv.runtime.layers.tiered import TieredLayer
 from stratakv.runtime.layers.workspace import Workspace
 from stratakv.runtime.process.hardware import hardware
@@ -151,13 +150,15 @@ class Bench:
     def _case(self, spec: str, profile: dict[str, Tensor]) -> Case:
         needs = index_class(spec)[0].needs_profile
         index = make_index(spec, IndexParams(page_size=PAGE), IndexedLayer(0, Rope(), profile if needs else None))
-        layer = TieredLayer(0, self.store, index, self.workspace, lambda context: self.budget, no_recovery)
+        layer = TieredLayer(
+            0, self.store, index, self.workspace, lambda context: self.budget, no_recovery, repeats=QUERIES
+        )
         queries = self.page_queries if index.uses_queries else None
         keys = self.text.keys[:, : self.text.length].contiguous()
-        layer.state, seconds = timed(index.build, keys, queries)
+        layer.upkeep.state, seconds = timed(index.build, keys, queries)
         self.store.retain(self.pids)
-        layer.pids, layer.indexed = self.pids, self.text.length
-        layer.set_tail(torch.stack([self.text.keys, self.text.values])[:, :, self.text.length :])
+        layer.pages.pids, layer.upkeep.indexed = self.pids, self.text.length
+        layer.pages.set_tail(torch.stack([self.text.keys, self.text.values])[:, :, self.text.length :])
         return Case(spec, index, layer, seconds)
 
     def check(self, case: Case) -> float:
@@ -189,8 +190,7 @@ class Bench:
         return case.index.select(case.layer.state, query.float() * SCALE, self.text.length, self.budget - TAIL)
 
     def attend(self, case: Case, query: Tensor, chosen: Selection) -> Tensor:
-        reader = PageReader(self.store, self.workspace, self.pids, no_recovery)
-        return case.index.attend(case.layer.state, query, chosen, reader, case.layer.tail, SCALE)[0]
+        return case.index.attend(case.layer.state, query, chosen, case.layer.reader, case.layer.tail, SCALE)[0]
 
     def round(self) -> None:
         """Every call once, in turn, so that a slow spell of the machine hits all alike."""
@@ -216,7 +216,7 @@ class Bench:
         rows = []
         for case in self.cases:
             step = case.median("select") + case.median("attend")
-            learned = sum(tensor.nbytes for tensor in case.layer.learned().values())
+            learned = sum(tensor.nbytes for tensor in case.layer.upkeep.learned().values())
             kept = case.index.state_bytes(case.layer.state) - learned
             rows.append(
                 {

@@ -13,7 +13,7 @@ from ...storage.files.scratch import scratch_folder
 from ..api.figures import ratio
 from ..chat.runtime import Runtime
 from ..engine.sequence import Sequence
-from ..layers.tiered import TieredLayer
+from ..layers.tiered import TieredLayer, tiered_layers
 from .bandwidths import Bandwidths
 from .contestant import Contestant, TimedTurn
 from .options import BenchOptions, Caps
@@ -124,4 +124,4 @@ def check_room(runtime: Runtime, options: BenchOptions, batch: int, tokens: int)
 
 
 def _tiered(sequences: list[Sequence]) -> list[TieredLayer]:
-    return [cache for sequence in sequences for cache in sequence.layers if isinstance(cache, TieredLayer)]
+    return [layer for sequence in sequences for layer in tiered_layers(sequence.layers)]

@@ -13,7 +13,7 @@ import torch
 
 from ..engine.engine import Engine
 from ..engine.sequence import PROMPT, Sequence
-from ..layers.tiered import TieredLayer
+from ..layers.tiered import TieredLayer, tiered_layers
 
 
 def fill_sequence(engine: Engine, sequence: Sequence, tokens: np.ndarray, seed: int) -> None:
@@ -23,16 +23,16 @@ def fill_sequence(engine: Engine, sequence: Sequence, tokens: np.ndarray, seed: 
         ValueError: the model has sliding-window layers, whose state is not in the store.
         CapacityError: the tiers are full.
     """
-    if not all(isinstance(cache, TieredLayer) for cache in sequence.layers):
+    layers = tiered_layers(sequence.layers)
+    if len(layers) < len(sequence.layers):
         raise ValueError("random KV needs a model whose layers are all full attention; leave out random_kv")
     assert not sequence.num_tokens, "random KV is the beginning of a sequence"
     random = torch.Generator(engine.model.device).manual_seed(seed)
     named = sequence.name_pages(tokens, PROMPT)
     with torch.inference_mode(), engine.turns.taken():
-        for cache in sequence.layers:
-            if isinstance(cache, TieredLayer):
-                _fill_layer(engine, cache, named.chains, named.tokens, len(tokens), random)
-    sequence.commit(tokens, PROMPT, named.chains)
+        for cache in layers:
+            _fill_layer(engine, cache, named.chains, named.tokens, len(tokens), random)
+    sequence.commit(named)
 
 
 def _fill_layer(
@@ -45,21 +45,21 @@ def _fill_layer(
         some = slice(first, first + room)
         count = min(room * size, length - first * size)
         cache.begin()
-        cache.span_rows(0, count).normal_(generator=random)
+        cache.span.rows(0, count).normal_(generator=random)
         if not learns:
             _note_queries(engine, cache, len(chains[some]), random)
         cache.finish(chains[some], pages[some], count)
     if learns:
         _note_queries(engine, cache, len(chains), random)
-    cache.index_sealed()
+    cache.end_prefill()
 
 
 def _note_queries(engine: Engine, cache: TieredLayer, pages: int, random: torch.Generator) -> None:
     """What `TieredLayer.extend` notes in passing: without any, an index would learn anew while steps are timed."""
-    if cache.queries.is_wanted and pages:
+    if cache.upkeep.queries.is_wanted and pages:
         model = engine.model
         queries = torch.randn(model.num_heads, pages, model.head_dim, generator=random, device=model.device)
-        cache.queries.note(queries, model.head_dim**-0.5)
+        cache.upkeep.queries.note(queries, model.head_dim**-0.5)
 
 
 def fill_cache(cache: Any, config: Any, batch: int, count: int, dtype: torch.dtype, device: torch.device) -> None:

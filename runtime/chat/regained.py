@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from ..engine.sequence import GENERATED, Sequence, Snapshot
-from ..layers.tiered import LayerPoint, TieredLayer
+from ..engine.sequence import GENERATED, Sequence
 from ..model.template import Template, as_array
 from .points import Draft
 
@@ -72,15 +71,6 @@ def _return_to_question(engine: Engine, sequence: Sequence, unfed: list[int]) ->
 
 def _follow(before: Sequence, sequence: Sequence, start: int) -> None:
     """To the last page's end before `start`, which is left out: its logits are wanted."""
-    layers = [cache for cache in before.layers if isinstance(cache, TieredLayer)]
-    if len(layers) < len(before.layers):
-        return
-    before.follow(sequence)
-    count = max(0, start - 1) // before.page_size
-    points = [_at_page(cache.snapshot(), count, before.page_size) for cache in layers]
-    before.rollback(Snapshot(count * before.page_size, count, points, before.past))
-
-
-def _at_page(point: LayerPoint, count: int, page_size: int) -> LayerPoint:
-    """A point of a layer that only ever grew, when it had so many pages and no tail."""
-    return point._replace(num_pages=count, tail=point.tail[:, :, :0], indexed=min(point.indexed, count * page_size))
+    if all(layer.is_paged for layer in before.layers):
+        before.follow(sequence)
+        before.truncate(max(0, start - 1) // before.page_size)

@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -29,10 +29,9 @@ from ...storage import TieredStore
 from ...storage.transfer import clock
 from ..api.config import KVConfig
 from ..api.progress import OnProgress, Progress
+from ..layers.base import LayerKV
 from ..layers.lookahead import FIRST_GUESSED
 from ..layers.prefetch import Prefetcher
-from ..layers.sliding import SlidingLayer
-from ..layers.tiered import TieredLayer
 from ..layers.workspace import Workspace
 from ..model.model import Attend, Model, StepTables
 from ..model.rotary import RotaryTables
@@ -43,7 +42,7 @@ from .known_tokens import append_known
 from .pasts import Pasts
 from .prefixes import StoredPrefixes
 from .reaching import in_reach, within_reach
-from .sequence import GENERATED, PROMPT, NamedPages, Sequence, Snapshot, StepPoint
+from .sequence import GENERATED, PROMPT, Sequence, Snapshot, StepPoint
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +80,8 @@ class Engine:
         settings = {**config.retrieval_settings(), "index": self.index_identity}
         if model.weights != "own":
             settings["weights"] = model.weights
-        self.prefixes = StoredPrefixes(model, store, self.index_identity)
+        learns = any(index.uses_queries for index in indexes)
+        self.prefixes = StoredPrefixes(model, store, self.index_identity, learns_from_queries=learns)
         self.salt = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).digest()
 
     @property
@@ -217,9 +217,8 @@ class Engine:
             logits = self._span(sequence, span, last_group, want_logits and is_last, report)
             done += len(span)
         for cache in sequence.layers:
-            if isinstance(cache, TieredLayer):
-                with self.turn():
-                    cache.index_sealed()
+            with self.turn():
+                cache.end_prefill()
         with self.turn():
             self.prefixes.leave_state(sequence, total - cached)
         if self.model.device.type == "cuda":
@@ -260,18 +259,13 @@ class Engine:
                     with self.threads.fitted(b - a):
                         hidden[:, rows] = model.run_layer(module, hidden[:, rows], self._attend_rows(cache, a, table))
                     report((layer + (b - start) / count) / model.num_layers)
-                self._finish(sequence, cache, named, count)
-        sequence.commit(tokens, PROMPT, named.chains)
+                named.require_right(sequence)
+                cache.finish(named.chains, named.tokens, sequence.tail_len + count)
+        sequence.commit(named)
         with self.turn():
             return model.logits(hidden[:, -1])[0] if want_logits else None
 
-    def _finish(self, sequence: Sequence, cache: TieredLayer | SlidingLayer, named: NamedPages, count: int) -> None:
-        """A span's `count` tokens are through this layer: publish the pages they fill."""
-        named.require_right(sequence)
-        if isinstance(cache, TieredLayer):
-            cache.finish(named.chains, named.tokens, sequence.tail_len + count)
-
-    def _attend_rows(self, cache: TieredLayer | SlidingLayer, start: int, table: RotaryTables) -> Attend:
+    def _attend_rows(self, cache: LayerKV, start: int, table: RotaryTables) -> Attend:
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
             q, k = self.model.rotate(layer, q, k, table)
             return cache.extend(q[0], k[0], v[0], start, scale).unsqueeze(0)
@@ -287,7 +281,8 @@ class Engine:
     ) -> Tensor:
         """One step for several sequences of any lengths: append a token each, return their logits.
 
-        An exception or Ctrl-C leaves every sequence as it was.
+        An exception leaves every sequence as it was. Ctrl-C waits for the end of the step: either all sequences have
+        their token then, or none has.
 
         Args:
             within: entered once the model's turn has come, so that a stopwatch counts no waiting for other threads;
@@ -305,9 +300,10 @@ class Engine:
 
     def _step(self, sequences: list[Sequence], tokens: list[int]) -> Tensor:
         model = self.model
-        ids = [np.array([token], dtype=np.uint32) for token in tokens]
-        named = [sequence.name_pages(new, GENERATED) for sequence, new in zip(sequences, ids, strict=True)]
-        before = [StepPoint.of(sequence, fills) for sequence, fills in zip(sequences, named, strict=True)]
+        named = [
+            sequence.name_pages(np.array([token], dtype=np.uint32), GENERATED)
+            for sequence, token in zip(sequences, tokens, strict=True)
+        ]
         lengths, reaches = zip(*((sequence.num_tokens, sequence.past.reach) for sequence in sequences), strict=True)
         tables = model.step_tables(list(lengths), list(reaches))
 
@@ -315,26 +311,24 @@ class Engine:
             outs = [sequence.layers[layer].step(q[b], k[b], v[b], scale) for b, sequence in enumerate(sequences)]
             return torch.stack(outs) if len(outs) > 1 else outs[0].unsqueeze(0)
 
-        try:
-            hidden = model.embed(torch.tensor(tokens, device=model.device))
-            with self.prefetcher.step() if self.prefetcher else nullcontext(), self.threads.fitted(len(sequences)):
-                for layer in range(model.num_layers):
-                    self._look_ahead(sequences, layer + 1, hidden, tables)
-                    hidden = model.step_layer(layer, hidden, tables, attend)
-            for sequence, filled in zip(sequences, named, strict=True):
-                self._seal(sequence, filled)
-        except BaseException:
-            for sequence, earlier in zip(sequences, before, strict=True):
-                earlier.restore(sequence)
-            raise
-        for sequence, new, filled in zip(sequences, ids, named, strict=True):
-            sequence.commit(new, GENERATED, filled.chains)
+        with ExitStack() as undo:
+            for sequence, new in zip(sequences, named, strict=True):
+                undo.callback(StepPoint.before(sequence, new).restore, sequence)
+            with self.threads.fitted(len(sequences)):
+                hidden = model.embed(torch.tensor(tokens, device=model.device))
+                with self.prefetcher.step() if self.prefetcher else nullcontext():
+                    for layer in range(model.num_layers):
+                        self._look_ahead(sequences, layer + 1, hidden, tables)
+                        hidden = model.step_layer(layer, hidden, tables, attend)
+                logits = model.step_logits(hidden)
+            for sequence, new in zip(sequences, named, strict=True):
+                sequence.seal(new)
+            for sequence, new in zip(sequences, named, strict=True):
+                sequence.commit(new)
+            undo.pop_all()
         self.num_steps += 1
-        self.tokens_read = max(
-            (cache.tokens_read for s in sequences for cache in s.layers if isinstance(cache, TieredLayer)), default=0
-        )
-        with self.threads.fitted(len(sequences)):
-            return model.step_logits(hidden)
+        self.tokens_read = max((cache.tokens_read for s in sequences for cache in s.layers), default=0)
+        return logits
 
     def _look_ahead(self, sequences: list[Sequence], layer: int, hidden: Tensor, tables: StepTables) -> None:
         """Guess what `layer` will read from the input `[B, hidden]` of the layer below it."""
@@ -345,9 +339,7 @@ class Engine:
             return self.model.query(layer, hidden[b : b + 1], tables.of(b))
 
         for b, sequence in enumerate(sequences):
-            cache = sequence.layers[layer]
-            if isinstance(cache, TieredLayer):
-                cache.look_ahead(partial(query, b))
+            sequence.layers[layer].look_ahead(partial(query, b))
 
     @torch.inference_mode()
     @apart()
@@ -387,12 +379,3 @@ class Engine:
 
     def _in_reach(self, sequences: list[Sequence]) -> AbstractContextManager[None]:
         return in_reach(self.model.rope, sequences, self._read_again)
-
-    def _seal(self, sequence: Sequence, named: NamedPages) -> None:
-        """All layers have the step's token: publish the page that it filled, if it did."""
-        if not named.chains:
-            return
-        named.require_right(sequence)
-        for cache in sequence.layers:
-            if isinstance(cache, TieredLayer):
-                cache.seal(named.chains[0], named.tokens[0])

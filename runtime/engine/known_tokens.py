@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from ..layers.sliding import SlidingLayer
 from ..model.model import Model
 from .sequence import GENERATED, Sequence
 
@@ -26,21 +24,13 @@ def append_known(model: Model, sequence: Sequence, tokens: np.ndarray, check: Ca
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         q, k = model.rotate(layer, q, k, table)
-        cache = sequence.layers[layer]
-        if isinstance(cache, SlidingLayer):
-            return cache.extend(q[0], k[0], v[0], start, scale).unsqueeze(0)
-        names = iter(zip(named.chains, named.tokens, strict=True))
-        outs = []
-        for row in range(count):
-            outs.append(cache.step(q[0, :, row], k[0, :, row], v[0, :, row], scale))
-            if cache.is_full:
-                cache.seal(*next(names))
-        return torch.stack(outs, 1).unsqueeze(0)
+        out = sequence.layers[layer].extend_known(q[0], k[0], v[0], start, scale, named.chains, named.tokens)
+        return out.unsqueeze(0)
 
     hidden = model.embed_wide(tokens)
     for layer in range(model.num_layers):
         check()
         hidden = model.run_layer(model.layer(layer, prefill=True), hidden, attend)
     named.require_right(sequence)
-    sequence.commit(tokens, GENERATED, named.chains)
+    sequence.commit(named)
     return model.logits(hidden[0])

@@ -13,7 +13,7 @@ from ...storage import TieredStore
 from ..api.config import KVConfig
 from ..layers.prefetch import Prefetcher
 from ..layers.sliding import SlidingLayer
-from ..layers.tiered import TieredLayer
+from ..layers.tiered import TieredLayer, tiered_layers
 from ..layers.workspace import Workspace
 from ..model.model import Model
 from .recompute import recompute
@@ -59,19 +59,18 @@ class Pasts:
             recover = partial(recompute, self.model, self.store, past.layers, reach, layer)
             tiered = TieredLayer(
                 layer, self.store, self._index(layer, reach), self.workspace, self.config.budget_tokens, recover,
-                self.prefetcher,
+                repeats=self.model.num_heads // self.model.num_kv_heads, prefetcher=self.prefetcher,
+                keep_queries=keep_queries,
             )  # fmt: skip
-            tiered.queries.kept = [] if keep_queries else None
             past.layers.append(tiered)
         return past
 
     def instead_of(self, past: Past, reach: int) -> Past:
         """An empty one for the same sequence. Either gives its pages up as soon as nothing leads back to it."""
-        tiered = [layer for layer in past.layers if isinstance(layer, TieredLayer)]
-        new = self.new(reach, keep_queries=any(layer.queries.kept is not None for layer in tiered))
-        for old, layer in zip(past.layers, new.layers, strict=True):
-            if isinstance(old, TieredLayer) and isinstance(layer, TieredLayer):
-                layer.watch = old.watch
+        tiered = tiered_layers(past.layers)
+        new = self.new(reach, keep_queries=any(layer.upkeep.queries.kept is not None for layer in tiered))
+        for old, layer in zip(tiered, tiered_layers(new.layers), strict=True):
+            layer.watch = old.watch
         for each in (past, new):
             if not each.is_watched:
                 each.is_watched = True

@@ -13,17 +13,15 @@ import torch
 from torch import Tensor
 
 from ...storage import CorruptPageError, TieredStore
-from ..layers.sliding import SlidingLayer
-from ..layers.tiered import TieredLayer
+from ..layers.base import LayerKV
+from ..layers.tiered import TieredLayer, tiered_layers
 from ..model.model import Model
 
 logger = logging.getLogger(__name__)
 
 
 @torch.inference_mode()
-def recompute(
-    model: Model, store: TieredStore, layers: list[TieredLayer | SlidingLayer], reach: int, layer: int, pids: list[int]
-) -> None:
+def recompute(model: Model, store: TieredStore, layers: list[LayerKV], reach: int, layer: int, pids: list[int]) -> None:
     """Rebuild the damaged pages `pids` of `layer`, reading only the pages before them.
 
     Args:
@@ -33,28 +31,26 @@ def recompute(
         CorruptPageError: the model has sliding layers, whose past is gone. The records are
             deleted, so that reading the text again computes them.
     """
-    if len(model.tiered) < model.num_layers:
+    tiered = tiered_layers(layers)
+    if len(tiered) < len(layers):
         names = store.delete_damaged(pids)
         raise CorruptPageError(
             f"{len(pids)} stored page(s) of layer {layer} are damaged ({names}) and cannot be recomputed alone "
             "for a model with sliding-window layers; start a new conversation and read the text again",
             pids,
         )
-    cache, size = layers[layer], store.layout.page_size
-    assert isinstance(cache, TieredLayer)
+    cache, size = tiered[layer], store.layout.page_size
     for pid in pids:
         start = int(np.flatnonzero(cache.pids == pid)[0]) * size
         tokens, name = store.describe(pid)
         logger.warning(
             "page %s (layer %d, tokens %d-%d) was damaged: recomputing it", name, layer, start, start + size - 1
         )
-        page = _page(model, layers, reach, layer, start, tokens).to(getattr(torch, store.layout.dtype))
+        page = _page(model, tiered, reach, layer, start, tokens).to(getattr(torch, store.layout.dtype))
         store.replace(pid, page.contiguous().view(torch.uint8).view(-1))
 
 
-def _page(
-    model: Model, layers: list[TieredLayer | SlidingLayer], reach: int, layer: int, start: int, tokens: np.ndarray
-) -> Tensor:
+def _page(model: Model, layers: list[TieredLayer], reach: int, layer: int, start: int, tokens: np.ndarray) -> Tensor:
     """K and V `[G, 2, L, D]` of the page of `layer` that begins at position `start`."""
     table = model.tables(start, start + len(tokens), reach)
     found: list[Tensor] = []
@@ -64,9 +60,7 @@ def _page(
         if at == layer:
             found.extend((k[0], v[0]))
             return torch.zeros_like(q)
-        below = layers[at]
-        assert isinstance(below, TieredLayer)
-        return below.attend(q[0], k[0], v[0], start, scale).unsqueeze(0)
+        return layers[at].span.attend(q[0], k[0], v[0], start, scale).unsqueeze(0)
 
     hidden = model.embed_wide(tokens)
     for at in range(layer + 1):

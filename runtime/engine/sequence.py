@@ -8,51 +8,68 @@ to it (docs/decisions/0034).
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from ...storage import CHAIN_BYTES, ROOT, next_chain
 from ..api.errors import ConversationError
-from ..layers.sliding import SlidingLayer
-from ..layers.tiered import TieredLayer
+from ..layers.base import LayerKV
 
 PROMPT, GENERATED = 0, 1
+"""Origins of tokens: read as a prompt's, exactly, or one by one within the budget."""
+_CHANGED = (
+    "a sequence was changed while its pages were computed; nothing of them is kept. "
+    "Use a sequence from one call at a time"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class NamedPages:
-    """Pages that tokens will fill at the end of a sequence, and their names. Made by `Sequence.name_pages` only.
+    """Tokens that come next in a sequence, and the pages that they fill there, by name. Made by `Sequence.name_pages`
+    only.
 
     A name says which tokens a page's KV was computed from, for every conversation that will ever look. So whoever
     publishes pages asks first: `require_right`.
     """
 
+    new: np.ndarray
+    """The tokens, uint32 `[n]`."""
+    origin: int
+    """`PROMPT` or `GENERATED`."""
     start: int
-    """Pages before them."""
+    """Pages of the sequence before these."""
     length: int
-    """Tokens of the sequence when they were named."""
+    """Tokens of the sequence when these were named."""
     previous: bytes
-    """Chain of the page before them."""
+    """Chain of the page before these."""
     chains: list[bytes]
     tokens: np.ndarray
-    """uint32 `[pages, L]`."""
+    """What the pages hold, uint32 `[pages, L]`: the sequence's tail first, then of `new` what fills them."""
     salts: list[bytes]
 
     def __len__(self) -> int:
         return len(self.chains)
 
+    def first(self, num_pages: int) -> NamedPages:
+        """The first pages alone, and of the new tokens those that fill them."""
+        covered = (self.start + num_pages) * self.tokens.shape[1] - self.length
+        chains, salts = self.chains[:num_pages], self.salts[:num_pages]
+        return replace(self, new=self.new[:covered], chains=chains, tokens=self.tokens[:num_pages], salts=salts)
+
+    def require_place(self, sequence: Sequence) -> None:
+        """Raises ConversationError unless `sequence` still ends where these tokens begin: otherwise another call has
+        changed it meanwhile."""
+        here = (len(sequence.chains), sequence.num_tokens, sequence.last_chain)
+        if here != (self.start, self.length, self.previous):
+            raise ConversationError(_CHANGED)
+
     def require_right(self, sequence: Sequence) -> None:
-        """Raises ConversationError unless `sequence` still ends where these pages begin and their names are what their
-        tokens give there: otherwise another call has changed it meanwhile."""
-        here = sequence.last_chain
-        is_there = (len(sequence.chains), sequence.num_tokens, here) == (self.start, self.length, self.previous)
-        if not is_there or _chained(self.previous, self.tokens, self.salts) != self.chains:
-            raise ConversationError(
-                "a sequence was changed while its pages were computed; nothing of them is kept. "
-                "Use a sequence from one call at a time"
-            )
+        """Raises ConversationError as `require_place`, and unless the names are what the pages' tokens give there."""
+        self.require_place(sequence)
+        if _chained(self.previous, self.tokens, self.salts) != self.chains:
+            raise ConversationError(_CHANGED)
 
 
 def _chained(previous: bytes, pages: np.ndarray, salts: list[bytes]) -> list[bytes]:
@@ -75,7 +92,7 @@ class Past:
     """What a sequence has in its layers, computed with the rotary tables of one reach."""
 
     reach: int
-    layers: list[TieredLayer | SlidingLayer] = field(default_factory=list)
+    layers: list[LayerKV] = field(default_factory=list)
     chains: list[bytes] = field(default_factory=list)
     origins: np.ndarray = field(default_factory=lambda: np.empty(1024, dtype=np.uint8))
     """Of the tokens, with room for more."""
@@ -110,7 +127,7 @@ class Sequence:
         self.num_tokens = 0
 
     @property
-    def layers(self) -> list[TieredLayer | SlidingLayer]:
+    def layers(self) -> list[LayerKV]:
         return self.past.layers
 
     @property
@@ -145,20 +162,10 @@ class Sequence:
     def tail_len(self) -> int:
         return self.num_tokens - self.num_sealed
 
-    def log(self, tokens: np.ndarray, origin: int, *, from_store: bool = False) -> None:
-        needed = self.num_tokens + len(tokens)
-        while needed > len(self._tokens):
-            self._tokens = np.concatenate([self._tokens, np.empty_like(self._tokens)])
-        self.past.grow(needed)
-        self._tokens[self.num_tokens : needed] = tokens
-        self.past.origins[self.num_tokens : needed] = origin
-        self.past.from_store[self.num_tokens : needed] = from_store
-        self.num_tokens = needed
-
-    def name_pages(self, tokens: np.ndarray, origin: int) -> NamedPages:
-        """The whole pages in `tail + tokens`, if `tokens` of that origin come next."""
-        length = self.num_tokens
-        tokens = np.concatenate([self.tokens[self.num_sealed :], tokens.astype(np.uint32)])
+    def name_pages(self, new: np.ndarray, origin: int) -> NamedPages:
+        """The tokens `new`, which come next, and the whole pages in `tail + new`. Changes nothing."""
+        length, new = self.num_tokens, new.astype(np.uint32)
+        tokens = np.concatenate([self.tokens[self.num_sealed :], new])
         origins = np.full(len(tokens), origin, dtype=np.uint8)
         origins[: self.tail_len] = self.origins[self.num_sealed :]
         whole = len(tokens) // self.page_size
@@ -166,12 +173,48 @@ class Sequence:
         salted = np.any(origins[: whole * self.page_size].reshape(whole, self.page_size), axis=1).tolist()
         salts = [self.salt if is_salted else b"" for is_salted in salted]
         previous = self.last_chain
-        return NamedPages(len(self.chains), length, previous, _chained(previous, pages, salts), pages, salts)
+        chains = _chained(previous, pages, salts)
+        return NamedPages(new, origin, len(self.chains), length, previous, chains, pages, salts)
 
-    def commit(self, tokens: np.ndarray, origin: int, chains: list[bytes], *, from_store: bool = False) -> None:
-        """`tokens` are in every layer, and have filled the pages named `chains`."""
-        self.log(tokens, origin, from_store=from_store)
+    def seal(self, named: NamedPages) -> None:
+        """Every layer has taken the token `named` in a step: publish the page that it fills, if it does. Raises
+        ConversationError if another call has changed the sequence, CapacityError."""
+        if not named.chains:
+            return
+        named.require_right(self)
+        for layer in self.layers:
+            layer.seal(named.chains[0], named.tokens[0])
+
+    def commit(self, named: NamedPages, *, from_store: bool = False) -> None:
+        """Every layer has the new tokens, and the store their pages: from here on they are the sequence's. Raises
+        ConversationError if another call has changed it.
+
+        Args:
+            from_store: the store had their KV; it was not computed here.
+        """
+        named.require_place(self)
+        self._append(named.new, named.origin, from_store)
+        self.past.chains += named.chains
+
+    def restore(self, tokens: np.ndarray, origins: np.ndarray, chains: list[bytes]) -> None:
+        """Be a sequence that was saved, whose layers have been filled from the store. This one is new.
+
+        Args:
+            tokens: uint32 `[n]`. origins: uint8 `[n]`. chains: names of its whole pages.
+        """
+        assert not self.num_tokens, "a sequence is restored into a new one"
+        self._append(tokens, origins, True)
         self.past.chains += chains
+
+    def _append(self, tokens: np.ndarray, origins: np.ndarray | int, from_store: np.ndarray | bool) -> None:
+        old, new = self.num_tokens, self.num_tokens + len(tokens)
+        while new > len(self._tokens):
+            self._tokens = np.concatenate([self._tokens, np.empty_like(self._tokens)])
+        self.past.grow(new)
+        self._tokens[old:new] = tokens
+        self.past.origins[old:new] = origins
+        self.past.from_store[old:new] = from_store
+        self.num_tokens = new
 
     def snapshot(self) -> Snapshot:
         """Enough to come back to this point: what `rollback` takes."""
@@ -184,19 +227,25 @@ class Sequence:
         for layer, saved in zip(self.layers, snapshot.layers, strict=True):
             layer.rollback(saved)
 
+    def undo_step(self, num_tokens: int) -> None:
+        """Back to `num_tokens` tokens, before a step that filled no page; not every layer need have its token."""
+        self.num_tokens = num_tokens
+        for layer in self.layers:
+            layer.undo_step(self.tail_len, num_tokens)
+
+    def truncate(self, num_pages: int) -> None:
+        """Keep the first `num_pages` pages and nothing after them. Every layer must be `is_paged`."""
+        for layer in self.layers:
+            layer.truncate(num_pages)
+        del self.chains[num_pages:]
+        self.num_tokens = num_pages * self.page_size
+
     def follow(self, other: Sequence) -> None:
         """Take on `other`'s past. This sequence is new; afterwards the two are independent."""
         for mine, theirs in zip(self.layers, other.layers, strict=True):
-            if isinstance(mine, TieredLayer):
-                assert isinstance(theirs, TieredLayer)  # layers of one model: the kinds agree
-                mine.follow(theirs)
-            else:
-                assert isinstance(theirs, SlidingLayer)
-                mine.follow(theirs)
-        self.past.chains = list(other.chains)
-        self.log(other.tokens, PROMPT)
-        self.past.origins[: self.num_tokens] = other.origins
-        self.past.from_store[: self.num_tokens] = other.past.from_store[: self.num_tokens]
+            mine.follow(theirs)
+        self._append(other.tokens, other.origins, other.past.from_store[: other.num_tokens])
+        self.past.chains += other.chains
 
     def become(self, other: Sequence) -> None:
         """Go on with the past of `other`, which holds these tokens, or these and more, and is given up."""
@@ -223,19 +272,18 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class StepPoint:
-    """What it takes to undo a decode step of one sequence: how long its tail was, and a snapshot if the step fills a
-    page. Layers seal it one by one, and one may fail after others have."""
+    """What it takes to undo a decode step of one sequence: a snapshot if the step fills a page. Layers seal it one by
+    one, and one may fail after others have."""
 
-    tail_len: int
+    num_tokens: int
     snapshot: Snapshot | None
 
     @classmethod
-    def of(cls, sequence: Sequence, filled: NamedPages) -> StepPoint:
-        return cls(sequence.tail_len, sequence.snapshot() if filled.chains else None)
+    def before(cls, sequence: Sequence, named: NamedPages) -> StepPoint:
+        return cls(sequence.num_tokens, sequence.snapshot() if named.chains else None)
 
     def restore(self, sequence: Sequence) -> None:
         if self.snapshot is not None:
             sequence.rollback(self.snapshot)
-            return
-        for layer in sequence.layers:
-            layer.undo_step(self.tail_len, sequence.num_tokens)
+        else:
+            sequence.undo_step(self.num_tokens)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..chat.runtime import Runtime
 from ..engine.engine import Engine
 from ..engine.sequence import Sequence
-from ..layers.tiered import TieredLayer
+from ..layers.tiered import tiered_layers
 from ..model.template import Template, as_array
 from .probe import Probe
 from .variants import DENSE, Variant
@@ -168,9 +168,9 @@ def _engines(runtime: Runtime, variants: list[Variant]) -> dict[Variant, Engine]
 def index_bytes(sequence: Sequence) -> dict[str, float]:
     """What an index keeps: `index_bytes` per token and KV head, and `index_fixed_bytes` per KV head, which is what it
     learned and does not grow. Means over layers."""
-    layers = [layer for layer in sequence.layers if isinstance(layer, TieredLayer) and layer.indexed]
+    layers = [layer for layer in tiered_layers(sequence.layers) if layer.indexed]
     heads = max(1, sum(layer.layout.num_heads for layer in layers))
-    fixed = sum(tensor.nbytes for layer in layers for tensor in layer.learned().values())
+    fixed = sum(tensor.nbytes for layer in layers for tensor in layer.upkeep.learned().values())
     kept = sum(layer.index.state_bytes(layer.state) for layer in layers)
     tokens = max(1, sum(layer.indexed * layer.layout.num_heads for layer in layers))
     return {"index_bytes": (kept - fixed) / tokens, "index_fixed_bytes": fixed / heads}

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...kernels.topk_pages import group_scores
 from ..engine.sequence import Sequence
 from ..layers.step import Step
-from ..layers.tiered import TieredLayer
+from ..layers.tiered import TieredLayer, tiered_layers
 from ..layers.workspace import KEY_BLOCK
 
 
@@ -33,9 +33,8 @@ class Probe:
         self._recall: list[float] = []
 
     def attach(self, sequence: Sequence) -> None:
-        for layer in sequence.layers:
-            if isinstance(layer, TieredLayer):
-                layer.watch = self._see
+        for layer in tiered_layers(sequence.layers):
+            layer.watch = self._see
 
     def result(self) -> dict[str, float]:
         """`tokens_read` per KV head and step; `mass`: share of the attention weight on what was read;
@@ -89,7 +88,7 @@ class Probe:
 def _blocks(layer: TieredLayer) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield keys and values `[G, n, D]` of all tokens, in order; each is good until the next."""
     for begin in range(0, layer.sealed, KEY_BLOCK):
-        yield layer.block(begin, min(begin + KEY_BLOCK, layer.sealed))
+        yield layer.reader.block(begin, min(begin + KEY_BLOCK, layer.sealed))
     if layer.tail_len:
         yield layer.tail
 

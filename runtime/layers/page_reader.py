@@ -1,4 +1,4 @@
-"""Fetching the KV of chosen tokens of one layer: from unit ids to rows of pages in the store.
+"""Fetching the KV of one layer: from unit ids to rows of pages in the store.
 
 A page is laid out `[G, 2, L, D]`, so one head's keys of one unit are `unit * D` contiguous elements:
 one *part* of the page.
@@ -9,105 +9,168 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from ...storage import CorruptPageError, TieredStore
+from ...storage import CorruptPageError
+from .pages import LayerPages
 from .row_cache import RowCache
 from .workspace import KEY_BLOCK, Workspace
 
 Recover = Callable[[list[int]], None]
 """Recompute damaged pages, given their page ids."""
-KEYS_VALUES, VALUES = np.array([0, 1]), np.array([1])
-"""Sides of a page."""
+_SIDES = {1: np.array([1]), 2: np.array([0, 1])}
+"""Sides of a page (0 its keys, 1 its values) by how many are read: values alone, or both."""
+_ROOM = 2
+"""Selections that a row cache holds, if the pool has room: what was read lately and is not now comes back soon."""
 
 
 class PageReader:
-    """A `retrieval.reading.Reader` over the sealed pages `pids` of one layer.
+    """The `retrieval.reading.Reader` of one layer of one sequence; lives as long as the layer, reads all of its pages.
+
+    Where the pages of the sequence do not fit the device pool, it keeps what steps choose there in row caches, which
+    it owns. What a read returns is good until the next one of any layer.
 
     Args:
-        promote: copy the pages read into the device pool while there is room; otherwise only the asked
-            parts cross to wherever `workspace` stages them.
-        rows: where parts of pages are kept in the device pool (units of so many tokens; keys and values, or
-            values alone), if anywhere.
+        pages: of the layer.
+        recover: called with damaged pages; they are read once more after it.
+        chosen_on_host: what a step chooses is attended to on the CPU.
     """
 
     max_tokens = KEY_BLOCK
 
     def __init__(
-        self,
-        store: TieredStore,
-        workspace: Workspace,
-        pids: np.ndarray,
-        recover: Recover,
-        *,
-        promote: bool = True,
-        rows: Callable[[int, int], RowCache | None] = lambda unit, sides: None,
+        self, pages: LayerPages, workspace: Workspace, recover: Recover, *, chosen_on_host: bool = False
     ) -> None:
-        self.store, self.workspace, self.pids, self.recover = store, workspace, pids, recover
-        self.promote, self.rows = promote, rows
+        self._pages, self._store, self._workspace, self._recover = pages, pages.store, workspace, recover
+        self._chosen_on_host = chosen_on_host
+        self._budget: int | None = None
+        self._caches: dict[tuple[int, int], RowCache | None] = {}
+        """By tokens per unit and number of sides. None: the pool has no room for it."""
+
+    def begin_step(self, budget: int | None) -> None:
+        """A step begins to read, by `keys_values` and `values`.
+
+        Args:
+            budget: tokens that it chose to read for each head; None: it reads all there are.
+        """
+        self._budget = budget
+        for cache in self.row_caches():
+            cache.begin_step()
 
     def keys_values(self, ids: Tensor, unit: int) -> tuple[Tensor, Tensor]:
-        kv = self._gather(ids.cpu().numpy(), unit, KEYS_VALUES, self.promote)
+        kv = self._read(ids.cpu().numpy(), unit, 2)
         return kv[0], kv[1]
 
     def values(self, ids: Tensor, unit: int) -> Tensor:
-        return self._gather(ids.cpu().numpy(), unit, VALUES, promote=False)[0]
+        return self._read(ids.cpu().numpy(), unit, 1)[0]
 
     def pages(self, pages: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Keys and values of whole pages, the same ones for every head."""
-        ids = torch.from_numpy(np.broadcast_to(pages, (self.store.layout.num_heads, len(pages))).copy())
-        return self.keys_values(ids, self.store.layout.page_size)
+        """Keys and values `[G, n * L, D]` of whole pages, numbered from the sequence's first."""
+        layout = self._store.layout
+        ids = np.broadcast_to(pages, (layout.num_heads, len(pages))).copy()
+        kv = self._gather(self._workspace, ids, layout.page_size, 2, promote=True)
+        return kv[0], kv[1]
 
-    def _gather(self, ids: np.ndarray, unit: int, sides: np.ndarray, promote: bool) -> Tensor:
-        """`[len(sides), G, n*unit, D]` of units `[G, n]`, in the workspace until the next gather."""
-        layout = self.store.layout
-        groups, count = ids.shape
-        out = self.workspace.stage(len(sides) * groups * count, unit * layout.head_dim)
-        cache = self.rows(unit, len(sides))
+    def block(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        """Keys and values `[G, end - begin, D]` by position, whole pages."""
+        size = self._store.layout.page_size
+        return self.pages(np.arange(begin // size, end // size))
+
+    def _read(self, ids: np.ndarray, unit: int, sides: int) -> Tensor:
+        """Pages that are read whole move up to the device pool while it has room; otherwise the asked parts alone."""
+        if self._budget is not None and self._chosen_on_host:
+            return self._gather(self._workspace.on_host, ids, unit, sides, promote=False)
+        cache = None if self._budget is None else self._row_cache(unit, sides, self._budget)
         if cache is None:
-            self._fetch(np.repeat(np.arange(groups), count), ids.reshape(-1), unit, sides, out, promote)
-        else:
-            cache.read(ids, out, lambda heads, units, out: self._fetch(heads, units, unit, sides, out, promote=False))
-        return self.workspace.widened(out).view(len(sides), groups, count * unit, layout.head_dim)
+            return self._gather(self._workspace, ids, unit, sides, promote=sides == 2)
+        out = self._workspace.stage(sides * ids.size, unit * self._store.layout.head_dim)
+        cache.read(ids, out, self._fetch)
+        return self._shaped(self._workspace, out, sides, unit)
+
+    def _gather(self, workspace: Workspace, ids: np.ndarray, unit: int, sides: int, *, promote: bool) -> Tensor:
+        """`[sides, G, n * unit, D]` of units `[G, n]`."""
+        groups, count = ids.shape
+        out = workspace.stage(sides * groups * count, unit * self._store.layout.head_dim)
+        self._fetch(np.repeat(np.arange(groups), count), ids.reshape(-1), unit, sides, out, promote=promote)
+        return self._shaped(workspace, out, sides, unit)
+
+    def _shaped(self, workspace: Workspace, out: Tensor, sides: int, unit: int) -> Tensor:
+        layout = self._store.layout
+        return workspace.widened(out).view(sides, layout.num_heads, -1, layout.head_dim)
 
     def _fetch(
-        self, heads: np.ndarray, units: np.ndarray, unit: int, sides: np.ndarray, out: Tensor, promote: bool
+        self, heads: np.ndarray, units: np.ndarray, unit: int, sides: int, out: Tensor, *, promote: bool = False
     ) -> None:
-        """Units `[m]` of heads `[m]` into `out` `[len(sides) * m, unit * D]`, side by side."""
+        """Units `[m]` of heads `[m]` into `out` `[sides * m, unit * D]`, side by side."""
         rows = self._rows_of(heads, units, unit, sides)
         try:
-            self.store.gather(*rows, out, promote=promote)
+            self._store.gather(*rows, out, promote=promote)
         except CorruptPageError as error:
-            self.recover(error.pages)
-            self.store.gather(*rows, out, promote=promote)
+            self._recover(error.pages)
+            self._store.gather(*rows, out, promote=promote)
 
     def fetch_ahead(
         self, heads: np.ndarray, units: np.ndarray, unit: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray, Tensor]]:
-        """Keys and values for whoever does not wait, a buffer at a time: heads, units, and what `out` would be, which
-        is good until the next. Raises CorruptPageError."""
-        width = unit * self.store.layout.head_dim
-        few = self.workspace.ahead.numel() // (2 * width)
+        """Fetch keys and values that nobody waits for, a buffer at a time. Yields heads and units `[m]` and
+        `[2 * m, unit * D]`, side by side, which is good until the next. Raises CorruptPageError."""
+        width = unit * self._store.layout.head_dim
+        few = self._workspace.ahead.numel() // (2 * width)
         for start in range(0, len(units), few):
             some = slice(start, start + few)
-            out = self.workspace.ahead[: 2 * len(units[some]) * width].view(-1, width)
-            rows = self._rows_of(heads[some], units[some], unit, KEYS_VALUES)
-            self.store.gather(*rows, out, promote=False, ahead=True)
+            out = self._workspace.ahead[: 2 * len(units[some]) * width].view(-1, width)
+            rows = self._rows_of(heads[some], units[some], unit, 2)
+            self._store.gather(*rows, out, promote=False, ahead=True)
             yield heads[some], units[some], out
 
     def _rows_of(
-        self, heads: np.ndarray, units: np.ndarray, unit: int, sides: np.ndarray
+        self, heads: np.ndarray, units: np.ndarray, unit: int, sides: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-        """What `TieredStore.gather` wants to know: distinct pages, and for each row which of them and which part."""
-        layout = self.store.layout
+        """The first arguments of `TieredStore.gather`: distinct pages, and for each row which page and which part."""
+        layout, pids = self._store.layout, self._pages.pids
         parts_per_run = layout.page_size // unit
         wanted = units // parts_per_run
-        place = np.zeros(len(self.pids), dtype=np.int64)
+        place = np.zeros(len(pids), dtype=np.int64)
         place[wanted] = 1
         distinct = np.flatnonzero(place)
         place[distinct] = np.arange(len(distinct))
-        runs = heads * 2 + sides[:, None]
+        runs = heads * 2 + _SIDES[sides][:, None]
         parts_of = runs * parts_per_run + units % parts_per_run
         pages = np.broadcast_to(place[wanted], parts_of.shape)
-        return self.pids[distinct], pages.reshape(-1), parts_of.reshape(-1), 2 * layout.num_heads * parts_per_run
+        return pids[distinct], pages.reshape(-1), parts_of.reshape(-1), 2 * layout.num_heads * parts_per_run
+
+    # Row caches
+
+    def row_caches(self) -> list[RowCache]:
+        """Those that there are by now."""
+        return [cache for cache in self._caches.values() if cache is not None]
+
+    def _row_cache(self, unit: int, sides: int, budget: int) -> RowCache | None:
+        """Where a step that reads `budget` tokens keeps their rows. None where all pages of the sequence fit the device
+        pool, or the rows do not."""
+        gpu, kind = self._store.gpu, (unit, sides)
+        if gpu is None or len(self._pages.pids) < gpu.num_slots // max(self._store.num_layers, 1):
+            return None
+        needed = -(-budget // unit)
+        if kind in self._caches:
+            cache = self._caches[kind]
+            if cache is None or cache.num_entries >= needed:
+                return cache
+            cache.close()
+        cache = RowCache.reserve(self._store, self._pages.layer, unit, sides, _ROOM * needed)
+        if cache is not None and cache.num_entries < needed:
+            cache.close()
+            cache = None
+        self._caches[kind] = cache
+        return cache
+
+    def truncate(self, num_tokens: int) -> None:
+        """Forget rows from `num_tokens` on: others may take those positions."""
+        for cache in self.row_caches():
+            cache.truncate(num_tokens // cache.unit)
+
+    def close(self) -> None:
+        """Give the pool's room back."""
+        for cache in self.row_caches():
+            cache.close()
+        self._caches = {}

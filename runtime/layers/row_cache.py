@@ -11,12 +11,12 @@ values alone) as rows of `unit * D` elements.
 Invariants  (1) `entry_of[g, u] == e` exactly if `unit_of[g, e] == u`
             (2) an entry's rows are the bytes of its unit's page: what is read does not depend on what is cached
             (3) what a step reads stays until the next: there are at least as many entries as it asks for
-What was put is not there yet: the first read that wants some of it, or to write, waits for its `Arrival`.
+After `put` the data may still be in flight. The first read that uses it, and any write, waits for its `Arrival`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,10 +24,14 @@ from torch import Tensor
 
 from ...storage import TieredStore
 
-Fetch = Callable[[np.ndarray, np.ndarray, Tensor], None]
-"""(heads int64 `[m]`, units int64 `[m]`, out `[sides * m, unit * D]`): fill `out`, side by side."""
 _ABSENT = -1
 _NEVER = np.iinfo(np.int32).min
+
+
+class Fetch(Protocol):
+    """Fills `out` `[sides * m, unit * D]`, side by side, with units int64 `[m]` of heads int64 `[m]`."""
+
+    def __call__(self, heads: np.ndarray, units: np.ndarray, unit: int, sides: int, out: Tensor) -> None: ...
 
 
 class RowCache:
@@ -84,7 +88,7 @@ class RowCache:
             heads, where = np.nonzero(lacking)
             units = ids[heads, where]
             staged = out[: self.sides * len(units)]
-            fetch(heads, units, staged)
+            fetch(heads, units, self.unit, self.sides, staged)
             entries[lacking] = self._take(heads, units, staged, self._clock)
         rows = self._row_of[:, self._flat(entries)].reshape(-1)
         torch.index_select(self._rows, 0, torch.from_numpy(rows).to(self._rows.device), out=out)

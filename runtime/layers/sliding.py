@@ -1,23 +1,29 @@
-"""The KV of a sliding-window layer of one sequence: small, kept as it is, never tiered.
-
-Answers `extend`, `step`, `snapshot`, ... as `tiered.TieredLayer` does.
+"""The KV of a sliding-window layer of one sequence: small, kept as it is, never in pages.
 
 Shapes  G KV heads, T new rows, D head dim; queries have H heads, H a multiple of G.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import ClassVar, NoReturn
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ...kernels.decode_attention import decode_attention
 from ...storage import PageLayout
+from .base import LayerKV
+from .stored import check_window
 
 
-class SlidingLayer:
-    """A sliding-window layer: the last `window - 1` tokens, plus up to a page so that the state at
-    the last page boundary can be cut out of it. Never tiered."""
+class SlidingLayer(LayerKV):
+    """A sliding-window layer: it holds the last `window - 1` tokens, and up to a page more so that its state at the
+    last page's end can be cut out."""
+
+    is_paged: ClassVar[bool] = False
 
     def __init__(self, layer: int, window: int, layout: PageLayout, dtype: torch.dtype, device: torch.device) -> None:
         self.layer, self.window, self.layout = layer, window, layout
@@ -27,11 +33,12 @@ class SlidingLayer:
         self._count = 0
         self._end = 0
 
+    # Prefill
+
     def begin(self) -> None:
-        pass
+        """Rows go straight to where they are kept."""
 
     def extend(self, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float) -> Tensor:
-        """As `TieredLayer.extend`, with keys more than `window - 1` positions back unseen."""
         rows, held = q.shape[1], self._count
         keys = torch.cat([self._buffer[0, :, :held], k], 1)
         values = torch.cat([self._buffer[1, :, :held], v], 1)
@@ -42,8 +49,19 @@ class SlidingLayer:
         visible = (keys[:, held - past :].unsqueeze(0), values[:, held - past :].unsqueeze(0))
         out = F.scaled_dot_product_attention(q.unsqueeze(0), *visible, attn_mask=seen, scale=scale, enable_gqa=True)
         kept = min(self.keep, held + rows)
-        self.restore(torch.stack([keys[:, held + rows - kept :], values[:, held + rows - kept :]]), start + rows)
+        self._hold(torch.stack([keys[:, held + rows - kept :], values[:, held + rows - kept :]]), start + rows)
         return out[0]
+
+    def finish(self, chains: list[bytes], tokens: np.ndarray, length: int) -> None:
+        """There are no pages to publish."""
+
+    def end_prefill(self) -> None:
+        """There is nothing to learn."""
+
+    # Decode
+
+    def look_ahead(self, query: Callable[[], Tensor]) -> None:
+        """The window is where attention reads it."""
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         if self._count == self._buffer.shape[2]:
@@ -61,32 +79,66 @@ class SlidingLayer:
         self._count -= self._end - num_tokens
         self._end = num_tokens
 
-    def _kept(self, back: int = 0) -> Tensor:
-        end = self._count - back
-        return self._buffer[:, :, max(0, end - self.keep) : end].clone()
+    def seal(self, chain: bytes, tokens: np.ndarray) -> None:
+        """There are no pages to publish."""
 
-    def snapshot(self) -> tuple[int, Tensor]:
-        """Its length, and K and V `[2, G, n, D]` of the tokens it keeps, a copy."""
-        return self._end, self._kept()
+    def extend_known(
+        self, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float, chains: list[bytes], tokens: np.ndarray
+    ) -> Tensor:
+        return self.extend(q, k, v, start, scale)  # a step reads the whole window, too
 
-    def at_boundary(self, tail_len: int) -> Tensor:
-        """K and V as they were `tail_len` tokens (less than a page) ago, for prefix reuse."""
-        return self._kept(tail_len)
+    # What the store and sessions keep
 
-    def rollback(self, snapshot: tuple[int, Tensor]) -> None:
-        self.restore(snapshot[1], snapshot[0])
+    def leave(self, tail_len: int, num_computed: int) -> dict[str, Tensor]:
+        return {f"{self.layer}": self._kept(tail_len)}
 
-    def restore(self, kv: Tensor, end: int) -> None:
-        """Hold `kv` `[2, G, n, D]`, the last n of `end` tokens."""
-        self._count, self._end = kv.shape[2], end
-        self._buffer[:, :, : self._count] = kv
+    def check_left(self, left: dict[str, Tensor], num_tokens: int) -> None:
+        self._check(f"layer {self.layer}", left.get(f"{self.layer}"), num_tokens)
 
-    def follow(self, other: SlidingLayer) -> None:
-        """Take on `other`'s past, a copy."""
-        self.rollback(other.snapshot())
+    def adopt(self, chains: list[bytes], tokens: np.ndarray, num_tokens: int, left: dict[str, Tensor]) -> None:
+        self._hold(left[f"{self.layer}"], num_tokens)
 
     def export(self) -> dict[str, Tensor]:
         return {"window": self._kept()}
 
+    def check_exported(self, prefix: str, tensors: dict[str, Tensor], num_tokens: int) -> set[str]:
+        name = f"{prefix}window"
+        self._check(name, tensors.get(name), num_tokens)
+        return {name}
+
+    def restore(
+        self, tensors: dict[str, Tensor], chains: list[bytes], tokens: np.ndarray, num_tokens: int, *, has_state: bool
+    ) -> None:
+        self._hold(tensors["window"], num_tokens)
+
+    def _check(self, field: str, kv: Tensor | None, num_tokens: int) -> None:
+        check_window(field, kv, self.window, self.keep, num_tokens, self.layout, self._buffer.dtype)
+
+    # Points and copies
+
+    def snapshot(self) -> tuple[int, Tensor]:
+        """Its length, and K and V `[2, G, n, D]` of the tokens it holds, a copy."""
+        return self._end, self._kept()
+
+    def rollback(self, point: tuple[int, Tensor]) -> None:
+        end, kv = point
+        self._hold(kv, end)
+
+    def truncate(self, num_pages: int) -> NoReturn:
+        raise NotImplementedError("what a window has passed is gone")
+
+    def follow(self, other: SlidingLayer) -> None:
+        self.rollback(other.snapshot())
+
     def close(self) -> None:
         self._count = self._end = 0
+
+    def _kept(self, back: int = 0) -> Tensor:
+        """K and V `[2, G, n, D]` of the tokens it held `back` tokens (less than a page) ago, a copy."""
+        end = self._count - back
+        return self._buffer[:, :, max(0, end - self.keep) : end].clone()
+
+    def _hold(self, kv: Tensor, end: int) -> None:
+        """Hold `kv` `[2, G, n, D]`, the last n of `end` tokens."""
+        self._count, self._end = kv.shape[2], end
+        self._buffer[:, :, : self._count] = kv

@@ -1,12 +1,13 @@
-"""What was saved of a layer besides its pages, looked at before it is worked with: its bytes may come from anywhere.
+"""Checks of what was stored of a layer besides its pages, before anything works with it: it may come from anywhere.
 
-What a check raises is a RecordError that names a field; nothing was touched by then. Numbers in range but
+A check that fails raises a RecordError which names the field, and nothing was changed by then. Numbers in range but
 wrong cannot be told from right ones: whoever can write a store decides what a model remembers.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from io import BytesIO
 
 import safetensors
@@ -14,11 +15,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ...retrieval.index import Index
 from ...retrieval.stored import Geometry, check_stored
-from ...storage import DiskTier, LaterVersionError, RecordError
+from ...storage import DiskTier, LaterVersionError, PageLayout, RecordError
 from ..untrusted.safetensors_header import read_header
-from .sliding import SlidingLayer
-from .tiered import TieredLayer
+from .base import LayerKV
 
 logger = logging.getLogger(__name__)
 
@@ -33,17 +34,23 @@ def read_tensors(payload: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise RecordError(f"tensors: {str(error)[:200]}") from error
 
 
-def check_window(cache: SlidingLayer, field: str, kv: Tensor | None, num_tokens: int, dtype: torch.dtype) -> None:
-    """Unless `kv` may be what a sliding layer holds after so many tokens."""
+def check_window(
+    field: str, kv: Tensor | None, window: int, keep: int, num_tokens: int, layout: PageLayout, dtype: torch.dtype
+) -> None:
+    """Raise RecordError unless `kv` can be what a sliding layer holds after `num_tokens` tokens.
+
+    Args:
+        window: tokens that the layer attends to. keep: the most that it holds.
+    """
     count = kv.shape[2] if kv is not None and kv.dim() == 4 else 0
-    if not min(cache.window - 1, num_tokens) <= count <= min(cache.keep, num_tokens):
-        raise RecordError(f"{field}: of {count} tokens, not what a window of {cache.window} holds after {num_tokens}")
-    check_kv(cache, field, kv, count, dtype)
+    if not min(window - 1, num_tokens) <= count <= min(keep, num_tokens):
+        raise RecordError(f"{field}: of {count} tokens, not what a window of {window} holds after {num_tokens}")
+    check_kv(field, kv, count, layout, dtype)
 
 
-def check_kv(cache: TieredLayer | SlidingLayer, field: str, kv: Tensor | None, count: int, dtype: torch.dtype) -> None:
-    """Unless `kv` are finite K and V `[2, G, count, D]`."""
-    shape = (2, cache.layout.num_heads, count, cache.layout.head_dim)
+def check_kv(field: str, kv: Tensor | None, count: int, layout: PageLayout, dtype: torch.dtype) -> None:
+    """Raise RecordError unless `kv` is K and V `[2, G, count, D]` of that dtype, all of it finite."""
+    shape = (2, layout.num_heads, count, layout.head_dim)
     if kv is None or kv.dtype != dtype or tuple(kv.shape) != shape:
         found = "nothing" if kv is None else f"{kv.dtype} {tuple(kv.shape)}"
         raise RecordError(f"{field}: {found}, expected {dtype} {shape}")
@@ -51,33 +58,29 @@ def check_kv(cache: TieredLayer | SlidingLayer, field: str, kv: Tensor | None, c
         raise RecordError(f"{field}: has a value that is not finite")
 
 
-def is_sound_index(cache: TieredLayer, tensors: dict[str, Tensor], num_tokens: int, repeats: int) -> bool:
-    """Whether `tensors` may be the state of the layer's index after so many sealed tokens; if not, says so in the log.
-
-    Args:
-        repeats: query heads per KV head.
-    """
-    of = Geometry(cache.workspace.span[0, :, :0], num_tokens, repeats)
+def is_sound_state(index: Index, layer: int, tensors: dict[str, Tensor], of: Geometry) -> bool:
+    """Whether `tensors` can be the state of the layer's `index` in a sequence like `of`; if not, the log says so."""
     try:
-        check_stored(tensors, cache.index.stored(of, tensors))
+        check_stored(tensors, index.stored(of, tensors))
     except ValueError as error:
-        logger.warning("layer %d: the index's state is not used, it is built again: %s", cache.layer, error)
+        logger.warning("layer %d: the index's state is not used, it is built again: %s", layer, error)
         return False
     return True
 
 
 def stored_state(
-    disk: DiskTier | None, chain: bytes, sliding: list[SlidingLayer], num_tokens: int, dtype: torch.dtype
+    disk: DiskTier | None, chain: bytes, layers: Iterable[LayerKV], num_tokens: int
 ) -> tuple[dict[str, Tensor], str] | None:
-    """What `Engine` left under `chain`, after so many tokens, and the identity of the index that learned; None if there
-    is nothing, or if `sliding` layers cannot go on from it, which the log says then."""
+    """What layers left (`LayerKV.leave`) under `chain`, the name of the page that ends a prefix of `num_tokens` tokens,
+    and the identity of the index that learned. None if there is nothing, or if one of `layers` cannot go on from it,
+    which the log says then."""
     try:
         payload = disk.get_state(chain) if disk is not None else None
         if payload is None:
             return None
         tensors, metadata = read_tensors(payload)
-        for cache in sliding:
-            check_window(cache, f"layer {cache.layer}", tensors.get(f"{cache.layer}"), num_tokens, dtype)
+        for layer in layers:
+            layer.check_left(tensors, num_tokens)
     except LaterVersionError as error:
         logger.info("state %s was written by a later version of stratakv (%s): not used", chain.hex(), error)
         return None
@@ -88,5 +91,5 @@ def stored_state(
 
 
 def tensors_under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Those whose names begin with `prefix`, by the rest of their names."""
+    """The tensors whose names begin with `prefix`, by the rest of their names."""
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

@@ -34,10 +34,8 @@ from ...storage import (
 )
 from ..api.errors import SessionError
 from ..engine.engine import Engine
-from ..engine.sequence import PROMPT, Sequence
-from ..layers.sliding import SlidingLayer
-from ..layers.stored import is_sound_index, tensors_under
-from ..layers.tiered import TieredLayer
+from ..engine.sequence import Sequence
+from ..layers.stored import tensors_under
 from .elsewhere import bring_over, names_in_twins, place_in_twins, told_where
 from .names import check_name, listed, same_name, unreadable
 from .session_check import read_session
@@ -239,17 +237,18 @@ def _fill(
     engine: Engine, sequence: Sequence, header: dict[str, Any], chains: list[bytes], tensors: dict[str, Tensor]
 ) -> int:
     """Returns how many tokens had to be computed again."""
-    tokens, total = tensors["tokens"].numpy().astype(np.uint32), len(tensors["tokens"])
+    tokens, origins = tensors["tokens"].numpy().astype(np.uint32), tensors["origins"].numpy()
+    total = len(tokens)
     with engine.turn():
         known = engine.store.num_known(chains, engine.model.tiered)
         if known == len(chains):
-            _take_over(engine, sequence, header, chains, tensors)
+            _take_over(sequence, tokens, chains, tensors, has_state=header["index"] == engine.index_identity)
             kept = total
         else:
             _check_window(engine, total)
-            has_windows = any(isinstance(cache, SlidingLayer) for cache in sequence.layers)
-            kept = _adopt(sequence, tokens, [] if has_windows else chains[:known])
-        sequence.origins[:] = tensors["origins"].numpy()[: sequence.num_tokens]
+            in_pages = all(layer.is_paged for layer in sequence.layers)
+            kept = _adopt(sequence, tokens, chains[:known] if in_pages else [])
+        sequence.restore(tokens[:kept], origins[:kept], chains[: kept // sequence.page_size])
     if kept < total:
         try:
             engine.prefill(sequence, tokens[kept:], want_logits=False)
@@ -259,34 +258,20 @@ def _fill(
 
 
 def _take_over(
-    engine: Engine, sequence: Sequence, header: dict[str, Any], chains: list[bytes], tensors: dict[str, Tensor]
+    sequence: Sequence, tokens: np.ndarray, chains: list[bytes], tensors: dict[str, Tensor], *, has_state: bool
 ) -> None:
-    """All pages are there: everything is as it was saved."""
-    tokens = tensors["tokens"].numpy().astype(np.uint32)
-    num_sealed = len(chains) * sequence.page_size
-    pages = tokens[:num_sealed].reshape(-1, sequence.page_size)
-    repeats = engine.model.num_heads // engine.model.num_kv_heads
+    """All pages are there: every layer is as it was saved."""
+    pages = tokens[: len(chains) * sequence.page_size].reshape(-1, sequence.page_size)
     for layer, cache in enumerate(sequence.layers):
         parts = tensors_under(f"layer.{layer}.", tensors)
-        if isinstance(cache, SlidingLayer):
-            cache.restore(parts["window"], len(tokens))
-            continue
-        is_ours = header["index"] == engine.index_identity and chains
-        if is_ours and is_sound_index(cache, tensors_under("index.", parts), num_sealed, repeats):
-            cache.restore(parts, chains, pages)
-        else:
-            cache.adopt(chains, pages)
-            cache.set_tail(parts["tail"])
-    sequence.commit(tokens, PROMPT, chains, from_store=True)
+        cache.restore(parts, chains, pages, len(tokens), has_state=has_state)
 
 
 def _adopt(sequence: Sequence, tokens: np.ndarray, chains: list[bytes]) -> int:
-    """Some pages are gone: keep the stored prefix. Returns how many tokens it has."""
+    """Some pages are gone: every layer keeps the stored prefix. Returns how many tokens that has."""
     kept = len(chains) * sequence.page_size
-    for cache in sequence.layers:
-        if chains and isinstance(cache, TieredLayer):
-            cache.adopt(chains, tokens[:kept].reshape(-1, sequence.page_size))
-    sequence.commit(tokens[:kept], PROMPT, chains, from_store=True)
+    for cache in sequence.layers if chains else ():
+        cache.adopt(chains, tokens[:kept].reshape(-1, sequence.page_size), kept, {})
     return kept
 
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from ...storage import RecordError
-from ..layers.sliding import SlidingLayer
-from ..layers.stored import check_kv, check_window, read_tensors
+from ..layers.stored import read_tensors
 from ..untrusted.numbers import shown
 from .session_header import header_of
 
@@ -33,13 +32,7 @@ def read_session(
     _check_ids(engine, tensors, header["notes"].get("unfed", []))
     expected = {"tokens", "origins", "chains"}
     for layer, cache in enumerate(sequence.layers):
-        prefix, model = f"layer.{layer}.", engine.model
-        if isinstance(cache, SlidingLayer):
-            check_window(cache, f"{prefix}window", tensors.get(f"{prefix}window"), count, model.dtype)
-            expected.add(f"{prefix}window")
-        else:
-            check_kv(cache, f"{prefix}tail", tensors.get(f"{prefix}tail"), count % size, engine.workspace.dtype)
-            expected |= {f"{prefix}tail"} | {name for name in tensors if name.startswith(f"{prefix}index.")}
+        expected |= cache.check_exported(f"layer.{layer}.", tensors, count)
     for name in sorted(tensors.keys() - expected):
         raise RecordError(f"tensor {shown(name)}: this model has none of that name")
     return header, chains, tensors

@@ -27,7 +27,7 @@ from ...chat.runtime import Runtime
 from ...engine.engine import Engine
 from ...engine.sequence import Sequence
 from ...layers.step import Step
-from ...layers.tiered import TieredLayer
+from ...layers.tiered import TieredLayer, tiered_layers
 from ...layers.workspace import KEY_BLOCK, Workspace
 from ...sessions import session
 from ..options import Ticker
@@ -229,9 +229,8 @@ class _Watcher:
         return self._other / max(1, self._chosen)
 
     def attach(self, sequence: Sequence) -> None:
-        for layer in sequence.layers:
-            if isinstance(layer, TieredLayer):
-                layer.watch = self._see
+        for layer in tiered_layers(sequence.layers):
+            layer.watch = self._see
 
     def _see(self, layer: TieredLayer, step: Step) -> None:
         self._steps[layer.layer], self._layers[layer.layer], self._sealed = step, layer, layer.sealed

@@ -193,7 +193,7 @@ def test_random_kv_is_in_store_and_index(tmp_path: Path) -> None:
             assert isinstance(one, tiered.TieredLayer)
             assert isinstance(other, tiered.TieredLayer)
             assert (len(one.pids), one.tail_len, one.indexed) == (len(other.pids), other.tail_len, other.indexed)
-            keys, values = other.block(0, other.sealed)
+            keys, values = other.reader.block(0, other.sealed)
             assert one.state.num_queried == other.state.num_queried == 700 // 16
             assert abs(float(keys.mean())) < 0.05
             assert abs(float(values.std()) - 1) < 0.05

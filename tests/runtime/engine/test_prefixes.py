@@ -11,9 +11,8 @@ from tiny_models import VOCABULARY, save_tiny_model
 
 from stratakv.runtime import KVConfig, Runtime
 from stratakv.runtime.engine.engine import Engine
-from stratakv.runtime.engine.prefixes import LEARNED_EVERY
 from stratakv.runtime.engine.sequence import Sequence
-from stratakv.runtime.layers.tiered import TieredLayer
+from stratakv.runtime.layers.tiered import LEARNED_EVERY, TieredLayer
 
 TOKENS = np.random.default_rng(5).integers(3, VOCABULARY, LEARNED_EVERY + 190).astype(np.uint32)
 

@@ -142,16 +142,16 @@ def test_queries_are_kept_of_the_pages_that_are_there(runtime: Runtime) -> None:
     engine.decode_known(sequence, KNOWN[:40])
     engine.prefill(other, PAST)  # its pages come from the store
     for layer in tiered(sequence):
-        assert layer.queries.kept is not None
-        assert sum(queries.shape[2] for queries in layer.queries.kept) == len(layer.pids) == 46
-    assert all(layer.queries.kept is None for layer in tiered(other))
+        assert layer.upkeep.queries.kept is not None
+        assert sum(queries.shape[2] for queries in layer.upkeep.queries.kept) == len(layer.pids) == 46
+    assert all(layer.upkeep.queries.kept is None for layer in tiered(other))
     sequence.close()
     other.close()
 
 
 def test_an_index_without_use_for_queries_costs_nothing_to_keep(harness: Harness) -> None:
     with harness.prefilled(PAST) as base:
-        assert all(layer.queries.kept is None for layer in tiered(base))
+        assert all(layer.upkeep.queries.kept is None for layer in tiered(base))
 
 
 # Conversations and costs
@@ -199,7 +199,7 @@ class Slow:
         length = layer.sealed + layer.tail_len
         if step.ids is None or length % self.every:
             return
-        stored = layer.block(0, layer.sealed)
+        stored = layer.reader.block(0, layer.sealed)
         keys, values = (torch.cat([some, tail], 1) for some, tail in zip(stored, layer.tail, strict=True))
         for head in range(len(keys)):
             read = {int(unit) * step.unit + i for unit in step.ids[head] for i in range(step.unit)}

@@ -103,12 +103,12 @@ def test_a_span_that_another_call_came_between_is_not_published(tmp_path: Path) 
         turns, named = runtime.engine.turns, runtime.engine.new_sequence().name_pages(np.arange(2, 34), PROMPT)
         with turns.taken():
             mine.begin()
-            mine.span_rows(0, 20)
+            mine.span.rows(0, 20)
         with turns.taken():
             theirs.begin()
-            theirs.span_rows(0, 32)
+            theirs.span.rows(0, 32)
         with turns.taken(), pytest.raises(ConversationError, match="another call came between"):
-            mine.span_rows(20, 12)
+            mine.span.rows(20, 12)
         with turns.taken(), pytest.raises(ConversationError, match="another call came between"):
             mine.finish(named.chains, named.tokens, 32)
         assert len(mine.pids) == 0
@@ -121,7 +121,7 @@ def test_a_span_with_rows_left_out_is_not_published(tmp_path: Path) -> None:
         named = runtime.engine.new_sequence().name_pages(np.arange(2, 34), PROMPT)
         with runtime.engine.turns.taken():
             layer.begin()
-            layer.span_rows(0, 16)
+            layer.span.rows(0, 16)
             with pytest.raises(ConversationError):
                 layer.finish(named.chains, named.tokens, 32)
         with pytest.raises(ConversationError, match="out of turn"):
@@ -140,7 +140,7 @@ def test_pages_are_named_by_the_tokens_that_are_there(tmp_path: Path) -> None:
         with pytest.raises(ConversationError, match="was changed while its pages were computed"):
             named.require_right(sequence)
         named = sequence.name_pages(tokens, PROMPT)
-        sequence.log(tokens[:1], PROMPT)
+        sequence.commit(sequence.name_pages(tokens[:1], PROMPT))
         with pytest.raises(ConversationError, match="was changed while its pages were computed"):
             named.require_right(sequence)
 
@@ -150,7 +150,7 @@ def test_a_sequence_used_by_a_callback_meanwhile_publishes_nothing(tmp_path: Pat
         sequence, tokens = runtime.engine.new_sequence(), np.arange(2, 102, dtype=np.uint32)
 
         def meddle(_: Progress) -> None:
-            sequence.log(tokens[:3], PROMPT)
+            sequence.commit(sequence.name_pages(tokens[:3], PROMPT))
 
         with pytest.raises(ConversationError):
             runtime.engine.prefill(sequence, tokens, on_progress=meddle)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path
+
+from places import ROOT
 
 from stratakv.runtime.model.gguf.architectures import ARCHITECTURES
 from stratakv.runtime.untrusted.families import FAMILIES, ROPE_KINDS, WRAPPERS
 from stratakv.runtime.untrusted.rope import _OF_KIND
 
-RUNTIME = Path(__file__).parents[2] / "runtime"
+RUNTIME = ROOT / "runtime"
 NAMED = {
     "untrusted/families.py": "the table",
     "model/gguf/architectures.py": "the functions that make a config.json of a file's keys, by family",

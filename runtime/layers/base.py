@@ -1,0 +1,176 @@
+"""What one layer keeps of one sequence, as engine, sessions and evaluation see it: `LayerKV`.
+
+The layers of a model keep different things of a text. `tiered.TieredLayer` keeps all keys and values, as pages of the
+store with an index over them; `sliding.SlidingLayer` keeps those of the last tokens. A recurrent layer would keep one
+state, a latent layer one vector a token. Callers tell every layer of a sequence the same things in the same order, and
+a layer that a call means nothing to does nothing.
+
+    prefill   begin -> extend, extend, ... -> finish     once for each span; end_prefill after the last one
+    decode    (look_ahead ->) step (-> seal)             one token; seal if it fills a page; undo_step takes it back
+    known     extend_known                               many steps of this layer at once
+    stored    adopt | restore                            what the store has of a prefix | what a session has
+    back      snapshot -> rollback                       to any earlier point
+    copy      follow                                     another sequence's past
+
+Turns       `begin` to `finish`, and each `step` and `seal`, happen while the caller holds the model's turn without a
+            break: the buffers that layers compute in are shared by all sequences of the model.
+Inputs      q, k, v are rotated. A layer copies what it keeps of them before it returns.
+Results     of `extend`, `extend_known` and `step` are the caller's. `export`, `leave` and `snapshot` give copies, or
+            what is never written again, so they stay good whatever happens to the sequence.
+Failures    An exception leaves the layer in a state from which `rollback` to an earlier snapshot works; after a failed
+            `step` before any `seal`, `undo_step` is enough. Nothing that was not whole was published by then.
+
+Shapes      G KV heads, H query heads (a multiple of G), T rows, L tokens a page, D head dim.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from torch import Tensor
+
+
+class LayerKV(ABC):
+    """What one layer keeps of one sequence. The module's docstring says in which order calls come."""
+
+    layer: int
+    """The layer's number in the model."""
+    is_paged: ClassVar[bool]
+    """The pages of a text are all that this layer needs to go on from it: it can adopt any stored prefix without
+    `leave`'s help, and `truncate` it."""
+    tokens_read: int = 0
+    """Tokens of each KV head that the last step read, in a layer that has a budget; otherwise 0."""
+
+    # Prefill: many tokens, attended to exactly
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Start a span. It must end in the same turn, or nothing of it is kept."""
+
+    @abstractmethod
+    def extend(self, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float) -> Tensor:
+        """Add the next rows of the span, at positions `start ..`, and return their exact causal attention `[H, T, D]`
+        over everything before them and themselves; q `[H, T, D]`, k and v `[G, T, D]`.
+
+        Raises ConversationError if another call has come between the rows of the span.
+        """
+
+    @abstractmethod
+    def finish(self, chains: list[bytes], tokens: np.ndarray, length: int) -> None:
+        """End the span: all of its rows are here. Publish the pages that it filled.
+
+        Args:
+            chains: names of those pages. tokens: uint32 `[pages, L]`, what they hold.
+            length: tokens since the last page's end before the span.
+
+        Raises:
+            ConversationError: the span is not whole, or not this turn's; nothing was published.
+            CapacityError: the tiers are full.
+        """
+
+    @abstractmethod
+    def end_prefill(self) -> None:
+        """All spans of a prompt are here: learn from them what decode needs."""
+
+    # Decode: one token, attended to within the budget
+
+    @abstractmethod
+    def look_ahead(self, query: Callable[[], Tensor]) -> None:
+        """Bring nearer what the next step will read if its query is like `query()` (`[G, R, D]` fp32, rotated and
+        scaled). Changes no result. `query` is called only if there is something to bring."""
+
+    @abstractmethod
+    def step(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Add one token and return its attention `[H, D]`; q `[H, D]`, k and v `[G, D]`. Raises CapacityError."""
+
+    @abstractmethod
+    def undo_step(self, tail_len: int, num_tokens: int) -> None:
+        """Forget the token of a step that failed, whether it got here or not. Before it there were `num_tokens`
+        tokens, `tail_len` of them after the last page's end."""
+
+    @abstractmethod
+    def seal(self, chain: bytes, tokens: np.ndarray) -> None:
+        """The last step's token filled a page: publish it under the name `chain`; tokens uint32 `[L]`. Raises
+        CapacityError."""
+
+    @abstractmethod
+    def extend_known(
+        self, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float, chains: list[bytes], tokens: np.ndarray
+    ) -> Tensor:
+        """Add known tokens at positions `start ..`, as `step` and `seal` would one by one. Shapes as in `extend`;
+        `chains` and `tokens` as in `finish`."""
+
+    # What the store and sessions keep
+
+    @abstractmethod
+    def leave(self, tail_len: int, num_computed: int) -> dict[str, Tensor]:
+        """What the store is to keep for sequences that begin with the same pages, besides those: the state `tail_len`
+        tokens ago, which was the last page's end, and what was costly to learn. Named `LAYER` or `LAYER.PART`.
+
+        Args:
+            num_computed: tokens that the prefill which ends here has computed; not everything is worth keeping for few.
+        """
+
+    @abstractmethod
+    def check_left(self, left: dict[str, Tensor], num_tokens: int) -> None:
+        """Raise RecordError unless `adopt` can go on from `left`, which has what `leave` gave after `num_tokens` tokens
+        and may come from anywhere. What `adopt` can do without is not looked at."""
+
+    @abstractmethod
+    def adopt(self, chains: list[bytes], tokens: np.ndarray, num_tokens: int, left: dict[str, Tensor]) -> None:
+        """Go on with pages that the store has; they take the place of the tail.
+
+        Args:
+            chains: names of the pages. tokens: uint32 `[pages, L]`, what they hold.
+            num_tokens: tokens of the sequence with them.
+            left: what `leave` gave for the same tokens, of all layers; checked. A paged layer does without.
+        """
+
+    @abstractmethod
+    def export(self) -> dict[str, Tensor]:
+        """Everything that a session keeps of this layer besides pages."""
+
+    @abstractmethod
+    def check_exported(self, prefix: str, tensors: dict[str, Tensor], num_tokens: int) -> set[str]:
+        """The names in `tensors` that are this layer's: those that begin with `prefix` and that `export` gives.
+
+        Raises RecordError, naming one, unless this layer can hold them after `num_tokens` tokens; they may come from
+        anywhere. What `restore` can do without is not looked at.
+        """
+
+    @abstractmethod
+    def restore(
+        self, tensors: dict[str, Tensor], chains: list[bytes], tokens: np.ndarray, num_tokens: int, *, has_state: bool
+    ) -> None:
+        """Be, in a new sequence, what `export` gave; moves no page. `chains`, `tokens` and `num_tokens` as in `adopt`.
+
+        Args:
+            tensors: checked, names without prefix.
+            has_state: whether an index state among them is of the same index as this layer's.
+        """
+
+    # Points and copies
+
+    @abstractmethod
+    def snapshot(self) -> Any:
+        """This point, for `rollback`. Cheap: pages and index states are not copied."""
+
+    @abstractmethod
+    def rollback(self, point: Any) -> None:
+        """Back to what an earlier `snapshot` of this layer gave."""
+
+    @abstractmethod
+    def truncate(self, num_pages: int) -> None:
+        """Keep the first `num_pages` pages and nothing after them. Only for layers that are `is_paged`."""
+
+    @abstractmethod
+    def follow(self, other: Self) -> None:
+        """Take on the past of `other`, the same layer in another sequence; this one is new. Pages are shared, the rest
+        is copied. Raises CapacityError."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give everything up; pages stay in the store as cache. Safe to call twice."""

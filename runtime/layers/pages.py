@@ -1,0 +1,135 @@
+"""The pages of one layer of one sequence: the sealed ones by page id, and the open one.
+
+    position  0 ............ sealed ............ | tail
+              pages in the store, any tier         the open page, in the compute tier
+
+A page is laid out `[G, 2, L, D]`.
+
+Shapes  G KV heads, L page size, D head dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...storage import OpenPage, TieredStore
+
+PUT_PAGES = 64
+"""Pages handed to the store at a time: bounds the copy that lays them out."""
+_NONE = np.empty(0, dtype=np.int64)
+
+
+class LayerPages:
+    """Each sealed page is held by one reference in the store."""
+
+    def __init__(self, store: TieredStore, layer: int) -> None:
+        self.store, self.layer, self.layout = store, layer, store.layout
+        self.pids = _NONE
+        """Page ids of the sealed pages, int64, in order."""
+        self.tail_len = 0
+        """Tokens in the open page."""
+        self._open: OpenPage | None = None
+        self._dtype: torch.dtype = getattr(torch, store.layout.dtype)
+
+    @property
+    def sealed(self) -> int:
+        """Tokens in sealed pages."""
+        return len(self.pids) * self.layout.page_size
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the open page is, so that it can be sealed."""
+        return self.tail_len == self.layout.page_size
+
+    # The open page
+
+    @property
+    def tail(self) -> tuple[Tensor, Tensor]:
+        """K and V `[G, tail_len, D]` of the open page's tokens, views; there is at least one."""
+        kv = self._open_kv()[:, :, : self.tail_len]
+        return kv[0], kv[1]
+
+    def add(self, k: Tensor, v: Tensor) -> None:
+        """The next token; k and v `[G, D]`. Raises CapacityError if that needs a page and there is no room for it."""
+        kv = self._opened()
+        kv[0, :, self.tail_len] = k
+        kv[1, :, self.tail_len] = v
+        self.tail_len += 1
+
+    def tail_copy(self) -> Tensor:
+        """K and V `[2, G, tail_len, D]` of the open page's tokens, a copy."""
+        if not self.tail_len:
+            return torch.empty((2, self.layout.num_heads, 0, self.layout.head_dim), dtype=self._dtype)
+        return self._open_kv()[:, :, : self.tail_len].contiguous().clone()
+
+    def set_tail(self, kv: Tensor) -> None:
+        """Hold `kv` `[2, G, n, D]`, n < L, in the open page and nothing else. A page that is open stays so: with full
+        tiers there might be no room for another one."""
+        if kv.shape[2]:
+            self._opened()[:, :, : kv.shape[2]] = kv
+            self.tail_len = kv.shape[2]
+        else:
+            self.drop_tail()
+
+    def drop_tail(self) -> None:
+        if self._open is not None:
+            self.store.discard(self._open)
+        self._open, self.tail_len = None, 0
+
+    def _opened(self) -> Tensor:
+        if self._open is None:
+            self._open = self.store.open_page(self.layer)
+        return self._open_kv()
+
+    def _open_kv(self) -> Tensor:
+        """The open page as `[2, G, L, D]`, a view."""
+        assert self._open is not None
+        shape = (self.layout.num_heads, 2, self.layout.page_size, self.layout.head_dim)
+        return self._open.bytes.view(self._dtype).view(shape).transpose(0, 1)
+
+    # Sealed pages
+
+    def seal(self, chain: bytes, tokens: np.ndarray) -> Tensor:
+        """The open page, which is full, goes to the store; returns its keys `[G, L, D]`, a copy. Raises CapacityError;
+        nothing has changed then."""
+        assert self._open is not None
+        assert self.is_full
+        keys = self._open_kv()[0].clone()
+        pid = self.store.seal(self._open, chain, tokens)
+        self._open, self.tail_len = None, 0
+        self.pids = np.append(self.pids, pid)
+        return keys
+
+    def put(self, chains: list[bytes], tokens: np.ndarray, kv: Tensor) -> None:
+        """Whole pages `kv` `[2, G, pages * L, D]` go to the store. Raises CapacityError; some may be there then."""
+        size = self.layout.page_size
+        for first in range(0, len(chains), PUT_PAGES):
+            some = slice(first, first + PUT_PAGES)
+            part = kv[:, :, first * size : (first + PUT_PAGES) * size]
+            pages = part.reshape(2, part.shape[1], -1, size, part.shape[3]).permute(2, 1, 0, 3, 4).flatten(1)
+            pids = self.store.put(self.layer, chains[some], tokens[some], pages.view(torch.uint8))
+            self.pids = np.concatenate([self.pids, pids])
+
+    def adopt(self, chains: Sequence[bytes], tokens: np.ndarray) -> None:
+        """Pages that the store has come next; they take the place of the open one."""
+        self.drop_tail()
+        self.pids = np.concatenate([self.pids, self.store.adopt(self.layer, chains, tokens)])
+
+    def share(self, other: LayerPages) -> None:
+        """Hold the sealed pages of `other`, too. There are none here yet."""
+        self.store.retain(other.pids)
+        self.pids = other.pids.copy()
+
+    def cut(self, num_pages: int) -> None:
+        """Give up all sealed pages but the first `num_pages`."""
+        self.store.release(self.pids[num_pages:])
+        self.pids = self.pids[:num_pages]
+
+    def close(self) -> None:
+        """Give everything up."""
+        self.drop_tail()
+        self.cut(0)

@@ -1,0 +1,84 @@
+"""The rows of a prefill span of one layer: where they wait until all are there, and what they attend to.
+
+    position  0 ............ sealed ............ | tail | new rows of the span
+              pages in the store, any tier         both in the span buffer of the workspace
+
+What a result is computed from depends only on positions, never on where pages lie: row chunks and key blocks sit on a
+fixed grid, so that spilling changes no bit.
+
+Pages are published only by whoever has held the model's turn without a break since the rows began to arrive, and only
+when all of them have: the buffer is shared, and what another caller wrote there would be stored for good under these
+tokens' name.
+
+Shapes  G KV heads, H query heads, T rows, D head dim.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...kernels.merge_states import merge_states
+from ...kernels.prefill_attention import prefill_attention
+from ..api.errors import ConversationError
+from .page_reader import PageReader
+from .pages import LayerPages
+from .workspace import KEY_BLOCK, Workspace
+
+
+class Span:
+    """One layer's use of the workspace's span buffer."""
+
+    def __init__(self, pages: LayerPages, reader: PageReader, workspace: Workspace) -> None:
+        self._pages, self._reader, self._workspace = pages, reader, workspace
+        self._turn = self._arrived = 0
+
+    def begin(self) -> None:
+        """Start a span, which ends in the same turn: the tail's tokens go first."""
+        self._workspace.turns.require()
+        self._turn, self._arrived = self._workspace.turns.number, 0
+        if self._pages.tail_len:
+            keys, values = self._pages.tail
+            rows = self.rows(0, self._pages.tail_len)
+            rows[0], rows[1] = keys, values
+
+    def rows(self, first: int, count: int) -> Tensor:
+        """Where K and V of the rows `first .. first + count` belong, `[2, G, count, D]`: those that come next.
+        Raises ConversationError if another call has come between, or rows are left out."""
+        self._workspace.turns.require()
+        if self._turn != self._workspace.turns.number or first != self._arrived:
+            raise ConversationError("another call came between the parts of a prefill; nothing of it is kept")
+        self._arrived += count
+        return self._workspace.span[:, :, first : first + count]
+
+    def whole(self, length: int) -> Tensor:
+        """K and V `[2, G, length, D]` of all rows, the tail's first. Raises ConversationError if there are fewer, or
+        another call has come between."""
+        self.rows(length, 0)
+        return self._workspace.span[:, :, :length]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float) -> Tensor:
+        """Rows `start ..` against all keys before them, block by block, and against themselves: `[H, T, D]`;
+        q `[H, T, D]`, k and v `[G, T, D]`."""
+        out, lse = prefill_attention(q, k, v, scale=scale, causal=True)
+        outs, lses = [out], [lse]
+        for begin in range(0, start, KEY_BLOCK):
+            keys, values = self.block(begin, min(begin + KEY_BLOCK, start))
+            out, lse = prefill_attention(q, keys.to(q.dtype), values.to(q.dtype), scale=scale, causal=False)
+            outs.append(out)
+            lses.append(lse)
+        return merge_states(outs, lses)[0]
+
+    def block(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        """K and V `[G, end - begin, D]` by position, from the store, the span buffer, or both.
+
+        Good until the next read of this or another layer."""
+        sealed, span = self._pages.sealed, self._workspace.span
+        if begin >= sealed:
+            here = span[:, :, begin - sealed : end - sealed]
+            return here[0], here[1]
+        keys, values = self._reader.block(begin, min(end, sealed))
+        if end <= sealed:
+            return keys, values
+        rest = span[:, :, : end - sealed]
+        return torch.cat([keys, rest[0].to(keys.dtype)], 1), torch.cat([values, rest[1].to(keys.dtype)], 1)
