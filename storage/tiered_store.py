@@ -118,8 +118,7 @@ class TieredStore:
 
     @property
     def chains_to_keep(self) -> Callable[[], set[bytes]] | None:
-        """Returns the chains that sessions still need when room is made on disk; None: never sweep (see
-        `WriteBehind`)."""
+        """Gives the chains that sessions still need when room is made on disk; None: no sweep (see `WriteBehind`)."""
         return self._writing.chains_to_keep
 
     @chains_to_keep.setter

@@ -284,8 +284,7 @@ class Chat:
             yield
 
     def end_reply(self) -> None:
-        """End a reply that is still open, before anything else is asked. Raises ConversationError if the conversation
-        is closed."""
+        """End a reply that is still open, before anything else. Raises ConversationError if the chat is closed."""
         if self._is_closed:
             raise ConversationError("this conversation is closed; begin another one")
         if self.open_reply is not None:

@@ -76,8 +76,7 @@ class DiskTier(SessionShelf):
         self.folder = folder
         self.fingerprint = fingerprint
         self.give_way: Callable[[int], int] | None = None
-        """Makes other folders of the store smaller by the given number of bytes; returns by how many they are. None:
-        they stay."""
+        """Makes other folders of the store smaller by a number of bytes; returns by how many. None: they stay."""
         self.remedy = "raise disk_gb"
         """Words for messages that say what lets the store hold more."""
         self._claiming = threading.Lock()

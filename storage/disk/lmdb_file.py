@@ -227,8 +227,7 @@ class LmdbFile:
             )
 
     def _created(self) -> lmdb.Environment:
-        """Open the file, and make it if there is none: whole or not at all, since half a file would be taken for
-        damage."""
+        """Open the file, and make it if there is none: whole or not at all, since half a file would pass for damage."""
         is_new = not os.path.exists(self.path)
         try:
             return self._opened(create=True)
