@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +27,13 @@ def spilled(folder: Path, *, host: int, gpu: int | None = None) -> tuple[TieredS
     return store, store.adopt(0, TEXT.chains, TEXT.tokens)
 
 
-def test_a_transfer_takes_as_long_as_its_bytes() -> None:
-    link = Link()
+def test_a_transfer_takes_as_long_as_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, link = Clock(monkeypatch), Link()
     link.bytes_per_s = 1e6
-    started = time.perf_counter()
     with link.moving() as transfer:
         transfer.num_bytes = 20_000
-    taken = time.perf_counter() - started
-    assert 0.02 <= link.busy_s <= taken
+    assert clock.now == pytest.approx(100.02)
+    assert link.busy_s == pytest.approx(0.02)
 
 
 def test_transfers_take_turns() -> None:
