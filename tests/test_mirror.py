@@ -21,7 +21,7 @@ THROUGH = {
     "hostile/test_bombs.py": "storage.codecs.zstd",
     "hostile/test_fuzz_models.py": "runtime.untrusted.weights runtime.untrusted.safetensors_header",
     "hostile/test_hostile_sessions.py": "runtime.sessions.session_check storage.disk.sessions",
-    "kernels/test_gather.py": "kernels.gather_packed kernels.gather_rows",
+    "kernels/test_gather.py": "kernels.gather_rows",
     "kernels/test_keys_triton.py": "kernels.rotary",
     "kernels/test_topk_pages.py": "kernels.launch",
     "retrieval/indexes/test_leoam.py": "retrieval.structures.chunk_choice retrieval.structures.refine",

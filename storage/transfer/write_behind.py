@@ -2,7 +2,7 @@
 
 A page's way to disk
 
-    sealed, dirty --enqueue--> queued --writer takes a bundle-> in flight --commit--> stored (clean)
+    sealed, dirty --enqueue--> queued --writer takes bundles--> in flight --commit--> stored (clean)
                                                                     |
                                                                     +-- full or failing --> waits for a probe
 

@@ -16,7 +16,7 @@ import typer
 
 from stratakv.runtime.cli.app import app
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LIBRARY = ("runtime", "storage", "retrieval", "kernels", "examples")
 FOLDERS = (*LIBRARY, "tests", "docs", "findings")
 PAGES = [
