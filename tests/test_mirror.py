@@ -94,10 +94,10 @@ THROUGH = {
     "runtime/untrusted/test_directory.py": "runtime.untrusted.json_files runtime.untrusted.tokenizer",
     "runtime/untrusted/test_template_render.py": "runtime.untrusted.template_child",
     "storage/disk/test_disk_tier.py": (
-        "storage.disk.lmdb_file storage.disk.lmdb_format storage.disk.records storage.disk.uses storage.files.private"
+        "storage.disk.lmdb_file storage.disk.lmdb_format storage.disk.stored_records storage.disk.uses storage.files.private"
     ),
     "storage/disk/test_record.py": "storage.codecs storage.codecs.raw storage.disk.pieces",
-    "storage/disk/test_share.py": "storage.disk.lease storage.files.locks",
+    "storage/disk/test_share.py": "storage.disk.folder_lease storage.files.locks",
     "storage/memory/test_arena.py": "storage.memory.residency",
     "storage/test_tiered_store.py": (
         "storage storage.counters storage.memory.page_table storage.transfer.gathering storage.transfer.intake "
@@ -114,7 +114,8 @@ THROUGH = {
     ),
     "whole/test_shell_edges.py": "runtime.cli.one_line runtime.engine.machine_caps",
     "whole/test_spill.py": (
-        "runtime.engine.sequence runtime.engine.recompute runtime.layers.stored runtime.layers.tiered"
+        "runtime.engine.sequence runtime.engine.recompute runtime.layers.pages runtime.layers.span "
+        "runtime.layers.stored runtime.layers.tiered runtime.layers.upkeep"
     ),
 }
 """Test file -> modules that show what they do only there, beside or through those that call them."""
