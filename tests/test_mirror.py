@@ -94,7 +94,8 @@ THROUGH = {
     "runtime/untrusted/test_directory.py": "runtime.untrusted.json_files runtime.untrusted.tokenizer",
     "runtime/untrusted/test_template_render.py": "runtime.untrusted.template_child",
     "storage/disk/test_disk_tier.py": (
-        "storage.disk.lmdb_file storage.disk.lmdb_format storage.disk.stored_records storage.disk.uses storage.files.private"
+        "storage.disk.lmdb_file storage.disk.lmdb_format storage.disk.stored_records storage.disk.uses "
+        "storage.files.private"
     ),
     "storage/disk/test_record.py": "storage.codecs storage.codecs.raw storage.disk.pieces",
     "storage/disk/test_share.py": "storage.disk.folder_lease storage.files.locks",
