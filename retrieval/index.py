@@ -29,7 +29,7 @@ from .reading import Reader, Run, read_exactly
 from .stored import Geometry, Stored
 
 State = TypeVar("State")
-"""What an index keeps of one sequence: each has its own kind."""
+"""The state that an index keeps of one sequence: each index has its own kind."""
 FIT_TOKENS = 4096
 """The most tokens an index is fitted on: a sample of pages spread over the sequence."""
 RUN_PAGES = 8
@@ -86,7 +86,7 @@ class IndexOf(ABC, Generic[State]):
     def fit(
         self, keys: Tensor, positions: Tensor, queries: Tensor | None = None, previous: State | None = None
     ) -> State:
-        """A state that holds no token yet.
+        """Make a state that holds no token yet.
 
         Args:
             keys: sample of the sequence `[G, m, D]`, whole pages, m >= 0. May be overwritten after
@@ -100,7 +100,8 @@ class IndexOf(ABC, Generic[State]):
     @abstractmethod
     def append(self, state: State, keys: Tensor, queries: Tensor | None = None) -> None:
         """Extend `state` by further sealed keys `[G, n, D]`, whole pages in order (n >= 0), and their pages'
-        queries `[G, R, n / page_size, D]`. Appending in other pieces gives the same state."""
+        queries `[G, R, n / page_size, D]`. The state does not depend on how
+        the keys are divided among calls."""
 
     def build(self, keys: Tensor, queries: Tensor | None = None) -> State:
         """Fit on a sample of `keys` `[G, n, D]`, the whole sequence so far, and append all of them."""
@@ -113,23 +114,23 @@ class IndexOf(ABC, Generic[State]):
         return state
 
     def is_outgrown(self, state: State) -> bool:
-        """Whether the state should be fitted anew: the sequence is no longer like what it learned from."""
+        """True if the state should be fitted anew, since the sequence is no longer like the one it learned from."""
         return False
 
     @abstractmethod
     def truncate(self, state: State, num_tokens: int) -> None:
-        """Forget all but the first `num_tokens` tokens (whole pages). What was learned stays."""
+        """Forget all but the first `num_tokens` tokens (whole pages). Learned numbers stay."""
 
     def learned_by(self, state: State) -> Any:
-        """What the state has learned so far and `truncate` does not take back; cheap, for `unlearn`."""
+        """A cheap copy of the learned numbers that `truncate` does not take back, for `unlearn`; None without any."""
         return None
 
     def unlearn(self, state: State, learned: Any) -> None:
-        """Back to what `learned_by` gave earlier for the same state."""
+        """Take the state back to the learned numbers that `learned_by` gave for it earlier."""
 
     @abstractmethod
     def select(self, state: State, q: Tensor, num_tokens: int, budget: int) -> Selection:
-        """Units of the `num_tokens` sealed tokens to read for `q` `[G, R, D]` (rotated and scaled, fp32).
+        """Choose units of the `num_tokens` sealed tokens to read for `q` `[G, R, D]` (rotated and scaled, fp32).
 
         `budget` is in tokens, smaller than `num_tokens`, and holds at least the forced units plus
         one page. Pure: changes nothing. Reads at most `budget` tokens per KV head.
@@ -156,7 +157,7 @@ class IndexOf(ABC, Generic[State]):
         itself, `tensors` tell it; raises ValueError if they tell none that it could have chosen."""
 
     def state_bytes(self, state: State) -> int:
-        """Memory the state occupies."""
+        """Bytes of memory that the state occupies."""
         return sum(t.nbytes for t in self.export(state).values())
 
     def copy(self, state: State) -> State:

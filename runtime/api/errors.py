@@ -1,4 +1,4 @@
-"""Errors a user can act on. The command line prints their message as one line and exits with 2.
+"""The errors that a user can act on. The command line prints their message as one line and exits with 2.
 
 `StratakvError` is the root of these and of the store's (`storage.errors`). What Python has a name for keeps it beside
 them: ValueError for a value that is out of range, OSError for a file that cannot be read.

@@ -1,4 +1,4 @@
-"""What `Runtime.stats` gives: plain numbers, as JSON has them. docs/FIGURES.md defines each."""
+"""The types of `Runtime.stats`: plain numbers, as JSON has them. docs/FIGURES.md defines each."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Stats(TypedDict):
     index: str
     budget: int | float
     tokens_read: int
-    """Of the last decode step, per KV head and layer."""
+    """Tokens that the last decode step read, per KV head and layer."""
     tiers: dict[str, TierStats]
-    """By name: `gpu`, `host`, `disk`, as far as there is one."""
+    """The tiers there are, by name: `gpu`, `host`, `disk`."""
     hit_rate: float | None
     edges: dict[str, int]
     """Bytes that moved, by direction: `host_to_gpu_bytes` and the three others."""

@@ -55,7 +55,7 @@ def _fill_layer(
 
 
 def _note_queries(engine: Engine, cache: TieredLayer, pages: int, random: torch.Generator) -> None:
-    """What `TieredLayer.extend` notes in passing: without any, an index would learn anew while steps are timed."""
+    """Note random queries, as reading a prompt would: without any, an index would learn anew while steps are timed."""
     if cache.upkeep.queries.is_wanted and pages:
         model = engine.model
         queries = torch.randn(model.num_heads, pages, model.head_dim, generator=random, device=model.device)

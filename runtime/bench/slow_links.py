@@ -26,7 +26,7 @@ class SlowLink(Link):
         self._bytes_per_s = gbps * 1e9
         self._one_at_a_time = threading.Lock()
         self._free_at = 0.0
-        """When the last of what was sent ahead is due."""
+        """The moment (of `time.perf_counter`) at which the last transfer sent ahead is due."""
         self._put_off = 0.0
         """Total seconds by which awaited transfers have delayed the ones sent ahead."""
 

@@ -70,7 +70,7 @@ def _return_to_question(engine: Engine, sequence: Sequence, unfed: list[int]) ->
 
 
 def _follow(before: Sequence, sequence: Sequence, start: int) -> None:
-    """To the last page's end before `start`, which is left out: its logits are wanted."""
+    """Let `before` follow `sequence` to the last page's end before `start`, leaving a token whose logits are wanted."""
     if all(layer.is_paged for layer in before.layers):
         before.follow(sequence)
         before.truncate(max(0, start - 1) // before.page_size)

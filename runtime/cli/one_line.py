@@ -62,7 +62,7 @@ def with_flags(message: str, names: dict[str, str] | None = None) -> str:
 
 
 def user_errors() -> tuple[type[BaseException], ...]:
-    """What a user can cause and act on. Imported late: `--help` needs no model library."""
+    """The errors that a user can cause and act on. Imported late: `--help` needs no model library."""
     from ..api.errors import StratakvError
 
     return (StratakvError, ValueError, OSError, MemoryError)

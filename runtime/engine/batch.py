@@ -1,4 +1,4 @@
-"""Whether memory has the pages that a batch takes: known before any work."""
+"""Checks before any work that memory has the pages which a batch takes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from .planner import Plan
 
 
 def check_open_pages(plan: Plan, store: TieredStore, prompts: int) -> None:
-    """The page that a sequence writes stays where attention reads, in every layer. Raises DoesNotFitError."""
+    """Raises DoesNotFitError unless the compute tier can hold one open page per prompt and layer: the page that a
+    sequence writes stays where attention reads."""
     tier, spare, needed = store.compute, num_spare(store, store.compute), prompts * plan.num_tiered
     if needed > spare:
         raise DoesNotFitError(

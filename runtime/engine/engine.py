@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Prefilled:
-    """What a prefill did. `logits` `[vocabulary]` of the last token, unless they were not wanted."""
+    """The outcome of a prefill. `logits` are the last token's, fp32 `[vocabulary]`; None if they were not wanted."""
 
     logits: Tensor | None
     num_cached: int
@@ -94,16 +94,16 @@ class Engine:
         return "; ".join(sorted({index.identity for index in self.indexes.values()}))
 
     def new_sequence(self, *, keep_queries: bool = False, reach: int = 0) -> Sequence:
-        """An empty one. With `keep_queries` it also keeps the queries that indexes learn from, for forks by other
-        engines.
+        """Make an empty sequence. With `keep_queries` it also keeps the queries that indexes learn from, for forks by
+        other engines.
 
         Args:
-            reach: that of the KV it will get from elsewhere.
+            reach: of the KV that it will get from elsewhere (`Rope.reach`).
         """
         return Sequence(self.pasts.new(reach, keep_queries=keep_queries), self.config.page_size, self.salt)
 
     def fork(self, sequence: Sequence) -> Sequence:
-        """An independent sequence with the same past; pages are shared, not copied.
+        """Make an independent sequence with the same past; pages are shared, not copied.
 
         `sequence` may be another engine's over the same store: one prefill then serves several
         indexes and budgets.
@@ -121,8 +121,8 @@ class Engine:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """The model to oneself, with interrupts waiting for a safe point. Raises ConversationError if this thread has
-        it already."""
+        """Hold the model alone, while interrupts wait for a safe point. Raises ConversationError if this thread
+        holds it already."""
         with self.interrupts.deferred(), self.turns.taken(self.interrupts.check), apart():
             while self.pasts.abandoned:
                 self.pasts.abandoned.popleft().close()
@@ -181,7 +181,8 @@ class Engine:
         self, sequence: Sequence, tokens: np.ndarray, reach: int, want_logits: bool, reuse: bool,
         on_progress: OnProgress | None,
     ) -> Prefilled:  # fmt: skip
-        """All of the text, `tokens` at its end, with the tables of `reach`. The sequence changes at the very end."""
+        """Compute all of the text again, `tokens` at its end, with the tables of `reach`. The sequence changes at the
+        very end."""
         held = sequence.num_tokens
         twin = Sequence(self.pasts.instead_of(sequence.past, reach), sequence.page_size, self.salt)
         try:
@@ -279,7 +280,7 @@ class Engine:
     def decode(
         self, sequences: list[Sequence], tokens: list[int], *, within: AbstractContextManager[object] | None = None
     ) -> Tensor:
-        """One step for several sequences of any lengths: append a token each, return their logits.
+        """Take one step with several sequences of any lengths: append a token to each and return their logits.
 
         An exception leaves every sequence as it was. Ctrl-C waits for the end of the step: either all sequences have
         their token then, or none has.

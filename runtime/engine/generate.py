@@ -46,7 +46,7 @@ class Stream:
         return text
 
     def rest(self) -> str:
-        """What was held back for a stop string that did not come."""
+        """The text that was held back for a stop string that did not come."""
         text, self._pending = self._pending, ""
         return text
 

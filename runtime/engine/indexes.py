@@ -12,7 +12,7 @@ from ..model.model import Model
 
 
 def make_indexes(model: Model, config: KVConfig, profile: Mapping[int, Mapping[str, Tensor]]) -> list[Index]:
-    """As `config` says.
+    """Make the index of each tiered layer, as `config` says.
 
     Args:
         profile: by layer, from `Profiles.needed`.

@@ -12,8 +12,8 @@ from .sequence import GENERATED, Sequence
 
 
 def append_known(model: Model, sequence: Sequence, tokens: np.ndarray, check: Callable[[], None]) -> Tensor:
-    """As `Engine.decode_known`, for tokens that are turned by the tables that the sequence has. After an exception it
-    must be rolled back.
+    """Append `tokens` as `Engine.decode_known` does; the rotary tables that the sequence has must reach them. After an
+    exception the sequence must be rolled back.
 
     Args:
         check: called between layers.

@@ -23,7 +23,7 @@ def check_caps(config: KVConfig, device_bytes: int | None = None) -> None:
     """Raises ValueError if a cap is more than there is.
 
     Args:
-        device_bytes: of the device's own memory. None: it has none, or nobody has asked it yet.
+        device_bytes: size of the device's own memory. None: it has none, or nobody has asked it yet.
     """
     memory = total_memory()
     _check("host_gb", config.host_gb, memory, "this machine's memory")
@@ -53,7 +53,7 @@ def disk_total(folder: Path) -> int:
 
 
 def disk_free(folder: Path) -> int:
-    """Bytes that are free there. Raises OSError."""
+    """Bytes that are free on the file system that `folder` is or would be on. Raises OSError."""
     return shutil.disk_usage(_nearest(folder)).free
 
 

@@ -20,7 +20,7 @@ from .recompute import recompute
 from .sequence import Past
 
 _KEPT = 4
-"""Reaches for which an index is kept."""
+"""Turned indexes are kept for so many reaches."""
 _TURNED: weakref.WeakKeyDictionary[Index, dict[int, Index]] = weakref.WeakKeyDictionary()
 """Engines may share an index; a state can be copied between sequences whose index is the same."""
 
@@ -30,7 +30,7 @@ class Closeable(Protocol):
 
 
 class Pasts:
-    """For the sequences of one engine."""
+    """Makes the pasts of one engine's sequences."""
 
     def __init__(
         self,
@@ -44,12 +44,12 @@ class Pasts:
         self.model, self.store, self.indexes, self.config = model, store, indexes, config
         self.workspace, self.prefetcher = workspace, prefetcher
         self.abandoned: deque[Closeable] = deque()
-        """Of conversations that were dropped without being closed, and what no sequence can come back to: the next turn
-        gives their pages up. A garbage collector may come at any moment, also while the store is in the middle of
-        something."""
+        """Sequences of conversations that were dropped without being closed, and pasts that no sequence can come back
+        to: the next turn gives their pages up. A garbage collector may come at any moment, also while the store is in
+        the middle of something."""
 
     def new(self, reach: int = 0, *, keep_queries: bool = False) -> Past:
-        """An empty one. With `keep_queries` it also keeps the queries that indexes learn from."""
+        """Make an empty past. With `keep_queries` it also keeps the queries that indexes learn from."""
         past = Past(reach)
         for layer, window in enumerate(self.model.windows):
             if window is not None:
@@ -66,7 +66,7 @@ class Pasts:
         return past
 
     def instead_of(self, past: Past, reach: int) -> Past:
-        """An empty one for the same sequence. Either gives its pages up as soon as nothing leads back to it."""
+        """Make an empty past for the same sequence. Either gives its pages up as soon as nothing leads back to it."""
         tiered = tiered_layers(past.layers)
         new = self.new(reach, keep_queries=any(layer.upkeep.queries.kept is not None for layer in tiered))
         for old, layer in zip(tiered, tiered_layers(new.layers), strict=True):

@@ -34,13 +34,13 @@ class Plan:
     gpu_bytes: int | None
     host_bytes: int
     disk_bytes: int
-    """Of the disk tier: of the store's cap what this model may come to have."""
+    """The disk tier's cap: how much of the store this model may come to have."""
     span_tokens: int
     """Rows of one layer-major prefill span."""
     store_bytes: int = 0
     """The cap of the store, in which other models may have folders, too."""
     disk_knob: str = "raise disk_gb"
-    """What lets the store hold more, for messages."""
+    """How a user lets the store hold more, for messages."""
 
     @property
     def token_bytes(self) -> int:
@@ -53,7 +53,7 @@ class Plan:
 
     @property
     def compute_pool_bytes(self) -> int:
-        """What the compute tier has left for pages beside the workspace."""
+        """Bytes that the compute tier has left for pages beside the workspace."""
         return (self.gpu_bytes if self.gpu_bytes is not None else self.host_bytes) - self.workspace_bytes
 
     @property
@@ -65,15 +65,15 @@ class Plan:
         return self.disk_tokens(self.disk_bytes) if self.disk_bytes else self.host_tokens()
 
     def disk_tokens(self, disk_bytes: int) -> int:
-        """Those that so many bytes of disk keep, compressible or not."""
+        """Tokens that so many bytes of disk keep, compressible or not."""
         return int(disk_bytes / _RECORD_OVERHEAD) // self.token_bytes if self.token_bytes else sys.maxsize
 
     def disk_need(self, tokens: int) -> int:
-        """Bytes of disk that keep them, compressible or not."""
+        """Bytes of disk that keep so many tokens, compressible or not."""
         return int(tokens * self.token_bytes * _RECORD_OVERHEAD) + 1
 
     def host_tokens(self, num_taken: int = 0) -> int:
-        """Those that host memory keeps beside `num_taken` pages that cannot leave it."""
+        """Tokens that host memory keeps beside `num_taken` pages that cannot leave it."""
         if not self.token_bytes:  # all layers keep a window only
             return sys.maxsize
         pool = self.host_pool_bytes - num_taken * self.layout.page_bytes
@@ -83,7 +83,7 @@ class Plan:
         """Raises DoesNotFitError, with the sum, if `tokens` exceed what the tiers can keep.
 
         Args:
-            disk_bytes: what the disk tier has for them. None: what was planned.
+            disk_bytes: of the disk tier for them. None: as planned.
         """
         disk = self.disk_bytes if disk_bytes is None else disk_bytes
         most = self.disk_tokens(disk) if disk else self.host_tokens()

@@ -66,8 +66,8 @@ class StoredPrefixes:
         return 0, {}
 
     def leave_state(self, sequence: Sequence, computed: int) -> None:
-        """After a prefill that computed so many tokens: store under the last page's chain what pages alone do not tell
-        whoever goes on from there (`LayerKV.leave`)."""
+        """Store, after a prefill that computed so many tokens, what pages alone do not tell whoever goes on from the
+        last page's end (`LayerKV.leave`), under that page's chain."""
         disk = self.store.disk
         if computed < STATE_EVERY or disk is None or self.store.disk_error or not sequence.chains:
             return
@@ -83,7 +83,7 @@ class StoredPrefixes:
                 logger.warning("what this prompt leaves for later ones is not stored: %s", error)
 
     def _learned(self, chains: list[bytes]) -> dict[str, Tensor]:
-        """What the index learned when it last read the longest of these prefixes; empty if nothing was left."""
+        """Find what the index learned when it last read the longest of these prefixes; empty if nothing was left."""
         disk = self.store.disk
         if disk is None or not self._learns:
             return {}
@@ -95,5 +95,5 @@ class StoredPrefixes:
 
 
 def _is_learned(name: str) -> bool:
-    """Of what layers leave, whether it is what an index learned (`LAYER.PART`), not a state (`LAYER`)."""
+    """Whether a tensor that a layer left is what an index learned (`LAYER.PART`), not a state (`LAYER`)."""
     return "." in name

@@ -35,13 +35,13 @@ _KEY = "stratakv_profile"
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What is known about a model's layers."""
+    """Facts about a model's layers, learned from a text."""
 
     model: str
     """The first of `identity.model_digests` of the model it was learned from."""
     layers: dict[int, dict[str, Tensor]]
     notes: dict[str, Any]
-    """How it was learned; JSON-serialisable."""
+    """How they were learned; JSON-serialisable."""
 
     def digest(self) -> bytes:
         """16 bytes over all tensors."""
@@ -64,7 +64,7 @@ class Profile:
 
 
 def load_profile(path: Path) -> tuple[Profile, str]:
-    """A profile and its digest in hexadecimal.
+    """Read a profile and its digest, in hexadecimal.
 
     Raises:
         OSError: it cannot be read. ProfileError: it is damaged, or no profile. LaterProfileError: a later version wrote
@@ -98,7 +98,7 @@ def refuse_later(path: Path) -> None:
 
 
 def _check_unused(path: Path, index: str) -> None:
-    """A profile that was asked for and serves nothing. Raises ProfileError if there is none."""
+    """Warn that the profile asked for serves nothing. Raises ProfileError if there is none."""
     if not path.is_file():
         raise ProfileError(f"there is no profile {path}; index {index!r} needs none: leave it out (profile=)")
     logger.warning("index %r needs no profile: %s is not used", index, path)
@@ -136,10 +136,10 @@ class Profiles:
         self._directory, self.name = directory, name
         self._read: dict[Path, dict[int, dict[str, Tensor]]] = {}
         self._unused: set[Path] = set()
-        """Those of which it was said."""
+        """Profiles of which the log has said that they are not used."""
 
     def needed(self, config: KVConfig) -> dict[int, dict[str, Tensor]]:
-        """By layer, what the index that `config` names may know; empty if it needs no profile. Every layer's part
+        """Read what the index that `config` names may know, by layer; empty if it needs no profile. Every layer's part
         holds `digest`, the whole profile's, uint8 `[16]`.
 
         Raises ProfileError, which names the file and the command that makes it, if it is not there or not usable.

@@ -20,8 +20,8 @@ ReadAgain = Callable[[Sequence, np.ndarray, int, bool, bool, OnProgress | None],
 
 @contextmanager
 def in_reach(rope: Rope, sequences: list[Sequence], read_again: ReadAgain) -> Iterator[None]:
-    """Inside, a token can join each of the sequences: where the model's positions change with it, what is there has
-    been read again. An exception leads back to how they were."""
+    """Make room in the positions: inside, a token can join each of the sequences. A sequence for which the model's
+    positions change with it has been read again. An exception leads back to how they were."""
     before = [sequence.past for sequence in sequences]
     try:
         for sequence in sequences:
@@ -41,6 +41,6 @@ def in_reach(rope: Rope, sequences: list[Sequence], read_again: ReadAgain) -> It
 
 
 def within_reach(rope: Rope, sequence: Sequence, count: int) -> int:
-    """How many of the next `count` tokens can join what a sequence has."""
+    """How many of the next `count` tokens can join the sequence with the rotary tables that it has."""
     reach, start = sequence.past.reach, sequence.num_tokens
     return next((n for n in range(count) if rope.reach_of_step(reach, start + n + 1) != reach), count)

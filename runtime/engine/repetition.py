@@ -1,4 +1,4 @@
-"""When a reply says the same thing over and over.
+"""Noticing that a reply says the same thing over and over.
 
 A small model that decodes greedily can fall into a loop it never leaves: from some token on, its last words make the
 same words the likeliest ones again. Such a loop is seen in the tokens alone: the reply ends with copies of a piece of
@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 CHAT_COPIES = 3
-"""How many copies end a reply in a chat."""
+"""So many copies in a row end a reply in a chat."""
 _FEWEST_TOKENS = 48
 """Copies that make up less than this are let be: rules, braces, zeros, a line three times, "ha ha ha"."""
 _LONGEST_COPY = 256

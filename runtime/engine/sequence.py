@@ -1,4 +1,4 @@
-"""A sequence: its token log, its chain of page names, and one cache per layer.
+"""A sequence: its token log, its chain of page names, and what each layer keeps of it.
 
 What is stored of a text was turned by the rotary tables of one reach (`rope`), all of it. A text that grows beyond that
 is computed again, and its sequence goes on with another `Past`; the old one lives on as long as a `Snapshot` leads back
@@ -81,7 +81,8 @@ def _chained(previous: bytes, pages: np.ndarray, salts: list[bytes]) -> list[byt
 
 
 def root_of(reach: int) -> bytes:
-    """What the names of pages of that reach begin with: pages of one are never taken for pages of another."""
+    """The chain that the first page of a text of that reach goes on from: pages of one reach are never taken for pages
+    of another."""
     if reach == 0:
         return ROOT
     return hashlib.blake2b(reach.to_bytes(8, "little"), digest_size=CHAIN_BYTES, person=b"reach").digest()
@@ -89,15 +90,15 @@ def root_of(reach: int) -> bytes:
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class Past:
-    """What a sequence has in its layers, computed with the rotary tables of one reach."""
+    """The KV of a sequence in all its layers, computed with the rotary tables of one reach."""
 
     reach: int
     layers: list[LayerKV] = field(default_factory=list)
     chains: list[bytes] = field(default_factory=list)
     origins: np.ndarray = field(default_factory=lambda: np.empty(1024, dtype=np.uint8))
-    """Of the tokens, with room for more."""
+    """uint8 `[n]`, the origin of each token, with room for more."""
     from_store: np.ndarray = field(default_factory=lambda: np.empty(1024, dtype=np.bool_))
-
+    """bool `[n]`: the store had the token's KV when it joined."""
     is_watched: bool = False
     """Its pages are given up when it is dropped (`pasts`)."""
 
@@ -137,7 +138,7 @@ class Sequence:
 
     @property
     def last_chain(self) -> bytes:
-        """What the next page's name goes on from."""
+        """The chain that the next page's name goes on from."""
         return self.chains[-1] if self.chains else root_of(self.past.reach)
 
     @property
@@ -217,7 +218,7 @@ class Sequence:
         self.num_tokens = new
 
     def snapshot(self) -> Snapshot:
-        """Enough to come back to this point: what `rollback` takes."""
+        """This point, for `rollback`."""
         return Snapshot(self.num_tokens, len(self.chains), [layer.snapshot() for layer in self.layers], self.past)
 
     def rollback(self, snapshot: Snapshot) -> None:
@@ -252,7 +253,7 @@ class Sequence:
         self.past, self._tokens, self.num_tokens = other.past, other._tokens, other.num_tokens
 
     def count_as(self, other: Sequence) -> None:
-        """Of every token say that it came from the store if `other` does, which begins with the same tokens."""
+        """Count every token as from the store that `other`, which begins with the same tokens, counts so."""
         self.past.from_store[: self.num_tokens] = other.past.from_store[: self.num_tokens]
 
     def close(self) -> None:
@@ -272,8 +273,8 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class StepPoint:
-    """What it takes to undo a decode step of one sequence: a snapshot if the step fills a page. Layers seal it one by
-    one, and one may fail after others have."""
+    """The point before a decode step of one sequence, to undo it. A step that fills a page needs a snapshot: layers
+    seal it one by one, and one may fail after others have."""
 
     num_tokens: int
     snapshot: Snapshot | None

@@ -166,8 +166,8 @@ def _engines(runtime: Runtime, variants: list[Variant]) -> dict[Variant, Engine]
 
 
 def index_bytes(sequence: Sequence) -> dict[str, float]:
-    """What an index keeps: `index_bytes` per token and KV head, and `index_fixed_bytes` per KV head, which is what it
-    learned and does not grow. Means over layers."""
+    """The size of an index: `index_bytes` per token and KV head, and `index_fixed_bytes` per KV head, which is learned
+    and does not grow. Means over layers."""
     layers = [layer for layer in tiered_layers(sequence.layers) if layer.indexed]
     heads = max(1, sum(layer.layout.num_heads for layer in layers))
     fixed = sum(tensor.nbytes for layer in layers for tensor in layer.upkeep.learned().values())

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class PageQueries:
-    """Of one layer of one sequence, scaled, as `[G, R, pages, D]`.
+    """The queries of one layer of one sequence, scaled, as `[G, R, pages, D]` for G KV heads.
 
     Args:
         num_groups: KV heads. used: the layer's index learns from them.
@@ -17,7 +17,8 @@ class PageQueries:
         self._num_groups, self._used = num_groups, used
         self._coming: list[Tensor] = []
         self.kept: list[Tensor] | None = None
-        """Those of all sealed pages, in order, for the indexes of forks. None: not asked for, or unknown of some."""
+        """The queries of all sealed pages, in order, for the indexes of forks. None: nobody asked for them, or those of
+        some pages are unknown."""
 
     @property
     def is_wanted(self) -> bool:
@@ -29,12 +30,13 @@ class PageQueries:
         self._coming.append(q.reshape(self._num_groups, heads // self._num_groups, *rest).float() * scale)
 
     def drop(self, num_pages: int) -> None:
-        """Forget all but those of the first `num_pages` pages that are not taken yet: the others were not sealed."""
+        """Of the queries that are not taken yet keep those of the first `num_pages` pages: the other pages were not
+        sealed."""
         if sum(queries.shape[2] for queries in self._coming) > num_pages:
             self._coming = [torch.cat(self._coming, 2)[:, :, :num_pages]]
 
     def take(self, num_pages: int) -> Tensor | None:
-        """Those of the `num_pages` pages sealed since, for the index; None if it does not learn from them."""
+        """The queries of the `num_pages` pages sealed since, for the index; None if it does not learn from them."""
         self.drop(num_pages)
         queries = torch.cat(self._coming, 2) if self._coming else None
         self._coming = []
@@ -43,14 +45,14 @@ class PageQueries:
         return queries if self._used else None
 
     def truncate(self, num_pages: int) -> None:
-        """Keep those of the first `num_pages` pages."""
+        """Keep the queries of the first `num_pages` pages."""
         if self.kept:
             self.kept = [torch.cat(self.kept, 2)[:, :, :num_pages]]
 
     def forget(self) -> None:
-        """Pages came whose queries nobody knows."""
+        """Pages came whose queries nobody knows: keep none."""
         self._coming, self.kept = [], None
 
     def all_kept(self) -> Tensor | None:
-        """Those of all pages, if the index of a fork can be told them."""
+        """The queries of all pages, if the index of a fork can be told them."""
         return torch.cat(self.kept, 2) if self.kept else None

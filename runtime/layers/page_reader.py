@@ -45,7 +45,7 @@ class PageReader:
         self._chosen_on_host = chosen_on_host
         self._budget: int | None = None
         self._caches: dict[tuple[int, int], RowCache | None] = {}
-        """By tokens per unit and number of sides. None: the pool has no room for it."""
+        """The row caches by tokens per unit and number of sides. None: the pool has no room for one."""
 
     def begin_step(self, budget: int | None) -> None:
         """A step begins to read, by `keys_values` and `values`.
@@ -142,7 +142,7 @@ class PageReader:
     # Row caches
 
     def row_caches(self) -> list[RowCache]:
-        """Those that there are by now."""
+        """The row caches that have been made so far."""
         return [cache for cache in self._caches.values() if cache is not None]
 
     def _row_cache(self, unit: int, sides: int, budget: int) -> RowCache | None:

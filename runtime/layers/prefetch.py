@@ -44,7 +44,7 @@ class Errand:
         return self._cancelled.is_set()
 
     def cancel(self, *, wait: bool = False) -> None:
-        """It is too late. With `wait`, nothing of it is under way any more on return."""
+        """Do not begin it, or stop it soon. With `wait`, return when nothing of it is under way any more."""
         self._cancelled.set()
         if wait:
             self.ended.wait()
@@ -55,8 +55,8 @@ class Errand:
 
 
 class Prefetcher:
-    """What all layers of all sequences share: the thread, which starts with the first errand and ends with `close`, and
-    the stream.
+    """Runs errands on a thread and copies on a stream, which all layers of all sequences share. The thread starts with
+    the first errand and ends with `close`.
 
     Args:
         is_forced: guess whether it pays or not.
@@ -72,7 +72,8 @@ class Prefetcher:
         self._failure: Exception | None = None
 
     def submit(self, errand: Errand) -> None:
-        """Raises what an earlier one failed with, if that was not the store's to say."""
+        """Queue an errand. Raises the exception that an earlier one failed with, unless that was a StorageError:
+        whoever reads the pages is told that."""
         if self._failure is not None:
             raise self._failure
         if self._thread is None:
@@ -82,7 +83,7 @@ class Prefetcher:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Around a decode step of all layers, from which is learned whether guessing pays."""
+        """Goes around a decode step of all layers. Its time tells whether guessing pays."""
         self._guesses, started = None, time.perf_counter()
         yield
         if self._guesses is not None:
@@ -90,15 +91,14 @@ class Prefetcher:
 
     @property
     def guesses(self) -> bool:
-        """To be asked where what a layer reads may be far: whether this step guesses."""
+        """Whether this step guesses. To be asked only where what a layer reads may be far away."""
         if self._guesses is None:
             self._guesses = self._is_forced or self._worth.try_it()
         return self._guesses
 
     @contextmanager
     def aside(self, device: torch.device) -> Iterator[None]:
-        """What is sent to `device` in here is not waited for by what is computed there, but by whoever waits for a
-        `row_cache.Arrival`."""
+        """Copies issued inside run on a side stream. Wait for the `row_cache.Arrival` before reading their results."""
         if device.type != "cuda":
             yield
             return

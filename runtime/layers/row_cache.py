@@ -71,7 +71,7 @@ class RowCache:
         self._ahead = np.zeros(shape, dtype=bool)
 
     def begin_step(self) -> None:
-        """What was read before may go from now on."""
+        """A step begins: entries that earlier steps read may be replaced from now on."""
         self._clock += 2
 
     def read(self, ids: np.ndarray, out: Tensor, fetch: Fetch) -> None:
@@ -140,7 +140,7 @@ class RowCache:
         return self._entry_of.reshape(-1)[ids + (np.arange(self.groups) * width)[:, None]]
 
     def _flat(self, entries: np.ndarray) -> np.ndarray:
-        """Of entries `[G, n]`, their places in `[G, num_entries]` arrays, flattened."""
+        """Places of entries `[G, n]` in arrays `[G, num_entries]`, flattened."""
         return (entries + (np.arange(self.groups) * self.num_entries)[:, None]).reshape(-1)
 
     def _take(self, heads: np.ndarray, units: np.ndarray, staged: Tensor, now: int) -> np.ndarray:
@@ -185,7 +185,8 @@ class RowCache:
 
 
 class Arrival:
-    """When everything that was sent ahead so far is there: `wait` lets the step wait, on CUDA the device."""
+    """The moment at which everything sent ahead so far has arrived. `wait` makes the step wait for it; on CUDA it makes
+    the device wait."""
 
     def __init__(self, store: TieredStore, device: torch.device) -> None:
         self._store, self._due = store, store.links.host.due

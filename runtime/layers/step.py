@@ -1,4 +1,4 @@
-"""What a decode step of one layer did, for whoever watches: evaluation, tests."""
+"""A record of what one decode step of one layer did, for whoever watches: evaluation, tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Step(NamedTuple):
-    """Given to `TieredLayer.watch`."""
+    """One decode step of one layer, as `TieredLayer.watch` is told of it."""
 
     query: Tensor
     """`[G, R, D]`, rotated."""

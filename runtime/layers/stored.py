@@ -71,9 +71,13 @@ def is_sound_state(index: Index, layer: int, tensors: dict[str, Tensor], of: Geo
 def stored_state(
     disk: DiskTier | None, chain: bytes, layers: Iterable[LayerKV], num_tokens: int
 ) -> tuple[dict[str, Tensor], str] | None:
-    """What layers left (`LayerKV.leave`) under `chain`, the name of the page that ends a prefix of `num_tokens` tokens,
-    and the identity of the index that learned. None if there is nothing, or if one of `layers` cannot go on from it,
-    which the log says then."""
+    """Read the tensors that layers left (`LayerKV.leave`) under `chain`, and the identity of the index that learned.
+
+    Returns None if there are none, or if one of `layers` cannot go on from them, which the log says then.
+
+    Args:
+        chain: name of the page that ends a prefix of `num_tokens` tokens.
+    """
     try:
         payload = disk.get_state(chain) if disk is not None else None
         if payload is None:

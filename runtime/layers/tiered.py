@@ -40,7 +40,7 @@ LEARNED_EVERY = 512
 
 
 class LayerPoint(NamedTuple):
-    """What a layer held at some point of its sequence."""
+    """A point of a layer's past, for `rollback`."""
 
     num_pages: int
     tail: Tensor
@@ -175,7 +175,7 @@ class TieredLayer(LayerKV):
         return {f"{self.layer}.{name}": tensor for name, tensor in self.upkeep.learned().items()}
 
     def check_left(self, left: dict[str, Tensor], num_tokens: int) -> None:
-        """What `leave` gives saves learning, no more: `adopt` looks at it."""
+        """Nothing is needed from `left`; `adopt` checks what it uses."""
 
     def adopt(self, chains: list[bytes], tokens: np.ndarray, num_tokens: int, left: dict[str, Tensor]) -> None:
         self.pages.adopt(chains, tokens)

@@ -24,7 +24,7 @@ from .workspace import KEY_BLOCK
 
 
 class IndexPoint(NamedTuple):
-    """What an index held of a sequence at some point."""
+    """A point of an index's past, for `rollback`."""
 
     state: Any
     """Not a copy: states are only added to."""
@@ -121,7 +121,7 @@ class IndexUpkeep:
     # What the store and sessions keep
 
     def learned(self) -> dict[str, Tensor]:
-        """What the index learned here, without what it holds of the tokens: for `adopt`."""
+        """The state as tensors, with what the index learned and without any token: for `adopt`."""
         state = self.index.copy(self.state)
         self.index.truncate(state, 0)
         return self.index.export(state)

@@ -15,7 +15,7 @@ KEY_BLOCK = 2048
 
 
 AHEAD_TOKENS = 512
-"""Tokens that cross to the device at a time before anybody asks for them."""
+"""So many tokens cross to the device at a time before anybody asks for them."""
 
 
 class Workspace:
@@ -46,12 +46,12 @@ class Workspace:
 
     @cached_property
     def on_host(self) -> Workspace:
-        """Where attention on the CPU is staged: this one, or beside a GPU a second without a span."""
+        """The workspace that attention on the CPU stages in: this one, or beside a GPU a second one without a span."""
         return self if self._device.type == "cpu" else Workspace(self._layout, 0, torch.device("cpu"), self.turns)
 
     @staticmethod
     def bytes_for(layout: PageLayout, span_tokens: int) -> int:
-        """What a workspace takes, its widened stage included."""
+        """Bytes that a workspace takes, its widened stage included."""
         widened = KEY_BLOCK * layout.token_bytes * 2 if layout.item_bytes == 2 else 0
         rows = span_tokens + layout.page_size + KEY_BLOCK + max(AHEAD_TOKENS, layout.page_size)
         return rows * layout.token_bytes + widened
@@ -61,7 +61,7 @@ class Workspace:
         return self._stage[: rows * width].view(rows, width)
 
     def widened(self, staged: Tensor) -> Tensor:
-        """What was gathered into `staged`, in the dtype that kernels on this device compute in."""
+        """The rows gathered into `staged`, in the dtype that kernels on this device compute in."""
         if self._wide is None:
             return staged
         return self._wide[: staged.numel()].view(staged.shape).copy_(staged)

@@ -7,11 +7,11 @@ import statistics
 from collections import deque
 
 _LEARNING = 12
-"""Steps that go in turn with and without, at first."""
+"""The first steps go with and without guessing in turn: so many of them."""
 _PROBE = 48
-"""Then one in so many goes the other way."""
+"""After that one step in so many goes the other way than the answer so far."""
 _PAIRS = 12
-"""Latest pairs of steps that the answer comes from."""
+"""The answer comes from so many pairs of neighbouring steps, the latest."""
 
 
 class Worth:
@@ -25,7 +25,7 @@ class Worth:
         self._steps = 0
         self._last: tuple[bool, float] | None = None
         self._gains: deque[float] = deque(maxlen=_PAIRS)
-        """By what factor, as a logarithm, the one of two neighbours without was longer."""
+        """log(time without guessing / time with) of neighbouring steps; positive means guessing paid."""
 
     @property
     def pays(self) -> bool:
@@ -39,7 +39,7 @@ class Worth:
         return self.pays != (self._steps % _PROBE == 0)
 
     def note(self, *, guessed: bool, seconds: float) -> None:
-        """How long a step took."""
+        """Learn how long a step took, in seconds, and whether it guessed."""
         if self._last is not None and self._last[0] != guessed:
             gain = math.log(self._last[1] / seconds)
             self._gains.append(gain if guessed else -gain)

@@ -236,7 +236,7 @@ def names(disk: DiskTier) -> list[str]:
 def _fill(
     engine: Engine, sequence: Sequence, header: dict[str, Any], chains: list[bytes], tensors: dict[str, Tensor]
 ) -> int:
-    """Returns how many tokens had to be computed again."""
+    """Fill the empty `sequence`. Returns how many tokens had to be computed again."""
     tokens, origins = tensors["tokens"].numpy().astype(np.uint32), tensors["origins"].numpy()
     total = len(tokens)
     with engine.turn():

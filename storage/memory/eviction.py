@@ -1,4 +1,4 @@
-"""Which page gives way: the order in which slots of a memory tier are evicted.
+"""Eviction: the order in which slots of a memory tier are evicted.
 
 Layers are read one after the other, step after step: plain least-recently-used order would always evict
 the layer that is read next. So each layer has an even share of the slots, and the order has three ranks:

@@ -16,22 +16,22 @@ from . import clock
 
 @dataclass(slots=True)
 class Transfer:
-    """Set `num_bytes` before the end of the `with` block."""
+    """One transfer. Set `num_bytes` before the end of the `with` block."""
 
     num_bytes: int = 0
 
 
 class Link:
-    """One edge, for transfers in one direction. For any thread."""
+    """One edge between two tiers, for transfers in one direction. Any thread may use it."""
 
     def __init__(self) -> None:
         self.busy_s = 0.0
-        """Seconds of all transfers together."""
+        """Seconds that all transfers took together."""
         self._sum = threading.Lock()
 
     @contextmanager
     def moving(self) -> Iterator[Transfer]:
-        """What moves inside the block is one transfer. Nothing that others wait for may be locked around it."""
+        """Everything moved inside the block is one transfer. Hold no lock around the block that others wait for."""
         transfer, started = Transfer(), clock.now()
         yield transfer
         if transfer.num_bytes:
@@ -39,22 +39,22 @@ class Link:
                 self.busy_s += clock.now() - started
 
     def sending(self) -> AbstractContextManager[Transfer]:
-        """The same for what is sent ahead: the block ends as soon as it is copied, however slow the link is."""
+        """Like `moving`, for a transfer sent ahead: the block ends once the bytes are copied, however slow the link."""
         return self.moving()
 
     @property
     def due(self) -> float:
-        """A time to `wait` for: when all that was sent ahead so far is there."""
+        """The time at which all that was sent ahead so far is there, to `wait` for."""
         return 0.0
 
     def wait(self, due: float) -> float:
-        """Wait until what was `due` then is there; returns for how many seconds."""
+        """Wait until everything sent ahead when `due` was read has arrived. Returns the seconds waited."""
         return 0.0
 
 
 @dataclass(slots=True)
 class Links:
-    """A store's edges to faster tiers: from disk to host, and from host to gpu."""
+    """The edges of a store to faster tiers: from disk to host, and from host to gpu."""
 
     disk: Link = field(default_factory=Link)
     host: Link = field(default_factory=Link)

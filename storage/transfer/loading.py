@@ -44,7 +44,7 @@ _STAGING_BYTES = 1 << 20
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """Pages on their way up. One thread's at a time, from `begin` to `end`."""
+    """A request for pages to come up. It is one thread's at a time, from `begin` to `end`."""
 
     pids: np.ndarray
     """Ids of all pages asked for."""

@@ -14,7 +14,7 @@ from stratakv.retrieval.indexes import bounds, oracle
 from stratakv.runtime import ModelFileError, Runtime
 from stratakv.runtime.cli.app import app
 from stratakv.runtime.evaluation.suites import exact, exact_kernels
-from stratakv.runtime.layers import tiered
+from stratakv.runtime.layers import span
 from stratakv.runtime.layers.tiered import TieredLayer
 from stratakv.runtime.model.model import Model
 
@@ -90,7 +90,7 @@ def test_the_merge_drops_a_part(tiny_llama: Path, monkeypatch: pytest.MonkeyPatc
     def dropping(outs: list[Any], lses: list[Any]) -> Any:
         return merge(outs[: max(1, len(outs) - 1)], lses[: max(1, len(lses) - 1)])
 
-    monkeypatch.setattr(tiered, "merge_states", dropping)
+    monkeypatch.setattr(span, "merge_states", dropping)
     assert "dense logits = transformers" in failed(tiny_llama)
     monkeypatch.undo()
     monkeypatch.setattr(exact_kernels, "merge_states", dropping)
