@@ -67,8 +67,8 @@ def _where(mask: Tensor) -> Tensor:
 
 
 def topk_ragged(scores: Tensor, totals: Tensor, count: int, *, sink: int, local: int) -> tuple[Tensor, Tensor]:
-    """Of rows with different `totals`: at most `count` ids each, the first `counts[g]` of row g, ascending; for decode
-    that stays on the GPU.
+    """Choose at most `count` ids of each row, where rows differ in `totals`: the first `counts[g]` of row g, ascending.
+    For decode that stays on the GPU.
 
     A row with no more than `count` units has them all; the ids after those count for nothing. Scores beyond a row's
     total are not used. Raises ValueError if the forced units do not fit in `count`.

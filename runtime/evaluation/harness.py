@@ -35,7 +35,7 @@ class Harness:
         self.engines = _engines(runtime, variants)
         self._learns = any(index.uses_queries for engine in self.engines.values() for index in engine.indexes.values())
         self._twins: dict[Sequence, dict[str, Sequence]] = {}
-        """By open context and index, a fork whose states are built, for the forks of all budgets to copy."""
+        """A fork for each open context and index, whose states are built: the forks of all budgets copy it."""
         self._probes = {variant: Probe(every=None) for variant in variants}
         self.template = Template(runtime.tokenizer)
 

@@ -30,8 +30,7 @@ class PageQueries:
         self._coming.append(q.reshape(self._num_groups, heads // self._num_groups, *rest).float() * scale)
 
     def drop(self, num_pages: int) -> None:
-        """Of the queries that are not taken yet keep those of the first `num_pages` pages: the other pages were not
-        sealed."""
+        """Drop queries that are not taken yet beyond the first `num_pages` pages: those pages were not sealed."""
         if sum(queries.shape[2] for queries in self._coming) > num_pages:
             self._coming = [torch.cat(self._coming, 2)[:, :, :num_pages]]
 
