@@ -80,9 +80,10 @@ def with_reply(made: Any, messages: list[dict[str, str]], log: list[int]) -> lis
 def test_the_log_is_the_whole_conversation(
     kind: str, name: str, flags: str, system: str | None, turns: list[tuple[str, str, str]]
 ) -> None:
-    assume(
-        (kind, flags) != ("legacy prefix", "normalized") or not any(said.endswith("<table>") for _, said, _ in turns)
-    )
+    # There a control token is found behind a blank only, which it takes with it: whether a message's last character is
+    # one depends on what the template says next.
+    bare = (kind, flags) == ("legacy prefix", "normalized")
+    assume(not bare or not any(said.rstrip().endswith(("<table>", "▁")) for _, said, _ in turns))
     made = tokenizer(kind, flags, name)
     template, log = Template(made), list[int]()
     messages = [{"role": "system", "content": system}] if system and name != "mistral" else []
