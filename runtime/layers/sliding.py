@@ -125,7 +125,7 @@ class SlidingLayer(LayerKV):
         self._hold(kv, end)
 
     def truncate(self, num_pages: int) -> NoReturn:
-        raise NotImplementedError("what a window has passed is gone")
+        raise AssertionError("only paged layers are cut at a page: what a window has passed is gone")
 
     def follow(self, other: SlidingLayer) -> None:
         self.rollback(other.snapshot())
