@@ -1,0 +1,102 @@
+"""A step as one list of operations: a table of int64, a row for each operation, that compiled threads work through.
+
+    row     OPERATION | ITEMS | BARRIER | MARK | fields of the operation ...
+
+All threads go through the rows together. They share an operation's items among them, whoever is free takes the next;
+after a row with BARRIER set, they wait until all items of all rows before it are done. What an item computes does not
+depend on who takes it, so results do not depend on the number of threads.
+
+Addresses are of fp32 unless something else is said. A number that is not whole stands as the bits of its fp64.
+
+Shapes  B sequences, C columns of a matrix, N its rows, H query heads, G KV heads, R = H / G, D head dim, L page size
+"""
+
+from __future__ import annotations
+
+WIDTH = 40
+"""Columns of the table."""
+OPERATION, ITEMS, BARRIER, MARK = range(4)
+"""MARK: the column of `Team.times` that the operation's time is added to."""
+PRODUCT, HEADS, SCORE_BOUNDS, SCORE_CODES, CHOOSE, ATTEND = range(6)
+
+# PRODUCT: y[b, :] = W x[b, :] + bias, x made anew by every thread from what earlier operations left. An item is CHUNK
+# rows of W.
+P_BATCH, P_ROWS, P_COLUMNS, P_CHUNK = range(4, 8)
+P_KIND, P_WEIGHT, P_SCALE, P_BIAS = range(8, 12)
+"""P_KIND: how the weight is written, one of the kinds below; P_SCALE: of int8, a number for each row. P_BIAS: 0 if there
+is none."""
+P_Y, P_STRIDE = range(12, 14)
+"""y[b] begins at P_Y + 4 * b * P_STRIDE."""
+P_INPUT = 14
+"""What x is made of:
+PLAIN   x = A [B, C]
+SUM     x = norm(A + norm(D))   the sum goes to P_SUM [B, C] as well; norms and D where they are not 0
+GATED   x = act(A[:, :C]) * A[:, C:]
+MERGED  x = the parts that ATTEND left, put together: A [B, G, P_PARTS, R, 2 + D]: maximum, sum, weighted values
+"""
+PLAIN, SUM, GATED, MERGED = range(4)
+P_A, P_D, P_SUM, P_NORM, P_NORM_D, P_EPS = range(15, 21)
+P_ACT, P_PARTS, P_DIM = range(21, 24)
+P_GROUPS = 24
+SILU, GELU_TANH = range(2)
+F32, BF16, I8, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K = range(11)
+"""Kinds of weights."""
+
+# HEADS: norms and rotation of q and k, and where k and v belong. An item is one head of one sequence: H + G of q and k,
+# then G of v.
+H_BATCH, H_HEADS, H_GROUPS, H_DIM = range(4, 8)
+H_QKV = 8
+"""[B, H + 2 G, D], what a product left."""
+H_Q = 9
+"""[B, H, D]: the rotated q; not scaled."""
+H_COS, H_SIN, H_ROTARY = range(10, 13)
+"""[B, H_ROTARY], tables of `lean_layer.for_lean`; H_ROTARY 0: not rotated."""
+H_NORM, H_EPS, H_WIDE = range(13, 16)
+"""[H + G, D], a norm of each head; 0: none. H_WIDE: one norm over all heads of q, one over those of k."""
+H_PLACES, H_PITCH, H_KV_KIND = range(16, 19)
+"""int64 [B]: address of the new token's k of the first head. v stands H_V_AFTER bytes behind, the next head's H_PITCH."""
+H_V_AFTER, H_PAIRS = range(19, 21)
+"""H_PAIRS: numbers (2i, 2i + 1) of q and k in H_QKV belong together, not (i, i + D / 2)."""
+
+# Of one sequence and layer: what to read of G * L-token pages, or of one run of rows.
+# SCORE_BOUNDS: scores of S_SPAN units an item, of one KV head; items are G times the parts of S_UNITS.
+# SCORE_CODES: the same of `spectral`.
+S_GROUPS, S_REPEATS, S_DIM = range(4, 7)
+S_Q, S_SCALE = range(7, 9)
+"""[G, R, D] rotated, and what it is multiplied with."""
+S_UNITS, S_SPAN = range(9, 11)
+S_SCORES, S_ROOM = range(11, 13)
+"""[G, R, S_ROOM]: e to the power of score - maximum of the part."""
+S_TOPS = 13
+"""[G, R, parts, 2]: the maximum of each part, and the sum of the powers."""
+S_BOUNDS, S_HEAD_PITCH = range(14, 16)
+"""SCORE_BOUNDS: fp32 [G, units, 2 D], heads S_HEAD_PITCH numbers apart: the smallest and the largest key of a unit.
+SCORE_CODES: codes uint8 [G, units, M] at S_BOUNDS, heads S_HEAD_PITCH bytes apart."""
+S_CODE_PARTS, S_CODE_DIM, S_BASIS, S_BOOKS = range(16, 20)
+"""M; W / M; of_queries [G, D, W]; fp16 or bf16 codebooks widened to [G, M, W / M, 256]."""
+S_ANCHORS, S_ANCHOR_PITCH, S_SEGMENT = range(20, 23)
+"""bf16 [G, segments, D], heads S_ANCHOR_PITCH numbers apart; units per anchor."""
+
+# CHOOSE: the best units of each KV head by the mean, over its query heads, of their softmax. An item is a KV head.
+C_GROUPS, C_REPEATS, C_UNITS, C_SPAN = range(4, 8)
+C_SCORES, C_ROOM, C_TOPS = range(8, 11)
+"""What SCORE left."""
+C_COUNT, C_SINK, C_LOCAL = range(11, 14)
+C_IDS = 14
+"""int32 [G, C_COUNT], ascending."""
+
+# ATTEND: one softmax over the chosen units and the rows behind them. An item is A_SPAN tokens of one KV head, or the
+# rows behind.
+A_GROUPS, A_REPEATS, A_DIM, A_PAGE = range(4, 8)
+A_Q, A_SCALE = range(8, 10)
+A_IDS, A_COUNT, A_UNIT = range(10, 13)
+"""int32 [G, A_COUNT] units of A_UNIT tokens, which divides A_PAGE; 0: the first A_COUNT units."""
+A_PLACES = 13
+"""int64 [pages], or with A_OWN [G, A_COUNT]: the address of each page, or of each chosen unit's page."""
+A_OWN = 14
+A_PITCH, A_V_AFTER, A_KV_KIND = range(15, 18)
+"""Bytes from one head to the next of a page, and from k to v; F32 or BF16."""
+A_TAIL, A_TAIL_LEN, A_TAIL_PITCH, A_TAIL_V_AFTER = range(18, 22)
+"""The rows behind: address of the first head's k."""
+A_SPAN, A_OUT, A_PARTS, A_TAIL_SPAN = range(22, 26)
+"""Tokens a part; [G, A_PARTS, R, 2 + D]; parts, those of the rows behind last, A_TAIL_SPAN rows each."""
