@@ -6,9 +6,10 @@ to whoever made the address; nothing is checked.
 
 from __future__ import annotations
 
-import ctypes
+import platform
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from llvmlite import ir
@@ -19,7 +20,14 @@ from numba.extending import intrinsic
 FAST = {"reassoc", "nsz", "contract", "arcp"}
 """Sums may be reordered, or nothing is vectorised. NaN and infinity keep their meaning."""
 
-_I16, _I32, _I64, _F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+_I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
+Loop = TypeVar("Loop", bound=Callable[..., Any])
+
+
+def loop(function: Loop) -> Loop:
+    """A function of compiled code: without checks of bounds and divisors, and without Python's lock."""
+    compiled: Loop = njit(fastmath=FAST, error_model="numpy", nogil=True)(function)
+    return compiled
 
 
 @intrinsic
@@ -71,44 +79,44 @@ def _pointer(context: Any, address: Any) -> Any:
     return types.voidptr(types.int64), emit
 
 
-@njit(inline="always")
-def floats(address, shape):
+@loop
+def floats(address: int, shape: Any) -> Any:
     """The fp32 array of that shape at an address."""
     return carray(_pointer(address), shape, np.float32)
 
 
-@njit(inline="always")
-def halves(address, shape):
+@loop
+def halves(address: int, shape: Any) -> Any:
     """The array of 16-bit numbers, uint16, at an address."""
     return carray(_pointer(address), shape, np.uint16)
 
 
-@njit(inline="always")
-def octets(address, shape):
+@loop
+def octets(address: int, shape: Any) -> Any:
     """The array of uint8 at an address."""
     return carray(_pointer(address), shape, np.uint8)
 
 
-@njit(inline="always")
-def signed_octets(address, shape):
+@loop
+def signed_octets(address: int, shape: Any) -> Any:
     """The array of int8 at an address."""
     return carray(_pointer(address), shape, np.int8)
 
 
-@njit(inline="always")
-def wholes(address, shape):
+@loop
+def wholes(address: int, shape: Any) -> Any:
     """The array of int32 at an address."""
     return carray(_pointer(address), shape, np.int32)
 
 
-@njit(inline="always")
-def longs(address, shape):
+@loop
+def longs(address: int, shape: Any) -> Any:
     """The array of int64 at an address."""
     return carray(_pointer(address), shape, np.int64)
 
 
-@njit(inline="always")
-def narrow(x):
+@loop
+def narrow(x: Any) -> Any:
     """fp32 to bf16, held as uint16, to the nearest and of two to the even one, as torch does."""
     bits = as_int(float32(x))
     if x != x:
@@ -117,11 +125,11 @@ def narrow(x):
     return np.uint16((rounded >> 16) & 0xFFFF)
 
 
-@njit(fastmath=FAST, inline="always")
-def exp(x):
+@loop
+def exp(x: Any) -> Any:
     """e to the power of x, fp32, to two units in the last place for x <= 88; in loops that LLVM vectorises, which the
     C library's is not. Below -87 it is 0."""
-    x = max(float32(x), float32(-87.5))
+    x = float32(-87.5) if x < float32(-87.5) else float32(x)
     n = np.floor(x * float32(1.4426950408889634) + float32(0.5))
     r = x - n * float32(0.693359375) + n * float32(2.12194440e-4)
     p = float32(1.9875691500e-4)
@@ -132,7 +140,7 @@ def exp(x):
     p = p * r + float32(5.0000001201e-1)
     p = p * r * r + r + float32(1)
     scaled = p * as_float((int32(n) + int32(127)) << int32(23))
-    return scaled if x > float32(-87.0) else float32(0)
+    return scaled if x > float32(-87.0) else (x if x != x else float32(0))
 
 
 # Threads
@@ -140,31 +148,79 @@ def exp(x):
 
 @intrinsic
 def atomic_add(context: Any, address: Any, value: Any) -> Any:
-    """Add to the int64 at an address and return what was there before, in one step of all threads. What this thread
-    wrote before is seen by whoever sees the sum."""
+    """Add to the int64 at an address and return what was there before. All threads see such steps in one order."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.atomic_rmw("add", builder.inttoptr(args[0], _I64.as_pointer()), args[1], "acq_rel")
+        return builder.atomic_rmw("add", builder.inttoptr(args[0], _I64.as_pointer()), args[1], "seq_cst")
 
     return types.int64(types.int64, types.int64), emit
 
 
 @intrinsic
 def atomic_load(context: Any, address: Any) -> Any:
-    """The int64 at an address, with all that was written before it."""
+    """The int64 at an address; what its writer had written before is then seen as well."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load_atomic(builder.inttoptr(args[0], _I64.as_pointer()), "acquire", 8)
+        return builder.load_atomic(builder.inttoptr(args[0], _I64.as_pointer()), "seq_cst", 8)
 
     return types.int64(types.int64), emit
 
 
 @intrinsic
-def atomic_store(context: Any, address: Any, value: Any) -> Any:
-    """Store an int64 at an address, after all that was written before."""
+def ticks(context: Any) -> Any:
+    """A counter that goes up steadily, in a unit of the processor's own."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.store_atomic(args[1], builder.inttoptr(args[0], _I64.as_pointer()), "release", 8)
+        return builder.call(cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(_I64, []), "llvm.readcyclecounter"
+        ), [])  # fmt: skip
+
+    return types.int64(), emit
+
+
+_X86, _ARM = platform.machine() in ("x86_64", "AMD64"), platform.machine() in ("aarch64", "arm64")
+
+
+@intrinsic
+def pause(context: Any) -> Any:
+    """Tell the processor that this thread is waiting in a loop."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        void, find = ir.VoidType(), cgutils.get_or_insert_function
+        if _X86:
+            builder.call(find(builder.module, ir.FunctionType(void, []), "llvm.x86.sse2.pause"), [])
+        elif _ARM:
+            hint = find(builder.module, ir.FunctionType(void, [_I32]), "llvm.aarch64.hint")
+            builder.call(hint, [ir.Constant(_I32, 1)])
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64), emit
+    return types.void(), emit
+
+
+_FUTEX = {"x86_64": 202, "aarch64": 98}.get(platform.machine(), 0) if sys.platform == "linux" else 0
+"""Number of the system call; 0: there is none, and who waits gives its turn away again and again."""
+_WAIT, _WAKE = 128, 129
+_LONG = types.int64
+if _FUTEX:
+    _call = types.ExternalFunction("syscall", _LONG(*[_LONG] * 7))
+
+    @loop
+    def sleep(address: int, value: int) -> None:
+        """Sleep until `wake` is called for the int64 at an address; not if its value is another one already."""
+        _call(_FUTEX, address, _WAIT, value & 0xFFFFFFFF, 0, 0, 0)
+
+    @loop
+    def wake(address: int) -> None:
+        """Wake all threads that sleep there."""
+        _call(_FUTEX, address, _WAKE, 0x7FFFFFFF, 0, 0, 0)
+else:
+    _give = types.ExternalFunction("SwitchToThread" if sys.platform == "win32" else "sched_yield", types.int32())
+
+    @loop
+    def sleep(address: int, value: int) -> None:
+        """Let other threads run for a moment."""
+        _give()
+
+    @loop
+    def wake(address: int) -> None:
+        """Nobody sleeps."""

@@ -32,12 +32,15 @@ P_INPUT = 14
 PLAIN   x = A [B, C]
 SUM     x = norm(A + norm(D))   the sum goes to P_SUM [B, C] as well; norms and D where they are not 0
 GATED   x = act(A[:, :C]) * A[:, C:]
-MERGED  x = the parts that ATTEND left, put together: A [B, G, P_PARTS, R, 2 + D]: maximum, sum, weighted values
+MERGED  x = the parts that ATTEND left, put together: A + 4 * b * P_ROOM is [G, P_PARTS[b], R, 2 + D]
 """
 PLAIN, SUM, GATED, MERGED = range(4)
 P_A, P_D, P_SUM, P_NORM, P_NORM_D, P_EPS = range(15, 21)
-P_ACT, P_PARTS, P_DIM = range(21, 24)
-P_GROUPS = 24
+P_ACT = 21
+P_PARTS, P_ROOM, P_DIM, P_GROUPS = range(22, 26)
+"""P_PARTS: int64 [B]."""
+P_SAME = 26
+"""P_SAME: x is that of the product before."""
 SILU, GELU_TANH = range(2)
 F32, BF16, I8, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K = range(11)
 """Kinds of weights."""
@@ -53,9 +56,9 @@ H_COS, H_SIN, H_ROTARY = range(10, 13)
 """[B, H_ROTARY], tables of `lean_layer.for_lean`; H_ROTARY 0: not rotated."""
 H_NORM, H_EPS, H_WIDE = range(13, 16)
 """[H + G, D], a norm of each head; 0: none. H_WIDE: one norm over all heads of q, one over those of k."""
-H_PLACES, H_PITCH, H_KV_KIND = range(16, 19)
-"""int64 [B]: address of the new token's k of the first head. v stands H_V_AFTER bytes behind, the next head's H_PITCH."""
-H_V_AFTER, H_PAIRS = range(19, 21)
+H_PLACES, H_KV_KIND = range(16, 18)
+"""int64 [B, 3]: address of the new token's k of the first head; bytes from there to the next head, and to v."""
+H_PAIRS = 18
 """H_PAIRS: numbers (2i, 2i + 1) of q and k in H_QKV belong together, not (i, i + D / 2)."""
 
 # Of one sequence and layer: what to read of G * L-token pages, or of one run of rows.
@@ -92,11 +95,15 @@ A_Q, A_SCALE = range(8, 10)
 A_IDS, A_COUNT, A_UNIT = range(10, 13)
 """int32 [G, A_COUNT] units of A_UNIT tokens, which divides A_PAGE; 0: the first A_COUNT units."""
 A_PLACES = 13
-"""int64 [pages], or with A_OWN [G, A_COUNT]: the address of each page, or of each chosen unit's page."""
+"""int64 [pages]: the address of each page."""
 A_OWN = 14
+"""1: A_PLACES is int64 [G, A_COUNT], the address of each chosen unit's k in that head."""
 A_PITCH, A_V_AFTER, A_KV_KIND = range(15, 18)
 """Bytes from one head to the next of a page, and from k to v; F32 or BF16."""
 A_TAIL, A_TAIL_LEN, A_TAIL_PITCH, A_TAIL_V_AFTER = range(18, 22)
-"""The rows behind: address of the first head's k."""
-A_SPAN, A_OUT, A_PARTS, A_TAIL_SPAN = range(22, 26)
-"""Tokens a part; [G, A_PARTS, R, 2 + D]; parts, those of the rows behind last, A_TAIL_SPAN rows each."""
+"""The rows behind: address of the first head's k. They are of A_TAIL_KIND."""
+A_SPAN, A_TAIL_SPAN, A_TAIL_KIND = range(22, 25)
+"""Tokens of a part; rows of a part of those behind, which come last."""
+A_OUT, A_PARTS, A_FIRST = range(25, 28)
+"""[G, A_PARTS, R, 2 + D]: maximum of the scores, sum of their powers, values weighted with those; A_FIRST: the part that
+this row's first one is."""

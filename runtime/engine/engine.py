@@ -38,6 +38,7 @@ from ..model.rotary import RotaryTables
 from ..process.apart import apart
 from ..process.interrupt import Interrupts
 from ..process.spare_cores import FittingThreads
+from .compiled_form import compiled_step
 from .known_tokens import append_known
 from .pasts import Pasts
 from .prefixes import StoredPrefixes
@@ -75,6 +76,8 @@ class Engine:
         self.interrupts, self.turns = Interrupts(), model.turns
         self.threads = FittingThreads.on(model.device)
         self.pasts = Pasts(model, store, self.indexes, config, workspace, prefetcher)
+        self.compiled = compiled_step(model, store)
+        """Decode in compiled loops; None: PyTorch's operations, one by one."""
         self.num_steps = 0
         self.tokens_read = 0
         settings = {**config.retrieval_settings(), "index": self.index_identity}
@@ -312,16 +315,21 @@ class Engine:
             outs = [sequence.layers[layer].step(q[b], k[b], v[b], scale) for b, sequence in enumerate(sequences)]
             return torch.stack(outs) if len(outs) > 1 else outs[0].unsqueeze(0)
 
+        def ahead(layer: int, hidden: Tensor) -> None:
+            self._look_ahead(sequences, layer, hidden, tables)
+
         with ExitStack() as undo:
             for sequence, new in zip(sequences, named, strict=True):
                 undo.callback(StepPoint.before(sequence, new).restore, sequence)
-            with self.threads.fitted(len(sequences)):
-                hidden = model.embed(torch.tensor(tokens, device=model.device))
-                with self.prefetcher.step() if self.prefetcher else nullcontext():
+            with self.threads.fitted(len(sequences)), self.prefetcher.step() if self.prefetcher else nullcontext():
+                if self.compiled is not None:
+                    logits = self.compiled.run(sequences, tokens, tables, ahead)
+                else:
+                    hidden = model.embed(torch.tensor(tokens, device=model.device))
                     for layer in range(model.num_layers):
-                        self._look_ahead(sequences, layer + 1, hidden, tables)
+                        ahead(layer + 1, hidden)
                         hidden = model.step_layer(layer, hidden, tables, attend)
-                logits = model.step_logits(hidden)
+                    logits = model.step_logits(hidden)
             for sequence, new in zip(sequences, named, strict=True):
                 sequence.seal(new)
             for sequence, new in zip(sequences, named, strict=True):

@@ -1,0 +1,60 @@
+"""What a layer's attention reads, as rows of a compiled step's table.
+
+Shapes  G KV heads, R query heads each, D head dim, L page size
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...kernels.compiled import record as r
+
+SPAN = 128
+"""Tokens of a part. It follows from nothing but must never follow from the machine: sums are cut here."""
+KV_KINDS = {torch.float32: r.F32, torch.bfloat16: r.BF16}
+
+
+@dataclass(slots=True)
+class Attending:
+    """One sequence's attention in one layer: its query, and where its parts go."""
+
+    q: Tensor
+    """fp32 `[H, D]`, rotated; computed by the time the rows are worked through."""
+    scale: float
+    parts: Tensor
+    """fp32, with room for `[G, parts, R, 2 + D]`."""
+    groups: int
+    out: Tensor
+    """fp32 `[H * D]`: the result, where there are no parts."""
+
+    def row(self, row: np.ndarray, *, unit: int, page: int, parts: int, first: int = 0) -> None:
+        """Begin a row that attends, with nothing to read yet."""
+        heads, dim = self.q.shape
+        row[:] = 0
+        row[[r.OPERATION, r.BARRIER]] = r.ATTEND, 1
+        row[[r.A_GROUPS, r.A_REPEATS, r.A_DIM, r.A_PAGE]] = self.groups, heads // self.groups, dim, page
+        row[[r.A_Q, r.A_SCALE]] = self.q.data_ptr(), int(np.float64(self.scale).view(np.int64))
+        row[[r.A_UNIT, r.A_SPAN, r.A_TAIL_SPAN]] = unit, max(SPAN, unit), SPAN
+        row[[r.A_OUT, r.A_PARTS, r.A_FIRST]] = self.parts.data_ptr(), parts, first
+
+    def read(self, row: np.ndarray, count: int, places: np.ndarray, pitch: int, v_after: int, kind: int) -> None:
+        """Read `count` units of pages at these addresses."""
+        row[r.ITEMS] += self.groups * num_parts(count, int(row[r.A_UNIT]))
+        row[[r.A_COUNT, r.A_PLACES, r.A_PITCH]] = count, places.ctypes.data, pitch
+        row[[r.A_V_AFTER, r.A_KV_KIND]] = v_after, kind
+
+    def behind(self, row: np.ndarray, rows: Tensor, count: int) -> None:
+        """Read the first `count` of the rows `[2, G, n, D]` behind them."""
+        row[r.ITEMS] += self.groups * num_parts(count, 1)
+        size = rows.element_size()
+        row[[r.A_TAIL, r.A_TAIL_LEN, r.A_TAIL_KIND]] = rows.data_ptr(), count, KV_KINDS[rows.dtype]
+        row[[r.A_TAIL_PITCH, r.A_TAIL_V_AFTER]] = rows.stride(1) * size, rows.stride(0) * size
+
+
+def num_parts(count: int, unit: int) -> int:
+    """Parts that `count` units of so many tokens are read in."""
+    return -(-count // max(1, SPAN // unit))
