@@ -14,10 +14,11 @@ from typing import Any
 from numba import float32
 
 from .native import exp, floats, halves, longs, loop, real, widen, wholes
+from .operation import operation
 from .record import (
     A_COUNT, A_DIM, A_FIRST, A_GROUPS, A_IDS, A_KV_KIND, A_OUT, A_OWN, A_PAGE, A_PARTS, A_PITCH, A_PLACES, A_Q,
     A_REPEATS, A_SCALE, A_SPAN, A_TAIL, A_TAIL_KIND, A_TAIL_LEN, A_TAIL_PITCH, A_TAIL_SPAN, A_TAIL_V_AFTER, A_UNIT,
-    A_V_AFTER, F32,
+    A_V_AFTER, F32, WIDTH,
 )  # fmt: skip
 
 BLOCK = 16
@@ -34,9 +35,10 @@ def scratch_bytes(repeats: int, dim: int) -> int:
     return 4 * (BLOCK * dim + repeats * dim + repeats * BLOCK) + 8 * 2 * BLOCK
 
 
-@loop
-def attend(op: Any, item: int, scratch: int) -> None:
+@operation
+def attend(row: int, item: int, scratch: int) -> None:
     """One part of one KV head: maximum of the scores, sum of their powers, values weighted with those."""
+    op = longs(row, WIDTH)
     groups, repeats, dim, parts = op[A_GROUPS], op[A_REPEATS], op[A_DIM], op[A_PARTS]
     # Parts of one head are not neighbours among the items: threads then read different heads' pages.
     g, part = item % groups, item // groups

@@ -10,10 +10,11 @@ from typing import Any
 from numba import float32
 
 from .native import floats, halves, longs, loop, narrow, real
+from .operation import operation
 from .products import root
 from .record import (
     F32, H_BATCH, H_COS, H_DIM, H_EPS, H_GROUPS, H_HEADS, H_KV_KIND, H_NORM, H_PAIRS, H_PLACES, H_Q, H_QKV, H_ROTARY,
-    H_SIN, H_WIDE,
+    H_SIN, H_WIDE, WIDTH,
 )  # fmt: skip
 
 
@@ -22,9 +23,10 @@ def scratch_bytes(dim: int) -> int:
     return 8 * dim
 
 
-@loop
-def heads(op: Any, item: int, scratch: int) -> None:
+@operation
+def heads(row: int, item: int, scratch: int) -> None:
     """One head of q, k or v of one sequence."""
+    op = longs(row, WIDTH)
     queries, groups, dim = op[H_HEADS], op[H_GROUPS], op[H_DIM]
     each = queries + 2 * groups
     b, head = item // each, item % each

@@ -26,7 +26,8 @@ Loop = TypeVar("Loop", bound=Callable[..., Any])
 
 def loop(function: Loop) -> Loop:
     """A function of compiled code: without checks of bounds and divisors, and without Python's lock."""
-    compiled: Loop = njit(fastmath=FAST, error_model="numpy", nogil=True)(function)
+    options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # called by compiled code alone
+    compiled: Loop = njit(fastmath=FAST, error_model="numpy", nogil=True, **options)(function)
     return compiled
 
 
@@ -141,6 +142,30 @@ def exp(x: Any) -> Any:
     p = p * r * r + r + float32(1)
     scaled = p * as_float((int32(n) + int32(127)) << int32(23))
     return scaled if x > float32(-87.0) else (x if x != x else float32(0))
+
+
+@intrinsic
+def call(context: Any, function: Any, row: Any, item: Any, scratch: Any) -> Any:
+    """Call an operation on an item by its address."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [_I64] * 3)
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), emit
+
+
+@intrinsic
+def call_alone(context: Any, function: Any, row: Any, scratch: Any) -> Any:
+    """Call a preparation by its address."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [_I64] * 2)
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 3), emit
 
 
 # Threads

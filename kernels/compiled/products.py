@@ -14,9 +14,11 @@ from typing import Any
 from numba import float32
 
 from .native import exp, floats, halves, longs, loop, real, signed_octets, widen
+from .operation import operation, preparation
 from .record import (
-    BF16, F32, GATED, I8, MERGED, P_A, P_ACT, P_BATCH, P_BIAS, P_CHUNK, P_COLUMNS, P_D, P_DIM, P_EPS, P_GROUPS, P_INPUT,
-    P_KIND, P_NORM, P_NORM_D, P_PARTS, P_ROOM, P_ROWS, P_SAME, P_SCALE, P_STRIDE, P_SUM, P_WEIGHT, P_Y, SILU, SUM,
+    BF16, F32, GATED, I8, MERGED, P_A, P_ACT, P_BATCH, P_BIAS, P_CHUNK, P_COLUMNS, P_D, P_DIM, P_EPS, P_GROUPS,
+    P_INPUT, P_KIND, P_NORM, P_NORM_D, P_PARTS, P_ROOM, P_ROWS, P_SAME, P_SCALE, P_STRIDE, P_SUM, P_WEIGHT, P_Y,
+    SILU, SUM, WIDTH,
 )  # fmt: skip
 
 
@@ -25,9 +27,10 @@ def scratch_bytes(batch: int, columns: int) -> int:
     return 4 * batch * columns
 
 
-@loop
-def prepare(op: Any, scratch: int) -> None:
+@preparation
+def prepare(row: int, scratch: int) -> None:
     """Make x, fp32 `[B, C]`, in this thread's memory."""
+    op = longs(row, WIDTH)
     if op[P_SAME] != 0:
         return
     batch, columns = op[P_BATCH], op[P_COLUMNS]
@@ -118,9 +121,10 @@ def _merge(op: Any, x: Any) -> None:
                     out[i] /= mass
 
 
-@loop
-def product(op: Any, item: int, scratch: int) -> None:
+@operation
+def product(row: int, item: int, scratch: int) -> None:
     """The rows of one item."""
+    op = longs(row, WIDTH)
     batch, rows, columns, kind = op[P_BATCH], op[P_ROWS], op[P_COLUMNS], op[P_KIND]
     begin = item * op[P_CHUNK]
     end = min(begin + op[P_CHUNK], rows)

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .attention import attend
-from .heads import heads
-from .native import atomic_add, atomic_load, longs, loop, pause, sleep, ticks, wake
-from .products import prepare, product
-from .record import ATTEND, BARRIER, HEADS, ITEMS, MARK, OPERATION, PRODUCT, WIDTH
+from .native import atomic_add, atomic_load, call, call_alone, longs, loop, pause, sleep, ticks, wake
+from .operation import preparation
+from .record import BARRIER, ITEMS, MARK, OPERATION, PREPARE, WIDTH
 
 LINE = 8
 """int64 in a cache line, or two."""
@@ -26,7 +24,7 @@ ticks by MARK (0: not wanted); looks before a thread goes to sleep."""
 STATE = LINE * 7
 
 
-@loop
+@preparation
 def work(team: int, thread: int) -> None:
     """Be one of a team's threads. Thread 0 works through one table, the others wait for all to come."""
     state, seen = longs(team, STATE), 0
@@ -48,20 +46,15 @@ def _perform(state: Any, team: int, thread: int) -> None:
     scratch = state[SCRATCH] + thread * state[SCRATCH_BYTES]
     started = ticks()
     for i in range(state[ROWS]):
-        op = table[i]
-        operation, items = op[OPERATION], op[ITEMS]
-        if operation == PRODUCT:
-            prepare(op, scratch)
-        while True:
+        op, row = table[i], state[TABLE] + 8 * WIDTH * i
+        items = op[ITEMS]
+        if op[PREPARE] != 0 and items != 0:
+            call_alone(op[PREPARE], row, scratch)
+        while items != 0:
             item = atomic_add(state[COUNTERS] + 8 * LINE * i, 1)
             if item >= items:
                 break
-            if operation == PRODUCT:
-                product(op, item, scratch)
-            elif operation == HEADS:
-                heads(op, item, scratch)
-            elif operation == ATTEND:
-                attend(op, item, scratch)
+            call(op[OPERATION], row, item, scratch)
         if op[BARRIER] != 0 or i + 1 == state[ROWS]:
             _meet(team, threads, state[SPINS])
             if thread == 0 and state[TIMES] != 0:
@@ -78,17 +71,23 @@ def _meet(team: int, threads: int, spins: int) -> None:
     phase = atomic_load(team + 8 * PHASE)
     if atomic_add(team + 8 * ARRIVED, 1) == threads - 1:
         atomic_add(team + 8 * ARRIVED, -threads)
-        tell(team, PHASE)
+        _tell(team, PHASE)
     else:
         _wait(team, PHASE, phase, spins)
 
 
 @loop
-def tell(team: int, word: int) -> None:
+def _tell(team: int, word: int) -> None:
     """Count one more, and wake those who wait for that."""
     atomic_add(team + 8 * word, 1)
     if atomic_load(team + 8 * SLEEPERS) != 0:
         wake(team + 8 * word)
+
+
+@preparation
+def tell(team: int, word: int) -> None:
+    """`_tell`, for Python."""
+    _tell(team, word)
 
 
 @loop

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...kernels.compiled.attention import attend
 from ...kernels.compiled.team import Team
 from ...storage import TieredStore
 from ..layers.attend_rows import KV_KINDS, Attending, num_parts
@@ -23,6 +24,14 @@ _BATCH_SIZES = 4
 """The most batch sizes for which rows are kept."""
 
 
+class _Operations:
+    """What layers fill rows with."""
+
+    @property
+    def attend(self) -> int:
+        return attend.address
+
+
 class CompiledStep:
     """The steps of one model over one store."""
 
@@ -30,19 +39,23 @@ class CompiledStep:
         self._model, self._store, self._team = model, store, team
         self._rows: dict[tuple[int, str], StepRows] = {}
         self._parts = torch.empty(0)
+        self._threads = 1
+        self._operations = _Operations()
 
     def run(
-        self, sequences: list[Sequence], tokens: list[int], tables: StepTables, ahead: Callable[[int, Tensor], None]
-    ) -> Tensor:
+        self, sequences: list[Sequence], tokens: list[int], tables: StepTables, ahead: Callable[[int, Tensor], None],
+        threads: int,
+    ) -> Tensor:  # fmt: skip
         """Take one step with several sequences. Every layer has its token afterwards. Returns logits `[B, V]`.
 
         Args:
             ahead: told, where layers come one by one, of a layer and the input `[B, C]` of the one below it.
+            threads: of the team.
 
         Raises CapacityError; some layers may have their token then.
         """
         model, batch = self._model, len(sequences)
-        rows = self._of(batch)
+        rows, self._threads = self._of(batch), threads
         rows.hidden.copy_(model.embed(torch.tensor(tokens)))
         rows.turn(model.kinds, tables.lean)
         for layer in range(model.num_layers):
@@ -72,7 +85,7 @@ class CompiledStep:
         parts = self._parts[: rows.batch * self._room].view(rows.batch, self._room)
         return [
             [
-                Attending(rows.q[layer, b], rows.scales[layer], parts[b], rows.groups, rows.attended[b])
+                Attending(rows.q[layer, b], rows.scales[layer], parts[b], rows.groups, rows.attended[b], self._operations)
                 for b in range(rows.batch)
             ]
             for layer in range(len(rows.scales))
@@ -113,7 +126,7 @@ class CompiledStep:
         self._work(rows, rows.table[begin:])
 
     def _work(self, rows: StepRows, some: np.ndarray) -> None:
-        self._team.run(some, rows.scratch_bytes, torch.get_num_threads())
+        self._team.run(some, rows.scratch_bytes, self._threads)
 
     def _of(self, batch: int) -> StepRows:
         key = (batch, self._model.weights)

@@ -321,15 +321,17 @@ class Engine:
         with ExitStack() as undo:
             for sequence, new in zip(sequences, named, strict=True):
                 undo.callback(StepPoint.before(sequence, new).restore, sequence)
-            with self.threads.fitted(len(sequences)), self.prefetcher.step() if self.prefetcher else nullcontext():
+            with self.prefetcher.step() if self.prefetcher else nullcontext():
                 if self.compiled is not None:
-                    logits = self.compiled.run(sequences, tokens, tables, ahead)
+                    with self.threads.lent() as threads:
+                        logits = self.compiled.run(sequences, tokens, tables, ahead, threads)
                 else:
-                    hidden = model.embed(torch.tensor(tokens, device=model.device))
-                    for layer in range(model.num_layers):
-                        ahead(layer + 1, hidden)
-                        hidden = model.step_layer(layer, hidden, tables, attend)
-                    logits = model.step_logits(hidden)
+                    with self.threads.fitted(len(sequences)):
+                        hidden = model.embed(torch.tensor(tokens, device=model.device))
+                        for layer in range(model.num_layers):
+                            ahead(layer + 1, hidden)
+                            hidden = model.step_layer(layer, hidden, tables, attend)
+                        logits = model.step_logits(hidden)
             for sequence, new in zip(sequences, named, strict=True):
                 sequence.seal(new)
             for sequence, new in zip(sequences, named, strict=True):

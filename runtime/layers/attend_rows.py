@@ -6,6 +6,7 @@ Shapes  G KV heads, R query heads each, D head dim, L page size
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,6 +17,13 @@ from ...kernels.compiled import record as r
 SPAN = 128
 """Tokens of a part. It follows from nothing but must never follow from the machine: sums are cut here."""
 KV_KINDS = {torch.float32: r.F32, torch.bfloat16: r.BF16}
+
+
+class Operations(Protocol):
+    """The addresses of compiled operations, compiled by the time they are asked for."""
+
+    @property
+    def attend(self) -> int: ...
 
 
 @dataclass(slots=True)
@@ -30,12 +38,13 @@ class Attending:
     groups: int
     out: Tensor
     """fp32 `[H * D]`: the result, where there are no parts."""
+    operations: Operations
 
     def row(self, row: np.ndarray, *, unit: int, page: int, parts: int, first: int = 0) -> None:
         """Begin a row that attends, with nothing to read yet."""
         heads, dim = self.q.shape
         row[:] = 0
-        row[[r.OPERATION, r.BARRIER]] = r.ATTEND, 1
+        row[[r.OPERATION, r.BARRIER]] = self.operations.attend, 1
         row[[r.A_GROUPS, r.A_REPEATS, r.A_DIM, r.A_PAGE]] = self.groups, heads // self.groups, dim, page
         row[[r.A_Q, r.A_SCALE]] = self.q.data_ptr(), int(np.float64(self.scale).view(np.int64))
         row[[r.A_UNIT, r.A_SPAN, r.A_TAIL_SPAN]] = unit, max(SPAN, unit), SPAN

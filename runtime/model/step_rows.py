@@ -16,6 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.compiled import record as r
+from ...kernels.compiled.heads import heads
+from ...kernels.compiled.products import prepare
+from ...kernels.compiled.products import product as product_rows
 from .head import Head
 from .lean_layer import LeanLayer, Norm
 from .products import Int8Product, Product
@@ -95,7 +98,7 @@ class StepRows:
         self._sum(self.table[-1], *above, sums[0], Norm(head.norm))
         self.input = self.last = sums[0]
         """`[B, C]`: what a layer but the first begins with, once its QKV is there; and what the last one leaves."""
-        products = self.table[self.table[:, r.OPERATION] == r.PRODUCT]
+        products = self.table[self.table[:, r.PREPARE] != 0]
         self.scratch_bytes = 4 * batch * int(products[:, r.P_COLUMNS].max()) + 65536
 
     def merges(self, layer: int, parts: Tensor | None = None, room: int = 0) -> None:
@@ -130,7 +133,8 @@ class StepRows:
         weight, rows = product.weight, product.weight.shape[0]
         assert weight.is_contiguous()
         chunk = max(_LEAST_ROWS, _CHUNK_BYTES // (weight.shape[1] * weight.element_size()))
-        row[[r.OPERATION, r.ITEMS, r.BARRIER]] = r.PRODUCT, -(-rows // chunk), 1
+        row[[r.OPERATION, r.PREPARE]] = product_rows.address, prepare.address
+        row[[r.ITEMS, r.BARRIER]] = -(-rows // chunk), 1
         row[[r.P_BATCH, r.P_ROWS, r.P_COLUMNS, r.P_CHUNK]] = self.batch, rows, weight.shape[1], chunk
         row[[r.P_WEIGHT, r.P_Y, r.P_STRIDE]] = weight.data_ptr(), y.data_ptr(), y.shape[1]
         self._kept.append(weight)
@@ -153,7 +157,7 @@ class StepRows:
 
     def _heads(self, row: np.ndarray, layer: LeanLayer, number: int, qkv: Tensor, *, is_rotated: bool) -> None:
         items = self.batch * (self.heads + 2 * self.groups)
-        row[[r.OPERATION, r.ITEMS, r.BARRIER]] = r.HEADS, items, 1
+        row[[r.OPERATION, r.ITEMS, r.BARRIER]] = heads.address, items, 1
         row[[r.H_BATCH, r.H_HEADS, r.H_GROUPS, r.H_DIM]] = self.batch, self.heads, self.groups, self.dim
         row[[r.H_QKV, r.H_Q, r.H_PLACES]] = qkv.data_ptr(), self.q[number].data_ptr(), self.places[number].ctypes.data
         row[[r.H_ROTARY, r.H_KV_KIND]] = int(is_rotated), self._kv_kind
