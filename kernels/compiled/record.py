@@ -62,30 +62,35 @@ H_PAIRS = 19
 """H_PAIRS: numbers (2i, 2i + 1) of q and k in H_QKV belong together, not (i, i + D / 2)."""
 
 # Of one sequence and layer: what to read of G * L-token pages, or of one run of rows.
-# SCORE_BOUNDS: scores of S_SPAN units an item, of one KV head; items are G times the parts of S_UNITS.
-# SCORE_CODES: the same of `spectral`.
-S_GROUPS, S_REPEATS, S_DIM = range(5, 8)
-S_Q, S_SCALE = range(8, 10)
+# `score_bounds`: scores of S_SPAN units an item, of one KV head; items are G times the parts of S_UNITS.
+# `score_codes`: the same of `spectral`. `make_tables` comes before it with the same fields: G * M items.
+S_REPEATS, S_DIM = range(5, 7)
+S_Q, S_SCALE = range(7, 9)
 """[G, R, D] rotated, and what it is multiplied with."""
-S_UNITS, S_SPAN = range(10, 12)
-S_SCORES, S_ROOM = range(12, 14)
-"""[G, R, S_ROOM]: e to the power of score - maximum of the part."""
-S_TOPS = 14
-"""[G, R, parts, 2]: the maximum of each part, and the sum of the powers."""
-S_BOUNDS, S_HEAD_PITCH = range(15, 17)
-"""SCORE_BOUNDS: fp32 [G, units, 2 D], heads S_HEAD_PITCH numbers apart: the smallest and the largest key of a unit.
-SCORE_CODES: codes uint8 [G, units, M] at S_BOUNDS, heads S_HEAD_PITCH bytes apart."""
+S_UNITS, S_SPAN = range(9, 11)
+"""Units there are, at least one, and units of a part; the last part may have fewer."""
+S_SCORES, S_ROOM = range(11, 13)
+"""[G, R, S_ROOM]: 2 to the power of (score / ln 2 - maximum of the part)."""
+S_TOPS = 13
+"""[G, R, parts, 2]: the maximum of each part, of score / ln 2, and the sum of the powers."""
+S_BOUNDS, S_HEAD_PITCH, S_KIND = range(14, 17)
+"""`score_bounds`: [G, units, 2 D], heads S_HEAD_PITCH numbers apart: the largest and the smallest key of a unit, in F32
+or BF16.
+`score_codes`: codes uint8 [G, units, M] at S_BOUNDS, heads S_HEAD_PITCH bytes apart."""
 S_CODE_PARTS, S_CODE_DIM, S_BASIS, S_BOOKS = range(17, 21)
-"""M; W / M; of_queries [G, D, W]; fp16 or bf16 codebooks widened to [G, M, W / M, 256]."""
-S_ANCHORS, S_ANCHOR_PITCH, S_SEGMENT = range(21, 24)
+"""M; W / M; of_queries turned to [G, W, D]; codebooks turned to [G, M, W / M, 256]."""
+S_TABLES = 21
+"""What `make_tables` leaves for `score_codes`: [G, ceil(R / 4), M, 256, 4], best at a multiple of 64 bytes."""
+S_ANCHORS, S_ANCHOR_PITCH, S_SEGMENT = range(22, 25)
 """bf16 [G, segments, D], heads S_ANCHOR_PITCH numbers apart; units per anchor."""
 
-# CHOOSE: the best units of each KV head by the mean, over its query heads, of their softmax. An item is a KV head.
-C_GROUPS, C_REPEATS, C_UNITS, C_SPAN = range(5, 9)
-C_SCORES, C_ROOM, C_TOPS = range(9, 12)
+# `choose`: the best units of each KV head by the mean, over its query heads, of their softmax. An item is a KV head.
+C_REPEATS, C_UNITS, C_SPAN = range(5, 8)
+C_SCORES, C_ROOM, C_TOPS = range(8, 11)
 """What SCORE left."""
-C_COUNT, C_SINK, C_LOCAL = range(12, 15)
-C_IDS = 15
+C_COUNT, C_SINK, C_LOCAL = range(11, 14)
+"""Ids wanted, at most C_UNITS; how many of them are the first and the last units whatever their scores."""
+C_IDS = 14
 """int32 [G, C_COUNT], ascending."""
 
 # ATTEND: one softmax over the chosen units and the rows behind them. An item is A_SPAN tokens of one KV head, or the
