@@ -65,7 +65,7 @@ def score_bytes(repeats: int, dim: int, span: int, code_dim: int = 0) -> int:
     return 4 * (heads * dim + heads * max(span + 1, code_dim) + 4 * (_BLOCK + _TURNED))
 
 
-@njit(fastmath={"contract"}, error_model="numpy", nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+@njit(fastmath={"contract"}, error_model="numpy", nogil=True)
 def power(x: Any) -> Any:
     """2 to the power of x <= 0, fp32, to 2e-7; of less than -126, and of what is no number, 2 ** -126. LLVM vectorises
     it. Without leave to reorder, which would take the rounding away."""
@@ -106,7 +106,8 @@ def _to_powers(op: Any, g: int, part: int, parts: int, first: int, count: int) -
         highest = int32(-0x80000000)
         for n in range(count):
             highest = max(highest, _ordered(as_int(row[n])))
-        top, mass = as_float(_ordered(highest)), float32(0)
+        top: Any = as_float(_ordered(highest))
+        mass = float32(0)
         for n in range(count):
             row[n] = power(row[n] - top)
             mass += row[n]

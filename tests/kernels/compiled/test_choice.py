@@ -26,7 +26,7 @@ from stratakv.retrieval.params import IndexParams
 
 GUARD = 64
 """Bytes behind each buffer that nobody may write."""
-drawn = settings(max_examples=60, derandomize=True, deadline=None)
+drawn = settings(max_examples=40, derandomize=True, deadline=None)
 
 
 class Buffer:
