@@ -84,7 +84,7 @@ def _reached_by(numbers: Any, wanted: int) -> Any:
     """The largest number, int32, that at least `wanted` of them reach, or a smaller one that exactly as many do. None
     is negative."""
     least = int32(0)
-    for bit in range(30, 4, -1):
+    for bit in range(30, -1, -1):
         higher = int32(least | (1 << bit))
         total = _count(numbers, higher)
         if total >= wanted:

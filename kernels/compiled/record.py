@@ -62,8 +62,8 @@ H_PAIRS = 20
 """H_PAIRS: numbers (2i, 2i + 1) of q and k in H_QKV belong together, not (i, i + D / 2)."""
 
 # Of one sequence and layer: what to read of G * L-token pages, or of one run of rows.
-# SCORE_BOUNDS: scores of S_SPAN units an item, of one KV head; items are G times the parts of S_UNITS.
-# TABLES, SCORE_CODES: the same of `spectral`, with the same fields. First an item is one code part of one KV head.
+# `score_bounds`: scores of S_SPAN units an item, of one KV head; items are G times the parts of S_UNITS.
+# `score_codes`: the same of `spectral`. `make_tables` comes before it with the same fields: G * M items.
 S_REPEATS, S_DIM = range(6, 8)
 S_Q, S_SCALE = range(8, 10)
 """[G, R, D] rotated, and what it is multiplied with."""
@@ -74,17 +74,17 @@ S_SCORES, S_ROOM = range(12, 14)
 S_TOPS = 14
 """[G, R, parts, 2]: the maximum of each part, of score / ln 2, and the sum of the powers."""
 S_BOUNDS, S_HEAD_PITCH, S_KIND = range(15, 18)
-"""SCORE_BOUNDS: [G, units, 2 D], heads S_HEAD_PITCH numbers apart: the largest and the smallest key of a unit, in F32
+"""`score_bounds`: [G, units, 2 D], heads S_HEAD_PITCH numbers apart: the largest and the smallest key of a unit, in F32
 or BF16.
-SCORE_CODES: codes uint8 [G, units, M] at S_BOUNDS, heads S_HEAD_PITCH bytes apart."""
+`score_codes`: codes uint8 [G, units, M] at S_BOUNDS, heads S_HEAD_PITCH bytes apart."""
 S_CODE_PARTS, S_CODE_DIM, S_BASIS, S_BOOKS = range(18, 22)
 """M; W / M; of_queries turned to [G, W, D]; codebooks turned to [G, M, W / M, 256]."""
 S_TABLES = 22
-"""What TABLES leaves for SCORE_CODES: [G, ceil(R / 4), M, 256, 4], best at a multiple of 64 bytes."""
+"""What `make_tables` leaves for `score_codes`: [G, ceil(R / 4), M, 256, 4], best at a multiple of 64 bytes."""
 S_ANCHORS, S_ANCHOR_PITCH, S_SEGMENT = range(23, 26)
 """bf16 [G, segments, D], heads S_ANCHOR_PITCH numbers apart; units per anchor."""
 
-# CHOOSE: the best units of each KV head by the mean, over its query heads, of their softmax. An item is a KV head.
+# `choose`: the best units of each KV head by the mean, over its query heads, of their softmax. An item is a KV head.
 C_REPEATS, C_UNITS, C_SPAN = range(6, 9)
 C_SCORES, C_ROOM, C_TOPS = range(9, 12)
 """What SCORE left."""

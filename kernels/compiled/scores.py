@@ -106,7 +106,8 @@ def _to_powers(op: Any, g: int, part: int, parts: int, first: int, count: int) -
         highest = int32(-0x80000000)
         for n in range(count):
             highest = max(highest, _ordered(as_int(row[n])))
-        top, mass = as_float(_ordered(highest)), float32(0)
+        top: Any = as_float(_ordered(highest))
+        mass = float32(0)
         for n in range(count):
             row[n] = power(row[n] - top)
             mass += row[n]
@@ -198,12 +199,12 @@ def make_tables(row: int, item: int, scratch: int) -> None:
     book = floats(op[S_BOOKS] + 4 * item * width * 256, (width, 256))
     for h in range(0, heads, 4):
         for r in range(4):
-            row = four[r]
-            row[:] = 0
+            sums_of_head = four[r]
+            sums_of_head[:] = 0
             for w in range(width):
                 x, centroids = q[h + r, w], book[w]
                 for c in range(256):
-                    row[c] += x * centroids[c]
+                    sums_of_head[c] += x * centroids[c]
         table = floats(op[S_TABLES] + 4 * _TABLE * ((g * heads + h) // 4 * parts + m), (256, 4))
         for c in range(256):
             for r in range(4):
@@ -275,7 +276,7 @@ def score_codes(row: int, item: int, scratch: int) -> None:
     sums = floats(at_sums, (4, room))
     scores = floats(op[S_SCORES] + 4 * g * repeats * op[S_ROOM], (repeats, op[S_ROOM]))
     for h in range(0, repeats, 4):
-        table = op[S_TABLES] + 4 * _TABLE * (g * heads + h) // 4 * codes_each
+        table = op[S_TABLES] + 4 * _TABLE * ((g * heads + h) // 4 * codes_each)
         for begin in range(first, end, _BLOCK):
             size = min(int64(_BLOCK), end - begin)
             codes = op[S_BOUNDS] + g * op[S_HEAD_PITCH] + begin * codes_each
@@ -284,8 +285,8 @@ def score_codes(row: int, item: int, scratch: int) -> None:
             for s in range(begin // segment, (begin + size - 1) // segment + 1):
                 low, high = max(begin, s * segment), min(begin + size, s * segment + segment)
                 for r in range(h, min(h + 4, repeats)):
-                    row, of_row = scores[r, low:high], sums[r - h, low - begin : high - begin]
+                    of_head, found = scores[r, low:high], sums[r - h, low - begin : high - begin]
                     anchor = of_anchors[r, s - start]
-                    for n in range(row.shape[0]):
-                        row[n] = of_row[n] + anchor
+                    for n in range(of_head.shape[0]):
+                        of_head[n] = found[n] + anchor
     _to_powers(op, g, part, parts, first, count)

@@ -12,7 +12,7 @@ from ...kernels.compiled import record as r
 from ...retrieval.scoring import BoundScoring, CodeScoring, Scoring
 from .attend_rows import KV_KINDS, Attending
 
-BOUNDS_SPAN, CODES_SPAN = 512, 4096
+BOUNDS_SPAN, CODES_SPAN = 256, 2048
 """Units of a part. They follow from nothing but must never follow from the machine: sums are cut here."""
 SCORE_ROWS = 3
 """Tables, scores, choice; rows that are not needed have no items."""
