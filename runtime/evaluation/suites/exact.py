@@ -130,11 +130,12 @@ def run(setting: Setting, indexes: list[str], seed: int, ticker: Ticker, *, with
 
     take("attention kernels", lambda: kernels(seed, setting.torch_device))
     with scratch_folder("eval") as folder:
-        take("transformers", lambda: _against_transformers(setting, seed, folder))
         model, tokens, expected = _in_memory(setting, names, index, seed, folder, take)
         take("tiers", lambda: _tiers(setting, model, index, tokens, expected, folder))
         if with_child:
             take("resume", lambda: _resume(setting, model, index, tokens, expected, folder))
+        del model
+        take("transformers", lambda: _against_transformers(setting, seed, folder))
     return {"checks": [check.as_dict() for check in checks]}
 
 
