@@ -130,13 +130,19 @@ def run(setting: Setting, indexes: list[str], seed: int, ticker: Ticker, *, with
 
     take("attention kernels", lambda: kernels(seed, setting.torch_device))
     with scratch_folder("eval") as folder:
-        model, tokens, expected = _in_memory(setting, names, index, seed, folder, take)
-        take("tiers", lambda: _tiers(setting, model, index, tokens, expected, folder))
-        if with_child:
-            take("resume", lambda: _resume(setting, model, index, tokens, expected, folder))
-        del model
+        _with_one_model(setting, names, index, seed, folder, take, with_child=with_child)
         take("transformers", lambda: _against_transformers(setting, seed, folder))
     return {"checks": [check.as_dict() for check in checks]}
+
+
+def _with_one_model(
+    setting: Setting, names: list[str], index: str, seed: int, folder: Path, take: Take, *, with_child: bool
+) -> None:
+    """Check what needs one model in memory, under several stores. The model is gone when this returns."""
+    model, tokens, expected = _in_memory(setting, names, index, seed, folder, take)
+    take("tiers", lambda: _tiers(setting, model, index, tokens, expected, folder))
+    if with_child:
+        take("resume", lambda: _resume(setting, model, index, tokens, expected, folder))
 
 
 def _in_memory(
