@@ -102,7 +102,13 @@ THROUGH = {
         "runtime.layers.stored runtime.layers.tiered runtime.layers.upkeep"
     ),
 }
-"""Test file -> modules that show what they do only there, beside or through those that call them."""
+"""Test file -> modules that show what they do only there, beside or through those that call them.
+
+A test of their own would be artificial: what is in `engine`, `layers`, `sessions`, `chat`, and the suites works on a
+loaded model over an open store, and shows in what a conversation then says; what is in `cli` and the reports shows in
+what a command prints; the makers of tasks, the parts of an index and the readers of a GGUF file keep promises that one
+test states for all of them; a disk's own parts show in what the tier keeps when it is killed, full or damaged. Kernels
+and registries that have one test for every case of a table are in that test."""
 
 
 def behaves(tree: ast.AST) -> bool:
