@@ -274,7 +274,8 @@ class TieredStore:
         slots = self._table.host_slot[pids]
         if len(slots) and slots.min() < 0:
             return None
-        return slots * self.host.page_bytes + self.host.data.data_ptr()
+        places: np.ndarray = slots * self.host.page_bytes + self.host.data.data_ptr()
+        return places
 
     def count_read(self, pids: np.ndarray) -> None:
         """Count distinct pages that were read by their `places`, in the same block of `still`."""

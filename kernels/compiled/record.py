@@ -16,15 +16,15 @@ from __future__ import annotations
 WIDTH = 40
 """Columns of the table."""
 OPERATION, ITEMS, BARRIER, MARK, PREPARE, MEMORY = range(6)
-"""OPERATION: address of what is done to an item; PREPARE: of what every thread does for itself before it takes the first
-one, or 0. MARK: where in `times` the operation's time is added. MEMORY: bytes of its own that a thread needs."""
+"""OPERATION: address of what is done to an item; PREPARE: of what every thread does for itself before, or 0.
+MARK: where in `times` the operation's time is added. MEMORY: bytes of its own that a thread needs."""
 
 # PRODUCT: y[b, :] = W x[b, :] + bias, x made anew by every thread from what earlier operations left. An item is CHUNK
 # rows of W.
 P_BATCH, P_ROWS, P_COLUMNS, P_CHUNK = range(6, 10)
 P_KIND, P_WEIGHT, P_SCALE, P_BIAS = range(10, 14)
-"""P_KIND: how the weight is written, one of the kinds below; P_SCALE: of int8, a number for each row. P_BIAS: 0 if there
-is none."""
+"""P_KIND: how the weight is written, one of the kinds below; P_SCALE: of int8, a number for each row.
+P_BIAS: 0 if there is none."""
 P_Y, P_STRIDE = range(14, 16)
 """y[b] begins at P_Y + 4 * b * P_STRIDE."""
 P_INPUT = 16
@@ -110,5 +110,5 @@ A_TAIL, A_TAIL_LEN, A_TAIL_PITCH, A_TAIL_V_AFTER = range(20, 24)
 A_SPAN, A_TAIL_SPAN, A_TAIL_KIND = range(24, 27)
 """Tokens of a part; rows of a part of those behind, which come last."""
 A_OUT, A_PARTS, A_FIRST = range(27, 30)
-"""[G, A_PARTS, R, 2 + D]: maximum of the scores, sum of their powers, values weighted with those; A_FIRST: the part that
-this row's first one is."""
+"""[G, A_PARTS, R, 2 + D]: maximum of the scores, sum of their powers, values weighted with those.
+A_FIRST: the part that this row's first one is."""

@@ -111,18 +111,10 @@ class CompiledStep:
             room.begin_step()
         return [
             [
-                Attending(
-                    rows.q[layer, b],
-                    rows.scales[layer],
-                    parts[b],
-                    rows.groups,
-                    rows.attended[b],
-                    self._operations,
-                    rooms[b],
-                )
+                Attending(rows.q[layer, b], scale, parts[b], rows.groups, rows.attended[b], self._operations, rooms[b])
                 for b in range(rows.batch)
             ]
-            for layer in range(len(rows.scales))
+            for layer, scale in enumerate(rows.scales)
         ]
 
     def _fill(self, rows: StepRows, sequences: list[Sequence], attending: list[list[Attending]], layer: int) -> bool:

@@ -86,6 +86,15 @@ class Attending:
         """The scale as a row holds it."""
         return int(np.float64(self.scale).view(np.int64))
 
+    def merged(self, parts: int) -> tuple[Tensor, Tensor]:
+        """Out fp32 `[G, R, D]` and lse fp32 `[G, R]` from the parts, for whoever watches."""
+        (heads, dim), groups = self.q.shape, self.groups
+        repeats = heads // groups
+        each = self.parts[: groups * parts * repeats * (2 + dim)].view(groups, parts, repeats, 2 + dim)
+        lses = each[..., 0] + each[..., 1].log()
+        shares = torch.softmax(lses, 1).unsqueeze(-1) / each[..., 1:2]
+        return (each[..., 2:] * shares).sum(1), lses.logsumexp(1)
+
     def row(self, row: np.ndarray, *, unit: int, page: int, parts: int, first: int = 0) -> None:
         """Begin a row that attends, with nothing to read yet."""
         heads, dim = self.q.shape

@@ -123,7 +123,7 @@ class TieredRows:
         for begin in range(0, ids.shape[1], block):
             some = ids[:, begin : begin + block]
             keys, values = self._reader.keys_values(some, unit)
-            groups, width, dim = keys.shape
+            groups, _, dim = keys.shape
             starts = np.arange(groups)[:, None] * keys.stride(0) + np.arange(some.shape[1]) * unit * dim
             places = starts * keys.element_size() + keys.data_ptr()
             at.row(row[0], unit=unit, page=unit, parts=parts, first=begin // each)

@@ -42,7 +42,7 @@ class Head:
         return self.product.weight is self._linear.weight
 
     def sharpen(self, logits: Tensor, normed: Tensor) -> None:
-        """Compute the highest logits of each row again in fp32, in place, from normed hidden states `[B, K]` in fp32."""
+        """Compute the highest logits of each row again in fp32, in place, from normed fp32 hidden states `[B, K]`."""
         for rows in range(0, len(logits), _ROWS):
             self._sharpen(logits[rows : rows + _ROWS], normed[rows : rows + _ROWS])
 

@@ -279,7 +279,8 @@ class Model:
     @property
     def can_compile(self) -> bool:
         """`step_rows` can be had."""
-        return self.device.type == "cpu" and None not in self._lean and self.dtype in (torch.float32, torch.bfloat16)
+        are_known = all(lean is not None and lean.act_name for lean in self._lean)
+        return self.device.type == "cpu" and are_known and self.dtype in (torch.float32, torch.bfloat16)
 
     def step_rows(self, batch: int, kv_kind: int) -> StepRows:
         """The rows of a compiled step of `batch` sequences, whose keys and values are of a kind of

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...kernels.compiled import record as r
 from ...kernels.compiled.heads import heads, heads_bytes
@@ -27,6 +27,7 @@ KINDS = {torch.float32: r.F32, torch.bfloat16: r.BF16}
 """Kinds of weights and of keys and values."""
 ROW_SPACE = 4
 """Rows of a sequence in a layer: what chooses, and what attends."""
+_ACTS = {"silu": r.SILU, "gelu_tanh": r.GELU_TANH}
 _CHUNK_BYTES = 32768
 """Bytes of weights that a thread takes at a time."""
 _LEAST_ROWS = 4
@@ -35,14 +36,6 @@ _LEAST_ROWS = 4
 def bits(number: float) -> int:
     """A number as a row holds it."""
     return int(np.float64(number).view(np.int64))
-
-
-def _act(act: nn.Module) -> int | None:
-    """The activation as rows name it; None: they have no name for it."""
-    if isinstance(act, nn.SiLU) or type(act).__name__ == "SiLUActivation":
-        return r.SILU
-    is_tanh = getattr(act, "approximate", None) == "tanh" or type(act).__name__ == "GELUTanh"
-    return r.GELU_TANH if is_tanh else None
 
 
 class StepRows:
@@ -92,7 +85,7 @@ class StepRows:
             self._product(rows[3 + space], layer.gate_up, inner)
             self._sum(rows[3 + space], base, outs[0], layer.after_attention, sums[1], layer.before_mlp)
             self._product(rows[4 + space], layer.down, outs[1])
-            rows[4 + space, [r.P_INPUT, r.P_A, r.P_ACT]] = r.GATED, inner.data_ptr(), _act(layer.act)
+            rows[4 + space, [r.P_INPUT, r.P_A, r.P_ACT]] = r.GATED, inner.data_ptr(), _ACTS[layer.act_name]
             above = sums[1], outs[1], layer.after_mlp
         self._product(self.table[-1], head.product, self.logits)
         self._sum(self.table[-1], *above, sums[0], Norm(head.norm))
@@ -133,7 +126,7 @@ class StepRows:
         row[[r.ITEMS, r.BARRIER]] = -(-rows // chunk), 1
         row[[r.P_BATCH, r.P_ROWS, r.P_COLUMNS, r.P_CHUNK]] = self.batch, rows, weight.shape[1], chunk
         row[r.MEMORY] = product_bytes(self.batch, weight.shape[1])
-        row[[r.P_WEIGHT, r.P_Y, r.P_STRIDE]] = weight.data_ptr(), y.data_ptr(), y.shape[1]
+        row[[r.P_WEIGHT, r.P_Y, r.P_STRIDE]] = weight.data_ptr(), y.data_ptr(), rows
         self._kept.append(weight)
         if isinstance(product, Int8Product):
             row[[r.P_KIND, r.P_SCALE]] = r.I8, self._wide(product.scale)

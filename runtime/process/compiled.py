@@ -71,8 +71,8 @@ def _compile(folder: Path, tell: Callable[[str], None]) -> None:
 
 
 def _kept_in(folder: Path, key: str) -> Path | None:
-    """A private folder for code of this key: the user's choice for all that numba compiles, else in `folder`, else, where
-    nothing can be written there, among temporary files. None: nowhere."""
+    """A private folder for code of this key: the user's choice for all that numba compiles, else in `folder`, else,
+    where nothing can be written there, among temporary files. None: nowhere."""
     chosen = os.environ.get("NUMBA_CACHE_DIR")
     places = [Path(chosen) / "stratakv"] if chosen else [folder / "compiled"]
     for place in (*places, Path(tempfile.gettempdir()) / f"stratakv-{os.getuid() if hasattr(os, 'getuid') else 0}"):
