@@ -20,6 +20,8 @@ THROUGH = {
     "faults/test_full_disk.py": "storage.disk.reserve",
     "hostile/test_fuzz_models.py": "runtime.untrusted.weights",
     "hostile/test_hostile_sessions.py": "runtime.sessions.session_check storage.disk.sessions",
+    "kernels/compiled/test_choice.py": "kernels.compiled.scores",
+    "kernels/compiled/test_team.py": "kernels.compiled.operation kernels.compiled.work",
     "kernels/test_gather.py": "kernels.gather_rows",
     "kernels/test_topk_pages.py": "kernels.launch",
     "retrieval/indexes/test_leoam.py": "retrieval.structures.chunk_choice retrieval.structures.refine",
@@ -50,6 +52,9 @@ THROUGH = {
     "runtime/cli/test_repl_lines.py": "runtime.cli.chat_setup",
     "runtime/cli/test_sessions_command.py": "runtime.sessions.housekeeping",
     "runtime/cli/test_typed_line.py": "runtime.cli.typed_settings",
+    "runtime/engine/test_compiled_step.py": (
+        "runtime.layers.attend_rows runtime.layers.score_rows runtime.layers.tiered_rows runtime.model.step_rows"
+    ),
     "runtime/engine/test_batch.py": "runtime.engine.planner",
     "runtime/engine/test_prefixes.py": "runtime.engine.indexes runtime.engine.known_tokens",
     "runtime/evaluation/suites/test_exact.py": (

@@ -93,12 +93,6 @@ def halves(address: int, shape: Any) -> Any:
 
 
 @loop
-def octets(address: int, shape: Any) -> Any:
-    """The array of uint8 at an address."""
-    return carray(_pointer(address), shape, np.uint8)
-
-
-@loop
 def signed_octets(address: int, shape: Any) -> Any:
     """The array of int8 at an address."""
     return carray(_pointer(address), shape, np.int8)
@@ -128,9 +122,10 @@ def narrow(x: Any) -> Any:
 
 @loop
 def exp(x: Any) -> Any:
-    """e to the power of x, fp32, to two units in the last place for x <= 88; in loops that LLVM vectorises, which the
-    C library's is not. Below -87 it is 0."""
+    """e to the power of x, fp32, to two units in the last place; LLVM vectorises it, and not the C library's. Below -87
+    it is 0, beyond 88.3 no more than there."""
     x = float32(-87.5) if x < float32(-87.5) else float32(x)
+    x = float32(88.3) if x > float32(88.3) else x
     n = np.floor(x * float32(1.4426950408889634) + float32(0.5))
     r = x - n * float32(0.693359375) + n * float32(2.12194440e-4)
     p = float32(1.9875691500e-4)

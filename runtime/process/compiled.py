@@ -1,8 +1,11 @@
 """Compiled loops for decode on a CPU: whether there are any, where their code is kept, and the threads that run them.
 
-Compiling takes some ten seconds, once for each version of ours and each kind of processor. It begins in a thread of its
-own when a model is about to be loaded, and goes on while a prompt is read; the first decode step waits for what it
-needs. Without numba, or with `STRATAKV_COMPILED=0`, decode is computed by PyTorch's operations.
+With `STRATAKV_COMPILED=1`, and numba, decode runs in them; otherwise PyTorch's operations compute it. Compiling takes
+some ten seconds, once for each version of ours and each kind of processor. It begins in a thread of its own when a
+model is about to be loaded, and goes on while a prompt is read; the first decode step waits for what it needs.
+
+A fork waits for what is being imported or compiled: a child would wait for ever for a lock that a thread held which it
+does not have.
 """
 
 from __future__ import annotations
@@ -29,14 +32,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SWITCH = "STRATAKV_COMPILED"
+_BUSY = threading.RLock()
+"""Held while a thread imports what compiles, or compiles."""
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_BUSY.acquire, after_in_parent=_BUSY.release, after_in_child=_BUSY.release)
 _UNUSED_S = 30 * 86400
 """Seconds after which code that no process asked for is removed: it is of an earlier version."""
 _MESSAGE = "compiling decode for this processor, once; meanwhile prompts are read"
 
 
 def is_available() -> bool:
-    """True if there are compiled loops and nobody has switched them off."""
-    return os.environ.get(SWITCH) != "0" and find_spec("numba") is not None
+    """True if there are compiled loops and they are switched on."""
+    return os.environ.get(SWITCH) == "1" and find_spec("numba") is not None
 
 
 @cache
@@ -60,14 +67,16 @@ def begin(folder: Path, tell: Callable[[str], None] = logger.info) -> None:
 
 
 def _compile(folder: Path, tell: Callable[[str], None]) -> None:
-    from ...kernels.compiled import attention, heads, products, work
-    from ...kernels.compiled.operation import Cache
+    with _BUSY:
+        from ...kernels.compiled import attention, heads, products, work
+        from ...kernels.compiled.operation import Cache
 
-    Cache.folder = _kept_in(folder, Cache.key())
+        Cache.folder = _kept_in(folder, Cache.key())
     if Cache.folder is None or not any(Cache.folder.iterdir()):
         tell(_MESSAGE)
     for operation in (work.work, work.tell, products.prepare, products.product, heads.heads, attention.attend):
-        operation.address  # noqa: B018 - asking compiles it
+        with _BUSY:
+            operation.address  # noqa: B018 - asking compiles it
 
 
 def _kept_in(folder: Path, key: str) -> Path | None:
