@@ -258,6 +258,32 @@ class TieredStore:
         with self._passing(pids, ahead=ahead) as ticket:
             self._gatherer.gather(ticket, pages, parts_of, parts, out, promote=promote)
 
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Keep every page where it is for the length of the block, so that it can be read by its address (`places`).
+        Other threads that move pages wait."""
+        with self._lock:
+            self._require_open()
+            yield
+
+    def places(self, pids: np.ndarray) -> np.ndarray | None:
+        """Addresses int64 `[p]` of pages that are all in host memory where attention reads; otherwise None. Good for as
+        long as the store is `still`."""
+        if self.gpu is not None:
+            return None
+        slots = self._table.host_slot[pids]
+        if len(slots) and slots.min() < 0:
+            return None
+        places: np.ndarray = slots * self.host.page_bytes + self.host.data.data_ptr()
+        return places
+
+    def count_read(self, pids: np.ndarray) -> None:
+        """Count distinct pages that were read by their `places`, in the same block of `still`."""
+        self._residency.clock += 1
+        self._residency.touch(pids)
+        self.counters.host_reads += len(pids)
+        self._residency.note_read(pids)
+
     def prefetch(self, pids: np.ndarray, is_cancelled: Callable[[], bool]) -> None:
         """Bring those of `pids` that are on disk only into host memory before somebody asks, a few at a time, until
         `is_cancelled` returns True. Stops at the layer's share of host memory: a page that displaced another wanted one

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from places import TESTS
+from places import ROOT, TESTS
 
+# All processes of a run, whatever folder of caches they are given, find what one of them has compiled.
+os.environ.setdefault("NUMBA_CACHE_DIR", str(ROOT / "build" / "compiled"))
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined: before any test file is imported
 

@@ -75,9 +75,8 @@ def is_debugging() -> bool:
 def words(error: BaseException) -> str:
     """The words for an error that a user can act on, in one line."""
     if is_out_of_memory(error):
-        return (
-            f"not enough memory; lower host_gb or gpu_gb, or shorten the context ({error or 'nothing was allocated'})"
-        )
+        said = str(error) or "nothing was allocated"
+        return f"not enough memory; lower host_gb or gpu_gb, or shorten the context ({said})"
     if isinstance(error, RecursionError):
         return f"too deeply nested: {error}"
     if isinstance(error, OSError) and error.strerror:

@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -29,12 +30,14 @@ from ...storage import TieredStore
 from ...storage.transfer import clock
 from ..api.config import KVConfig
 from ..api.progress import OnProgress, Progress
+from ..layers.attend_rows import is_kind
 from ..layers.base import LayerKV
 from ..layers.lookahead import FIRST_GUESSED
 from ..layers.prefetch import Prefetcher
 from ..layers.workspace import Workspace
 from ..model.model import Attend, Model, StepTables
 from ..model.rotary import RotaryTables
+from ..process import compiled
 from ..process.apart import apart
 from ..process.interrupt import Interrupts
 from ..process.spare_cores import FittingThreads
@@ -43,6 +46,9 @@ from .pasts import Pasts
 from .prefixes import StoredPrefixes
 from .reaching import in_reach, within_reach
 from .sequence import GENERATED, PROMPT, Sequence, Snapshot, StepPoint
+
+if TYPE_CHECKING:
+    from .compiled_step import CompiledStep
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +81,8 @@ class Engine:
         self.interrupts, self.turns = Interrupts(), model.turns
         self.threads = FittingThreads.on(model.device)
         self.pasts = Pasts(model, store, self.indexes, config, workspace, prefetcher)
+        self.compiled = self._compiled_step()
+        """Decode in compiled loops; None: PyTorch's operations, one by one."""
         self.num_steps = 0
         self.tokens_read = 0
         settings = {**config.retrieval_settings(), "index": self.index_identity}
@@ -83,6 +91,13 @@ class Engine:
         learns = any(index.uses_queries for index in indexes)
         self.prefixes = StoredPrefixes(model, store, self.index_identity, learns_from_queries=learns)
         self.salt = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).digest()
+
+    def _compiled_step(self) -> CompiledStep | None:
+        if not (self.model.can_compile and is_kind(self.store.layout.dtype) and compiled.is_available()):
+            return None
+        from .compiled_step import CompiledStep
+
+        return CompiledStep(self.model, self.store, compiled.team())
 
     @property
     def index_name(self) -> str:
@@ -312,16 +327,23 @@ class Engine:
             outs = [sequence.layers[layer].step(q[b], k[b], v[b], scale) for b, sequence in enumerate(sequences)]
             return torch.stack(outs) if len(outs) > 1 else outs[0].unsqueeze(0)
 
+        def ahead(layer: int, hidden: Tensor) -> None:
+            self._look_ahead(sequences, layer, hidden, tables)
+
         with ExitStack() as undo:
             for sequence, new in zip(sequences, named, strict=True):
                 undo.callback(StepPoint.before(sequence, new).restore, sequence)
-            with self.threads.fitted(len(sequences)):
-                hidden = model.embed(torch.tensor(tokens, device=model.device))
-                with self.prefetcher.step() if self.prefetcher else nullcontext():
-                    for layer in range(model.num_layers):
-                        self._look_ahead(sequences, layer + 1, hidden, tables)
-                        hidden = model.step_layer(layer, hidden, tables, attend)
-                logits = model.step_logits(hidden)
+            with self.prefetcher.step() if self.prefetcher else nullcontext():
+                if self.compiled is not None:
+                    with self.threads.lent() as threads:
+                        logits = self.compiled.run(sequences, tokens, tables, ahead, threads)
+                else:
+                    with self.threads.fitted(len(sequences)):
+                        hidden = model.embed(torch.tensor(tokens, device=model.device))
+                        for layer in range(model.num_layers):
+                            ahead(layer + 1, hidden)
+                            hidden = model.step_layer(layer, hidden, tables, attend)
+                        logits = model.step_logits(hidden)
             for sequence, new in zip(sequences, named, strict=True):
                 sequence.seal(new)
             for sequence, new in zip(sequences, named, strict=True):

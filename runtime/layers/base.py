@@ -32,6 +32,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from torch import Tensor
 
+from .attend_rows import Attending
+
 
 class LayerKV(ABC):
     """What one layer keeps of one sequence. The module's docstring says in which order calls come."""
@@ -85,6 +87,31 @@ class LayerKV(ABC):
     @abstractmethod
     def step(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Add one token and return its attention `[H, D]`; q `[H, D]`, k and v `[G, D]`. Raises CapacityError."""
+
+    @abstractmethod
+    def next_place(self) -> tuple[int, int, int]:
+        """Count one token in, as `step` does, whose k and v the caller writes by address: that of the first head's k,
+        and the bytes from there to the next head's and to v. Raises CapacityError."""
+
+    @abstractmethod
+    def fill(self, rows: np.ndarray, at: Attending) -> int | None:
+        """Fill in rows of a compiled step's table for the attention of the token that `next_place` counted in: score,
+        choose, attend. What they read stays where it is as long as the store is `still`.
+
+        Returns the parts that they leave; None if the layer must be asked by `attend`.
+        """
+
+    @abstractmethod
+    def attend(self, rows: np.ndarray, at: Attending, run: Callable[[np.ndarray], None]) -> int | None:
+        """Compute the attention of the token that `next_place` counted in, whose q, k and v are there: the same as
+        `fill` by other means. `run` works through rows.
+
+        Returns the parts; None: the result `[H * D]` is in `at.out` instead.
+        """
+
+    @abstractmethod
+    def end_step(self, at: Attending) -> None:
+        """The rows that `fill` filled in have been worked through."""
 
     @abstractmethod
     def undo_step(self, tail_len: int, num_tokens: int) -> None:

@@ -60,6 +60,20 @@ class LayerPages:
         kv[1, :, self.tail_len] = v
         self.tail_len += 1
 
+    def next_place(self) -> tuple[int, int, int]:
+        """Count the next token in, whose k and v are written by address: that of the first head's k, and the bytes from
+        there to the next head's and to v. Raises as `add` does."""
+        kv = self._opened()
+        size = kv.element_size()
+        place = kv.data_ptr() + self.tail_len * kv.stride(2) * size
+        self.tail_len += 1
+        return place, kv.stride(1) * size, kv.stride(0) * size
+
+    @property
+    def open_kv(self) -> Tensor:
+        """The open page `[2, G, L, D]`, a view; there is one."""
+        return self._open_kv()
+
     def tail_copy(self) -> Tensor:
         """K and V `[2, G, tail_len, D]` of the open page's tokens, a copy."""
         if not self.tail_len:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...kernels.decode_attention import decode_attention
 from ...storage import PageLayout
+from .attend_rows import Attending, num_parts
 from .base import LayerKV
 from .stored import check_window
 
@@ -64,16 +65,45 @@ class SlidingLayer(LayerKV):
         """The window is where attention reads it."""
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        row = self._next_row()
+        row[0], row[1] = k, v
+        here = self._seen()
+        query = q.view(self.layout.num_heads, -1, self.layout.head_dim)
+        return decode_attention(query, [(here[0], here[1])], scale=scale)[0].view_as(q)
+
+    def _next_row(self) -> Tensor:
+        """Count one token in; its K and V belong into `[2, G, D]`, a view."""
         if self._count == self._buffer.shape[2]:
             self._buffer[:, :, : self.keep] = self._buffer[:, :, self._count - self.keep :].clone()
             self._count = self.keep
-        self._buffer[0, :, self._count] = k
-        self._buffer[1, :, self._count] = v
         self._count += 1
         self._end += 1
-        here = self._buffer[:, :, max(0, self._count - self.window) : self._count]
-        query = q.view(self.layout.num_heads, -1, self.layout.head_dim)
-        return decode_attention(query, [(here[0], here[1])], scale=scale)[0].view_as(q)
+        return self._buffer[:, :, self._count - 1]
+
+    def _seen(self) -> Tensor:
+        """K and V `[2, G, n, D]` of the tokens that the last one sees, a view."""
+        return self._buffer[:, :, max(0, self._count - self.window) : self._count]
+
+    def next_place(self) -> tuple[int, int, int]:
+        row = self._next_row()
+        size = row.element_size()
+        return row.data_ptr(), row.stride(1) * size, row.stride(0) * size
+
+    def fill(self, rows: np.ndarray, at: Attending) -> int:
+        seen = self._seen()
+        parts = num_parts(seen.shape[2], 1)
+        rows[:] = 0
+        at.row(rows[-1], unit=1, page=1, parts=parts)
+        at.behind(rows[-1], seen, seen.shape[2])
+        return parts
+
+    def attend(self, rows: np.ndarray, at: Attending, run: Callable[[np.ndarray], None]) -> int:
+        parts = self.fill(rows, at)
+        run(rows[-1:])
+        return parts
+
+    def end_step(self, at: Attending) -> None:
+        """There is nothing to learn from what it read."""
 
     def undo_step(self, tail_len: int, num_tokens: int) -> None:
         self._count -= self._end - num_tokens

@@ -24,6 +24,7 @@ from ...retrieval.index import Index
 from ...retrieval.reading import read_exactly
 from ...retrieval.stored import Geometry
 from ...storage import TieredStore
+from .attend_rows import Attending
 from .base import LayerKV
 from .lookahead import Lookahead
 from .page_reader import PageReader, Recover
@@ -32,6 +33,7 @@ from .prefetch import Prefetcher
 from .span import Span
 from .step import Step
 from .stored import check_kv, tensors_under
+from .tiered_rows import TieredRows
 from .upkeep import IndexPoint, IndexUpkeep
 from .workspace import Workspace
 
@@ -72,6 +74,7 @@ class TieredLayer(LayerKV):
         self.span = Span(self.pages, self.reader, workspace)
         geometry = Geometry(workspace.span[0, :, :0], 0, repeats)
         self.upkeep = IndexUpkeep(index, self.pages, self.reader, geometry, keep_queries=keep_queries)
+        self.rows = TieredRows(self.pages, self.reader, index)
         self.lookahead = Lookahead(self.pages, self.reader, index, prefetcher)
         self.watch: Callable[[TieredLayer, Step], None] | None = None
         """Told of every step, for evaluation and tests."""
@@ -103,19 +106,34 @@ class TieredLayer(LayerKV):
     # Decode
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        self._begin_step()
+        self.pages.add(k, v)
+        self._note_query(q, scale)
+        return self._attend(q, scale)
+
+    def _begin_step(self) -> None:
         self.workspace.turns.require()
         self.upkeep.catch_up()  # does something only after a prefill that was interrupted
-        self.pages.add(k, v)
-        query = q.view(self.layout.num_heads, -1, self.layout.head_dim)
+
+    def _note_query(self, q: Tensor, scale: float) -> None:
+        """The query `[H, D]` of a page's last token is what indexes learn from."""
         queries = self.upkeep.queries
         if queries.is_wanted and self.pages.is_full:
             queries.drop(0)
             queries.note(q.unsqueeze(1), scale)
+
+    def _attend(self, q: Tensor, scale: float) -> Tensor:
+        query = q.view(self.layout.num_heads, -1, self.layout.head_dim)
         ids, unit, out, lse = self._attend_chosen(query, scale)
+        self._tell(query, scale, ids, unit, out, lse)
+        return out.reshape(q.shape)
+
+    def _tell(
+        self, query: Tensor, scale: float, ids: Tensor | None, unit: int, out: Tensor, lse: Tensor
+    ) -> None:  # fmt: skip
         self.tokens_read = (ids.shape[1] * unit if ids is not None else 0) + self.pages.tail_len
         if self.watch is not None:  # the query is a copy: a graph may write there again (`captured`)
             self.watch(self, Step(query.clone(), scale, None if ids is None else ids.cpu().numpy(), unit, out, lse))
-        return out.reshape(q.shape)
 
     def _attend_chosen(self, query: Tensor, scale: float) -> tuple[Tensor | None, int, Tensor, Tensor]:
         """Unit ids `[G, n]` (None when nothing is sealed yet), tokens per unit, out and lse."""
@@ -138,6 +156,30 @@ class TieredLayer(LayerKV):
         else:
             out, lse = self.index.attend(state, query, chosen, reader, tail, scale)
         return chosen.ids, chosen.unit, out, lse
+
+    def next_place(self) -> tuple[int, int, int]:
+        self._begin_step()
+        return self.pages.next_place()
+
+    def fill(self, rows: np.ndarray, at: Attending) -> int | None:
+        return None if self.watch is not None else self.rows.fill(rows, at, self.upkeep.state, self._budget)
+
+    def attend(self, rows: np.ndarray, at: Attending, run: Callable[[np.ndarray], None]) -> int | None:
+        self.lookahead.begin_step()
+        self._note_query(at.q, at.scale)
+        if not self.rows.are_exact:
+            at.out.copy_(self._attend(at.q, at.scale).view(-1))
+            return None
+        ids, unit, parts = self.rows.attend(rows, at, self.upkeep.state, self._budget, run)
+        query = at.q.view(self.layout.num_heads, -1, self.layout.head_dim)
+        out, lse = at.merged(parts) if self.watch is not None else (at.q, at.q)
+        self._tell(query, at.scale, ids, unit, out, lse)
+        return parts
+
+    def end_step(self, at: Attending) -> None:
+        self.lookahead.begin_step()
+        self._note_query(at.q, at.scale)
+        self.tokens_read = self.rows.end_step() + self.pages.tail_len
 
     def look_ahead(self, query: Callable[[], Tensor]) -> None:
         if self.upkeep.indexed == self.pages.sealed > 0:

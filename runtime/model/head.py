@@ -24,18 +24,27 @@ class Head:
     """`logits = product(norm(hidden))`; `linear` has the weights that `product` multiplies with, unrounded."""
 
     def __init__(self, norm: nn.Module, linear: nn.Linear, product: Product) -> None:
-        self._norm, self._linear, self._product = norm, linear, product
+        self.norm, self._linear, self.product = norm, linear, product
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Logits fp32 `[B, V]` of `hidden` `[B, K]` in any floating type."""
-        normed: Tensor = self._norm(hidden.float())
+        normed: Tensor = self.norm(hidden.float())
         weight = self._linear.weight
-        logits = self._product(normed.to(weight.dtype)).float()
-        if weight.dtype is normed.dtype and self._product.weight is weight:
+        logits = self.product(normed.to(weight.dtype)).float()
+        if weight.dtype is normed.dtype and self.is_exact:
             return logits
+        self.sharpen(logits, normed)
+        return logits
+
+    @property
+    def is_exact(self) -> bool:
+        """The product multiplies with the unrounded weights."""
+        return self.product.weight is self._linear.weight
+
+    def sharpen(self, logits: Tensor, normed: Tensor) -> None:
+        """Compute the highest logits of each row again in fp32, in place, from normed fp32 hidden states `[B, K]`."""
         for rows in range(0, len(logits), _ROWS):
             self._sharpen(logits[rows : rows + _ROWS], normed[rows : rows + _ROWS])
-        return logits
 
     def _sharpen(self, logits: Tensor, normed: Tensor) -> None:
         """Compute the highest logits of each row again, in place."""

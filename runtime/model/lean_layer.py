@@ -72,6 +72,7 @@ class LeanLayer:
         )
         self.gate_up = product(*_fuse([mlp.gate_up_proj] if is_fused else [mlp.gate_proj, mlp.up_proj]))
         self.act = mlp.activation_fn if is_fused else mlp.act_fn
+        self.act_name = act_name(self.act)
         self.out, self.down = product(*_fuse([attention.o_proj])), product(*_fuse([mlp.down_proj]))
         norms = {name: Norm(part) for name, part in layer.named_children() if name.endswith("layernorm")}
         has_four, has_input = "pre_feedforward_layernorm" in norms, "input_layernorm" in norms
@@ -134,6 +135,14 @@ def lean_layer(
     if not all(isinstance(part, nn.Linear) and _is_plain(part) for part in products):
         return None
     return LeanLayer(layer, heads, kv_heads, dim, is_rotated=is_rotated, product=product)
+
+
+def act_name(act: nn.Module) -> str:
+    """The name of an activation that compiled steps know; "" for another one."""
+    if isinstance(act, nn.SiLU) or type(act).__name__ == "SiLUActivation":
+        return "silu"
+    is_tanh = getattr(act, "approximate", None) == "tanh" or type(act).__name__ == "GELUTanh"
+    return "gelu_tanh" if is_tanh else ""
 
 
 def _is_plain(part: nn.Linear) -> bool:

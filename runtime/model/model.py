@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,6 +39,9 @@ from .products import PRODUCTS, Product
 from .rotary import Rotary, RotaryTables
 from .template import Template
 from .tokens import load_tokenizer
+
+if TYPE_CHECKING:
+    from .step_rows import StepRows
 
 Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
 """(layer, q [B,H,T,D], k [B,G,T,D], v [B,G,T,D], scale) -> [B,H,T,D]; q and k un-rotated."""
@@ -272,6 +275,21 @@ class Model:
             return attend(at, q[:, :, 0], k[:, :, 0], v[:, :, 0], scale).unsqueeze(2)
 
         return self.run_layer(self.layer(layer, prefill=False), hidden.unsqueeze(1), attend_all)[:, 0]
+
+    @property
+    def can_compile(self) -> bool:
+        """`step_rows` can be had."""
+        are_known = all(lean is not None and lean.act_name for lean in self._lean)
+        return self.device.type == "cpu" and are_known and self.dtype in (torch.float32, torch.bfloat16)
+
+    def step_rows(self, batch: int, kv_kind: int) -> StepRows:
+        """The rows of a compiled step of `batch` sequences, whose keys and values are of a kind of
+        `kernels.compiled.record`; for a model all of whose layers have a lean form."""
+        from .step_rows import StepRows
+
+        lean = [layer for layer in self._lean if layer is not None]
+        assert len(lean) == self.num_layers
+        return StepRows(lean, self._rotated, self.step_logits, batch, kv_kind)
 
     def query(self, layer: int, hidden: Tensor, tables: StepTables) -> Tensor:
         """The query `[G, R, D]` that a layer would make of one token's `hidden` `[1, hidden]`, without the rest of the

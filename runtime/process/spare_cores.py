@@ -120,6 +120,18 @@ class FittingThreads:
         with _openmp().limit(limits=self._count):
             yield
 
+    @contextmanager
+    def lent(self) -> Iterator[int]:
+        """Inside the block parallel loops of the calling thread run alone, so that OpenMP's threads sleep while others
+        compute. Yields how many of those there are to be."""
+        most = torch.get_num_threads()
+        self._count = most if self._spare is None else min(most, self._spare.count(self._count) or 1)
+        if most == 1:
+            yield 1
+            return
+        with _openmp().limit(limits=1):
+            yield self._count
+
 
 @cache
 def _openmp() -> ThreadpoolController:

@@ -7,14 +7,15 @@ tiers, threads, pieces and processes. Every check is an error and the bound it m
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -25,10 +26,12 @@ from ....storage.files.scratch import scratch_folder
 from ...api.config import KVConfig
 from ...chat.runtime import Runtime
 from ...engine.engine import Engine
+from ...engine.profile import Profiles
 from ...engine.sequence import Sequence
 from ...layers.step import Step
 from ...layers.tiered import TieredLayer, tiered_layers
 from ...layers.workspace import KEY_BLOCK, Workspace
+from ...model.model import Model
 from ...sessions import session
 from ..options import Ticker
 from ..plain import PlainModel
@@ -44,11 +47,15 @@ NEAR_TIES = 1e-3
 _PROMPT, _STEPS, _GREEDY = 700, 24, 64
 """More than one chunk of prefill, no whole number of pages, and enough steps to seal two of them."""
 _BUDGET = 208
-_PIECES = (1, 7, 64)
+_PIECES, _IN_PIECES = (1, 7, 64), 70
+"""Sizes of pieces, and the length of the prompt that arrives in them: more than the largest."""
 
 
 Expected = Callable[[], Tensor]
 """Makes the logits `[1 + _STEPS, vocabulary]` to compare with; they are computed once."""
+T = TypeVar("T")
+Take = Callable[[str, Callable[[], Iterator[Check]]], None]
+"""Runs checks under a name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +70,43 @@ class Setting:
         found = "cuda" if torch.cuda.is_available() else "cpu"
         return torch.device(found if self.device == "auto" else self.device)
 
-    def open(self, **kv: Any) -> Runtime:
-        """Load a runtime. On a GPU its tiers are small: by default one runtime would take most of the memory."""
+    def config(self, **kv: Any) -> KVConfig:
+        """The tiers. On a GPU they are small: by default one runtime would take most of the memory."""
         if self.torch_device.type == "cuda":
             kv = {"gpu_gb": 2.0, "host_gb": 2.0, **kv}
-        return Runtime.load(self.model, device=self.device, dtype="float32", kv=KVConfig(**kv))
+        return KVConfig(**kv)
+
+    def load(self, **kv: Any) -> Runtime:
+        """Load the model, and open a store."""
+        return Runtime.load(self.model, device=self.device, dtype="float32", kv=self.config(**kv))
+
+    def open(self, model: Model, **kv: Any) -> Runtime:
+        """Open a store for a model that is in memory already."""
+        directory = Path(model.hf.config.name_or_path)
+        return Runtime.over(model, directory, self.config(**kv), Profiles(directory, self.model))
+
+
+class Once(Generic[T]):
+    """What several checks compare with: made for the first that asks. An error is raised for each of them.
+
+    Nothing that it was made with is held afterwards.
+    """
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make: Callable[[], T] | None = make
+        self._found: T
+        self._error: Exception | None = None
+
+    def __call__(self) -> T:
+        if self._make is not None:
+            make, self._make = self._make, None
+            try:
+                self._found = make()
+            except Exception as error:
+                self._error = error
+        if self._error is not None:
+            raise self._error
+        return self._found
 
 
 def run(setting: Setting, indexes: list[str], seed: int, ticker: Ticker, *, with_child: bool = True) -> dict[str, Any]:
@@ -83,6 +122,7 @@ def run(setting: Setting, indexes: list[str], seed: int, ticker: Ticker, *, with
 
     def take(name: str, work: Callable[[], Iterator[Check]]) -> None:
         ticker.advance(name)
+        gc.collect()  # models and stores are in cycles: none is there beside the next
         try:
             checks.extend(work())
         except Exception as error:  # whatever it was, the other checks still tell something
@@ -90,20 +130,37 @@ def run(setting: Setting, indexes: list[str], seed: int, ticker: Ticker, *, with
 
     take("attention kernels", lambda: kernels(seed, setting.torch_device))
     with scratch_folder("eval") as folder:
-        with setting.open(path=folder, disk_gb=0) as runtime:
-            tokens = _tokens(runtime, seed)
-            take("transformers", lambda: _against_transformers(runtime, tokens))
-            plain, plain_logits = cache(lambda: _plain(runtime, tokens)), cache(lambda: _plain_logits(plain(), tokens))
-            take("everything read", lambda: _everything(runtime, index, tokens, plain_logits))
-            for name in names:
-                take(f"{name}: a part read", partial(_part, runtime, name, tokens, plain))
-            expected = cache(lambda: _logits(_engine(runtime, index), tokens))
-            take("pieces", lambda: _pieces(runtime, tokens))
-            take("threads", lambda: _threads(runtime, index, tokens, expected))
-        take("tiers", lambda: _tiers(setting, index, tokens, expected, folder))
-        if with_child:
-            take("resume", lambda: _resume(setting, index, tokens, expected, folder))
+        _with_one_model(setting, names, index, seed, folder, take, with_child=with_child)
+        take("transformers", lambda: _against_transformers(setting, seed, folder))
     return {"checks": [check.as_dict() for check in checks]}
+
+
+def _with_one_model(
+    setting: Setting, names: list[str], index: str, seed: int, folder: Path, take: Take, *, with_child: bool
+) -> None:
+    """Check what needs one model in memory, under several stores. The model is gone when this returns."""
+    model, tokens, expected = _in_memory(setting, names, index, seed, folder, take)
+    take("tiers", lambda: _tiers(setting, model, index, tokens, expected, folder))
+    if with_child:
+        take("resume", lambda: _resume(setting, model, index, tokens, expected, folder))
+
+
+def _in_memory(
+    setting: Setting, names: list[str], index: str, seed: int, folder: Path, take: Take
+) -> tuple[Model, np.ndarray, Expected]:
+    """Check what one runtime over memory alone does. Returns the model, the tokens and their logits for the checks of
+    other runtimes; this one's memory is free again then."""
+    with setting.load(path=folder, disk_gb=0) as runtime:
+        tokens = _tokens(runtime, seed)
+        plain = Once(lambda: _plain(runtime, tokens))
+        plain_logits = Once(lambda: _plain_logits(plain(), tokens))
+        take("everything read", lambda: _everything(runtime, index, tokens, plain_logits))
+        for name in names:
+            take(f"{name}: a part read", partial(_part, runtime, name, tokens, plain))
+        expected = Once(lambda: _logits(_engine(runtime, index), tokens))
+        take("pieces", lambda: _pieces(runtime, tokens))
+        take("threads", lambda: _threads(runtime, index, tokens, expected))
+        return runtime.model, tokens, expected
 
 
 def _tokens(runtime: Runtime, seed: int) -> np.ndarray:
@@ -137,30 +194,43 @@ def _differ(found: Tensor, expected: Tensor) -> int:
 # Against others
 
 
-def _against_transformers(runtime: Runtime, tokens: np.ndarray) -> Iterator[Check]:
-    """Check 64 greedy tokens with everything read, and the logits they were chosen from. The context has more than one
-    block of keys, so that decode merges partial results, too."""
-    from transformers import AutoModelForCausalLM
-
-    engine = _engine(runtime, "dense")
-    sequence = engine.new_sequence()
-    length = min(KEY_BLOCK + 150, runtime.model.max_positions - _GREEDY)
-    logits = engine.prefill(sequence, np.resize(tokens, length)).logits
-    assert logits is not None
-    rows = [logits]
-    for _ in range(_GREEDY):
-        rows.append(engine.decode([sequence], [int(rows[-1].argmax())])[0])
-    fed = torch.from_numpy(sequence.tokens.astype(np.int64)).to(runtime.model.device).unsqueeze(0)
-    sequence.close()
-    with readable_path(Path(runtime.model.hf.config.name_or_path)) as path:
-        reference = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
-        ).to(runtime.model.device)
-    with torch.inference_mode():
-        theirs = reference.eval()(fed, logits_to_keep=_GREEDY + 1).logits[0].float()
-    ours = torch.stack(rows)
+def _against_transformers(setting: Setting, seed: int, folder: Path) -> Iterator[Check]:
+    """Check 64 greedy tokens with everything read, and the logits they were chosen from."""
+    fed, ours, directory = _greedy(setting, seed, folder)
+    gc.collect()
+    theirs = _their_logits(fed, directory, setting.torch_device)
     yield Check("dense logits = transformers", relative_error(ours, theirs), LOGITS)
     yield Check(f"{_GREEDY} greedy tokens = transformers: that differ", _differ(ours, theirs), 0)
+
+
+def _greedy(setting: Setting, seed: int, folder: Path) -> tuple[Tensor, Tensor, Path]:
+    """Token ids `[1, length + _GREEDY]` of a prompt and of the likeliest that follow, the logits of those and of one
+    more, and the model's directory. The context has more than one block of keys, so that decode merges partial results,
+    too. The model is gone when this returns: transformers' own is as large."""
+    with setting.load(path=folder, disk_gb=0) as runtime:
+        engine = _engine(runtime, "dense")
+        sequence = engine.new_sequence()
+        length = min(KEY_BLOCK + 150, runtime.model.max_positions - _GREEDY)
+        logits = engine.prefill(sequence, np.resize(_tokens(runtime, seed), length)).logits
+        assert logits is not None
+        rows = [logits]
+        for _ in range(_GREEDY):
+            rows.append(engine.decode([sequence], [int(rows[-1].argmax())])[0])
+        fed = torch.from_numpy(sequence.tokens.astype(np.int64)).unsqueeze(0)
+        sequence.close()
+        return fed, torch.stack(rows), Path(runtime.model.hf.config.name_or_path)
+
+
+def _their_logits(fed: Tensor, directory: Path, device: torch.device) -> Tensor:
+    """transformers' logits `[_GREEDY + 1, vocabulary]` after each of the last tokens of `fed`, on `device`."""
+    from transformers import AutoModelForCausalLM
+
+    with readable_path(directory) as path:
+        reference = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
+        ).to(device)
+    with torch.inference_mode():
+        return reference.eval()(fed.to(device), logits_to_keep=_GREEDY + 1).logits[0].float()  # type: ignore[no-any-return]
 
 
 def _plain(runtime: Runtime, tokens: np.ndarray) -> PlainModel:
@@ -269,7 +339,7 @@ class _Watcher:
 
 def _pieces(runtime: Runtime, tokens: np.ndarray) -> Iterator[Check]:
     """Check a prompt that arrives in pieces of any size."""
-    prompt, engine = tokens[:100], _engine(runtime, "dense")
+    prompt, engine = tokens[:_IN_PIECES], _engine(runtime, "dense")
     whole: Tensor | None = None
     for size in (len(prompt), *_PIECES):
         sequence = engine.new_sequence()
@@ -295,10 +365,12 @@ def _threads(runtime: Runtime, index: str, tokens: np.ndarray, expected: Expecte
     yield Check(f"{index}, other number of threads: likeliest tokens that differ", _differ(found, expected()), 0)
 
 
-def _tiers(setting: Setting, index: str, tokens: np.ndarray, expected: Expected, folder: Path) -> Iterator[Check]:
+def _tiers(
+    setting: Setting, model: Model, index: str, tokens: np.ndarray, expected: Expected, folder: Path
+) -> Iterator[Check]:
     """Check that memory and disk, and three tiers with little room, equal memory alone bit for bit. A store opened
     again computes only the last rows of its prompt, in other pieces than at first: equal to rounding."""
-    with setting.open(path=folder / "probe", disk_gb=0) as runtime:
+    with setting.open(model, path=folder / "probe", disk_gb=0) as runtime:
         plan, chunk = runtime.plan, runtime.engine.chunk
     page = plan.layout.page_bytes * plan.num_tiered
     compute, host = Workspace.bytes_for(plan.layout, chunk) + 20 * page, 24 * page
@@ -309,7 +381,7 @@ def _tiers(setting: Setting, index: str, tokens: np.ndarray, expected: Expected,
         ("the same, opened again", "b", tight),
     ]
     for name, place, caps in places:
-        with setting.open(path=folder / place, index=index, budget=_BUDGET, **caps) as runtime:
+        with setting.open(model, path=folder / place, index=index, budget=_BUDGET, **caps) as runtime:
             found = _logits(_engine(runtime, index), tokens)
             disk_reads = runtime.store.counters.disk_reads
             runtime.store.flush()
@@ -319,7 +391,9 @@ def _tiers(setting: Setting, index: str, tokens: np.ndarray, expected: Expected,
         yield Check(f"{name} = memory only", relative_error(found, expected()), LOGITS if "again" in name else 0)
 
 
-def _resume(setting: Setting, index: str, tokens: np.ndarray, expected: Expected, folder: Path) -> Iterator[Check]:
+def _resume(
+    setting: Setting, model: Model, index: str, tokens: np.ndarray, expected: Expected, folder: Path
+) -> Iterator[Check]:
     """Check that a process saves a session and is killed, and another goes on where it stopped."""
     half = _PROMPT + _STEPS // 2
     kv = {"index": index, "budget": _BUDGET, "path": str(folder / "killed")}
@@ -337,7 +411,7 @@ def _resume(setting: Setting, index: str, tokens: np.ndarray, expected: Expected
             child.kill()
         if said != SAVED:
             raise RuntimeError(f"the child did not save: {child.stderr.read().strip().splitlines()[-1:]}")
-    with setting.open(**kv) as runtime:
+    with setting.open(model, **kv) as runtime:
         engine = _engine(runtime, index)
         sequence, _, computed = session.load(engine, "exact")
         found = engine.decode_known(sequence, tokens[half:])

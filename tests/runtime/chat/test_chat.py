@@ -326,7 +326,7 @@ def test_conversations_that_are_dropped_give_their_pages_up(tiny_llama: Path, tm
 
 
 def test_a_model_of_windows_only_answers(tmp_path: Path) -> None:
-    model = save_tiny_model(tmp_path / "model", "mistral-sliding")
+    model = save_tiny_model(tmp_path / "model", "mistral-sliding", max_position_embeddings=1200)
     with Runtime.load(model, dtype="float32", kv=KVConfig(path=tmp_path / "kv", host_gb=0.05)) as runtime:
         reply = runtime.chat().send("hello", max_new_tokens=60, ignore_eos=True)
         assert len(reply.tokens) == 60

@@ -94,11 +94,16 @@ def test_logits_that_cannot_be_computed_undo_the_step(
         twins = [runtime.engine.fork(sequence) for sequence in sequences]
         before = [held(sequence) for sequence in sequences]
 
-        def fail(hidden: torch.Tensor) -> torch.Tensor:
+        compiled = runtime.engine.compiled
+
+        def fail(*arguments: Any) -> torch.Tensor:
+            if compiled is not None:
+                type(compiled).run(compiled, *arguments)
             raise MemoryError("for logits")
 
         with monkeypatch.context() as patched:
-            patched.setattr(runtime.model, "step_logits", fail)
+            last = (runtime.model, "step_logits") if compiled is None else (compiled, "run")
+            patched.setattr(*last, fail)
             with pytest.raises(MemoryError, match="for logits"):
                 runtime.engine.decode(sequences, [5, 6])
         assert [held(sequence) for sequence in sequences] == before

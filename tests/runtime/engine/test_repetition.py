@@ -146,9 +146,12 @@ def test_a_number_of_copies_that_means_nothing_is_refused(value: int) -> None:
 
 @pytest.mark.model
 def test_the_default_model_ends_its_reply_by_itself(tmp_path: Path) -> None:
-    with Runtime.load("smollm2", kv=KVConfig(path=tmp_path)) as runtime:
+    """Asked about two notes in the novel, of which it reads the page around each."""
+    lines = ABBEY.read_text().splitlines(keepends=True)
+    notes = [number for number, line in enumerate(lines) if line.startswith("[Note by")]
+    with Runtime.load("smollm2", kv=KVConfig(path=tmp_path, host_gb=0.5)) as runtime:
         chat = runtime.chat()
-        chat.read(ABBEY)
+        chat.read_text("".join(line for note in notes for line in lines[note - 30 : note + 15]))
         for question, answer in (
             ("What is the shelf mark of this copy?", "4827"),
             ("Where did the reader read this chapter aloud?", "garden"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from typer.testing import CliRunner
 
 from stratakv.kernels import merge_states, topk_pages
 from stratakv.retrieval.indexes import bounds, oracle
-from stratakv.runtime import ModelFileError, Runtime
+from stratakv.runtime import KVConfig, ModelFileError
 from stratakv.runtime.cli.app import app
 from stratakv.runtime.evaluation.suites import exact, exact_kernels
 from stratakv.runtime.layers import span
@@ -28,14 +30,24 @@ class Silent:
 class Small(exact.Setting):
     """With host memory for what the checks read, instead of all that this machine could give."""
 
-    def open(self, **kv: Any) -> Runtime:
-        return super().open(**{"host_gb": 0.5, **kv})
+    def config(self, **kv: Any) -> KVConfig:
+        return super().config(**{"host_gb": 0.2, **kv})
 
 
-def failed(model: Path) -> list[str]:
-    """Names of the failing checks, without the one that needs a process of its own."""
-    setting = Small(str(model), "cpu")
-    result = exact.run(setting, ["bounds"], 0, Silent(), with_child=False)
+PARTS = ("kernels", "_against_transformers", "_everything", "_part", "_pieces", "_threads", "_tiers", "_resume")
+
+
+def only(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a run of the suite make no other checks than those of one part."""
+    for other in PARTS:
+        if other != part:
+            monkeypatch.setattr(exact, other, lambda *_: iter(()))
+
+
+def failed(model: Path, part: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the failing checks of one part."""
+    only(part, monkeypatch)
+    result = exact.run(Small(str(model), "cpu"), ["bounds"], 0, Silent())
     return [check["name"] for check in result["checks"] if not check["passed"]]
 
 
@@ -66,10 +78,30 @@ def test_all_checks_pass_on_the_default_model() -> None:
     assert [check for check in result["checks"] if not check["passed"]] == []
 
 
+def test_what_several_compare_with_is_made_once_and_lets_go_of_what_it_was_made_with() -> None:
+    class Costly:
+        def add(self) -> int:
+            return next(counts)
+
+    counts, made = itertools.count(7), Costly()
+    gone = weakref.ref(made)
+    once = exact.Once(made.add)
+    del made
+    assert [once(), once()] == [7, 7]
+    assert gone() is None
+
+
+def test_what_cannot_be_made_fails_each_that_asks() -> None:
+    once = exact.Once(lambda: 1 // 0)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            once()
+
+
 def test_rope_off_by_one_position(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tables = Model.tables
     monkeypatch.setattr(Model, "tables", lambda self, start, stop, *reach: tables(self, start + 1, stop + 1, *reach))
-    assert "dense logits = transformers" in failed(tiny_llama)
+    assert "dense logits = transformers" in failed(tiny_llama, "_against_transformers", monkeypatch)
 
 
 def test_one_page_swapped_with_another(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +113,7 @@ def test_one_page_swapped_with_another(tiny_llama: Path, monkeypatch: pytest.Mon
         self.pids[[2, 30]] = self.pids[[30, 2]]
 
     monkeypatch.setattr(TieredLayer, "finish", swapping)
-    assert "bounds, a part read = plain tensors" in failed(tiny_llama)
+    assert "bounds, a part read = plain tensors" in failed(tiny_llama, "_part", monkeypatch)
 
 
 def test_the_merge_drops_a_part(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,11 +122,12 @@ def test_the_merge_drops_a_part(tiny_llama: Path, monkeypatch: pytest.MonkeyPatc
     def dropping(outs: list[Any], lses: list[Any]) -> Any:
         return merge(outs[: max(1, len(outs) - 1)], lses[: max(1, len(lses) - 1)])
 
-    monkeypatch.setattr(span, "merge_states", dropping)
-    assert "dense logits = transformers" in failed(tiny_llama)
-    monkeypatch.undo()
+    with monkeypatch.context() as engine:
+        engine.setattr(span, "merge_states", dropping)
+        assert "dense logits = transformers" in failed(tiny_llama, "_against_transformers", engine)
     monkeypatch.setattr(exact_kernels, "merge_states", dropping)
-    assert "decode attention in merged parts = float64, spread 1" in failed(tiny_llama)
+    found = failed(tiny_llama, "kernels", monkeypatch)
+    assert "decode attention in merged parts = float64, spread 1" in found
 
 
 def test_a_stale_index_after_append(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +138,7 @@ def test_a_stale_index_after_append(tiny_llama: Path, monkeypatch: pytest.Monkey
             append(self, state, keys, queries)
 
     monkeypatch.setattr(bounds.BoundsIndex, "append", once)
-    assert "bounds, choices that a new index makes otherwise" in failed(tiny_llama)
+    assert "bounds, choices that a new index makes otherwise" in failed(tiny_llama, "_part", monkeypatch)
 
 
 @pytest.mark.parametrize("index", [bounds, oracle])
@@ -115,7 +148,7 @@ def test_sinks_not_forced(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, ind
         index, "topk_pages", lambda scores, count, *, sink, local: chosen(scores, count, sink=0, local=local)
     )
     name = index.__name__.rpartition(".")[2]
-    assert f"{name}, steps without sinks or window, or over budget" in failed(tiny_llama)
+    assert f"{name}, steps without sinks or window, or over budget" in failed(tiny_llama, "_part", monkeypatch)
 
 
 def test_a_check_that_raises_has_failed(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +156,7 @@ def test_a_check_that_raises_has_failed(tiny_llama: Path, monkeypatch: pytest.Mo
         raise ValueError("no such page")
 
     monkeypatch.setattr(bounds.BoundsIndex, "select", broken)
+    only("_part", monkeypatch)
     run = CliRunner().invoke(app, ["eval", "--suite", "exact", "-m", str(tiny_llama)])
     assert run.exit_code == 1
     assert "FAILED ValueError: no such page" in run.output

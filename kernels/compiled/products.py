@@ -1,0 +1,188 @@
+"""Products of a few vectors with a weight: y[b, r] = W[r] . x[b] + bias[r].
+
+Every thread makes x for itself, from what earlier operations left (`prepare`); an item is some rows of W (`product`).
+Making x is thousands of operations, W is millions of them, and nobody waits for anybody in between.
+
+Shapes  B sequences, C columns, N rows, G KV heads, R query heads each, D head dim
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from numba import float32
+
+from .native import exp, floats, halves, longs, loop, real, signed_octets, widen
+from .operation import operation, preparation
+from .record import (
+    BF16,
+    F32,
+    GATED,
+    I8,
+    MERGED,
+    P_A,
+    P_ACT,
+    P_BATCH,
+    P_BIAS,
+    P_CHUNK,
+    P_COLUMNS,
+    P_D,
+    P_DIM,
+    P_EPS,
+    P_GROUPS,
+    P_INPUT,
+    P_KIND,
+    P_NORM,
+    P_NORM_D,
+    P_PARTS,
+    P_ROOM,
+    P_ROWS,
+    P_SAME,
+    P_SCALE,
+    P_STRIDE,
+    P_SUM,
+    P_WEIGHT,
+    P_Y,
+    SILU,
+    SUM,
+    WIDTH,
+)  # fmt: skip
+
+
+def product_bytes(batch: int, columns: int) -> int:
+    """Bytes of its own that a thread needs for products of `batch` vectors."""
+    return 4 * batch * columns
+
+
+@preparation
+def prepare(row: int, scratch: int) -> None:
+    """Make x, fp32 `[B, C]`, in this thread's memory."""
+    op = longs(row, WIDTH)
+    if op[P_SAME] != 0:
+        return
+    batch, columns = op[P_BATCH], op[P_COLUMNS]
+    x = floats(scratch, (batch, columns))
+    if op[P_INPUT] == GATED:
+        _gate(floats(op[P_A], (batch, 2 * columns)), x, op[P_ACT])
+    elif op[P_INPUT] == MERGED:
+        _merge(op, x)
+    else:
+        given = floats(op[P_A], (batch, columns))
+        for b in range(batch):
+            for i in range(columns):
+                x[b, i] = given[b, i]
+        if op[P_INPUT] == SUM:
+            _sum(op, x)
+
+
+@loop
+def _sum(op: Any, x: Any) -> None:
+    """x = norm(x + norm(D)), and what is between the norms to P_SUM: all threads write the same there."""
+    batch, columns, eps = op[P_BATCH], op[P_COLUMNS], float32(real(op[P_EPS]))
+    if op[P_D] != 0:
+        more, total = floats(op[P_D], (batch, columns)), floats(op[P_SUM], (batch, columns))
+        for b in range(batch):
+            if op[P_NORM_D] != 0:
+                weight, scale = floats(op[P_NORM_D], columns), root(more[b], eps)
+                for i in range(columns):
+                    x[b, i] += more[b, i] * scale * weight[i]
+            else:
+                for i in range(columns):
+                    x[b, i] += more[b, i]
+            for i in range(columns):
+                total[b, i] = x[b, i]
+    if op[P_NORM] != 0:
+        weight = floats(op[P_NORM], columns)
+        for b in range(batch):
+            scale = root(x[b], eps)
+            for i in range(columns):
+                x[b, i] = x[b, i] * scale * weight[i]
+
+
+@loop
+def root(x: Any, eps: Any) -> Any:
+    """One over the root of the mean square."""
+    total = float32(0)
+    for i in range(x.shape[0]):
+        total += x[i] * x[i]
+    return float32(1) / float32(math.sqrt(total / float32(x.shape[0]) + eps))
+
+
+@loop
+def _gate(given: Any, x: Any, act: int) -> None:
+    batch, columns = x.shape
+    for b in range(batch):
+        if act == SILU:
+            for i in range(columns):
+                gate = given[b, i]
+                x[b, i] = gate / (float32(1) + exp(-gate)) * given[b, columns + i]
+        else:  # 1 + tanh(z) = 2 / (1 + exp(-2 z))
+            for i in range(columns):
+                gate = given[b, i]
+                z = float32(1.5957691216057308) * (gate + float32(0.044715) * gate * gate * gate)
+                x[b, i] = gate / (float32(1) + exp(-z)) * given[b, columns + i]
+
+
+@loop
+def _merge(op: Any, x: Any) -> None:
+    """The parts of an attention, each with a maximum and a sum of its own, put together."""
+    batch, groups, dim = op[P_BATCH], op[P_GROUPS], op[P_DIM]
+    repeats = op[P_COLUMNS] // (groups * dim)
+    for b in range(batch):
+        parts = longs(op[P_PARTS], batch)[b]
+        given = floats(op[P_A] + 4 * b * op[P_ROOM], (groups, parts, repeats, 2 + dim))
+        for g in range(groups):
+            for r in range(repeats):
+                out = x[b, (g * repeats + r) * dim : (g * repeats + r + 1) * dim]
+                top, mass = float32(-math.inf), float32(0)
+                for p in range(parts):
+                    top = max(top, given[g, p, r, 0])
+                for i in range(dim):
+                    out[i] = float32(0)
+                for p in range(parts):
+                    share = exp(given[g, p, r, 0] - top)
+                    mass += share * given[g, p, r, 1]
+                    for i in range(dim):
+                        out[i] += share * given[g, p, r, 2 + i]
+                for i in range(dim):
+                    out[i] /= mass
+
+
+@operation
+def product(row: int, item: int, scratch: int) -> None:
+    """The rows of one item."""
+    op = longs(row, WIDTH)
+    batch, rows, columns, kind = op[P_BATCH], op[P_ROWS], op[P_COLUMNS], op[P_KIND]
+    begin = item * op[P_CHUNK]
+    end = min(begin + op[P_CHUNK], rows)
+    x, y = floats(scratch, (batch, columns)), floats(op[P_Y], (batch, op[P_STRIDE]))
+    if kind == F32:
+        w = floats(op[P_WEIGHT], (rows, columns))
+        for r in range(begin, end):
+            for b in range(batch):
+                total = float32(0)
+                for i in range(columns):
+                    total += w[r, i] * x[b, i]
+                y[b, r] = total
+    elif kind == BF16:
+        h = halves(op[P_WEIGHT], (rows, columns))
+        for r in range(begin, end):
+            for b in range(batch):
+                total = float32(0)
+                for i in range(columns):
+                    total += widen(h[r, i]) * x[b, i]
+                y[b, r] = total
+    elif kind == I8:
+        o, scale = signed_octets(op[P_WEIGHT], (rows, columns)), floats(op[P_SCALE], rows)
+        for r in range(begin, end):
+            for b in range(batch):
+                total = float32(0)
+                for i in range(columns):
+                    total += float32(o[r, i]) * x[b, i]
+                y[b, r] = total * scale[r]
+    if op[P_BIAS] != 0:
+        bias = floats(op[P_BIAS], rows)
+        for r in range(begin, end):
+            for b in range(batch):
+                y[b, r] += bias[r]

@@ -1,0 +1,161 @@
+"""A decode step in compiled loops: a model's rows and those of what its layers read, worked through by a team.
+
+Where everything that a step reads is in memory, it is one call. Otherwise layers come one by one, and each fetches
+what it reads before its attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...kernels.compiled import attention, choice, scores
+from ...kernels.compiled.team import Team
+from ...storage import TieredStore
+from ..layers.attend_rows import KV_KINDS, Attending, Room, num_parts
+from ..model.model import Model, StepTables
+from ..model.step_rows import ROW_SPACE, StepRows
+from .sequence import Sequence
+
+_BATCH_SIZES = 4
+"""The most batch sizes for which rows are kept."""
+
+
+class _Operations:
+    """What layers fill rows with."""
+
+    attend_bytes = staticmethod(attention.attend_bytes)
+    score_bytes = staticmethod(scores.score_bytes)
+    choice_bytes = staticmethod(choice.choice_bytes)
+
+    @property
+    def attend(self) -> int:
+        return attention.attend.address
+
+    @property
+    def score_bounds(self) -> int:
+        return scores.score_bounds.address
+
+    @property
+    def make_tables(self) -> int:
+        return scores.make_tables.address
+
+    @property
+    def score_codes(self) -> int:
+        return scores.score_codes.address
+
+    @property
+    def choose(self) -> int:
+        return choice.choose.address
+
+
+class CompiledStep:
+    """The steps of one model over one store."""
+
+    def __init__(self, model: Model, store: TieredStore, team: Team) -> None:
+        self._model, self._store, self._team = model, store, team
+        self._rows: dict[tuple[int, str], StepRows] = {}
+        self._parts = torch.empty(0)
+        self._threads = 1
+        self._rooms: list[Room] = []
+        self._operations = _Operations()
+
+    def run(
+        self, sequences: list[Sequence], tokens: list[int], tables: StepTables, ahead: Callable[[int, Tensor], None],
+        threads: int,
+    ) -> Tensor:  # fmt: skip
+        """Take one step with several sequences. Every layer has its token afterwards. Returns logits `[B, V]`.
+
+        Args:
+            ahead: told, where layers come one by one, of a layer and the input `[B, C]` of the one below it.
+            threads: of the team.
+
+        Raises CapacityError; some layers may have their token then.
+        """
+        model, batch = self._model, len(sequences)
+        rows, self._threads = self._of(batch), threads
+        rows.hidden.copy_(model.embed(torch.tensor(tokens)))
+        rows.turn(model.kinds, tables.lean)
+        for layer in range(model.num_layers):
+            for b, sequence in enumerate(sequences):
+                rows.places[layer, b] = sequence.layers[layer].next_place()
+        attending = self._attending(rows, sequences)
+        with self._store.still():
+            filled = all(self._fill(rows, sequences, attending, layer) for layer in range(model.num_layers))
+            if filled:
+                self._work(rows.table)
+                for b, sequence in enumerate(sequences):
+                    for layer, cache in enumerate(sequence.layers):
+                        cache.end_step(attending[layer][b])
+        if not filled:
+            self._layer_by_layer(rows, sequences, attending, ahead)
+        logits = rows.logits.clone()
+        head = model.step_logits
+        if not head.is_exact:
+            head.sharpen(logits, head.norm(rows.last))
+        return logits
+
+    def _attending(self, rows: StepRows, sequences: list[Sequence]) -> list[list[Attending]]:
+        longest = max(sequence.num_tokens for sequence in sequences) + 1
+        self._room = (num_parts(longest, 1) + 2) * rows.heads * (2 + rows.dim)
+        if len(self._parts) < rows.batch * self._room:
+            self._parts = torch.empty(rows.batch * self._room * 5 // 4)
+        parts = self._parts[: rows.batch * self._room].view(rows.batch, self._room)
+        while len(self._rooms) < rows.batch:
+            self._rooms.append(Room())
+        rooms = self._rooms[: rows.batch]
+        for room in rooms:
+            room.begin_step()
+        return [
+            [
+                Attending(rows.q[layer, b], scale, parts[b], rows.groups, rows.attended[b], self._operations, rooms[b])
+                for b in range(rows.batch)
+            ]
+            for layer, scale in enumerate(rows.scales)
+        ]
+
+    def _fill(self, rows: StepRows, sequences: list[Sequence], attending: list[list[Attending]], layer: int) -> bool:
+        """Fill in what attends in a layer. Returns False if that cannot be."""
+        some = rows.table[rows.attending(layer)]
+        for b, sequence in enumerate(sequences):
+            parts = sequence.layers[layer].fill(some[b * ROW_SPACE : (b + 1) * ROW_SPACE], attending[layer][b])
+            if parts is None:
+                return False
+            rows.parts[layer, b] = parts
+        rows.merges(layer, self._parts, self._room)
+        return True
+
+    def _layer_by_layer(
+        self, rows: StepRows, sequences: list[Sequence], attending: list[list[Attending]],
+        ahead: Callable[[int, Tensor], None],
+    ) -> None:  # fmt: skip
+        begin, own = 0, np.zeros((ROW_SPACE, rows.table.shape[1]), dtype=np.int64)
+        for layer in range(len(rows.scales)):
+            here = rows.attending(layer)
+            self._work(rows.table[begin : here.start])
+            ahead(layer + 1, (rows.input if layer else rows.hidden).to(self._model.dtype))
+            begin = here.stop
+            are_parts = True
+            for b, sequence in enumerate(sequences):
+                parts = sequence.layers[layer].attend(own, attending[layer][b], self._work)
+                are_parts = parts is not None
+                rows.parts[layer, b] = parts or 0
+            if are_parts:
+                rows.merges(layer, self._parts, self._room)
+            else:
+                rows.merges(layer)
+        self._work(rows.table[begin:])
+
+    def _work(self, some: np.ndarray) -> None:
+        self._team.run(some, self._threads)
+
+    def _of(self, batch: int) -> StepRows:
+        key = (batch, self._model.weights)
+        if key not in self._rows:
+            if len(self._rows) == _BATCH_SIZES:
+                del self._rows[next(iter(self._rows))]
+            self._rows[key] = self._model.step_rows(batch, KV_KINDS[getattr(torch, self._store.layout.dtype)])
+        return self._rows[key]

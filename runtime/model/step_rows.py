@@ -1,0 +1,164 @@
+"""A model's share of a decode step as rows of a table (`kernels.compiled.record`), and the buffers between them.
+
+    layer     QKV | HEADS | room for what attends, filled in by the engine at every step | OUT | GATE_UP | DOWN
+    last      HEAD
+
+Hidden states are fp32 throughout; weights are used as `LeanLayer` has them. A residual is added where the next product
+reads it: then every thread has the sum without waiting for another.
+
+Shapes  B sequences, C hidden size, H query heads, G KV heads, D head dim, V vocabulary
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...kernels.compiled import record as r
+from ...kernels.compiled.heads import heads, heads_bytes
+from ...kernels.compiled.products import prepare, product_bytes
+from ...kernels.compiled.products import product as product_rows
+from .head import Head
+from .lean_layer import LeanLayer, Norm
+from .products import Int8Product, Product
+
+KINDS = {torch.float32: r.F32, torch.bfloat16: r.BF16}
+"""Kinds of weights and of keys and values."""
+ROW_SPACE = 4
+"""Rows of a sequence in a layer: what chooses, and what attends."""
+_ACTS = {"silu": r.SILU, "gelu_tanh": r.GELU_TANH}
+_CHUNK_BYTES = 32768
+"""Bytes of weights that a thread takes at a time."""
+_LEAST_ROWS = 4
+
+
+def bits(number: float) -> int:
+    """A number as a row holds it."""
+    return int(np.float64(number).view(np.int64))
+
+
+class StepRows:
+    """The rows of a model's step for a batch size.
+
+    Args:
+        lean: all of the model's layers. rotated: whether each of them rotates.
+        head: gives logits.
+        kv_kind: F32 or BF16, of the keys and values that HEADS writes.
+    """
+
+    def __init__(self, lean: list[LeanLayer], rotated: list[bool], head: Head, batch: int, kv_kind: int) -> None:
+        first = lean[0]
+        self.scales = [layer.scale for layer in lean]
+        """Of each layer's attention."""
+        self._kv_kind = kv_kind
+        self.batch, self.heads, self.groups, self.dim = batch, first.heads, first.kv_heads, first.dim
+        width = first.qkv.weight.shape[1]
+        space = ROW_SPACE * batch
+        self.per_layer = 5 + space
+        self.table = np.zeros((self.per_layer * len(lean) + 1, r.WIDTH), dtype=np.int64)
+        self.hidden, self.logits = torch.empty(batch, width), torch.empty(batch, head.product.weight.shape[0])
+        """The embedded tokens `[B, C]`, to be filled in; `[B, V]`, what comes out."""
+        self.q = torch.empty(len(lean), batch, self.heads, self.dim)
+        """Every layer's rotated queries."""
+        self.attended = torch.empty(batch, self.heads * self.dim)
+        """What attends elsewhere leaves its result here."""
+        self.places = np.zeros((len(lean), batch, 3), dtype=np.int64)
+        """Where each layer's new k and v go, for HEADS."""
+        self.parts = np.zeros((len(lean), batch), dtype=np.int64)
+        """Parts that each layer's attention leaves."""
+        self._kept: list[Tensor] = []
+        sums, outs = [torch.empty(batch, width) for _ in "ab"], [torch.empty(batch, width) for _ in "ab"]
+        qkv = torch.empty(batch, first.qkv.weight.shape[0])
+        wide = max(layer.gate_up.weight.shape[0] for layer in lean)
+        inner = torch.empty(batch, wide)
+        self._kept += [*sums, *outs, qkv, inner]
+        above: tuple[Tensor, Tensor | None, Norm | None] = (self.hidden, None, None)
+        for number, layer in enumerate(lean):
+            rows = self.table[number * self.per_layer : (number + 1) * self.per_layer]
+            self._product(rows[0], layer.qkv, qkv)
+            self._sum(rows[0], *above, sums[0], layer.before_attention)
+            base = self.hidden if number == 0 else sums[0]
+            self._heads(rows[1], layer, number, qkv, is_rotated=rotated[number])
+            self._product(rows[2 + space], layer.out, outs[0])
+            self.merges(number)
+            self._product(rows[3 + space], layer.gate_up, inner)
+            self._sum(rows[3 + space], base, outs[0], layer.after_attention, sums[1], layer.before_mlp)
+            self._product(rows[4 + space], layer.down, outs[1])
+            rows[4 + space, [r.P_INPUT, r.P_A, r.P_ACT]] = r.GATED, inner.data_ptr(), _ACTS[layer.act_name]
+            above = sums[1], outs[1], layer.after_mlp
+        self._product(self.table[-1], head.product, self.logits)
+        self._sum(self.table[-1], *above, sums[0], Norm(head.norm))
+        self.input = self.last = sums[0]
+        """`[B, C]`: what a layer but the first begins with, once its QKV is there; and what the last one leaves."""
+
+    def merges(self, layer: int, parts: Tensor | None = None, room: int = 0) -> None:
+        """OUT's input: `parts`, `room` numbers apart for each sequence; None: `attended`."""
+        row = self.table[layer * self.per_layer + 2 + ROW_SPACE * self.batch]
+        if parts is None:
+            row[[r.P_INPUT, r.P_A]] = r.PLAIN, self.attended.data_ptr()
+            return
+        row[[r.P_INPUT, r.P_A, r.P_PARTS, r.P_ROOM]] = (
+            r.MERGED, parts.data_ptr(), self.parts[layer].ctypes.data, room,
+        )  # fmt: skip
+        row[[r.P_DIM, r.P_GROUPS]] = self.dim, self.groups
+
+    def attending(self, layer: int) -> slice:
+        """The rows between HEADS and OUT of a layer: all sequences' scores, choices, attention."""
+        start = layer * self.per_layer + 2
+        return slice(start, start + ROW_SPACE * self.batch)
+
+    def turn(self, kinds: list[str], tables: dict[str, tuple[Tensor, Tensor]]) -> None:
+        """Use these rotary tables of `for_lean`, by layer kind, in all layers that rotate."""
+        self._tables = {kind: tuple(table.float().contiguous() for table in both) for kind, both in tables.items()}
+        for layer, kind in enumerate(kinds):
+            row = self.table[layer * self.per_layer + 1]
+            cos, sin = self._tables[kind]
+            row[[r.H_COS, r.H_SIN]] = cos.data_ptr(), sin.data_ptr()
+            if row[r.H_ROTARY]:
+                row[r.H_ROTARY] = sin.shape[-1]
+
+    def _product(self, row: np.ndarray, product: Product, y: Tensor) -> None:
+        weight, rows = product.weight, product.weight.shape[0]
+        assert weight.is_contiguous()
+        chunk = max(_LEAST_ROWS, _CHUNK_BYTES // (weight.shape[1] * weight.element_size()))
+        row[[r.OPERATION, r.PREPARE]] = product_rows.address, prepare.address
+        row[[r.ITEMS, r.BARRIER]] = -(-rows // chunk), 1
+        row[[r.P_BATCH, r.P_ROWS, r.P_COLUMNS, r.P_CHUNK]] = self.batch, rows, weight.shape[1], chunk
+        row[r.MEMORY] = product_bytes(self.batch, weight.shape[1])
+        row[[r.P_WEIGHT, r.P_Y, r.P_STRIDE]] = weight.data_ptr(), y.data_ptr(), rows
+        self._kept.append(weight)
+        if isinstance(product, Int8Product):
+            row[[r.P_KIND, r.P_SCALE]] = r.I8, self._wide(product.scale)
+        else:
+            row[r.P_KIND] = KINDS[weight.dtype]
+        if product.bias is not None:
+            row[r.P_BIAS] = self._wide(product.bias)
+
+    def _sum(
+        self, row: np.ndarray, base: Tensor, more: Tensor | None, norm_of_more: Norm | None, total: Tensor,
+        norm: Norm | None,
+    ) -> None:  # fmt: skip
+        row[[r.P_INPUT, r.P_A, r.P_SUM]] = r.SUM, base.data_ptr(), total.data_ptr()
+        row[r.P_D] = 0 if more is None else more.data_ptr()
+        row[r.P_NORM_D] = 0 if norm_of_more is None else self._wide(norm_of_more.weight)
+        row[r.P_NORM] = 0 if norm is None else self._wide(norm.weight)
+        row[r.P_EPS] = bits(next((n.eps for n in (norm, norm_of_more) if n is not None), 0.0))
+
+    def _heads(self, row: np.ndarray, layer: LeanLayer, number: int, qkv: Tensor, *, is_rotated: bool) -> None:
+        items = self.batch * (self.heads + 2 * self.groups)
+        row[[r.OPERATION, r.ITEMS, r.BARRIER]] = heads.address, items, 1
+        row[r.MEMORY] = heads_bytes(self.dim)
+        row[[r.H_BATCH, r.H_HEADS, r.H_GROUPS, r.H_DIM]] = self.batch, self.heads, self.groups, self.dim
+        row[[r.H_QKV, r.H_Q, r.H_PLACES]] = qkv.data_ptr(), self.q[number].data_ptr(), self.places[number].ctypes.data
+        row[[r.H_ROTARY, r.H_KV_KIND]] = int(is_rotated), self._kv_kind
+        if layer.head_norm is not None:
+            row[[r.H_NORM, r.H_EPS]] = self._wide(layer.head_norm.weight), bits(layer.head_norm.eps)
+        elif layer.wide_norms is not None:
+            weight = torch.cat([norm.weight.float() for norm in layer.wide_norms])
+            row[[r.H_NORM, r.H_EPS, r.H_WIDE]] = self._wide(weight), bits(layer.wide_norms[0].eps), 1
+
+    def _wide(self, numbers: Tensor) -> int:
+        """The address of these numbers as fp32, which are kept."""
+        self._kept.append(numbers.detach().float().contiguous())
+        return self._kept[-1].data_ptr()

@@ -1,0 +1,75 @@
+"""A team works through rows in order, whoever calls it, and leaves a fork alone."""
+
+from __future__ import annotations
+
+import threading
+from itertools import pairwise
+
+import numpy as np
+import torch
+from children import Say, child
+from compiled_rows import nothing_yet, product_row, work
+
+from stratakv.kernels.compiled import record as r
+from stratakv.kernels.compiled.team import Team
+
+
+def test_each_row_sees_what_the_one_before_it_left() -> None:
+    turn = torch.linalg.qr(torch.randn(24, 24))[0].contiguous()
+    states = [torch.randn(1, 24), *(nothing_yet(1, 24) for _ in range(200))]
+    work(*(product_row(turn, y, x, r.F32, chunk=1) for x, y in pairwise(states)), threads=3)
+    expected = states[0].double() @ torch.linalg.matrix_power(turn.double().T, 200)
+    torch.testing.assert_close(states[-1].double(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_callers_take_turns() -> None:
+    weight, found = torch.randn(50, 30), {}
+
+    def call(number: int) -> None:
+        x, y = torch.randn(1, 30), nothing_yet(1, 50)
+        for _ in range(30):
+            work(product_row(weight, y, x, r.F32), threads=3)
+        found[number] = (y - x @ weight.T).abs().max()
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(found.values()) < 1e-4
+    assert len(found) == 4
+
+
+def test_a_fork_has_threads_of_its_own() -> None:
+    weight, x, y = torch.randn(50, 30), torch.randn(1, 30), nothing_yet(1, 50)
+    work(product_row(weight, y, x, r.F32))
+
+    def again(say: Say, wait: object) -> None:
+        y.fill_(torch.nan)
+        work(product_row(weight, y, x, r.F32))
+        say(float((y - (x.unsqueeze(1) * weight).sum(-1)).abs().max()))
+
+    with child(again) as fork:
+        assert fork.hear() < 1e-4
+
+
+def test_times_are_added_where_rows_say() -> None:
+    weight, x, y = torch.randn(50, 30), torch.randn(1, 30), nothing_yet(1, 50)
+    first, second = product_row(weight, y, x, r.F32), product_row(weight, y, x, r.F32)
+    second[r.MARK] = 2
+    times = np.zeros(3, dtype=np.int64)
+    Team(1).run(np.stack([first, second]), times=times)
+    assert times[0] > 0
+    assert times[1] == 0
+    assert times[2] > 0
+
+
+def test_a_team_ends_and_begins_again() -> None:
+    weight, x = torch.randn(50, 30), torch.randn(1, 30)
+    team = Team(2)
+    for _ in range(2):
+        y = nothing_yet(1, 50)
+        team.run(product_row(weight, y, x, r.F32)[None], 2)
+        torch.testing.assert_close(y, x @ weight.T, rtol=1e-5, atol=1e-5)
+        team.close()
+        assert not [thread for thread in threading.enumerate() if thread.name == "compiled-1" and not thread.is_alive()]
