@@ -15,7 +15,7 @@ from torch import Tensor
 from ...kernels.compiled import attention, choice, scores
 from ...kernels.compiled.team import Team
 from ...storage import TieredStore
-from ..layers.attend_rows import KV_KINDS, Attending, Room, num_parts
+from ..layers.attend_rows import KV_KINDS, Attending, Room, most_parts
 from ..model.model import Model, StepTables
 from ..model.step_rows import ROW_SPACE, StepRows
 from .sequence import Sequence
@@ -100,7 +100,7 @@ class CompiledStep:
 
     def _attending(self, rows: StepRows, sequences: list[Sequence]) -> list[list[Attending]]:
         longest = max(sequence.num_tokens for sequence in sequences) + 1
-        self._room = (num_parts(longest, 1) + 2) * rows.heads * (2 + rows.dim)
+        self._room = most_parts(longest) * rows.heads * (2 + rows.dim)
         if len(self._parts) < rows.batch * self._room:
             self._parts = torch.empty(rows.batch * self._room * 5 // 4)
         parts = self._parts[: rows.batch * self._room].view(rows.batch, self._room)

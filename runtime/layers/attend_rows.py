@@ -98,6 +98,7 @@ class Attending:
     def row(self, row: np.ndarray, *, unit: int, page: int, parts: int, first: int = 0) -> None:
         """Begin a row that attends, with nothing to read yet."""
         heads, dim = self.q.shape
+        assert parts * heads * (2 + dim) <= self.parts.numel(), "more parts than there is room for"
         row[:] = 0
         row[[r.OPERATION, r.BARRIER]] = self.operations.attend, 1
         row[r.MEMORY] = self.operations.attend_bytes(heads // self.groups, dim)
@@ -118,6 +119,12 @@ class Attending:
         size = rows.element_size()
         row[[r.A_TAIL, r.A_TAIL_LEN, r.A_TAIL_KIND]] = rows.data_ptr(), count, KV_KINDS[rows.dtype]
         row[[r.A_TAIL_PITCH, r.A_TAIL_V_AFTER]] = rows.stride(1) * size, rows.stride(0) * size
+
+
+def most_parts(num_tokens: int) -> int:
+    """The most parts that a sequence of so many tokens is read in, whatever its pages are. A part of units that do not
+    divide SPAN holds more than half of it, and so does all of SPAN where units are longer."""
+    return 2 * num_parts(num_tokens, 1) + 2
 
 
 def num_parts(count: int, unit: int) -> int:

@@ -58,15 +58,23 @@ def without(engine: Engine, sequences: list[Sequence]) -> torch.Tensor:
         engine.compiled = compiled
 
 
-@pytest.mark.parametrize("index", ["bounds", "spectral", "window", "dense", "magicpig"])
-def test_logits_are_those_of_pytorchs_step(family: Path, index: str) -> None:
-    with opened(family, index) as runtime:
+def both_agree(model: Path, index: str) -> None:
+    with opened(model, index) as runtime:
         engine = runtime.engine
         assert engine.compiled is not None
         first = prompted(engine)
         torch.testing.assert_close(
             decoded(engine, [engine.fork(first)]), without(engine, [first]), rtol=1e-3, atol=2e-3
         )
+
+
+def test_logits_of_every_family_are_those_of_pytorchs_step(family: Path) -> None:
+    both_agree(family, "spectral")
+
+
+@pytest.mark.parametrize("index", ["bounds", "window", "dense", "magicpig"])
+def test_logits_of_every_kind_of_index_are_those_of_pytorchs_step(tiny_llama: Path, index: str) -> None:
+    both_agree(tiny_llama, index)
 
 
 @pytest.mark.parametrize("index", ["bounds", "spectral", "magicpig"])
@@ -89,6 +97,15 @@ def test_the_number_of_threads_changes_no_bit(tiny_llama: Path, dtype: str, monk
             monkeypatch.setattr(engine.compiled, "run", lambda *a, n=threads: run(engine.compiled, *a[:-1], n))
             found.append(decoded(engine, [engine.fork(first)]))
         assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("page_size", [3, 96, 100, 129])
+def test_pages_of_any_size(tiny_llama: Path, page_size: int) -> None:
+    with opened(tiny_llama, "bounds", page_size=page_size, budget=500, sink=0, local=0) as runtime:
+        engine = runtime.engine
+        first = prompted(engine, 1500)
+        twin = engine.fork(first)
+        torch.testing.assert_close(decoded(engine, [twin]), without(engine, [first]), rtol=1e-3, atol=2e-3)
 
 
 def test_what_is_not_in_memory_is_fetched_and_no_bit_differs(tiny_llama: Path, tmp_path: Path) -> None:
