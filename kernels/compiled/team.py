@@ -84,7 +84,7 @@ class Team:
             self._counters[:] = 0
             if count > 1:
                 tell(self._address, JOB)
-            work(self._address, 0)
+            work(self._address, 0, 0)
 
     def _make_room(self, rows: int, each: int) -> None:
         if len(self._counters) < rows * LINE:
@@ -98,7 +98,8 @@ class Team:
     def _start(self, count: int) -> None:
         while len(self._threads) < count - 1:
             number = len(self._threads) + 1
-            thread = threading.Thread(target=work, args=(self._address, number), name=f"compiled-{number}", daemon=True)
+            which = (self._address, number, int(self._state[JOB]))  # tables of before are none of its business
+            thread = threading.Thread(target=work, args=which, name=f"compiled-{number}", daemon=True)
             self._threads.append(thread)
             thread.start()
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from .native import atomic_add, atomic_load, call, call_alone, longs, loop, pause, sleep, ticks, wake
-from .operation import preparation
+from .operation import operation, preparation
 from .record import BARRIER, ITEMS, MARK, OPERATION, PREPARE, WIDTH
 
 LINE = 8
@@ -24,10 +24,11 @@ ticks by MARK (0: not wanted); looks before a thread goes to sleep."""
 STATE = LINE * 7
 
 
-@preparation
-def work(team: int, thread: int) -> None:
-    """Be one of a team's threads. Thread 0 works through one table, the others wait for all to come."""
-    state, seen = longs(team, STATE), 0
+@operation
+def work(team: int, thread: int, seen: int) -> None:
+    """Be one of a team's threads. Thread 0 works through one table, the others wait for all that come after the first
+    `seen` ones."""
+    state = longs(team, STATE)
     if thread == 0:
         _perform(state, team, 0)
         return

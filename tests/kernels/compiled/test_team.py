@@ -53,6 +53,16 @@ def test_a_fork_has_threads_of_its_own() -> None:
         assert fork.hear() < 1e-4
 
 
+def test_a_team_grows() -> None:
+    """A thread that comes later must not take part in a table of before."""
+    weight, x, team = torch.randn(50, 30), torch.randn(1, 30), Team(4)
+    for count in (1, 2, 2, 3, 4, 1, 4):
+        y = nothing_yet(1, 50)
+        team.run(product_row(weight, y, x, r.F32)[None], count)
+        torch.testing.assert_close(y, x @ weight.T, rtol=1e-5, atol=1e-5)
+    team.close()
+
+
 def test_times_are_added_where_rows_say() -> None:
     weight, x, y = torch.randn(50, 30), torch.randn(1, 30), nothing_yet(1, 50)
     first, second = product_row(weight, y, x, r.F32), product_row(weight, y, x, r.F32)
@@ -67,7 +77,7 @@ def test_times_are_added_where_rows_say() -> None:
 def test_a_team_ends_and_begins_again() -> None:
     weight, x = torch.randn(50, 30), torch.randn(1, 30)
     team = Team(2)
-    for _ in range(2):
+    for _ in range(20):
         y = nothing_yet(1, 50)
         team.run(product_row(weight, y, x, r.F32)[None], 2)
         torch.testing.assert_close(y, x @ weight.T, rtol=1e-5, atol=1e-5)
