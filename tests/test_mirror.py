@@ -53,12 +53,13 @@ THROUGH = {
     "runtime/cli/test_sessions_command.py": "runtime.sessions.housekeeping",
     "runtime/cli/test_typed_line.py": "runtime.cli.typed_settings",
     "runtime/engine/test_compiled_step.py": (
-        "runtime.layers.attend_rows runtime.layers.score_rows runtime.layers.tiered_rows runtime.model.step_rows"
+        "runtime.engine.compiled_form runtime.layers.attend_rows runtime.layers.score_rows "
+        "runtime.layers.tiered_rows runtime.model.step_rows"
     ),
     "runtime/engine/test_batch.py": "runtime.engine.planner",
     "runtime/engine/test_prefixes.py": "runtime.engine.indexes runtime.engine.known_tokens",
     "runtime/evaluation/suites/test_exact.py": (
-        "runtime.evaluation.suites.exact_kernels runtime.evaluation.suites.save_and_wait"
+        "runtime.evaluation.suites.exact_kernels runtime.evaluation.suites.once runtime.evaluation.suites.save_and_wait"
     ),
     "runtime/evaluation/test_calibrate.py": "runtime.engine.profile runtime.layers.page_queries",
     "runtime/evaluation/test_harness.py": "runtime.evaluation.probe",

@@ -31,25 +31,9 @@ class _Operations:
     score_bytes = staticmethod(scores.score_bytes)
     choice_bytes = staticmethod(choice.choice_bytes)
 
-    @property
-    def attend(self) -> int:
-        return attention.attend.address
-
-    @property
-    def score_bounds(self) -> int:
-        return scores.score_bounds.address
-
-    @property
-    def make_tables(self) -> int:
-        return scores.make_tables.address
-
-    @property
-    def score_codes(self) -> int:
-        return scores.score_codes.address
-
-    @property
-    def choose(self) -> int:
-        return choice.choose.address
+    attend = attention.attend
+    score_bounds, make_tables, score_codes = scores.score_bounds, scores.make_tables, scores.score_codes
+    choose = choice.choose
 
 
 class CompiledStep:

@@ -24,24 +24,30 @@ def is_kind(dtype: str) -> bool:
     return getattr(torch, dtype) in KV_KINDS
 
 
-class Operations(Protocol):
-    """The addresses of compiled operations, compiled by the time they are asked for, and the bytes of its own that a
-    thread needs for them."""
+class Compiled(Protocol):
+    """A compiled operation."""
 
+    @property
+    def address(self) -> int:
+        """Its address, compiled by then."""
+
+
+class Operations(Protocol):
+    """The compiled operations that layers fill rows with, and the bytes of its own that a thread needs for them."""
+
+    @property
+    def attend(self) -> Compiled: ...
+    @property
+    def score_bounds(self) -> Compiled: ...
+    @property
+    def make_tables(self) -> Compiled: ...
+    @property
+    def score_codes(self) -> Compiled: ...
+    @property
+    def choose(self) -> Compiled: ...
     def attend_bytes(self, repeats: int, dim: int) -> int: ...
     def score_bytes(self, repeats: int, dim: int, span: int, code_dim: int = 0) -> int: ...
     def choice_bytes(self, units: int, parts: int) -> int: ...
-
-    @property
-    def attend(self) -> int: ...
-    @property
-    def score_bounds(self) -> int: ...
-    @property
-    def make_tables(self) -> int: ...
-    @property
-    def score_codes(self) -> int: ...
-    @property
-    def choose(self) -> int: ...
 
 
 class Room:
@@ -100,7 +106,7 @@ class Attending:
         heads, dim = self.q.shape
         assert parts * heads * (2 + dim) <= self.parts.numel(), "more parts than there is room for"
         row[:] = 0
-        row[[r.OPERATION, r.BARRIER]] = self.operations.attend, 1
+        row[[r.OPERATION, r.BARRIER]] = self.operations.attend.address, 1
         row[r.MEMORY] = self.operations.attend_bytes(heads // self.groups, dim)
         row[[r.A_GROUPS, r.A_REPEATS, r.A_DIM, r.A_PAGE]] = self.groups, heads // self.groups, dim, page
         row[[r.A_Q, r.A_SCALE]] = self.q.data_ptr(), self.scale_bits

@@ -35,10 +35,10 @@ def fill_choice(rows: np.ndarray, at: Attending, scoring: Scoring, ids: Tensor) 
         _codes(tables, scores, at, scoring)
     elif isinstance(scoring, BoundScoring):
         bounds = scoring.bounds
-        scores[r.OPERATION] = at.operations.score_bounds
+        scores[r.OPERATION] = at.operations.score_bounds.address
         scores[r.MEMORY] = at.operations.score_bytes(repeats, at.q.shape[1], span)
         scores[[r.S_BOUNDS, r.S_HEAD_PITCH, r.S_KIND]] = bounds.data_ptr(), bounds.stride(0), KV_KINDS[bounds.dtype]
-    choice[[r.OPERATION, r.ITEMS, r.BARRIER]] = at.operations.choose, at.groups, 1
+    choice[[r.OPERATION, r.ITEMS, r.BARRIER]] = at.operations.choose.address, at.groups, 1
     choice[r.MEMORY] = at.operations.choice_bytes(units, parts)
     choice[[r.C_REPEATS, r.C_UNITS, r.C_SPAN]] = repeats, units, span
     choice[[r.C_SCORES, r.C_ROOM, r.C_TOPS]] = at_scores, units, at_tops
@@ -50,7 +50,7 @@ def fill_choice(rows: np.ndarray, at: Attending, scoring: Scoring, ids: Tensor) 
 def _codes(tables: np.ndarray, scores: np.ndarray, at: Attending, scoring: CodeScoring) -> None:
     codes, anchors, books = scoring.codes, scoring.anchors, scoring.codebooks
     parts, width, fours = codes.shape[2], books.shape[2], -(-int(scores[r.S_REPEATS]) // 4)
-    scores[r.OPERATION] = at.operations.score_codes
+    scores[r.OPERATION] = at.operations.score_codes.address
     scores[r.MEMORY] = at.operations.score_bytes(int(scores[r.S_REPEATS]), at.q.shape[1], CODES_SPAN, width)
     scores[[r.S_BOUNDS, r.S_HEAD_PITCH]] = codes.data_ptr(), codes.stride(0)
     scores[[r.S_CODE_PARTS, r.S_CODE_DIM, r.S_BASIS, r.S_BOOKS]] = (
@@ -59,4 +59,4 @@ def _codes(tables: np.ndarray, scores: np.ndarray, at: Attending, scoring: CodeS
     scores[r.S_TABLES] = at.room.floats("tables", at.groups * fours * parts * 1024)
     scores[[r.S_ANCHORS, r.S_ANCHOR_PITCH, r.S_SEGMENT]] = anchors.data_ptr(), anchors.stride(0), scoring.segment
     tables[:] = scores
-    tables[[r.OPERATION, r.ITEMS, r.BARRIER]] = at.operations.make_tables, at.groups * parts, 1
+    tables[[r.OPERATION, r.ITEMS, r.BARRIER]] = at.operations.make_tables.address, at.groups * parts, 1

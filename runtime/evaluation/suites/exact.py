@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ from ..plain import PlainModel
 from ..variants import Variant
 from .check import Check, relative_error
 from .exact_kernels import kernels
+from .once import Once
 from .save_and_wait import SAVED
 
 LOGITS = 1e-4
@@ -53,7 +54,6 @@ _PIECES, _IN_PIECES = (1, 7, 64), 70
 
 Expected = Callable[[], Tensor]
 """Makes the logits `[1 + _STEPS, vocabulary]` to compare with; they are computed once."""
-T = TypeVar("T")
 Take = Callable[[str, Callable[[], Iterator[Check]]], None]
 """Runs checks under a name."""
 
@@ -84,29 +84,6 @@ class Setting:
         """Open a store for a model that is in memory already."""
         directory = Path(model.hf.config.name_or_path)
         return Runtime.over(model, directory, self.config(**kv), Profiles(directory, self.model))
-
-
-class Once(Generic[T]):
-    """What several checks compare with: made for the first that asks. An error is raised for each of them.
-
-    Nothing that it was made with is held afterwards.
-    """
-
-    def __init__(self, make: Callable[[], T]) -> None:
-        self._make: Callable[[], T] | None = make
-        self._found: T
-        self._error: Exception | None = None
-
-    def __call__(self) -> T:
-        if self._make is not None:
-            make, self._make = self._make, None
-            try:
-                self._found = make()
-            except Exception as error:
-                self._error = error
-        if self._error is not None:
-            raise self._error
-        return self._found
 
 
 def run(setting: Setting, indexes: list[str], seed: int, ticker: Ticker, *, with_child: bool = True) -> dict[str, Any]:
@@ -230,7 +207,8 @@ def _their_logits(fed: Tensor, directory: Path, device: torch.device) -> Tensor:
             path, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
         ).to(device)
     with torch.inference_mode():
-        return reference.eval()(fed.to(device), logits_to_keep=_GREEDY + 1).logits[0].float()  # type: ignore[no-any-return]
+        logits: Tensor = reference.eval()(fed.to(device), logits_to_keep=_GREEDY + 1).logits[0].float()
+        return logits
 
 
 def _plain(runtime: Runtime, tokens: np.ndarray) -> PlainModel:

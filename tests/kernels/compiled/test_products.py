@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -87,13 +89,13 @@ def test_a_sum_is_left_and_normed(has_more: bool, norms_more: bool, norms_sum: b
 @pytest.mark.parametrize(
     ("act", "function"), [(r.SILU, F.silu), (r.GELU_TANH, lambda x: F.gelu(x, approximate="tanh"))]
 )
-def test_gates(act: int, function: object) -> None:
+def test_gates(act: int, function: Callable[[Tensor], Tensor]) -> None:
     given_, weight, y = 4 * torch.randn(2, 2 * 19), torch.randn(7, 19), nothing_yet(2, 7)
     given_[0, :3] = torch.tensor([-90.0, 90.0, 0.0])  # where the exponential ends
     row = product_row(weight, y, given_, r.F32)
     row[[r.P_INPUT, r.P_ACT]] = r.GATED, act
     work(row)
-    expected = function(given_[:, :19]) * given_[:, 19:]  # type: ignore[operator]
+    expected = function(given_[:, :19]) * given_[:, 19:]
     torch.testing.assert_close(y, expected @ weight.T, rtol=1e-5, atol=1e-4)
 
 

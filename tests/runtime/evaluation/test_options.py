@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from stratakv.runtime.evaluation.options import EvalOptions
@@ -17,8 +19,9 @@ from stratakv.runtime.evaluation.options import EvalOptions
     ],
 )
 def test_out_of_range(wrong: dict[str, int], says: str) -> None:
+    settings: dict[str, Any] = {"ctx": 1024, "samples": 2, **wrong}
     with pytest.raises(ValueError, match=says):
-        EvalOptions(**{"ctx": 1024, "samples": 2, **wrong})  # type: ignore[arg-type]
+        EvalOptions(**settings)
 
 
 def test_the_least_of_each() -> None:

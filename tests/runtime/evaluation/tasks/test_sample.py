@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from stratakv.runtime.evaluation.tasks.fit import Fit
 from stratakv.runtime.evaluation.tasks.sample import Exchange, Sample, depth_of, longest
 
 
-def sample(context: str = "CONTEXT", **changes: object) -> Sample:
-    words = {"question": "Q?", "prefix": " A:", "references": ("12",), "gold": " 12"}
-    return Sample(context, **{**words, **changes})  # type: ignore[arg-type]
+def sample(context: str = "CONTEXT", **changes: Any) -> Sample:
+    words: dict[str, Any] = {"question": "Q?", "prefix": " A:", "references": ("12",), "gold": " 12"}
+    return Sample(context, **{**words, **changes})
 
 
 def test_history_and_prompt() -> None:

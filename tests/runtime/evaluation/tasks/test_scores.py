@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from stratakv.runtime.evaluation.tasks.scores import all_of, any_of
@@ -25,6 +27,8 @@ def test_references_are_looked_for(reply: str, references: tuple[str, ...], all_
 
 @pytest.mark.parametrize("references", [(), ("a", "")])
 @pytest.mark.parametrize("score", [all_of, any_of])
-def test_what_every_reply_contains_is_no_reference(score: object, references: tuple[str, ...]) -> None:
+def test_what_every_reply_contains_is_no_reference(
+    score: Callable[[str, tuple[str, ...]], float], references: tuple[str, ...]
+) -> None:
     with pytest.raises(ValueError, match="references must be there and not empty"):
-        score("anything", references)  # type: ignore[operator]
+        score("anything", references)

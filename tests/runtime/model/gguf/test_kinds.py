@@ -15,7 +15,8 @@ LLAMA = {"general.architecture": "llama"}
 
 
 def contents(keys: dict[str, Any], *names: str) -> Contents:
-    return Contents(Path("a.gguf"), keys, dict.fromkeys(names), 0, 0, 1)  # type: ignore[arg-type]
+    tensors: dict[str, Any] = dict.fromkeys(names)
+    return Contents(Path("a.gguf"), keys, tensors, 0, 0, 1)
 
 
 @pytest.mark.parametrize("more", [{}, {"general.type": "model"}])
