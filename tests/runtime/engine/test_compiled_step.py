@@ -135,8 +135,8 @@ def test_whoever_watches_is_told_and_nothing_changes(tiny_llama: Path, index: st
         assert step.lse.shape == step.out.shape[:2] == (2, 3)
 
 
-def test_it_is_there_for_whoever_switches_it_on(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("STRATAKV_COMPILED")
+def test_whoever_switches_it_off_decodes_by_pytorch(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STRATAKV_COMPILED", "0")
     with opened(tiny_llama) as runtime:
         assert runtime.engine.compiled is None
         decoded(runtime.engine, [prompted(runtime.engine)], 2)
