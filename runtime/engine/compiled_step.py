@@ -18,6 +18,7 @@ from ...storage import TieredStore
 from ..layers.attend_rows import KV_KINDS, Attending, Room, most_parts
 from ..model.model import Model, StepTables
 from ..model.step_rows import ROW_SPACE, StepRows
+from ..process.apart import fp32
 from .sequence import Sequence
 
 _BATCH_SIZES = 4
@@ -42,7 +43,7 @@ class CompiledStep:
     def __init__(self, model: Model, store: TieredStore, team: Team) -> None:
         self._model, self._store, self._team = model, store, team
         self._rows: dict[tuple[int, str], StepRows] = {}
-        self._parts = torch.empty(0)
+        self._parts = fp32(0)
         self._threads = 1
         self._rooms: list[Room] = []
         self._operations = _Operations()
@@ -86,7 +87,7 @@ class CompiledStep:
         longest = max(sequence.num_tokens for sequence in sequences) + 1
         self._room = most_parts(longest) * rows.heads * (2 + rows.dim)
         if len(self._parts) < rows.batch * self._room:
-            self._parts = torch.empty(rows.batch * self._room * 5 // 4)
+            self._parts = fp32(rows.batch * self._room * 5 // 4)
         parts = self._parts[: rows.batch * self._room].view(rows.batch, self._room)
         while len(self._rooms) < rows.batch:
             self._rooms.append(Room())

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.compiled import record as r
+from ..process.apart import fp32
 
 SPAN = 128
 """Tokens of a part. It follows from nothing but must never follow from the machine: sums are cut here."""
@@ -67,7 +68,7 @@ class Room:
         if held is None or held.numel() < count + 16:
             if held is not None:
                 self._outgrown.append(held)
-            held = self._held[name] = torch.empty(count * 5 // 4 + 16, dtype=torch.float32)
+            held = self._held[name] = fp32(count * 5 // 4 + 16)
         return (held.data_ptr() + 63) // 64 * 64
 
 

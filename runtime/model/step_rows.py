@@ -19,6 +19,7 @@ from ...kernels.compiled import record as r
 from ...kernels.compiled.heads import heads, heads_bytes
 from ...kernels.compiled.products import prepare, product_bytes
 from ...kernels.compiled.products import product as product_rows
+from ..process.apart import fp32
 from .head import Head
 from .lean_layer import LeanLayer, Norm
 from .products import Int8Product, Product
@@ -57,21 +58,21 @@ class StepRows:
         space = ROW_SPACE * batch
         self.per_layer = 5 + space
         self.table = np.zeros((self.per_layer * len(lean) + 1, r.WIDTH), dtype=np.int64)
-        self.hidden, self.logits = torch.empty(batch, width), torch.empty(batch, head.product.weight.shape[0])
+        self.hidden, self.logits = fp32(batch, width), fp32(batch, head.product.weight.shape[0])
         """The embedded tokens `[B, C]`, to be filled in; `[B, V]`, what comes out."""
-        self.q = torch.empty(len(lean), batch, self.heads, self.dim)
+        self.q = fp32(len(lean), batch, self.heads, self.dim)
         """Every layer's rotated queries."""
-        self.attended = torch.empty(batch, self.heads * self.dim)
+        self.attended = fp32(batch, self.heads * self.dim)
         """What attends elsewhere leaves its result here."""
         self.places = np.zeros((len(lean), batch, 3), dtype=np.int64)
         """Where each layer's new k and v go, for HEADS."""
         self.parts = np.zeros((len(lean), batch), dtype=np.int64)
         """Parts that each layer's attention leaves."""
         self._kept: list[Tensor] = []
-        sums, outs = [torch.empty(batch, width) for _ in "ab"], [torch.empty(batch, width) for _ in "ab"]
-        qkv = torch.empty(batch, first.qkv.weight.shape[0])
+        sums, outs = [fp32(batch, width) for _ in "ab"], [fp32(batch, width) for _ in "ab"]
+        qkv = fp32(batch, first.qkv.weight.shape[0])
         wide = max(layer.gate_up.weight.shape[0] for layer in lean)
-        inner = torch.empty(batch, wide)
+        inner = fp32(batch, wide)
         self._kept += [*sums, *outs, qkv, inner]
         above: tuple[Tensor, Tensor | None, Norm | None] = (self.hidden, None, None)
         for number, layer in enumerate(lean):
