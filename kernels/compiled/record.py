@@ -56,9 +56,10 @@ H_COS, H_SIN, H_ROTARY = range(12, 15)
 """[B, H_ROTARY], tables of `lean_layer.for_lean`; H_ROTARY 0: not rotated."""
 H_NORM, H_EPS, H_WIDE = range(15, 18)
 """[H + G, D], a norm of each head; 0: none. H_WIDE: one norm over all heads of q, one over those of k."""
-H_PLACES, H_KV_KIND = range(18, 20)
-"""int64 [B, 3]: address of the new token's k of the first head; bytes from there to the next head, and to v."""
-H_PAIRS = 20
+H_PLACES = 18
+"""int64 [B, 4]: address of the new token's k of the first head; bytes from there to the next head, and to v; their
+kind, F32 or BF16."""
+H_PAIRS = 19
 """H_PAIRS: numbers (2i, 2i + 1) of q and k in H_QKV belong together, not (i, i + D / 2)."""
 
 # Of one sequence and layer: what to read of G * L-token pages, or of one run of rows.

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...kernels.compiled import attention, choice, scores
 from ...kernels.compiled.team import Team
 from ...storage import TieredStore
-from ..layers.attend_rows import KV_KINDS, Attending, Room, most_parts
+from ..layers.attend_rows import Attending, Room, most_parts
 from ..model.model import Model, StepTables
 from ..model.step_rows import ROW_SPACE, StepRows
 from ..process.apart import fp32
@@ -142,5 +142,5 @@ class CompiledStep:
         if key not in self._rows:
             if len(self._rows) == _BATCH_SIZES:
                 del self._rows[next(iter(self._rows))]
-            self._rows[key] = self._model.step_rows(batch, KV_KINDS[getattr(torch, self._store.layout.dtype)])
+            self._rows[key] = self._model.step_rows(batch)
         return self._rows[key]

@@ -6,7 +6,7 @@ Shapes  G KV heads, R query heads each, D head dim, L page size
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,25 @@ KV_KINDS = {torch.float32: r.F32, torch.bfloat16: r.BF16}
 def is_kind(dtype: str) -> bool:
     """True if rows can say that keys and values are of this dtype."""
     return getattr(torch, dtype) in KV_KINDS
+
+
+class Place(NamedTuple):
+    """Where a token's k and v go, as HEADS reads it."""
+
+    k: int
+    """The address of the first head's k."""
+    head_pitch: int
+    """Bytes from there to the next head's."""
+    v_after: int
+    """Bytes from there to the first head's v."""
+    kind: int
+    """Of the numbers."""
+
+    @classmethod
+    def of(cls, kv: Tensor) -> Place:
+        """The place of one token's `[2, G, D]`, a view of where they go."""
+        size = kv.element_size()
+        return cls(kv.data_ptr(), kv.stride(1) * size, kv.stride(0) * size, KV_KINDS[kv.dtype])
 
 
 class Compiled(Protocol):

@@ -45,14 +45,12 @@ class StepRows:
     Args:
         lean: all of the model's layers. rotated: whether each of them rotates.
         head: gives logits.
-        kv_kind: F32 or BF16, of the keys and values that HEADS writes.
     """
 
-    def __init__(self, lean: list[LeanLayer], rotated: list[bool], head: Head, batch: int, kv_kind: int) -> None:
+    def __init__(self, lean: list[LeanLayer], rotated: list[bool], head: Head, batch: int) -> None:
         first = lean[0]
         self.scales = [layer.scale for layer in lean]
         """Of each layer's attention."""
-        self._kv_kind = kv_kind
         self.batch, self.heads, self.groups, self.dim = batch, first.heads, first.kv_heads, first.dim
         width = first.qkv.weight.shape[1]
         space = ROW_SPACE * batch
@@ -64,7 +62,7 @@ class StepRows:
         """Every layer's rotated queries."""
         self.attended = fp32(batch, self.heads * self.dim)
         """What attends elsewhere leaves its result here."""
-        self.places = np.zeros((len(lean), batch, 3), dtype=np.int64)
+        self.places = np.zeros((len(lean), batch, 4), dtype=np.int64)
         """Where each layer's new k and v go, for HEADS."""
         self.parts = np.zeros((len(lean), batch), dtype=np.int64)
         """Parts that each layer's attention leaves."""
@@ -152,7 +150,7 @@ class StepRows:
         row[r.MEMORY] = heads_bytes(self.dim)
         row[[r.H_BATCH, r.H_HEADS, r.H_GROUPS, r.H_DIM]] = self.batch, self.heads, self.groups, self.dim
         row[[r.H_QKV, r.H_Q, r.H_PLACES]] = qkv.data_ptr(), self.q[number].data_ptr(), self.places[number].ctypes.data
-        row[[r.H_ROTARY, r.H_KV_KIND]] = int(is_rotated), self._kv_kind
+        row[r.H_ROTARY] = int(is_rotated)
         if layer.head_norm is not None:
             row[[r.H_NORM, r.H_EPS]] = self._wide(layer.head_norm.weight), bits(layer.head_norm.eps)
         elif layer.wide_norms is not None:
