@@ -1,8 +1,8 @@
 """What the operations of a decode step took, in what share of the memory's speed.
 
 The parts of a step are the rows of its table by their mark, what comes before the first table and between two, and what
-is left: they add up to the step. Bytes are those that memory must give: of weights, of what an index keeps, of keys and values. What operations
-leave for each other is small, stays in caches, and is not counted.
+is left: they add up to the step. Bytes are those that memory must give: of weights, of what an index keeps, of keys and
+values. What operations leave for each other is small, stays in caches, and is not counted.
 
 Shapes  M marks
 """
