@@ -80,6 +80,7 @@ def bench(
 ) -> None:
     """Decode speed over context, beside transformers and llama.cpp in the same run; correctness first."""
     from ..api.figures import to_json
+    from ..bench.breakdown_plot import draw_breakdown
     from ..bench.options import BASELINES, BenchOptions, crossed
     from ..bench.plot import draw
     from ..bench.run import run_bench
@@ -103,7 +104,7 @@ def bench(
     if out is not None:
         deliveries.append(partial(write_text, out, line + "\n"))
     if plot is not None:
-        deliveries.append(partial(draw, result, plot))
+        deliveries.append(partial(draw_breakdown if breakdown else draw, result, plot))
     deliver(deliveries)
 
 
