@@ -50,7 +50,11 @@ def draw_breakdown(result: dict[str, Any], path: Path) -> None:
     axes.set_xlabel(f"ms of a decode step; black line: its bytes at the memory's measured {memory / 1e9:.1f} GB/s")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    _legend(axes, [name for _, found in bars for name, _ in _pieces(found)])
+    drawn = {name for _, found in bars for name, _ in _pieces(found)}
+    for name in (*_COLOURS, _WHOLE):
+        if name in drawn:
+            axes.barh(0, 0, color=_COLOURS.get(name, _WHOLE_COLOUR), label=name)
+    figure.legend(loc="outside lower center", ncols=7, fontsize=8, frameon=False)
     model, machine = result["model"], result["hardware"]
     title = f"{model['name']}, {machine['cpu']}, {machine['threads']} threads"
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
@@ -75,10 +79,3 @@ def _ink(colour: str) -> str:
     """Black or white, whichever is read more easily on a colour."""
     red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
     return "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 130 else "white"
-
-
-def _legend(axes: Any, drawn: list[str]) -> None:
-    names = [name for name in (*_COLOURS, _WHOLE) if name in drawn]
-    for name in names:
-        axes.barh(0, 0, color=_COLOURS.get(name, _WHOLE_COLOUR), label=name)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.13 - 0.5 / len(drawn)), ncols=7, fontsize=8, frameon=False)

@@ -16,10 +16,9 @@ from ..chat.documents import read_text_file
 from ..chat.runtime import Runtime
 from ..engine.planner import available_memory
 from ..engine.profile import Profiles
-from ..model.locate import cache_dir, locate
+from ..model.locate import locate
 from ..model.model import Model
 from ..model.model_files import ATTENTION
-from ..process import compiled
 from ..process.devices import pick_device, pick_dtype
 from .options import BenchOptions
 from .shapes import random_model
@@ -49,8 +48,6 @@ class Subject:
         device = pick_device(options.device)
         kind = pick_dtype(options.dtype, device)
         dtype: torch.dtype = getattr(torch, kind)
-        if device.type == "cpu" and compiled.is_available():
-            compiled.begin(cache_dir())
         if options.shape is not None:
             model = random_model(options.shape, folder, device, dtype, positions, options.layers)
             found = cls(options.shape, model, folder, None)
