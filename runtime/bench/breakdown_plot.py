@@ -56,7 +56,7 @@ def draw_breakdown(result: dict[str, Any], path: Path) -> None:
             axes.barh(0, 0, color=_COLOURS.get(name, _WHOLE_COLOUR), label=name)
     figure.legend(loc="outside lower center", ncols=7, fontsize=8, frameon=False)
     model, machine = result["model"], result["hardware"]
-    title = f"{model['name']}, {machine['cpu']}, {machine['threads']} threads"
+    title = f"{model['name']}, {model['dtype']}, on {machine['cpu']}, {machine['threads']} threads"
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     with output(path) as file:
         figure.savefig(file, dpi=130, format=path.suffix[1:])

@@ -20,7 +20,7 @@ from stratakv.runtime.bench.breakdown import (
     summary,
     total_only,
 )
-from stratakv.runtime.bench.options import BenchOptions
+from stratakv.runtime.bench.options import BenchOptions, Caps
 from stratakv.runtime.bench.report import breakdown_table, describe_row
 from stratakv.runtime.bench.run import run_bench
 
@@ -172,6 +172,19 @@ def test_a_run_tells_what_its_operations_took(tmp_path: Path, monkeypatch: pytes
         lines = list(breakdown_table(one["first_turn"]["breakdown"]))
         assert max(map(len, lines)) <= 100
         assert set(lines) < set(describe_row(found))
+
+
+def test_what_comes_between_tables_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a device tier, layers come one by one and fetch what they read."""
+    monkeypatch.setenv("STRATAKV_COMPILED", "1")
+    options = BenchOptions(**TINY, caps=(Caps(gpu_gb=0.00045, host_gb=0.01),), kv_dir=tmp_path)
+    (one,) = run_bench(options, lambda line: None)["rows"][0]["contestants"]
+    parts = {part["operation"]: part for part in one["first_turn"]["breakdown"]["parts"]}
+    assert {"between", "attention", "scores"} < parts.keys()
+    assert sum(part["took_ms"] for part in parts.values()) == pytest.approx(
+        one["first_turn"]["breakdown"]["total"]["took_ms"]
+    )
+    assert parts["attention"]["read_bytes"] == pytest.approx(one["first_turn"]["roofline"]["kv_bytes"], rel=0.05)
 
 
 def test_pytorchs_form_says_that_it_cannot_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
