@@ -17,7 +17,10 @@ WIDTH = 40
 """Columns of the table."""
 OPERATION, ITEMS, BARRIER, MARK, PREPARE, MEMORY = range(6)
 """OPERATION: address of what is done to an item; PREPARE: of what every thread does for itself before, or 0.
-MARK: where in `times` the operation's time is added. MEMORY: bytes of its own that a thread needs."""
+MARK: where in `times` the operation's time is added, one of the marks below. MEMORY: bytes of its own that a thread
+needs."""
+NO_MARK, M_QKV, M_HEADS, M_TABLES, M_SCORES, M_CHOICE, M_ATTENTION, M_OUT, M_GATE_UP, M_DOWN, M_HEAD = range(11)
+"""What an operation of a step is. Rows up to one with BARRIER are timed together, under its mark."""
 
 # PRODUCT: y[b, :] = W x[b, :] + bias, x made anew by every thread from what earlier operations left. An item is CHUNK
 # rows of W.
@@ -44,6 +47,12 @@ P_SAME = 28
 SILU, GELU_TANH = range(2)
 F32, BF16, I8, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K = range(11)
 """Kinds of weights."""
+BLOCKS = {
+    F32: (1, 4), BF16: (1, 2), I8: (1, 1),
+    Q8_0: (32, 34), Q4_0: (32, 18), Q4_1: (32, 20), Q5_0: (32, 22), Q5_1: (32, 24),
+    Q4_K: (256, 144), Q5_K: (256, 176), Q6_K: (256, 210),
+}  # fmt: skip
+"""The numbers of a block of each kind, and its bytes. GGUF's own kinds have several with a common scale."""
 
 # HEADS: norms and rotation of q and k, and where k and v belong. An item is one head of one sequence: H + G of q and k,
 # then G of v.

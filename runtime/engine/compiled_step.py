@@ -7,13 +7,13 @@ what it reads before its attention.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ...kernels.compiled import attention, choice, scores
-from ...kernels.compiled.team import Team
 from ...storage import TieredStore
 from ..layers.attend_rows import Attending, Room, most_parts
 from ..model.model import Model, StepTables
@@ -37,10 +37,16 @@ class _Operations:
     choose = choice.choose
 
 
+class Worker(Protocol):
+    """Who works through tables: a `Team`."""
+
+    def run(self, table: np.ndarray, threads: int | None = None) -> None: ...
+
+
 class CompiledStep:
     """The steps of one model over one store."""
 
-    def __init__(self, model: Model, store: TieredStore, team: Team) -> None:
+    def __init__(self, model: Model, store: TieredStore, team: Worker) -> None:
         self._model, self._store, self._team = model, store, team
         self._rows: dict[tuple[int, str], StepRows] = {}
         self._parts = fp32(0)

@@ -127,7 +127,7 @@ class Attending:
         assert parts * heads * (2 + dim) <= self.parts.numel(), "more parts than there is room for"
         row[:] = 0
         row[[r.OPERATION, r.BARRIER]] = self.operations.attend.address, 1
-        row[r.MEMORY] = self.operations.attend_bytes(heads // self.groups, dim)
+        row[[r.MARK, r.MEMORY]] = r.M_ATTENTION, self.operations.attend_bytes(heads // self.groups, dim)
         row[[r.A_GROUPS, r.A_REPEATS, r.A_DIM, r.A_PAGE]] = self.groups, heads // self.groups, dim, page
         row[[r.A_Q, r.A_SCALE]] = self.q.data_ptr(), self.scale_bits
         row[[r.A_UNIT, r.A_SPAN, r.A_TAIL_SPAN]] = unit, max(SPAN, unit), SPAN

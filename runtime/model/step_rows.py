@@ -75,18 +75,18 @@ class StepRows:
         above: tuple[Tensor, Tensor | None, Norm | None] = (self.hidden, None, None)
         for number, layer in enumerate(lean):
             rows = self.table[number * self.per_layer : (number + 1) * self.per_layer]
-            self._product(rows[0], layer.qkv, qkv)
+            self._product(rows[0], layer.qkv, qkv, r.M_QKV)
             self._sum(rows[0], *above, sums[0], layer.before_attention)
             base = self.hidden if number == 0 else sums[0]
             self._heads(rows[1], layer, number, qkv, is_rotated=rotated[number])
-            self._product(rows[2 + space], layer.out, outs[0])
+            self._product(rows[2 + space], layer.out, outs[0], r.M_OUT)
             self.merges(number)
-            self._product(rows[3 + space], layer.gate_up, inner)
+            self._product(rows[3 + space], layer.gate_up, inner, r.M_GATE_UP)
             self._sum(rows[3 + space], base, outs[0], layer.after_attention, sums[1], layer.before_mlp)
-            self._product(rows[4 + space], layer.down, outs[1])
+            self._product(rows[4 + space], layer.down, outs[1], r.M_DOWN)
             rows[4 + space, [r.P_INPUT, r.P_A, r.P_ACT]] = r.GATED, inner.data_ptr(), _ACTS[layer.act_name]
             above = sums[1], outs[1], layer.after_mlp
-        self._product(self.table[-1], head.product, self.logits)
+        self._product(self.table[-1], head.product, self.logits, r.M_HEAD)
         self._sum(self.table[-1], *above, sums[0], Norm(head.norm))
         self.input = self.last = sums[0]
         """`[B, C]`: what a layer but the first begins with, once its QKV is there; and what the last one leaves."""
@@ -117,12 +117,12 @@ class StepRows:
             if row[r.H_ROTARY]:
                 row[r.H_ROTARY] = sin.shape[-1]
 
-    def _product(self, row: np.ndarray, product: Product, y: Tensor) -> None:
+    def _product(self, row: np.ndarray, product: Product, y: Tensor, mark: int) -> None:
         weight, rows = product.weight, product.weight.shape[0]
         assert weight.is_contiguous()
         chunk = max(_LEAST_ROWS, _CHUNK_BYTES // (weight.shape[1] * weight.element_size()))
         row[[r.OPERATION, r.PREPARE]] = product_rows.address, prepare.address
-        row[[r.ITEMS, r.BARRIER]] = -(-rows // chunk), 1
+        row[[r.ITEMS, r.BARRIER, r.MARK]] = -(-rows // chunk), 1, mark
         row[[r.P_BATCH, r.P_ROWS, r.P_COLUMNS, r.P_CHUNK]] = self.batch, rows, weight.shape[1], chunk
         row[r.MEMORY] = product_bytes(self.batch, weight.shape[1])
         row[[r.P_WEIGHT, r.P_Y, r.P_STRIDE]] = weight.data_ptr(), y.data_ptr(), rows
@@ -147,7 +147,7 @@ class StepRows:
     def _heads(self, row: np.ndarray, layer: LeanLayer, number: int, qkv: Tensor, *, is_rotated: bool) -> None:
         items = self.batch * (self.heads + 2 * self.groups)
         row[[r.OPERATION, r.ITEMS, r.BARRIER]] = heads.address, items, 1
-        row[r.MEMORY] = heads_bytes(self.dim)
+        row[[r.MARK, r.MEMORY]] = r.M_HEADS, heads_bytes(self.dim)
         row[[r.H_BATCH, r.H_HEADS, r.H_GROUPS, r.H_DIM]] = self.batch, self.heads, self.groups, self.dim
         row[[r.H_QKV, r.H_Q, r.H_PLACES]] = qkv.data_ptr(), self.q[number].data_ptr(), self.places[number].ctypes.data
         row[r.H_ROTARY] = int(is_rotated)
