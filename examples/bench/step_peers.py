@@ -16,14 +16,13 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from builds import Build, make_builds, write_result
 from busy import ask
@@ -38,6 +37,18 @@ def some_tokens(count: int) -> Any:
     import numpy as np
 
     return np.random.default_rng(count).integers(100, 40_000, count).astype(np.uint32)
+
+
+class Side(Protocol):
+    """What takes steps, in a process of its own."""
+
+    def __init__(self, model: str, settings: dict[str, str], store: str) -> None: ...
+    def logits(self, ids: Any) -> Any:
+        """Logits `[KNOWN, V]` after each of the last tokens of a text."""
+
+    def open(self, context: int, batch: int) -> None: ...
+    def step(self, token: int) -> None: ...
+    def close(self) -> None: ...
 
 
 class Ours:
@@ -121,6 +132,7 @@ class Transformers:
 
         folder = locate(model, settings["dtype"], on_convert=lambda name: None)
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, settings["dtype"]))
+        self.batch, self.past = 1, None
 
     def _next(self, ids: Any) -> Any:
         import torch
@@ -154,7 +166,7 @@ class Transformers:
         self.past = None
 
 
-KINDS = {"ours": Ours, "llama.cpp": LlamaCpp, "transformers": Transformers}
+KINDS: dict[str, type[Side]] = {"ours": Ours, "llama.cpp": LlamaCpp, "transformers": Transformers}
 
 
 def serve(kind: str, model: str, settings: dict[str, str], store: str) -> None:
@@ -182,14 +194,24 @@ def serve(kind: str, model: str, settings: dict[str, str], store: str) -> None:
         print(json.dumps(answer), flush=True)
 
 
+class Entry(NamedTuple):
+    """Who takes part."""
+
+    name: str
+    build: Build
+    kind: str
+    model: str
+    settings: dict[str, str]
+
+
 class Contestant:
     """A process that serves."""
 
-    def __init__(self, name: str, build: Build, kind: str, model: str, settings: dict[str, str], scratch: Path) -> None:
-        self.name, self.kind, self.settings = name, kind, settings
-        store = str(scratch / name.replace(" ", "-"))
-        self._process: subprocess.Popen[str] = build.start(
-            __file__, "--serve", kind, model, json.dumps(settings), store
+    def __init__(self, entry: Entry, scratch: Path) -> None:
+        self.name, self.kind = entry.name, entry.kind
+        store = str(scratch / entry.name.replace(" ", "-"))
+        self._process = entry.build.start(
+            __file__, "--serve", entry.kind, entry.model, json.dumps(entry.settings), store
         )
         self.ask()
 
@@ -206,17 +228,17 @@ class Contestant:
         self._process.wait()
 
 
-def contestants(index: str, builds: list[Build], options: argparse.Namespace) -> Iterator[tuple[Any, ...]]:
-    """Of those that are measured for one index, what `Contestant` takes."""
+def contestants(index: str, builds: list[Build], options: argparse.Namespace) -> Iterator[Entry]:
+    """Those that are measured for one index."""
     for build in builds:
         for weights in options.weights.split(","):
             if build.name == "now" or weights in ("own", "int8"):
                 settings = {"weights": weights, "index": index}
-                yield f"{build.name} {weights}", build, "ours", options.model, settings
+                yield Entry(f"{build.name} {weights}", build, "ours", options.model, settings)
     for kv in ("f16", "q8_0") if options.gguf else ():
-        yield f"llama.cpp {kv}", builds[-1], "llama.cpp", options.gguf, {"kv": kv}
+        yield Entry(f"llama.cpp {kv}", builds[-1], "llama.cpp", options.gguf, {"kv": kv})
     if options.transformers_most:
-        yield "transformers bf16", builds[-1], "transformers", options.model, {"dtype": "bfloat16"}
+        yield Entry("transformers bf16", builds[-1], "transformers", options.model, {"dtype": "bfloat16"})
 
 
 def kl(expected: Any, found: Any) -> float:
@@ -236,7 +258,7 @@ def checked(all_of: list[Contestant], options: argparse.Namespace, build: Build,
 
     folder = locate(options.model, "float32", on_convert=lambda name: None)
     ids = AutoTokenizer.from_pretrained(folder)(TEXT.read_text()).input_ids[: CHECKED + KNOWN]
-    reference = Contestant("reference", build, "transformers", options.model, {"dtype": "float32"}, scratch)
+    reference = Contestant(Entry("reference", build, "transformers", options.model, {"dtype": "float32"}), scratch)
     found = {}
     for one in (reference, *all_of):
         one.ask("logits", ids, str(scratch / "logits.npy"))
@@ -294,8 +316,8 @@ def main() -> None:
         for index in options.indexes.split(","):
             with ExitStack() as stack:
                 all_of = []
-                for made in contestants(index, builds, options):
-                    all_of.append(Contestant(*made, scratch))
+                for entry in contestants(index, builds, options):
+                    all_of.append(Contestant(entry, scratch))
                     stack.callback(all_of[-1].end)
                 if not options.unchecked:
                     result["kl"][index] = checked(all_of, options, builds[-1], scratch)
