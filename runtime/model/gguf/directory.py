@@ -60,7 +60,7 @@ def write_model(found: ModelFile, dtype: torch.dtype, target: Path) -> None:
     config = {**found.config, "dtype": str(dtype).removeprefix("torch.")}
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     write_tokenizer(found.contents.path, found.contents.keys, target)
-    write_weights(target / "model.safetensors", found.weights, dtype, found.config)
+    write_weights(target / "model.safetensors", found.weights, dtype)
 
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
