@@ -127,6 +127,18 @@ def narrow(x: Any) -> Any:
 
 
 @loop
+def widen_half(half: Any) -> Any:
+    """fp16, held as uint16, to fp32; no subnormal fp32 number is met on the way."""
+    size, sign = int32(half & 0x7FFF) << int32(13), int32(half >> 15) << int32(31)
+    bits = size + int32(112 << 23)
+    if size < int32(1 << 23):
+        bits = as_int(as_float(size + int32(113 << 23)) - float32(2.0**-14))
+    elif size >= int32(31 << 23):  # infinity, and what is no number
+        bits = size + int32(224 << 23)
+    return as_float(int32(bits | sign))
+
+
+@loop
 def exp(x: Any) -> Any:
     """e to the power of x, fp32, to two units in the last place for x <= 88; in loops that LLVM vectorises, which the
     C library's is not. Below -87 it is 0."""

@@ -44,6 +44,21 @@ P_SAME = 27
 SILU, GELU_TANH = range(2)
 F32, BF16, I8, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K = range(11)
 """Kinds of weights."""
+BLOCKS = {
+    Q8_0: (32, 34), Q4_0: (32, 18), Q4_1: (32, 20), Q5_0: (32, 22), Q5_1: (32, 24),
+    Q4_K: (256, 144), Q5_K: (256, 176), Q6_K: (256, 210),
+}  # fmt: skip
+"""Of the kinds that a GGUF file packs in blocks: the numbers of a block, and its bytes."""
+
+# WIDEN: rows of a weight as fp32. An item is W_CHUNK of them.
+W_WEIGHT, W_COLUMNS, W_COUNT, W_CHUNK = range(5, 9)
+W_IDS = 9
+"""int64 [W_COUNT]: which rows; 0: the first W_COUNT."""
+W_OUT = 10
+"""[W_COUNT, W_COLUMNS]."""
+W_PAIRS = 11
+"""The width of a head whose rows stand in pairs (2i, 2i + 1): they are written as halves (i, i + W_PAIRS / 2). 0: rows
+are written as they stand."""
 
 # HEADS: norms and rotation of q and k, and where k and v belong. An item is one head of one sequence: H + G of q and k,
 # then G of v.
