@@ -1,57 +1,54 @@
-"""Products with weights as a GGUF file packs them, for steps: operations as `products` has them, one for each kind."""
+"""Products of a step with weights as a GGUF file packs them: `products` with rows of `blocks`.
+
+A thread has x as `products.make` leaves it, and behind it as the rows of a kind want it. So products with the same x and
+rows of several kinds make it once.
+"""
 
 from __future__ import annotations
 
-from functools import cache
-
-from numba import float32
-
-from .native import call, floats, longs
-from .operation import Operation, operation, preparation
-from .products import prepare
+from . import blocks
+from .blocks import call_rows
+from .native import floats, longs, loop
+from .operation import operation, preparation
+from .products import add_bias, make
 from .record import (
-    BLOCKS, P_BATCH, P_BIAS, P_CHUNK, P_COLUMNS, P_ROWS, P_STRIDE, P_WEIGHT, P_Y, W_CHUNK, W_COLUMNS, W_COUNT, W_OUT,
-    W_WEIGHT, WIDTH,
+    P_BATCH, P_BIAS, P_CHUNK, P_COLUMNS, P_KIND, P_ROWS, P_SCALE, P_STRIDE, P_WEIGHT, P_Y, WIDTH,
 )  # fmt: skip
-from .widening import widen
+
+_arrange = blocks.prepare
 
 
 def scratch_bytes(batch: int, columns: int) -> int:
-    return 4 * (batch + 1) * columns + 8 * WIDTH
+    """Bytes of its own that a thread needs for products of `batch` vectors."""
+    return _LINE + 4 * batch * columns + blocks.prepared_bytes(columns, batch)
 
 
-def block_prepare(kind: int) -> Operation:
-    return prepare
+_LINE = 64
 
 
-@cache
-def block_product(kind: int) -> Operation:
-    numbers, size = BLOCKS[kind]
-    address = widen(kind).address
+@loop
+def _behind(scratch: int, batch: int, columns: int) -> int:
+    """The address of x as rows want it."""
+    return (scratch + 4 * batch * columns + _LINE - 1) // _LINE * _LINE
 
-    def product(row: int, item: int, scratch: int) -> None:
-        op = longs(row, WIDTH)
-        batch, rows, columns = op[P_BATCH], op[P_ROWS], op[P_COLUMNS]
-        begin = item * op[P_CHUNK]
-        end = min(begin + op[P_CHUNK], rows)
-        x, y = floats(scratch, (batch, columns)), floats(op[P_Y], (batch, op[P_STRIDE]))
-        w = floats(scratch + 4 * batch * columns, columns)
-        own = longs(scratch + 4 * (batch + 1) * columns, WIDTH)
-        for i in range(WIDTH):
-            own[i] = 0
-        for r in range(begin, end):
-            own[W_WEIGHT], own[W_COLUMNS], own[W_COUNT] = op[P_WEIGHT] + r * (columns // numbers) * size, columns, 1
-            own[W_CHUNK], own[W_OUT] = 1, scratch + 4 * batch * columns
-            call(address, scratch + 4 * (batch + 1) * columns, 0, 0)
-            for b in range(batch):
-                total = float32(0)
-                for i in range(columns):
-                    total += w[i] * x[b, i]
-                y[b, r] = total
-        if op[P_BIAS] != 0:
-            bias = floats(op[P_BIAS], rows)
-            for r in range(begin, end):
-                for b in range(batch):
-                    y[b, r] += bias[r]
 
-    return operation(product)
+@preparation
+def prepare(row: int, scratch: int) -> None:
+    """Make x, and arrange it for the rows of a kind."""
+    op = longs(row, WIDTH)
+    make(op, scratch)
+    batch, columns = op[P_BATCH], op[P_COLUMNS]
+    _arrange(op[P_KIND], scratch, columns, batch, _behind(scratch, batch, columns))
+
+
+@operation
+def product(row: int, item: int, scratch: int) -> None:
+    """The rows of one item."""
+    op = longs(row, WIDTH)
+    batch, columns = op[P_BATCH], op[P_COLUMNS]
+    begin = item * op[P_CHUNK]
+    end = min(begin + op[P_CHUNK], op[P_ROWS])
+    x = _behind(scratch, batch, columns)
+    call_rows(op[P_SCALE], op[P_WEIGHT], columns, x, batch, begin, end, op[P_Y], op[P_STRIDE])
+    if op[P_BIAS] != 0:
+        add_bias(op, begin, end, floats(op[P_Y], (batch, op[P_STRIDE])))
