@@ -26,6 +26,7 @@ from torch import Tensor
 from .layer import IndexedLayer
 from .params import IndexParams
 from .reading import Reader, Run, read_exactly
+from .scoring import Scoring
 from .stored import Geometry, Stored
 
 State = TypeVar("State")
@@ -135,6 +136,11 @@ class IndexOf(ABC, Generic[State]):
         `budget` is in tokens, smaller than `num_tokens`, and holds at least the forced units plus
         one page. Pure: changes nothing. Reads at most `budget` tokens per KV head.
         """
+
+    def scoring(self, state: State, num_tokens: int, budget: int) -> Scoring | None:
+        """How `select` chooses, for loops that do it without Python; None: there is only `select`. The tensors are
+        views, good until the state changes."""
+        return None
 
     def attend(
         self, state: State, q: Tensor, chosen: Selection, reader: Reader, tail: Run, scale: float

@@ -60,9 +60,10 @@ ROOMS = {
         "params": set(),
         "stored": set(),
         "reading": set(),
-        "index": {"layer", "params", "reading", "stored"},
+        "scoring": set(),
+        "index": {"layer", "params", "reading", "scoring", "stored"},
         "structures": {"structures", "index"},
-        "indexes": {"indexes", "structures", "index", "layer", "params", "reading", "stored"},
+        "indexes": {"indexes", "structures", "index", "layer", "params", "reading", "scoring", "stored"},
         "registry": {"index", "indexes", "layer", "params"},
     },
 }

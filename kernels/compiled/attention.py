@@ -13,24 +13,42 @@ from typing import Any
 
 from numba import float32
 
-from .native import exp, floats, halves, longs, loop, real, widen, wholes
+from .native import exp, floats, halves, longs, loop, real, wholes, widen
 from .operation import operation
 from .record import (
-    A_COUNT, A_DIM, A_FIRST, A_GROUPS, A_IDS, A_KV_KIND, A_OUT, A_OWN, A_PAGE, A_PARTS, A_PITCH, A_PLACES, A_Q,
-    A_REPEATS, A_SCALE, A_SPAN, A_TAIL, A_TAIL_KIND, A_TAIL_LEN, A_TAIL_PITCH, A_TAIL_SPAN, A_TAIL_V_AFTER, A_UNIT,
-    A_V_AFTER, F32, WIDTH,
+    A_COUNT,
+    A_DIM,
+    A_FIRST,
+    A_GROUPS,
+    A_IDS,
+    A_KV_KIND,
+    A_OUT,
+    A_OWN,
+    A_PAGE,
+    A_PARTS,
+    A_PITCH,
+    A_PLACES,
+    A_Q,
+    A_REPEATS,
+    A_SCALE,
+    A_SPAN,
+    A_TAIL,
+    A_TAIL_KIND,
+    A_TAIL_LEN,
+    A_TAIL_PITCH,
+    A_TAIL_SPAN,
+    A_TAIL_V_AFTER,
+    A_UNIT,
+    A_V_AFTER,
+    F32,
+    WIDTH,
 )  # fmt: skip
 
 BLOCK = 16
 """Tokens whose keys, then whose values, are widened together."""
 
 
-def num_parts(count: int, unit: int, span: int, tail: int, tail_span: int) -> int:
-    """Parts of each KV head."""
-    return -(-count // (span // unit)) + -(-tail // tail_span)
-
-
-def scratch_bytes(repeats: int, dim: int) -> int:
+def attend_bytes(repeats: int, dim: int) -> int:
     """Bytes of its own that a thread needs."""
     return 4 * (BLOCK * dim + repeats * dim + repeats * BLOCK) + 8 * 2 * BLOCK
 

@@ -13,12 +13,27 @@ from .native import floats, halves, longs, loop, narrow, real
 from .operation import operation
 from .products import root
 from .record import (
-    F32, H_BATCH, H_COS, H_DIM, H_EPS, H_GROUPS, H_HEADS, H_KV_KIND, H_NORM, H_PAIRS, H_PLACES, H_Q, H_QKV, H_ROTARY,
-    H_SIN, H_WIDE, WIDTH,
+    F32,
+    H_BATCH,
+    H_COS,
+    H_DIM,
+    H_EPS,
+    H_GROUPS,
+    H_HEADS,
+    H_KV_KIND,
+    H_NORM,
+    H_PAIRS,
+    H_PLACES,
+    H_Q,
+    H_QKV,
+    H_ROTARY,
+    H_SIN,
+    H_WIDE,
+    WIDTH,
 )  # fmt: skip
 
 
-def scratch_bytes(dim: int) -> int:
+def heads_bytes(dim: int) -> int:
     """Bytes of its own that a thread needs."""
     return 8 * dim
 

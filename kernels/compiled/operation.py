@@ -11,7 +11,6 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +53,16 @@ class Operation:
 
     def __init__(self, function: Callable[..., None], arguments: int) -> None:
         self._function, self._signature = function, f"void({', '.join(['int64'] * arguments)})"
+        self._code: Any = None
 
-    @cached_property
+    @property
     def _compiled(self) -> Any:
-        with _LOCK, _kept_in(Cache.folder) as is_kept:
-            make = cfunc(self._signature, cache=is_kept, nopython=True, fastmath=FAST, error_model="numpy")
-            return make(self._function)
+        if self._code is None:
+            with _LOCK, _kept_in(Cache.folder) as is_kept:
+                if self._code is None:  # another thread may have been before
+                    make = cfunc(self._signature, cache=is_kept, nopython=True, fastmath=FAST, error_model="numpy")
+                    self._code = make(self._function)
+        return self._code
 
     @property
     def address(self) -> int:

@@ -16,13 +16,41 @@ from numba import float32
 from .native import exp, floats, halves, longs, loop, real, signed_octets, widen
 from .operation import operation, preparation
 from .record import (
-    BF16, F32, GATED, I8, MERGED, P_A, P_ACT, P_BATCH, P_BIAS, P_CHUNK, P_COLUMNS, P_D, P_DIM, P_EPS, P_GROUPS,
-    P_INPUT, P_KIND, P_NORM, P_NORM_D, P_PARTS, P_ROOM, P_ROWS, P_SAME, P_SCALE, P_STRIDE, P_SUM, P_WEIGHT, P_Y,
-    SILU, SUM, WIDTH,
+    BF16,
+    F32,
+    GATED,
+    I8,
+    MERGED,
+    P_A,
+    P_ACT,
+    P_BATCH,
+    P_BIAS,
+    P_CHUNK,
+    P_COLUMNS,
+    P_D,
+    P_DIM,
+    P_EPS,
+    P_GROUPS,
+    P_INPUT,
+    P_KIND,
+    P_NORM,
+    P_NORM_D,
+    P_PARTS,
+    P_ROOM,
+    P_ROWS,
+    P_SAME,
+    P_SCALE,
+    P_STRIDE,
+    P_SUM,
+    P_WEIGHT,
+    P_Y,
+    SILU,
+    SUM,
+    WIDTH,
 )  # fmt: skip
 
 
-def scratch_bytes(batch: int, columns: int) -> int:
+def product_bytes(batch: int, columns: int) -> int:
     """Bytes of its own that a thread needs for products of `batch` vectors."""
     return 4 * batch * columns
 

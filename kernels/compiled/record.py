@@ -15,19 +15,19 @@ from __future__ import annotations
 
 WIDTH = 40
 """Columns of the table."""
-OPERATION, ITEMS, BARRIER, MARK, PREPARE = range(5)
+OPERATION, ITEMS, BARRIER, MARK, PREPARE, MEMORY = range(6)
 """OPERATION: address of what is done to an item; PREPARE: of what every thread does for itself before it takes the first
-one, or 0. MARK: where in `times` the operation's time is added."""
+one, or 0. MARK: where in `times` the operation's time is added. MEMORY: bytes of its own that a thread needs."""
 
 # PRODUCT: y[b, :] = W x[b, :] + bias, x made anew by every thread from what earlier operations left. An item is CHUNK
 # rows of W.
-P_BATCH, P_ROWS, P_COLUMNS, P_CHUNK = range(5, 9)
-P_KIND, P_WEIGHT, P_SCALE, P_BIAS = range(9, 13)
+P_BATCH, P_ROWS, P_COLUMNS, P_CHUNK = range(6, 10)
+P_KIND, P_WEIGHT, P_SCALE, P_BIAS = range(10, 14)
 """P_KIND: how the weight is written, one of the kinds below; P_SCALE: of int8, a number for each row; of blocks, the
 address of their product (`blocks.rows`). P_BIAS: 0 if there is none."""
-P_Y, P_STRIDE = range(13, 15)
+P_Y, P_STRIDE = range(14, 16)
 """y[b] begins at P_Y + 4 * b * P_STRIDE."""
-P_INPUT = 15
+P_INPUT = 16
 """What x is made of:
 PLAIN   x = A [B, C]
 SUM     x = norm(A + norm(D))   the sum goes to P_SUM [B, C] as well; norms and D where they are not 0
@@ -35,11 +35,11 @@ GATED   x = act(A[:, :C]) * A[:, C:]
 MERGED  x = the parts that ATTEND left, put together: A + 4 * b * P_ROOM is [G, P_PARTS[b], R, 2 + D]
 """
 PLAIN, SUM, GATED, MERGED = range(4)
-P_A, P_D, P_SUM, P_NORM, P_NORM_D, P_EPS = range(16, 22)
-P_ACT = 22
-P_PARTS, P_ROOM, P_DIM, P_GROUPS = range(23, 27)
+P_A, P_D, P_SUM, P_NORM, P_NORM_D, P_EPS = range(17, 23)
+P_ACT = 23
+P_PARTS, P_ROOM, P_DIM, P_GROUPS = range(24, 28)
 """P_PARTS: int64 [B]."""
-P_SAME = 27
+P_SAME = 28
 """P_SAME: x is that of the product before. PREPARE may be 0, too, where both weights are of one kind."""
 SILU, GELU_TANH = range(2)
 F32, BF16, I8, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K = range(11)
@@ -62,63 +62,68 @@ are written as they stand."""
 
 # HEADS: norms and rotation of q and k, and where k and v belong. An item is one head of one sequence: H + G of q and k,
 # then G of v.
-H_BATCH, H_HEADS, H_GROUPS, H_DIM = range(5, 9)
-H_QKV = 9
+H_BATCH, H_HEADS, H_GROUPS, H_DIM = range(6, 10)
+H_QKV = 10
 """[B, H + 2 G, D], what a product left."""
-H_Q = 10
+H_Q = 11
 """[B, H, D]: the rotated q; not scaled."""
-H_COS, H_SIN, H_ROTARY = range(11, 14)
+H_COS, H_SIN, H_ROTARY = range(12, 15)
 """[B, H_ROTARY], tables of `lean_layer.for_lean`; H_ROTARY 0: not rotated."""
-H_NORM, H_EPS, H_WIDE = range(14, 17)
+H_NORM, H_EPS, H_WIDE = range(15, 18)
 """[H + G, D], a norm of each head; 0: none. H_WIDE: one norm over all heads of q, one over those of k."""
-H_PLACES, H_KV_KIND = range(17, 19)
+H_PLACES, H_KV_KIND = range(18, 20)
 """int64 [B, 3]: address of the new token's k of the first head; bytes from there to the next head, and to v."""
-H_PAIRS = 19
+H_PAIRS = 20
 """H_PAIRS: numbers (2i, 2i + 1) of q and k in H_QKV belong together, not (i, i + D / 2)."""
 
 # Of one sequence and layer: what to read of G * L-token pages, or of one run of rows.
 # SCORE_BOUNDS: scores of S_SPAN units an item, of one KV head; items are G times the parts of S_UNITS.
-# SCORE_CODES: the same of `spectral`.
-S_GROUPS, S_REPEATS, S_DIM = range(5, 8)
+# TABLES, SCORE_CODES: the same of `spectral`, with the same fields. First an item is one code part of one KV head.
+S_REPEATS, S_DIM = range(6, 8)
 S_Q, S_SCALE = range(8, 10)
 """[G, R, D] rotated, and what it is multiplied with."""
 S_UNITS, S_SPAN = range(10, 12)
+"""Units there are, at least one, and units of a part; the last part may have fewer."""
 S_SCORES, S_ROOM = range(12, 14)
-"""[G, R, S_ROOM]: e to the power of score - maximum of the part."""
+"""[G, R, S_ROOM]: 2 to the power of (score / ln 2 - maximum of the part)."""
 S_TOPS = 14
-"""[G, R, parts, 2]: the maximum of each part, and the sum of the powers."""
-S_BOUNDS, S_HEAD_PITCH = range(15, 17)
-"""SCORE_BOUNDS: fp32 [G, units, 2 D], heads S_HEAD_PITCH numbers apart: the smallest and the largest key of a unit.
+"""[G, R, parts, 2]: the maximum of each part, of score / ln 2, and the sum of the powers."""
+S_BOUNDS, S_HEAD_PITCH, S_KIND = range(15, 18)
+"""SCORE_BOUNDS: [G, units, 2 D], heads S_HEAD_PITCH numbers apart: the largest and the smallest key of a unit, in F32
+or BF16.
 SCORE_CODES: codes uint8 [G, units, M] at S_BOUNDS, heads S_HEAD_PITCH bytes apart."""
-S_CODE_PARTS, S_CODE_DIM, S_BASIS, S_BOOKS = range(17, 21)
-"""M; W / M; of_queries [G, D, W]; fp16 or bf16 codebooks widened to [G, M, W / M, 256]."""
-S_ANCHORS, S_ANCHOR_PITCH, S_SEGMENT = range(21, 24)
+S_CODE_PARTS, S_CODE_DIM, S_BASIS, S_BOOKS = range(18, 22)
+"""M; W / M; of_queries turned to [G, W, D]; codebooks turned to [G, M, W / M, 256]."""
+S_TABLES = 22
+"""What TABLES leaves for SCORE_CODES: [G, ceil(R / 4), M, 256, 4], best at a multiple of 64 bytes."""
+S_ANCHORS, S_ANCHOR_PITCH, S_SEGMENT = range(23, 26)
 """bf16 [G, segments, D], heads S_ANCHOR_PITCH numbers apart; units per anchor."""
 
 # CHOOSE: the best units of each KV head by the mean, over its query heads, of their softmax. An item is a KV head.
-C_GROUPS, C_REPEATS, C_UNITS, C_SPAN = range(5, 9)
+C_REPEATS, C_UNITS, C_SPAN = range(6, 9)
 C_SCORES, C_ROOM, C_TOPS = range(9, 12)
 """What SCORE left."""
 C_COUNT, C_SINK, C_LOCAL = range(12, 15)
+"""Ids wanted, at most C_UNITS; how many of them are the first and the last units whatever their scores."""
 C_IDS = 15
 """int32 [G, C_COUNT], ascending."""
 
 # ATTEND: one softmax over the chosen units and the rows behind them. An item is A_SPAN tokens of one KV head, or the
 # rows behind.
-A_GROUPS, A_REPEATS, A_DIM, A_PAGE = range(5, 9)
-A_Q, A_SCALE = range(9, 11)
-A_IDS, A_COUNT, A_UNIT = range(11, 14)
+A_GROUPS, A_REPEATS, A_DIM, A_PAGE = range(6, 10)
+A_Q, A_SCALE = range(10, 12)
+A_IDS, A_COUNT, A_UNIT = range(12, 15)
 """int32 [G, A_COUNT] units of A_UNIT tokens, which divides A_PAGE; 0: the first A_COUNT units."""
-A_PLACES = 14
+A_PLACES = 15
 """int64 [pages]: the address of each page."""
-A_OWN = 15
+A_OWN = 16
 """1: A_PLACES is int64 [G, A_COUNT], the address of each chosen unit's k in that head."""
-A_PITCH, A_V_AFTER, A_KV_KIND = range(16, 19)
+A_PITCH, A_V_AFTER, A_KV_KIND = range(17, 20)
 """Bytes from one head to the next of a page, and from k to v; F32 or BF16."""
-A_TAIL, A_TAIL_LEN, A_TAIL_PITCH, A_TAIL_V_AFTER = range(19, 23)
+A_TAIL, A_TAIL_LEN, A_TAIL_PITCH, A_TAIL_V_AFTER = range(20, 24)
 """The rows behind: address of the first head's k. They are of A_TAIL_KIND."""
-A_SPAN, A_TAIL_SPAN, A_TAIL_KIND = range(23, 26)
+A_SPAN, A_TAIL_SPAN, A_TAIL_KIND = range(24, 27)
 """Tokens of a part; rows of a part of those behind, which come last."""
-A_OUT, A_PARTS, A_FIRST = range(26, 29)
+A_OUT, A_PARTS, A_FIRST = range(27, 30)
 """[G, A_PARTS, R, 2 + D]: maximum of the scores, sum of their powers, values weighted with those; A_FIRST: the part that
 this row's first one is."""

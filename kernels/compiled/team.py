@@ -12,8 +12,23 @@ import threading
 
 import numpy as np
 
-from .record import WIDTH
-from .work import COUNTERS, ENDED, JOB, LINE, ROWS, SCRATCH, SCRATCH_BYTES, SPINS, STATE, TABLE, THREADS, TIMES, tell, work
+from .record import MEMORY, WIDTH
+from .work import (
+    COUNTERS,
+    ENDED,
+    JOB,
+    LINE,
+    ROWS,
+    SCRATCH,
+    SCRATCH_BYTES,
+    SPINS,
+    STATE,
+    TABLE,
+    THREADS,
+    TIMES,
+    tell,
+    work,
+)
 
 _SPINS = 2000
 """Looks before a thread goes to sleep: some tens of microseconds."""
@@ -46,12 +61,11 @@ class Team:
     def _address(self) -> int:
         return int(self._state.ctypes.data)
 
-    def run(self, table: np.ndarray, scratch_bytes: int, threads: int | None = None, times: np.ndarray | None = None) -> None:
+    def run(self, table: np.ndarray, threads: int | None = None, times: np.ndarray | None = None) -> None:
         """Work through a table.
 
         Args:
             table: int64 `[n, WIDTH]`, contiguous, n > 0.
-            scratch_bytes: memory of its own that each thread needs.
             threads: at most `most`; None: as many.
             times: int64, by MARK: is added to in ticks.
         """
@@ -62,7 +76,7 @@ class Team:
             self._begin()
         with self._lock:
             count = min(self.most, threads or self.most)
-            self._make_room(len(table), -(-scratch_bytes // 128) * 128)
+            self._make_room(len(table), -(-int(table[:, MEMORY].max()) // 128) * 128)
             self._start(count)
             state = self._state
             state[TABLE], state[ROWS], state[THREADS] = table.ctypes.data, len(table), count

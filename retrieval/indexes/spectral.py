@@ -3,7 +3,7 @@ anchors."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from ...kernels.pq_scores import pq_scores, pq_tables
 from ...kernels.topk_pages import group_scores, topk_pages
 from ..index import IndexOf, Rows, Selection
+from ..scoring import CodeScoring
 from ..stored import Geometry, Stored
 from ..structures.product_codebook import ProductEncoder, train_codebooks
 from ..structures.whitening import Basis, captured_share, covariance, query_whitened_basis, second_moment
@@ -70,6 +71,12 @@ class SpectralState:
     """float64 `[5]`: tokens of the sequence at the fit, pages of queries at the fit, pages of queries since, captured
     share at the fit, captured share lately."""
     encoder: ProductEncoder
+    turned: tuple[Tensor, Tensor] = field(init=False)
+    """`of_queries` fp32 `[G, W, D]` and codebooks fp32 `[G, M, W/M, 256]`, as compiled loops read them."""
+
+    def __post_init__(self) -> None:
+        books = self.codebooks.float().transpose(2, 3).contiguous()
+        self.turned = self.basis.of_queries.transpose(1, 2).contiguous(), books
 
     @property
     def num_queried(self) -> float:
@@ -190,8 +197,20 @@ class SpectralIndex(IndexOf[SpectralState]):
 
     def select(self, state: SpectralState, q: Tensor, num_tokens: int, budget: int) -> Selection:
         scores = group_scores(self.scores(state, q, num_tokens))
-        sink, local = min(self.params.sink, budget), self.params.local
-        return Selection(topk_pages(scores, budget, sink=sink, local=min(local, budget - sink)), 1)
+        sink, local = self._forced(budget)
+        return Selection(topk_pages(scores, budget, sink=sink, local=local), 1)
+
+    def _forced(self, budget: int) -> tuple[int, int]:
+        """First and last tokens that are read whatever their scores."""
+        sink = min(self.params.sink, budget)
+        return sink, min(self.params.local, budget - sink)
+
+    def scoring(self, state: SpectralState, num_tokens: int, budget: int) -> CodeScoring | None:
+        (basis, codebooks), (sink, local) = state.turned, self._forced(budget)
+        return CodeScoring(
+            unit=1, num_units=num_tokens, count=budget, sink=sink, local=local, codes=state.codes.data[:, :num_tokens],
+            anchors=state.anchors.data, segment=self._segment, basis=basis, codebooks=codebooks,
+        )  # fmt: skip
 
     def scores(self, state: SpectralState, q: Tensor, num_tokens: int) -> Tensor:
         """Estimates of q.k for the first `num_tokens` tokens, fp32 `[G, R, n]`, correct up to a constant per query."""

@@ -40,6 +40,7 @@ from ..model.mapped import MappedWeights
 from ..model.model import Model
 from ..model.products import PRODUCTS
 from ..model.template import Template, as_array
+from ..process import compiled
 from ..process.apart import apart
 from ..process.devices import pick_device, pick_dtype
 from ..process.threads import one_in_a_child
@@ -114,6 +115,8 @@ class Runtime(Loaded):
         kind = pick_dtype(dtype, where)
         if weights not in PRODUCTS:
             raise ValueError(f"weights is {' or '.join(PRODUCTS)}, not {weights!r}")
+        if where.type == "cpu" and compiled.is_available():
+            compiled.begin(cache_dir())
         directory = locate(model, kind, local_files_only=local_files_only, on_convert=on_convert)
         mapped = MappedWeights(directory)
         profiles = Profiles(directory, model)

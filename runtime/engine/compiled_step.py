@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...kernels.compiled.attention import attend
+from ...kernels.compiled import attention, choice, scores
 from ...kernels.compiled.team import Team
 from ...storage import TieredStore
-from ..layers.attend_rows import KV_KINDS, Attending, num_parts
+from ..layers.attend_rows import KV_KINDS, Attending, Room, num_parts
 from ..model.model import Model, StepTables
 from ..model.step_rows import ROW_SPACE, StepRows
 from .sequence import Sequence
@@ -27,9 +27,29 @@ _BATCH_SIZES = 4
 class _Operations:
     """What layers fill rows with."""
 
+    attend_bytes = staticmethod(attention.attend_bytes)
+    score_bytes = staticmethod(scores.score_bytes)
+    choice_bytes = staticmethod(choice.choice_bytes)
+
     @property
     def attend(self) -> int:
-        return attend.address
+        return attention.attend.address
+
+    @property
+    def score_bounds(self) -> int:
+        return scores.score_bounds.address
+
+    @property
+    def make_tables(self) -> int:
+        return scores.make_tables.address
+
+    @property
+    def score_codes(self) -> int:
+        return scores.score_codes.address
+
+    @property
+    def choose(self) -> int:
+        return choice.choose.address
 
 
 class CompiledStep:
@@ -40,6 +60,7 @@ class CompiledStep:
         self._rows: dict[tuple[int, str], StepRows] = {}
         self._parts = torch.empty(0)
         self._threads = 1
+        self._rooms: list[Room] = []
         self._operations = _Operations()
 
     def run(
@@ -65,7 +86,7 @@ class CompiledStep:
         with self._store.still():
             filled = all(self._fill(rows, sequences, attending, layer) for layer in range(model.num_layers))
             if filled:
-                self._work(rows, rows.table)
+                self._work(rows.table)
                 for b, sequence in enumerate(sequences):
                     for layer, cache in enumerate(sequence.layers):
                         cache.end_step(attending[layer][b])
@@ -83,9 +104,22 @@ class CompiledStep:
         if len(self._parts) < rows.batch * self._room:
             self._parts = torch.empty(rows.batch * self._room * 5 // 4)
         parts = self._parts[: rows.batch * self._room].view(rows.batch, self._room)
+        while len(self._rooms) < rows.batch:
+            self._rooms.append(Room())
+        rooms = self._rooms[: rows.batch]
+        for room in rooms:
+            room.begin_step()
         return [
             [
-                Attending(rows.q[layer, b], rows.scales[layer], parts[b], rows.groups, rows.attended[b], self._operations)
+                Attending(
+                    rows.q[layer, b],
+                    rows.scales[layer],
+                    parts[b],
+                    rows.groups,
+                    rows.attended[b],
+                    self._operations,
+                    rooms[b],
+                )
                 for b in range(rows.batch)
             ]
             for layer in range(len(rows.scales))
@@ -109,24 +143,22 @@ class CompiledStep:
         begin, own = 0, np.zeros((ROW_SPACE, rows.table.shape[1]), dtype=np.int64)
         for layer in range(len(rows.scales)):
             here = rows.attending(layer)
-            self._work(rows, rows.table[begin : here.start])
+            self._work(rows.table[begin : here.start])
             ahead(layer + 1, (rows.input if layer else rows.hidden).to(self._model.dtype))
             begin = here.stop
             are_parts = True
             for b, sequence in enumerate(sequences):
-                parts = sequence.layers[layer].attend(
-                    own, attending[layer][b], lambda some: self._work(rows, some)
-                )
+                parts = sequence.layers[layer].attend(own, attending[layer][b], self._work)
                 are_parts = parts is not None
                 rows.parts[layer, b] = parts or 0
             if are_parts:
                 rows.merges(layer, self._parts, self._room)
             else:
                 rows.merges(layer)
-        self._work(rows, rows.table[begin:])
+        self._work(rows.table[begin:])
 
-    def _work(self, rows: StepRows, some: np.ndarray) -> None:
-        self._team.run(some, rows.scratch_bytes, self._threads)
+    def _work(self, some: np.ndarray) -> None:
+        self._team.run(some, self._threads)
 
     def _of(self, batch: int) -> StepRows:
         key = (batch, self._model.weights)

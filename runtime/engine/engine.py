@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -29,21 +30,25 @@ from ...storage import TieredStore
 from ...storage.transfer import clock
 from ..api.config import KVConfig
 from ..api.progress import OnProgress, Progress
+from ..layers.attend_rows import is_kind
 from ..layers.base import LayerKV
 from ..layers.lookahead import FIRST_GUESSED
 from ..layers.prefetch import Prefetcher
 from ..layers.workspace import Workspace
 from ..model.model import Attend, Model, StepTables
 from ..model.rotary import RotaryTables
+from ..process import compiled
 from ..process.apart import apart
 from ..process.interrupt import Interrupts
 from ..process.spare_cores import FittingThreads
-from .compiled_form import compiled_step
 from .known_tokens import append_known
 from .pasts import Pasts
 from .prefixes import StoredPrefixes
 from .reaching import in_reach, within_reach
 from .sequence import GENERATED, PROMPT, Sequence, Snapshot, StepPoint
+
+if TYPE_CHECKING:
+    from .compiled_step import CompiledStep
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +81,7 @@ class Engine:
         self.interrupts, self.turns = Interrupts(), model.turns
         self.threads = FittingThreads.on(model.device)
         self.pasts = Pasts(model, store, self.indexes, config, workspace, prefetcher)
-        self.compiled = compiled_step(model, store)
+        self.compiled = self._compiled_step()
         """Decode in compiled loops; None: PyTorch's operations, one by one."""
         self.num_steps = 0
         self.tokens_read = 0
@@ -86,6 +91,13 @@ class Engine:
         learns = any(index.uses_queries for index in indexes)
         self.prefixes = StoredPrefixes(model, store, self.index_identity, learns_from_queries=learns)
         self.salt = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).digest()
+
+    def _compiled_step(self) -> CompiledStep | None:
+        if not (self.model.can_compile and is_kind(self.store.layout.dtype) and compiled.is_available()):
+            return None
+        from .compiled_step import CompiledStep
+
+        return CompiledStep(self.model, self.store, compiled.team())
 
     @property
     def index_name(self) -> str:

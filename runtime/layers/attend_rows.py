@@ -19,11 +19,50 @@ SPAN = 128
 KV_KINDS = {torch.float32: r.F32, torch.bfloat16: r.BF16}
 
 
+def is_kind(dtype: str) -> bool:
+    """True if rows can say that keys and values are of this dtype."""
+    return getattr(torch, dtype) in KV_KINDS
+
+
 class Operations(Protocol):
-    """The addresses of compiled operations, compiled by the time they are asked for."""
+    """The addresses of compiled operations, compiled by the time they are asked for, and the bytes of its own that a
+    thread needs for them."""
+
+    def attend_bytes(self, repeats: int, dim: int) -> int: ...
+    def score_bytes(self, repeats: int, dim: int, span: int, code_dim: int = 0) -> int: ...
+    def choice_bytes(self, units: int, parts: int) -> int: ...
 
     @property
     def attend(self) -> int: ...
+    @property
+    def score_bounds(self) -> int: ...
+    @property
+    def make_tables(self) -> int: ...
+    @property
+    def score_codes(self) -> int: ...
+    @property
+    def choose(self) -> int: ...
+
+
+class Room:
+    """Memory that rows of one step leave results in. What a longer step before it had stays until the next one begins:
+    rows that are filled in already have its address."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+        self._outgrown: list[Tensor] = []
+
+    def begin_step(self) -> None:
+        self._outgrown.clear()
+
+    def floats(self, name: str, count: int) -> int:
+        """The address of at least `count` fp32 numbers, at a multiple of 64 bytes."""
+        held = self._held.get(name)
+        if held is None or held.numel() < count + 16:
+            if held is not None:
+                self._outgrown.append(held)
+            held = self._held[name] = torch.empty(count * 5 // 4 + 16, dtype=torch.float32)
+        return (held.data_ptr() + 63) // 64 * 64
 
 
 @dataclass(slots=True)
@@ -39,14 +78,22 @@ class Attending:
     out: Tensor
     """fp32 `[H * D]`: the result, where there are no parts."""
     operations: Operations
+    room: Room
+    """Of this sequence: it is used by one layer after another."""
+
+    @property
+    def scale_bits(self) -> int:
+        """The scale as a row holds it."""
+        return int(np.float64(self.scale).view(np.int64))
 
     def row(self, row: np.ndarray, *, unit: int, page: int, parts: int, first: int = 0) -> None:
         """Begin a row that attends, with nothing to read yet."""
         heads, dim = self.q.shape
         row[:] = 0
         row[[r.OPERATION, r.BARRIER]] = self.operations.attend, 1
+        row[r.MEMORY] = self.operations.attend_bytes(heads // self.groups, dim)
         row[[r.A_GROUPS, r.A_REPEATS, r.A_DIM, r.A_PAGE]] = self.groups, heads // self.groups, dim, page
-        row[[r.A_Q, r.A_SCALE]] = self.q.data_ptr(), int(np.float64(self.scale).view(np.int64))
+        row[[r.A_Q, r.A_SCALE]] = self.q.data_ptr(), self.scale_bits
         row[[r.A_UNIT, r.A_SPAN, r.A_TAIL_SPAN]] = unit, max(SPAN, unit), SPAN
         row[[r.A_OUT, r.A_PARTS, r.A_FIRST]] = self.parts.data_ptr(), parts, first
 

@@ -18,9 +18,11 @@ from torch import Tensor
 from ...kernels.compiled import record as r
 from ...retrieval import Index
 from ...retrieval.index import IndexOf
+from ...retrieval.scoring import Scoring
 from .attend_rows import KV_KINDS, SPAN, Attending, num_parts
 from .page_reader import PageReader
 from .pages import LayerPages
+from .score_rows import fill_choice
 
 
 class TieredRows:
@@ -35,7 +37,8 @@ class TieredRows:
         self._side = layout.page_size * layout.head_dim * self._dtype.itemsize
         """Bytes of one head's keys in a page."""
         self._places = np.empty(0, dtype=np.int64)
-        self._num_read = 0
+        self._ids: Tensor | None = None
+        self._unit = self._num_read = 0
 
     def fill(self, rows: np.ndarray, at: Attending, state: object, budget: int) -> int | None:
         """As `LayerKV.fill`."""
@@ -43,21 +46,38 @@ class TieredRows:
         if not self.are_exact:
             return None
         places = self._store.places(pages.pids)
-        if places is None or 0 < pages.sealed > budget:
+        if places is None:
             return None
-        self._places = places
+        self._places, self._unit, self._ids = places, size, None  # rows have its address
         rows[:] = 0
         count, row = len(places), rows[-1]
-        parts = num_parts(count, size) + num_parts(pages.tail_len, 1)
-        at.row(row, unit=size, page=size, parts=parts)
+        if pages.sealed > budget:
+            scoring = self._index.scoring(state, pages.sealed, budget)
+            if scoring is None:
+                return None
+            self._ids, count, self._unit = self._choice(rows[:-1], at, scoring), scoring.count, scoring.unit
+        parts = num_parts(count, self._unit) + num_parts(pages.tail_len, 1)
+        at.row(row, unit=self._unit, page=size, parts=parts)
         at.read(row, count, places, 2 * self._side, self._side, KV_KINDS[self._dtype])
+        if self._ids is not None:
+            row[r.A_IDS] = self._ids.data_ptr()
         at.behind(row, pages.open_kv, pages.tail_len)
-        self._num_read = count * size
+        self._num_read = count * self._unit
         return parts
+
+    def _choice(self, rows: np.ndarray, at: Attending, scoring: Scoring) -> Tensor:
+        ids = torch.empty((self._pages.layout.num_heads, scoring.count), dtype=torch.int32)
+        fill_choice(rows, at, scoring, ids)
+        return ids
 
     def end_step(self) -> int:
         """What `fill` filled in has been read. Returns how many tokens of sealed pages."""
-        self._store.count_read(self._pages.pids)
+        pids = self._pages.pids
+        if self._ids is not None:
+            is_read = np.zeros(len(pids), dtype=bool)
+            is_read[self._ids.numpy() * self._unit // self._pages.layout.page_size] = True
+            pids = pids[is_read]
+        self._store.count_read(pids)
         return self._num_read
 
     def attend(
@@ -67,8 +87,7 @@ class TieredRows:
         pages, size = self._pages, self._pages.layout.page_size
         tail, ids, unit = num_parts(pages.tail_len, 1), None, size
         if pages.sealed > budget:
-            query = at.q.view(pages.layout.num_heads, -1, pages.layout.head_dim) * at.scale
-            ids, unit, _ = self._index.select(state, query, pages.sealed, budget)
+            ids, unit = self._chosen(rows[:-1], at, state, budget, run)
             self._reader.begin_step(max(budget, ids.shape[1] * unit))
         elif pages.sealed:
             ids = torch.arange(pages.sealed // size).expand(pages.layout.num_heads, -1)
@@ -81,6 +100,19 @@ class TieredRows:
         at.behind(row[0], pages.open_kv, pages.tail_len)
         run(row)
         return ids, unit, whole + tail
+
+    def _chosen(
+        self, rows: np.ndarray, at: Attending, state: object, budget: int, run: Callable[[np.ndarray], None]
+    ) -> tuple[Tensor, int]:
+        """The units to read, int64 `[G, n]`, and the tokens of one."""
+        scoring = self._index.scoring(state, self._pages.sealed, budget)
+        if scoring is None:
+            query = at.q.view(self._pages.layout.num_heads, -1, self._pages.layout.head_dim) * at.scale
+            ids, unit, _ = self._index.select(state, query, self._pages.sealed, budget)
+            return ids, unit
+        chosen = self._choice(rows, at, scoring)
+        run(rows)
+        return chosen.long(), scoring.unit
 
     def _read(
         self, row: np.ndarray, at: Attending, ids: Tensor, unit: int, parts: int, run: Callable[[np.ndarray], None]

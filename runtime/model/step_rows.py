@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.compiled import record as r
-from ...kernels.compiled.heads import heads
-from ...kernels.compiled.products import prepare
+from ...kernels.compiled.heads import heads, heads_bytes
+from ...kernels.compiled.products import prepare, product_bytes
 from ...kernels.compiled.products import product as product_rows
 from .head import Head
 from .lean_layer import LeanLayer, Norm
@@ -25,8 +25,8 @@ from .products import Int8Product, Product
 
 KINDS = {torch.float32: r.F32, torch.bfloat16: r.BF16}
 """Kinds of weights and of keys and values."""
-ROW_SPACE = 3
-"""Rows of a sequence in a layer: score, choose, attend."""
+ROW_SPACE = 4
+"""Rows of a sequence in a layer: what chooses, and what attends."""
 _CHUNK_BYTES = 32768
 """Bytes of weights that a thread takes at a time."""
 _LEAST_ROWS = 4
@@ -98,8 +98,6 @@ class StepRows:
         self._sum(self.table[-1], *above, sums[0], Norm(head.norm))
         self.input = self.last = sums[0]
         """`[B, C]`: what a layer but the first begins with, once its QKV is there; and what the last one leaves."""
-        products = self.table[self.table[:, r.PREPARE] != 0]
-        self.scratch_bytes = 4 * batch * int(products[:, r.P_COLUMNS].max()) + 65536
 
     def merges(self, layer: int, parts: Tensor | None = None, room: int = 0) -> None:
         """OUT's input: `parts`, `room` numbers apart for each sequence; None: `attended`."""
@@ -119,9 +117,7 @@ class StepRows:
 
     def turn(self, kinds: list[str], tables: dict[str, tuple[Tensor, Tensor]]) -> None:
         """Use these rotary tables of `for_lean`, by layer kind, in all layers that rotate."""
-        self._tables = {
-            kind: tuple(table.float().contiguous() for table in both) for kind, both in tables.items()
-        }
+        self._tables = {kind: tuple(table.float().contiguous() for table in both) for kind, both in tables.items()}
         for layer, kind in enumerate(kinds):
             row = self.table[layer * self.per_layer + 1]
             cos, sin = self._tables[kind]
@@ -136,6 +132,7 @@ class StepRows:
         row[[r.OPERATION, r.PREPARE]] = product_rows.address, prepare.address
         row[[r.ITEMS, r.BARRIER]] = -(-rows // chunk), 1
         row[[r.P_BATCH, r.P_ROWS, r.P_COLUMNS, r.P_CHUNK]] = self.batch, rows, weight.shape[1], chunk
+        row[r.MEMORY] = product_bytes(self.batch, weight.shape[1])
         row[[r.P_WEIGHT, r.P_Y, r.P_STRIDE]] = weight.data_ptr(), y.data_ptr(), y.shape[1]
         self._kept.append(weight)
         if isinstance(product, Int8Product):
@@ -158,6 +155,7 @@ class StepRows:
     def _heads(self, row: np.ndarray, layer: LeanLayer, number: int, qkv: Tensor, *, is_rotated: bool) -> None:
         items = self.batch * (self.heads + 2 * self.groups)
         row[[r.OPERATION, r.ITEMS, r.BARRIER]] = heads.address, items, 1
+        row[r.MEMORY] = heads_bytes(self.dim)
         row[[r.H_BATCH, r.H_HEADS, r.H_GROUPS, r.H_DIM]] = self.batch, self.heads, self.groups, self.dim
         row[[r.H_QKV, r.H_Q, r.H_PLACES]] = qkv.data_ptr(), self.q[number].data_ptr(), self.places[number].ctypes.data
         row[[r.H_ROTARY, r.H_KV_KIND]] = int(is_rotated), self._kv_kind

@@ -1,0 +1,291 @@
+"""Scores of an index's units for the query heads of one KV head, as powers of two that `choice` makes a softmax of.
+
+    score       sum_d max(q_d lo_d, q_d hi_d)       or      q . anchor + sum_m table[m, code_m]
+    kept        2 ^ (score / ln 2 - top), top the part's largest; top and the sum of the powers of each part
+
+A power is taken once for each score: what other parts hold then costs one factor for each part and head. Powers are
+never smaller than 2 ** -126, so no score is nothing, and whatever is no number counts as little as can be.
+
+Query heads stand four side by side: a unit is read once for four, and a code fetches four numbers by one load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import float32, int32, int64, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .native import as_float, as_int, floats, halves, longs, loop, real, widen
+from .operation import operation
+from .record import (
+    BF16,
+    S_ANCHOR_PITCH,
+    S_ANCHORS,
+    S_BASIS,
+    S_BOOKS,
+    S_BOUNDS,
+    S_CODE_DIM,
+    S_CODE_PARTS,
+    S_DIM,
+    S_HEAD_PITCH,
+    S_KIND,
+    S_Q,
+    S_REPEATS,
+    S_ROOM,
+    S_SCALE,
+    S_SCORES,
+    S_SEGMENT,
+    S_SPAN,
+    S_TABLES,
+    S_TOPS,
+    S_UNITS,
+    WIDTH,
+)
+
+_LOG2_E = 1.4426950408889634
+_ROUNDER = float32(1.5 * 2**23)
+"""What is added to it, up to 2 ** 22, is rounded to a whole number, which its last bits then hold."""
+_TABLE = 4 * 256
+"""Numbers of one part's table."""
+_BLOCK = 256
+"""Tokens whose sums wait to be turned: they and the tables of four heads stay in the first cache."""
+_TURNED = 8
+"""Tokens whose numbers are turned together from four heads side by side to rows of heads."""
+
+
+def score_bytes(repeats: int, dim: int, span: int, code_dim: int = 0) -> int:
+    """Bytes that an operation of this file needs of a thread's own memory. With `code_dim` 0: of bounds."""
+    heads = -(-repeats // 4) * 4
+    if not code_dim:
+        return 4 * heads * 2 * dim
+    return 4 * (heads * dim + heads * max(span + 1, code_dim) + 4 * (_BLOCK + _TURNED))
+
+
+@njit(fastmath={"contract"}, error_model="numpy", nogil=True)
+def power(x: Any) -> Any:
+    """2 to the power of x <= 0, fp32, to 2e-7; of less than -126, and of what is no number, 2 ** -126. LLVM vectorises
+    it. Without leave to reorder, which would take the rounding away."""
+    x = max(float32(-126), x)
+    t = x + _ROUNDER
+    r = x - (t - _ROUNDER)
+    p = float32(0.00132647) * r + float32(0.00967151)
+    p = p * r + float32(0.05550734)
+    p = p * r + float32(0.24022242)
+    p = p * r + float32(0.69314698)
+    p = p * r + float32(1)
+    return as_float(int32(as_int(p) + (as_int(t) << int32(23))))
+
+
+@loop
+def _ordered(bits: Any) -> Any:
+    """The bits of a number, or back: as whole numbers they are in the order of the numbers, which is what LLVM
+    vectorises where a number may be none."""
+    return int32(bits ^ ((bits >> int32(31)) & int32(0x7FFFFFFF)))
+
+
+@loop
+def _part(op: Any, item: int) -> Any:
+    """Of an item: its KV head, its part, how many there are of each head, its first unit and its number of units."""
+    span = op[S_SPAN]
+    parts = (op[S_UNITS] + span - 1) // span
+    first = item % parts * span
+    return item // parts, item % parts, parts, first, min(span, op[S_UNITS] - first)
+
+
+@loop
+def _to_powers(op: Any, g: int, part: int, parts: int, first: int, count: int) -> None:
+    """The scores of a part become powers, for each head; their maximum and the sum of the powers are left as well."""
+    repeats = op[S_REPEATS]
+    for h in range(g * repeats, g * repeats + repeats):
+        row = floats(op[S_SCORES] + 4 * (h * op[S_ROOM] + first), (count,))
+        left = floats(op[S_TOPS] + 8 * (h * parts + part), (2,))
+        highest = int32(-0x80000000)
+        for n in range(count):
+            highest = max(highest, _ordered(as_int(row[n])))
+        top, mass = as_float(_ordered(highest)), float32(0)
+        for n in range(count):
+            row[n] = power(row[n] - top)
+            mass += row[n]
+        left[0], left[1] = top, mass
+
+
+@loop
+def _queries(op: Any, g: int, to: int, columns: int) -> int:
+    """The queries of KV head g at `to`, times the scale, [heads, D], fours of heads filled up with zeros; returns how
+    many. With 2 D columns: what is positive of each, then what is negative."""
+    repeats, dim = op[S_REPEATS], op[S_DIM]
+    heads, scale = (repeats + 3) // 4 * 4, float32(real(op[S_SCALE]) * _LOG2_E)
+    q = floats(op[S_Q] + 4 * g * repeats * dim, (repeats, dim))
+    left = floats(to, (heads, columns))
+    for h in range(heads):
+        for j in range(dim):
+            x = q[h, j] * scale if h < repeats else float32(0)
+            if columns > dim:
+                left[h, dim + j] = min(x, float32(0))
+                x = max(x, float32(0))
+            left[h, j] = x
+    return heads
+
+
+def _products_of(number: Callable[[Any], Any], array: Callable[[Any, Any], Any]) -> Any:
+    @loop
+    def products(rows: int, count: int, columns: int, vectors: int, heads: int, out: int, room: int) -> None:
+        """out[h, n] = rows[n] . vectors[h], rows of `out` `room` numbers apart. `vectors` holds fours of heads."""
+        table, left = array(rows, (count, columns)), floats(out, (heads, room))
+        for h in range(0, heads, 4):
+            four = floats(vectors + 4 * h * columns, (4, columns))
+            v0, v1, v2, v3 = four[0], four[1], four[2], four[3]
+            for n in range(count):
+                row = table[n]
+                s0, s1, s2, s3 = float32(0), float32(0), float32(0), float32(0)
+                for j in range(columns):
+                    x = number(row[j])
+                    s0 += x * v0[j]
+                    s1 += x * v1[j]
+                    s2 += x * v2[j]
+                    s3 += x * v3[j]
+                left[h, n] = s0
+                if h + 1 < heads:
+                    left[h + 1, n] = s1
+                if h + 2 < heads:
+                    left[h + 2, n] = s2
+                if h + 3 < heads:
+                    left[h + 3, n] = s3
+
+    return products
+
+
+@loop
+def _same(x: Any) -> Any:
+    return x
+
+
+_of_floats = _products_of(_same, floats)
+_of_halves = _products_of(widen, halves)
+
+
+@operation
+def score_bounds(row: int, item: int, scratch: int) -> None:
+    """Scores of a part's units by the largest and the smallest keys: max(q, 0) . hi + min(q, 0) . lo."""
+    op = longs(row, WIDTH)
+    g, part, parts, first, count = _part(op, item)
+    repeats, columns = op[S_REPEATS], 2 * op[S_DIM]
+    _queries(op, g, scratch, columns)
+    at = g * op[S_HEAD_PITCH] + first * columns
+    scores = op[S_SCORES] + 4 * (g * repeats * op[S_ROOM] + first)
+    if op[S_KIND] == BF16:
+        _of_halves(op[S_BOUNDS] + 2 * at, count, columns, scratch, repeats, scores, op[S_ROOM])
+    else:
+        _of_floats(op[S_BOUNDS] + 4 * at, count, columns, scratch, repeats, scores, op[S_ROOM])
+    _to_powers(op, g, part, parts, first, count)
+
+
+@operation
+def make_tables(row: int, item: int, scratch: int) -> None:
+    """The scores of one part of a KV head's queries with the centroids of that part."""
+    op = longs(row, WIDTH)
+    parts, width, dim = op[S_CODE_PARTS], op[S_CODE_DIM], op[S_DIM]
+    g, m = item // parts, item % parts
+    heads = _queries(op, g, scratch, op[S_DIM])
+    coefficients, sums = scratch + 4 * heads * dim, scratch + 4 * heads * (dim + width)
+    basis = op[S_BASIS] + 4 * (g * parts + m) * width * dim
+    _of_floats(basis, width, dim, scratch, heads, coefficients, width)
+    q, four = floats(coefficients, (heads, width)), floats(sums, (4, 256))
+    book = floats(op[S_BOOKS] + 4 * item * width * 256, (width, 256))
+    for h in range(0, heads, 4):
+        for r in range(4):
+            row = four[r]
+            row[:] = 0
+            for w in range(width):
+                x, centroids = q[h + r, w], book[w]
+                for c in range(256):
+                    row[c] += x * centroids[c]
+        table = floats(op[S_TABLES] + 4 * _TABLE * ((g * heads + h) // 4 * parts + m), (256, 4))
+        for c in range(256):
+            for r in range(4):
+                table[c, r] = four[r, c]
+
+
+_FOUR, _BYTE, _WORD = ir.VectorType(ir.FloatType(), 4), ir.IntType(8), ir.IntType(64)
+
+
+def _whole(n: int) -> ir.Constant:
+    return ir.Constant(_WORD, n)
+
+
+def _places(of: list[int]) -> ir.Constant:
+    return ir.Constant(ir.VectorType(ir.IntType(32), len(of)), of)
+
+
+@intrinsic
+def _look_up(context: Any, codes: Any, count: Any, parts: Any, table: Any, to: Any, room: Any) -> Any:
+    """Sums of table rows for eight tokens, the last one again where `count` is less: 4 heads, 4 * room bytes apart.
+
+    Written as vectors, since LLVM does not see by itself that a row of four is one load. The eight are turned in
+    registers.
+    """
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        codes, count, parts, table, to, room = args
+        sums, begins = [], []
+        for k in range(_TURNED):
+            last = builder.sub(count, _whole(1))
+            n = builder.select(builder.icmp_signed("<", _whole(k), last), _whole(k), last)
+            begins.append(builder.add(codes, builder.mul(n, parts)))
+            sums.append(cgutils.alloca_once_value(builder, ir.Constant(_FOUR, [0.0] * 4)))
+        with cgutils.for_range(builder, parts) as loop:
+            base = builder.add(table, builder.mul(loop.index, _whole(4 * _TABLE)))
+            for begin, total in zip(begins, sums, strict=True):
+                code = builder.load(builder.inttoptr(builder.add(begin, loop.index), _BYTE.as_pointer()))
+                at = builder.add(base, builder.shl(builder.zext(code, _WORD), _whole(4)))
+                row = builder.load(builder.inttoptr(at, _FOUR.as_pointer()), align=4)
+                builder.store(builder.fadd(builder.load(total), row), total)
+        rows = [builder.load(total) for total in sums]
+        while len(rows) > 1:
+            both = _places(list(range(2 * rows[0].type.count)))
+            rows = [builder.shuffle_vector(a, b, both) for a, b in zip(rows[::2], rows[1::2], strict=True)]
+        for r in range(4):
+            turned = builder.shuffle_vector(rows[0], rows[0], _places([4 * k + r for k in range(_TURNED)]))
+            at = builder.add(to, builder.mul(room, _whole(4 * r)))
+            builder.store(turned, builder.inttoptr(at, turned.type.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 6), emit
+
+
+@operation
+def score_codes(row: int, item: int, scratch: int) -> None:
+    """Scores of a part's tokens by the tables that `make_tables` left, and by their segments' anchors."""
+    op = longs(row, WIDTH)
+    g, part, parts, first, count = _part(op, item)
+    repeats, dim, codes_each = op[S_REPEATS], op[S_DIM], op[S_CODE_PARTS]
+    segment, end = op[S_SEGMENT], first + count
+    heads = _queries(op, g, scratch, op[S_DIM])
+    start = first // segment
+    segments = (end - 1) // segment + 1 - start
+    at_anchors = scratch + 4 * heads * dim
+    anchors = op[S_ANCHORS] + 2 * (g * op[S_ANCHOR_PITCH] + start * dim)
+    _of_halves(anchors, segments, dim, scratch, heads, at_anchors, segments)
+    of_anchors = floats(at_anchors, (heads, segments))
+    at_sums, room = at_anchors + 4 * heads * segments, int64(_BLOCK + _TURNED)
+    sums = floats(at_sums, (4, room))
+    scores = floats(op[S_SCORES] + 4 * g * repeats * op[S_ROOM], (repeats, op[S_ROOM]))
+    for h in range(0, repeats, 4):
+        table = op[S_TABLES] + 4 * _TABLE * (g * heads + h) // 4 * codes_each
+        for begin in range(first, end, _BLOCK):
+            size = min(int64(_BLOCK), end - begin)
+            codes = op[S_BOUNDS] + g * op[S_HEAD_PITCH] + begin * codes_each
+            for n in range(0, size, _TURNED):
+                _look_up(codes + n * codes_each, size - n, codes_each, table, at_sums + 4 * n, room)
+            for s in range(begin // segment, (begin + size - 1) // segment + 1):
+                low, high = max(begin, s * segment), min(begin + size, s * segment + segment)
+                for r in range(h, min(h + 4, repeats)):
+                    row, of_row = scores[r, low:high], sums[r - h, low - begin : high - begin]
+                    anchor = of_anchors[r, s - start]
+                    for n in range(row.shape[0]):
+                        row[n] = of_row[n] + anchor
+    _to_powers(op, g, part, parts, first, count)

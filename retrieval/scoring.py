@@ -1,0 +1,49 @@
+"""How an index chooses, as numbers that compiled loops work from instead of calling `select`.
+
+Whatever is chosen by one of these is what `select` chooses, up to the rounding of scores.
+
+Shapes  G KV heads, R query heads each, D head dim, n units
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scoring:
+    """The `count` units with the highest mean, over query heads, of their softmax; the first `sink` and the last
+    `local` units whatever their scores."""
+
+    unit: int
+    """Tokens per unit."""
+    num_units: int
+    count: int
+    sink: int
+    local: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundScoring(Scoring):
+    """Scores are sum_d max(q_d lo_d, q_d hi_d)."""
+
+    bounds: Tensor
+    """fp32 `[G, n, 2 D]`, a unit's largest keys, then its smallest ones; heads may lie apart."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodeScoring(Scoring):
+    """Scores are q . anchor + sum_m (q . basis_m) . codebook_m[code_m]."""
+
+    codes: Tensor
+    """uint8 `[G, n, M]`; heads may lie apart."""
+    anchors: Tensor
+    """bf16 `[G, segments, D]`; heads may lie apart."""
+    segment: int
+    """Units per anchor."""
+    basis: Tensor
+    """fp32 `[G, W, D]`, contiguous."""
+    codebooks: Tensor
+    """fp32 `[G, M, W / M, 256]`, contiguous."""
