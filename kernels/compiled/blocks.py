@@ -4,10 +4,11 @@ A weight is scale * number + minimum, where scale and minimum are the same for 1
 
     W[r] . x = sum over blocks of scale * (numbers . x) + sum over blocks of minimum * (sum of x)
 
-x stays fp32, and nothing is rounded but sums. A row's result is the same to the bit for any number of vectors; four at a
-time share the work of reading a row.
+x stays fp32, and nothing is rounded but sums. A row's result is the same to the bit for any number of vectors; four at
+a time share the work of taking a block apart.
 
-Code is compiled for a kind when it is first asked for: eight kinds take eight times as long, and a file has two or three.
+Code is compiled for a kind when it is first asked for (`rows`), and called by its address: all eight kinds in one
+function would cost everybody the time of eight, and a file has two or three.
 """
 
 from __future__ import annotations
@@ -16,17 +17,15 @@ from functools import cache
 from typing import Any
 
 from llvmlite import ir
-from numba import cfunc, float32, types
+from numba import cfunc, float32, njit, types
 from numba.extending import intrinsic
 
-from .block_scales import WITH_MINIMA, loop, reader, room
-from .block_sums import BLOCK_BYTES, BLOCK_NUMBERS, HALVES, HIGH, LOW, WHOLE, arrange, leave, no_sums, with_block, with_minima
+from .block_code import BLOCK_BYTES, BLOCK_NUMBERS, HALVES, HIGH, LOW, WHOLE
+from .block_sums import arrange, leave, no_sums, with_block
 from .native import FAST, floats
-from .record import Q4_0, Q4_1, Q4_K, Q6_K
+from .record import Q4_0, Q4_1, Q4_K, Q5_1
 
-
-TOGETHER = 4096
-"""Numbers whose scales are read at once, those of several rows if they are short."""
+loop = njit(fastmath=FAST, error_model="numpy", nogil=True)
 
 
 def row_bytes(kind: int, columns: int) -> int:
@@ -36,7 +35,7 @@ def row_bytes(kind: int, columns: int) -> int:
 
 def prepared_bytes(columns: int, batch: int) -> int:
     """Bytes that each thread needs for `prepare` and `rows`."""
-    return 4 * (batch + 1) * (columns + columns // 32) + room(max(columns, TOGETHER))
+    return 4 * (batch + 1) * (columns + columns // 16) + 64
 
 
 @loop
@@ -48,19 +47,27 @@ def _vectors(batch: int) -> int:
 @loop
 def prepare(kind: int, x: int, columns: int, batch: int, prepared: int) -> None:
     """Write x, fp32 [batch, columns], to `prepared` as the rows of a kind want it: fp32 [vectors, columns] as `arrange`
-    leaves it, then fp32 [vectors, columns / 32], the sums of each 32 numbers of x. A vector too many is zeros."""
+    leaves it, then fp32 [vectors, columns / 16] with the sums of each 32 numbers. A vector too many is zeros."""
     blocks, vectors = columns // 32, _vectors(batch)
     given, ordered = floats(x, (batch, blocks, 32)), floats(prepared, (vectors, columns))
-    sums = floats(prepared + 4 * vectors * columns, (vectors, blocks))
+    sums = floats(prepared + 4 * vectors * columns, (vectors, 2 * blocks))
+    for b in range(vectors):
+        for i in range(2 * blocks):
+            sums[b, i] = float32(0)
     for b in range(batch):
         for i in range(blocks):
             total = float32(0)
             for j in range(32):
                 total += given[b, i, j]
-            sums[b, i] = total
+            if kind == Q4_0:  # its numbers are taken as 0 to 15, and are -8 to 7
+                sums[b, i] = float32(-8) * total
+            elif kind in (Q4_1, Q5_1):  # a block has scale and minimum side by side
+                sums[b, 2 * i + 1] = total
+            else:
+                sums[b, i] = total
     for i in range(batch * blocks):
         at, to = x + 128 * i, prepared + 128 * i
-        if kind == Q4_0 or kind == Q4_1:
+        if kind in (Q4_0, Q4_1):
             arrange(HALVES, at, to)
         elif kind != Q4_K:
             arrange(WHOLE, at, to)
@@ -68,11 +75,9 @@ def prepare(kind: int, x: int, columns: int, batch: int, prepared: int) -> None:
             arrange(LOW, at, to)
         else:
             arrange(HIGH, at, to)
-    if vectors > batch:
+    for b in range(batch, vectors):
         for i in range(columns):
-            ordered[batch, i] = float32(0)
-        for i in range(blocks):
-            sums[batch, i] = float32(0)
+            ordered[b, i] = float32(0)
 
 
 @cache
@@ -84,43 +89,32 @@ def rows(kind: int) -> Any:
         prepared: address of what `prepare` left.
         y: address of fp32 [batch, stride].
     """
-    numbers, octets, read, added = BLOCK_NUMBERS[kind], BLOCK_BYTES[kind], reader(kind), kind in WITH_MINIMA
-    step = numbers // 16 * 4 if kind == Q6_K else numbers // 32 * 4
-
-    @loop
-    def over_row(sums, row, columns, scales, x, minima, of_x, ahead):
-        blocks = columns // 32
-        if added:
-            for i in range(blocks // 8):
-                sums = with_minima(sums, 8, minima + 32 * i, of_x + 32 * i, 4 * blocks)
-            for i in range(blocks // 8 * 8, blocks):
-                sums = with_minima(sums, 1, minima + 4 * i, of_x + 4 * i, 4 * blocks)
-        for i in range(columns // numbers):
-            sums = with_block(sums, row + i * octets, scales + i * step, x + i * numbers * 4, 4 * columns, ahead)
-        return sums
+    numbers, octets = BLOCK_NUMBERS[kind], BLOCK_BYTES[kind]
+    sums_step = 8 if kind in (Q4_1, Q5_1) else numbers // 8
 
     @cfunc(types.void(*[types.int64] * 8), fastmath=FAST, error_model="numpy")
     def product(weight, columns, prepared, batch, begin, end, y, stride):
-        vectors, blocks, pitch = _vectors(batch), columns // 32, columns // numbers * octets
-        sums = prepared + 4 * vectors * columns
-        scales = sums + 4 * vectors * blocks
-        together = max(1, TOGETHER // columns)
-        minima = scales + 4 * together * (columns // 16)
-        behind = minima + 4 * together * blocks
-        for first in range(begin, end, together):
-            last = min(first + together, end)
-            read(weight + first * pitch, (last - first) * columns, scales, minima, behind)
-            for r in range(first, last):
-                row, scale, minimum = weight + r * pitch, scales + (r - first) * columns // numbers * step, minima + (r - first) * blocks * 4
-                b = 0
-                while vectors - b >= 4:
-                    four = over_row(no_sums(kind, 4), row, columns, scale, prepared + 4 * b * columns, minimum, sums + 4 * b * blocks, together * pitch)
-                    leave(four, y + 4 * (b * stride + r), 4 * stride, batch - b)
-                    b += 4
-                while b < batch:
-                    one = over_row(no_sums(kind, 1), row, columns, scale, prepared + 4 * b * columns, minimum, sums + 4 * b * blocks, together * pitch)
-                    leave(one, y + 4 * (b * stride + r), 4 * stride, 1)
-                    b += 1
+        vectors, blocks, pitch, sums_pitch = _vectors(batch), columns // numbers, 4 * columns, columns // 4
+        sums = prepared + vectors * pitch
+        room = sums + vectors * sums_pitch
+        for r in range(begin, end):
+            row, b = weight + r * blocks * octets, 0
+            while vectors - b >= 4:
+                four, x, of_x = no_sums(kind, 4), prepared + b * pitch, sums + b * sums_pitch
+                for i in range(blocks):
+                    four = with_block(
+                        four, row + i * octets, x + 4 * numbers * i, pitch, of_x + sums_step * i, sums_pitch, room
+                    )
+                leave(four, y + 4 * (b * stride + r), 4 * stride, batch - b)
+                b += 4
+            while b < batch:
+                one, x, of_x = no_sums(kind, 1), prepared + b * pitch, sums + b * sums_pitch
+                for i in range(blocks):
+                    one = with_block(
+                        one, row + i * octets, x + 4 * numbers * i, pitch, of_x + sums_step * i, sums_pitch, room
+                    )
+                leave(one, y + 4 * (b * stride + r), 4 * stride, 1)
+                b += 1
 
     return product
 
