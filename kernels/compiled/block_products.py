@@ -18,7 +18,7 @@ from .record import (
 _arrange = blocks.prepare
 
 
-def scratch_bytes(batch: int, columns: int) -> int:
+def product_bytes(batch: int, columns: int) -> int:
     """Bytes of its own that a thread needs for products of `batch` vectors."""
     return _LINE + 4 * batch * columns + blocks.prepared_bytes(columns, batch)
 

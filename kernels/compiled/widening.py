@@ -13,17 +13,18 @@ from typing import Any
 
 from numba import float32, int32, uint32
 
+from .native import widen as to_float
 from .native import floats, halves, longs, loop, octets, signed_octets, wholes, widen_half
 from .operation import Operation, operation
 from .record import (
-    BLOCKS, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, W_CHUNK, W_COLUMNS, W_COUNT, W_IDS, W_OUT, W_PAIRS,
+    BF16, BLOCKS, F32, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, W_CHUNK, W_COLUMNS, W_COUNT, W_IDS, W_OUT, W_PAIRS,
     W_WEIGHT, WIDTH,
 )  # fmt: skip
 
 
 @cache
 def widen(kind: int) -> Operation:
-    """The operation WIDEN for a kind of `BLOCKS`."""
+    """The operation WIDEN for a kind, but I8."""
     numbers, size = BLOCKS[kind]
 
     def rows(row: int, item: int, scratch: int) -> None:
@@ -56,6 +57,10 @@ def widen(kind: int) -> Operation:
                     _q5_k(block, out)
                 elif kind == Q6_K:
                     _q6_k(block, out)
+                elif kind == BF16:
+                    out[0] = to_float(halves(block, 1)[0])
+                elif kind == F32:
+                    out[0] = floats(block, 1)[0]
 
     return operation(rows)
 
