@@ -1,7 +1,7 @@
 """Products of a step with weights as a GGUF file packs them: `products` with rows of `blocks`.
 
-A thread has x as `products.make` leaves it, and behind it as the rows of a kind want it. So products with the same x and
-rows of several kinds make it once.
+A thread has x as `products.make` leaves it, and behind it as the rows of a kind want it. So products with the same x
+and rows of several kinds make it once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,17 @@ from .native import floats, longs, loop
 from .operation import operation, preparation
 from .products import add_bias, make
 from .record import (
-    P_BATCH, P_BIAS, P_CHUNK, P_COLUMNS, P_KIND, P_ROWS, P_SCALE, P_STRIDE, P_WEIGHT, P_Y, WIDTH,
+    P_BATCH,
+    P_BIAS,
+    P_CHUNK,
+    P_COLUMNS,
+    P_KIND,
+    P_ROWS,
+    P_SCALE,
+    P_STRIDE,
+    P_WEIGHT,
+    P_Y,
+    WIDTH,
 )  # fmt: skip
 
 _arrange = blocks.prepare

@@ -45,7 +45,8 @@ SILU, GELU_TANH = range(2)
 F32, BF16, I8, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K = range(11)
 """Kinds of weights."""
 BLOCKS = {
-    F32: (1, 4), BF16: (1, 2), I8: (1, 1), Q8_0: (32, 34), Q4_0: (32, 18), Q4_1: (32, 20), Q5_0: (32, 22), Q5_1: (32, 24),
+    F32: (1, 4), BF16: (1, 2), I8: (1, 1),
+    Q8_0: (32, 34), Q4_0: (32, 18), Q4_1: (32, 20), Q5_0: (32, 22), Q5_1: (32, 24),
     Q4_K: (256, 144), Q5_K: (256, 176), Q6_K: (256, 210),
 }  # fmt: skip
 """The numbers of a block of each kind, and its bytes. GGUF's own kinds have several with a common scale."""

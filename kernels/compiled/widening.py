@@ -1,7 +1,7 @@
 """Rows of a weight as a GGUF file packs them, as fp32: to the bit as gguf's own code does.
 
-A block is a scale, perhaps a minimum, and numbers of a few bits: w = scale * number + minimum. The K kinds have 256 numbers
-in a block, and its scale is multiplied with one of a few bits for each 16 or 32 of them.
+A block is a scale, perhaps a minimum, and numbers of a few bits: w = scale * number + minimum. The K kinds have 256
+numbers in a block, and its scale is multiplied with one of a few bits for each 16 or 32 of them.
 
 There is an operation for each kind, compiled when a file has it.
 """
@@ -13,12 +13,12 @@ from typing import Any
 
 from numba import float32, int32, uint32
 
-from .native import widen as to_float
 from .native import floats, halves, longs, loop, octets, signed_octets, wholes, widen_half
+from .native import widen as to_float
 from .operation import Operation, operation
 from .record import (
-    BF16, BLOCKS, F32, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, W_CHUNK, W_COLUMNS, W_COUNT, W_IDS, W_OUT, W_PAIRS,
-    W_WEIGHT, WIDTH,
+    BF16, BLOCKS, F32, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, W_CHUNK, W_COLUMNS, W_COUNT, W_IDS, W_OUT,
+    W_PAIRS, W_WEIGHT, WIDTH,
 )  # fmt: skip
 
 

@@ -93,7 +93,8 @@ def convert(paths: Sequence[Path], dtype: str, target: Path, on_convert: Callabl
     Args:
         paths: a GGUF file, or all parts of a split one.
         dtype: of the weights, or `IN_FILE`: everything but them, which takes no time.
-        on_convert: called before weights are converted with the file's name, the room that the conversion needs and the room free.
+        on_convert: called before weights are converted with the file's name, the room that the conversion needs and the
+            room free.
 
     Raises ModelFileError: the file is damaged or no model that we can run, or there is no room for what is made of it.
     """

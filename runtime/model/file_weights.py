@@ -1,8 +1,8 @@
 """The weights of a GGUF file as they stand in it: mapped, and neither converted nor copied.
 
-Matrices stay in the file. A step multiplies with their blocks (`FileProduct`), prefill has one matrix at a time as plain
-numbers (`Matrix.widen`), of the embedding it is a row for each token (`Matrix.take`). What compiled loops cannot read
-where it stands is held in the model's dtype, as a converted model holds it; norms and biases are held in fp32.
+Matrices stay in the file. A step multiplies with their blocks (`FileProduct`), prefill has one matrix at a time as
+plain numbers (`Matrix.widen`), of the embedding it is a row for each token (`Matrix.take`). What compiled loops cannot
+read where it stands is held in the model's dtype, as a converted model holds it; norms and biases are held in fp32.
 
 Everything is mapped or read when the model is loaded. A file that is put in the place of another later changes nothing.
 
@@ -107,7 +107,7 @@ class FileProduct(Product):
             if len(x) > _FEW:
                 _multiply(x, strip, some)
             if strip.pairs:
-                some.copy_(some.unflatten(1, (-1, strip.pairs // 2, 2)).transpose(2, 3).flatten(1).clone())
+                some.copy_(some.reshape(len(x), -1, strip.pairs // 2, 2).transpose(2, 3).reshape(some.shape).clone())
             first += strip.rows
         return out
 

@@ -63,16 +63,12 @@ class LeanLayer:
     """A decoder layer in the lean form described above. `layer` is a module that `lean_layer` knows; it goes on
     working."""
 
-    def __init__(
-        self, layer: Any, heads: int, kv_heads: int, dim: int, *, is_rotated: bool, product: Make
-    ) -> None:
+    def __init__(self, layer: Any, heads: int, kv_heads: int, dim: int, *, is_rotated: bool, product: Make) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.heads, self.kv_heads, self.dim, self.is_rotated = heads, kv_heads, dim, is_rotated
         self.scale = float(attention.scaling)
         is_fused = hasattr(attention, "qkv_proj")
-        self.qkv = product(
-            [attention.qkv_proj] if is_fused else [attention.q_proj, attention.k_proj, attention.v_proj]
-        )
+        self.qkv = product([attention.qkv_proj] if is_fused else [attention.q_proj, attention.k_proj, attention.v_proj])
         self.gate_up = product([mlp.gate_up_proj] if is_fused else [mlp.gate_proj, mlp.up_proj])
         self.act = mlp.activation_fn if is_fused else mlp.act_fn
         self.out, self.down = product([attention.o_proj]), product([mlp.down_proj])

@@ -262,7 +262,9 @@ class Model:
         for name, parameter in module.named_parameters():
             wide = self._wide.get((name, parameter.shape))
             if wide is None:
-                wide = torch.nn.Parameter(torch.empty(parameter.shape, dtype=self.prefill_dtype, device=self.device), requires_grad=False)
+                wide = torch.nn.Parameter(
+                    torch.empty(parameter.shape, dtype=self.prefill_dtype, device=self.device), requires_grad=False
+                )
                 self._wide[name, parameter.shape] = wide
             matrix = None if self._in_file is None else self._in_file.of(parameter)
             if matrix is None:

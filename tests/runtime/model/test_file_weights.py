@@ -95,7 +95,7 @@ def test_every_family(name: str, tmp_path: Path) -> None:
     assert_same(tmp_path / "m.gguf")
 
 
-@pytest.mark.parametrize("kinds", [TYPES[:5], TYPES[5:8] + ["Q8_0"], TYPES[8:] + ["Q4_1"]], ids=",".join)
+@pytest.mark.parametrize("kinds", [TYPES[:5], [*TYPES[5:8], "Q8_0"], [*TYPES[8:], "Q4_1"]], ids=",".join)
 def test_every_type_side_by_side_and_several_sequences(kinds: list[str], tmp_path: Path) -> None:
     """q, k and v are of three types, gate and up of two."""
     model = random_model("llama", num_hidden_layers=2, attention_bias=True, **WIDE)
