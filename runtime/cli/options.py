@@ -69,7 +69,7 @@ WeightsOption = Annotated[
     str,
     typer.Option(
         "--weights",
-        help="What decode multiplies with: own, int8 (faster on a CPU, lossy), or file (a GGUF file as it is, on a CPU).",
+        help="What decode multiplies with: own, int8 (faster on a CPU, lossy), or file (GGUF, as it is, on a CPU).",
     ),
 ]
 GpuOption = Annotated[
