@@ -35,10 +35,10 @@ from ..layers.prefetch import Prefetcher
 from ..layers.workspace import Workspace
 from ..model.conversion import tell
 from ..model.identity import former_identity, gguf_digest, identity_of
-from ..model.locate import cache_dir, locate
+from ..model.locate import cache_dir, locate, locate_file
 from ..model.mapped import MappedWeights
 from ..model.model import Model
-from ..model.products import PRODUCTS
+from ..model.products import WEIGHTS
 from ..model.template import Template, as_array
 from ..process import compiled
 from ..process.apart import apart
@@ -91,7 +91,9 @@ class Runtime(Loaded):
                 lacks it). On a CPU that multiplies 16-bit matrices slowly, prefill computes in float32.
             weights: the weights that decode multiplies with. `own`: the model's. `int8`: rounded to 8 bits, on a CPU,
                 in half again as much memory as the layers take in bfloat16. Lossy: replies differ from the
-                model's own. Prompts are read with the model's own weights either way.
+                model's own. Prompts are read with the model's own weights either way. `file`: a GGUF file's as they
+                stand in it, on a CPU: neither converted nor held in memory, and not rounded to `dtype`. They are
+                another model than the converted ones to a store, which keeps their caches apart.
             kv: the places where the cache may live, and how it is read.
             on_convert: called before a GGUF file is converted (once per file) with its name, the room that this needs
                 and the room free.
@@ -113,18 +115,23 @@ class Runtime(Loaded):
         one_in_a_child()
         where = pick_device(device)
         kind = pick_dtype(dtype, where)
-        if weights not in PRODUCTS:
-            raise ValueError(f"weights is {' or '.join(PRODUCTS)}, not {weights!r}")
+        if weights not in WEIGHTS:
+            raise ValueError(f"weights is {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}, not {weights!r}")
         if where.type == "cpu" and compiled.is_available():
             compiled.begin(cache_dir())
-        directory = locate(model, kind, local_files_only=local_files_only, on_convert=on_convert)
-        mapped = MappedWeights(directory)
+        files: list[Path] = []
+        if weights == "file":
+            _check_file_weights(where, kind)
+            directory, files = locate_file(model)
+        else:
+            directory = locate(model, kind, local_files_only=local_files_only, on_convert=on_convert)
+        mapped = MappedWeights(directory, files)
         profiles = Profiles(directory, model)
         profiles.needed(kv)  # before the weights are read: a missing profile is told at once
         check: list[Future[None]] = []
         with ThreadPoolExecutor(1) as beside:  # the template is rendered by another process, while weights are read
             loaded = Model.load(
-                directory, where, getattr(torch, kind), weights,
+                directory, where, getattr(torch, kind), weights, files=files,
                 on_tokenizer=lambda tokenizer: check.append(beside.submit(Template(tokenizer).check)),
             )  # fmt: skip
             check[0].result()
@@ -324,6 +331,19 @@ class Runtime(Loaded):
         self.close()
 
 
+def _check_file_weights(device: torch.device, dtype: str) -> None:
+    """Raise ValueError unless weights can be used as they stand in a file."""
+    why = None
+    if device.type != "cpu":
+        why = f"a CPU, not {device}"
+    elif dtype == "float16":
+        why = "dtype float32 or bfloat16, not float16"
+    elif not compiled.is_available():
+        why = f"compiled decode: numba, and {compiled.SWITCH} other than 0"
+    if why is not None:
+        raise ValueError(f"weights=file needs {why}; leave it out, or use weights=own")
+
+
 def _open_store(
     plan: Plan, model: Model, directory: Path, name: str, kv: KVConfig, folder: Path, device: torch.device
 ) -> TieredStore:
@@ -334,6 +354,8 @@ def _open_store(
             "dtype": str(model.dtype),
             "layout": {**asdict(layout), "keys_rotated": True},  # which every store says, for all keys are
         }
+        if model.weights == "file":
+            settings["products"] = "file"  # in fp32 with the file's numbers, whatever the dtype
         if is_lossy(kv.codec):
             settings["codec"] = kv.codec  # its pages may be approximate: no other run may find them
         home = find_home(
