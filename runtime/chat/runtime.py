@@ -38,8 +38,8 @@ from ..model.identity import former_identity, gguf_digest, identity_of
 from ..model.locate import cache_dir, locate, locate_file
 from ..model.mapped import MappedWeights
 from ..model.model import Model
-from ..model.products import WEIGHTS
 from ..model.template import Template, as_array
+from ..model.which_weights import which_weights
 from ..process import compiled
 from ..process.apart import apart
 from ..process.devices import pick_device, pick_dtype
@@ -77,7 +77,7 @@ class Runtime(Loaded):
         *,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
-        weights: str = "own",
+        weights: str = "auto",
         kv: KVConfig | None = None,
         local_files_only: bool = False,
         on_convert: Callable[[str], None] = tell,
@@ -89,18 +89,19 @@ class Runtime(Loaded):
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
             dtype: `auto`, `float32`, `bfloat16` or `float16`. `auto` is bfloat16 (float16 on a GPU that
                 lacks it). On a CPU that multiplies 16-bit matrices slowly, prefill computes in float32.
-            weights: the weights that decode multiplies with. `own`: the model's. `int8`: rounded to 8 bits, on a CPU,
-                in half again as much memory as the layers take in bfloat16. Lossy: replies differ from the
-                model's own. Prompts are read with the model's own weights either way. `file`: a GGUF file's as they
-                stand in it, on a CPU: neither converted nor held in memory, and not rounded to `dtype`. They are
-                another model than the converted ones to a store, which keeps their caches apart.
+            weights: the weights that decode multiplies with. `file`: a GGUF file's as they stand in it, on a CPU:
+                neither converted nor held in memory, and not rounded to `dtype`. They are another model than the
+                converted ones to a store, which keeps their caches apart. `own`: the model's. `int8`: rounded to 8
+                bits, on a CPU, in half again as much memory as the layers take in bfloat16. Lossy: replies differ
+                from the model's own. Prompts are read with the model's own weights either way. `auto`: `file` where
+                decode is compiled and all matrices can be read so, else `own`.
             kv: the places where the cache may live, and how it is read.
             on_convert: called before a GGUF file is converted (once per file) with its name, the room that this needs
                 and the room free.
 
         Raises:
             ModelFileError: the model is not there, not usable, or was replaced meanwhile. ValueError: device, dtype or
-                weights unknown, or the model's weights cannot be rounded so.
+                weights unknown, or the model's weights cannot be had so.
             ProfileError: the index needs a profile of this model, and has none.
             DoesNotFitError: the tiers' caps are too small to work in.
             StoreUnavailableError: the store folder cannot be used.
@@ -115,13 +116,11 @@ class Runtime(Loaded):
         one_in_a_child()
         where = pick_device(device)
         kind = pick_dtype(dtype, where)
-        if weights not in WEIGHTS:
-            raise ValueError(f"weights is {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}, not {weights!r}")
         if where.type == "cpu" and compiled.is_available():
             compiled.begin(cache_dir())
+        weights = which_weights(weights, model, where, kind, kv.dtype)
         files: list[Path] = []
         if weights == "file":
-            _check_file_weights(where, kind)
             directory, files = locate_file(model)
         else:
             directory = locate(model, kind, local_files_only=local_files_only, on_convert=on_convert)
@@ -141,6 +140,7 @@ class Runtime(Loaded):
         except BaseException:
             runtime.close()
             raise
+        logger.info("%s on %s, weights=%s", runtime.name, where, loaded.weights)
         return runtime
 
     @classmethod
@@ -329,19 +329,6 @@ class Runtime(Loaded):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _check_file_weights(device: torch.device, dtype: str) -> None:
-    """Raise ValueError unless weights can be used as they stand in a file."""
-    why = None
-    if device.type != "cpu":
-        why = f"a CPU, not {device}"
-    elif dtype == "float16":
-        why = "dtype float32 or bfloat16, not float16"
-    elif not compiled.is_available():
-        why = f"compiled decode: numba, and {compiled.SWITCH} other than 0"
-    if why is not None:
-        raise ValueError(f"weights=file needs {why}; leave it out, or use weights=own")
 
 
 def _open_store(

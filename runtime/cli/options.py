@@ -69,7 +69,8 @@ WeightsOption = Annotated[
     str,
     typer.Option(
         "--weights",
-        help="What decode multiplies with: own, int8 (faster on a CPU, lossy), or file (GGUF, as it is, on a CPU).",
+        help="What decode multiplies with: file (a GGUF file's as they are, on a CPU), own, int8 (on a CPU, lossy); "
+        "auto: file where it can be.",
     ),
 ]
 GpuOption = Annotated[

@@ -22,13 +22,14 @@ from gguf.constants import GGMLQuantizationType as Gguf
 from torch import Tensor, nn
 
 from ...kernels.compiled import record as r
+from ...kernels.compiled.widening import widen
 from ..process import compiled
 from .decoder import Decoder
 from .gguf.directory import ModelFile
 from .gguf.plan import TensorRows, Weight
 from .gguf.weights_file import pieces, rows_of
 from .products import Product, Strip, strip_of
-from .strip_rows import fill_products, widening
+from .strip_rows import fill_products, operations_of, widening
 
 _KINDS = {
     Gguf.F32: r.F32, Gguf.BF16: r.BF16, Gguf.Q8_0: r.Q8_0, Gguf.Q4_0: r.Q4_0, Gguf.Q4_1: r.Q4_1, Gguf.Q5_0: r.Q5_0,
@@ -36,7 +37,7 @@ _KINDS = {
 }  # fmt: skip
 """Types of numbers that compiled loops read where they stand."""
 _ALIGNMENT = 4
-"""Bytes: they take four at a time."""
+"""Bytes from a file's beginning, which is mapped to that of a page: they take four at a time."""
 _FEW = 16
 """The most vectors that are multiplied with blocks; for more the numbers are made first."""
 _NUMBERS = 1 << 22
@@ -140,6 +141,8 @@ class FileWeights:
                 self._matrices[id(parameters[weight.name])] = self._matrix(weight)
         if config.tie_word_embeddings:
             decoder.lm_head.weight = decoder.model.embed_tokens.weight
+        kinds = {strip.kind for matrix in self._matrices.values() for strip in matrix.strips}
+        compiled.ahead([*map(widen, sorted(kinds)), *operations_of(kinds)])
         return decoder.eval().requires_grad_(False)
 
     def of(self, parameter: Tensor) -> Matrix | None:
@@ -175,19 +178,29 @@ class FileWeights:
     def _strip(self, part: TensorRows, weight: Weight, pairs: int) -> Strip:
         tensor, columns = part.tensor, weight.shape[1]
         row_bytes = tensor.num_bytes // tensor.shape[0]
-        mapped = self._map(tensor.file)
-        address = mapped.ctypes.data + tensor.start + part.first * row_bytes
-        kind = _KINDS.get(Gguf(tensor.kind))
-        if kind is None or part.scale is not None or address % _ALIGNMENT:
+        if not _is_readable(part):
             held = torch.cat(list(rows_of(part, weight.offset, self._dtype)))
             self.held_bytes += held.nbytes
             return replace(strip_of(held), pairs=pairs)
+        mapped, kind = self._map(tensor.file), _KINDS[Gguf(tensor.kind)]
+        address = mapped.ctypes.data + tensor.start + part.first * row_bytes
         return Strip(kind=kind, address=address, rows=part.rows, columns=columns, owner=mapped, pairs=pairs)
 
     def _map(self, file: Path) -> np.ndarray:
         if file not in self._mapped:
             self._mapped[file] = np.memmap(file, dtype=np.uint8, mode="r")
         return self._mapped[file]
+
+
+def can_stay(part: TensorRows, dtype: torch.dtype) -> bool:
+    """True if rows of a matrix are best read where they stand: compiled loops can, and they are no wider than in
+    `dtype`."""
+    return _is_readable(part) and (Gguf(part.tensor.kind) is not Gguf.F32 or dtype is torch.float32)
+
+
+def _is_readable(part: TensorRows) -> bool:
+    start = part.tensor.start + part.first * (part.tensor.num_bytes // part.tensor.shape[0])
+    return Gguf(part.tensor.kind) in _KINDS and part.scale is None and start % _ALIGNMENT == 0
 
 
 def _run(table: np.ndarray) -> None:

@@ -93,14 +93,20 @@ def locate_file(model: str) -> tuple[Path, list[Path]]:
 
     Raises ModelFileError: nothing usable is there. ValueError: it is there, but in another form.
     """
-    files = gguf_of(model)
-    if not files and model in ALIASES:
-        files = _joined(model) or []
+    files = gguf_here(model)
     if not files:
         raise ValueError(
             f"weights=file is for a GGUF file on this machine, and {model!r} is none; leave it out, or use weights=own"
         )
     return _convert(files, IN_FILE, lambda what: None), files
+
+
+def gguf_here(model: str) -> list[Path]:
+    """The same files as `gguf_of`; those of an alias that lie in parts in packages are joined first.
+
+    Raises ModelFileError as it does, and if there is no room to join them.
+    """
+    return gguf_of(model) or (_joined(model) or [] if model in ALIASES else [])
 
 
 def gguf_of(model: str) -> list[Path]:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ...kernels.compiled import block_products, blocks, products
 from ...kernels.compiled import record as r
+from ...kernels.compiled.operation import Operation
 from ...kernels.compiled.widening import widen
 from .products import Strip
 
@@ -17,6 +18,12 @@ _LEAST_ROWS = 4
 
 def _chunk(strip: Strip) -> int:
     return max(_LEAST_ROWS, _CHUNK_BYTES // strip.row_bytes)
+
+
+def operations_of(kinds: set[int]) -> list[Operation]:
+    """What rows of products with blocks of these kinds call."""
+    packed = sorted(kind for kind in kinds if r.BLOCKS[kind][0] > 1)
+    return [block_products.prepare, block_products.product, *map(blocks.rows, packed)] if packed else []
 
 
 def fill_products(table: np.ndarray, strips: list[Strip], batch: int, y: Tensor) -> list[Tensor]:

@@ -23,10 +23,12 @@ from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING
 
+from ...kernels.compiled.kept import Cache
 from ...storage.files.private import private_folder
 from .threads import num_threads
 
 if TYPE_CHECKING:
+    from ...kernels.compiled.operation import Operation
     from ...kernels.compiled.team import Team
 
 logger = logging.getLogger(__name__)
@@ -58,23 +60,31 @@ def team() -> Team:
 
 @cache
 def begin(folder: Path, tell: Callable[[str], None] = logger.info) -> None:
-    """Begin to compile what every model needs, or to read it from where it is kept.
+    """Begin to compile what every model needs, or to read it from where it is kept. What others ask for from now on is
+    kept there, too.
 
     Args:
         folder: of the caches. tell: told once if it takes a while.
     """
-    threading.Thread(target=_compile, args=(folder, tell), name="compile", daemon=True).start()
+    Cache.folder = _kept_in(folder, Cache.key())
+    threading.Thread(target=_compile, args=(tell,), name="compile", daemon=True).start()
 
 
-def _compile(folder: Path, tell: Callable[[str], None]) -> None:
+def _compile(tell: Callable[[str], None]) -> None:
     with _BUSY:
         from ...kernels.compiled import attention, heads, products, work
-        from ...kernels.compiled.operation import Cache
-
-        Cache.folder = _kept_in(folder, Cache.key())
     if Cache.folder is None or not any(Cache.folder.iterdir()):
         tell(_MESSAGE)
-    for operation in (work.work, work.tell, products.prepare, products.product, heads.heads, attention.attend):
+    _compile_all([work.work, work.tell, products.prepare, products.product, heads.heads, attention.attend])
+
+
+def ahead(operations: list[Operation]) -> None:
+    """Begin to compile what a model needs besides."""
+    threading.Thread(target=_compile_all, args=(operations,), name="compile", daemon=True).start()
+
+
+def _compile_all(operations: list[Operation]) -> None:
+    for operation in operations:
         with _BUSY:
             operation.address  # noqa: B018 - asking compiles it
 
