@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core.datamodel import models
@@ -117,22 +118,20 @@ def leave(context: Any, sums: Any, address: Any, pitch: Any, count: Any) -> Any:
     return types.void(sums, types.int64, types.int64, types.int64), emit
 
 
-@intrinsic(prefer_literal=True)
-def arrange(context: Any, form: Any, x: Any, out: Any) -> Any:
-    """Write 32 numbers of x, fp32, to `out` in the order of sums, each divided by what its partner is too large by.
-
-    Args:
-        form: a constant: how the partners stand.
-    """
-    if not isinstance(form, types.IntegerLiteral):
-        return None
-    factors = [2.0**-shift for shift in SHIFTS[form.literal_value]]
+@intrinsic
+def arrange(context: Any, x: Any, factors: Any, out: Any) -> Any:
+    """Write 32 numbers of x, fp32, to `out` in the order of sums, each times what makes up for its partner being too
+    large (`FACTORS`)."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         code, of = Code(context, builder), ir.VectorType(F32, 32)
-        ordered = code.take(code.load(of, args[1]), ORDER)
+        ordered = code.take(code.load(of, args[0]), ORDER)
         to = builder.inttoptr(args[2], of.as_pointer())
-        builder.store(builder.fmul(ordered, ir.Constant(of, factors)), to, align=4)
+        builder.store(builder.fmul(ordered, code.load(of, args[1])), to, align=4)
         return context.get_dummy_value()
 
-    return types.void(form, types.int64, types.int64), emit
+    return types.void(types.int64, types.int64, types.int64), emit
+
+
+FACTORS = np.array([[2.0**-shift for shift in SHIFTS[form]] for form in sorted(SHIFTS)], dtype=np.float32)
+"""For each way in which the partners stand."""

@@ -21,7 +21,7 @@ from numba import float32, types
 from numba.extending import intrinsic
 
 from .block_code import BLOCK_BYTES, BLOCK_NUMBERS, HALVES, HIGH, LOW, WHOLE
-from .block_sums import arrange, leave, no_sums, with_block
+from .block_sums import FACTORS, arrange, leave, no_sums, with_block
 from .native import floats, loop
 from .operation import Operation
 from .record import Q4_0, Q4_1, Q4_K, Q5_1
@@ -53,27 +53,21 @@ def prepare(kind: int, x: int, columns: int, batch: int, prepared: int) -> None:
     for b in range(vectors):
         for i in range(2 * blocks):
             sums[b, i] = float32(0)
+    factor = float32(-8) if kind == Q4_0 else float32(1)  # its numbers are taken as 0 to 15, and are -8 to 7
+    step, first = (2, 1) if kind in (Q4_1, Q5_1) else (1, 0)  # a block has scale and minimum side by side
+    even, odd = WHOLE, WHOLE
+    if kind in (Q4_0, Q4_1):
+        even, odd = HALVES, HALVES
+    elif kind == Q4_K:
+        even, odd = LOW, HIGH
     for b in range(batch):
         for i in range(blocks):
             total = float32(0)
             for j in range(32):
                 total += given[b, i, j]
-            if kind == Q4_0:  # its numbers are taken as 0 to 15, and are -8 to 7
-                sums[b, i] = float32(-8) * total
-            elif kind in (Q4_1, Q5_1):  # a block has scale and minimum side by side
-                sums[b, 2 * i + 1] = total
-            else:
-                sums[b, i] = total
-    for i in range(batch * blocks):
-        at, to = x + 128 * i, prepared + 128 * i
-        if kind in (Q4_0, Q4_1):
-            arrange(HALVES, at, to)
-        elif kind != Q4_K:
-            arrange(WHOLE, at, to)
-        elif i % 2 == 0:
-            arrange(LOW, at, to)
-        else:
-            arrange(HIGH, at, to)
+            sums[b, step * i + first] = factor * total
+            at, factors = 128 * (b * blocks + i), FACTORS[odd if i % 2 else even]
+            arrange(x + at, factors.ctypes.data, prepared + at)
     for b in range(batch, vectors):
         for i in range(columns):
             ordered[b, i] = float32(0)

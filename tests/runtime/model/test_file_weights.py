@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
 import torch
 from gguf_cases import CHANGES, cases
-from gguf_models import Entry, random_model, write_gguf
+from gguf_models import random_model, write_gguf
+from gguf_packed import WIDE, typed
 
 from stratakv.runtime import KVConfig, Runtime
 from stratakv.runtime.api.errors import SessionError
+from stratakv.runtime.process import compiled
+from stratakv.runtime.sessions.elsewhere import names_by_settings
 
 TYPES = ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K", "F32", "F16", "BF16"]
-WIDE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 4, "head_dim": 64}
-"""Rows that the K types can pack."""
 PROMPT = "A text that is read before, of some tokens: 0123456789." * 3
 
 
@@ -26,36 +25,7 @@ PROMPT = "A text that is read before, of some tokens: 0123456789." * 3
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("model.locate", "model.identity", "chat.runtime"):
         monkeypatch.setattr(f"stratakv.runtime.{module}.cache_dir", lambda: tmp_path / "cache")
-
-
-def packed(values: np.ndarray, kind: str) -> Entry:
-    """A tensor of that type: of the K types, which gguf cannot write, any bits with small scales."""
-    of = gguf.GGMLQuantizationType[kind]
-    if not kind.endswith("_K"):
-        return "", gguf.quantize(np.ascontiguousarray(values), of), of
-    size = gguf.GGML_QUANT_SIZES[of][1]
-    rng = np.random.default_rng(values.size)
-    data = rng.integers(0, 256, (values.shape[0], values.shape[1] // 256, size), dtype=np.uint8)
-    scales = np.array([0.001], np.float16).view(np.uint8)
-    for begin in [208] if kind == "Q6_K" else [0, 2]:
-        data[..., begin : begin + 2] = scales
-    return "", data.reshape(values.shape[0], -1), of
-
-
-def typed(kinds: list[str], inner: Any = None) -> Any:
-    """Give each matrix a type in turn, after `inner` has changed the tensor."""
-    count = iter(range(1000))
-
-    def change(name: str, values: np.ndarray) -> Iterable[Entry]:
-        for entry in [(name, values)] if inner is None else inner(name, values):
-            called, numbers = entry[0], entry[1]
-            if numbers.ndim == 2 and called.endswith(".weight"):
-                _, data, of = packed(numbers, kinds[next(count) % len(kinds)])
-                yield called, data, of
-            else:
-                yield called, numbers
-
-    return change
+    monkeypatch.setenv(compiled.SWITCH, "1")
 
 
 def logits(path: Path, weights: str, batch: int = 1, **settings: Any) -> tuple[list[torch.Tensor], Runtime]:
@@ -151,21 +121,6 @@ def test_no_matrix_is_copied(tmp_path: Path) -> None:
     assert not [path for path in written if path.suffix == ".safetensors"]
 
 
-@pytest.mark.parametrize(
-    ("how", "said"),
-    [
-        ({"dtype": "float16"}, "needs dtype float32 or bfloat16"),
-        ({"switched": "0"}, "needs compiled decode: numba, and STRATAKV_COMPILED other than 0"),
-    ],
-)
-def test_why_it_cannot_be(how: dict[str, str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_gguf(tmp_path / "m.gguf", random_model("llama"), "llama")
-    if "switched" in how:
-        monkeypatch.setenv("STRATAKV_COMPILED", how["switched"])
-    with pytest.raises(ValueError, match=said):
-        Runtime.load(tmp_path / "m.gguf", device="cpu", dtype=how.get("dtype", "float32"), weights="file")
-
-
 def test_a_directory_of_safetensors_has_no_such_file(tiny_llama: Path) -> None:
     with pytest.raises(ValueError, match=r"weights=file is for a GGUF file on this machine, and .* is none; leave it"):
         Runtime.load(tiny_llama, device="cpu", dtype="float32", weights="file")
@@ -188,6 +143,10 @@ def test_stores_keep_the_two_apart_and_both_names(tmp_path: Path) -> None:
     for weights in ("own", "file"):
         with Runtime.load(tmp_path / "m.gguf", device="cpu", dtype="float32", weights=weights, kv=kv) as runtime:
             assert runtime.sessions() == [weights]
+            other = "file" if weights == "own" else "own"
+            assert names_by_settings(runtime.store.disk) == {f"weights={other!r}": [other]}
+            with pytest.raises(SessionError, match=rf"no session .*; there is one with weights='{other}' \(folder"):
+                runtime.chat(session=other)
     for folder in (tmp_path / "kv").glob("*_*"):
         assert "former_names" not in (folder / "config.json").read_text()
     with Runtime.load(parts, device="cpu", dtype="float32", weights="file", kv=kv) as runtime:
