@@ -28,6 +28,7 @@ from .decoder import Decoder
 from .gguf.directory import ModelFile
 from .gguf.plan import TensorRows, Weight
 from .gguf.weights_file import pieces, rows_of
+from .model_files import read_generation
 from .products import Product, Strip, strip_of
 from .strip_rows import fill_products, operations_of, widening
 
@@ -126,8 +127,9 @@ class FileWeights:
         self.held_bytes = 0
         """Bytes of matrices that are no longer in the file."""
 
-    def decoder(self, config: Any) -> Decoder:
-        """Make the decoder. Its matrices have a shape, the model's dtype, and no memory."""
+    def decoder(self, config: Any, directory: Path) -> Decoder:
+        """Make the decoder, with a directory's settings of generation. Its matrices have a shape, the model's dtype,
+        and no memory."""
         decoder = Decoder(config).to(self._dtype)
         small = {weight.name: weight for weight in self._found.weights if len(weight.shape) == 1}
         numbers = {
@@ -141,6 +143,7 @@ class FileWeights:
                 self._matrices[id(parameters[weight.name])] = self._matrix(weight)
         if config.tie_word_embeddings:
             decoder.lm_head.weight = decoder.model.embed_tokens.weight
+        read_generation(directory, decoder)
         kinds = {strip.kind for matrix in self._matrices.values() for strip in matrix.strips}
         compiled.ahead([*map(widen, sorted(kinds)), *operations_of(kinds)])
         return decoder.eval().requires_grad_(False)

@@ -182,7 +182,7 @@ class Model:
                     from .file_weights import FileWeights
 
                     in_file = FileWeights(found, dtype)
-                    hf = in_file.decoder(config)
+                    hf = in_file.decoder(config, path)
                 else:
                     hf = (own_modules if modules == "own" else transformers_modules)(path, config, dtype).to(device)
             hf.config.name_or_path = str(directory)

@@ -76,14 +76,19 @@ def rope_of(config: Any) -> Rope:
 
 def own_modules(directory: Path, config: Any, dtype: torch.dtype) -> Any:
     """Make layers of `decoder` with the directory's weights. Raises as `weights.load_decoder`."""
-    from transformers.generation.configuration_utils import GenerationConfig
-
     from .weights import load_decoder
 
     decoder = load_decoder(directory, config, dtype)
+    read_generation(directory, decoder)
+    return decoder
+
+
+def read_generation(directory: Path, decoder: Decoder) -> None:
+    """Give a decoder the directory's settings of generation, if there are any. Raises what transformers raises."""
+    from transformers.generation.configuration_utils import GenerationConfig
+
     if (directory / "generation_config.json").is_file():
         decoder.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
-    return decoder
 
 
 def transformers_modules(directory: Path, config: Any, dtype: torch.dtype) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gguf_cases import CHANGES, cases
-from gguf_models import random_model, write_gguf
+from gguf_models import random_model, tokenizer_keys, write_gguf
 from gguf_packed import WIDE, typed
 
 from stratakv.runtime import KVConfig, Runtime
@@ -119,6 +119,13 @@ def test_no_matrix_is_copied(tmp_path: Path) -> None:
     assert sum(kept.values()) < 0.1 * size
     written = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert not [path for path in written if path.suffix == ".safetensors"]
+
+
+def test_a_reply_ends_where_the_file_says(tmp_path: Path) -> None:
+    said = tokenizer_keys() | {"tokenizer.ggml.eos_token_ids": [2, 3]}
+    write_gguf(tmp_path / "m.gguf", random_model("llama", num_hidden_layers=1), "llama", keys=said)
+    ends = [logits(tmp_path / "m.gguf", weights)[1].model.eos_ids for weights in ("own", "file")]
+    assert ends[0] == ends[1] >= {2, 3}
 
 
 def test_a_directory_of_safetensors_has_no_such_file(tiny_llama: Path) -> None:
