@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import os
-import resource
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from memory import PeakMemory, give_back
 from places import ROOT, TESTS
 
 # All processes of a run, whatever folder of caches they are given, find what one of them has compiled.
@@ -64,41 +61,23 @@ def _one_thread_for_small_tensors(request: pytest.FixtureRequest) -> Iterator[No
 
 @pytest.fixture(scope="module", autouse=True)
 def _memory_goes_back() -> Iterator[None]:
-    """Models that one file's tests have loaded are not there beside those of the next: their cycles are collected, and
-    the C library hands back what it kept of them."""
+    """Models that one file's tests have loaded are not there beside those of the next."""
     yield
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:
-        trim(0)
+    give_back()
 
 
-_PEAKS: dict[str, int] = {}
-"""Process of this run -> the most memory that it has held, in bytes."""
+_MEMORY: list[PeakMemory] = []
+"""Of the process that began the run; its workers and their children are counted there."""
 
 
-def _peak() -> int:
-    """Of this process, without its children."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A worker tells its controller."""
-    told: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
-    if told is not None:
-        told["peak_bytes"] = _peak()
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
-    _PEAKS[node.gateway.id] = getattr(node, "workeroutput", {}).get("peak_bytes", 0)  # nothing of one that crashed
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if not hasattr(session.config, "workerinput"):
+        _MEMORY.append(PeakMemory())
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The sum of every process's peak: they need not have held it at one time."""
-    peaks = {"main": _peak(), **_PEAKS}
-    parts = ", ".join(f"{name} {peak / 1e9:.2f}" for name, peak in peaks.items())
-    terminalreporter.write_line(f"peak memory: at most {sum(peaks.values()) / 1e9:.2f} GB ({parts})")
+    for memory in _MEMORY:
+        terminalreporter.write_line(f"peak memory of all processes together: {memory.stop() / 1e9:.2f} GB")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -45,7 +45,7 @@ THROUGH = {
         "runtime.engine.generate"
     ),
     "runtime/cli/test_app.py": "runtime.__main__ runtime.cli.options",
-    "runtime/cli/test_bench_command.py": "runtime.bench.plot runtime.process.hardware",
+    "runtime/cli/test_bench_command.py": "runtime.bench.breakdown_plot runtime.bench.plot runtime.process.hardware",
     "runtime/cli/test_eval_command.py": (
         "runtime.evaluation.plain runtime.evaluation.plot runtime.evaluation.report runtime.evaluation.run "
         "runtime.evaluation.suites.fidelity runtime.evaluation.suites.needles runtime.evaluation.suites.tasks"

@@ -20,7 +20,6 @@ from .record import (
     H_EPS,
     H_GROUPS,
     H_HEADS,
-    H_KV_KIND,
     H_NORM,
     H_PAIRS,
     H_PLACES,
@@ -63,13 +62,13 @@ def heads(row: int, item: int, scratch: int) -> None:
         for i in range(dim):
             q[b, head, i] = x[i]
         return
-    places = longs(op[H_PLACES], (op[H_BATCH], 3))
+    places = longs(op[H_PLACES], (op[H_BATCH], 4))
     place = places[b, 0]
     if head < queries + groups:
         place += (head - queries) * places[b, 1]
     else:
         place += (head - queries - groups) * places[b, 1] + places[b, 2]
-    if op[H_KV_KIND] == F32:
+    if places[b, 3] == F32:
         wide = floats(place, dim)
         for i in range(dim):
             wide[i] = x[i]

@@ -17,7 +17,10 @@ WIDTH = 40
 """Columns of the table."""
 OPERATION, ITEMS, BARRIER, MARK, PREPARE, MEMORY = range(6)
 """OPERATION: address of what is done to an item; PREPARE: of what every thread does for itself before, or 0.
-MARK: where in `times` the operation's time is added. MEMORY: bytes of its own that a thread needs."""
+MARK: where in `times` the operation's time is added, one of the marks below. MEMORY: bytes of its own that a thread
+needs."""
+NO_MARK, M_QKV, M_HEADS, M_TABLES, M_SCORES, M_CHOICE, M_ATTENTION, M_OUT, M_GATE_UP, M_DOWN, M_HEAD = range(11)
+"""What an operation of a step is. Rows up to one with BARRIER are timed together, under its mark."""
 
 # PRODUCT: y[b, :] = W x[b, :] + bias, x made anew by every thread from what earlier operations left. An item is CHUNK
 # rows of W.
@@ -72,9 +75,10 @@ H_COS, H_SIN, H_ROTARY = range(12, 15)
 """[B, H_ROTARY], tables of `lean_layer.for_lean`; H_ROTARY 0: not rotated."""
 H_NORM, H_EPS, H_WIDE = range(15, 18)
 """[H + G, D], a norm of each head; 0: none. H_WIDE: one norm over all heads of q, one over those of k."""
-H_PLACES, H_KV_KIND = range(18, 20)
-"""int64 [B, 3]: address of the new token's k of the first head; bytes from there to the next head, and to v."""
-H_PAIRS = 20
+H_PLACES = 18
+"""int64 [B, 4]: address of the new token's k of the first head; bytes from there to the next head, and to v; their
+kind, F32 or BF16."""
+H_PAIRS = 19
 """H_PAIRS: numbers (2i, 2i + 1) of q and k in H_QKV belong together, not (i, i + D / 2)."""
 
 # Of one sequence and layer: what to read of G * L-token pages, or of one run of rows.

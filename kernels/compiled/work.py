@@ -91,6 +91,12 @@ def tell(team: int, word: int) -> None:
     _tell(team, word)
 
 
+@preparation
+def read_ticks(place: int, unused: int) -> None:
+    """Write the present `ticks` to an int64 at an address."""
+    longs(place, 1)[0] = ticks()
+
+
 @loop
 def _wait(team: int, word: int, old: int, spins: int) -> None:
     """Wait until the word has another value than `old`."""

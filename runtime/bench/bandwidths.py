@@ -53,7 +53,7 @@ def measure_bandwidths(device: torch.device, folder: Path) -> Bandwidths:
 
 
 def _memory(device: torch.device) -> float:
-    data = torch.ones(_MEMORY_BYTES[device.type] // 4, device=device)
+    data = torch.ones(_MEMORY_BYTES[device.type] // 4, dtype=torch.float32, device=device)
     other = torch.empty_like(data)
     read = data.nbytes / _best(data.sum, device)
     copied = 2 * data.nbytes / _best(lambda: other.copy_(data), device)

@@ -12,6 +12,7 @@ from ...retrieval.registry import index_class
 from ...storage.files.file_names import as_text
 from ..api.config import KVConfig
 from ..api.typed import shown
+from ..model.products import PRODUCTS
 
 _MOST = {"steps": 10**6, "turn_tokens": 10**8, "contexts": 10**8, "batches": 1024, "layers": 1024}
 """The most of each number: more could not be measured in a lifetime, or is held by no machine."""
@@ -48,6 +49,8 @@ class BenchOptions:
     """Number of layers of the shape; None: all it has."""
     device: str = "auto"
     dtype: str = "auto"
+    weights: tuple[str, ...] = ("own",)
+    """Weights that decode multiplies with as in `Runtime.load`, measured side by side."""
     contexts: tuple[int, ...] = (512, 7500)
     batches: tuple[int, ...] = (1,)
     indexes: tuple[str, ...] = ("bounds",)
@@ -67,6 +70,8 @@ class BenchOptions:
     prefetch: tuple[str, ...] = ("auto",)
     """Values of prefetch as in `KVConfig`, measured side by side."""
     baselines: tuple[str, ...] = BASELINES
+    breakdown: bool = False
+    """Say what each operation of a step took."""
     gpu_memory_cap: float | None = None
     """GB that model and KV may take on the device together, as if it were a card of that size."""
     link_gbps: float | None = None
@@ -90,6 +95,9 @@ class BenchOptions:
         unknown = [name for name in self.baselines if name not in BASELINES]
         if unknown:
             raise ValueError(f"baselines are {', '.join(BASELINES)}, or none; not {', '.join(unknown)}")
+        wrong = [name for name in self.weights if name not in PRODUCTS]
+        if wrong:
+            raise ValueError(f"weights are {' or '.join(PRODUCTS)}, not {', '.join(wrong)}")
         for name in ("gpu_memory_cap", "link_gbps", "disk_gbps"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:

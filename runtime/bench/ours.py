@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,15 +12,21 @@ from ...storage import Counters
 from ...storage.files.scratch import scratch_folder
 from ..api.figures import ratio
 from ..chat.runtime import Runtime
+from ..engine.engine import Engine
 from ..engine.sequence import Sequence
 from ..layers.tiered import TieredLayer, tiered_layers
+from ..process import compiled
 from .bandwidths import Bandwidths
+from .breakdown import summary, total_only
 from .contestant import Contestant, TimedTurn
 from .options import BenchOptions, Caps
 from .random_kv import fill_sequence
 from .roofline import Traffic
 from .slow_links import slow_down
 from .subject import Subject
+
+if TYPE_CHECKING:
+    from .timed_team import TimedTeam
 
 
 class Ours(Contestant):
@@ -32,15 +38,16 @@ class Ours(Contestant):
 
     def __init__(
         self, subject: Subject, options: BenchOptions, index: str, caps: Caps, batch: int, tokens: int,
-        bandwidths: Bandwidths, *, prefetch: str = "auto",
+        bandwidths: Bandwidths, *, prefetch: str = "auto", weights: str = "own",
     ) -> None:  # fmt: skip
-        super().__init__(batch, {"index": index, "caps": caps.given(), "prefetch": prefetch})
-        marks = [mark for mark in (str(caps), _MARKS[prefetch]) if mark]
+        super().__init__(batch, {"index": index, "weights": weights, "caps": caps.given(), "prefetch": prefetch})
+        marks = [mark for mark in ("" if weights == "own" else weights, str(caps), _MARKS[prefetch]) if mark]
         self.name = f"stratakv {index}" + (f" ({', '.join(marks)})" if marks else "")
         self._subject, self._bandwidths = subject, bandwidths
         with ExitStack() as stack:
             folder = stack.enter_context(scratch_folder("bench", options.kv_dir))
-            runtime = stack.enter_context(subject.runtime(options.kv(folder, index, caps, prefetch=prefetch)))
+            kv = options.kv(folder, index, caps, prefetch=prefetch)
+            runtime = stack.enter_context(subject.runtime(kv, subject.with_weights(weights)))
             check_room(runtime, options, batch, tokens)
             slow_down(runtime.store.links, options.link_gbps, options.disk_gbps)
             self.runtime: Runtime = runtime
@@ -49,6 +56,8 @@ class Ours(Contestant):
         self._before, self._moved = Counters(), Counters()
         self._busy_before = self._busy_s = 0.0
         self._kv_bytes: list[int] = []
+        self._has_breakdown = options.breakdown
+        self._timed = timed_team(runtime.engine) if options.breakdown else None
 
     def extend(self, prompts: np.ndarray) -> None:
         for sequence, prompt in zip(self.sequences, prompts, strict=True):
@@ -72,8 +81,12 @@ class Ours(Contestant):
     def on_stint(self) -> None:
         store = self.runtime.store
         self._before, self._busy_before = replace(store.counters), store.links.busy_s
+        if self._timed is not None:
+            self._timed.begin()
 
     def on_step(self) -> None:
+        if self._timed is not None:
+            self._timed.end(self.turns[-1].step_s[-1])
         read = sum(cache.tokens_read for cache in _tiered(self.sequences))
         self._kv_bytes.append(read * self.runtime.store.layout.token_bytes)
 
@@ -85,8 +98,10 @@ class Ours(Contestant):
     def facts(self, turn: TimedTurn) -> dict[str, Any]:
         moved, steps = self._moved, len(turn.step_s)
         counters = {**moved.as_dict(), "transfer_s": self._busy_s}
+        model = self.runtime.model
+        itemsize = 1 if model.weights == "int8" else model.dtype.itemsize  # scales and norms are little beside it
         traffic = Traffic(
-            weights=self._subject.read_per_step(self.runtime.model.dtype), kv=float(np.mean(self._kv_bytes)),
+            weights=self._subject.read_per_step(itemsize), kv=float(np.mean(self._kv_bytes)),
             link=moved.host_to_gpu_bytes / steps, disk=moved.disk_to_host_bytes / steps,
         )  # fmt: skip
         waited = ratio(moved.stall_s, self._busy_s)
@@ -100,7 +115,15 @@ class Ours(Contestant):
             "stall_share": ratio(moved.stall_s, turn.decode_s),
             "hidden_share": None if waited is None else max(0.0, 1 - waited),
             "roofline": traffic.against(self._bandwidths, turn.decode_s / steps),
+            **self._breakdown(turn),
         }
+
+    def _breakdown(self, turn: TimedTurn) -> dict[str, Any]:
+        if not self._has_breakdown:
+            return {}
+        if self._timed is None:
+            return {"breakdown": total_only(turn.step_s)}
+        return {"breakdown": summary(self._timed.take(), self._bandwidths.memory)}
 
     def summary(self) -> dict[str, Any]:
         engine = self.runtime.engine
@@ -111,6 +134,19 @@ class Ours(Contestant):
         for sequence in self.sequences:
             sequence.close()
         self._exit.close()
+
+
+def timed_team(engine: Engine) -> TimedTeam | None:
+    """Have steps worked through by a team that notes what operations take; None where PyTorch computes them."""
+    if engine.compiled is None:
+        return None
+    from ..engine.compiled_step import CompiledStep
+    from .timed_team import TimedTeam
+
+    counters = engine.store.counters
+    team = TimedTeam(compiled.team(), lambda: counters.stall_s)
+    engine.compiled = CompiledStep(engine.model, engine.store, team)
+    return team
 
 
 _MARKS = {"auto": "", "on": "prefetch", "off": "no prefetch"}

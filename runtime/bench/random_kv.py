@@ -58,7 +58,9 @@ def _note_queries(engine: Engine, cache: TieredLayer, pages: int, random: torch.
     """Note random queries, as reading a prompt would: without any, an index would learn anew while steps are timed."""
     if cache.upkeep.queries.is_wanted and pages:
         model = engine.model
-        queries = torch.randn(model.num_heads, pages, model.head_dim, generator=random, device=model.device)
+        queries = torch.randn(
+            model.num_heads, pages, model.head_dim, generator=random, dtype=torch.float32, device=model.device
+        )
         cache.upkeep.queries.note(queries, model.head_dim**-0.5)
 
 

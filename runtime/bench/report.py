@@ -55,6 +55,8 @@ def describe_row(row: dict[str, Any]) -> Iterator[str]:
         yield f"  {one['name']:{width}}  {_turn(one['first_turn'])}; second turn {_turn(one['second_turn'])}"
         if "counters" in one["first_turn"]:
             yield f"  {'':{width}}  {_traffic(one['first_turn'])}"
+        if "breakdown" in one["first_turn"]:
+            yield from breakdown_table(one["first_turn"]["breakdown"])
     for name, reason in row["left_out"].items():
         yield f"  {name:{width}}  left out: {reason}"
 
@@ -84,3 +86,17 @@ def _traffic(turn: dict[str, Any]) -> str:
         + ("" if hidden is None else f"{hidden:.0%} of transfer time hidden, ")
         + ("faster than the roofline: out of caches" if share is None else f"{share:.1%} of the roofline")
     )
+
+
+def breakdown_table(found: dict[str, Any]) -> Iterator[str]:
+    """What the parts of a step took, as a table."""
+    if found["form"] == "pytorch":
+        yield "    PyTorch computes these steps, one operation after the other: no part is timed by itself"
+    whole, steps = found["total"]["took_ms"], found["averaged_steps"]
+    yield f"    {f'mean of {steps} steps':24}{'ms':>10}{'of step':>10}{'MB':>10}{'of memory speed':>18}"
+    for part in [*found["parts"], {"operation": "total", **found["total"]}]:
+        read, share = part["read_bytes"], part["memory_share"]
+        yield (
+            f"    {part['operation']:24}{part['took_ms']:10.3f}{part['took_ms'] / whole:10.1%}"
+            f"{shown(None if read is None else read / 1e6, '.2f'):>10}{shown(share, '.0%'):>18}"
+        )

@@ -47,11 +47,14 @@ def run_bench(options: BenchOptions, log: Tell) -> dict[str, Any]:
     """
     with scratch_folder("bench", options.kv_dir) as folder:
         subject = Subject.load(options, folder, _positions(options, max(options.contexts)), log)
+        for weights in options.weights:
+            subject.with_weights(weights)
         options = options.with_gpu_room(subject.weights_bytes)
         _hold_to_the_cap(options, subject)
         _check_all_fit(options, subject, folder)
         error = check_logits(subject, options, folder / "check", log)
         measured = measure_bandwidths(subject.model.device, folder)
+        log(f"memory is read with {measured.memory / 1e9:.1f} GB/s")
         bench = Bench(subject, options, measured.limited(options.link_gbps, options.disk_gbps), log)
         rows = [bench.row(context, batch) for context, batch in itertools.product(options.contexts, options.batches)]
     crossed = crossovers(rows)
@@ -120,9 +123,20 @@ class Bench:
         script = self._script(context, batch)
         left_out: dict[str, str] = {}
         ours: list[Make] = [
-            partial(Ours, self.subject, self.options, index, caps, batch, tokens, self.bandwidths, prefetch=prefetch)
-            for index, caps, prefetch in itertools.product(
-                self.options.indexes, self.options.caps, self.options.prefetch
+            partial(
+                Ours,
+                self.subject,
+                self.options,
+                index,
+                caps,
+                batch,
+                tokens,
+                self.bandwidths,
+                prefetch=prefetch,
+                weights=weights,
+            )
+            for index, weights, caps, prefetch in itertools.product(
+                self.options.indexes, self.options.weights, self.options.caps, self.options.prefetch
             )
         ]
         others = list(self._baselines(context, batch, left_out))

@@ -40,6 +40,7 @@ class Subject:
         self.name, self.model, self.text = name, model, text
         self._directory, self._profiles = directory, Profiles(directory, name)
         self._references: dict[torch.dtype, Reference] = {}
+        self._by_weights = {model.weights: model}
 
     @classmethod
     def load(cls, options: BenchOptions, folder: Path, positions: int, log: Callable[[str], None]) -> Subject:
@@ -64,6 +65,14 @@ class Subject:
         """Open a runtime with a store of its own over the shared model (or a twin of it)."""
         return Runtime.over(model or self.model, self._directory, kv, self._profiles)
 
+    def with_weights(self, weights: str) -> Model:
+        """The model whose decode multiplies with these weights; made once. Raises ValueError if that cannot be."""
+        if weights not in self._by_weights:
+            model = Model(self.model.hf, self.model.tokenizer)
+            model.use_weights(weights)
+            self._by_weights[weights] = model
+        return self._by_weights[weights]
+
     def tokens(self, sequence: int, count: int) -> np.ndarray:
         """Token ids uint32 `[count]` for one sequence of a batch."""
         if self.text is None:
@@ -75,13 +84,13 @@ class Subject:
     def weights_bytes(self) -> int:
         return sum(weight.nbytes for weight in self.model.hf.parameters())
 
-    def read_per_step(self, dtype: torch.dtype) -> int:
-        """Bytes of weights that a decode step must read: of the embedding only one row, unless it is the head as
-        well."""
+    def read_per_step(self, itemsize: int) -> int:
+        """Bytes of weights, of `itemsize` each, that a decode step must read: of the embedding only one row, unless it
+        is the head as well."""
         embedding = self.model.inner.embed_tokens.weight
         is_head = self.model.hf.lm_head.weight is embedding
         count = sum(w.numel() for w in self.model.hf.parameters()) - (0 if is_head else embedding.numel())
-        return int(count * dtype.itemsize)
+        return int(count * itemsize)
 
     def pair(self, dtype: torch.dtype) -> tuple[Model, Reference]:
         """Our model and transformers' in that dtype."""

@@ -60,7 +60,7 @@ class Transformers(Contestant):
 
     def traffic(self, kv_bytes: float) -> Traffic:
         """The traffic of a step that reads so many bytes of KV."""
-        return Traffic(weights=self._subject.read_per_step(self._reference.dtype), kv=kv_bytes)
+        return Traffic(weights=self._subject.read_per_step(self._reference.dtype.itemsize), kv=kv_bytes)
 
     @property
     def _token_bytes(self) -> int:
@@ -84,7 +84,7 @@ class Offloaded(Transformers):
         return DynamicCache(config=reference.hf.config, offloading=True)
 
     def traffic(self, kv_bytes: float) -> Traffic:
-        return Traffic(weights=self._subject.read_per_step(self._reference.dtype), kv=kv_bytes, link=kv_bytes)
+        return Traffic(weights=self._subject.read_per_step(self._reference.dtype.itemsize), kv=kv_bytes, link=kv_bytes)
 
 
 class Quantised(Transformers):
@@ -102,7 +102,7 @@ class Quantised(Transformers):
 
     def traffic(self, kv_bytes: float) -> Traffic:
         packed = kv_bytes / self._reference.dtype.itemsize / 2
-        return Traffic(weights=self._subject.read_per_step(self._reference.dtype), kv=packed)
+        return Traffic(weights=self._subject.read_per_step(self._reference.dtype.itemsize), kv=packed)
 
 
 def needed_bytes(subject: Subject, dtype: torch.dtype, tokens: int) -> int:

@@ -81,6 +81,7 @@ class Runtime(Loaded):
         kv: KVConfig | None = None,
         local_files_only: bool = False,
         on_convert: Callable[[str], None] = tell,
+        on_compile: Callable[[], None] = compiled.tell,
     ) -> Runtime:
         """Load a model and open its store.
 
@@ -98,6 +99,7 @@ class Runtime(Loaded):
             kv: the places where the cache may live, and how it is read.
             on_convert: called before a GGUF file is converted (once per file) with its name, the room that this needs
                 and the room free.
+            on_compile: called, from another thread, before decode is compiled for this processor (once per version).
 
         Raises:
             ModelFileError: the model is not there, not usable, or was replaced meanwhile. ValueError: device, dtype or
@@ -113,11 +115,12 @@ class Runtime(Loaded):
         weights = typed.text("weights", weights)
         local_files_only = typed.flag("local_files_only", local_files_only)
         typed.called("on_convert", on_convert)
+        typed.called("on_compile", on_compile)
         one_in_a_child()
         where = pick_device(device)
         kind = pick_dtype(dtype, where)
         if where.type == "cpu" and compiled.is_available():
-            compiled.begin(cache_dir())
+            compiled.begin(cache_dir(), on_compile)
         weights = which_weights(weights, model, where, kind, kv.dtype)
         files: list[Path] = []
         if weights == "file":

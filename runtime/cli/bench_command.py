@@ -32,6 +32,7 @@ def bench(
     layers: Annotated[int | None, whole("--layers", help="Only so many layers of the shape.")] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    weights: Annotated[str, typer.Option("--weights", help="As in chat; comma-separated.")] = "own",
     contexts: Annotated[str, typer.Option("--contexts", help="Lengths in tokens, comma-separated.")] = "512,7500",
     batch: Annotated[str, typer.Option("--batch", help="Sequences at once, comma-separated.")] = "1",
     index: Annotated[str, typer.Option("--index", help="As in chat; comma-separated.")] = "bounds",
@@ -64,6 +65,9 @@ def bench(
         bool, typer.Option("--random-kv", help="Fill contexts with random numbers instead of prefilling them.")
     ] = False,
     prefetch: Annotated[str, typer.Option("--prefetch", help="As in chat; comma-separated.")] = "auto",
+    breakdown: Annotated[
+        bool, typer.Option("--breakdown", help="Say what each operation of a step took, its bytes, its speed.")
+    ] = False,
     baselines: Annotated[
         str, typer.Option("--baselines", help="Of dense, offloaded, quantised, llama.cpp; all or none.")
     ] = "all",
@@ -76,6 +80,7 @@ def bench(
 ) -> None:
     """Decode speed over context, beside transformers and llama.cpp in the same run; correctness first."""
     from ..api.figures import to_json
+    from ..bench.breakdown_plot import draw_breakdown
     from ..bench.options import BASELINES, BenchOptions, crossed
     from ..bench.plot import draw
     from ..bench.run import run_bench
@@ -85,12 +90,12 @@ def bench(
         check(plot)
     check_outputs(out, plot, trace)
     options = BenchOptions(
-        model=model, shape=shape, layers=layers, device=device, dtype=dtype,
+        model=model, shape=shape, layers=layers, device=device, dtype=dtype, weights=_names(weights),
         contexts=_counts("--contexts", contexts), batches=_counts("--batch", batch), indexes=_names(index),
         caps=crossed(_sizes(gpu_kv_gb), _sizes(host_kv_gb), _sizes(disk_kv_gb)),
         budget=int(budget) if float(budget).is_integer() else budget, gpu_memory_cap=gpu_memory_cap,
         link_gbps=link_gbps, disk_gbps=disk_gbps, kv_dtype=kv_dtype, codec=codec, profile=profile, kv_dir=kv_dir,
-        steps=steps, turn_tokens=turn_tokens, random_kv=random_kv, prefetch=_names(prefetch),
+        steps=steps, turn_tokens=turn_tokens, random_kv=random_kv, prefetch=_names(prefetch), breakdown=breakdown,
         baselines={"all": BASELINES, "none": ()}.get(baselines, _names(baselines)), text=text, trace=trace,
     )  # fmt: skip
     result = run_bench(options, log=lambda line: print(line, file=sys.stderr))
@@ -99,7 +104,7 @@ def bench(
     if out is not None:
         deliveries.append(partial(write_text, out, line + "\n"))
     if plot is not None:
-        deliveries.append(partial(draw, result, plot))
+        deliveries.append(partial(draw_breakdown if breakdown else draw, result, plot))
     deliver(deliveries)
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,13 +81,14 @@ def check_text(what: str, text: str) -> str:
     return text
 
 
-def load(options: ChatOptions, on_convert: Callable[[str], None]) -> tuple[Runtime, Chat]:
-    """Load the model, and begin or resume the conversation; no document is read yet."""
+def load(options: ChatOptions, console: Console) -> tuple[Runtime, Chat]:
+    """Load the model, and begin or resume the conversation; no document is read yet. What takes long only once is told
+    on the console."""
     from ..chat.runtime import Runtime
 
     runtime = Runtime.load(
         options.model, device=options.device, dtype=options.dtype, weights=options.weights, kv=options.kv,
-        on_convert=on_convert,
+        on_convert=partial(say_converting, console), on_compile=partial(say_compiling, console),
     )  # fmt: skip
     try:
         return runtime, begin(runtime, options, options.session)
@@ -102,8 +104,12 @@ def begin(runtime: Runtime, options: ChatOptions, session: str | None) -> Chat:
     return chat
 
 
-def say_converting(what: str, console: Console) -> None:
+def say_converting(console: Console, what: str) -> None:
     console.print(f"converting {printable(what)} once; later starts skip this", style="dim")
+
+
+def say_compiling(console: Console) -> None:
+    console.print("compiling for this processor once; later starts skip this", style="dim")
 
 
 def read(chat: Chat, document: Document, console: Console) -> Read:

@@ -18,14 +18,14 @@ LOADER = "stratakv-load"
 def load_behind(options: ChatOptions) -> Future[tuple[Runtime, Chat]]:
     """Load in a thread. The future gives the model and the conversation, or raises what is wrong with them."""
     from ..process.terminal import make_console
-    from .chat_setup import load, say_converting
+    from .chat_setup import load
 
     opening: Future[tuple[Runtime, Chat]] = Future()
     stderr = make_console(stderr=True)
 
     def work() -> None:
         try:
-            opening.set_result(load(options, lambda name: say_converting(name, stderr)))
+            opening.set_result(load(options, stderr))
         except BaseException as error:  # handed to whoever waits for the model
             opening.set_exception(error)
 

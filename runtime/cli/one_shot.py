@@ -10,7 +10,7 @@ from ..api.figures import Stopwatch, to_json
 from ..api.reply import REPEATS
 from ..chat.documents import Document, text_of
 from ..process.terminal import make_console, shown
-from .chat_setup import ChatOptions, check_session, check_text, load, prepare, progress_bar, read, say_converting
+from .chat_setup import ChatOptions, check_session, check_text, load, prepare, progress_bar, read
 from .one_line import say, with_flags
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def one_shot(options: ChatOptions, prompt: str, as_json: bool) -> None:
     documents = prepare(options)
     check_session(options)
     with Stopwatch() as loading:
-        runtime, chat = load(options, lambda name: say_converting(name, console))
+        runtime, chat = load(options, console)
     with runtime:
         if options.late is not None and (text := text_of(options.late(), "stdin")).strip():
             documents.append(Document("stdin", text))

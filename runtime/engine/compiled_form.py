@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ...storage import TieredStore
 from ..layers.attend_rows import is_kind
+from ..model.locate import cache_dir
 from ..model.model import Model
 from ..process import compiled
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 def compiled_step(model: Model, store: TieredStore) -> CompiledStep | None:
     """The compiled form of a model's steps over a store; None where PyTorch's operations are to compute them."""
     if not (model.can_compile and is_kind(store.layout.dtype) and compiled.is_available()):
+        return None
+    compiled.begin(cache_dir())
+    if not compiled.can_compile():
         return None
     from .compiled_step import CompiledStep
 

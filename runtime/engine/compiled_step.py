@@ -7,17 +7,18 @@ what it reads before its attention.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ...kernels.compiled import attention, choice, scores
-from ...kernels.compiled.team import Team
 from ...storage import TieredStore
-from ..layers.attend_rows import KV_KINDS, Attending, Room, most_parts
+from ..layers.attend_rows import Attending, Room, most_parts
 from ..model.model import Model, StepTables
 from ..model.step_rows import ROW_SPACE, StepRows
+from ..process.apart import fp32
 from .sequence import Sequence
 
 _BATCH_SIZES = 4
@@ -36,13 +37,19 @@ class _Operations:
     choose = choice.choose
 
 
+class Worker(Protocol):
+    """Who works through tables: a `Team`."""
+
+    def run(self, table: np.ndarray, threads: int | None = None) -> None: ...
+
+
 class CompiledStep:
     """The steps of one model over one store."""
 
-    def __init__(self, model: Model, store: TieredStore, team: Team) -> None:
+    def __init__(self, model: Model, store: TieredStore, team: Worker) -> None:
         self._model, self._store, self._team = model, store, team
         self._rows: dict[tuple[int, str], StepRows] = {}
-        self._parts = torch.empty(0)
+        self._parts = fp32(0)
         self._threads = 1
         self._rooms: list[Room] = []
         self._operations = _Operations()
@@ -86,7 +93,7 @@ class CompiledStep:
         longest = max(sequence.num_tokens for sequence in sequences) + 1
         self._room = most_parts(longest) * rows.heads * (2 + rows.dim)
         if len(self._parts) < rows.batch * self._room:
-            self._parts = torch.empty(rows.batch * self._room * 5 // 4)
+            self._parts = fp32(rows.batch * self._room * 5 // 4)
         parts = self._parts[: rows.batch * self._room].view(rows.batch, self._room)
         while len(self._rooms) < rows.batch:
             self._rooms.append(Room())
@@ -141,5 +148,5 @@ class CompiledStep:
         if key not in self._rows:
             if len(self._rows) == _BATCH_SIZES:
                 del self._rows[next(iter(self._rows))]
-            self._rows[key] = self._model.step_rows(batch, KV_KINDS[getattr(torch, self._store.layout.dtype)])
+            self._rows[key] = self._model.step_rows(batch)
         return self._rows[key]

@@ -19,9 +19,9 @@ class PlainModel:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.length = self.reach = 0
-        self.keys: list[Tensor] = [torch.empty(0)] * model.num_layers
+        self.keys: list[Tensor] = [torch.empty(0, dtype=torch.float32)] * model.num_layers
         """Rotated keys and values, each `[G, n, D]` per layer."""
-        self.values: list[Tensor] = [torch.empty(0)] * model.num_layers
+        self.values: list[Tensor] = [torch.empty(0, dtype=torch.float32)] * model.num_layers
 
     def copy(self) -> PlainModel:
         """An independent sequence with the same past."""

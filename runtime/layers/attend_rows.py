@@ -6,13 +6,14 @@ Shapes  G KV heads, R query heads each, D head dim, L page size
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ...kernels.compiled import record as r
+from ..process.apart import fp32
 
 SPAN = 128
 """Tokens of a part. It follows from nothing but must never follow from the machine: sums are cut here."""
@@ -22,6 +23,25 @@ KV_KINDS = {torch.float32: r.F32, torch.bfloat16: r.BF16}
 def is_kind(dtype: str) -> bool:
     """True if rows can say that keys and values are of this dtype."""
     return getattr(torch, dtype) in KV_KINDS
+
+
+class Place(NamedTuple):
+    """Where a token's k and v go, as HEADS reads it."""
+
+    k: int
+    """The address of the first head's k."""
+    head_pitch: int
+    """Bytes from there to the next head's."""
+    v_after: int
+    """Bytes from there to the first head's v."""
+    kind: int
+    """Of the numbers."""
+
+    @classmethod
+    def of(cls, kv: Tensor) -> Place:
+        """The place of one token's `[2, G, D]`, a view of where they go."""
+        size = kv.element_size()
+        return cls(kv.data_ptr(), kv.stride(1) * size, kv.stride(0) * size, KV_KINDS[kv.dtype])
 
 
 class Compiled(Protocol):
@@ -67,7 +87,7 @@ class Room:
         if held is None or held.numel() < count + 16:
             if held is not None:
                 self._outgrown.append(held)
-            held = self._held[name] = torch.empty(count * 5 // 4 + 16, dtype=torch.float32)
+            held = self._held[name] = fp32(count * 5 // 4 + 16)
         return (held.data_ptr() + 63) // 64 * 64
 
 
@@ -107,7 +127,7 @@ class Attending:
         assert parts * heads * (2 + dim) <= self.parts.numel(), "more parts than there is room for"
         row[:] = 0
         row[[r.OPERATION, r.BARRIER]] = self.operations.attend.address, 1
-        row[r.MEMORY] = self.operations.attend_bytes(heads // self.groups, dim)
+        row[[r.MARK, r.MEMORY]] = r.M_ATTENTION, self.operations.attend_bytes(heads // self.groups, dim)
         row[[r.A_GROUPS, r.A_REPEATS, r.A_DIM, r.A_PAGE]] = self.groups, heads // self.groups, dim, page
         row[[r.A_Q, r.A_SCALE]] = self.q.data_ptr(), self.scale_bits
         row[[r.A_UNIT, r.A_SPAN, r.A_TAIL_SPAN]] = unit, max(SPAN, unit), SPAN

@@ -32,7 +32,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from torch import Tensor
 
-from .attend_rows import Attending
+from .attend_rows import Attending, Place
 
 
 class LayerKV(ABC):
@@ -89,9 +89,8 @@ class LayerKV(ABC):
         """Add one token and return its attention `[H, D]`; q `[H, D]`, k and v `[G, D]`. Raises CapacityError."""
 
     @abstractmethod
-    def next_place(self) -> tuple[int, int, int]:
-        """Count one token in, as `step` does, whose k and v the caller writes by address: that of the first head's k,
-        and the bytes from there to the next head's and to v. Raises CapacityError."""
+    def next_place(self) -> Place:
+        """Count one token in, as `step` does, whose k and v the caller writes by address. Raises CapacityError."""
 
     @abstractmethod
     def fill(self, rows: np.ndarray, at: Attending) -> int | None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ...storage import OpenPage, TieredStore
+from .attend_rows import Place
 
 PUT_PAGES = 64
 """Pages handed to the store at a time: bounds the copy that lays them out."""
@@ -60,14 +61,11 @@ class LayerPages:
         kv[1, :, self.tail_len] = v
         self.tail_len += 1
 
-    def next_place(self) -> tuple[int, int, int]:
-        """Count the next token in, whose k and v are written by address: that of the first head's k, and the bytes from
-        there to the next head's and to v. Raises as `add` does."""
-        kv = self._opened()
-        size = kv.element_size()
-        place = kv.data_ptr() + self.tail_len * kv.stride(2) * size
+    def next_place(self) -> Place:
+        """Count the next token in, whose k and v are written by address. Raises as `add` does."""
+        place = Place.of(self._opened()[:, :, self.tail_len])
         self.tail_len += 1
-        return place, kv.stride(1) * size, kv.stride(0) * size
+        return place
 
     @property
     def open_kv(self) -> Tensor:

@@ -27,7 +27,7 @@ def fill_choice(rows: np.ndarray, at: Attending, scoring: Scoring, ids: Tensor) 
     units, parts = scoring.num_units, -(-scoring.num_units // span)
     at_scores = at.room.floats("scores", at.groups * repeats * units)
     at_tops = at.room.floats("tops", at.groups * repeats * parts * 2)
-    scores[[r.OPERATION, r.ITEMS, r.BARRIER]] = 0, at.groups * parts, 1
+    scores[[r.OPERATION, r.ITEMS, r.BARRIER, r.MARK]] = 0, at.groups * parts, 1, r.M_SCORES
     scores[[r.S_REPEATS, r.S_DIM, r.S_Q]] = repeats, at.q.shape[1], at.q.data_ptr()
     scores[[r.S_SCALE, r.S_UNITS, r.S_SPAN]] = at.scale_bits, units, span
     scores[[r.S_SCORES, r.S_ROOM, r.S_TOPS]] = at_scores, units, at_tops
@@ -39,7 +39,7 @@ def fill_choice(rows: np.ndarray, at: Attending, scoring: Scoring, ids: Tensor) 
         scores[r.MEMORY] = at.operations.score_bytes(repeats, at.q.shape[1], span)
         scores[[r.S_BOUNDS, r.S_HEAD_PITCH, r.S_KIND]] = bounds.data_ptr(), bounds.stride(0), KV_KINDS[bounds.dtype]
     choice[[r.OPERATION, r.ITEMS, r.BARRIER]] = at.operations.choose.address, at.groups, 1
-    choice[r.MEMORY] = at.operations.choice_bytes(units, parts)
+    choice[[r.MARK, r.MEMORY]] = r.M_CHOICE, at.operations.choice_bytes(units, parts)
     choice[[r.C_REPEATS, r.C_UNITS, r.C_SPAN]] = repeats, units, span
     choice[[r.C_SCORES, r.C_ROOM, r.C_TOPS]] = at_scores, units, at_tops
     choice[[r.C_COUNT, r.C_SINK, r.C_LOCAL, r.C_IDS]] = (
@@ -60,3 +60,4 @@ def _codes(tables: np.ndarray, scores: np.ndarray, at: Attending, scoring: CodeS
     scores[[r.S_ANCHORS, r.S_ANCHOR_PITCH, r.S_SEGMENT]] = anchors.data_ptr(), anchors.stride(0), scoring.segment
     tables[:] = scores
     tables[[r.OPERATION, r.ITEMS, r.BARRIER]] = at.operations.make_tables.address, at.groups * parts, 1
+    tables[r.MARK] = r.M_TABLES

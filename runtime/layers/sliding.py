@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...kernels.decode_attention import decode_attention
 from ...storage import PageLayout
-from .attend_rows import Attending, num_parts
+from .attend_rows import Attending, Place, num_parts
 from .base import LayerKV
 from .stored import check_window
 
@@ -84,10 +84,8 @@ class SlidingLayer(LayerKV):
         """K and V `[2, G, n, D]` of the tokens that the last one sees, a view."""
         return self._buffer[:, :, max(0, self._count - self.window) : self._count]
 
-    def next_place(self) -> tuple[int, int, int]:
-        row = self._next_row()
-        size = row.element_size()
-        return row.data_ptr(), row.stride(1) * size, row.stride(0) * size
+    def next_place(self) -> Place:
+        return Place.of(self._next_row())
 
     def fill(self, rows: np.ndarray, at: Attending) -> int:
         seen = self._seen()

@@ -24,7 +24,7 @@ from ...retrieval.index import Index
 from ...retrieval.reading import read_exactly
 from ...retrieval.stored import Geometry
 from ...storage import TieredStore
-from .attend_rows import Attending
+from .attend_rows import Attending, Place
 from .base import LayerKV
 from .lookahead import Lookahead
 from .page_reader import PageReader, Recover
@@ -157,7 +157,7 @@ class TieredLayer(LayerKV):
             out, lse = self.index.attend(state, query, chosen, reader, tail, scale)
         return chosen.ids, chosen.unit, out, lse
 
-    def next_place(self) -> tuple[int, int, int]:
+    def next_place(self) -> Place:
         self._begin_step()
         return self.pages.next_place()
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ...kernels.compiled import record as r
 from ...kernels.compiled.widening import widen
 from ..process import compiled
+from ..process.apart import fp32
 from .decoder import Decoder
 from .gguf.directory import ModelFile
 from .gguf.plan import TensorRows, Weight
@@ -63,7 +64,7 @@ class Matrix:
         (strip,) = self.strips
         rows = ids.cpu().numpy().astype(np.int64)
         assert ((rows >= 0) & (rows < strip.rows)).all(), "no such row"
-        out = torch.empty(len(rows), strip.columns)
+        out = fp32(len(rows), strip.columns)
         if len(rows):
             _run(widening(strip, out, rows))
         return out
@@ -96,7 +97,7 @@ class FileProduct(Product):
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.float().contiguous()
-        out = torch.empty(len(x), sum(strip.rows for strip in self._strips))
+        out = fp32(len(x), sum(strip.rows for strip in self._strips))
         if 0 < len(x) <= _FEW:
             table = np.zeros((len(self._strips), r.WIDTH), dtype=np.int64)
             kept = fill_products(table, self._strips, len(x), out)
@@ -223,7 +224,7 @@ def _multiply(x: Tensor, strip: Strip, out: Tensor) -> None:
     for begin in range(0, strip.rows, step):
         count = min(step, strip.rows - begin)
         some = replace(strip, address=strip.address + begin * strip.row_bytes, rows=count, pairs=0)
-        wide = torch.empty(count, strip.columns)
+        wide = fp32(count, strip.columns)
         _run(widening(some, wide))
         bias = None if strip.bias is None else strip.bias[begin : begin + count].float()
         out[:, begin : begin + count] = F.linear(x, wide, bias)

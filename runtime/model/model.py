@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from ...storage.files.file_names import readable_path
+from ..process.apart import fp32
 from ..process.turns import Turns
 from ..untrusted.families import FAMILIES
 from ..untrusted.numbers import reading
@@ -272,7 +273,7 @@ class Model:
             elif wide.dtype is torch.float32:
                 matrix.widen(wide)
             else:
-                exact = torch.empty(wide.shape)
+                exact = fp32(*wide.shape)
                 matrix.widen(exact)
                 wide.copy_(exact)
             found[id(parameter)] = wide
@@ -321,14 +322,13 @@ class Model:
         are_known = all(lean is not None and lean.act_name for lean in self._lean)
         return self.device.type == "cpu" and are_known and self.dtype in (torch.float32, torch.bfloat16)
 
-    def step_rows(self, batch: int, kv_kind: int) -> StepRows:
-        """The rows of a compiled step of `batch` sequences, whose keys and values are of a kind of
-        `kernels.compiled.record`; for a model all of whose layers have a lean form."""
+    def step_rows(self, batch: int) -> StepRows:
+        """The rows of a compiled step of `batch` sequences, for a model all of whose layers have a lean form."""
         from .step_rows import StepRows
 
         lean = [layer for layer in self._lean if layer is not None]
         assert len(lean) == self.num_layers
-        return StepRows(lean, self._rotated, self.step_logits, batch, kv_kind)
+        return StepRows(lean, self._rotated, self.step_logits, batch)
 
     def query(self, layer: int, hidden: Tensor, tables: StepTables) -> Tensor:
         """The query `[G, R, D]` that a layer would make of one token's `hidden` `[1, hidden]`, without the rest of the

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...kernels.compiled import record as r
 from ...kernels.compiled.heads import heads, heads_bytes
+from ..process.apart import fp32
 from .head import Head
 from .lean_layer import LeanLayer, Norm
 from .products import Product, Strip
@@ -38,14 +39,12 @@ class StepRows:
     Args:
         lean: all of the model's layers. rotated: whether each of them rotates.
         head: gives logits.
-        kv_kind: F32 or BF16, of the keys and values that HEADS writes.
     """
 
-    def __init__(self, lean: list[LeanLayer], rotated: list[bool], head: Head, batch: int, kv_kind: int) -> None:
+    def __init__(self, lean: list[LeanLayer], rotated: list[bool], head: Head, batch: int) -> None:
         first = lean[0]
         self.scales = [layer.scale for layer in lean]
         """Of each layer's attention."""
-        self._kv_kind = kv_kind
         self.batch, self.heads, self.groups, self.dim = batch, first.heads, first.kv_heads, first.dim
         width = first.qkv.weight.shape[1]
         space = ROW_SPACE * batch
@@ -56,38 +55,38 @@ class StepRows:
         self._filled = 0
         self._heads_rows: list[int] = []
         """Where HEADS is, of each layer; what attends comes behind it."""
-        self.hidden, self.logits = torch.empty(batch, width), torch.empty(batch, head.product.weight.shape[0])
+        self.hidden, self.logits = fp32(batch, width), fp32(batch, head.product.weight.shape[0])
         """The embedded tokens `[B, C]`, to be filled in; `[B, V]`, what comes out."""
-        self.q = torch.empty(len(lean), batch, self.heads, self.dim)
+        self.q = fp32(len(lean), batch, self.heads, self.dim)
         """Every layer's rotated queries."""
-        self.attended = torch.empty(batch, self.heads * self.dim)
+        self.attended = fp32(batch, self.heads * self.dim)
         """What attends elsewhere leaves its result here."""
-        self.places = np.zeros((len(lean), batch, 3), dtype=np.int64)
+        self.places = np.zeros((len(lean), batch, 4), dtype=np.int64)
         """Where each layer's new k and v go, for HEADS."""
         self.parts = np.zeros((len(lean), batch), dtype=np.int64)
         """Parts that each layer's attention leaves."""
         self._kept: list[Tensor] = []
-        sums, outs = [torch.empty(batch, width) for _ in "ab"], [torch.empty(batch, width) for _ in "ab"]
-        qkv = torch.empty(batch, first.qkv.weight.shape[0])
+        sums, outs = [fp32(batch, width) for _ in "ab"], [fp32(batch, width) for _ in "ab"]
+        qkv = fp32(batch, first.qkv.weight.shape[0])
         wide = max(layer.gate_up.weight.shape[0] for layer in lean)
-        inner = torch.empty(batch, wide)
+        inner = fp32(batch, wide)
         self._kept += [*sums, *outs, qkv, inner]
         above: tuple[Tensor, Tensor | None, Norm | None] = (self.hidden, None, None)
         for number, layer in enumerate(lean):
-            row = self._products(layer.qkv, qkv)
+            row = self._products(layer.qkv, qkv, r.M_QKV)
             self._sum(row, *above, sums[0], layer.before_attention)
             base = self.hidden if number == 0 else sums[0]
             self._heads_rows.append(self._filled)
             self._heads(self._next(1)[0], layer, number, qkv, is_rotated=rotated[number])
             self._next(space)
-            self._products(layer.out, outs[0])
+            self._products(layer.out, outs[0], r.M_OUT)
             self.merges(number)
-            row = self._products(layer.gate_up, inner)
+            row = self._products(layer.gate_up, inner, r.M_GATE_UP)
             self._sum(row, base, outs[0], layer.after_attention, sums[1], layer.before_mlp)
-            row = self._products(layer.down, outs[1])
+            row = self._products(layer.down, outs[1], r.M_DOWN)
             row[[r.P_INPUT, r.P_A, r.P_ACT]] = r.GATED, inner.data_ptr(), _ACTS[layer.act_name]
             above = sums[1], outs[1], layer.after_mlp
-        row = self._products(head.product, self.logits)
+        row = self._products(head.product, self.logits, r.M_HEAD)
         self._sum(row, *above, sums[0], Norm(head.norm))
         assert self._filled == len(self.table)
         self.input = self.last = sums[0]
@@ -119,11 +118,11 @@ class StepRows:
             if row[r.H_ROTARY]:
                 row[r.H_ROTARY] = sin.shape[-1]
 
-    def _products(self, product: Product, y: Tensor) -> np.ndarray:
+    def _products(self, product: Product, y: Tensor, mark: int) -> np.ndarray:
         """The next rows, those of a product. Returns the first."""
         strips = self._strips(product)
         rows = self._next(len(strips))
-        self._kept += fill_products(rows, strips, self.batch, y)
+        self._kept += fill_products(rows, strips, self.batch, y, mark)
         first: np.ndarray = rows[0]
         return first
 
@@ -150,11 +149,10 @@ class StepRows:
     def _heads(self, row: np.ndarray, layer: LeanLayer, number: int, qkv: Tensor, *, is_rotated: bool) -> None:
         items = self.batch * (self.heads + 2 * self.groups)
         row[[r.OPERATION, r.ITEMS, r.BARRIER]] = heads.address, items, 1
-        row[r.MEMORY] = heads_bytes(self.dim)
+        row[[r.MARK, r.MEMORY]] = r.M_HEADS, heads_bytes(self.dim)
         row[[r.H_BATCH, r.H_HEADS, r.H_GROUPS, r.H_DIM]] = self.batch, self.heads, self.groups, self.dim
         row[[r.H_QKV, r.H_Q, r.H_PLACES]] = qkv.data_ptr(), self.q[number].data_ptr(), self.places[number].ctypes.data
-        row[[r.H_ROTARY, r.H_KV_KIND]] = int(is_rotated), self._kv_kind
-        row[r.H_PAIRS] = any(strip.pairs for strip in self._strips(layer.qkv))
+        row[[r.H_ROTARY, r.H_PAIRS]] = int(is_rotated), any(strip.pairs for strip in self._strips(layer.qkv))
         if layer.head_norm is not None:
             row[[r.H_NORM, r.H_EPS]] = self._wide(layer.head_norm.weight), bits(layer.head_norm.eps)
         elif layer.wide_norms is not None:

@@ -26,7 +26,7 @@ def operations_of(kinds: set[int]) -> list[Operation]:
     return [block_products.prepare, block_products.product, *map(blocks.rows, packed)] if packed else []
 
 
-def fill_products(table: np.ndarray, strips: list[Strip], batch: int, y: Tensor) -> list[Tensor]:
+def fill_products(table: np.ndarray, strips: list[Strip], batch: int, y: Tensor, mark: int = r.NO_MARK) -> list[Tensor]:
     """Fill PRODUCT rows, one for each strip below the other, all but what x is made of in the first. Returns what must
     be kept as long as they are used, besides the strips.
 
@@ -49,7 +49,7 @@ def fill_products(table: np.ndarray, strips: list[Strip], batch: int, y: Tensor)
             if before.kind == strip.kind or not has_blocks:
                 row[r.PREPARE] = 0
         row[r.MEMORY] = form.product_bytes(batch, strip.columns)
-        row[[r.ITEMS, r.BARRIER]] = -(-strip.rows // chunk), int(strip is strips[-1])
+        row[[r.ITEMS, r.BARRIER, r.MARK]] = -(-strip.rows // chunk), int(strip is strips[-1]), mark
         row[[r.P_BATCH, r.P_ROWS, r.P_COLUMNS, r.P_CHUNK]] = batch, strip.rows, strip.columns, chunk
         row[[r.P_KIND, r.P_WEIGHT]] = strip.kind, strip.address
         row[[r.P_Y, r.P_STRIDE]] = y.data_ptr() + 4 * first, y.shape[1]

@@ -31,6 +31,8 @@ def which_weights(asked: str, model: str, device: torch.device, dtype: str, kv_d
     if asked not in _ASKED:
         raise ValueError(f"weights is {', '.join(_ASKED[:-1])} or {_ASKED[-1]}, not {asked!r}")
     needed = _needed_for_file(device, dtype)
+    if asked == "file" and needed is None and not compiled.can_compile():
+        needed = "a numba that can be used here"
     if asked == "file" and needed is not None:
         raise ValueError(f"weights=file needs {needed}; leave it out, or use weights=own")
     if asked != AUTO:
@@ -38,7 +40,7 @@ def which_weights(asked: str, model: str, device: torch.device, dtype: str, kv_d
     if needed is not None or kv_dtype == "float16":  # PyTorch would compute each step, from weights made for it
         return "own"
     files = gguf_here(model)
-    return "file" if files and _is_read_there(files, dtype) else "own"
+    return "file" if files and compiled.can_compile() and _is_read_there(files, dtype) else "own"
 
 
 def _needed_for_file(device: torch.device, dtype: str) -> str | None:

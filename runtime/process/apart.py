@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
+from torch import Tensor
 
 _CPU = torch.device("cpu")
 
@@ -21,6 +22,12 @@ def apart() -> Iterator[None]:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         yield
+
+
+def fp32(*shape: int) -> Tensor:
+    """Memory for fp32 numbers, whatever dtype the application has made torch's default. What is written there by
+    address must find the room."""
+    return torch.empty(shape, dtype=torch.float32)
 
 
 @contextmanager

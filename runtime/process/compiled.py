@@ -1,8 +1,8 @@
 """Compiled loops for decode on a CPU: whether there are any, where their code is kept, and the threads that run them.
 
-With `STRATAKV_COMPILED=1`, and numba, decode runs in them; otherwise PyTorch's operations compute it. Compiling takes
-some ten seconds, once for each version of ours and each kind of processor. It begins in a thread of its own when a
-model is about to be loaded, and goes on while a prompt is read; the first decode step waits for what it needs.
+Decode on a CPU runs in them; without numba, or with `STRATAKV_COMPILED=0`, PyTorch's operations compute it. Compiling
+takes some ten seconds, once for each version of ours and each kind of processor. It begins in a thread of its own when
+a model is about to be loaded, and goes on while a prompt is read; the first decode step waits for what it needs.
 
 A fork waits for what is being imported or compiled: a child would wait for ever for a lock that a thread held which it
 does not have.
@@ -38,14 +38,31 @@ _BUSY = threading.RLock()
 """Held while a thread imports what compiles, or compiles."""
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_BUSY.acquire, after_in_parent=_BUSY.release, after_in_child=_BUSY.release)
+_begun = threading.Event()
 _UNUSED_S = 30 * 86400
 """Seconds after which code that no process asked for is removed: it is of an earlier version."""
-_MESSAGE = "compiling decode for this processor, once; meanwhile prompts are read"
 
 
 def is_available() -> bool:
-    """True if there are compiled loops and they are switched on."""
-    return os.environ.get(SWITCH) == "1" and find_spec("numba") is not None
+    """True unless they are switched off or there is no numba. Whether numba can be used is known when it is imported:
+    see `can_compile`."""
+    return os.environ.get(SWITCH) != "0" and find_spec("numba") is not None
+
+
+def can_compile() -> bool:
+    """True if numba can be imported. It is imported for that, which takes a while."""
+    with _BUSY:
+        return _imported()
+
+
+@cache
+def _imported() -> bool:
+    try:
+        from ...kernels.compiled.operation import Operation  # noqa: F401
+    except (ImportError, OSError) as error:  # its libraries do not fit each other, or this system
+        logger.warning("decode is slower than it could be: numba cannot be used here (%s)", error)
+        return False
+    return True
 
 
 @cache
@@ -58,23 +75,34 @@ def team() -> Team:
     return Team(max(torch.get_num_threads(), num_threads()))
 
 
-@cache
-def begin(folder: Path, tell: Callable[[str], None] = logger.info) -> None:
+def tell() -> None:
+    """Log a compilation where the caller did not ask to be told of it."""
+    logger.info("compiling decode for this processor, once; meanwhile prompts are read")
+
+
+def begin(folder: Path, on_compile: Callable[[], None] = tell) -> None:
     """Begin to compile what every model needs, or to read it from where it is kept. What others ask for from now on is
-    kept there, too.
+    kept there, too. Later calls do nothing.
 
     Args:
-        folder: of the caches. tell: told once if it takes a while.
+        folder: of the caches.
+        on_compile: called, in another thread, if nothing is kept there yet: then compiling takes a while.
     """
-    Cache.folder = _kept_in(folder, Cache.key())
-    threading.Thread(target=_compile, args=(tell,), name="compile", daemon=True).start()
+    with _BUSY:
+        if _begun.is_set():
+            return
+        _begun.set()
+        Cache.folder = _kept_in(folder, Cache.key())
+    threading.Thread(target=_compile, args=(on_compile,), name="compile", daemon=True).start()
 
 
-def _compile(tell: Callable[[str], None]) -> None:
+def _compile(on_compile: Callable[[], None]) -> None:
+    if not can_compile():
+        return
     with _BUSY:
         from ...kernels.compiled import attention, heads, products, work
     if Cache.folder is None or not any(Cache.folder.iterdir()):
-        tell(_MESSAGE)
+        on_compile()
     _compile_all([work.work, work.tell, products.prepare, products.product, heads.heads, attention.attend])
 
 

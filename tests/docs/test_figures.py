@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from stratakv.runtime import KVConfig, Runtime
 from stratakv.runtime.api.reply import Timings, Usage
 from stratakv.runtime.bench import bandwidths
+from stratakv.runtime.bench.breakdown import OPERATIONS, StepParts, summary
 from stratakv.runtime.bench.options import BenchOptions
 from stratakv.runtime.bench.run import run_bench
 from stratakv.runtime.chat.documents import Read
@@ -37,7 +38,7 @@ TABLE = ROOT / "docs" / "FIGURES.md"
 GIVEN = {
     "text", "finish_reason", "model", "device", "dtype", "weights", "kv_dtype", "index", "budget", "codec",
     "disk_error", "command", "name", "caps", "prefetch", "baseline", "context", "contexts", "batch", "random_kv",
-    "ours", "label", "source", "gated", "worst_task", "intensive",
+    "ours", "label", "source", "gated", "worst_task", "intensive", "form", "operation",
 }  # fmt: skip
 """What a result was made of and with, and is no figure."""
 APART = {"hardware", "options", "left_out", "model"}
@@ -108,6 +109,8 @@ def test_bench_prints_what_the_table_defines(tmp_path: Path, monkeypatch: pytest
     given: dict[str, Any] = {"shape": "tiny", "dtype": "float32", "budget": 112, "turn_tokens": 8, "kv_dir": tmp_path}
     result = run_bench(BenchOptions(**given, contexts=(64,), steps=2, baselines=("dense",)), lambda line: None)
     assert unknown(result) == set()
+    times = np.ones(len(OPERATIONS))
+    assert unknown(summary([StepParts(20.0, times, times)], memory=1.0)) == set()
 
 
 def test_eval_prints_what_the_table_defines() -> None:

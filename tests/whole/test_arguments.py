@@ -50,6 +50,7 @@ LOADED: dict[str, list[Any]] = {
     "kv": [5, {"host_gb": 1}, "x"],
     "local_files_only": ["no", 0, None],
     "on_convert": NO_FUNCTION,
+    "on_compile": NO_FUNCTION,
 }
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import gc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from memory import give_back
 from places import ABBEY
 from tiny_models import reference_model
 
@@ -20,6 +21,13 @@ LENGTHS = (40, 137, 256, 300, 515)
 STEPS = 64
 
 pytestmark = pytest.mark.model
+
+
+@pytest.fixture(autouse=True)
+def _models_go() -> Iterator[None]:
+    """Each test loads several, of up to a gigabyte."""
+    yield
+    give_back()
 
 
 @pytest.fixture(params=["smollm2", "gemma3-270m"])
@@ -50,16 +58,17 @@ def prompts(runtime: Runtime) -> list[np.ndarray]:
 
 
 def greedy(
-    runtime: Runtime, sequences: list[Any], turns: list[np.ndarray], steps: int
-) -> tuple[list[torch.Tensor], np.ndarray]:
-    """Logits `[sequences, vocabulary]` of each step, and the tokens chosen from them `[sequences, steps]`."""
+    runtime: Runtime, sequences: list[Any], turns: list[np.ndarray], steps: int, to: Path
+) -> tuple[Path, np.ndarray]:
+    """A file with the logits `[steps, sequences, vocabulary]`, and the tokens chosen from them `[sequences, steps]`."""
     rows = [runtime.engine.prefill(s, t).logits for s, t in zip(sequences, turns, strict=True)]
-    logits, found, chosen = torch.stack(rows), [], []  # type: ignore[arg-type]
-    for _ in range(steps):
-        found.append(logits)
+    logits, chosen = torch.stack(rows), []  # type: ignore[arg-type]
+    found = np.lib.format.open_memmap(to, mode="w+", dtype=np.float32, shape=(steps, *logits.shape))
+    for step in range(steps):
+        found[step] = logits
         chosen.append(logits.argmax(-1).tolist())
         logits = runtime.engine.decode(sequences, chosen[-1])
-    return found, np.array(chosen).T
+    return to, np.array(chosen).T
 
 
 @torch.inference_mode()
@@ -70,27 +79,31 @@ def expected(reference: Any, fed: np.ndarray, steps: int) -> torch.Tensor:
     return logits.float()  # type: ignore[no-any-return]
 
 
-def two_turns(name: str, folder: Path) -> tuple[Path, list[tuple[list[np.ndarray], list[torch.Tensor], np.ndarray]]]:
-    """Where the model is, and of each turn the prompts, our logits and the tokens chosen from them. The runtime is
-    closed then: the reference is as large."""
+def two_turns(name: str, folder: Path) -> tuple[Path, list[tuple[list[np.ndarray], Path, np.ndarray]]]:
+    """Where the model is, and of each turn the prompts, and as `greedy` our logits and the tokens chosen from them. The
+    runtime is closed then: the reference is as large."""
     with load(name, folder, "float32", index="bounds") as runtime:
         sequences = [runtime.engine.new_sequence() for _ in STARTS]
         firsts = prompts(runtime)
         seconds = [first[5:45] for first in reversed(firsts)]
-        found = [(turns, *greedy(runtime, sequences, turns, steps)) for turns, steps in ((firsts, STEPS), (seconds, 8))]
+        found = [
+            (turns, *greedy(runtime, sequences, turns, steps, folder / f"{steps}.npy"))
+            for turns, steps in ((firsts, STEPS), (seconds, 8))
+        ]
         runtime.store.check_integrity()
         return directory(runtime), found
 
 
 def test_five_ragged_prompts_and_a_second_turn_equal_transformers(name: str, tmp_path: Path) -> None:
     folder, found = two_turns(name, tmp_path)
-    gc.collect()
+    give_back()
     reference = reference_model(folder)
     fed = [np.empty(0, dtype=np.uint32) for _ in STARTS]
     for turns, logits, tokens in found:
         for i, turn in enumerate(turns):
             fed[i] = np.concatenate([fed[i], turn, tokens[i]])
-            theirs, ours = expected(reference, fed[i], len(logits)), torch.stack([step[i] for step in logits])
+            ours = torch.from_numpy(np.load(logits, mmap_mode="r")[:, i].copy())
+            theirs = expected(reference, fed[i], len(ours))
             assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
             assert tokens[i].tolist() == theirs.argmax(-1).tolist()
 
@@ -111,7 +124,7 @@ def mean_kl(true: torch.Tensor, other: torch.Tensor) -> float:
 
 def their_log_probabilities(folder: Path, dtype: torch.dtype, ids: np.ndarray) -> torch.Tensor:
     """transformers' own of the same positions. What was loaded before is let go first."""
-    gc.collect()
+    give_back()
     return expected(reference_model(folder, dtype), np.append(ids, 0), 128).log_softmax(-1)
 
 

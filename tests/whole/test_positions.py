@@ -236,7 +236,7 @@ def test_an_interruption_while_it_is_computed_again(
                 work()
         assert (sequence.chains, sequence.past) == before
     with monkeypatch.context() as patch:  # the text was computed again, the step that needed it fails
-        patch.setattr(runtime.model, "step_logits", interrupted)
+        patch.setattr(sequence, "seal", interrupted)
         patch.setattr(sequence, "commit", interrupted)
         with pytest.raises(KeyboardInterrupt):
             engine.decode([sequence], [3])

@@ -189,7 +189,7 @@ def test_a_log_gets_no_bars_whatever_is_said_of_colours(monkeypatch: pytest.Monk
     console = make_console(stderr=True)
     with chat_setup.progress_bar(console, "reading"), Bar() as bar:
         bar.start(1)
-    chat_setup.say_converting("m.gguf (needs much)", console)
+    chat_setup.say_converting(console, "m.gguf (needs much)")
     assert log.getvalue() == "converting m.gguf (needs much) once; later starts skip this\n"
 
 

@@ -24,7 +24,7 @@ Random = Callable[..., Tensor]
 def kernels(seed: int, device: torch.device) -> Iterator[Check]:
     """Check attention over parts, merged, against one float64 softmax."""
     draw = torch.Generator().manual_seed(seed)
-    random = lambda *shape: torch.randn(*shape, generator=draw).to(device)  # noqa: E731
+    random = lambda *shape: torch.randn(*shape, generator=draw, dtype=torch.float32).to(device)  # noqa: E731
     for spread, bound in KERNELS.items():
         cases = [(repeats, length, False) for repeats in (1, 3, 4, 9) for length in (1, 15, 65, 513)] + [(3, 65, True)]
         decode = max(_decode_error(random, repeats, length, spread, same) for repeats, length, same in cases)

@@ -24,13 +24,15 @@ def test_heads(dtype: torch.dtype, norm: str, rotary: int, in_pairs: bool) -> No
     cos, sin = torch.randn(BATCH, DIM), torch.randn(BATCH, max(rotary, 1))
     q, kv = nothing_yet(BATCH, QUERIES, DIM), torch.full((BATCH, 2, GROUPS, 5, DIM), 7.0, dtype=dtype)
     size = kv.element_size()
-    places = np.array([[kv[b, 0, 0, 3].data_ptr(), 5 * DIM * size, GROUPS * 5 * DIM * size] for b in range(BATCH)])
+    kind = r.F32 if dtype == torch.float32 else r.BF16
+    places = np.array(
+        [[kv[b, 0, 0, 3].data_ptr(), 5 * DIM * size, GROUPS * 5 * DIM * size, kind] for b in range(BATCH)]
+    )
     row = np.zeros(r.WIDTH, dtype=np.int64)
     row[[r.OPERATION, r.ITEMS, r.BARRIER]] = heads.address, BATCH * (QUERIES + 2 * GROUPS), 1
     row[[r.MEMORY, r.H_BATCH, r.H_HEADS, r.H_GROUPS, r.H_DIM]] = heads_bytes(DIM), BATCH, QUERIES, GROUPS, DIM
     row[[r.H_QKV, r.H_Q, r.H_COS, r.H_SIN]] = qkv.data_ptr(), q.data_ptr(), cos.data_ptr(), sin.data_ptr()
     row[[r.H_ROTARY, r.H_PLACES, r.H_PAIRS]] = rotary, places.ctypes.data, int(in_pairs)
-    row[r.H_KV_KIND] = r.F32 if dtype == torch.float32 else r.BF16
     row[[r.H_NORM, r.H_EPS, r.H_WIDE]] = weight.data_ptr() if norm != "none" else 0, bits(1e-5), int(norm == "wide")
     work(row)
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from stratakv.retrieval import index as retrieval_index
 from stratakv.runtime.api.errors import DoesNotFitError
 from stratakv.runtime.bench import bandwidths, ours
 from stratakv.runtime.bench.correctness import WrongLogitsError
@@ -22,6 +21,7 @@ from stratakv.runtime.bench.report import crossovers
 from stratakv.runtime.bench.run import run_bench
 from stratakv.runtime.bench.shapes import SHAPES, random_model
 from stratakv.runtime.bench.subject import Subject
+from stratakv.runtime.engine.compiled_step import CompiledStep
 from stratakv.runtime.layers import tiered
 
 TIGHT = Caps(gpu_gb=0.00045, host_gb=0.0001, disk_gb=0.1)
@@ -152,21 +152,12 @@ def test_stores_are_removed(result: dict[str, Any]) -> None:
     assert list(result["given"].kv_dir.iterdir()) == []
 
 
-def broken(change: Callable[[Tensor], Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
-    attend = retrieval_index.read_exactly
-
-    def wrong(*args: Any) -> tuple[Tensor, Tensor]:
-        out, lse = attend(*args)
-        return change(out), lse
-
-    return wrong
-
-
 @pytest.mark.parametrize("change", [lambda out: 1.01 * out, lambda out: out * torch.nan], ids=["scaled", "nan"])
 def test_no_speed_without_right_logits(
     change: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(retrieval_index, "read_exactly", broken(change))
+    run = CompiledStep.run
+    monkeypatch.setattr(CompiledStep, "run", lambda *of: change(run(*of)))
     monkeypatch.setattr(ours.Ours, "take_stint", lambda *_: pytest.fail("timed before it was checked"))
     with pytest.raises(WrongLogitsError, match="no speed is reported"):
         run_bench(BenchOptions(**COMMON, kv_dir=tmp_path), silent)
@@ -291,6 +282,7 @@ def test_untimed_steps_are_in_the_context(result: dict[str, Any]) -> None:
         ({"layers": 10**6}, "layers: at most 1024 can be measured"),
         ({"profile": Path("x")}, "none of the indexes bounds needs a profile"),
         ({"baselines": ("vllm",)}, "baselines are dense, offloaded, quantised, llama.cpp, or none; not vllm"),
+        ({"weights": ("own", "int3")}, "weights are own or int8, not int3"),
         ({"link_gbps": 0.0}, "link_gbps is more than 0, not 0.0"),
         ({"shape": None, "layers": 2}, "layers can be chosen for a shape only"),
         ({"indexes": ("bounds", "qest")}, "not 'qest'"),

@@ -80,7 +80,10 @@ def test_ctrl_c_in_prefill_leaves_the_conversation_as_it_was(runtime: Runtime, s
     assert chat.send("Go on.", max_new_tokens=30).tokens == untouched.send("Go on.", max_new_tokens=30).tokens
 
 
-def test_an_error_inside_a_decode_step_undoes_the_step(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_compiled", [True, False])
+def test_an_error_inside_a_decode_step_undoes_the_step(
+    is_compiled: bool, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sequence = runtime.engine.new_sequence()
     logits = runtime.engine.prefill(sequence, np.arange(3, 203, dtype=np.uint32), reuse=False).logits
     assert logits is not None
@@ -93,6 +96,10 @@ def test_an_error_inside_a_decode_step_undoes_the_step(runtime: Runtime, monkeyp
         return step_layer(layer, *args)
 
     monkeypatch.setattr(runtime.model, "step_layer", fail)
+    if is_compiled:
+        monkeypatch.setattr(sequence.layers[2], "fill", lambda *_: fail(2))
+    else:
+        monkeypatch.setattr(runtime.engine, "compiled", None)
     with pytest.raises(RuntimeError, match="out of memory"):
         runtime.engine.decode([sequence], [token])
     monkeypatch.undo()

@@ -54,6 +54,21 @@ def test_one_step_is_drawn_and_written_without_a_spread(tmp_path: Path) -> None:
     assert picture.read_text().startswith("<?xml")
 
 
+def test_a_breakdown_is_printed_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture, shared = tmp_path / "steps.svg", ["--contexts", "64", "--baselines", "none", "--breakdown"]
+    monkeypatch.setenv("STRATAKV_COMPILED", "1")
+    ran = bench(*shared, "--plot", str(picture))
+    assert ran.exit_code == 0, ran.output
+    (one,) = json.loads(ran.stdout)["rows"][0]["contestants"]
+    names = [part["operation"] for part in one["first_turn"]["breakdown"]["parts"]]
+    assert all(f"\n    {name} " in ran.stderr for name in [*names, "total"])
+    assert all(f"<!-- {name} -->" in picture.read_text() for name in names), "each is in the legend"
+    monkeypatch.setenv("STRATAKV_COMPILED", "0")
+    ran = bench(*shared, "--plot", str(picture))
+    assert "PyTorch computes these steps" in ran.stderr
+    assert "<!-- not told apart -->" in picture.read_text()
+
+
 def test_prefetching_beside_none_over_slow_links() -> None:
     ran = bench(
         "--layers", "5", "--contexts", "512", "--index", "spectral", "--gpu-kv-gb", "0.0008", "--link-gbps", "0.01",

@@ -31,6 +31,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def opened(model: Path, index: str = "bounds", **settings: Any) -> Runtime:
     dtype, weights = settings.pop("dtype", "float32"), settings.pop("weights", "own")
+    settings["dtype"] = settings.pop("kv_dtype", "auto")
     kv = {"index": index, "budget": BUDGET, "sink": 8, "local": 16, "page_size": PAGE, "disk_gb": 0, "host_gb": 0.05}
     return Runtime.load(model, dtype=dtype, weights=weights, kv=KVConfig(**{**kv, **settings}))
 
@@ -58,18 +59,23 @@ def without(engine: Engine, sequences: list[Sequence]) -> torch.Tensor:
         engine.compiled = compiled
 
 
-def both_agree(model: Path, index: str) -> None:
-    with opened(model, index) as runtime:
+def both_agree(model: Path, index: str, rtol: float = 1e-3, atol: float = 2e-3, **settings: Any) -> None:
+    with opened(model, index, **settings) as runtime:
         engine = runtime.engine
         assert engine.compiled is not None
         first = prompted(engine)
         torch.testing.assert_close(
-            decoded(engine, [engine.fork(first)]), without(engine, [first]), rtol=1e-3, atol=2e-3
+            decoded(engine, [engine.fork(first)]), without(engine, [first]), rtol=rtol, atol=atol
         )
 
 
 def test_logits_of_every_family_are_those_of_pytorchs_step(family: Path) -> None:
     both_agree(family, "spectral")
+
+
+def test_a_16_bit_cache_under_an_fp32_model(family: Path) -> None:
+    """Layers with a window keep the model's dtype: in one step both kinds of numbers are written."""
+    both_agree(family, "bounds", rtol=2e-2, atol=2e-2, kv_dtype="bfloat16")
 
 
 @pytest.mark.parametrize("index", ["bounds", "window", "dense", "magicpig"])
@@ -135,8 +141,8 @@ def test_whoever_watches_is_told_and_nothing_changes(tiny_llama: Path, index: st
         assert step.lse.shape == step.out.shape[:2] == (2, 3)
 
 
-def test_it_is_there_for_whoever_switches_it_on(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("STRATAKV_COMPILED")
+def test_whoever_switches_it_off_decodes_by_pytorch(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STRATAKV_COMPILED", "0")
     with opened(tiny_llama) as runtime:
         assert runtime.engine.compiled is None
         decoded(runtime.engine, [prompted(runtime.engine)], 2)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from stratakv.runtime import KVConfig, Runtime
 from stratakv.runtime.process import compiled
 
 
@@ -15,18 +18,29 @@ def _no_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NUMBA_CACHE_DIR")
 
 
-@pytest.mark.parametrize(("value", "is_on"), [(None, False), ("0", False), ("1", True)])
-def test_it_is_switched_on(value: str | None, is_on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("value", "is_on"), [(None, True), ("0", False), ("1", True)])
+def test_it_can_be_switched_off(value: str | None, is_on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(compiled.SWITCH, raising=False)
     if value is not None:
         monkeypatch.setenv(compiled.SWITCH, value)
     assert compiled.is_available() is is_on
 
 
-def test_without_numba_there_is_nothing_to_switch_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_numba_there_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(compiled.SWITCH, "1")
     monkeypatch.setattr(compiled, "find_spec", lambda name: None)
     assert not compiled.is_available()
+
+
+def test_with_a_numba_that_cannot_be_imported_pytorch_decodes(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(compiled, "_imported", cache(compiled._imported.__wrapped__))
+    monkeypatch.setitem(sys.modules, "stratakv.kernels.compiled.operation", None)  # whose import fails then
+    with Runtime.load(tiny_llama, device="cpu", kv=KVConfig(path=tmp_path, host_gb=0.05, disk_gb=0.05)) as runtime:
+        assert runtime.engine.compiled is None
+        runtime.chat().send("k1", max_new_tokens=2, ignore_eos=True)
+    assert "numba cannot be used here" in caplog.text
 
 
 def test_code_is_kept_in_a_private_folder_of_its_version(tmp_path: Path) -> None:

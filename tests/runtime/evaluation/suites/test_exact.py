@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from stratakv.runtime.evaluation.suites import exact, exact_kernels
 from stratakv.runtime.layers import span
 from stratakv.runtime.layers.tiered import TieredLayer
 from stratakv.runtime.model.model import Model
+from stratakv.runtime.process import compiled
 
 
 class Silent:
@@ -143,6 +145,7 @@ def test_a_stale_index_after_append(tiny_llama: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("index", [bounds, oracle])
 def test_sinks_not_forced(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, index: Any) -> None:
+    monkeypatch.setenv(compiled.SWITCH, "0")
     chosen = topk_pages.topk_pages
     monkeypatch.setattr(
         index, "topk_pages", lambda scores, count, *, sink, local: chosen(scores, count, sink=0, local=local)
@@ -151,11 +154,18 @@ def test_sinks_not_forced(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, ind
     assert f"{name}, steps without sinks or window, or over budget" in failed(tiny_llama, "_part", monkeypatch)
 
 
+def test_sinks_not_forced_by_compiled_loops(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scoring = bounds.BoundsIndex.scoring
+    monkeypatch.setattr(bounds.BoundsIndex, "scoring", lambda self, *of: replace(scoring(self, *of), sink=0))
+    assert "bounds, steps without sinks or window, or over budget" in failed(tiny_llama, "_part", monkeypatch)
+
+
 def test_a_check_that_raises_has_failed(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: Any, *arguments: Any) -> None:
         raise ValueError("no such page")
 
-    monkeypatch.setattr(bounds.BoundsIndex, "select", broken)
+    for way in ("select", "scoring"):
+        monkeypatch.setattr(bounds.BoundsIndex, way, broken)
     only("_part", monkeypatch)
     run = CliRunner().invoke(app, ["eval", "--suite", "exact", "-m", str(tiny_llama)])
     assert run.exit_code == 1

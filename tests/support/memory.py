@@ -1,0 +1,67 @@
+"""Memory of tests: given back between them, and the most that all processes of a run held at one time."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import threading
+from pathlib import Path
+
+_EVERY_S = 2.0
+"""A look costs some hundredths of a second."""
+
+
+def give_back() -> None:
+    """Collect cycles, models among them, and have the C library hand back what it kept of them."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
+
+
+def held(root: int) -> int:
+    """Bytes of a process and its descendants now: what several share counts once. Those that end meanwhile count 0."""
+    parents = dict(filter(None, map(_parent, Path("/proc").glob("[0-9]*"))))
+    family = {root}
+    while more := {process for process, parent in parents.items() if parent in family} - family:
+        family |= more
+    return sum(map(_share, family))
+
+
+def _parent(folder: Path) -> tuple[int, int] | None:
+    try:
+        return int(folder.name), int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
+
+
+def _share(process: int) -> int:
+    """Its proportional set size."""
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+class PeakMemory:
+    """Looks every two seconds, in a thread, from now on until `stop`."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="peak-memory", daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while True:
+            self.bytes = max(self.bytes, held(os.getpid()))
+            if self._ended.wait(_EVERY_S):
+                return
+
+    def stop(self) -> int:
+        """The peak in bytes; 0 where the system does not tell."""
+        self._ended.set()
+        self._thread.join()
+        return self.bytes
