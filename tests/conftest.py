@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,16 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_models import save_tiny_model
 
     return save_tiny_model(tmp_path_factory.mktemp("tiny-llama"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_code_is_kept() -> None:
+    """Operations of compiled steps that a test calls by themselves are kept where those of whole models are."""
+    if find_spec("numba"):
+        from stratakv.kernels.compiled.kept import Cache
+        from stratakv.runtime.process import compiled
+
+        Cache.folder = compiled._kept_in(ROOT / "build", Cache.key())
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ def test_reading_a_gguf_file_loads_no_modelling_code(tmp_path: Path) -> None:
     probe = (
         "import json, sys, torch, pathlib; from stratakv.runtime.model.gguf import directory, weights_file\n"
         "found = directory.read_model([pathlib.Path(sys.argv[1])])\n"
-        "weights_file.write_weights(pathlib.Path(sys.argv[2]), found.weights, torch.float32, found.config)\n"
+        "weights_file.write_weights(pathlib.Path(sys.argv[2]), found.weights, torch.float32)\n"
         "print(json.dumps(sorted(sys.modules)))"
     )
     arguments = [str(write_tiny_gguf(tmp_path / "m.gguf")), str(tmp_path / "m.safetensors")]

@@ -93,6 +93,12 @@ def halves(address: int, shape: Any) -> Any:
 
 
 @loop
+def octets(address: int, shape: Any) -> Any:
+    """The array of uint8 at an address."""
+    return carray(_pointer(address), shape, np.uint8)
+
+
+@loop
 def signed_octets(address: int, shape: Any) -> Any:
     """The array of int8 at an address."""
     return carray(_pointer(address), shape, np.int8)
@@ -118,6 +124,18 @@ def narrow(x: Any) -> Any:
         return np.uint16(0x7FC0)
     rounded = int64(bits) + 0x7FFF + ((bits >> 16) & 1)
     return np.uint16((rounded >> 16) & 0xFFFF)
+
+
+@loop
+def widen_half(half: Any) -> Any:
+    """fp16, held as uint16, to fp32; no subnormal fp32 number is met on the way."""
+    size, sign = int32(half & 0x7FFF) << int32(13), int32(half >> 15) << int32(31)
+    bits = size + int32(112 << 23)
+    if size < int32(1 << 23):
+        bits = as_int(as_float(size + int32(113 << 23)) - float32(2.0**-14))
+    elif size >= int32(31 << 23):  # infinity, and what is no number
+        bits = size + int32(224 << 23)
+    return as_float(int32(bits | sign))
 
 
 @loop

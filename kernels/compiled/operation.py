@@ -1,12 +1,11 @@
 """Operations of a step's table: functions of compiled code that threads call by their address.
 
 Each is compiled by itself when it is first asked for, so a model waits for those alone that it needs, and no change of
-one compiles another. What was compiled is kept in `Cache`.
+one compiles another. What was compiled is kept in `kept.Cache`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -14,33 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import llvmlite
 import numba
 from numba import cfunc
 
+from .kept import Cache
 from .native import FAST
 
 logger = logging.getLogger(__name__)
 _LOCK = threading.Lock()
-
-
-class Cache:
-    """The folder where compiled code is kept; None: it is kept nowhere.
-
-    What is there is found by numba: under the name of the processor, and only if the file that has the function is as
-    old as it was. That does not see a function that it calls in another file. So there is a folder for every state of
-    all of these files, and of numba.
-    """
-
-    folder: Path | None = None
-
-    @staticmethod
-    def key() -> str:
-        """A text that changes with everything compiled code depends on besides the processor."""
-        state = hashlib.blake2b(f"{numba.__version__} {llvmlite.__version__}".encode(), digest_size=8)
-        for path in sorted(Path(__file__).parent.glob("*.py")):
-            state.update(path.read_bytes())
-        return state.hexdigest()
 
 
 class Operation:

@@ -58,7 +58,12 @@ def product_bytes(batch: int, columns: int) -> int:
 @preparation
 def prepare(row: int, scratch: int) -> None:
     """Make x, fp32 `[B, C]`, in this thread's memory."""
-    op = longs(row, WIDTH)
+    make(longs(row, WIDTH), scratch)
+
+
+@loop
+def make(op: Any, scratch: int) -> None:
+    """Make x at an address, unless it is there."""
     if op[P_SAME] != 0:
         return
     batch, columns = op[P_BATCH], op[P_COLUMNS]
@@ -182,7 +187,13 @@ def product(row: int, item: int, scratch: int) -> None:
                     total += float32(o[r, i]) * x[b, i]
                 y[b, r] = total * scale[r]
     if op[P_BIAS] != 0:
-        bias = floats(op[P_BIAS], rows)
-        for r in range(begin, end):
-            for b in range(batch):
-                y[b, r] += bias[r]
+        add_bias(op, begin, end, y)
+
+
+@loop
+def add_bias(op: Any, begin: int, end: int, y: Any) -> None:
+    """Add the bias to some rows of y `[B, N]`."""
+    bias = floats(op[P_BIAS], end)
+    for r in range(begin, end):
+        for b in range(op[P_BATCH]):
+            y[b, r] += bias[r]

@@ -26,8 +26,8 @@ NO_MARK, M_QKV, M_HEADS, M_TABLES, M_SCORES, M_CHOICE, M_ATTENTION, M_OUT, M_GAT
 # rows of W.
 P_BATCH, P_ROWS, P_COLUMNS, P_CHUNK = range(6, 10)
 P_KIND, P_WEIGHT, P_SCALE, P_BIAS = range(10, 14)
-"""P_KIND: how the weight is written, one of the kinds below; P_SCALE: of int8, a number for each row.
-P_BIAS: 0 if there is none."""
+"""P_KIND: how the weight is written, one of the kinds below; P_SCALE: of int8, a number for each row; of blocks, the
+address of their product (`blocks.rows`). P_BIAS: 0 if there is none."""
 P_Y, P_STRIDE = range(14, 16)
 """y[b] begins at P_Y + 4 * b * P_STRIDE."""
 P_INPUT = 16
@@ -43,7 +43,7 @@ P_ACT = 23
 P_PARTS, P_ROOM, P_DIM, P_GROUPS = range(24, 28)
 """P_PARTS: int64 [B]."""
 P_SAME = 28
-"""P_SAME: x is that of the product before."""
+"""P_SAME: x is that of the product before. PREPARE may be 0, too, where both weights are of one kind."""
 SILU, GELU_TANH = range(2)
 F32, BF16, I8, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K = range(11)
 """Kinds of weights."""
@@ -53,6 +53,16 @@ BLOCKS = {
     Q4_K: (256, 144), Q5_K: (256, 176), Q6_K: (256, 210),
 }  # fmt: skip
 """The numbers of a block of each kind, and its bytes. GGUF's own kinds have several with a common scale."""
+
+# WIDEN: rows of a weight as fp32. An item is W_CHUNK of them.
+W_WEIGHT, W_COLUMNS, W_COUNT, W_CHUNK = range(6, 10)
+W_IDS = 10
+"""int64 [W_COUNT]: which rows; 0: the first W_COUNT."""
+W_OUT = 11
+"""[W_COUNT, W_COLUMNS]."""
+W_PAIRS = 12
+"""The width of a head whose rows stand in pairs (2i, 2i + 1): they are written as halves (i, i + W_PAIRS / 2). 0: rows
+are written as they stand."""
 
 # HEADS: norms and rotation of q and k, and where k and v belong. An item is one head of one sequence: H + G of q and k,
 # then G of v.

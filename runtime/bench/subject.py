@@ -52,7 +52,8 @@ class Subject:
             model = random_model(options.shape, folder, device, dtype, positions, options.layers)
             found = cls(options.shape, model, folder, None)
         else:
-            directory = locate(options.model, kind, on_convert=lambda name: log(f"converting {name} once"))
+            why = "once: transformers multiplies with the same weights"
+            directory = locate(options.model, kind, on_convert=lambda name: log(f"converting {name} {why}"))
             model = Model.load(directory, device, dtype, modules="transformers")
             text = read_text_file(options.text or _bundled_text())
             ids = model.tokenizer(text, add_special_tokens=False).input_ids

@@ -35,11 +35,11 @@ from ..layers.prefetch import Prefetcher
 from ..layers.workspace import Workspace
 from ..model.conversion import tell
 from ..model.identity import former_identity, gguf_digest, identity_of
-from ..model.locate import cache_dir, locate
+from ..model.locate import cache_dir, locate, locate_file
 from ..model.mapped import MappedWeights
 from ..model.model import Model
-from ..model.products import PRODUCTS
 from ..model.template import Template, as_array
+from ..model.which_weights import which_weights
 from ..process import compiled
 from ..process.apart import apart
 from ..process.devices import pick_device, pick_dtype
@@ -77,7 +77,7 @@ class Runtime(Loaded):
         *,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
-        weights: str = "own",
+        weights: str = "auto",
         kv: KVConfig | None = None,
         local_files_only: bool = False,
         on_convert: Callable[[str], None] = tell,
@@ -90,9 +90,12 @@ class Runtime(Loaded):
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
             dtype: `auto`, `float32`, `bfloat16` or `float16`. `auto` is bfloat16 (float16 on a GPU that
                 lacks it). On a CPU that multiplies 16-bit matrices slowly, prefill computes in float32.
-            weights: the weights that decode multiplies with. `own`: the model's. `int8`: rounded to 8 bits, on a CPU,
-                in half again as much memory as the layers take in bfloat16. Lossy: replies differ from the
-                model's own. Prompts are read with the model's own weights either way.
+            weights: the weights that decode multiplies with. `file`: a GGUF file's as they stand in it, on a CPU:
+                neither converted nor held in memory, and not rounded to `dtype`. They are another model than the
+                converted ones to a store, which keeps their caches apart. `own`: the model's. `int8`: rounded to 8
+                bits, on a CPU, in half again as much memory as the layers take in bfloat16. Lossy: replies differ
+                from the model's own. Prompts are read with the model's own weights either way. `auto`: `file` where
+                decode is compiled and all matrices can be read so, else `own`.
             kv: the places where the cache may live, and how it is read.
             on_convert: called before a GGUF file is converted (once per file) with its name, the room that this needs
                 and the room free.
@@ -100,7 +103,7 @@ class Runtime(Loaded):
 
         Raises:
             ModelFileError: the model is not there, not usable, or was replaced meanwhile. ValueError: device, dtype or
-                weights unknown, or the model's weights cannot be rounded so.
+                weights unknown, or the model's weights cannot be had so.
             ProfileError: the index needs a profile of this model, and has none.
             DoesNotFitError: the tiers' caps are too small to work in.
             StoreUnavailableError: the store folder cannot be used.
@@ -116,18 +119,21 @@ class Runtime(Loaded):
         one_in_a_child()
         where = pick_device(device)
         kind = pick_dtype(dtype, where)
-        if weights not in PRODUCTS:
-            raise ValueError(f"weights is {' or '.join(PRODUCTS)}, not {weights!r}")
         if where.type == "cpu" and compiled.is_available():
             compiled.begin(cache_dir(), on_compile)
-        directory = locate(model, kind, local_files_only=local_files_only, on_convert=on_convert)
-        mapped = MappedWeights(directory)
+        weights = which_weights(weights, model, where, kind, kv.dtype)
+        files: list[Path] = []
+        if weights == "file":
+            directory, files = locate_file(model)
+        else:
+            directory = locate(model, kind, local_files_only=local_files_only, on_convert=on_convert)
+        mapped = MappedWeights(directory, files)
         profiles = Profiles(directory, model)
         profiles.needed(kv)  # before the weights are read: a missing profile is told at once
         check: list[Future[None]] = []
         with ThreadPoolExecutor(1) as beside:  # the template is rendered by another process, while weights are read
             loaded = Model.load(
-                directory, where, getattr(torch, kind), weights,
+                directory, where, getattr(torch, kind), weights, files=files,
                 on_tokenizer=lambda tokenizer: check.append(beside.submit(Template(tokenizer).check)),
             )  # fmt: skip
             check[0].result()
@@ -137,6 +143,7 @@ class Runtime(Loaded):
         except BaseException:
             runtime.close()
             raise
+        logger.info("%s on %s, weights=%s", runtime.name, where, loaded.weights)
         return runtime
 
     @classmethod
@@ -337,6 +344,8 @@ def _open_store(
             "dtype": str(model.dtype),
             "layout": {**asdict(layout), "keys_rotated": True},  # which every store says, for all keys are
         }
+        if model.weights == "file":
+            settings["products"] = "file"  # in fp32 with the file's numbers, whatever the dtype
         if is_lossy(kv.codec):
             settings["codec"] = kv.codec  # its pages may be approximate: no other run may find them
         home = find_home(

@@ -36,7 +36,7 @@ def chat(
     model: ModelOption = "smollm2",
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
-    weights: WeightsOption = "own",
+    weights: WeightsOption = "auto",
     gpu_kv_gb: GpuOption = None,
     host_kv_gb: HostOption = None,
     disk_kv_gb: DiskOption = None,

@@ -39,7 +39,7 @@ class ChatOptions:
     system: str | None
     generation: dict[str, Any]
     """Only settings that were given: they win over those that a session kept, which defaults do not."""
-    weights: str = "own"
+    weights: str = "auto"
     piped: str = ""
     """Text from standard input, a document beside the prompt."""
     late: Callable[[], bytes] | None = None

@@ -66,7 +66,12 @@ ModelOption = Annotated[
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
 WeightsOption = Annotated[
-    str, typer.Option("--weights", help="What decode multiplies with: own, or int8 (faster on a CPU, lossy).")
+    str,
+    typer.Option(
+        "--weights",
+        help="What decode multiplies with: file (a GGUF file's as they are, on a CPU), own, int8 (on a CPU, lossy); "
+        "auto: file where it can be.",
+    ),
 ]
 GpuOption = Annotated[
     float | None,

@@ -120,6 +120,7 @@ class Repl:
         if self._chat is None:
             self._chat = self._opened()[1]
             self._kept = _said(self._chat)
+            self.console.print(repl_report.loaded(self.runtime), style="dim")
             if self._chat.restored:
                 self._say_restored(self._chat)
         while self._documents:
@@ -309,6 +310,8 @@ class Repl:
 
     def _sessions(self) -> None:
         self.console.print("\n".join(map(printable, self.runtime.sessions())) or "no sessions")
+        for line in repl_report.sessions_elsewhere(self.runtime):
+            self.console.print(line, style="dim")
 
     def _say_restored(self, chat: Chat) -> None:
         computed = chat.num_tokens - chat.restored

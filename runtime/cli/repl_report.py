@@ -12,6 +12,7 @@ from ..api.config import GenerationConfig
 from ..api.figures import Stopwatch, shown
 from ..api.reply import REPEATS
 from ..process.terminal import printable
+from ..sessions.elsewhere import names_by_settings
 from ..sessions.store_cap import beside, told_about
 
 if TYPE_CHECKING:
@@ -52,11 +53,26 @@ def stats(console: Console, runtime: Runtime, chat: Chat) -> None:
     console.print(status(runtime, chat))
 
 
+def loaded(runtime: Runtime) -> str:
+    """The model, where it computes, and what decode multiplies with."""
+    dtype = str(runtime.model.dtype).removeprefix("torch.")
+    weights = {"own": f"in {dtype}", "int8": "in int8", "file": "as its file has them"}[runtime.model.weights]
+    return f"{printable(runtime.name)} on {runtime.model.device}, weights {weights}"
+
+
+def sessions_elsewhere(runtime: Runtime) -> list[str]:
+    """A line for each other way to load the model that finds sessions of its own."""
+    if runtime.store.disk is None:
+        return []
+    others = names_by_settings(runtime.store.disk)
+    return [f"with {settings}: {', '.join(map(printable, sorted(names)))}" for settings, names in others.items()]
+
+
 def show(console: Console, runtime: Runtime) -> None:
     from ..model.template import Template
 
     console.print(
-        f"{printable(runtime.name)} on {runtime.model.device}, cache in {runtime.store.layout.dtype}; "
+        f"{loaded(runtime)}, cache in {runtime.store.layout.dtype}; "
         f"index {runtime.engine.index_name}, budget {runtime.config.budget}"
     )
     console.print(

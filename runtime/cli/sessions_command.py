@@ -98,6 +98,7 @@ def sessions_show(
         "session": saved.name,
         "model": f"{said.get('model', '?')}{left_words(found.folder)}",
         "dtype": f"{said.get('dtype', '?')}, cache {layout.get('dtype', '?')}",
+        "weights": said.get("products", "own"),
         "tokens": saved.num_tokens,
         "pages": f"{len(saved.chains)} per layer, {layout.get('page_size', '?')} tokens each",
         "bytes": f"{found.num_bytes} ({_size(found.num_bytes)}), pages shared with other sessions included",

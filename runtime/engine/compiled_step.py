@@ -127,7 +127,7 @@ class CompiledStep:
         for layer in range(len(rows.scales)):
             here = rows.attending(layer)
             self._work(rows.table[begin : here.start])
-            ahead(layer + 1, (rows.input if layer else rows.hidden).to(self._model.dtype))
+            ahead(layer + 1, (rows.input if layer else rows.hidden).to(self._model.step_dtype))
             begin = here.stop
             are_parts = True
             for b, sequence in enumerate(sequences):

@@ -129,6 +129,7 @@ def _facts(runtime: Runtime, options: EvalOptions) -> dict[str, Any]:
     return {
         "device": str(runtime.model.device),
         "dtype": str(runtime.model.dtype).removeprefix("torch."),
+        "weights": runtime.model.weights,
         "kv_dtype": runtime.store.layout.dtype,
         "page_size": runtime.config.page_size, "sink": runtime.config.sink, "local": runtime.config.local,
         "indexed_layers": len(runtime.model.tiered),

@@ -23,8 +23,10 @@ logger = logging.getLogger(__name__)
 VERSION = 2
 """Version of the conversion. The first version's folders, whose names have none, may have wrong positions."""
 _DIGEST = 16
-_NAME = re.compile(rf".*-([0-9a-f]{{{_DIGEST}}})-(float32|bfloat16|float16)(?:-v([1-9][0-9]{{0,8}}))?", re.DOTALL)
+_NAME = re.compile(rf".*-([0-9a-f]{{{_DIGEST}}})-(float32|bfloat16|float16|file)(?:-v([1-9][0-9]{{0,8}}))?", re.DOTALL)
 _GB = 10**9
+IN_FILE = "file"
+"""In place of a dtype: the folder has everything but the weights, which stay in the GGUF file."""
 _TOKENIZER_GROWTH = 6
 """Bytes of `tokenizer.json` for each byte of the GGUF file's header: 2.0 in SmolLM2, 5.1 in Gemma 3."""
 _OTHER_FILES = 1 << 20
@@ -42,6 +44,7 @@ class Made(NamedTuple):
     digest: str
     """The beginning of the file's digest."""
     dtype: str
+    """Of the weights, or `IN_FILE`."""
     version: int
 
     @property
@@ -69,7 +72,19 @@ def made_of(name: str) -> Made | None:
 def is_made(folder: Path) -> bool:
     """True if a folder of this version has the files that a model is read from: False if somebody removed one of
     them."""
-    return all((folder / name).is_file() for name in ("config.json", "model.safetensors"))
+    made = made_of(folder.name)
+    weights = TENSORS_FILE if made is not None and made.dtype == IN_FILE else "model.safetensors"
+    return all((folder / name).is_file() for name in ("config.json", weights))
+
+
+TENSORS_FILE = "tensors.txt"
+"""In a folder without weights: the digest of those in the GGUF file."""
+
+
+def tensors_in(folder: Path) -> str | None:
+    """The digest of the weights that a folder leaves in a GGUF file; None if it is another folder."""
+    path = folder / TENSORS_FILE
+    return path.read_text().strip() if path.is_file() else None
 
 
 def convert(paths: Sequence[Path], dtype: str, target: Path, on_convert: Callable[[str], None]) -> None:
@@ -77,22 +92,31 @@ def convert(paths: Sequence[Path], dtype: str, target: Path, on_convert: Callabl
 
     Args:
         paths: a GGUF file, or all parts of a split one.
-        on_convert: called before it begins with the file's name, the room that the conversion needs and the room free.
+        dtype: of the weights, or `IN_FILE`: everything but them, which takes no time.
+        on_convert: called before weights are converted with the file's name, the room that the conversion needs and the
+            room free.
 
     Raises ModelFileError: the file is damaged or no model that we can run, or there is no room for what is made of it.
     """
     import torch
 
     from .gguf.directory import read_model, write_model
+    from .gguf.tensors_digest import tensors_digest
 
     found = read_model(paths)
     gguf = found.contents.path
-    needed = found.num_weights * _ITEM_BYTES[dtype] + found.contents.header_bytes * _TOKENIZER_GROWTH + _OTHER_FILES
+    weight_bytes = 0 if dtype == IN_FILE else found.num_weights * _ITEM_BYTES[dtype]
+    needed = weight_bytes + found.contents.header_bytes * _TOKENIZER_GROWTH + _OTHER_FILES
     with _room_for(gguf, needed, target.parent) as room, scratch_folder("convert", target.parent) as scratch:
-        on_convert(f"{gguf.name} ({room})")
+        if weight_bytes:
+            on_convert(f"{gguf.name} ({room})")
         made = scratch / "made"
         made.mkdir(mode=0o700)
-        write_model(found, getattr(torch, dtype), made)
+        if dtype == IN_FILE:
+            write_model(found, None, made)
+            (made / TENSORS_FILE).write_text(f"{tensors_digest(found.contents)}\n")
+        else:
+            write_model(found, getattr(torch, dtype), made)
         if not is_made(target):
             shutil.rmtree(target, ignore_errors=True)
         try:

@@ -29,9 +29,8 @@ class Head:
     def __call__(self, hidden: Tensor) -> Tensor:
         """Logits fp32 `[B, V]` of `hidden` `[B, K]` in any floating type."""
         normed: Tensor = self.norm(hidden.float())
-        weight = self._linear.weight
-        logits = self.product(normed.to(weight.dtype)).float()
-        if weight.dtype is normed.dtype and self.is_exact:
+        logits = self.product(normed.to(self.product.dtype)).float()
+        if self.product.dtype is normed.dtype and self.is_exact:
             return logits
         self.sharpen(logits, normed)
         return logits

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,7 +23,7 @@ from ..untrusted.json_files import of_file
 from ..untrusted.rope import NAMES, read_rope, was_misread
 from ..untrusted.safetensors_header import TensorEntry, read_header
 from ..untrusted.settings import read_config
-from .conversion import made_of
+from .conversion import made_of, tensors_in
 from .digests import Stamp, stamp
 from .locate import cache_dir, file_digest, remembered
 
@@ -99,9 +99,10 @@ def gguf_digest(directory: Path) -> str | None:
     return made.digest if made is not None else None
 
 
-def stamps(directory: Path) -> dict[str, Stamp]:
-    """Stamps of the files that `model_key` is made from: equal as long as it is. Raises OSError, ModelFileError."""
-    return {path.name: stamp(path) for path in (*weight_files(directory), directory / "config.json")}
+def stamps(directory: Path, files: Sequence[Path] = ()) -> dict[Path, Stamp]:
+    """Stamps of the files that `model_key` is made from, of which `files` are the weights, or those in the directory:
+    equal as long as it is. Raises OSError, ModelFileError."""
+    return {path: stamp(path) for path in (*(files or weight_files(directory)), directory / "config.json")}
 
 
 def weights_digest(directory: Path) -> str:
@@ -120,6 +121,9 @@ def weights_digest(directory: Path) -> str:
 
 def tensors_digest(directory: Path) -> str:
     """The digest over names, types, shapes and bytes of all tensors, in whichever order and files they are stored."""
+    in_file = tensors_in(directory)
+    if in_file is not None:
+        return f"gguf {in_file}"
     try:
         files = weight_files(directory)
     except ModelFileError:

@@ -16,6 +16,7 @@ Shapes  B sequences, C hidden size, H query heads, G KV heads, D head dim
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from torch import Tensor, nn
 from ..untrusted.families import FAMILIES, Form
 from .products import Linear, Product
 
+Make = Callable[[list[Any]], Product]
+"""Makes one product of linear layers over the same input, whose rows lie one below the other."""
 _DROPOUTS = frozenset({"resid_attn_dropout", "resid_mlp_dropout"})
 
 
@@ -60,20 +63,16 @@ class LeanLayer:
     """A decoder layer in the lean form described above. `layer` is a module that `lean_layer` knows; it goes on
     working."""
 
-    def __init__(
-        self, layer: Any, heads: int, kv_heads: int, dim: int, *, is_rotated: bool, product: type[Product]
-    ) -> None:
+    def __init__(self, layer: Any, heads: int, kv_heads: int, dim: int, *, is_rotated: bool, product: Make) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.heads, self.kv_heads, self.dim, self.is_rotated = heads, kv_heads, dim, is_rotated
         self.scale = float(attention.scaling)
         is_fused = hasattr(attention, "qkv_proj")
-        self.qkv = product(
-            *_fuse([attention.qkv_proj] if is_fused else [attention.q_proj, attention.k_proj, attention.v_proj])
-        )
-        self.gate_up = product(*_fuse([mlp.gate_up_proj] if is_fused else [mlp.gate_proj, mlp.up_proj]))
+        self.qkv = product([attention.qkv_proj] if is_fused else [attention.q_proj, attention.k_proj, attention.v_proj])
+        self.gate_up = product([mlp.gate_up_proj] if is_fused else [mlp.gate_proj, mlp.up_proj])
         self.act = mlp.activation_fn if is_fused else mlp.act_fn
         self.act_name = act_name(self.act)
-        self.out, self.down = product(*_fuse([attention.o_proj])), product(*_fuse([mlp.down_proj]))
+        self.out, self.down = product([attention.o_proj]), product([mlp.down_proj])
         norms = {name: Norm(part) for name, part in layer.named_children() if name.endswith("layernorm")}
         has_four, has_input = "pre_feedforward_layernorm" in norms, "input_layernorm" in norms
         self.before_attention = norms.get("input_layernorm")
@@ -117,8 +116,13 @@ class LeanLayer:
         return hidden + (down if self.after_mlp is None else self.after_mlp(down))
 
 
+def fused(of: type[Product]) -> Make:
+    """The products of a class, with weights that lie together."""
+    return lambda layers: of(*_fuse(layers))
+
+
 def lean_layer(
-    layer: nn.Module, heads: int, kv_heads: int, dim: int, *, is_rotated: bool, product: type[Product] = Product
+    layer: nn.Module, heads: int, kv_heads: int, dim: int, *, is_rotated: bool, product: Make | None = None
 ) -> LeanLayer | None:
     """Make the lean form of `layer`; None unless every part of it is one that its family has."""
     form = _form(layer)
@@ -134,7 +138,7 @@ def lean_layer(
     products = [part for some in parts for name, part in some.items() if name.endswith("_proj")]
     if not all(isinstance(part, nn.Linear) and _is_plain(part) for part in products):
         return None
-    return LeanLayer(layer, heads, kv_heads, dim, is_rotated=is_rotated, product=product)
+    return LeanLayer(layer, heads, kv_heads, dim, is_rotated=is_rotated, product=product or fused(Product))
 
 
 def act_name(act: nn.Module) -> str:

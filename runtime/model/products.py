@@ -9,9 +9,13 @@ Shapes  x [B, K]   weight [N, K]   bias [N]   ->  [B, N]
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ...kernels.compiled import record as r
 
 _MULTIPLE = 64
 """Weights must have multiples of this many rows and columns: PyTorch's 8-bit product reads beyond rows of other
@@ -27,11 +31,57 @@ class Linear(nn.Linear):
         pass
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strip:
+    """Some rows of a weight, one behind the other in memory, as compiled loops read them."""
+
+    kind: int
+    """How they are written: one of `kernels.compiled.record`."""
+    address: int
+    rows: int
+    columns: int
+    owner: object
+    """Keeps the memory."""
+    scale: Tensor | None = None
+    """Of int8, `[rows]`."""
+    bias: Tensor | None = None
+    """`[rows]`, in the order of the rows."""
+    pairs: int = 0
+    """The width of a head whose rows stand in pairs (2i, 2i + 1), not in halves (i, i + pairs / 2). 0: none does."""
+
+    @property
+    def row_bytes(self) -> int:
+        numbers, size = r.BLOCKS[self.kind]
+        return self.columns // numbers * size
+
+
+KINDS = {torch.float32: r.F32, torch.bfloat16: r.BF16, torch.int8: r.I8}
+
+
+def strip_of(weight: Tensor, bias: Tensor | None = None) -> Strip:
+    """A weight `[N, K]` of a dtype of `KINDS`."""
+    assert weight.is_contiguous()
+    rows, columns = weight.shape
+    return Strip(
+        kind=KINDS[weight.dtype], address=weight.data_ptr(), rows=rows, columns=columns, owner=weight, bias=bias
+    )
+
+
 class Product:
     """Computes `x @ weight.T + bias`."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight, self.bias = weight, bias
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of x."""
+        return self.weight.dtype
+
+    @property
+    def strips(self) -> list[Strip]:
+        """The weight for compiled loops, one strip below the other."""
+        return [strip_of(self.weight, self.bias)]
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
@@ -57,10 +107,20 @@ class Int8Product(Product):
         steps = torch.round(weight.detach().float() / self.scale.float().unsqueeze(1))
         super().__init__(steps.clamp_(-_STEPS, _STEPS).to(torch.int8), bias)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.scale.dtype
+
+    @property
+    def strips(self) -> list[Strip]:
+        return [replace(strip_of(self.weight, self.bias), scale=self.scale)]
+
     def __call__(self, x: Tensor) -> Tensor:
         out = torch._weight_int8pack_mm(x.contiguous(), self.weight, self.scale)
         return out if self.bias is None else out + self.bias
 
 
 PRODUCTS: dict[str, type[Product]] = {"own": Product, "int8": Int8Product}
-"""The products that decode may use, by name."""
+"""The products that decode may use, by name, of weights in memory."""
+WEIGHTS = (*PRODUCTS, "file")
+"""The weights that decode may multiply with: those, and a GGUF file's as they stand in it (`file_weights`)."""

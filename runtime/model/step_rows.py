@@ -17,21 +17,15 @@ from torch import Tensor
 
 from ...kernels.compiled import record as r
 from ...kernels.compiled.heads import heads, heads_bytes
-from ...kernels.compiled.products import prepare, product_bytes
-from ...kernels.compiled.products import product as product_rows
 from ..process.apart import fp32
 from .head import Head
 from .lean_layer import LeanLayer, Norm
-from .products import Int8Product, Product
+from .products import Product, Strip
+from .strip_rows import fill_products
 
-KINDS = {torch.float32: r.F32, torch.bfloat16: r.BF16}
-"""Kinds of weights and of keys and values."""
 ROW_SPACE = 4
 """Rows of a sequence in a layer: what chooses, and what attends."""
 _ACTS = {"silu": r.SILU, "gelu_tanh": r.GELU_TANH}
-_CHUNK_BYTES = 32768
-"""Bytes of weights that a thread takes at a time."""
-_LEAST_ROWS = 4
 
 
 def bits(number: float) -> int:
@@ -54,8 +48,13 @@ class StepRows:
         self.batch, self.heads, self.groups, self.dim = batch, first.heads, first.kv_heads, first.dim
         width = first.qkv.weight.shape[1]
         space = ROW_SPACE * batch
-        self.per_layer = 5 + space
-        self.table = np.zeros((self.per_layer * len(lean) + 1, r.WIDTH), dtype=np.int64)
+        self._known: dict[int, list[Strip]] = {}
+        products = [some for layer in lean for some in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+        count = sum(len(self._strips(product)) for product in (*products, head.product))
+        self.table = np.zeros((count + (1 + space) * len(lean), r.WIDTH), dtype=np.int64)
+        self._filled = 0
+        self._heads_rows: list[int] = []
+        """Where HEADS is, of each layer; what attends comes behind it."""
         self.hidden, self.logits = fp32(batch, width), fp32(batch, head.product.weight.shape[0])
         """The embedded tokens `[B, C]`, to be filled in; `[B, V]`, what comes out."""
         self.q = fp32(len(lean), batch, self.heads, self.dim)
@@ -74,26 +73,28 @@ class StepRows:
         self._kept += [*sums, *outs, qkv, inner]
         above: tuple[Tensor, Tensor | None, Norm | None] = (self.hidden, None, None)
         for number, layer in enumerate(lean):
-            rows = self.table[number * self.per_layer : (number + 1) * self.per_layer]
-            self._product(rows[0], layer.qkv, qkv, r.M_QKV)
-            self._sum(rows[0], *above, sums[0], layer.before_attention)
+            row = self._products(layer.qkv, qkv, r.M_QKV)
+            self._sum(row, *above, sums[0], layer.before_attention)
             base = self.hidden if number == 0 else sums[0]
-            self._heads(rows[1], layer, number, qkv, is_rotated=rotated[number])
-            self._product(rows[2 + space], layer.out, outs[0], r.M_OUT)
+            self._heads_rows.append(self._filled)
+            self._heads(self._next(1)[0], layer, number, qkv, is_rotated=rotated[number])
+            self._next(space)
+            self._products(layer.out, outs[0], r.M_OUT)
             self.merges(number)
-            self._product(rows[3 + space], layer.gate_up, inner, r.M_GATE_UP)
-            self._sum(rows[3 + space], base, outs[0], layer.after_attention, sums[1], layer.before_mlp)
-            self._product(rows[4 + space], layer.down, outs[1], r.M_DOWN)
-            rows[4 + space, [r.P_INPUT, r.P_A, r.P_ACT]] = r.GATED, inner.data_ptr(), _ACTS[layer.act_name]
+            row = self._products(layer.gate_up, inner, r.M_GATE_UP)
+            self._sum(row, base, outs[0], layer.after_attention, sums[1], layer.before_mlp)
+            row = self._products(layer.down, outs[1], r.M_DOWN)
+            row[[r.P_INPUT, r.P_A, r.P_ACT]] = r.GATED, inner.data_ptr(), _ACTS[layer.act_name]
             above = sums[1], outs[1], layer.after_mlp
-        self._product(self.table[-1], head.product, self.logits, r.M_HEAD)
-        self._sum(self.table[-1], *above, sums[0], Norm(head.norm))
+        row = self._products(head.product, self.logits, r.M_HEAD)
+        self._sum(row, *above, sums[0], Norm(head.norm))
+        assert self._filled == len(self.table)
         self.input = self.last = sums[0]
         """`[B, C]`: what a layer but the first begins with, once its QKV is there; and what the last one leaves."""
 
     def merges(self, layer: int, parts: Tensor | None = None, room: int = 0) -> None:
         """OUT's input: `parts`, `room` numbers apart for each sequence; None: `attended`."""
-        row = self.table[layer * self.per_layer + 2 + ROW_SPACE * self.batch]
+        row = self.table[self.attending(layer).stop]
         if parts is None:
             row[[r.P_INPUT, r.P_A]] = r.PLAIN, self.attended.data_ptr()
             return
@@ -104,35 +105,36 @@ class StepRows:
 
     def attending(self, layer: int) -> slice:
         """The rows between HEADS and OUT of a layer: all sequences' scores, choices, attention."""
-        start = layer * self.per_layer + 2
+        start = self._heads_rows[layer] + 1
         return slice(start, start + ROW_SPACE * self.batch)
 
     def turn(self, kinds: list[str], tables: dict[str, tuple[Tensor, Tensor]]) -> None:
         """Use these rotary tables of `for_lean`, by layer kind, in all layers that rotate."""
         self._tables = {kind: tuple(table.float().contiguous() for table in both) for kind, both in tables.items()}
         for layer, kind in enumerate(kinds):
-            row = self.table[layer * self.per_layer + 1]
+            row = self.table[self._heads_rows[layer]]
             cos, sin = self._tables[kind]
             row[[r.H_COS, r.H_SIN]] = cos.data_ptr(), sin.data_ptr()
             if row[r.H_ROTARY]:
                 row[r.H_ROTARY] = sin.shape[-1]
 
-    def _product(self, row: np.ndarray, product: Product, y: Tensor, mark: int) -> None:
-        weight, rows = product.weight, product.weight.shape[0]
-        assert weight.is_contiguous()
-        chunk = max(_LEAST_ROWS, _CHUNK_BYTES // (weight.shape[1] * weight.element_size()))
-        row[[r.OPERATION, r.PREPARE]] = product_rows.address, prepare.address
-        row[[r.ITEMS, r.BARRIER, r.MARK]] = -(-rows // chunk), 1, mark
-        row[[r.P_BATCH, r.P_ROWS, r.P_COLUMNS, r.P_CHUNK]] = self.batch, rows, weight.shape[1], chunk
-        row[r.MEMORY] = product_bytes(self.batch, weight.shape[1])
-        row[[r.P_WEIGHT, r.P_Y, r.P_STRIDE]] = weight.data_ptr(), y.data_ptr(), rows
-        self._kept.append(weight)
-        if isinstance(product, Int8Product):
-            row[[r.P_KIND, r.P_SCALE]] = r.I8, self._wide(product.scale)
-        else:
-            row[r.P_KIND] = KINDS[weight.dtype]
-        if product.bias is not None:
-            row[r.P_BIAS] = self._wide(product.bias)
+    def _products(self, product: Product, y: Tensor, mark: int) -> np.ndarray:
+        """The next rows, those of a product. Returns the first."""
+        strips = self._strips(product)
+        rows = self._next(len(strips))
+        self._kept += fill_products(rows, strips, self.batch, y, mark)
+        first: np.ndarray = rows[0]
+        return first
+
+    def _strips(self, product: Product) -> list[Strip]:
+        """The product's strips, which are kept."""
+        if id(product) not in self._known:
+            self._known[id(product)] = product.strips
+        return self._known[id(product)]
+
+    def _next(self, count: int) -> np.ndarray:
+        self._filled += count
+        return self.table[self._filled - count : self._filled]
 
     def _sum(
         self, row: np.ndarray, base: Tensor, more: Tensor | None, norm_of_more: Norm | None, total: Tensor,
@@ -150,7 +152,7 @@ class StepRows:
         row[[r.MARK, r.MEMORY]] = r.M_HEADS, heads_bytes(self.dim)
         row[[r.H_BATCH, r.H_HEADS, r.H_GROUPS, r.H_DIM]] = self.batch, self.heads, self.groups, self.dim
         row[[r.H_QKV, r.H_Q, r.H_PLACES]] = qkv.data_ptr(), self.q[number].data_ptr(), self.places[number].ctypes.data
-        row[r.H_ROTARY] = int(is_rotated)
+        row[[r.H_ROTARY, r.H_PAIRS]] = int(is_rotated), any(strip.pairs for strip in self._strips(layer.qkv))
         if layer.head_norm is not None:
             row[[r.H_NORM, r.H_EPS]] = self._wide(layer.head_norm.weight), bits(layer.head_norm.eps)
         elif layer.wide_norms is not None:

@@ -23,10 +23,12 @@ from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING
 
+from ...kernels.compiled.kept import Cache
 from ...storage.files.private import private_folder
 from .threads import num_threads
 
 if TYPE_CHECKING:
+    from ...kernels.compiled.operation import Operation
     from ...kernels.compiled.team import Team
 
 logger = logging.getLogger(__name__)
@@ -79,7 +81,8 @@ def tell() -> None:
 
 
 def begin(folder: Path, on_compile: Callable[[], None] = tell) -> None:
-    """Begin to compile what every model needs, or to read it from where it is kept. Later calls do nothing.
+    """Begin to compile what every model needs, or to read it from where it is kept. What others ask for from now on is
+    kept there, too. Later calls do nothing.
 
     Args:
         folder: of the caches.
@@ -89,20 +92,27 @@ def begin(folder: Path, on_compile: Callable[[], None] = tell) -> None:
         if _begun.is_set():
             return
         _begun.set()
-    threading.Thread(target=_compile, args=(folder, on_compile), name="compile", daemon=True).start()
+        Cache.folder = _kept_in(folder, Cache.key())
+    threading.Thread(target=_compile, args=(on_compile,), name="compile", daemon=True).start()
 
 
-def _compile(folder: Path, on_compile: Callable[[], None]) -> None:
+def _compile(on_compile: Callable[[], None]) -> None:
     if not can_compile():
         return
     with _BUSY:
         from ...kernels.compiled import attention, heads, products, work
-        from ...kernels.compiled.operation import Cache
-
-        Cache.folder = _kept_in(folder, Cache.key())
     if Cache.folder is None or not any(Cache.folder.iterdir()):
         on_compile()
-    for operation in (work.work, work.tell, products.prepare, products.product, heads.heads, attention.attend):
+    _compile_all([work.work, work.tell, products.prepare, products.product, heads.heads, attention.attend])
+
+
+def ahead(operations: list[Operation]) -> None:
+    """Begin to compile what a model needs besides."""
+    threading.Thread(target=_compile_all, args=(operations,), name="compile", daemon=True).start()
+
+
+def _compile_all(operations: list[Operation]) -> None:
+    for operation in operations:
         with _BUSY:
             operation.address  # noqa: B018 - asking compiles it
 

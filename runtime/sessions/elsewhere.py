@@ -94,6 +94,21 @@ def told_where(disk: DiskTier, name: str) -> str:
     return f"; there is one with {listed}{more}" if places else ""
 
 
+def names_by_settings(disk: DiskTier) -> dict[str, list[str]]:
+    """The names of this model's sessions that other settings find, by those settings as Python's arguments."""
+    mine, twins_too = describe(disk.folder), {disk.folder.name, *(folder.name for folder in twins(disk.folder))}
+    found: dict[str, list[str]] = {}
+    for folder in store_folders(disk.folder.parent):
+        said = describe(folder)
+        if folder.name in twins_too or not _same_model(mine, said):
+            continue
+        with _opened(folder) as store:
+            names = store.disk.session_names() if store is not None else []
+        if names:
+            found.setdefault(_differences(mine, said), []).extend(names)
+    return found
+
+
 def _twins(disk: DiskTier) -> list[Path]:
     return [folder for folder in twins(disk.folder) if (folder / "data.mdb").is_file()]
 
@@ -120,6 +135,9 @@ def _differences(mine: dict[str, Any], other: dict[str, Any]) -> str:
     caches = [said.get("layout", {}).get("dtype", "?") for said in (mine, other)]
     if dtypes[0] != dtypes[1]:
         found.append(f"dtype={dtypes[1]!r}")
+    weights = [_weights(said) for said in (mine, other)]
+    if weights[0] != weights[1]:
+        found.append(f"weights={weights[1]!r}")
     if caches[0] != caches[1] and caches != dtypes:
         found.append(f"KVConfig(dtype={caches[1]!r})")
     for name in ("page_size", "codec"):
@@ -129,9 +147,16 @@ def _differences(mine: dict[str, Any], other: dict[str, Any]) -> str:
     return ", ".join(found) or "other settings"
 
 
+def _weights(said: dict[str, Any]) -> str:
+    """The weights to ask for: int8 ones read prompts as the model's own do, and find the same sessions."""
+    return str(said.get("products", "own"))
+
+
 def _same_model(mine: dict[str, Any], other: dict[str, Any]) -> bool:
-    """True if both folders are one model's, judged by the weights; where an earlier version wrote a folder, by the
-    model's name."""
+    """True if both folders are one model's, judged by the GGUF file, or by the weights; where an earlier version wrote
+    a folder, by the model's name."""
+    if mine.get("gguf") is not None and mine.get("gguf") == other.get("gguf"):
+        return True
     if mine.get("format") == other.get("format"):
         return bool(mine.get("weights") == other.get("weights"))
     return Path(str(mine.get("model"))).name == Path(str(other.get("model"))).name

@@ -150,7 +150,9 @@ def _is_other_model(known: dict[str, Any], said: dict[str, Any]) -> bool:
     digest does not; of one dtype, tensors or settings differ only if an earlier version read the file in another
     way."""
     files = {known.get("gguf"), said.get("gguf")}
-    if files == {None} or (len(files) == 1 and known.get("dtype") == said.get("dtype")):
+    if files == {None} or (
+        len(files) == 1 and all(known.get(name) == said.get(name) for name in ("dtype", "products"))
+    ):
         return known.get("format") == said.get("format") and known.get("weights") != said.get("weights")
     return None not in files and len(files) == 2
 

@@ -24,7 +24,8 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def load(model: Path, store: Path) -> Runtime:
-    return Runtime.load(model, dtype="float32", kv=KVConfig(path=store, host_gb=0.05, disk_gb=0.05))
+    kv = KVConfig(path=store, host_gb=0.05, disk_gb=0.05)
+    return Runtime.load(model, dtype="float32", weights="own", kv=kv)
 
 
 def save(model: Path, store: Path) -> None:

@@ -36,10 +36,11 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 def load(name: str | Path, folder: Path, number_type: str, **kv: Any) -> Runtime:
-    """With room for what the tests say, and no more: what a machine could hold is not what a test should."""
+    """With room for what the tests say, and no more: what a machine could hold is not what a test should. With weights
+    that transformers can read."""
     try:
         settings = KVConfig(path=folder, budget=4096, host_gb=0.25, **kv)
-        return Runtime.load(name, dtype=number_type, kv=settings, local_files_only=True)
+        return Runtime.load(name, dtype=number_type, weights="own", kv=settings, local_files_only=True)
     except ModelFileError as error:
         pytest.skip(str(error))
 

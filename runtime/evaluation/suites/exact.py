@@ -77,8 +77,8 @@ class Setting:
         return KVConfig(**kv)
 
     def load(self, **kv: Any) -> Runtime:
-        """Load the model, and open a store."""
-        return Runtime.load(self.model, device=self.device, dtype="float32", kv=self.config(**kv))
+        """Load the model, with weights that transformers can read as well, and open a store."""
+        return Runtime.load(self.model, device=self.device, dtype="float32", weights="own", kv=self.config(**kv))
 
     def open(self, model: Model, **kv: Any) -> Runtime:
         """Open a store for a model that is in memory already."""

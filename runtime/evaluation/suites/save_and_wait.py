@@ -21,8 +21,9 @@ SAVED = "saved"
 def main() -> None:
     task = json.loads(sys.argv[1])
     with Runtime.load(
-        task["model"], device=task["device"], dtype="float32", kv=KVConfig(**task["kv"]), local_files_only=True
-    ) as runtime:
+        task["model"], device=task["device"], dtype="float32", weights="own", kv=KVConfig(**task["kv"]),
+        local_files_only=True,
+    ) as runtime:  # fmt: skip
         engine = runtime.engine
         sequence = engine.new_sequence()
         engine.prefill(sequence, np.array(task["prompt"], dtype=np.uint32), want_logits=False)

@@ -26,8 +26,6 @@ Settings = Callable[[Said, Contents, dict[str, Any]], dict[str, Any]]
 """(keys, file, what `settings.common` found) -> what config.json says besides or instead. A value that only says how a
 name is spelled out, such as `max_window_layers` where nothing slides, is as transformers writes it: a store knows its
 model by what config.json says, and one from before stays that model's."""
-Change = Callable[[Tensor, Mapping[str, Any]], Tensor]
-"""(weight as the file has it, config.json) -> as the family has it. Rows and columns move, no number changes."""
 
 OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
@@ -41,23 +39,20 @@ class Architecture:
     settings: Settings
 
     @property
-    def changes(self) -> Mapping[str, Change]:
-        """Tensor of a block -> how its rows, and its bias, stand otherwise than in the family."""
-        return _PAIRS if self.names.in_pairs else {}
+    def paired(self) -> Mapping[str, str]:
+        """Tensor of a block whose rows, and bias, stand in pairs (`in_halves`) -> the setting that says of how many
+        heads."""
+        return _HEADS if self.names.in_pairs else {}
 
 
-def in_halves(heads: str) -> Change:
-    """Move rows of a head that are rotated in pairs (2i, 2i + 1) into halves (i, i + d/2), as transformers rotates
+def in_halves(weight: Tensor, heads: int) -> Tensor:
+    """Move rows of each head that are rotated in pairs (2i, 2i + 1) into halves (i, i + d/2), as transformers rotates
     them."""
-
-    def change(weight: Tensor, config: Mapping[str, Any]) -> Tensor:
-        pairs = weight.view(config[heads], -1, 2, *weight.shape[1:])
-        return pairs.transpose(1, 2).reshape(weight.shape)
-
-    return change
+    pairs = weight.view(heads, -1, 2, *weight.shape[1:])
+    return pairs.transpose(1, 2).reshape(weight.shape)
 
 
-_PAIRS = {"attn_q": in_halves("num_attention_heads"), "attn_k": in_halves("num_key_value_heads")}
+_HEADS = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
 
 
 def _rotated(said: Said, config: Mapping[str, Any]) -> int:

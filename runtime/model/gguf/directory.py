@@ -55,12 +55,14 @@ def read_model(paths: Sequence[Path]) -> ModelFile:
     return ModelFile(contents, config, plan_weights(contents, entry, config, shapes))
 
 
-def write_model(found: ModelFile, dtype: torch.dtype, target: Path) -> None:
-    """Fill the empty folder `target` with the model. Raises OSError and what the writers of its files raise."""
-    config = {**found.config, "dtype": str(dtype).removeprefix("torch.")}
+def write_model(found: ModelFile, dtype: torch.dtype | None, target: Path) -> None:
+    """Fill the empty folder `target` with the model, or without a dtype with everything but its weights. Raises OSError
+    and what the writers of its files raise."""
+    config = found.config if dtype is None else {**found.config, "dtype": str(dtype).removeprefix("torch.")}
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     write_tokenizer(found.contents.path, found.contents.keys, target)
-    write_weights(target / "model.safetensors", found.weights, dtype, found.config)
+    if dtype is not None:
+        write_weights(target / "model.safetensors", found.weights, dtype)
 
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, int]:

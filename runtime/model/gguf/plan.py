@@ -10,7 +10,7 @@ from typing import Any
 
 from ...api.errors import ModelFileError
 from ...untrusted.numbers import shown
-from .architectures import OUTER, Architecture, Change
+from .architectures import OUTER, Architecture
 from .container import Contents
 from .number_types import Tensor
 
@@ -39,7 +39,9 @@ class Weight:
     shape: tuple[int, ...]
     parts: tuple[TensorRows, ...]
     offset: float = 0.0
-    change: Change | None = None
+    pairs: int = 0
+    """The number of heads whose rows stand in pairs in the file (`architectures.in_halves`); 0: they stand as in the
+    family."""
 
     @property
     def elements(self) -> int:
@@ -84,7 +86,8 @@ class _Plan:
             tensor, prefix, end = self._of_layer[at[2]], f"blk.{at[1]}.", at[3]
         offset = self._entry.names.norm_offset if len(shape) == 1 and "norm" in tensor and end == "weight" else 0.0
         parts = self._parts(prefix, tensor, end, shape)
-        return Weight(name, shape, parts, offset, self._entry.changes.get(tensor))
+        heads = self._entry.paired.get(tensor)
+        return Weight(name, shape, parts, offset, 0 if heads is None else self._config[heads])
 
     def _parts(self, prefix: str, tensor: str, end: str, shape: tuple[int, ...]) -> tuple[TensorRows, ...]:
         """The parts of a weight: from the tensor of that name; or for q, k and v from one that has them all, or for all

@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .architectures import in_halves
 from .number_types import values
 from .plan import TensorRows, Weight
 
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
-def write_weights(path: Path, weights: list[Weight], dtype: torch.dtype, config: dict[str, object]) -> None:
+def write_weights(path: Path, weights: list[Weight], dtype: torch.dtype) -> None:
     """Write the file. Raises OSError, and ModelFileError if the GGUF file ends inside a tensor."""
     listed: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
@@ -31,23 +32,23 @@ def write_weights(path: Path, weights: list[Weight], dtype: torch.dtype, config:
     with path.open("xb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for weight in weights:
-            for piece in _pieces(weight, dtype, config):
+            for piece in pieces(weight, dtype):
                 file.write(piece.contiguous().view(torch.uint8).numpy().data)
 
 
-def _pieces(weight: Weight, dtype: torch.dtype, config: dict[str, object]) -> Iterator[Tensor]:
+def pieces(weight: Weight, dtype: torch.dtype) -> Iterator[Tensor]:
     """Yield the weight from the top to the bottom; in one piece if its rows move."""
     if not weight.parts:
         yield torch.zeros(weight.shape, dtype=dtype)
-    elif weight.change is None:
+    elif not weight.pairs:
         for part in weight.parts:
-            yield from _rows(part, weight.offset, dtype)
+            yield from rows_of(part, weight.offset, dtype)
     else:
-        whole = torch.cat([rows for part in weight.parts for rows in _rows(part, weight.offset, dtype)])
-        yield weight.change(whole.view(weight.shape), config)
+        whole = torch.cat([rows for part in weight.parts for rows in rows_of(part, weight.offset, dtype)])
+        yield in_halves(whole.view(weight.shape), weight.pairs)
 
 
-def _rows(part: TensorRows, offset: float, dtype: torch.dtype) -> Iterator[Tensor]:
+def rows_of(part: TensorRows, offset: float, dtype: torch.dtype) -> Iterator[Tensor]:
     """Yield a part's rows in `dtype`. Factor and offset are applied before the numbers are rounded."""
     scale = None if part.scale is None else float(next(values(part.scale))[0, 0])
     is_vector = len(part.tensor.shape) == 1

@@ -29,7 +29,7 @@ KINDS = gguf.GGMLQuantizationType
 def weights_of(paths: list[Path], folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     found, made = read_model(paths), folder / "made.safetensors"
     made.unlink(missing_ok=True)
-    write_weights(made, found.weights, dtype, found.config)
+    write_weights(made, found.weights, dtype)
     return dict(load_file(made))
 
 
@@ -283,7 +283,7 @@ def test_a_model_is_made_in_little_memory(tmp_path: Path) -> None:
     del held
     Path("/proc/self/clear_refs").write_text("5")
     before = memory("VmRSS")
-    write_weights(tmp_path / "made.safetensors", found.weights, torch.bfloat16, found.config)
+    write_weights(tmp_path / "made.safetensors", found.weights, torch.bfloat16)
     size = (tmp_path / "made.safetensors").stat().st_size
     assert size > 60 << 20
     assert memory("VmHWM") - before < 0.5 * size

@@ -1,0 +1,26 @@
+"""Where compiled code is kept, so that another process finds it. This imports nothing that compiles."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.metadata import version
+from pathlib import Path
+
+
+class Cache:
+    """The folder where compiled code is kept; None: it is kept nowhere.
+
+    What is there is found by numba: under the name of the processor, and only if the file that has the function is as
+    old as it was. That does not see a function that it calls in another file. So there is a folder for every state of
+    all of these files, and of numba.
+    """
+
+    folder: Path | None = None
+
+    @staticmethod
+    def key() -> str:
+        """A text that changes with everything compiled code depends on besides the processor."""
+        state = hashlib.blake2b(f"{version('numba')} {version('llvmlite')}".encode(), digest_size=8)
+        for path in sorted(Path(__file__).parent.glob("*.py")):
+            state.update(path.read_bytes())
+        return state.hexdigest()

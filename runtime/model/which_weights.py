@@ -1,0 +1,63 @@
+"""The weights that decode multiplies with where nobody names them (docs/decisions/0038).
+
+They are a GGUF file's as they stand in it, wherever decode is compiled and reads every matrix of the file there; else
+the model's own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..process import compiled
+from .locate import gguf_here
+from .products import WEIGHTS
+
+AUTO = "auto"
+_ASKED = (AUTO, *WEIGHTS)
+
+
+def which_weights(asked: str, model: str, device: torch.device, dtype: str, kv_dtype: str) -> str:
+    """The one of `WEIGHTS` that decode is to multiply with.
+
+    Args:
+        asked: one of them, or `auto`: `file` where the whole file is read so, else `own`.
+        model: as `locate` takes it. dtype: of the model. kv_dtype: of the cache; `auto`: the model's.
+
+    Raises ValueError: there are no such weights, or `file` cannot be here. ModelFileError: the GGUF file is damaged, or
+    parts of it are missing.
+    """
+    if asked not in _ASKED:
+        raise ValueError(f"weights is {', '.join(_ASKED[:-1])} or {_ASKED[-1]}, not {asked!r}")
+    needed = _needed_for_file(device, dtype)
+    if asked == "file" and needed is None and not compiled.can_compile():
+        needed = "a numba that can be used here"
+    if asked == "file" and needed is not None:
+        raise ValueError(f"weights=file needs {needed}; leave it out, or use weights=own")
+    if asked != AUTO:
+        return asked
+    if needed is not None or kv_dtype == "float16":  # PyTorch would compute each step, from weights made for it
+        return "own"
+    files = gguf_here(model)
+    return "file" if files and compiled.can_compile() and _is_read_there(files, dtype) else "own"
+
+
+def _needed_for_file(device: torch.device, dtype: str) -> str | None:
+    """What a model needs for its weights to be used as they stand in a file; None if it has all of it."""
+    if device.type != "cpu":
+        return f"a CPU, not {device}"
+    if dtype == "float16":
+        return "dtype float32 or bfloat16, not float16"
+    if not compiled.is_available():
+        return f"compiled decode: numba, and {compiled.SWITCH} other than 0"
+    return None
+
+
+def _is_read_there(files: list[Path], dtype: str) -> bool:
+    """True if all matrices can stay in the file, and none is wider there than converted."""
+    from .file_weights import can_stay
+    from .gguf.directory import read_model
+
+    matrices = [weight for weight in read_model(files).weights if len(weight.shape) > 1]
+    return all(can_stay(part, getattr(torch, dtype)) for weight in matrices for part in weight.parts)

@@ -1,0 +1,60 @@
+"""Operations are kept under keys that the next process has as well."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("numba")
+
+from stratakv.kernels.compiled.kept import Cache
+
+ALL = """
+import sys
+from pathlib import Path
+from stratakv.kernels.compiled import attention, block_products, blocks, choice, heads, products, record, scores
+from stratakv.kernels.compiled import widening, work
+from stratakv.kernels.compiled.kept import Cache
+from stratakv.kernels.compiled.operation import Operation
+Cache.folder = Path(sys.argv[1])
+modules = [attention, block_products, choice, heads, products, scores, work]
+found = {f"{m.__name__} {name}": o for m in modules for name, o in vars(m).items() if isinstance(o, Operation)}
+for kind, (numbers, _) in record.BLOCKS.items():
+    if kind != record.I8:
+        found[f"widen {kind}"] = widening.widen(kind)
+    if numbers > 1:
+        found[f"rows {kind}"] = blocks.rows(kind)
+for name, operation in found.items():
+    assert operation.address
+    print(name, operation._code.cache_hits == 1, sep=": ")
+"""
+
+
+def compiled_in_a_process(folder: Path) -> dict[str, str]:
+    """Whether a process that asks for every operation finds it in a folder."""
+    done = subprocess.run([sys.executable, "-c", ALL, str(folder)], capture_output=True, text=True, check=True)
+    return dict(line.split(": ") for line in done.stdout.splitlines())
+
+
+def test_a_second_process_compiles_nothing() -> None:
+    assert Cache.folder is not None
+    first, second = (compiled_in_a_process(Cache.folder) for _ in range(2))
+    assert len(first) > 25
+    assert set(second) == set(first)
+    assert set(second.values()) == {"True"}
+
+
+def test_the_key_is_of_all_files_and_of_numba(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from stratakv.kernels.compiled import kept
+
+    keys = {Cache.key()}
+    monkeypatch.setattr(kept, "version", lambda name: "another")
+    keys.add(Cache.key())
+    monkeypatch.setattr(kept, "__file__", str(tmp_path / "kept.py"))
+    for text in ("", "x = 1", "x = 2"):
+        (tmp_path / "other.py").write_text(text)
+        keys.add(Cache.key())
+    assert len(keys) == 5
