@@ -266,19 +266,20 @@ class TieredStore:
             self._require_open()
             yield
 
-    def places(self, pids: np.ndarray) -> np.ndarray | None:
-        """Addresses int64 `[p]` of pages that are all in host memory where attention reads; otherwise None. Good for as
-        long as the store is `still`."""
+    def places(self, pids: np.ndarray, out: np.ndarray) -> bool:
+        """Write into `out`, int64 `[p]`, the addresses of pages that are all in host memory where attention reads. They
+        are good for as long as the store is `still`. Returns False if not all of them are."""
         if self.gpu is not None:
-            return None
-        slots = self._table.host_slot[pids]
-        if len(slots) and slots.min() < 0:
-            return None
-        places: np.ndarray = slots * self.host.page_bytes + self.host.data.data_ptr()
-        return places
+            return False
+        np.take(self._table.host_slot, pids, out=out)
+        if len(out) and out.min() < 0:
+            return False
+        out *= self.host.page_bytes
+        out += self.host.data.data_ptr()
+        return True
 
     def count_read(self, pids: np.ndarray) -> None:
-        """Count distinct pages that were read by their `places`, in the same block of `still`."""
+        """Count distinct pages of several layers that were read by their `places`, in the same block of `still`."""
         self._residency.clock += 1
         self._residency.touch(pids)
         self.counters.host_reads += len(pids)

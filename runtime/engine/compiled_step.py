@@ -50,6 +50,11 @@ class CompiledStep:
         self._model, self._store, self._team = model, store, team
         self._rows: dict[tuple[int, str], StepRows] = {}
         self._parts = fp32(0)
+        self._room = 0
+        """Of `_parts`, numbers for each sequence."""
+        self._attending_rows: StepRows | None = None
+        self._attending_now: list[list[Attending]] = []
+        """By layer and sequence: what attends in these rows. Layers hold on to it, so it stays from step to step."""
         self._threads = 1
         self._rooms: list[Room] = []
         self._operations = _Operations()
@@ -70,17 +75,17 @@ class CompiledStep:
         rows, self._threads = self._of(batch), threads
         rows.hidden.copy_(model.embed(torch.tensor(tokens)))
         rows.turn(model.kinds, tables.lean)
-        for layer in range(model.num_layers):
-            for b, sequence in enumerate(sequences):
-                rows.places[layer, b] = sequence.layers[layer].next_place()
+        rows.places[:] = [
+            [sequence.layers[layer].next_place() for sequence in sequences] for layer in range(model.num_layers)
+        ]
         attending = self._attending(rows, sequences)
         with self._store.still():
             filled = all(self._fill(rows, sequences, attending, layer) for layer in range(model.num_layers))
             if filled:
                 self._work(rows.table)
                 for b, sequence in enumerate(sequences):
-                    for layer, cache in enumerate(sequence.layers):
-                        cache.end_step(attending[layer][b])
+                    read = [cache.end_step(attending[layer][b]) for layer, cache in enumerate(sequence.layers)]
+                    self._store.count_read(np.concatenate(read))
         if not filled:
             self._layer_by_layer(rows, sequences, attending, ahead)
         logits = rows.logits.clone()
@@ -90,23 +95,29 @@ class CompiledStep:
         return logits
 
     def _attending(self, rows: StepRows, sequences: list[Sequence]) -> list[list[Attending]]:
+        """What attends, by layer and sequence."""
         longest = max(sequence.num_tokens for sequence in sequences) + 1
-        self._room = most_parts(longest) * rows.heads * (2 + rows.dim)
-        if len(self._parts) < rows.batch * self._room:
-            self._parts = fp32(rows.batch * self._room * 5 // 4)
-        parts = self._parts[: rows.batch * self._room].view(rows.batch, self._room)
         while len(self._rooms) < rows.batch:
             self._rooms.append(Room())
         rooms = self._rooms[: rows.batch]
         for room in rooms:
             room.begin_step()
-        return [
+        needed = most_parts(longest) * rows.heads * (2 + rows.dim)
+        if rows is self._attending_rows and needed <= self._room:
+            return self._attending_now
+        self._room = needed * 5 // 4
+        if len(self._parts) < rows.batch * self._room:
+            self._parts = fp32(rows.batch * self._room)
+        parts = self._parts[: rows.batch * self._room].view(rows.batch, self._room)
+        self._attending_rows = rows
+        self._attending_now = [
             [
                 Attending(rows.q[layer, b], scale, parts[b], rows.groups, rows.attended[b], self._operations, rooms[b])
                 for b in range(rows.batch)
             ]
             for layer, scale in enumerate(rows.scales)
         ]
+        return self._attending_now
 
     def _fill(self, rows: StepRows, sequences: list[Sequence], attending: list[list[Attending]], layer: int) -> bool:
         """Fill in what attends in a layer. Returns False if that cannot be."""

@@ -77,6 +77,8 @@ class Room:
     def __init__(self) -> None:
         self._held: dict[str, Tensor] = {}
         self._outgrown: list[Tensor] = []
+        self.version = 0
+        """Another one whenever an address is another one."""
 
     def begin_step(self) -> None:
         self._outgrown.clear()
@@ -88,6 +90,7 @@ class Room:
             if held is not None:
                 self._outgrown.append(held)
             held = self._held[name] = fp32(count * 5 // 4 + 16)
+            self.version += 1
         return (held.data_ptr() + 63) // 64 * 64
 
 
@@ -121,10 +124,10 @@ class Attending:
         shares = torch.softmax(lses, 1).unsqueeze(-1) / each[..., 1:2]
         return (each[..., 2:] * shares).sum(1), lses.logsumexp(1)
 
-    def row(self, row: np.ndarray, *, unit: int, page: int, parts: int, first: int = 0) -> None:
+    def row(self, row: np.ndarray, *, unit: int, page: int, parts: int = 0, first: int = 0) -> None:
         """Begin a row that attends, with nothing to read yet."""
         heads, dim = self.q.shape
-        assert parts * heads * (2 + dim) <= self.parts.numel(), "more parts than there is room for"
+        self._must_hold(parts)
         row[:] = 0
         row[[r.OPERATION, r.BARRIER]] = self.operations.attend.address, 1
         row[[r.MARK, r.MEMORY]] = r.M_ATTENTION, self.operations.attend_bytes(heads // self.groups, dim)
@@ -145,6 +148,18 @@ class Attending:
         size = rows.element_size()
         row[[r.A_TAIL, r.A_TAIL_LEN, r.A_TAIL_KIND]] = rows.data_ptr(), count, KV_KINDS[rows.dtype]
         row[[r.A_TAIL_PITCH, r.A_TAIL_V_AFTER]] = rows.stride(1) * size, rows.stride(0) * size
+
+    def all_of(self, row: np.ndarray, whole: int, count: int) -> int:
+        """Of a row with everything else: read `whole` parts of units, and `count` of the rows behind them. Returns all
+        parts."""
+        parts = whole + num_parts(count, 1)
+        self._must_hold(parts)
+        row[r.A_TAIL_LEN], row[r.A_PARTS], row[r.ITEMS] = count, parts, self.groups * parts
+        return parts
+
+    def _must_hold(self, parts: int) -> None:
+        heads, dim = self.q.shape
+        assert parts * heads * (2 + dim) <= self.parts.numel(), "more parts than there is room for"
 
 
 def most_parts(num_tokens: int) -> int:

@@ -109,8 +109,9 @@ class LayerKV(ABC):
         """
 
     @abstractmethod
-    def end_step(self, at: Attending) -> None:
-        """The rows that `fill` filled in have been worked through."""
+    def end_step(self, at: Attending) -> np.ndarray:
+        """The rows that `fill` filled in have been worked through. Returns the ids of the distinct pages that they
+        read, int64."""
 
     @abstractmethod
     def undo_step(self, tail_len: int, num_tokens: int) -> None:

@@ -35,6 +35,9 @@ class LayerPages:
         """Tokens in the open page."""
         self._open: OpenPage | None = None
         self._dtype: torch.dtype = getattr(torch, store.layout.dtype)
+        self._kv = torch.empty(0, dtype=self._dtype)
+        self._first_place: Place | None = None
+        """Where the open page's first token goes; None: nobody has asked."""
 
     @property
     def sealed(self) -> int:
@@ -51,7 +54,7 @@ class LayerPages:
     @property
     def tail(self) -> tuple[Tensor, Tensor]:
         """K and V `[G, tail_len, D]` of the open page's tokens, views; there is at least one."""
-        kv = self._open_kv()[:, :, : self.tail_len]
+        kv = self.open_kv[:, :, : self.tail_len]
         return kv[0], kv[1]
 
     def add(self, k: Tensor, v: Tensor) -> None:
@@ -63,20 +66,25 @@ class LayerPages:
 
     def next_place(self) -> Place:
         """Count the next token in, whose k and v are written by address. Raises as `add` does."""
-        place = Place.of(self._opened()[:, :, self.tail_len])
+        kv = self._opened()
+        if self._first_place is None:
+            self._first_place = Place.of(kv[:, :, 0])
+        k, *rest = self._first_place
+        place = Place(k + self.tail_len * kv.stride(2) * kv.element_size(), *rest)
         self.tail_len += 1
         return place
 
     @property
     def open_kv(self) -> Tensor:
-        """The open page `[2, G, L, D]`, a view; there is one."""
-        return self._open_kv()
+        """The open page `[2, G, L, D]`, a view, the same one as long as it is open; there is one."""
+        assert self._open is not None
+        return self._kv
 
     def tail_copy(self) -> Tensor:
         """K and V `[2, G, tail_len, D]` of the open page's tokens, a copy."""
         if not self.tail_len:
             return torch.empty((2, self.layout.num_heads, 0, self.layout.head_dim), dtype=self._dtype)
-        return self._open_kv()[:, :, : self.tail_len].contiguous().clone()
+        return self.open_kv[:, :, : self.tail_len].contiguous().clone()
 
     def set_tail(self, kv: Tensor) -> None:
         """Hold `kv` `[2, G, n, D]`, n < L, in the open page and nothing else. A page that is open stays so: with full
@@ -95,13 +103,9 @@ class LayerPages:
     def _opened(self) -> Tensor:
         if self._open is None:
             self._open = self.store.open_page(self.layer)
-        return self._open_kv()
-
-    def _open_kv(self) -> Tensor:
-        """The open page as `[2, G, L, D]`, a view."""
-        assert self._open is not None
-        shape = (self.layout.num_heads, 2, self.layout.page_size, self.layout.head_dim)
-        return self._open.bytes.view(self._dtype).view(shape).transpose(0, 1)
+            shape = (self.layout.num_heads, 2, self.layout.page_size, self.layout.head_dim)
+            self._kv, self._first_place = self._open.bytes.view(self._dtype).view(shape).transpose(0, 1), None
+        return self._kv
 
     # Sealed pages
 
@@ -110,7 +114,7 @@ class LayerPages:
         nothing has changed then."""
         assert self._open is not None
         assert self.is_full
-        keys = self._open_kv()[0].clone()
+        keys = self._kv[0].clone()
         pid = self.store.seal(self._open, chain, tokens)
         self._open, self.tail_len = None, 0
         self.pids = np.append(self.pids, pid)

@@ -19,7 +19,7 @@ SCORE_ROWS = 3
 
 
 def fill_choice(rows: np.ndarray, at: Attending, scoring: Scoring, ids: Tensor) -> None:
-    """Fill in rows that leave what is chosen in `ids`, int32 `[G, count]`."""
+    """Fill in rows that leave what is chosen in `ids`, int32, the first `G * count` of it."""
     rows[:] = 0
     tables, scores, choice = rows
     repeats = at.q.shape[0] // at.groups
@@ -42,9 +42,13 @@ def fill_choice(rows: np.ndarray, at: Attending, scoring: Scoring, ids: Tensor) 
     choice[[r.MARK, r.MEMORY]] = r.M_CHOICE, at.operations.choice_bytes(units, parts)
     choice[[r.C_REPEATS, r.C_UNITS, r.C_SPAN]] = repeats, units, span
     choice[[r.C_SCORES, r.C_ROOM, r.C_TOPS]] = at_scores, units, at_tops
-    choice[[r.C_COUNT, r.C_SINK, r.C_LOCAL, r.C_IDS]] = (
-        scoring.count, scoring.sink, scoring.local, ids.data_ptr(),
-    )  # fmt: skip
+    choice[r.C_IDS] = ids.data_ptr()
+    choose_count(choice, scoring)
+
+
+def choose_count(choice: np.ndarray, scoring: Scoring) -> None:
+    """In a row that chooses: how many."""
+    choice[r.C_COUNT], choice[r.C_SINK], choice[r.C_LOCAL] = scoring.count, scoring.sink, scoring.local
 
 
 def _codes(tables: np.ndarray, scores: np.ndarray, at: Attending, scoring: CodeScoring) -> None:

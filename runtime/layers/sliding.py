@@ -19,6 +19,8 @@ from .attend_rows import Attending, Place, num_parts
 from .base import LayerKV
 from .stored import check_window
 
+_NO_PAGES = np.empty(0, dtype=np.int64)
+
 
 class SlidingLayer(LayerKV):
     """A sliding-window layer: it holds the last `window - 1` tokens, and up to a page more so that its state at the
@@ -100,8 +102,8 @@ class SlidingLayer(LayerKV):
         run(rows[-1:])
         return parts
 
-    def end_step(self, at: Attending) -> None:
-        """There is nothing to learn from what it read."""
+    def end_step(self, at: Attending) -> np.ndarray:
+        return _NO_PAGES
 
     def undo_step(self, tail_len: int, num_tokens: int) -> None:
         self._count -= self._end - num_tokens

@@ -176,10 +176,11 @@ class TieredLayer(LayerKV):
         self._tell(query, at.scale, ids, unit, out, lse)
         return parts
 
-    def end_step(self, at: Attending) -> None:
+    def end_step(self, at: Attending) -> np.ndarray:
         self.lookahead.begin_step()
         self._note_query(at.q, at.scale)
-        self.tokens_read = self.rows.end_step() + self.pages.tail_len
+        self.tokens_read = self.rows.num_read + self.pages.tail_len
+        return self.rows.end_step()
 
     def look_ahead(self, query: Callable[[], Tensor]) -> None:
         if self.upkeep.indexed == self.pages.sealed > 0:

@@ -10,6 +10,7 @@ Shapes  G KV heads, L page size, D head dim
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,11 +19,38 @@ from torch import Tensor
 from ...kernels.compiled import record as r
 from ...retrieval import Index
 from ...retrieval.index import IndexOf
-from ...retrieval.scoring import Scoring
 from .attend_rows import KV_KINDS, SPAN, Attending, num_parts
 from .page_reader import PageReader
 from .pages import LayerPages
-from .score_rows import fill_choice
+from .score_rows import choose_count, fill_choice
+
+
+@dataclass(slots=True)
+class _Filled:
+    """Rows as they were filled in, all but the open page's length. They hold until a page is sealed or the sequence is
+    cut: the index's state changes then only, and the array of page ids is then another one."""
+
+    at: Attending
+    room: int
+    """The version of the room that rows have addresses in."""
+    pids: np.ndarray
+    open_kv: Tensor
+    state: object
+    budget: int
+    rows: np.ndarray
+    places: np.ndarray
+    """Of the pages, written anew for each step."""
+    ids: Tensor | None
+    """The chosen units, int32; None: all are read."""
+    count: int
+    """Units per head."""
+    unit: int
+    """Tokens of one."""
+
+    @property
+    def whole(self) -> int:
+        """Parts that the units are read in."""
+        return num_parts(self.count, self.unit)
 
 
 class TieredRows:
@@ -36,49 +64,73 @@ class TieredRows:
         self._dtype: torch.dtype = getattr(torch, layout.dtype)
         self._side = layout.page_size * layout.head_dim * self._dtype.itemsize
         """Bytes of one head's keys in a page."""
-        self._places = np.empty(0, dtype=np.int64)
-        self._ids: Tensor | None = None
-        self._unit = self._num_read = 0
+        self._filled: _Filled | None = None
 
     def fill(self, rows: np.ndarray, at: Attending, state: object, budget: int) -> int | None:
         """As `LayerKV.fill`."""
-        pages, size = self._pages, self._pages.layout.page_size
+        pages = self._pages
         if not self.are_exact:
             return None
-        places = self._store.places(pages.pids)
-        if places is None:
+        filled = self._filled
+        if filled is None or not self._holds(filled, at, state, budget):
+            filled = self._filled = self._anew(len(rows), at, state, budget)
+        if filled is None or not self._store.places(pages.pids, filled.places):
             return None
-        self._places, self._unit, self._ids = places, size, None  # rows have its address
-        rows[:] = 0
-        count, row = len(places), rows[-1]
+        rows[:] = filled.rows
+        return at.all_of(rows[-1], filled.whole, pages.tail_len)
+
+    def _holds(self, filled: _Filled, at: Attending, state: object, budget: int) -> bool:
+        """Whether the rows hold for this step, too. Where only the budget is another one, they do from now on."""
+        pages, is_chosen = self._pages, self._pages.sealed > budget
+        if not (filled.at is at and filled.room == at.room.version and filled.pids is pages.pids):
+            return False
+        if not (filled.open_kv is pages.open_kv and filled.state is state and is_chosen == (filled.ids is not None)):
+            return False
+        if filled.ids is None or filled.budget == budget:
+            return True
+        scoring = self._index.scoring(state, pages.sealed, budget)
+        assert scoring is not None
+        if pages.layout.num_heads * scoring.count > len(filled.ids):
+            return False
+        filled.budget, filled.count = budget, scoring.count
+        filled.rows[-1, r.A_COUNT] = scoring.count
+        choose_count(filled.rows[-2], scoring)
+        return True
+
+    def _anew(self, count: int, at: Attending, state: object, budget: int) -> _Filled | None:
+        """Rows for this step and those after it; None where only the index itself can choose."""
+        pages, size = self._pages, self._pages.layout.page_size
+        rows, places = np.zeros((count, r.WIDTH), dtype=np.int64), np.empty(len(pages.pids), dtype=np.int64)
+        row, ids, units, unit = rows[-1], None, len(places), size
         if pages.sealed > budget:
             scoring = self._index.scoring(state, pages.sealed, budget)
             if scoring is None:
                 return None
-            self._ids, count, self._unit = self._choice(rows[:-1], at, scoring), scoring.count, scoring.unit
-        parts = num_parts(count, self._unit) + num_parts(pages.tail_len, 1)
-        at.row(row, unit=self._unit, page=size, parts=parts)
-        at.read(row, count, places, 2 * self._side, self._side, KV_KINDS[self._dtype])
-        if self._ids is not None:
-            row[r.A_IDS] = self._ids.data_ptr()
-        at.behind(row, pages.open_kv, pages.tail_len)
-        self._num_read = count * self._unit
-        return parts
+            units, unit = scoring.count, scoring.unit
+            ids = torch.empty(pages.layout.num_heads * units, dtype=torch.int32)
+            fill_choice(rows[:-1], at, scoring, ids)
+        at.row(row, unit=unit, page=size)
+        at.read(row, units, places, 2 * self._side, self._side, KV_KINDS[self._dtype])
+        at.behind(row, pages.open_kv, 0)
+        if ids is not None:
+            row[r.A_IDS] = ids.data_ptr()
+        return _Filled(at, at.room.version, pages.pids, pages.open_kv, state, budget, rows, places, ids, units, unit)
 
-    def _choice(self, rows: np.ndarray, at: Attending, scoring: Scoring) -> Tensor:
-        ids = torch.empty((self._pages.layout.num_heads, scoring.count), dtype=torch.int32)
-        fill_choice(rows, at, scoring, ids)
-        return ids
+    @property
+    def num_read(self) -> int:
+        """Tokens of sealed pages that the rows of the last step read."""
+        return 0 if self._filled is None else self._filled.count * self._filled.unit
 
-    def end_step(self) -> int:
-        """What `fill` filled in has been read. Returns how many tokens of sealed pages."""
-        pids = self._pages.pids
-        if self._ids is not None:
-            is_read = np.zeros(len(pids), dtype=bool)
-            is_read[self._ids.numpy() * self._unit // self._pages.layout.page_size] = True
-            pids = pids[is_read]
-        self._store.count_read(pids)
-        return self._num_read
+    def end_step(self) -> np.ndarray:
+        """What `fill` filled in has been read. Returns the ids of the sealed pages read."""
+        filled = self._filled
+        assert filled is not None
+        if filled.ids is None:
+            return filled.pids
+        chosen = filled.ids.numpy()[: self._pages.layout.num_heads * filled.count]
+        is_read = np.zeros(len(filled.pids), dtype=bool)
+        is_read[chosen * filled.unit // self._pages.layout.page_size] = True
+        return filled.pids[is_read]
 
     def attend(
         self, rows: np.ndarray, at: Attending, state: object, budget: int, run: Callable[[np.ndarray], None]
@@ -110,7 +162,8 @@ class TieredRows:
             query = at.q.view(self._pages.layout.num_heads, -1, self._pages.layout.head_dim) * at.scale
             ids, unit, _ = self._index.select(state, query, self._pages.sealed, budget)
             return ids, unit
-        chosen = self._choice(rows, at, scoring)
+        chosen = torch.empty((self._pages.layout.num_heads, scoring.count), dtype=torch.int32)
+        fill_choice(rows, at, scoring, chosen)
         run(rows)
         return chosen.long(), scoring.unit
 

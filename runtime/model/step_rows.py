@@ -65,6 +65,8 @@ class StepRows:
         """Where each layer's new k and v go, for HEADS."""
         self.parts = np.zeros((len(lean), batch), dtype=np.int64)
         """Parts that each layer's attention leaves."""
+        self._merging: dict[int, tuple[int, int]] = {}
+        """What OUT's input of each layer is, for `merges`."""
         self._kept: list[Tensor] = []
         sums, outs = [fp32(batch, width) for _ in "ab"], [fp32(batch, width) for _ in "ab"]
         qkv = fp32(batch, first.qkv.weight.shape[0])
@@ -94,6 +96,10 @@ class StepRows:
 
     def merges(self, layer: int, parts: Tensor | None = None, room: int = 0) -> None:
         """OUT's input: `parts`, `room` numbers apart for each sequence; None: `attended`."""
+        wanted = (0 if parts is None else parts.data_ptr(), room)
+        if self._merging.get(layer) == wanted:
+            return
+        self._merging[layer] = wanted
         row = self.table[self.attending(layer).stop]
         if parts is None:
             row[[r.P_INPUT, r.P_A]] = r.PLAIN, self.attended.data_ptr()
@@ -111,12 +117,11 @@ class StepRows:
     def turn(self, kinds: list[str], tables: dict[str, tuple[Tensor, Tensor]]) -> None:
         """Use these rotary tables of `for_lean`, by layer kind, in all layers that rotate."""
         self._tables = {kind: tuple(table.float().contiguous() for table in both) for kind, both in tables.items()}
-        for layer, kind in enumerate(kinds):
-            row = self.table[self._heads_rows[layer]]
-            cos, sin = self._tables[kind]
-            row[[r.H_COS, r.H_SIN]] = cos.data_ptr(), sin.data_ptr()
-            if row[r.H_ROTARY]:
-                row[r.H_ROTARY] = sin.shape[-1]
+        for kind, (cos, sin) in self._tables.items():
+            here = [row for row, its in zip(self._heads_rows, kinds, strict=True) if its == kind]
+            self.table[here, r.H_COS], self.table[here, r.H_SIN] = cos.data_ptr(), sin.data_ptr()
+            rotated = [row for row in here if self.table[row, r.H_ROTARY]]
+            self.table[rotated, r.H_ROTARY] = sin.shape[-1]
 
     def _products(self, product: Product, y: Tensor, mark: int) -> np.ndarray:
         """The next rows, those of a product. Returns the first."""
