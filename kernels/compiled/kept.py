@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
@@ -20,7 +20,15 @@ class Cache:
     @staticmethod
     def key() -> str:
         """A text that changes with everything compiled code depends on besides the processor."""
-        state = hashlib.blake2b(f"{version('numba')} {version('llvmlite')}".encode(), digest_size=8)
+        state = hashlib.blake2b(f"{_version('numba')} {_version('llvmlite')}".encode(), digest_size=8)
         for path in sorted(Path(__file__).parent.glob("*.py")):
             state.update(path.read_bytes())
         return state.hexdigest()
+
+
+def _version(package: str) -> str:
+    """Of an installed package; of one that says none, a word: whether it can be used is seen when it is imported."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"

@@ -97,7 +97,8 @@ class BenchOptions:
             raise ValueError(f"baselines are {', '.join(BASELINES)}, or none; not {', '.join(unknown)}")
         wrong = [name for name in self.weights if name not in PRODUCTS]
         if wrong:
-            raise ValueError(f"weights are {' or '.join(PRODUCTS)}, not {', '.join(wrong)}")
+            names, said = " or ".join(PRODUCTS), ", ".join(wrong)
+            raise ValueError(f"weights are {names}, not {said}: transformers reads what is measured, too")
         for name in ("gpu_memory_cap", "link_gbps", "disk_gbps"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
