@@ -8,21 +8,29 @@ Shapes  G KV heads, R query heads each, D head dim, n units
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 
+class Counts(NamedTuple):
+    """How many units are read for a budget."""
+
+    units: int
+    sink: int
+    """The first ones, whatever their scores."""
+    local: int
+    """The last ones, whatever theirs."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scoring:
-    """The `count` units with the highest mean, over query heads, of their softmax; the first `sink` and the last
-    `local` units whatever their scores."""
+    """Those units are read that have the highest mean, over query heads, of their scores' softmax, and some in any
+    case: `Counts`."""
 
     unit: int
     """Tokens per unit."""
     num_units: int
-    count: int
-    sink: int
-    local: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 from ...kernels.page_bounds import bound_scores, page_bounds
 from ...kernels.topk_pages import group_scores, topk_pages
 from ..index import IndexOf, Rows, Selection
-from ..scoring import BoundScoring
+from ..scoring import BoundScoring, Counts
 from ..stored import Geometry, Stored
 
 
@@ -39,25 +39,21 @@ class BoundsIndex(IndexOf[Rows]):
 
     def select(self, state: Rows, q: Tensor, num_tokens: int, budget: int) -> Selection:
         size = self.params.page_size
-        total, (count, sink, local) = num_tokens // size, self._counts(budget)
+        total, (count, sink, local) = num_tokens // size, self.counts(budget)
         scores = group_scores(bound_scores(q, state.data[:, :total]))
         return Selection(topk_pages(scores, count, sink=sink, local=local), size)
 
-    def _counts(self, budget: int) -> tuple[int, int, int]:
-        """Pages to read, and how many of them are the first and the last ones."""
+    def counts(self, budget: int) -> Counts:
         size = self.params.page_size
         count = budget // size
         sink = min(self.params.units(self.params.sink, size), count)
-        return count, sink, min(self.params.units(self.params.local, size), count - sink)
+        return Counts(count, sink, min(self.params.units(self.params.local, size), count - sink))
 
-    def scoring(self, state: Rows, num_tokens: int, budget: int) -> BoundScoring | None:
+    def scoring(self, state: Rows, num_tokens: int) -> BoundScoring | None:
         if state.data.dtype != torch.float32:
             return None
-        size, (count, sink, local) = self.params.page_size, self._counts(budget)
-        total = num_tokens // size
-        return BoundScoring(
-            unit=size, num_units=total, count=count, sink=sink, local=local, bounds=state.data[:, :total]
-        )
+        size, total = self.params.page_size, num_tokens // self.params.page_size
+        return BoundScoring(unit=size, num_units=total, bounds=state.data[:, :total])
 
     def export(self, state: Rows) -> dict[str, Tensor]:
         return {"bounds": state.data}

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...kernels.pq_scores import pq_scores, pq_tables
 from ...kernels.topk_pages import group_scores, topk_pages
 from ..index import IndexOf, Rows, Selection
-from ..scoring import CodeScoring
+from ..scoring import CodeScoring, Counts
 from ..stored import Geometry, Stored
 from ..structures.product_codebook import ProductEncoder, train_codebooks
 from ..structures.whitening import Basis, captured_share, covariance, query_whitened_basis, second_moment
@@ -197,19 +197,18 @@ class SpectralIndex(IndexOf[SpectralState]):
 
     def select(self, state: SpectralState, q: Tensor, num_tokens: int, budget: int) -> Selection:
         scores = group_scores(self.scores(state, q, num_tokens))
-        sink, local = self._forced(budget)
-        return Selection(topk_pages(scores, budget, sink=sink, local=local), 1)
+        count, sink, local = self.counts(budget)
+        return Selection(topk_pages(scores, count, sink=sink, local=local), 1)
 
-    def _forced(self, budget: int) -> tuple[int, int]:
-        """First and last tokens that are read whatever their scores."""
+    def counts(self, budget: int) -> Counts:
         sink = min(self.params.sink, budget)
-        return sink, min(self.params.local, budget - sink)
+        return Counts(budget, sink, min(self.params.local, budget - sink))
 
-    def scoring(self, state: SpectralState, num_tokens: int, budget: int) -> CodeScoring | None:
-        (basis, codebooks), (sink, local) = state.turned, self._forced(budget)
+    def scoring(self, state: SpectralState, num_tokens: int) -> CodeScoring | None:
+        basis, codebooks = state.turned
         return CodeScoring(
-            unit=1, num_units=num_tokens, count=budget, sink=sink, local=local, codes=state.codes.data[:, :num_tokens],
-            anchors=state.anchors.data, segment=self._segment, basis=basis, codebooks=codebooks,
+            unit=1, num_units=num_tokens, codes=state.codes.data[:, :num_tokens], anchors=state.anchors.data,
+            segment=self._segment, basis=basis, codebooks=codebooks,
         )  # fmt: skip
 
     def scores(self, state: SpectralState, q: Tensor, num_tokens: int) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from ...kernels.compiled import record as r
-from ...retrieval.scoring import BoundScoring, CodeScoring, Scoring
+from ...retrieval.scoring import BoundScoring, CodeScoring, Counts, Scoring
 from .attend_rows import KV_KINDS, Attending
 
 BOUNDS_SPAN, CODES_SPAN = 256, 2048
@@ -18,8 +18,8 @@ SCORE_ROWS = 3
 """Tables, scores, choice; rows that are not needed have no items."""
 
 
-def fill_choice(rows: np.ndarray, at: Attending, scoring: Scoring, ids: Tensor) -> None:
-    """Fill in rows that leave what is chosen in `ids`, int32, the first `G * count` of it."""
+def fill_choice(rows: np.ndarray, at: Attending, scoring: Scoring, counts: Counts, ids: Tensor) -> None:
+    """Fill in rows that leave what is chosen in `ids`, int32, the first `G * counts.units` of it."""
     rows[:] = 0
     tables, scores, choice = rows
     repeats = at.q.shape[0] // at.groups
@@ -43,12 +43,12 @@ def fill_choice(rows: np.ndarray, at: Attending, scoring: Scoring, ids: Tensor) 
     choice[[r.C_REPEATS, r.C_UNITS, r.C_SPAN]] = repeats, units, span
     choice[[r.C_SCORES, r.C_ROOM, r.C_TOPS]] = at_scores, units, at_tops
     choice[r.C_IDS] = ids.data_ptr()
-    choose_count(choice, scoring)
+    choose(choice, counts)
 
 
-def choose_count(choice: np.ndarray, scoring: Scoring) -> None:
+def choose(choice: np.ndarray, counts: Counts) -> None:
     """In a row that chooses: how many."""
-    choice[r.C_COUNT], choice[r.C_SINK], choice[r.C_LOCAL] = scoring.count, scoring.sink, scoring.local
+    choice[r.C_COUNT], choice[r.C_SINK], choice[r.C_LOCAL] = counts
 
 
 def _codes(tables: np.ndarray, scores: np.ndarray, at: Attending, scoring: CodeScoring) -> None:

@@ -22,7 +22,7 @@ from ...retrieval.index import IndexOf
 from .attend_rows import KV_KINDS, SPAN, Attending, num_parts
 from .page_reader import PageReader
 from .pages import LayerPages
-from .score_rows import choose_count, fill_choice
+from .score_rows import choose, fill_choice
 
 
 @dataclass(slots=True)
@@ -88,13 +88,12 @@ class TieredRows:
             return False
         if filled.ids is None or filled.budget == budget:
             return True
-        scoring = self._index.scoring(state, pages.sealed, budget)
-        assert scoring is not None
-        if pages.layout.num_heads * scoring.count > len(filled.ids):
+        counts = self._index.counts(budget)
+        if pages.layout.num_heads * counts.units > filled.ids.numel():
             return False
-        filled.budget, filled.count = budget, scoring.count
-        filled.rows[-1, r.A_COUNT] = scoring.count
-        choose_count(filled.rows[-2], scoring)
+        filled.budget, filled.count = budget, counts.units
+        filled.rows[-1, r.A_COUNT] = counts.units
+        choose(filled.rows[-2], counts)
         return True
 
     def _anew(self, count: int, at: Attending, state: object, budget: int) -> _Filled | None:
@@ -103,12 +102,13 @@ class TieredRows:
         rows, places = np.zeros((count, r.WIDTH), dtype=np.int64), np.empty(len(pages.pids), dtype=np.int64)
         row, ids, units, unit = rows[-1], None, len(places), size
         if pages.sealed > budget:
-            scoring = self._index.scoring(state, pages.sealed, budget)
+            scoring = self._index.scoring(state, pages.sealed)
             if scoring is None:
                 return None
-            units, unit = scoring.count, scoring.unit
+            counts = self._index.counts(budget)
+            units, unit = counts.units, scoring.unit
             ids = torch.empty(pages.layout.num_heads * units, dtype=torch.int32)
-            fill_choice(rows[:-1], at, scoring, ids)
+            fill_choice(rows[:-1], at, scoring, counts, ids)
         at.row(row, unit=unit, page=size)
         at.read(row, units, places, 2 * self._side, self._side, KV_KINDS[self._dtype])
         at.behind(row, pages.open_kv, 0)
@@ -157,13 +157,14 @@ class TieredRows:
         self, rows: np.ndarray, at: Attending, state: object, budget: int, run: Callable[[np.ndarray], None]
     ) -> tuple[Tensor, int]:
         """The units to read, int64 `[G, n]`, and the tokens of one."""
-        scoring = self._index.scoring(state, self._pages.sealed, budget)
+        scoring = self._index.scoring(state, self._pages.sealed)
         if scoring is None:
             query = at.q.view(self._pages.layout.num_heads, -1, self._pages.layout.head_dim) * at.scale
             ids, unit, _ = self._index.select(state, query, self._pages.sealed, budget)
             return ids, unit
-        chosen = torch.empty((self._pages.layout.num_heads, scoring.count), dtype=torch.int32)
-        fill_choice(rows, at, scoring, chosen)
+        counts = self._index.counts(budget)
+        chosen = torch.empty((self._pages.layout.num_heads, counts.units), dtype=torch.int32)
+        fill_choice(rows, at, scoring, counts, chosen)
         run(rows)
         return chosen.long(), scoring.unit
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import weakref
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,8 +154,8 @@ def test_sinks_not_forced(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, ind
 
 
 def test_sinks_not_forced_by_compiled_loops(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scoring = bounds.BoundsIndex.scoring
-    monkeypatch.setattr(bounds.BoundsIndex, "scoring", lambda self, *of: replace(scoring(self, *of), sink=0))
+    counts = bounds.BoundsIndex.counts
+    monkeypatch.setattr(bounds.BoundsIndex, "counts", lambda self, budget: counts(self, budget)._replace(sink=0))
     assert "bounds, steps without sinks or window, or over budget" in failed(tiny_llama, "_part", monkeypatch)
 
 
