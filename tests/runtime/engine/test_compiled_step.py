@@ -141,6 +141,41 @@ def test_whoever_watches_is_told_and_nothing_changes(tiny_llama: Path, index: st
         assert step.lse.shape == step.out.shape[:2] == (2, 3)
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("index", ["bounds", "spectral"])
+def test_rows_that_stay_are_those_that_would_be_made_anew(
+    tiny_llama: Path, index: str, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sequence's rows outlive a step; those of a fork of it are made anew. Both compute the same bits, whatever has
+    happened before: tokens read, steps undone, pages given up, a batch in another order, room that had to grow."""
+    rng = np.random.default_rng(seed)
+    with opened(tiny_llama, index) as runtime:
+        engine = runtime.engine
+        sequences = [prompted(engine, 60 + 7 * seed), prompted(engine, PROMPT)]
+        points = [sequence.snapshot() for sequence in sequences]
+        for _ in range(25):
+            chosen = [sequences[b] for b in rng.permutation(2)[: rng.integers(1, 3)]]
+            some = int(rng.integers(2))
+            match rng.integers(6):
+                case 0:
+                    tokens = rng.integers(3, VOCABULARY, rng.integers(1, 150)).astype(np.uint32)
+                    engine.prefill(sequences[some], tokens)
+                case 1:
+                    engine.rollback(sequences[some], points[some])
+                case 2:
+                    points[some] = sequences[some].snapshot()
+                case 3:
+                    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+                        patch.setattr(chosen[0].layers[1], "fill", lambda *_: 1 // 0)
+                        engine.decode(chosen, [5] * len(chosen))
+            for token in rng.integers(3, VOCABULARY, rng.integers(1, 2 * PAGE)).tolist():
+                anew = [engine.fork(sequence) for sequence in chosen]
+                expected = engine.decode(anew, [token] * len(anew))
+                assert torch.equal(engine.decode(chosen, [token] * len(chosen)), expected)
+                for sequence in anew:
+                    sequence.close()
+
+
 def test_whoever_switches_it_off_decodes_by_pytorch(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STRATAKV_COMPILED", "0")
     with opened(tiny_llama) as runtime:
