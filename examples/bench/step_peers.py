@@ -235,6 +235,8 @@ def contestants(index: str, builds: list[Build], options: argparse.Namespace) ->
             if build.name == "now" or weights in ("own", "int8"):
                 settings = {"weights": weights, "index": index}
                 yield Entry(f"{build.name} {weights}", build, "ours", options.model, settings)
+    if index != options.indexes.split(",")[0]:
+        return  # the others have no index
     for kv in ("f16", "q8_0") if options.gguf else ():
         yield Entry(f"llama.cpp {kv}", builds[-1], "llama.cpp", options.gguf, {"kv": kv})
     if options.transformers_most:
