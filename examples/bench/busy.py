@@ -4,8 +4,8 @@
 
 A process per build has the model loaded and waits; they take turns, round by round, each alone with the loops. Nothing
 is set in their environment: how OpenMP's threads wait, and how many there are, is what the build chooses. `--before` is
-another checkout. Decode is greedy after a context of a real text; all builds must choose the same tokens, else no time
-is reported. A turn of decode ends after some seconds, so that a slow build does not take the whole time.
+another checkout. Decode goes on in a real text, token by known token; builds that hardly ever think the same token
+likeliest are not compared. A turn of decode ends after some seconds, so that a slow build does not take the whole time.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from builds import Build, make_builds, write_result
 TEXT = Path(__file__).resolve().parent.parent / "northanger_abbey.txt"
 CONTEXT, PROMPT, STEPS, LONGEST_S = 1024, 256, 32, 6.0
 LOOPS = (0, 1, 2)
+_AGREED = 0.9
+"""The least share of steps in which all builds must think the same token likeliest. They round differently."""
 LOOP = "print(flush=True)\nwhile True: pass"
 """Says when it begins."""
 
@@ -45,20 +47,18 @@ class Worker:
         ids = self.runtime.tokenizer(TEXT.read_text()).input_ids
         self.ids = np.array(ids, dtype=np.uint32)
         self.sequence = self.runtime.engine.new_sequence()
-        logits = self.runtime.engine.prefill(self.sequence, self.ids[:CONTEXT]).logits
-        assert logits is not None
-        self.next = int(logits.argmax())
-        self.tokens = [self.next]
+        self.runtime.engine.prefill(self.sequence, self.ids[:CONTEXT])
+        self.likeliest: list[int] = []
         self.prompts = 0
 
     def decode(self) -> dict[str, Any]:
         found: list[float] = []
         begun = time.perf_counter()
         while len(found) < STEPS and time.perf_counter() - begun < LONGEST_S:
+            known = int(self.ids[CONTEXT + len(self.likeliest)])
             started = time.perf_counter()
-            self.next = int(self.runtime.engine.decode([self.sequence], [self.next])[0].argmax())
+            self.likeliest.append(int(self.runtime.engine.decode([self.sequence], [known])[0].argmax()))
             found.append(time.perf_counter() - started)
-            self.tokens.append(self.next)
         return {"seconds": found}
 
     def prefill(self) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class Worker:
         import torch
 
         threads = torch.get_num_threads()
-        return {"tokens": self.tokens, "threads": threads, "dtype": str(self.runtime.model.dtype)}
+        return {"likeliest": self.likeliest, "threads": threads, "dtype": str(self.runtime.model.dtype)}
 
     def serve(self) -> None:
         print(json.dumps({"ready": True}), flush=True)
@@ -169,21 +169,23 @@ def main() -> None:
         load = os.getloadavg()[0]
         found = measure(builds, asked.rounds, asked.model, Path(folder))
         commits = {build.name: build.commit for build in builds}
-    said = [found[build.name]["end"]["tokens"] for build in builds]
-    shortest = min(map(len, said))
-    if any(tokens[:shortest] != said[0][:shortest] for tokens in said):
-        raise SystemExit("the builds chose different tokens: no time is reported")
+    said = list(zip(*(found[build.name]["end"]["likeliest"] for build in builds), strict=False))
+    agreed = sum(len(set(tokens)) == 1 for tokens in said) / len(said)
+    if agreed < _AGREED:
+        raise SystemExit(f"the builds agree in {agreed:.0%} of {len(said)} steps only: no time is reported")
     from stratakv.runtime.process.hardware import hardware
 
     result = {
-        "command": "python " + " ".join(sys.argv),
+        "command": f"python examples/bench/busy.py --rounds {asked.rounds}"
+        + (" --before CHECKOUT" if asked.before else ""),
         "hardware": {**hardware(), "load_average": load},
         "commits": commits,
         "model": asked.model,
         "context": CONTEXT,
         "prompt": PROMPT,
         "rounds": asked.rounds,
-        "same_tokens": shortest,
+        "agreed": round(agreed, 3),
+        "steps_compared": len(said),
         "builds": {build.name: summary(found[build.name]) for build in builds},
     }
     write_result(result, asked.out)

@@ -337,7 +337,9 @@ def _command(options: argparse.Namespace) -> Iterator[str]:
     yield "python examples/bench/step_peers.py"
     for name in ("contexts", "batches", "weights", "indexes", "rounds"):
         yield f"--{name} {getattr(options, name)}"
-    for name in ("before", "model", "gguf"):
+    if options.before is not None:
+        yield "--before CHECKOUT"
+    for name in ("model", "gguf"):
         if value := getattr(options, name):
             yield f"--{name} {os.path.basename(value)}"
     yield f"--llama-most {options.llama_most} --transformers-most {options.transformers_most}"

@@ -13,7 +13,7 @@ from typing import Any
 
 from numba import float32
 
-from .native import exp, floats, halves, longs, loop, real, wholes, widen
+from .native import LINE, exp, fetch, floats, halves, longs, loop, real, wholes, widen
 from .operation import operation
 from .record import (
     A_COUNT,
@@ -44,7 +44,7 @@ from .record import (
     WIDTH,
 )  # fmt: skip
 
-BLOCK = 16
+BLOCK = 32
 """Tokens whose keys, then whose values, are widened together."""
 
 
@@ -70,7 +70,7 @@ def attend(row: int, item: int, scratch: int) -> None:
         for i in range(dim):
             out[r, 2 + i] = float32(0)
             scaled[r, i] = q[r, i] * scale
-    unit, page = op[A_UNIT], op[A_PAGE]
+    unit = op[A_UNIT]
     units = op[A_SPAN] // unit
     whole = -(-op[A_COUNT] // units)
     if part >= whole:
@@ -87,23 +87,36 @@ def attend(row: int, item: int, scratch: int) -> None:
         return
     begin, end, held, kind = part * units, min((part + 1) * units, op[A_COUNT]), 0, op[A_KV_KIND]
     row = dim * (4 if kind == F32 else 2)
+    place = _place(op, g, begin, row)
     for n in range(begin, end):
-        chosen = n
-        if op[A_IDS] != 0:
-            chosen = int(wholes(op[A_IDS], (groups, op[A_COUNT]))[g, n])
-        first = chosen * unit
-        if op[A_OWN] != 0:
-            place = longs(op[A_PLACES], (groups, op[A_COUNT]))[g, n]
-        else:
-            place = longs(op[A_PLACES], first // page + 1)[first // page] + g * op[A_PITCH] + (first % page) * row
+        following = _place(op, g, min(n + 1, end - 1), row)
+        if (
+            unit == 1
+        ):  # tokens lie anywhere; the rows of longer units follow each other, which processors see by themselves
+            for at in range(following, following + row, LINE):
+                fetch(at)
+                fetch(at + op[A_V_AFTER])
         for t in range(unit):
             places[0, held], places[1, held] = place + t * row, place + t * row + op[A_V_AFTER]
             held += 1
             if held == BLOCK:
                 _block(kind, scaled, places, held, scratch, out)
                 held = 0
+        place = following
     if held != 0:
         _block(kind, scaled, places, held, scratch, out)
+
+
+@loop
+def _place(op: Any, g: int, n: int, row: int) -> int:
+    """Where a head's keys of the n-th unit are."""
+    if op[A_OWN] != 0:
+        return longs(op[A_PLACES], (op[A_GROUPS], op[A_COUNT]))[g, n]
+    first = n * op[A_UNIT]
+    if op[A_IDS] != 0:
+        first = int(wholes(op[A_IDS], (op[A_GROUPS], op[A_COUNT]))[g, n]) * op[A_UNIT]
+    page = first // op[A_PAGE]
+    return longs(op[A_PLACES], page + 1)[page] + g * op[A_PITCH] + first % op[A_PAGE] * row
 
 
 @loop
@@ -113,13 +126,19 @@ def _block(kind: int, q: Any, places: Any, count: int, scratch: int, out: Any) -
     rows, p = floats(scratch, (BLOCK, dim)), floats(scratch + 4 * (BLOCK + repeats) * dim, (repeats, BLOCK))
     _widened(kind, places[0], count, rows)
     for r in range(repeats):
+        x, of_r = q[r], p[r]
+        for t in range(0, count, 4):
+            a, b, c, d = rows[t], rows[t + 1], rows[t + 2], rows[t + 3]
+            of_a, of_b, of_c, of_d = float32(0), float32(0), float32(0), float32(0)
+            for i in range(dim):
+                of_a += x[i] * a[i]
+                of_b += x[i] * b[i]
+                of_c += x[i] * c[i]
+                of_d += x[i] * d[i]
+            of_r[t], of_r[t + 1], of_r[t + 2], of_r[t + 3] = of_a, of_b, of_c, of_d
         top = out[r, 0]
         for t in range(count):
-            total = float32(0)
-            for i in range(dim):
-                total += q[r, i] * rows[t, i]
-            p[r, t] = total
-            top = max(top, total)
+            top = max(top, of_r[t])
         shrink = exp(out[r, 0] - top) if out[r, 0] > float32(-math.inf) else float32(0)
         mass = out[r, 1] * shrink
         for t in range(count):
@@ -128,18 +147,31 @@ def _block(kind: int, q: Any, places: Any, count: int, scratch: int, out: Any) -
         out[r, 0], out[r, 1] = top, mass
         for i in range(dim):
             out[r, 2 + i] *= shrink
+        for t in range(count, _fours(count)):
+            p[r, t] = float32(0)
     _widened(kind, places[1], count, rows)
     for r in range(repeats):
-        for t in range(count):
-            weight = p[r, t]
+        total = out[r, 2:]
+        for t in range(0, count, 4):
+            of_a, of_b, of_c, of_d = p[r, t], p[r, t + 1], p[r, t + 2], p[r, t + 3]
+            a, b, c, d = rows[t], rows[t + 1], rows[t + 2], rows[t + 3]
             for i in range(dim):
-                out[r, 2 + i] += weight * rows[t, i]
+                total[i] += (of_a * a[i] + of_b * b[i]) + (of_c * c[i] + of_d * d[i])
+
+
+@loop
+def _fours(count: int) -> Any:
+    """The next multiple of four: tokens are read four at a time, so that what is summed stays in registers."""
+    return (count + 3) // 4 * 4
 
 
 @loop
 def _widened(kind: int, places: Any, count: int, rows: Any) -> None:
-    """Rows of keys or values, as fp32."""
+    """Rows of keys or values, as fp32, and zeros up to the next multiple of four."""
     dim = rows.shape[1]
+    for t in range(count, _fours(count)):
+        for i in range(dim):
+            rows[t, i] = float32(0)
     for t in range(count):
         if kind == F32:
             wide = floats(places[t], dim)

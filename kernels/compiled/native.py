@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 FAST = {"reassoc", "nsz", "contract", "arcp"}
 """Sums may be reordered, or nothing is vectorised. NaN and infinity keep their meaning."""
 
-_I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
+_I8, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 Loop = TypeVar("Loop", bound=Callable[..., Any])
 
 
@@ -214,6 +214,24 @@ def ticks(context: Any) -> Any:
         ), [])  # fmt: skip
 
     return types.int64(), emit
+
+
+LINE = 64
+"""Bytes that come from memory at a time."""
+
+
+@intrinsic
+def fetch(context: Any, address: Any) -> Any:
+    """Have the line at an address brought into caches; it will soon be read. The address need not be anybody's."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = builder.inttoptr(args[0], _I8.as_pointer())
+        of = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32])
+        call = cgutils.get_or_insert_function(builder.module, of, "llvm.prefetch.p0")
+        builder.call(call, [pointer, ir.Constant(_I32, 0), ir.Constant(_I32, 3), ir.Constant(_I32, 1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), emit
 
 
 _X86, _ARM = platform.machine() in ("x86_64", "AMD64"), platform.machine() in ("aarch64", "arm64")
