@@ -104,7 +104,9 @@ class LayerPages:
         if self._open is None:
             self._open = self.store.open_page(self.layer)
             shape = (self.layout.num_heads, 2, self.layout.page_size, self.layout.head_dim)
-            self._kv, self._first_place = self._open.bytes.view(self._dtype).view(shape).transpose(0, 1), None
+            with torch.inference_mode(False):  # who writes there later need not be in that mode
+                self._kv = self._open.bytes.view(self._dtype).view(shape).transpose(0, 1)
+            self._first_place = None
         return self._kv
 
     # Sealed pages

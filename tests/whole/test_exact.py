@@ -126,6 +126,7 @@ def mean_kl(true: torch.Tensor, other: torch.Tensor) -> float:
     return float(torch.stack(rows).mean())
 
 
+@torch.inference_mode()
 def their_log_probabilities(folder: Path, dtype: torch.dtype, ids: np.ndarray) -> torch.Tensor:
     """transformers' own of the same positions. What was loaded before is let go first."""
     give_back()
