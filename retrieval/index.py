@@ -26,7 +26,7 @@ from torch import Tensor
 from .layer import IndexedLayer
 from .params import IndexParams
 from .reading import Reader, Run, read_exactly
-from .scoring import Counts, Scoring
+from .scoring import Scoring
 from .stored import Geometry, Stored
 
 State = TypeVar("State")
@@ -141,10 +141,6 @@ class IndexOf(ABC, Generic[State]):
         """How `select` scores, for loops that choose without Python; None: there is only `select`. The tensors are
         views, good until the state changes."""
         return None
-
-    def counts(self, budget: int) -> Counts:
-        """How many units `select` chooses, for the same loops."""
-        raise NotImplementedError(f"{self.name} has no `scoring`")
 
     def attend(
         self, state: State, q: Tensor, chosen: Selection, reader: Reader, tail: Run, scale: float

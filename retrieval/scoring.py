@@ -7,6 +7,7 @@ Shapes  G KV heads, R query heads each, D head dim, n units
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,6 +32,8 @@ class Scoring:
     unit: int
     """Tokens per unit."""
     num_units: int
+    counts: Callable[[int], Counts]
+    """For a budget in tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

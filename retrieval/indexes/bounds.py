@@ -44,6 +44,7 @@ class BoundsIndex(IndexOf[Rows]):
         return Selection(topk_pages(scores, count, sink=sink, local=local), size)
 
     def counts(self, budget: int) -> Counts:
+        """How many pages are read, and how many of them in any case."""
         size = self.params.page_size
         count = budget // size
         sink = min(self.params.units(self.params.sink, size), count)
@@ -53,7 +54,7 @@ class BoundsIndex(IndexOf[Rows]):
         if state.data.dtype != torch.float32:
             return None
         size, total = self.params.page_size, num_tokens // self.params.page_size
-        return BoundScoring(unit=size, num_units=total, bounds=state.data[:, :total])
+        return BoundScoring(unit=size, num_units=total, counts=self.counts, bounds=state.data[:, :total])
 
     def export(self, state: Rows) -> dict[str, Tensor]:
         return {"bounds": state.data}

@@ -201,14 +201,15 @@ class SpectralIndex(IndexOf[SpectralState]):
         return Selection(topk_pages(scores, count, sink=sink, local=local), 1)
 
     def counts(self, budget: int) -> Counts:
+        """How many tokens are read, and how many of them in any case."""
         sink = min(self.params.sink, budget)
         return Counts(budget, sink, min(self.params.local, budget - sink))
 
     def scoring(self, state: SpectralState, num_tokens: int) -> CodeScoring | None:
         basis, codebooks = state.turned
         return CodeScoring(
-            unit=1, num_units=num_tokens, codes=state.codes.data[:, :num_tokens], anchors=state.anchors.data,
-            segment=self._segment, basis=basis, codebooks=codebooks,
+            unit=1, num_units=num_tokens, counts=self.counts, codes=state.codes.data[:, :num_tokens],
+            anchors=state.anchors.data, segment=self._segment, basis=basis, codebooks=codebooks,
         )  # fmt: skip
 
     def scores(self, state: SpectralState, q: Tensor, num_tokens: int) -> Tensor:

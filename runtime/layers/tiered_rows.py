@@ -19,6 +19,7 @@ from torch import Tensor
 from ...kernels.compiled import record as r
 from ...retrieval import Index
 from ...retrieval.index import IndexOf
+from ...retrieval.scoring import Counts
 from .attend_rows import KV_KINDS, SPAN, Attending, num_parts
 from .page_reader import PageReader
 from .pages import LayerPages
@@ -46,6 +47,8 @@ class _Filled:
     """Units per head."""
     unit: int
     """Tokens of one."""
+    counts: Callable[[int], Counts] | None
+    """How many are chosen for a budget; None: all are read."""
 
     @property
     def whole(self) -> int:
@@ -86,9 +89,9 @@ class TieredRows:
             return False
         if not (filled.open_kv is pages.open_kv and filled.state is state and is_chosen == (filled.ids is not None)):
             return False
-        if filled.ids is None or filled.budget == budget:
+        if filled.ids is None or filled.counts is None or filled.budget == budget:
             return True
-        counts = self._index.counts(budget)
+        counts = filled.counts(budget)
         if pages.layout.num_heads * counts.units > filled.ids.numel():
             return False
         filled.budget, filled.count = budget, counts.units
@@ -100,21 +103,23 @@ class TieredRows:
         """Rows for this step and those after it; None where only the index itself can choose."""
         pages, size = self._pages, self._pages.layout.page_size
         rows, places = np.zeros((count, r.WIDTH), dtype=np.int64), np.empty(len(pages.pids), dtype=np.int64)
-        row, ids, units, unit = rows[-1], None, len(places), size
+        row, ids, units, unit, counts = rows[-1], None, len(places), size, None
         if pages.sealed > budget:
             scoring = self._index.scoring(state, pages.sealed)
             if scoring is None:
                 return None
-            counts = self._index.counts(budget)
-            units, unit = counts.units, scoring.unit
+            counts = scoring.counts
+            units, unit = counts(budget).units, scoring.unit
             ids = torch.empty(pages.layout.num_heads * units, dtype=torch.int32)
-            fill_choice(rows[:-1], at, scoring, counts, ids)
+            fill_choice(rows[:-1], at, scoring, counts(budget), ids)
         at.row(row, unit=unit, page=size)
         at.read(row, units, places, 2 * self._side, self._side, KV_KINDS[self._dtype])
         at.behind(row, pages.open_kv, 0)
         if ids is not None:
             row[r.A_IDS] = ids.data_ptr()
-        return _Filled(at, at.room.version, pages.pids, pages.open_kv, state, budget, rows, places, ids, units, unit)
+        return _Filled(
+            at, at.room.version, pages.pids, pages.open_kv, state, budget, rows, places, ids, units, unit, counts
+        )
 
     @property
     def num_read(self) -> int:
@@ -162,7 +167,7 @@ class TieredRows:
             query = at.q.view(self._pages.layout.num_heads, -1, self._pages.layout.head_dim) * at.scale
             ids, unit, _ = self._index.select(state, query, self._pages.sealed, budget)
             return ids, unit
-        counts = self._index.counts(budget)
+        counts = scoring.counts(budget)
         chosen = torch.empty((self._pages.layout.num_heads, counts.units), dtype=torch.int32)
         fill_choice(rows, at, scoring, counts, chosen)
         run(rows)

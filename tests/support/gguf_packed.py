@@ -13,18 +13,18 @@ WIDE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 256, "num_atten
 """Rows that the K types can pack."""
 
 
-def packed(values: np.ndarray, kind: str) -> Entry:
-    """A tensor of that type: of the K types, which gguf cannot write, any bits with small scales."""
+def packed(values: np.ndarray, kind: str) -> tuple[np.ndarray, Any]:
+    """A tensor's bytes in that type, and the type. Of the K types, which gguf cannot write: any bits, small scales."""
     of = gguf.GGMLQuantizationType[kind]
     if not kind.endswith("_K"):
-        return "", gguf.quantize(np.ascontiguousarray(values), of), of
+        return gguf.quantize(np.ascontiguousarray(values), of), of
     size = gguf.GGML_QUANT_SIZES[of][1]
     rng = np.random.default_rng(values.size)
     data = rng.integers(0, 256, (values.shape[0], values.shape[1] // 256, size), dtype=np.uint8)
     scales = np.array([0.001], np.float16).view(np.uint8)
     for begin in [208] if kind == "Q6_K" else [0, 2]:
         data[..., begin : begin + 2] = scales
-    return "", data.reshape(values.shape[0], -1), of
+    return data.reshape(values.shape[0], -1), of
 
 
 def typed(kinds: list[str], inner: Any = None) -> Any:
@@ -35,7 +35,7 @@ def typed(kinds: list[str], inner: Any = None) -> Any:
         for entry in [(name, values)] if inner is None else inner(name, values):
             called, numbers = entry[0], entry[1]
             if numbers.ndim == 2 and called.endswith(".weight"):
-                _, data, of = packed(numbers, kinds[next(count) % len(kinds)])
+                data, of = packed(numbers, kinds[next(count) % len(kinds)])
                 yield called, data, of
             else:
                 yield called, numbers

@@ -61,8 +61,8 @@ def greedy(
     runtime: Runtime, sequences: list[Any], turns: list[np.ndarray], steps: int, to: Path
 ) -> tuple[Path, np.ndarray]:
     """A file with the logits `[steps, sequences, vocabulary]`, and the tokens chosen from them `[sequences, steps]`."""
-    rows = [runtime.engine.prefill(s, t).logits for s, t in zip(sequences, turns, strict=True)]
-    logits, chosen = torch.stack(rows), []  # type: ignore[arg-type]
+    read = [runtime.engine.prefill(s, t).logits for s, t in zip(sequences, turns, strict=True)]
+    logits, chosen = torch.stack([row for row in read if row is not None]), []
     found = np.lib.format.open_memmap(to, mode="w+", dtype=np.float32, shape=(steps, *logits.shape))
     for step in range(steps):
         found[step] = logits

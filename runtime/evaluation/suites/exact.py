@@ -284,11 +284,8 @@ class _Watcher:
         self._steps[layer.layer], self._layers[layer.layer], self._sealed = step, layer, layer.sealed
         length = layer.sealed + layer.tail_len
         tail = torch.arange(layer.sealed, length).expand(step.query.shape[0], -1)
-        units = (
-            torch.from_numpy(np.array(step.ids))
-            if step.ids is not None
-            else torch.empty((len(tail), 0), dtype=torch.long)
-        )
+        ids = np.empty((len(tail), 0), dtype=np.int64) if step.ids is None else step.ids
+        units = torch.from_numpy(np.array(ids))
         read = (units.unsqueeze(-1) * step.unit + torch.arange(step.unit)).flatten(1)
         self.positions[layer.layer] = torch.cat([read, tail], 1).to(self.plain.model.device)
         params = layer.index.params

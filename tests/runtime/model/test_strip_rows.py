@@ -31,7 +31,7 @@ def strip(kind: str, rows: int, *, has_bias: bool = False) -> tuple[Strip, Tenso
     if kind in ("F32", "BF16"):
         held = drawn if kind == "F32" else drawn.bfloat16()
         return strip_of(held, own), held.float(), bias
-    _, data, of = packed(drawn.numpy(), kind)  # type: ignore[misc]
+    data, of = packed(drawn.numpy(), kind)
     found = Strip(kind=getattr(r, kind), address=data.ctypes.data, rows=rows, columns=COLUMNS, owner=data, bias=own)
     return found, torch.from_numpy(gguf.quants.dequantize(data, of).copy()), bias
 
