@@ -36,7 +36,11 @@ from stratakv.runtime.process.hardware import hardware
 
 _TEXT = Path(__file__).resolve().parent.parent / "northanger_abbey.txt"
 _PROMPT, _CONTEXT, _STEPS = 256, 1024, 4
-_FORMS = [("own", "float32"), ("file", "float32"), ("file", "bfloat16"), ("own", "bfloat16"), ("int8", "bfloat16")]
+_FORMS = [
+    ("own", "float32", "float32"), ("file", "float32", "float32"), ("file", "bfloat16", "float32"),
+    ("file", "bfloat16", "bfloat16"), ("own", "bfloat16", "bfloat16"), ("int8", "bfloat16", "bfloat16"),
+]  # fmt: skip
+"""Weights, dtype of the model, dtype of its cache."""
 _CLOSE, _CLOSE_KL = 1e-3, 1e-6
 """What rounding may do to logits, where both compute in fp32."""
 _START = """
@@ -55,14 +59,14 @@ print(json.dumps({"load_s": round(loaded - began, 2), "answer_s": round(done - l
 """
 
 
-def opened(model: str, weights: str, dtype: str) -> Runtime:
-    kv = KVConfig(index="bounds", budget=4096, disk_gb=0, host_gb=1)
+def opened(model: str, weights: str, dtype: str, kv_dtype: str = "auto") -> Runtime:
+    kv = KVConfig(index="bounds", budget=4096, disk_gb=0, host_gb=1, dtype=kv_dtype)
     return Runtime.load(model, device="cpu", weights=weights, dtype=dtype, kv=kv)
 
 
-def logits(model: str, weights: str, dtype: str, count: int) -> torch.Tensor:
+def logits(model: str, weights: str, dtype: str, kv_dtype: str, count: int) -> torch.Tensor:
     """After each of `count` tokens of the text behind its beginning, fp64 `[count, V]`."""
-    with opened(model, weights, dtype) as runtime:
+    with opened(model, weights, dtype, kv_dtype) as runtime:
         ids = np.array(runtime.tokenizer(_TEXT.read_text()).input_ids, dtype=np.uint32)
         sequence = runtime.engine.new_sequence()
         runtime.engine.prefill(sequence, ids[:_PROMPT], want_logits=False)
@@ -73,11 +77,12 @@ def logits(model: str, weights: str, dtype: str, count: int) -> torch.Tensor:
 def fidelity(model: str, count: int) -> list[dict[str, Any]]:
     expected, found = logits(model, *_FORMS[0], count), []
     p = expected.log_softmax(-1)
-    for weights, dtype in _FORMS[1:]:
-        other = logits(model, weights, dtype, count)
+    for weights, dtype, kv_dtype in _FORMS[1:]:
+        other = logits(model, weights, dtype, kv_dtype, count)
         kl = (p.exp() * (p - other.log_softmax(-1))).sum(-1)
         found.append({
-            "weights": weights, "dtype": dtype, "max_difference": float((expected - other).abs().max()),
+            "weights": weights, "dtype": dtype, "kv_dtype": kv_dtype,
+            "max_difference": float((expected - other).abs().max()),
             "kl_mean": float(kl.mean()), "kl_max": float(kl.max()),
             "top1_agree": float((expected.argmax(-1) == other.argmax(-1)).double().mean()),
         })  # fmt: skip

@@ -1,7 +1,6 @@
-"""Products of a step with weights as a GGUF file packs them: `products` with rows of `blocks`.
+"""Products of a step with weights in blocks: `products` with rows of `blocks`.
 
-A thread has x as `products.make` leaves it, and behind it as the rows of a kind want it. So products with the same x
-and rows of several kinds make it once.
+A thread has x as `products.make` leaves it, and behind it as blocks want it. So products with the same x make it once.
 """
 
 from __future__ import annotations
@@ -15,8 +14,9 @@ from .record import (
     P_BATCH,
     P_BIAS,
     P_CHUNK,
+    P_CODE,
     P_COLUMNS,
-    P_KIND,
+    P_ROUNDED,
     P_ROWS,
     P_SCALE,
     P_STRIDE,
@@ -38,17 +38,17 @@ _LINE = 64
 
 @loop
 def _behind(scratch: int, batch: int, columns: int) -> int:
-    """The address of x as rows want it."""
+    """The address of x as blocks want it."""
     return (scratch + 4 * batch * columns + _LINE - 1) // _LINE * _LINE
 
 
 @preparation
 def prepare(row: int, scratch: int) -> None:
-    """Make x, and arrange it for the rows of a kind."""
+    """Make x, and arrange it for rows of blocks."""
     op = longs(row, WIDTH)
     make(op, scratch)
     batch, columns = op[P_BATCH], op[P_COLUMNS]
-    _arrange(op[P_KIND], scratch, columns, batch, _behind(scratch, batch, columns))
+    _arrange(scratch, columns, batch, op[P_ROUNDED], _behind(scratch, batch, columns))
 
 
 @operation
@@ -58,7 +58,12 @@ def product(row: int, item: int, scratch: int) -> None:
     batch, columns = op[P_BATCH], op[P_COLUMNS]
     begin = item * op[P_CHUNK]
     end = min(begin + op[P_CHUNK], op[P_ROWS])
-    x = _behind(scratch, batch, columns)
-    call_rows(op[P_SCALE], op[P_WEIGHT], columns, x, batch, begin, end, op[P_Y], op[P_STRIDE])
+    x, y = _behind(scratch, batch, columns), floats(op[P_Y], (batch, op[P_STRIDE]))
+    call_rows(op[P_CODE], op[P_WEIGHT], columns, x, batch, begin, end, op[P_Y], op[P_STRIDE])
+    if op[P_SCALE] != 0:
+        scale = floats(op[P_SCALE], end)
+        for b in range(batch):
+            for r in range(begin, end):
+                y[b, r] *= scale[r]
     if op[P_BIAS] != 0:
-        add_bias(op, begin, end, floats(op[P_Y], (batch, op[P_STRIDE])))
+        add_bias(op, begin, end, y)

@@ -1,18 +1,22 @@
-"""Products of one to a few vectors with weights as a GGUF file has them: y[b, r] = W[r] . x[b], W read block by block.
+"""Products of one to a few vectors with weights in blocks: y[b, r] = W[r] . x[b], W read block by block.
 
 A weight is scale * number + minimum, where scale and minimum are the same for 16 or 32 numbers of a row, so that
 
     W[r] . x = sum over blocks of scale * (numbers . x) + sum over blocks of minimum * (sum of x)
 
-x stays fp32, and nothing is rounded but sums. A row's result is the same to the bit for any number of vectors; four at
-a time share the work of taking a block apart.
+Exact products take x in fp32, and nothing is rounded but sums. Rounded ones take 32 numbers of x at a time as integers
+of 16 bits, steps of 1/32767 of the largest of them: some hundred times finer than bfloat16's own steps. A row's result
+is the same to the bit for any number of vectors; four at a time share the work of taking a block apart.
 
-Code is compiled for a kind when it is first asked for (`rows`), and called by its address: all eight kinds in one
-function would cost everybody the time of eight, and a file has two or three.
+The kinds are those that a GGUF file has, and I8: 32 integers without a scale of their own.
+
+Code is compiled for a kind when it is first asked for (`rows`), and called by its address: all kinds in one function
+would cost everybody the time of all, and a file has two or three.
 """
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
@@ -20,21 +24,25 @@ from llvmlite import ir
 from numba import float32, types
 from numba.extending import intrinsic
 
-from .block_code import BLOCK_BYTES, BLOCK_NUMBERS, HALVES, HIGH, LOW, WHOLE
-from .block_sums import FACTORS, arrange, leave, no_sums, with_block
-from .native import floats, loop
+from .block_code import BLOCK_BYTES, BLOCK_NUMBERS
+from .block_sums import leave, leave_exact, leave_rounded, no_sums, with_block
+from .native import floats, loop, shorts
 from .operation import Operation
-from .record import Q4_0, Q4_1, Q4_K, Q5_1
+
+_STEPS = 32767
+"""Of x, from 0 to the largest of 32 numbers."""
+_LEAST = 1e-30
+"""Where the largest is less, all are taken for 0: their step could not be divided by."""
 
 
 def row_bytes(kind: int, columns: int) -> int:
-    """Bytes of a row. Columns must be a multiple of BLOCK_NUMBERS[kind]: else a file has no rows of whole blocks."""
+    """Bytes of a row. Columns must be a multiple of BLOCK_NUMBERS[kind]: else there are no rows of whole blocks."""
     return columns // BLOCK_NUMBERS[kind] * BLOCK_BYTES[kind]
 
 
 def prepared_bytes(columns: int, batch: int) -> int:
     """Bytes that each thread needs for `prepare` and `rows`."""
-    return 4 * (batch + 1) * (columns + columns // 16) + 64
+    return (batch + 1) * (4 * columns + columns // 4 + 64) + 64
 
 
 @loop
@@ -44,71 +52,97 @@ def _vectors(batch: int) -> int:
 
 
 @loop
-def prepare(kind: int, x: int, columns: int, batch: int, prepared: int) -> None:
-    """Write x, fp32 [batch, columns], to `prepared` as the rows of a kind want it: fp32 [vectors, columns] as `arrange`
-    leaves it, then fp32 [vectors, columns / 16] with the sums of each 32 numbers. A vector too many is zeros."""
-    blocks, vectors = columns // 32, _vectors(batch)
-    given, ordered = floats(x, (batch, blocks, 32)), floats(prepared, (vectors, columns))
-    sums = floats(prepared + 4 * vectors * columns, (vectors, 2 * blocks))
-    for b in range(vectors):
-        for i in range(2 * blocks):
-            sums[b, i] = float32(0)
-    factor = float32(-8) if kind == Q4_0 else float32(1)  # its numbers are taken as 0 to 15, and are -8 to 7
-    step, first = (2, 1) if kind in (Q4_1, Q5_1) else (1, 0)  # a block has scale and minimum side by side
-    even, odd = WHOLE, WHOLE
-    if kind in (Q4_0, Q4_1):
-        even, odd = HALVES, HALVES
-    elif kind == Q4_K:
-        even, odd = LOW, HIGH
-    for b in range(batch):
+def _scales_at(columns: int, rounded: int) -> int:
+    """Bytes from a vector's numbers to its scales, one for each 32 numbers; as many sums of 32 numbers follow."""
+    return 2 * columns if rounded != 0 else 4 * columns
+
+
+@loop
+def _pitch(columns: int, rounded: int) -> int:
+    """Bytes from a vector to the next."""
+    return (_scales_at(columns, rounded) + columns // 4 + 63) // 64 * 64
+
+
+@loop
+def prepare(x: int, columns: int, batch: int, rounded: int, prepared: int) -> None:
+    """Write x, fp32 [batch, columns], to `prepared` as `rows` want it: numbers, scales, sums of each vector. A vector
+    too many is zeros."""
+    blocks, scales_at, pitch = columns // 32, _scales_at(columns, rounded), _pitch(columns, rounded)
+    for b in range(_vectors(batch)):
+        given, at = floats(x + 4 * b * columns, (blocks, 32)), prepared + b * pitch
+        if b >= batch:
+            for i in range(pitch // 4):
+                floats(at, pitch // 4)[i] = float32(0)
+            continue
+        scales, sums = floats(at + scales_at, blocks), floats(at + scales_at + 4 * blocks, blocks)
         for i in range(blocks):
             total = float32(0)
-            for j in range(32):
-                total += given[b, i, j]
-            sums[b, step * i + first] = factor * total
-            at, factors = 128 * (b * blocks + i), FACTORS[odd if i % 2 else even]
-            arrange(x + at, factors.ctypes.data, prepared + at)
-    for b in range(batch, vectors):
-        for i in range(columns):
-            ordered[b, i] = float32(0)
+            if rounded != 0:
+                step = _step(given[i])
+                numbers = shorts(at + 64 * i, 32)
+                leave_rounded(x + 4 * (b * columns + 32 * i), step, at + 64 * i)
+                for j in range(32):
+                    total += float32(numbers[j])
+                scales[i], sums[i] = step, step * total
+            else:
+                leave_exact(x + 4 * (b * columns + 32 * i), at + 128 * i)
+                for j in range(32):
+                    total += given[i, j]
+                sums[i] = total
+
+
+@loop
+def _step(x: Any) -> Any:
+    """Of 32 numbers. NaN if one of them is no number or is infinite."""
+    most, total = float32(0), float32(0)
+    for i in range(32):
+        most = max(most, abs(x[i]))
+        total += abs(x[i])
+    if not total < float32(math.inf):
+        return float32(math.nan)
+    return most / float32(_STEPS) if most >= float32(_LEAST) else float32(0)
 
 
 @cache
-def rows(kind: int) -> Operation:
+def rows(kind: int, *, rounded: bool) -> Operation:
     """The product with rows of one kind: eight int64, nothing returned.
 
     rows(weight, columns, prepared, batch, begin, end, y, stride): y[b, r] = W[r] . x[b] for begin <= r < end.
         weight: address of the first row; the next begins `row_bytes` behind it.
-        prepared: address of what `prepare` left.
+        prepared: address of what `prepare` left, as `rounded` says.
         y: address of fp32 [batch, stride].
     """
-    numbers, octets = BLOCK_NUMBERS[kind], BLOCK_BYTES[kind]
-    sums_step = 8 if kind in (Q4_1, Q5_1) else numbers // 8
+    numbers, octets, way = BLOCK_NUMBERS[kind], BLOCK_BYTES[kind], int(rounded)
+    size, step = numbers * (2 if rounded else 4), numbers // 8
 
     def product(
         weight: int, columns: int, prepared: int, batch: int, begin: int, end: int, y: int, stride: int
     ) -> None:
-        vectors, blocks, pitch, sums_pitch = _vectors(batch), columns // numbers, 4 * columns, columns // 4
-        sums = prepared + vectors * pitch
-        room = sums + vectors * sums_pitch
-        for r in range(begin, end):
-            row, b = weight + r * blocks * octets, 0
-            while vectors - b >= 4:
-                four, x, of_x = no_sums(kind, 4), prepared + b * pitch, sums + b * sums_pitch
+        vectors, blocks, pitch = _vectors(batch), columns // numbers, _pitch(columns, way)
+        scales = _scales_at(columns, way)
+        sums, room = scales + columns // 8, prepared + vectors * pitch
+        row_size = blocks * octets
+        b = 0
+        while vectors - b >= 4:
+            x = prepared + b * pitch
+            for r in range(begin, end):
+                row, four = weight + r * row_size, no_sums(kind, 4, way)
                 for i in range(blocks):
                     four = with_block(
-                        four, row + i * octets, x + 4 * numbers * i, pitch, of_x + sums_step * i, sums_pitch, room
+                        four, row + i * octets, x + size * i, x + scales + step * i, x + sums + step * i, pitch, room
                     )
                 leave(four, y + 4 * (b * stride + r), 4 * stride, batch - b)
-                b += 4
-            while b < batch:
-                one, x, of_x = no_sums(kind, 1), prepared + b * pitch, sums + b * sums_pitch
+            b += 4
+        while b < batch:
+            x = prepared + b * pitch
+            for r in range(begin, end):
+                row, one = weight + r * row_size, no_sums(kind, 1, way)
                 for i in range(blocks):
                     one = with_block(
-                        one, row + i * octets, x + 4 * numbers * i, pitch, of_x + sums_step * i, sums_pitch, room
+                        one, row + i * octets, x + size * i, x + scales + step * i, x + sums + step * i, pitch, room
                     )
                 leave(one, y + 4 * (b * stride + r), 4 * stride, 1)
-                b += 1
+            b += 1
 
     return Operation(product, 8)
 

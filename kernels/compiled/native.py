@@ -93,6 +93,12 @@ def halves(address: int, shape: Any) -> Any:
 
 
 @loop
+def shorts(address: int, shape: Any) -> Any:
+    """The array of int16 at an address."""
+    return carray(_pointer(address), shape, np.int16)
+
+
+@loop
 def octets(address: int, shape: Any) -> Any:
     """The array of uint8 at an address."""
     return carray(_pointer(address), shape, np.uint8)

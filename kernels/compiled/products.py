@@ -13,13 +13,12 @@ from typing import Any
 
 from numba import float32
 
-from .native import exp, floats, halves, longs, loop, real, signed_octets, widen
+from .native import exp, floats, halves, longs, loop, real, widen
 from .operation import operation, preparation
 from .record import (
     BF16,
     F32,
     GATED,
-    I8,
     MERGED,
     P_A,
     P_ACT,
@@ -39,7 +38,6 @@ from .record import (
     P_ROOM,
     P_ROWS,
     P_SAME,
-    P_SCALE,
     P_STRIDE,
     P_SUM,
     P_WEIGHT,
@@ -178,14 +176,6 @@ def product(row: int, item: int, scratch: int) -> None:
                 for i in range(columns):
                     total += widen(h[r, i]) * x[b, i]
                 y[b, r] = total
-    elif kind == I8:
-        o, scale = signed_octets(op[P_WEIGHT], (rows, columns)), floats(op[P_SCALE], rows)
-        for r in range(begin, end):
-            for b in range(batch):
-                total = float32(0)
-                for i in range(columns):
-                    total += float32(o[r, i]) * x[b, i]
-                y[b, r] = total * scale[r]
     if op[P_BIAS] != 0:
         add_bias(op, begin, end, y)
 

@@ -26,8 +26,8 @@ NO_MARK, M_QKV, M_HEADS, M_TABLES, M_SCORES, M_CHOICE, M_ATTENTION, M_OUT, M_GAT
 # rows of W.
 P_BATCH, P_ROWS, P_COLUMNS, P_CHUNK = range(6, 10)
 P_KIND, P_WEIGHT, P_SCALE, P_BIAS = range(10, 14)
-"""P_KIND: how the weight is written, one of the kinds below; P_SCALE: of int8, a number for each row; of blocks, the
-address of their product (`blocks.rows`). P_BIAS: 0 if there is none."""
+"""P_KIND: how the weight is written, one of the kinds below. P_SCALE: a number for each row that what comes of it is
+multiplied with; P_BIAS: one that is added then. 0 if there are none."""
 P_Y, P_STRIDE = range(14, 16)
 """y[b] begins at P_Y + 4 * b * P_STRIDE."""
 P_INPUT = 16
@@ -43,16 +43,19 @@ P_ACT = 23
 P_PARTS, P_ROOM, P_DIM, P_GROUPS = range(24, 28)
 """P_PARTS: int64 [B]."""
 P_SAME = 28
-"""P_SAME: x is that of the product before. PREPARE may be 0, too, where both weights are of one kind."""
+"""P_SAME: x is that of the product before. PREPARE may be 0, too, where both take x the same way."""
+P_CODE, P_ROUNDED = range(29, 31)
+"""Of blocks: the address of their product (`blocks.rows`); 1: it takes x rounded to 16 bits."""
 SILU, GELU_TANH = range(2)
 F32, BF16, I8, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K = range(11)
 """Kinds of weights."""
 BLOCKS = {
-    F32: (1, 4), BF16: (1, 2), I8: (1, 1),
+    F32: (1, 4), BF16: (1, 2), I8: (32, 32),
     Q8_0: (32, 34), Q4_0: (32, 18), Q4_1: (32, 20), Q5_0: (32, 22), Q5_1: (32, 24),
     Q4_K: (256, 144), Q5_K: (256, 176), Q6_K: (256, 210),
 }  # fmt: skip
-"""The numbers of a block of each kind, and its bytes. GGUF's own kinds have several with a common scale."""
+"""The numbers of a block of each kind, and its bytes. GGUF's own kinds have several with a common scale; a row of I8
+has one."""
 
 # WIDEN: rows of a weight as fp32. An item is W_CHUNK of them.
 W_WEIGHT, W_COLUMNS, W_COUNT, W_CHUNK = range(6, 10)

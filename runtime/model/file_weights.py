@@ -124,6 +124,8 @@ class FileWeights:
     def __init__(self, found: ModelFile, dtype: torch.dtype) -> None:
         self._found, self._dtype = found, dtype
         self._mapped: dict[Path, np.ndarray] = {}
+        self._rounds = dtype is not torch.float32
+        """Steps multiply with x rounded to 16 bits: a hundred times finer than keys and values of such a dtype."""
         self._matrices: dict[int, Matrix] = {}
         self.held_bytes = 0
         """Bytes of matrices that are no longer in the file."""
@@ -146,7 +148,7 @@ class FileWeights:
             decoder.lm_head.weight = decoder.model.embed_tokens.weight
         read_generation(directory, decoder)
         kinds = {strip.kind for matrix in self._matrices.values() for strip in matrix.strips}
-        compiled.ahead([*map(widen, sorted(kinds)), *operations_of(kinds)])
+        compiled.ahead([*map(widen, sorted(kinds)), *operations_of(kinds, rounded=self._rounds)])
         return decoder.eval().requires_grad_(False)
 
     def of(self, parameter: Tensor) -> Matrix | None:
@@ -188,7 +190,9 @@ class FileWeights:
             return replace(strip_of(held), pairs=pairs)
         mapped, kind = self._map(tensor.file), _KINDS[Gguf(tensor.kind)]
         address = mapped.ctypes.data + tensor.start + part.first * row_bytes
-        return Strip(kind=kind, address=address, rows=part.rows, columns=columns, owner=mapped, pairs=pairs)
+        return Strip(
+            kind=kind, address=address, rows=part.rows, columns=columns, owner=mapped, pairs=pairs, rounds=self._rounds
+        )
 
     def _map(self, file: Path) -> np.ndarray:
         if file not in self._mapped:

@@ -46,6 +46,8 @@ class Strip:
     """Of int8, `[rows]`."""
     bias: Tensor | None = None
     """`[rows]`, in the order of the rows."""
+    rounds: bool = False
+    """Of blocks: they are multiplied with x rounded to 16 bits (`kernels.compiled.blocks`), not with x in fp32."""
     pairs: int = 0
     """The width of a head whose rows stand in pairs (2i, 2i + 1), not in halves (i, i + pairs / 2). 0: none does."""
 
@@ -113,7 +115,8 @@ class Int8Product(Product):
 
     @property
     def strips(self) -> list[Strip]:
-        return [replace(strip_of(self.weight, self.bias), scale=self.scale)]
+        rounds = self.dtype is not torch.float32  # it is some hundred times finer than what x is anyway
+        return [replace(strip_of(self.weight, self.bias), scale=self.scale, rounds=rounds)]
 
     def __call__(self, x: Tensor) -> Tensor:
         out = torch._weight_int8pack_mm(x.contiguous(), self.weight, self.scale)

@@ -20,10 +20,10 @@ def _chunk(strip: Strip) -> int:
     return max(_LEAST_ROWS, _CHUNK_BYTES // strip.row_bytes)
 
 
-def operations_of(kinds: set[int]) -> list[Operation]:
+def operations_of(kinds: set[int], *, rounded: bool) -> list[Operation]:
     """What rows of products with blocks of these kinds call."""
-    packed = sorted(kind for kind in kinds if r.BLOCKS[kind][0] > 1)
-    return [block_products.prepare, block_products.product, *map(blocks.rows, packed)] if packed else []
+    packed = [blocks.rows(kind, rounded=rounded) for kind in sorted(kinds) if r.BLOCKS[kind][0] > 1]
+    return [block_products.prepare, block_products.product, *packed] if packed else []
 
 
 def fill_products(table: np.ndarray, strips: list[Strip], batch: int, y: Tensor, mark: int = r.NO_MARK) -> list[Tensor]:
@@ -46,7 +46,7 @@ def fill_products(table: np.ndarray, strips: list[Strip], batch: int, y: Tensor,
         row[[r.OPERATION, r.PREPARE]] = form.product.address, form.prepare.address
         if before is not None:
             row[r.P_SAME] = 1
-            if before.kind == strip.kind or not has_blocks:
+            if not has_blocks or (r.BLOCKS[before.kind][0] > 1 and before.rounds == strip.rounds):
                 row[r.PREPARE] = 0
         row[r.MEMORY] = form.product_bytes(batch, strip.columns)
         row[[r.ITEMS, r.BARRIER, r.MARK]] = -(-strip.rows // chunk), int(strip is strips[-1]), mark
@@ -54,8 +54,8 @@ def fill_products(table: np.ndarray, strips: list[Strip], batch: int, y: Tensor,
         row[[r.P_KIND, r.P_WEIGHT]] = strip.kind, strip.address
         row[[r.P_Y, r.P_STRIDE]] = y.data_ptr() + 4 * first, y.shape[1]
         if has_blocks:
-            row[r.P_SCALE] = blocks.rows(strip.kind).address
-        elif strip.scale is not None:
+            row[[r.P_CODE, r.P_ROUNDED]] = blocks.rows(strip.kind, rounded=strip.rounds).address, strip.rounds
+        if strip.scale is not None:
             row[r.P_SCALE] = wide(strip.scale)
         if strip.bias is not None:
             row[r.P_BIAS] = wide(strip.bias)

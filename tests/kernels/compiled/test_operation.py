@@ -26,7 +26,7 @@ for kind, (numbers, _) in record.BLOCKS.items():
     if kind != record.I8:
         found[f"widen {kind}"] = widening.widen(kind)
     if numbers > 1:
-        found[f"rows {kind}"] = blocks.rows(kind)
+        found[f"rows {kind}"] = blocks.rows(kind, rounded=True)
 for name, operation in found.items():
     assert operation.address
     print(name, operation._code.cache_hits == 1, sep=": ")
