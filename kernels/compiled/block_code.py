@@ -52,7 +52,7 @@ class Code:
         """Eight fp32, of which the last are 0."""
         return self.take(vector, [*range(vector.type.count), *[vector.type.count] * (8 - vector.type.count)])
 
-    def eight(self, scale: Any) -> Any:
+    def spread(self, scale: Any) -> Any:
         """One number eight times, or two four times each."""
         count = scale.type.count
         return scale if count == 8 else self.take(scale, [0] * 4 + [count - 1] * 4)

@@ -96,7 +96,7 @@ def _with_rounded(code: Code, words: list[Any], x: Any, scale: Any, total: Any) 
     """The sums with 32 int16 times as many at an address. Those of numbers of a byte stay below 2^25."""
     even, odd = (code.pair_products(some, code.load(NUMBERS_16, code.past(x, 32 * i))) for i, some in enumerate(words))
     # Of the eight sums, the first four are of the first 16 numbers, the last four of the last.
-    return code.product_and(code.b.sitofp(code.b.add(even, odd), FLOATS), code.eight(scale), total)
+    return code.product_and(code.b.sitofp(code.b.add(even, odd), FLOATS), code.spread(scale), total)
 
 
 def _both(code: Code, scale: Any, x_scale: Any) -> Any:
@@ -114,8 +114,8 @@ def _with_exact(code: Code, words: list[Any], x: Any, scale: Any, total: Any) ->
         if scale is None:
             total = code.b.fadd(total, of_half)
         else:
-            eight = code.eight(scale)
-            total = code.product_and(of_half, code.take(eight, [4 * half] * 8), total)
+            spread = code.spread(scale)
+            total = code.product_and(of_half, code.take(spread, [4 * half] * 8), total)
     return total
 
 
