@@ -16,7 +16,6 @@ from typing import Any
 
 from numba import float32
 
-from .attention_sums import BLOCK, KEYS, ROW, highest, scores_of, values_of
 from .native import LINE, exp, fetch, floats, halves, longs, loop, real, wholes, widen
 from .operation import operation
 from .record import (
@@ -48,6 +47,7 @@ from .record import (
     F32,
     WIDTH,
 )  # fmt: skip
+from .tiles import BLOCK, ROW, ROWS, highest, products_of, weighted_of
 
 
 def attend_bytes(repeats: int, dim: int) -> int:
@@ -171,49 +171,30 @@ def _block(kind: int, repeats: int, dim: int, scratch: int, turn: int, count: in
     if wide != dim:
         _widened(kind, places[1], dim, count, at_rows, wide)
     if kind == F32 or wide != dim:
-        _values_of_floats(places[1], count, at_p, repeats, wide, at_shrink, at_total)
+        _values_of_floats(at_p, at_shrink, repeats, places[1].ctypes.data, count, wide, at_total)
     else:
-        _values_of_halves(places[1], count, at_p, repeats, wide, at_shrink, at_total)
+        _values_of_halves(at_p, at_shrink, repeats, places[1].ctypes.data, count, wide, at_total)
 
 
-def _of_kind(kind: int) -> tuple[Any, Any]:
-    """The scores of a block's keys, and the weighted sum of its values, up to three heads at a time."""
-    scores_1, scores_2, scores_3 = (scores_of(kind, heads) for heads in (1, 2, 3))
-    values_1, values_2, values_3 = (values_of(kind, heads) for heads in (1, 2, 3))
+def _scores_of(kind: int) -> Any:
+    products = products_of(kind)
 
     @loop
     def scores(
         places: Any, count: int, q: int, repeats: int, wide: int, p: int, ahead: Any, following: int, row_bytes: int
     ) -> None:
+        """The scores of a block's keys; those after the last are the last one's again."""
         last = count - 1
-        for t in range(0, count, KEYS):
-            _fetch(ahead, t, min(t + KEYS, following), row_bytes)
+        for t in range(0, count, ROWS):
+            _fetch(ahead, t, min(t + ROWS, following), row_bytes)
             a, b, c, d = places[t], places[min(t + 1, last)], places[min(t + 2, last)], places[min(t + 3, last)]
-            for r in range(0, repeats, 3):
-                of_r, to, left = q + 4 * r * wide, p + 4 * (r * BLOCK + t), repeats - r
-                if left >= 3:
-                    scores_3(of_r, wide, a, b, c, d, to)
-                elif left == 2:
-                    scores_2(of_r, wide, a, b, c, d, to)
-                else:
-                    scores_1(of_r, wide, a, b, c, d, to)
+            products(q, wide, repeats, a, b, c, d, p + 4 * t, 4 * BLOCK)
 
-    @loop
-    def values(places: Any, count: int, p: int, repeats: int, wide: int, shrink: int, out: int) -> None:
-        for r in range(0, repeats, 3):
-            of_r, factor, to, left = p + 4 * r * BLOCK, shrink + 4 * r, out + 4 * r * wide, repeats - r
-            if left >= 3:
-                values_3(of_r, factor, places.ctypes.data, count, wide, to)
-            elif left == 2:
-                values_2(of_r, factor, places.ctypes.data, count, wide, to)
-            else:
-                values_1(of_r, factor, places.ctypes.data, count, wide, to)
-
-    return scores, values
+    return scores
 
 
-_scores_of_floats, _values_of_floats = _of_kind(F32)
-_scores_of_halves, _values_of_halves = _of_kind(BF16)
+_scores_of_floats, _scores_of_halves = _scores_of(F32), _scores_of(BF16)
+_values_of_floats, _values_of_halves = weighted_of(F32), weighted_of(BF16)
 
 
 @loop

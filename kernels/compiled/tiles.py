@@ -1,8 +1,10 @@
-"""Attention's two sums, scores of keys and weighted values, as instructions on vectors for several query heads at once.
+"""Products of rows with several query heads at once, and sums of rows weighted for several of them, as instructions on
+vectors.
 
-A row of keys or values is loaded and widened once for up to three heads, and stays in registers. Their sums do, too:
-three heads by four keys, or by 16 numbers of an output, are what 16 registers hold. In plain loops the sums of each
-product of two rows, taken across a register, cost as much as the product; here those of four keys are taken together.
+A row, of keys, values or bounds, is loaded and widened once for up to three heads, and stays in registers. Their sums
+do, too: three heads by four rows, or by 16 numbers of an output, are what 16 registers hold. In plain loops the sums of
+each product of two rows, taken across a register, cost as much as the product; here those of four rows are taken
+together.
 
 Rows have a multiple of 16 numbers, fp32 or bf16.
 """
@@ -18,14 +20,15 @@ from numba.extending import intrinsic
 
 from .block_code import F32 as NUMBER
 from .block_code import FLOATS, I64, Code
+from .native import loop
 from .record import BF16
 
-KEYS = 4
-"""Keys of one call."""
+ROWS = 4
+"""Rows that `products_of` takes at once."""
 ROW = 16
 """Numbers that a row has a multiple of."""
 BLOCK = 32
-"""Tokens whose scores are kept at a time."""
+"""Rows whose weights are kept at a time."""
 _HALVES, _WORDS = (ir.VectorType(ir.IntType(bits), 8) for bits in (16, 32))
 
 
@@ -66,53 +69,80 @@ class _Tile(Code):
         return self.b.fadd(self.take(rest, [0, 1, 2, 3]), self.take(rest, [4, 5, 6, 7]))
 
 
-def scores_of(kind: int, heads: int) -> Any:
-    """The products of so many heads with four keys of a kind."""
+def products_of(kind: int) -> Any:
+    """The function that multiplies heads with four rows of a kind."""
+    one, two, three = (_products_of(kind, heads) for heads in (1, 2, 3))
 
+    @loop
+    def products(vectors: int, dim: int, heads: int, a: int, b: int, c: int, d: int, to: int, pitch: int) -> None:
+        """Write the products of each of the heads' vectors, fp32 `[heads, dim]`, with the rows at `a`, `b`, `c`, `d` to
+        `to`, those of the next head `pitch` bytes behind."""
+        for h in range(0, heads, 3):
+            of_h, to_h, left = vectors + 4 * h * dim, to + h * pitch, heads - h
+            if left >= 3:
+                three(of_h, dim, a, b, c, d, to_h, pitch)
+            elif left == 2:
+                two(of_h, dim, a, b, c, d, to_h, pitch)
+            else:
+                one(of_h, dim, a, b, c, d, to_h, pitch)
+
+    return products
+
+
+def _products_of(kind: int, heads: int) -> Any:
     @intrinsic
-    def scores(context: Any, q: Any, dim: Any, a: Any, b: Any, c: Any, d: Any, to: Any) -> Any:
-        """Write q . k of keys at `a`, `b`, `c`, `d` to `to`, of the next head BLOCK numbers behind.
-
-        Args:
-            q: address of the heads, fp32 `[heads, dim]`.
-        """
-
+    def products(context: Any, q: Any, dim: Any, a: Any, b: Any, c: Any, d: Any, to: Any, pitch: Any) -> Any:
         def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             tile = _Tile(context, builder, kind)
-            q, dim, *keys, to = args
-            sums = [[tile.sum() for _ in keys] for _ in range(heads)]
+            q, dim, *rows, to, pitch = args
+            sums = [[tile.sum() for _ in rows] for _ in range(heads)]
             with cgutils.for_range_slice(builder, ir.Constant(I64, 0), dim, ir.Constant(I64, 8)) as (i, _):
                 of_heads = [
                     tile.load(FLOATS, builder.add(q, tile.times(builder.add(i, tile.times(dim, h)), 4)))
                     for h in range(heads)
                 ]
-                for t, key in enumerate(keys):
-                    k = tile.eight(key, i)
+                for t, row in enumerate(rows):
+                    eight = tile.eight(row, i)
                     for h, of_head in enumerate(of_heads):
-                        tile.add_product(sums[h][t], k, of_head)
+                        tile.add_product(sums[h][t], eight, of_head)
             for h in range(heads):
-                tile.store(tile.across(sums[h]), tile.past(to, 4 * BLOCK * h))
+                tile.store(tile.across(sums[h]), builder.add(to, tile.times(pitch, h)))
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 7), emit
+        return types.void(*[types.int64] * 8), emit
 
-    return scores
+    return products
 
 
-def values_of(kind: int, heads: int) -> Any:
-    """The weighted sums of values of a kind for so many heads."""
+def weighted_of(kind: int) -> Any:
+    """The function that adds up weighted rows of a kind."""
+    one, two, three = (_weighted_of(kind, heads) for heads in (1, 2, 3))
 
-    @intrinsic
-    def values(context: Any, weights: Any, shrink: Any, places: Any, count: Any, dim: Any, out: Any) -> Any:
-        """out = out * shrink + sum_t weights[t] values[t].
+    @loop
+    def weighted(weights: int, shrink: int, heads: int, places: int, count: int, dim: int, out: int) -> None:
+        """out = out * shrink + sum_t weights[t] rows[t] for each head.
 
         Args:
             weights: address of fp32 `[heads, BLOCK]`.
             shrink: of fp32 `[heads]`.
-            places: of int64 `[count]`, the values' addresses.
+            places: of int64 `[count]`, the rows' addresses.
             out: of fp32 `[heads, dim]`.
         """
+        for h in range(0, heads, 3):
+            of_h, shrink_h, out_h, left = weights + 4 * h * BLOCK, shrink + 4 * h, out + 4 * h * dim, heads - h
+            if left >= 3:
+                three(of_h, shrink_h, places, count, dim, out_h)
+            elif left == 2:
+                two(of_h, shrink_h, places, count, dim, out_h)
+            else:
+                one(of_h, shrink_h, places, count, dim, out_h)
 
+    return weighted
+
+
+def _weighted_of(kind: int, heads: int) -> Any:
+    @intrinsic
+    def weighted(context: Any, weights: Any, shrink: Any, places: Any, count: Any, dim: Any, out: Any) -> Any:
         def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             tile = _Tile(context, builder, kind)
             weights, shrink, places, count, dim, out = args
@@ -134,16 +164,16 @@ def values_of(kind: int, heads: int) -> Any:
                         all_of(builder.add(tile.past(weights, 4 * BLOCK * h), tile.times(t, 4))) for h in range(heads)
                     ]
                     for part in range(ROW // 8):
-                        v = tile.eight(row, builder.add(i, ir.Constant(I64, 8 * part)))
+                        eight = tile.eight(row, builder.add(i, ir.Constant(I64, 8 * part)))
                         for h, of_head in enumerate(of_heads):
-                            tile.add_product(sums[h * (ROW // 8) + part], v, of_head)
+                            tile.add_product(sums[h * (ROW // 8) + part], eight, of_head)
                 for total, place in zip(sums, at, strict=True):
                     tile.store(builder.load(total), place)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 6), emit
 
-    return values
+    return weighted
 
 
 @intrinsic
