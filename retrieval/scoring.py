@@ -41,7 +41,7 @@ class BoundScoring(Scoring):
     """Scores are sum_d max(q_d lo_d, q_d hi_d)."""
 
     bounds: Tensor
-    """fp32 `[G, n, 2 D]`, a unit's largest keys, then its smallest ones; heads may lie apart."""
+    """fp32 or bf16 `[G, n, 2 D]`, a unit's largest keys, then its smallest ones; heads may lie apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

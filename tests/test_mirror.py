@@ -20,6 +20,7 @@ THROUGH = {
     "faults/test_full_disk.py": "storage.disk.reserve",
     "hostile/test_fuzz_models.py": "runtime.untrusted.weights",
     "hostile/test_hostile_sessions.py": "runtime.sessions.session_check storage.disk.sessions",
+    "kernels/compiled/test_attention.py": "kernels.compiled.tiles",
     "kernels/compiled/test_choice.py": "kernels.compiled.scores",
     "kernels/compiled/test_blocks.py": "kernels.compiled.block_code kernels.compiled.block_sums",
     "kernels/compiled/test_operation.py": "kernels.compiled.kept",

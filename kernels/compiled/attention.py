@@ -3,7 +3,10 @@
 The work is cut into parts of so many tokens, each with a softmax of its own; `products` puts them together. Cuts follow
 from counts alone, so neither the number of threads nor the place of a page changes a bit.
 
-Shapes  G KV heads, R query heads each, D head dim, L page size
+Tokens are taken a block at a time. While one is summed up, the rows of the next one are fetched: they come from memory
+about as slowly as they are summed up.
+
+Shapes  G KV heads, R query heads each, D head dim, L page size, W: D up to the next multiple of ROW
 """
 
 from __future__ import annotations
@@ -40,17 +43,33 @@ from .record import (
     A_TAIL_V_AFTER,
     A_UNIT,
     A_V_AFTER,
+    BF16,
     F32,
     WIDTH,
 )  # fmt: skip
-
-BLOCK = 32
-"""Tokens whose keys, then whose values, are widened together."""
+from .tiles import BLOCK, ROW, ROWS, highest, products_of, weighted_of
 
 
 def attend_bytes(repeats: int, dim: int) -> int:
     """Bytes of its own that a thread needs."""
-    return 4 * (BLOCK * dim + repeats * dim + repeats * BLOCK) + 8 * 2 * BLOCK
+    wide = -(-dim // ROW) * ROW
+    return _PLACES + 4 * (repeats * (2 * wide + 3 + BLOCK) + (BLOCK * wide if wide != dim else 0))
+
+
+_PLACES = 8 * 2 * 2 * BLOCK
+
+
+@loop
+def _layout(scratch: int, repeats: int, dim: int) -> Any:
+    """W, and where in a thread's memory is what: behind the places of two blocks the scaled queries [R, W], what values
+    add up to [R, W], the softmax's state [3, R], a block's scores [R, BLOCK] and, if W is not D, its rows [BLOCK, W].
+    """
+    wide = (dim + ROW - 1) // ROW * ROW
+    q = scratch + _PLACES
+    total = q + 4 * repeats * wide
+    state = total + 4 * repeats * wide
+    p = state + 4 * 3 * repeats
+    return wide, q, total, state, p, p + 4 * repeats * BLOCK
 
 
 @operation
@@ -60,55 +79,51 @@ def attend(row: int, item: int, scratch: int) -> None:
     groups, repeats, dim, parts = op[A_GROUPS], op[A_REPEATS], op[A_DIM], op[A_PARTS]
     # Parts of one head are not neighbours among the items: threads then read different heads' pages.
     g, part = item % groups, item // groups
-    q = floats(op[A_Q], (groups, repeats, dim))[g]
-    out = floats(op[A_OUT], (groups, parts, repeats, 2 + dim))[g, op[A_FIRST] + part]
-    scaled = floats(scratch + 4 * BLOCK * dim, (repeats, dim))
-    places = longs(scratch + 4 * (BLOCK * dim + repeats * dim + repeats * BLOCK), (2, BLOCK))
+    wide, at_q, at_total, at_state, _, _ = _layout(scratch, repeats, dim)
+    q, scaled = floats(op[A_Q], (groups, repeats, dim))[g], floats(at_q, (repeats, wide))
+    total, state = floats(at_total, (repeats, wide)), floats(at_state, (3, repeats))
     scale = float32(real(op[A_SCALE]))
     for r in range(repeats):
-        out[r, 0], out[r, 1] = float32(-math.inf), float32(0)
-        for i in range(dim):
-            out[r, 2 + i] = float32(0)
-            scaled[r, i] = q[r, i] * scale
-    unit = op[A_UNIT]
+        state[0, r], state[1, r] = float32(-math.inf), float32(0)
+        for i in range(wide):
+            total[r, i] = float32(0)
+            scaled[r, i] = q[r, i] * scale if i < dim else float32(0)
+    unit, kind, after = op[A_UNIT], op[A_KV_KIND], op[A_V_AFTER]
     units = op[A_SPAN] // unit
     whole = -(-op[A_COUNT] // units)
-    if part >= whole:
+    begin, end, is_behind = part * units, min((part + 1) * units, op[A_COUNT]), part >= whole
+    if is_behind:
+        unit, kind, after = 1, op[A_TAIL_KIND], op[A_TAIL_V_AFTER]
         begin = (part - whole) * op[A_TAIL_SPAN]
         end = min(begin + op[A_TAIL_SPAN], op[A_TAIL_LEN])
-        first, kind = op[A_TAIL] + g * op[A_TAIL_PITCH], op[A_TAIL_KIND]
-        row = dim * (4 if kind == F32 else 2)
-        for at in range(begin, end, BLOCK):
-            count = min(BLOCK, end - at)
-            for t in range(count):
-                places[0, t] = first + (at + t) * row
-                places[1, t] = places[0, t] + op[A_TAIL_V_AFTER]
-            _block(kind, scaled, places, count, scratch, out)
-        return
-    begin, end, held, kind = part * units, min((part + 1) * units, op[A_COUNT]), 0, op[A_KV_KIND]
-    row = dim * (4 if kind == F32 else 2)
-    place = _place(op, g, begin, row)
-    for n in range(begin, end):
-        following = _place(op, g, min(n + 1, end - 1), row)
-        if (
-            unit == 1
-        ):  # tokens lie anywhere; the rows of longer units follow each other, which processors see by themselves
-            for at in range(following, following + row, LINE):
-                fetch(at)
-                fetch(at + op[A_V_AFTER])
-        for t in range(unit):
-            places[0, held], places[1, held] = place + t * row, place + t * row + op[A_V_AFTER]
-            held += 1
-            if held == BLOCK:
-                _block(kind, scaled, places, held, scratch, out)
-                held = 0
-        place = following
-    if held != 0:
-        _block(kind, scaled, places, held, scratch, out)
+    row_bytes = dim * (4 if kind == F32 else 2)
+    places = longs(scratch, (2, 2, BLOCK))
+    n, t, place, turn, ready = begin, 0, 0, 0, 0
+    while True:
+        held = 0
+        while held < BLOCK and n < end:
+            if t == 0:
+                place = op[A_TAIL] + g * op[A_TAIL_PITCH] + n * row_bytes if is_behind else _place(op, g, n, row_bytes)
+            places[turn, 0, held], places[turn, 1, held] = place + t * row_bytes, place + t * row_bytes + after
+            if ready == 0:  # nothing is summed up meanwhile
+                _fetch(places[turn], held, held + 1, row_bytes)
+            held, t = held + 1, t + 1
+            if t == unit:
+                n, t = n + 1, 0
+        if ready != 0:
+            _block(kind, repeats, dim, scratch, 1 - turn, ready, held)
+        if held == 0:
+            break
+        turn, ready = 1 - turn, held
+    out = floats(op[A_OUT], (groups, parts, repeats, 2 + dim))[g, op[A_FIRST] + part]
+    for r in range(repeats):
+        out[r, 0], out[r, 1] = state[0, r], state[1, r]
+        for i in range(dim):
+            out[r, 2 + i] = total[r, i]
 
 
 @loop
-def _place(op: Any, g: int, n: int, row: int) -> int:
+def _place(op: Any, g: int, n: int, row_bytes: int) -> int:
     """Where a head's keys of the n-th unit are."""
     if op[A_OWN] != 0:
         return longs(op[A_PLACES], (op[A_GROUPS], op[A_COUNT]))[g, n]
@@ -116,68 +131,86 @@ def _place(op: Any, g: int, n: int, row: int) -> int:
     if op[A_IDS] != 0:
         first = int(wholes(op[A_IDS], (op[A_GROUPS], op[A_COUNT]))[g, n]) * op[A_UNIT]
     page = first // op[A_PAGE]
-    return longs(op[A_PLACES], page + 1)[page] + g * op[A_PITCH] + first % op[A_PAGE] * row
+    return longs(op[A_PLACES], page + 1)[page] + g * op[A_PITCH] + first % op[A_PAGE] * row_bytes
 
 
 @loop
-def _block(kind: int, q: Any, places: Any, count: int, scratch: int, out: Any) -> None:
-    """Some tokens more in a running softmax."""
-    repeats, dim = q.shape
-    rows, p = floats(scratch, (BLOCK, dim)), floats(scratch + 4 * (BLOCK + repeats) * dim, (repeats, BLOCK))
-    _widened(kind, places[0], count, rows)
+def _fetch(places: Any, begin: int, end: int, row_bytes: int) -> None:
+    """Fetch the keys and values of some tokens of a block."""
+    for t in range(begin, end):
+        for at in range(0, row_bytes, LINE):
+            fetch(places[0, t] + at)
+            fetch(places[1, t] + at)
+
+
+@loop
+def _block(kind: int, repeats: int, dim: int, scratch: int, turn: int, count: int, following: int) -> None:
+    """Some tokens more in a running softmax, those of `turn`, while so many of the other block are fetched."""
+    wide, at_q, at_total, at_state, at_p, at_rows = _layout(scratch, repeats, dim)
+    places, ahead = longs(scratch, (2, 2, BLOCK))[turn], longs(scratch, (2, 2, BLOCK))[1 - turn]
+    row_bytes = dim * (4 if kind == F32 else 2)
+    if wide != dim:
+        _widened(kind, places[0], dim, count, at_rows, wide)
+    if kind == F32 or wide != dim:
+        _scores_of_floats(places[0], count, at_q, repeats, wide, at_p, ahead, following, row_bytes)
+    else:
+        _scores_of_halves(places[0], count, at_q, repeats, wide, at_p, ahead, following, row_bytes)
+    state, p = floats(at_state, (3, repeats)), floats(at_p, (repeats, BLOCK))
     for r in range(repeats):
-        x, of_r = q[r], p[r]
-        for t in range(0, count, 4):
-            a, b, c, d = rows[t], rows[t + 1], rows[t + 2], rows[t + 3]
-            of_a, of_b, of_c, of_d = float32(0), float32(0), float32(0), float32(0)
-            for i in range(dim):
-                of_a += x[i] * a[i]
-                of_b += x[i] * b[i]
-                of_c += x[i] * c[i]
-                of_d += x[i] * d[i]
-            of_r[t], of_r[t + 1], of_r[t + 2], of_r[t + 3] = of_a, of_b, of_c, of_d
-        top = out[r, 0]
-        for t in range(count):
-            top = max(top, of_r[t])
-        shrink = exp(out[r, 0] - top) if out[r, 0] > float32(-math.inf) else float32(0)
-        mass = out[r, 1] * shrink
-        for t in range(count):
-            p[r, t] = exp(p[r, t] - top)
-            mass += p[r, t]
-        out[r, 0], out[r, 1] = top, mass
-        for i in range(dim):
-            out[r, 2 + i] *= shrink
-        for t in range(count, _fours(count)):
-            p[r, t] = float32(0)
-    _widened(kind, places[1], count, rows)
-    for r in range(repeats):
-        total = out[r, 2:]
-        for t in range(0, count, 4):
-            of_a, of_b, of_c, of_d = p[r, t], p[r, t + 1], p[r, t + 2], p[r, t + 3]
-            a, b, c, d = rows[t], rows[t + 1], rows[t + 2], rows[t + 3]
-            for i in range(dim):
-                total[i] += (of_a * a[i] + of_b * b[i]) + (of_c * c[i] + of_d * d[i])
+        of_r = p[r]
+        for t in range(count, BLOCK):
+            of_r[t] = float32(-math.inf)
+        top = max(state[0, r], highest(at_p + 4 * BLOCK * r))
+        shrink = exp(state[0, r] - top) if state[0, r] > float32(-math.inf) else float32(0)
+        mass = float32(0)
+        for t in range(BLOCK):
+            of_r[t] = exp(of_r[t] - top)
+            mass += of_r[t]
+        state[0, r], state[1, r], state[2, r] = top, state[1, r] * shrink + mass, shrink
+    at_shrink = at_state + 4 * 2 * repeats
+    if wide != dim:
+        _widened(kind, places[1], dim, count, at_rows, wide)
+    if kind == F32 or wide != dim:
+        _values_of_floats(at_p, at_shrink, repeats, places[1].ctypes.data, count, wide, at_total)
+    else:
+        _values_of_halves(at_p, at_shrink, repeats, places[1].ctypes.data, count, wide, at_total)
+
+
+def _scores_of(kind: int) -> Any:
+    products = products_of(kind)
+
+    @loop
+    def scores(
+        places: Any, count: int, q: int, repeats: int, wide: int, p: int, ahead: Any, following: int, row_bytes: int
+    ) -> None:
+        """The scores of a block's keys; those after the last are the last one's again."""
+        last = count - 1
+        for t in range(0, count, ROWS):
+            _fetch(ahead, t, min(t + ROWS, following), row_bytes)
+            a, b, c, d = places[t], places[min(t + 1, last)], places[min(t + 2, last)], places[min(t + 3, last)]
+            products(q, wide, repeats, a, b, c, d, p + 4 * t, 4 * BLOCK)
+
+    return scores
+
+
+_scores_of_floats, _scores_of_halves = _scores_of(F32), _scores_of(BF16)
+_values_of_floats, _values_of_halves = weighted_of(F32), weighted_of(BF16)
 
 
 @loop
-def _fours(count: int) -> Any:
-    """The next multiple of four: tokens are read four at a time, so that what is summed stays in registers."""
-    return (count + 3) // 4 * 4
-
-
-@loop
-def _widened(kind: int, places: Any, count: int, rows: Any) -> None:
-    """Rows of keys or values, as fp32, and zeros up to the next multiple of four."""
-    dim = rows.shape[1]
-    for t in range(count, _fours(count)):
-        for i in range(dim):
-            rows[t, i] = float32(0)
+def _widened(kind: int, places: Any, dim: int, count: int, at: int, wide: int) -> None:
+    """Rows of keys or values, as fp32, and zeros behind them; `places` are theirs from now on."""
+    rows = floats(at, (count, wide))
     for t in range(count):
+        row = rows[t]
         if kind == F32:
-            wide = floats(places[t], dim)
+            whole = floats(places[t], dim)
             for i in range(dim):
-                rows[t, i] = wide[i]
+                row[i] = whole[i]
         else:
             half = halves(places[t], dim)
             for i in range(dim):
-                rows[t, i] = widen(half[i])
+                row[i] = widen(half[i])
+        for i in range(dim, wide):
+            row[i] = float32(0)
+        places[t] = at + 4 * t * wide

@@ -15,7 +15,7 @@ from ..stored import Geometry, Stored
 class BoundsIndex(IndexOf[Rows]):
     """Idea   per page and channel keep the largest and the smallest key; sum_d max(q lo, q hi)
              bounds every q.k of the page from above. Read the pages with the highest bounds.
-    State  bounds [G, pages, 2D]: 2 / page_size of the keys; in fp32 on a CPU, which scores in fp32.
+    State  bounds [G, pages, 2D]: 2 / page_size of the keys, and of their dtype: a largest key is a key.
     Cost   build O(n D), append O(page), select O(pages D), attention O(budget).
     Differs  one selection per KV head, from the mean over its query heads of their softmax over
              page bounds (the paper's models have one query head per KV head); sinks and the local
@@ -25,14 +25,10 @@ class BoundsIndex(IndexOf[Rows]):
     name = "bounds"
 
     def fit(self, keys: Tensor, positions: Tensor, queries: Tensor | None = None, previous: Rows | None = None) -> Rows:
-        return Rows(self._bounds(keys[:, :0]))
+        return Rows(page_bounds(keys[:, :0], self.params.page_size))
 
     def append(self, state: Rows, keys: Tensor, queries: Tensor | None = None) -> None:
-        state.append(self._bounds(keys))
-
-    def _bounds(self, keys: Tensor) -> Tensor:
-        bounds = page_bounds(keys, self.params.page_size)
-        return bounds.float() if bounds.device.type == "cpu" else bounds
+        state.append(page_bounds(keys, self.params.page_size))
 
     def truncate(self, state: Rows, num_tokens: int) -> None:
         state.truncate(num_tokens // self.params.page_size)
@@ -51,7 +47,7 @@ class BoundsIndex(IndexOf[Rows]):
         return Counts(count, sink, min(self.params.units(self.params.local, size), count - sink))
 
     def scoring(self, state: Rows, num_tokens: int) -> BoundScoring | None:
-        if state.data.dtype != torch.float32:
+        if state.data.dtype not in (torch.float32, torch.bfloat16):
             return None
         size, total = self.params.page_size, num_tokens // self.params.page_size
         return BoundScoring(unit=size, num_units=total, counts=self.counts, bounds=state.data[:, :total])
@@ -63,5 +59,7 @@ class BoundsIndex(IndexOf[Rows]):
         return Rows(tensors["bounds"])
 
     def stored(self, of: Geometry, tensors: dict[str, Tensor]) -> dict[str, Stored]:
-        none = self._bounds(of.keys)
-        return {"bounds": Stored(none.dtype, (of.groups, of.num_tokens // self.params.page_size, none.shape[2]))}
+        dtype, found = of.keys.dtype, tensors.get("bounds")
+        if found is not None and found.dtype == torch.float32:  # as earlier versions kept the same numbers on a CPU
+            dtype = found.dtype
+        return {"bounds": Stored(dtype, (of.groups, of.num_tokens // self.params.page_size, 2 * of.dim))}

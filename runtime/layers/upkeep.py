@@ -97,7 +97,7 @@ class IndexUpkeep:
         for begin in range(start, sealed, KEY_BLOCK):
             end = min(begin + KEY_BLOCK, sealed)
             some = None if queries is None else queries[:, :, (begin - start) // size : (end - start) // size]
-            self.index.append(self.state, self._reader.block(begin, end)[0], some)
+            self.index.append(self.state, self._keys(begin, end), some)
         self.indexed = sealed
         if self.index.is_outgrown(self.state):
             self._build()
@@ -110,13 +110,18 @@ class IndexUpkeep:
             return
         pages = spread_pages(sealed // size, size).numpy()
         blocks = [pages[at : at + KEY_BLOCK // size] for at in range(0, len(pages), KEY_BLOCK // size)]
-        keys = torch.cat([self._reader.pages(block)[0].clone() for block in blocks], 1)
+        read = [self._reader.pages(block)[0].to(self._of.keys.dtype, copy=True) for block in blocks]
+        keys = torch.cat(read, 1)
         positions = torch.from_numpy((pages[:, None] * size + np.arange(size)).reshape(-1)).to(keys.device)
         sampled = None if queries is None else queries[:, :, torch.from_numpy(pages).to(queries.device)]
         state = self.index.fit(keys, positions, sampled, self.state)
         for begin in range(0, sealed, KEY_BLOCK):
-            self.index.append(state, self._reader.block(begin, min(begin + KEY_BLOCK, sealed))[0])
+            self.index.append(state, self._keys(begin, min(begin + KEY_BLOCK, sealed)))
         self.state, self.indexed = state, sealed
+
+    def _keys(self, begin: int, end: int) -> Tensor:
+        """Sealed keys `[G, end - begin, D]` in their own dtype: a reader on a CPU widens them."""
+        return self._reader.block(begin, end)[0].to(self._of.keys.dtype)
 
     # What the store and sessions keep
 

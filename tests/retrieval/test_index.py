@@ -337,6 +337,26 @@ def test_bounds_weigh_query_heads_equally() -> None:
     assert index.select(index.build(keys), q, 3, 1).ids.tolist() == [[2]]
 
 
+def test_bounds_of_earlier_versions_go_on() -> None:
+    """They were fp32 on a CPU, whatever the keys: the same numbers, to which further ones are appended."""
+    params = PARAMS[0]
+    keys, q = draw(SHAPES[0], params, dtype=torch.bfloat16)
+    half = keys[:, : 18 * params.page_size]
+    index = make_index("bounds", params)
+    now = index.build(half)
+    saved = {name: tensor.float() for name, tensor in index.export(now).items()}
+    check_stored(saved, index.stored(Geometry(keys[:, :0], half.shape[1], 3), saved))
+    before = index.restore(saved)
+    for state in (now, before):
+        index.append(state, keys[:, half.shape[1] :])
+    assert torch.equal(before.data, now.data)
+    assert now.data.dtype == torch.bfloat16
+    count = keys.shape[1]
+    assert torch.equal(index.select(before, q, count, 150).ids, index.select(now, q, count, 150).ids)
+    assert index.scoring(now, count) is not None
+    assert index.scoring(index.restore(saved), half.shape[1]) is not None
+
+
 def test_window_by_hand() -> None:
     index = make_index("window", IndexParams(page_size=4, sink=5, local=4))
     q = torch.zeros(2, 1, 8)

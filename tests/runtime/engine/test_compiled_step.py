@@ -105,6 +105,18 @@ def test_the_number_of_threads_changes_no_bit(tiny_llama: Path, dtype: str, monk
         assert torch.equal(*found)
 
 
+def test_what_is_scored_is_of_the_dtype_of_the_cache(tiny_llama: Path) -> None:
+    """Readers on a CPU widen 16-bit keys for products; what an index keeps of them stays half as long."""
+    with opened(tiny_llama, kv_dtype="bfloat16") as runtime:
+        sequence = prompted(runtime.engine)
+        upkeeps = [layer.upkeep for layer in tiered_layers(sequence.layers)]
+        assert {upkeep.state.data.dtype for upkeep in upkeeps} == {torch.bfloat16}
+        for upkeep in upkeeps:
+            upkeep.indexed = 0
+            upkeep.add_stored()
+        assert {upkeep.state.data.dtype for upkeep in upkeeps} == {torch.bfloat16}
+
+
 @pytest.mark.parametrize("page_size", [3, 96, 100, 129])
 def test_pages_of_any_size(tiny_llama: Path, page_size: int) -> None:
     with opened(tiny_llama, "bounds", page_size=page_size, budget=500, sink=0, local=0) as runtime:
