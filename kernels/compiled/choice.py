@@ -62,10 +62,10 @@ def _reaching(context: Any, address: Any, least: Any) -> Any:
 
 @intrinsic
 def _lowest_bit(context: Any, bits: Any) -> Any:
-    """The place of the lowest bit that is set; there is one."""
+    """The place of the lowest bit that is set; 64 if none is."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
 
     return types.int64(types.int64), emit
 
@@ -133,20 +133,27 @@ def _fold(numbers: Any, folded: Any) -> None:
 
 
 @loop
-def _candidates(numbers: int, least: Any, places: Any, values: Any) -> int:
-    """Of the int32 at an address, as many as `places` has room for, those that reach `least`: where they are, and
-    themselves. Returns how many they are."""
-    count, found = places.shape[0], 0
-    row = wholes(numbers, (count,))
+def _candidates(numbers: int, count: int, least: Any, places: Any, values: Any) -> int:
+    """Of `count` int32 at an address, those that reach `least`: where they are, and themselves. Returns how many they
+    are. `places` has room for two more than all.
+
+    Most masks have two bits at most, and which have none is not to be foreseen: two are always written.
+    """
+    found, row = 0, wholes(numbers, (count,))
     for n in range(0, count, _LANES):
         bits: Any = _reaching(numbers + 4 * n, least)
         if count - n < _LANES:
             bits &= (1 << (count - n)) - 1
+        for _ in range(2):
+            places[found] = n + _lowest_bit(bits)
+            found += int(bits != 0)
+            bits &= bits - 1
         while bits:
-            at = n + _lowest_bit(bits)
-            places[found], values[found] = at, row[at]
+            places[found] = n + _lowest_bit(bits)
             found += 1
             bits &= bits - 1
+    for n in range(found):
+        values[n] = row[places[n]]
     return found
 
 
@@ -166,7 +173,7 @@ def choose(row: int, item: int, scratch: int) -> None:
     if free == 0 or free == middle:
         return
     folds = (middle + _FOLDED - 1) // _FOLDED
-    places = wholes(scratch + 4 * (units + _LANES), (middle,))
+    places = wholes(scratch + 4 * (units + _LANES), (middle + 2,))
     values = wholes(scratch + 8 * (units + _LANES), (middle,))
     folded = wholes(scratch + 12 * (units + _LANES), (folds,))
     _group_scores(op, item, scratch + 12 * (units + _LANES) + 4 * folds, scratch)
@@ -174,13 +181,15 @@ def choose(row: int, item: int, scratch: int) -> None:
     if free <= folds:
         _fold(wholes(at_middle, (middle,)), folded)
         least = _reached_by(folded, free)
-    found = _candidates(at_middle, least, places, values)
+    found = _candidates(at_middle, middle, least, places, values)
     values = values[:found]
     least = _reached_by(values, free)
     equal = free - _count(values, int32(least + 1))
-    chosen = sink
+    chosen = 0  # those that are taken move to the front, without a branch that nobody foresees
     for n in range(found):
-        if values[n] > least or (values[n] == least and equal > 0):
-            equal -= values[n] == least
-            ids[chosen] = sink + places[n]
-            chosen += 1
+        is_one_of_equal = (values[n] == least) & (equal > 0)
+        places[chosen] = places[n]
+        chosen += int((values[n] > least) | is_one_of_equal)
+        equal -= int(is_one_of_equal)
+    for n in range(free):
+        ids[sink + n] = sink + places[n]
