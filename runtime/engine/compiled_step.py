@@ -54,7 +54,9 @@ class CompiledStep:
         """Of `_parts`, numbers for each sequence."""
         self._attending_rows: StepRows | None = None
         self._attending_now: list[list[Attending]] = []
-        """By layer and sequence: what attends in these rows. Layers hold on to it, so it stays from step to step."""
+        """By sequence and layer: what attends in these rows. Layers hold on to it, so it stays from step to step."""
+        self._here = np.empty((0, 0, ROW_SPACE), dtype=np.int64)
+        """Where the table has the rows of each sequence and layer."""
         self._threads = 1
         self._rooms: list[Room] = []
         self._operations = _Operations()
@@ -75,18 +77,20 @@ class CompiledStep:
         rows, self._threads = self._of(batch), threads
         rows.hidden.copy_(model.embed(torch.tensor(tokens)))
         rows.turn(model.kinds, tables.lean)
-        rows.places[:] = [
-            [sequence.layers[layer].next_place() for sequence in sequences] for layer in range(model.num_layers)
-        ]
         attending = self._attending(rows, sequences)
+        for b, sequence in enumerate(sequences):
+            rows.places[:, b] = sequence.past.rows.begin_step(sequence.layers)
         with self._store.still():
-            filled = all(self._fill(rows, sequences, attending, layer) for layer in range(model.num_layers))
-            if filled:
+            is_filled = self._fill(rows, sequences, attending)
+            if is_filled:
                 self._work(rows.table)
-                for b, sequence in enumerate(sequences):
-                    read = [cache.end_step(attending[layer][b]) for layer, cache in enumerate(sequence.layers)]
-                    self._store.count_read(np.concatenate(read))
-        if not filled:
+                for sequence in sequences:
+                    self._store.count_read(sequence.past.rows.read())
+        if is_filled:
+            for sequence, its in zip(sequences, attending, strict=True):
+                for layer, at in zip(sequence.layers, its, strict=True):
+                    layer.end_step(at)
+        else:
             self._layer_by_layer(rows, sequences, attending, ahead)
         logits = rows.logits.clone()
         head = model.step_logits
@@ -95,7 +99,7 @@ class CompiledStep:
         return logits
 
     def _attending(self, rows: StepRows, sequences: list[Sequence]) -> list[list[Attending]]:
-        """What attends, by layer and sequence."""
+        """What attends, by sequence and layer."""
         longest = max(sequence.num_tokens for sequence in sequences) + 1
         while len(self._rooms) < rows.batch:
             self._rooms.append(Room())
@@ -113,21 +117,24 @@ class CompiledStep:
         self._attending_now = [
             [
                 Attending(rows.q[layer, b], scale, parts[b], rows.groups, rows.attended[b], self._operations, rooms[b])
-                for b in range(rows.batch)
+                for layer, scale in enumerate(rows.scales)
             ]
-            for layer, scale in enumerate(rows.scales)
+            for b in range(rows.batch)
         ]
+        starts = np.array([rows.attending(layer).start for layer in range(len(rows.scales))])
+        self._here = starts[:, None] + np.arange(rows.batch * ROW_SPACE).reshape(-1, 1, ROW_SPACE)
         return self._attending_now
 
-    def _fill(self, rows: StepRows, sequences: list[Sequence], attending: list[list[Attending]], layer: int) -> bool:
-        """Fill in what attends in a layer. Returns False if that cannot be."""
-        some = rows.table[rows.attending(layer)]
+    def _fill(self, rows: StepRows, sequences: list[Sequence], attending: list[list[Attending]]) -> bool:
+        """Fill in what attends. Returns False if that cannot be in some layer."""
         for b, sequence in enumerate(sequences):
-            parts = sequence.layers[layer].fill(some[b * ROW_SPACE : (b + 1) * ROW_SPACE], attending[layer][b])
-            if parts is None:
+            filled = sequence.past.rows.filled(sequence.layers, attending[b], self._store)
+            if filled is None:
                 return False
-            rows.parts[layer, b] = parts
-        rows.merges(layer, self._parts, self._room)
+            rows.table[self._here[b]] = filled
+            rows.parts[:, b] = sequence.past.rows.parts
+        for layer in range(len(rows.scales)):
+            rows.merges(layer, self._parts, self._room)
         return True
 
     def _layer_by_layer(
@@ -142,7 +149,7 @@ class CompiledStep:
             begin = here.stop
             are_parts = True
             for b, sequence in enumerate(sequences):
-                parts = sequence.layers[layer].attend(own, attending[layer][b], self._work)
+                parts = sequence.layers[layer].attend(own, attending[b][layer], self._work)
                 are_parts = parts is not None
                 rows.parts[layer, b] = parts or 0
             if are_parts:

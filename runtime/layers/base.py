@@ -32,7 +32,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from torch import Tensor
 
-from .attend_rows import Attending, Place
+from .attend_rows import Attending
+from .standing import Run, Standing
 
 
 class LayerKV(ABC):
@@ -89,29 +90,27 @@ class LayerKV(ABC):
         """Add one token and return its attention `[H, D]`; q `[H, D]`, k and v `[G, D]`. Raises CapacityError."""
 
     @abstractmethod
-    def next_place(self) -> Place:
-        """Count one token in, as `step` does, whose k and v the caller writes by address. Raises CapacityError."""
+    def begin_step(self) -> tuple[Run, int]:
+        """Count one token in, as `step` does, whose k and v the caller writes by address. Returns the run it belongs
+        into, the same one for as long as it lies where it does, and the tokens there, the last of which is this one.
+        Raises CapacityError."""
 
     @abstractmethod
-    def fill(self, rows: np.ndarray, at: Attending) -> int | None:
-        """Fill in rows of a compiled step's table for the attention of the token that `next_place` counted in: score,
-        choose, attend. What they read stays where it is as long as the store is `still`.
-
-        Returns the parts that they leave; None if the layer must be asked by `attend`.
-        """
+    def standing(self, at: Attending) -> Standing | None:
+        """What the attention of the token reads that `begin_step` counted in: the same object for as long as it holds.
+        None if the layer must be asked by `attend`."""
 
     @abstractmethod
     def attend(self, rows: np.ndarray, at: Attending, run: Callable[[np.ndarray], None]) -> int | None:
-        """Compute the attention of the token that `next_place` counted in, whose q, k and v are there: the same as
-        `fill` by other means. `run` works through rows.
+        """Compute the attention of the token that `begin_step` counted in, whose q, k and v are there: the same as the
+        rows of `standing` by other means. `run` works through rows.
 
         Returns the parts; None: the result `[H * D]` is in `at.out` instead.
         """
 
     @abstractmethod
-    def end_step(self, at: Attending) -> np.ndarray:
-        """The rows that `fill` filled in have been worked through. Returns the ids of the distinct pages that they
-        read, int64."""
+    def end_step(self, at: Attending) -> None:
+        """The rows of `standing` have been worked through."""
 
     @abstractmethod
     def undo_step(self, tail_len: int, num_tokens: int) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...storage import OpenPage, TieredStore
-from .attend_rows import Place
+from .standing import Run
 
 PUT_PAGES = 64
 """Pages handed to the store at a time: bounds the copy that lays them out."""
@@ -36,8 +36,8 @@ class LayerPages:
         self._open: OpenPage | None = None
         self._dtype: torch.dtype = getattr(torch, store.layout.dtype)
         self._kv = torch.empty(0, dtype=self._dtype)
-        self._first_place: Place | None = None
-        """Where the open page's first token goes; None: nobody has asked."""
+        self._run: Run | None = None
+        """The open page as a run of tokens; None: nobody has asked."""
 
     @property
     def sealed(self) -> int:
@@ -64,19 +64,18 @@ class LayerPages:
         kv[1, :, self.tail_len] = v
         self.tail_len += 1
 
-    def next_place(self) -> Place:
-        """Count the next token in, whose k and v are written by address. Raises as `add` does."""
+    def begin_step(self) -> tuple[Run, int]:
+        """Count the next token in, whose k and v are written by address: as `LayerKV.begin_step`. Raises as `add`
+        does."""
         kv = self._opened()
-        if self._first_place is None:
-            self._first_place = Place.of(kv[:, :, 0])
-        k, *rest = self._first_place
-        place = Place(k + self.tail_len * kv.stride(2) * kv.element_size(), *rest)
+        if self._run is None:
+            self._run = Run(kv)
         self.tail_len += 1
-        return place
+        return self._run, self.tail_len
 
     @property
     def open_kv(self) -> Tensor:
-        """The open page `[2, G, L, D]`, a view, the same one as long as it is open; there is one."""
+        """The open page `[2, G, L, D]`, a view; there is one."""
         assert self._open is not None
         return self._kv
 
@@ -106,7 +105,7 @@ class LayerPages:
             shape = (self.layout.num_heads, 2, self.layout.page_size, self.layout.head_dim)
             with torch.inference_mode(False):  # who writes there later need not be in that mode
                 self._kv = self._open.bytes.view(self._dtype).view(shape).transpose(0, 1)
-            self._first_place = None
+            self._run = None
         return self._kv
 
     # Sealed pages
