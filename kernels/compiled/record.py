@@ -64,6 +64,14 @@ W_PAIRS = 12
 """The width of a head whose rows stand in pairs (2i, 2i + 1): they are written as halves (i, i + W_PAIRS / 2). 0: rows
 are written as they stand."""
 
+# SHARPEN: the highest logits y[b] = W norm(x[b]) + bias again, from a weight that is not rounded. An item is a b.
+T_BATCH, T_ROWS, T_COLUMNS, T_COUNT = range(6, 10)
+"""B, V, C; how many are computed again, at most V."""
+T_LOGITS, T_HIDDEN, T_NORM, T_EPS = range(10, 14)
+"""[B, V], in which they are replaced; x [B, C]; [C]."""
+T_WEIGHT, T_KIND, T_BIAS = range(14, 17)
+"""[V, C] in F32 or BF16; [V], or 0."""
+
 # HEADS: norms and rotation of q and k, and where k and v belong. An item is one head of one sequence: H + G of q and k,
 # then G of v.
 H_BATCH, H_HEADS, H_GROUPS, H_DIM = range(6, 10)

@@ -16,8 +16,11 @@ from torch import Tensor
 from ...kernels.compiled import attention, choice, scores
 from ...storage import TieredStore
 from ..layers.attend_rows import Attending, Room, most_parts
-from ..model.model import Model, StepTables
+from ..model.model import Model
+from ..model.rotary import RotaryTables
+from ..model.sharpen_row import SharpenRow
 from ..model.step_rows import ROW_SPACE, StepRows
+from ..model.step_tables import StepTables
 from ..process.apart import fp32
 from .sequence import Sequence
 
@@ -43,12 +46,30 @@ class Worker(Protocol):
     def run(self, table: np.ndarray, threads: int | None = None) -> None: ...
 
 
+class _Form:
+    """What steps of one batch size compute with."""
+
+    def __init__(self, model: Model, batch: int, tables: RotaryTables) -> None:
+        self.rows = model.step_rows(batch)
+        self._turns = {kind: (cos.float().clone(), sin.float().clone()) for kind, (cos, sin) in tables.items()}
+        self.rows.turn(model.kinds, self._turns)
+        head = model.step_logits
+        self.sharp = None if head.is_exact else SharpenRow(head, self.rows.logits, self.rows.last)
+        """Makes the highest logits more exact."""
+
+    def turn(self, tables: RotaryTables) -> None:
+        """Use these rotary tables of `for_lean`."""
+        for kind, both in tables.items():
+            for mine, its in zip(self._turns[kind], both, strict=True):
+                mine.copy_(its)
+
+
 class CompiledStep:
     """The steps of one model over one store."""
 
     def __init__(self, model: Model, store: TieredStore, team: Worker) -> None:
         self._model, self._store, self._team = model, store, team
-        self._rows: dict[tuple[int, str], StepRows] = {}
+        self._forms: dict[tuple[int, str], _Form] = {}
         self._parts = fp32(0)
         self._room = 0
         """Of `_parts`, numbers for each sequence."""
@@ -74,9 +95,10 @@ class CompiledStep:
         Raises CapacityError; some layers may have their token then.
         """
         model, batch = self._model, len(sequences)
-        rows, self._threads = self._of(batch), threads
+        form, self._threads = self._of(batch, tables), threads
+        rows = form.rows
         rows.hidden.copy_(model.embed(torch.tensor(tokens)))
-        rows.turn(model.kinds, tables.lean)
+        form.turn(tables.lean)
         attending = self._attending(rows, sequences)
         for b, sequence in enumerate(sequences):
             rows.places[:, b] = sequence.past.rows.begin_step(sequence.layers)
@@ -84,6 +106,7 @@ class CompiledStep:
             is_filled = self._fill(rows, sequences, attending)
             if is_filled:
                 self._work(rows.table)
+                self._sharpen(form)
                 for sequence in sequences:
                     self._store.count_read(sequence.past.rows.read())
         if is_filled:
@@ -92,11 +115,8 @@ class CompiledStep:
                     layer.end_step(at)
         else:
             self._layer_by_layer(rows, sequences, attending, ahead)
-        logits = rows.logits.clone()
-        head = model.step_logits
-        if not head.is_exact:
-            head.sharpen(logits, head.norm(rows.last))
-        return logits
+            self._sharpen(form)
+        return rows.logits.clone()
 
     def _attending(self, rows: StepRows, sequences: list[Sequence]) -> list[list[Attending]]:
         """What attends, by sequence and layer."""
@@ -158,13 +178,17 @@ class CompiledStep:
                 rows.merges(layer)
         self._work(rows.table[begin:])
 
+    def _sharpen(self, form: _Form) -> None:
+        if form.sharp is not None:
+            self._team.run(form.sharp.table, min(self._threads, form.rows.batch))
+
     def _work(self, some: np.ndarray) -> None:
         self._team.run(some, self._threads)
 
-    def _of(self, batch: int) -> StepRows:
+    def _of(self, batch: int, tables: StepTables) -> _Form:
         key = (batch, self._model.weights)
-        if key not in self._rows:
-            if len(self._rows) == _BATCH_SIZES:
-                del self._rows[next(iter(self._rows))]
-            self._rows[key] = self._model.step_rows(batch)
-        return self._rows[key]
+        if key not in self._forms:
+            if len(self._forms) == _BATCH_SIZES:
+                del self._forms[next(iter(self._forms))]
+            self._forms[key] = _Form(self._model, batch, tables.lean)
+        return self._forms[key]

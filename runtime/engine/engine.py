@@ -33,8 +33,9 @@ from ..layers.base import LayerKV
 from ..layers.lookahead import FIRST_GUESSED
 from ..layers.prefetch import Prefetcher
 from ..layers.workspace import Workspace
-from ..model.model import Attend, Model, StepTables
+from ..model.model import Attend, Model
 from ..model.rotary import RotaryTables
+from ..model.step_tables import StepTables
 from ..process.apart import apart
 from ..process.interrupt import Interrupts
 from ..process.spare_cores import FittingThreads
