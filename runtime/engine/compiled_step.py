@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ...kernels.compiled import attention, choice, scores
@@ -54,14 +53,32 @@ class _Form:
         self._turns = {kind: (cos.float().clone(), sin.float().clone()) for kind, (cos, sin) in tables.items()}
         self.rows.turn(model.kinds, self._turns)
         head = model.step_logits
-        self.sharp = None if head.is_exact else SharpenRow(head, self.rows.logits, self.rows.last)
-        """Makes the highest logits more exact."""
+        self._sharp = None if head.is_exact else SharpenRow(head, self.rows.logits, self.rows.last)
+        if self._sharp is None:
+            self.table = self.rows.table
+            """All rows."""
+        else:
+            self.table = np.concatenate([self.rows.table, self._sharp.table])
+            self.rows.table = self.table[:-1]  # others change it
+        self._merged: tuple[int, int] | None = None
 
     def turn(self, tables: RotaryTables) -> None:
         """Use these rotary tables of `for_lean`."""
         for kind, both in tables.items():
             for mine, its in zip(self._turns[kind], both, strict=True):
                 mine.copy_(its)
+
+    def merges(self, parts: Tensor, room: int) -> None:
+        """Every layer leaves parts, as in `StepRows.merges`."""
+        if self._merged != (parts.data_ptr(), room):
+            for layer in range(len(self.rows.scales)):
+                self.rows.merges(layer, parts, room)
+            self._merged = parts.data_ptr(), room
+
+    def merges_in(self, layer: int, parts: Tensor | None = None, room: int = 0) -> None:
+        """One layer does what `StepRows.merges` says."""
+        self.rows.merges(layer, parts, room)
+        self._merged = None
 
 
 class CompiledStep:
@@ -97,25 +114,24 @@ class CompiledStep:
         model, batch = self._model, len(sequences)
         form, self._threads = self._of(batch, tables), threads
         rows = form.rows
-        rows.hidden.copy_(model.embed(torch.tensor(tokens)))
+        model.embed_step(tokens, rows.hidden)
         form.turn(tables.lean)
         attending = self._attending(rows, sequences)
         for b, sequence in enumerate(sequences):
-            rows.places[:, b] = sequence.past.rows.begin_step(sequence.layers)
+            rows.places[:, b] = sequence.past.rows.begin_step(sequence.layers, attending[b])
         with self._store.still():
-            is_filled = self._fill(rows, sequences, attending)
+            is_filled = self._fill(form, sequences)
             if is_filled:
-                self._work(rows.table)
-                self._sharpen(form)
+                self._work(form.table)
                 for sequence in sequences:
                     self._store.count_read(sequence.past.rows.read())
         if is_filled:
-            for sequence, its in zip(sequences, attending, strict=True):
-                for layer, at in zip(sequence.layers, its, strict=True):
-                    layer.end_step(at)
+            for b, sequence in enumerate(sequences):
+                if sequence.tail_len + 1 == sequence.page_size:
+                    for layer, at in zip(sequence.layers, attending[b], strict=True):
+                        layer.end_page(at)
         else:
-            self._layer_by_layer(rows, sequences, attending, ahead)
-            self._sharpen(form)
+            self._layer_by_layer(form, sequences, attending, ahead)
         return rows.logits.clone()
 
     def _attending(self, rows: StepRows, sequences: list[Sequence]) -> list[list[Attending]]:
@@ -145,22 +161,23 @@ class CompiledStep:
         self._here = starts[:, None] + np.arange(rows.batch * ROW_SPACE).reshape(-1, 1, ROW_SPACE)
         return self._attending_now
 
-    def _fill(self, rows: StepRows, sequences: list[Sequence], attending: list[list[Attending]]) -> bool:
+    def _fill(self, form: _Form, sequences: list[Sequence]) -> bool:
         """Fill in what attends. Returns False if that cannot be in some layer."""
+        rows = form.rows
         for b, sequence in enumerate(sequences):
-            filled = sequence.past.rows.filled(sequence.layers, attending[b], self._store)
+            filled = sequence.past.rows.filled(self._store)
             if filled is None:
                 return False
             rows.table[self._here[b]] = filled
             rows.parts[:, b] = sequence.past.rows.parts
-        for layer in range(len(rows.scales)):
-            rows.merges(layer, self._parts, self._room)
+        form.merges(self._parts, self._room)
         return True
 
     def _layer_by_layer(
-        self, rows: StepRows, sequences: list[Sequence], attending: list[list[Attending]],
+        self, form: _Form, sequences: list[Sequence], attending: list[list[Attending]],
         ahead: Callable[[int, Tensor], None],
     ) -> None:  # fmt: skip
+        rows = form.rows
         begin, own = 0, np.zeros((ROW_SPACE, rows.table.shape[1]), dtype=np.int64)
         for layer in range(len(rows.scales)):
             here = rows.attending(layer)
@@ -173,14 +190,10 @@ class CompiledStep:
                 are_parts = parts is not None
                 rows.parts[layer, b] = parts or 0
             if are_parts:
-                rows.merges(layer, self._parts, self._room)
+                form.merges_in(layer, self._parts, self._room)
             else:
-                rows.merges(layer)
-        self._work(rows.table[begin:])
-
-    def _sharpen(self, form: _Form) -> None:
-        if form.sharp is not None:
-            self._team.run(form.sharp.table, min(self._threads, form.rows.batch))
+                form.merges_in(layer)
+        self._work(form.table[begin:])
 
     def _work(self, some: np.ndarray) -> None:
         self._team.run(some, self._threads)

@@ -127,7 +127,13 @@ class Engine:
     def turn(self) -> Iterator[None]:
         """Hold the model alone, while interrupts wait for a safe point. Raises ConversationError if this thread
         holds it already."""
-        with self.interrupts.deferred(), self.turns.taken(self.interrupts.check), apart():
+        with apart(), self._turn():
+            yield
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """The same, for who is `apart` already."""
+        with self.interrupts.deferred(), self.turns.taken(self.interrupts.check):
             while self.pasts.abandoned:
                 self.pasts.abandoned.popleft().close()
             yield
@@ -300,7 +306,7 @@ class Engine:
             CapacityError: the tiers are full.
             ConversationError: called from a callback of another call.
         """
-        with self.interrupts.deferred(), self._in_reach(sequences), self.turn(), within or nullcontext():
+        with self.interrupts.deferred(), self._in_reach(sequences), self._turn(), within or nullcontext():
             return self._step(sequences, tokens)
 
     def _step(self, sequences: list[Sequence], tokens: list[int]) -> Tensor:

@@ -170,6 +170,9 @@ class Sequence:
     def name_pages(self, new: np.ndarray, origin: int) -> NamedPages:
         """The tokens `new`, which come next, and the whole pages in `tail + new`. Changes nothing."""
         length, new = self.num_tokens, new.astype(np.uint32)
+        if self.tail_len + len(new) < self.page_size:
+            none = np.empty((0, self.page_size), dtype=np.uint32)
+            return NamedPages(new, origin, len(self.chains), length, self.last_chain, [], none, [])
         tokens = np.concatenate([self.tokens[self.num_sealed :], new])
         origins = np.full(len(tokens), origin, dtype=np.uint8)
         origins[: self.tail_len] = self.origins[self.num_sealed :]

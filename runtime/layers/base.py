@@ -90,27 +90,28 @@ class LayerKV(ABC):
         """Add one token and return its attention `[H, D]`; q `[H, D]`, k and v `[G, D]`. Raises CapacityError."""
 
     @abstractmethod
-    def begin_step(self) -> tuple[Run, int]:
-        """Count one token in, as `step` does, whose k and v the caller writes by address. Returns the run it belongs
-        into, the same one for as long as it lies where it does, and the tokens there, the last of which is this one.
-        Raises CapacityError."""
+    def begin_step(self, at: Attending) -> tuple[Run, int, Standing | None]:
+        """Count one token in, as `step` does, whose k and v the caller writes by address.
 
-    @abstractmethod
-    def standing(self, at: Attending) -> Standing | None:
-        """What the attention of the token reads that `begin_step` counted in: the same object for as long as it holds.
-        None if the layer must be asked by `attend`."""
+        Returns:
+            the run that it belongs into; the tokens there, the last of which is this one; what its attention reads, or
+            None if the layer must be asked by `attend`. Run and rows are the same objects for as long as they hold.
+
+        Raises CapacityError.
+        """
 
     @abstractmethod
     def attend(self, rows: np.ndarray, at: Attending, run: Callable[[np.ndarray], None]) -> int | None:
         """Compute the attention of the token that `begin_step` counted in, whose q, k and v are there: the same as the
-        rows of `standing` by other means. `run` works through rows.
+        rows of `begin_step` by other means. `run` works through rows.
 
         Returns the parts; None: the result `[H * D]` is in `at.out` instead.
         """
 
     @abstractmethod
-    def end_step(self, at: Attending) -> None:
-        """The rows of `standing` have been worked through."""
+    def end_page(self, at: Attending) -> None:
+        """The rows of `begin_step` have been worked through, and their token is the last one of a page: learn from its
+        query what `seal` needs."""
 
     @abstractmethod
     def undo_step(self, tail_len: int, num_tokens: int) -> None:

@@ -29,8 +29,9 @@ class LayerPages:
 
     def __init__(self, store: TieredStore, layer: int) -> None:
         self.store, self.layer, self.layout = store, layer, store.layout
-        self.pids = _NONE
-        """Page ids of the sealed pages, int64, in order."""
+        self._pids = _NONE
+        self.sealed = 0
+        """Tokens in sealed pages."""
         self.tail_len = 0
         """Tokens in the open page."""
         self._open: OpenPage | None = None
@@ -40,9 +41,13 @@ class LayerPages:
         """The open page as a run of tokens; None: nobody has asked."""
 
     @property
-    def sealed(self) -> int:
-        """Tokens in sealed pages."""
-        return len(self.pids) * self.layout.page_size
+    def pids(self) -> np.ndarray:
+        """Page ids of the sealed pages, int64, in order; another array whenever they are others."""
+        return self._pids
+
+    @pids.setter
+    def pids(self, pids: np.ndarray) -> None:
+        self._pids, self.sealed = pids, len(pids) * self.layout.page_size
 
     @property
     def is_full(self) -> bool:
@@ -67,9 +72,8 @@ class LayerPages:
     def begin_step(self) -> tuple[Run, int]:
         """Count the next token in, whose k and v are written by address: as `LayerKV.begin_step`. Raises as `add`
         does."""
-        kv = self._opened()
-        if self._run is None:
-            self._run = Run(kv)
+        if self._open is None or self._run is None:
+            self._run = Run(self._opened())
         self.tail_len += 1
         return self._run, self.tail_len
 

@@ -88,18 +88,15 @@ class SlidingLayer(LayerKV):
         """K and V `[2, G, n, D]` of the tokens that the last one sees, a view."""
         return self._buffer[:, :, max(0, self._count - self.window) : self._count]
 
-    def begin_step(self) -> tuple[Run, int]:
+    def begin_step(self, at: Attending) -> tuple[Run, int, Standing]:
         self._count_in()
         if self._run is None:
             self._run = Run(self._buffer)
-        return self._run, self._count
-
-    def standing(self, at: Attending) -> Standing:
         if self._standing is None or self._standing[0] is not at:
             rows = np.zeros((NUM_ROWS, WIDTH), dtype=np.int64)
             at.row(rows[-1], unit=1, page=1)
             self._standing = at, Standing(rows, self.window)
-        return self._standing[1]
+        return self._run, self._count, self._standing[1]
 
     def attend(self, rows: np.ndarray, at: Attending, run: Callable[[np.ndarray], None]) -> int:
         seen = self._seen()
@@ -109,8 +106,8 @@ class SlidingLayer(LayerKV):
         run(rows[-1:])
         return parts
 
-    def end_step(self, at: Attending) -> None:
-        """What was read stays where it is."""
+    def end_page(self, at: Attending) -> None:
+        """There are no pages."""
 
     def undo_step(self, tail_len: int, num_tokens: int) -> None:
         self._count -= self._end - num_tokens

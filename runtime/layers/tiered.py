@@ -158,12 +158,14 @@ class TieredLayer(LayerKV):
             out, lse = self.index.attend(state, query, chosen, reader, tail, scale)
         return chosen.ids, chosen.unit, out, lse
 
-    def begin_step(self) -> tuple[Run, int]:
-        self._begin_step()
-        return self.pages.begin_step()
-
-    def standing(self, at: Attending) -> Standing | None:
-        return None if self.watch is not None else self.rows.standing(at, self.upkeep.state, self._budget)
+    def begin_step(self, at: Attending) -> tuple[Run, int, Standing | None]:
+        self.upkeep.catch_up()
+        run, tokens = self.pages.begin_step()
+        standing = None if self.watch is not None else self.rows.standing(at, self.upkeep.state, self._budget)
+        if standing is not None:
+            self.lookahead.begin_step()
+            self.tokens_read = standing.counts.units * standing.unit + tokens
+        return run, tokens, standing
 
     def attend(self, rows: np.ndarray, at: Attending, run: Callable[[np.ndarray], None]) -> int | None:
         self.lookahead.begin_step()
@@ -177,10 +179,8 @@ class TieredLayer(LayerKV):
         self._tell(query, at.scale, ids, unit, out, lse)
         return parts
 
-    def end_step(self, at: Attending) -> None:
-        self.lookahead.begin_step()
+    def end_page(self, at: Attending) -> None:
         self._note_query(at.q, at.scale)
-        self.tokens_read = self.rows.num_read + self.pages.tail_len
 
     def look_ahead(self, query: Callable[[], Tensor]) -> None:
         if self.upkeep.indexed == self.pages.sealed > 0:

@@ -25,6 +25,9 @@ from .pages import LayerPages
 from .score_rows import fill_choice
 from .standing import NUM_ROWS, Standing
 
+_KEPT = 1024
+"""Budgets."""
+
 
 class TieredRows:
     """The rows of one layer of one sequence."""
@@ -38,51 +41,52 @@ class TieredRows:
         self._side = layout.page_size * layout.head_dim * self._dtype.itemsize
         """Bytes of one head's keys in a page."""
         self._standing: Standing | None = None
-        self._made_of: tuple[object, ...] = ()
-        self._counts: Callable[[int], Counts] | None = None
-        """How many units are chosen for a budget; None: all are read."""
-        self._budget = 0
-        """The one for which they are now."""
+        self._made_of: tuple[object, object, int] = (None, None, 0)
+        """What `_standing` was made of, besides pages: what attends, the index's state, the version of the room that
+        rows have addresses in."""
+        self._counts: dict[int, Counts] = {}
+        """How many units the index chooses for a budget: most budgets come again with every page."""
 
     def standing(self, at: Attending, state: object, budget: int) -> Standing | None:
-        """As `LayerKV.standing`. Rows hold until a page is sealed or the sequence is cut: the index's state changes
-        then only, and the array of page ids is then another one."""
-        standing, pids, is_chosen = self._standing, self._pages.pids, self._pages.sealed > budget
-        if standing is None or standing.pids is not pids or standing.is_chosen != is_chosen:
+        """What is read, as `LayerKV.begin_step` gives it. Rows hold until a page is sealed or the sequence is cut: the
+        index's state changes then only, and the array of page ids is then another one."""
+        standing, pages, (made_at, made_of, room) = self._standing, self._pages, self._made_of
+        is_chosen = pages.sealed > budget
+        if (
+            standing is None or standing.pids is not pages.pids or standing.is_chosen != is_chosen
+            or made_at is not at or made_of is not state or room != at.room.version
+        ):  # fmt: skip
             return self._anew(at, state, budget)
-        if self._made_of[0] is not at or self._made_of[1] is not state or self._room_version != at.room.version:
-            return self._anew(at, state, budget)
-        if self._counts is not None and self._budget != budget:
-            standing.counts, self._budget = self._counts(budget), budget
-            if standing.counts.units > standing.most:
+        if is_chosen:
+            counts = self._counts.get(budget)
+            if counts is None or counts.units > standing.most:
                 return self._anew(at, state, budget)
+            standing.counts = counts
         return standing
 
     def _anew(self, at: Attending, state: object, budget: int) -> Standing | None:
         """Rows for this step and those after it; None where only the index itself can choose."""
-        self._standing = None
+        pages, size, self._standing = self._pages, self._pages.layout.page_size, None
         if not self.are_exact:
             return None
-        pages, size = self._pages, self._pages.layout.page_size
-        rows, units, unit = np.zeros((NUM_ROWS, r.WIDTH), dtype=np.int64), Counts(len(pages.pids), 0, 0), size
-        is_chosen, self._counts, self._budget = pages.sealed > budget, None, budget
+        rows, counts, unit = np.zeros((NUM_ROWS, r.WIDTH), dtype=np.int64), Counts(len(pages.pids), 0, 0), size
+        is_chosen = pages.sealed > budget
         if is_chosen:
             scoring = self._index.scoring(state, pages.sealed)
             if scoring is None:
                 return None
-            self._counts = scoring.counts
-            units, unit = scoring.counts(budget), scoring.unit
-            fill_choice(rows[:-1], at, scoring, units)
+            if len(self._counts) > _KEPT:
+                self._counts.clear()
+            for some in range(budget, budget - size, -1):  # as the open page fills
+                if some not in self._counts:
+                    self._counts[some] = scoring.counts(some)
+            counts, unit = self._counts[budget], scoring.unit
+            fill_choice(rows[:-1], at, scoring, counts)
         at.row(rows[-1], unit=unit, page=size)
         at.read(rows[-1], 0, 0, 2 * self._side, self._side, KV_KINDS[self._dtype])
-        self._made_of, self._room_version = (at, state), at.room.version
-        self._standing = Standing(rows, size, pages.pids, unit, units, units.units, is_chosen)
+        self._made_of = at, state, at.room.version
+        self._standing = Standing(rows, size, pages.pids, unit, counts, counts.units, is_chosen)
         return self._standing
-
-    @property
-    def num_read(self) -> int:
-        """Tokens of sealed pages that the rows of the last step read."""
-        return 0 if self._standing is None else self._standing.counts.units * self._standing.unit
 
     def attend(
         self, rows: np.ndarray, at: Attending, state: object, budget: int, run: Callable[[np.ndarray], None]

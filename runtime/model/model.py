@@ -199,6 +199,15 @@ class Model:
         hidden: Tensor = self.inner.embed_tokens(ids)
         return hidden
 
+    def embed_step(self, tokens: list[int], out: Tensor) -> None:
+        """Embed one token of each sequence into fp32 `[B, hidden]`."""
+        embedding = self.inner.embed_tokens
+        if self._in_file is not None or type(embedding).forward is not torch.nn.Embedding.forward:
+            out.copy_(self.embed(torch.tensor(tokens)))
+            return
+        for b, token in enumerate(tokens):
+            out[b] = embedding.weight[token]
+
     def embed_wide(self, tokens: np.ndarray) -> Tensor:
         """Embed token ids `[T]` as `[1, T, hidden]` in `prefill_dtype`."""
         ids = torch.from_numpy(tokens.astype(np.int64)).to(self.device)
