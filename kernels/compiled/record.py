@@ -19,7 +19,9 @@ OPERATION, ITEMS, BARRIER, MARK, PREPARE, MEMORY = range(6)
 """OPERATION: address of what is done to an item; PREPARE: of what every thread does for itself before, or 0.
 MARK: where in `times` the operation's time is added, one of the marks below. MEMORY: bytes of its own that a thread
 needs."""
-NO_MARK, M_QKV, M_HEADS, M_TABLES, M_SCORES, M_CHOICE, M_ATTENTION, M_OUT, M_GATE_UP, M_DOWN, M_HEAD = range(11)
+(
+    NO_MARK, M_QKV, M_HEADS, M_TABLES, M_SCORES, M_CHOICE, M_ATTENTION, M_OUT, M_GATE_UP, M_DOWN, M_HEAD, M_SHARPEN,
+) = range(12)  # fmt: skip
 """What an operation of a step is. Rows up to one with BARRIER are timed together, under its mark."""
 
 # PRODUCT: y[b, :] = W x[b, :] + bias, x made anew by every thread from what earlier operations left. An item is CHUNK

@@ -26,6 +26,7 @@ class SharpenRow:
         self.table = np.zeros((1, r.WIDTH), dtype=np.int64)
         row = self.table[0]
         row[[r.OPERATION, r.ITEMS, r.BARRIER]] = sharpen.address, len(logits), 1
+        row[r.MARK] = r.M_SHARPEN
         row[r.MEMORY] = sharpen_bytes(strip.columns, count)
         row[[r.T_BATCH, r.T_ROWS, r.T_COLUMNS, r.T_COUNT]] = len(logits), strip.rows, strip.columns, count
         row[[r.T_LOGITS, r.T_HIDDEN, r.T_NORM]] = logits.data_ptr(), hidden.data_ptr(), wide[0].data_ptr()
