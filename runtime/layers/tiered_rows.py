@@ -25,8 +25,8 @@ from .pages import LayerPages
 from .score_rows import fill_choice
 from .standing import NUM_ROWS, Standing
 
-_KEPT = 1024
-"""Budgets."""
+_KEPT = 64
+"""The most budgets that are known from earlier pages: those of a share of the context do not come again."""
 
 
 class TieredRows:
