@@ -268,7 +268,8 @@ class TieredStore:
 
     def places(self, pids: np.ndarray, out: np.ndarray) -> bool:
         """Write into `out`, int64 `[p]`, the addresses of pages that are all in host memory where attention reads. They
-        are good for as long as the store is `still`. Returns False if not all of them are."""
+        are good for as long as the store is `still`, and when it is again, if there have been no `departures` since.
+        Returns False if not all of them are."""
         if self.gpu is not None:
             return False
         np.take(self._table.host_slot, pids, out=out)
@@ -277,6 +278,11 @@ class TieredStore:
         out *= self.host.page_bytes
         out += self.host.data.data_ptr()
         return True
+
+    @property
+    def departures(self) -> int:
+        """Times that pages have left host memory. Read it while the store is `still`."""
+        return self.host.departures
 
     def count_read(self, pids: np.ndarray) -> None:
         """Count distinct pages of several layers that were read by their `places`, in the same block of `still`."""

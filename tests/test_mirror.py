@@ -57,6 +57,7 @@ THROUGH = {
     "runtime/cli/test_typed_line.py": "runtime.cli.typed_settings",
     "runtime/engine/test_compiled_step.py": (
         "runtime.engine.compiled_form runtime.layers.attend_rows runtime.layers.score_rows "
+        "runtime.layers.standing "
         "runtime.layers.tiered_rows runtime.model.step_rows"
     ),
     "runtime/engine/test_batch.py": "runtime.engine.planner",

@@ -36,7 +36,7 @@ from stratakv.runtime.engine.sequence import Sequence
 from stratakv.runtime.layers.lookahead import MORE
 from stratakv.runtime.layers.step import Step
 from stratakv.runtime.layers.tiered import TieredLayer
-from stratakv.runtime.model.model import StepTables
+from stratakv.runtime.model.step_tables import StepTables
 from stratakv.runtime.process.hardware import hardware
 from stratakv.storage.files.scratch import scratch_folder
 

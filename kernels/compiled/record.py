@@ -19,7 +19,9 @@ OPERATION, ITEMS, BARRIER, MARK, PREPARE, MEMORY = range(6)
 """OPERATION: address of what is done to an item; PREPARE: of what every thread does for itself before, or 0.
 MARK: where in `times` the operation's time is added, one of the marks below. MEMORY: bytes of its own that a thread
 needs."""
-NO_MARK, M_QKV, M_HEADS, M_TABLES, M_SCORES, M_CHOICE, M_ATTENTION, M_OUT, M_GATE_UP, M_DOWN, M_HEAD = range(11)
+(
+    NO_MARK, M_QKV, M_HEADS, M_TABLES, M_SCORES, M_CHOICE, M_ATTENTION, M_OUT, M_GATE_UP, M_DOWN, M_HEAD, M_SHARPEN,
+) = range(12)  # fmt: skip
 """What an operation of a step is. Rows up to one with BARRIER are timed together, under its mark."""
 
 # PRODUCT: y[b, :] = W x[b, :] + bias, x made anew by every thread from what earlier operations left. An item is CHUNK
@@ -66,6 +68,14 @@ W_OUT = 11
 W_PAIRS = 12
 """The width of a head whose rows stand in pairs (2i, 2i + 1): they are written as halves (i, i + W_PAIRS / 2). 0: rows
 are written as they stand."""
+
+# SHARPEN: the highest logits y[b] = W norm(x[b]) + bias again, from a weight that is not rounded. An item is a b.
+T_BATCH, T_ROWS, T_COLUMNS, T_COUNT = range(6, 10)
+"""B, V, C; how many are computed again, at most V."""
+T_LOGITS, T_HIDDEN, T_NORM, T_EPS = range(10, 14)
+"""[B, V], in which they are replaced; x [B, C]; [C]."""
+T_WEIGHT, T_KIND, T_BIAS = range(14, 17)
+"""[V, C] in F32 or BF16; [V], or 0."""
 
 # HEADS: norms and rotation of q and k, and where k and v belong. An item is one head of one sequence: H + G of q and k,
 # then G of v.

@@ -20,7 +20,7 @@ from ..api.figures import ratio
 OPERATIONS = {
     r.M_QKV: "q k v", r.M_HEADS: "rotate and append", r.M_TABLES: "score tables", r.M_SCORES: "scores",
     r.M_CHOICE: "choice", r.M_ATTENTION: "attention", r.M_OUT: "output", r.M_GATE_UP: "gate and up", r.M_DOWN: "down",
-    r.M_HEAD: "head", r.NO_MARK: "unmarked",
+    r.M_HEAD: "head", r.M_SHARPEN: "highest logits", r.NO_MARK: "unmarked",
 }  # fmt: skip
 """By mark, in the order of a step. A product includes what makes its input: residuals, norms, the activation, the merge
 of attention's parts."""

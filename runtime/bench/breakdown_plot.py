@@ -10,6 +10,7 @@ from ..process.pictures import figure_class
 
 _COLOURS = {
     "q k v": "#1f5fb4", "output": "#4a86d0", "gate and up": "#7badea", "down": "#a9cbf3", "head": "#12356b",
+    "highest logits": "#0a1d3b",
     "rotate and append": "#7b4fa3",
     "score tables": "#8a5200", "scores": "#e08e0b", "choice": "#f5c06b",
     "attention": "#2e8b57",

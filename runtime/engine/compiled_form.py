@@ -21,6 +21,9 @@ def compiled_step(model: Model, store: TieredStore) -> CompiledStep | None:
     compiled.begin(cache_dir())
     if not compiled.can_compile():
         return None
+    from ...kernels.compiled.sharpen import sharpen
     from .compiled_step import CompiledStep
 
+    if not model.step_logits.is_exact:
+        compiled.ahead([sharpen])
     return CompiledStep(model, store, compiled.team())

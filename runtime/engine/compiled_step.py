@@ -10,14 +10,16 @@ from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ...kernels.compiled import attention, choice, scores
 from ...storage import TieredStore
 from ..layers.attend_rows import Attending, Room, most_parts
-from ..model.model import Model, StepTables
+from ..model.model import Model
+from ..model.rotary import RotaryTables
+from ..model.sharpen_row import SharpenRow
 from ..model.step_rows import ROW_SPACE, StepRows
+from ..model.step_tables import StepTables
 from ..process.apart import fp32
 from .sequence import Sequence
 
@@ -43,18 +45,56 @@ class Worker(Protocol):
     def run(self, table: np.ndarray, threads: int | None = None) -> None: ...
 
 
+class _Form:
+    """What steps of one batch size compute with."""
+
+    def __init__(self, model: Model, batch: int, tables: RotaryTables) -> None:
+        self.rows = model.step_rows(batch)
+        self._turns = {kind: (cos.float().clone(), sin.float().clone()) for kind, (cos, sin) in tables.items()}
+        self.rows.turn(model.kinds, self._turns)
+        head = model.step_logits
+        self._sharp = None if head.is_exact else SharpenRow(head, self.rows.logits, self.rows.last)
+        if self._sharp is None:
+            self.table = self.rows.table
+            """All rows."""
+        else:
+            self.table = np.concatenate([self.rows.table, self._sharp.table])
+            self.rows.table = self.table[:-1]  # others change it
+        self._merged: tuple[int, int] | None = None
+
+    def turn(self, tables: RotaryTables) -> None:
+        """Use these rotary tables of `for_lean`."""
+        for kind, both in tables.items():
+            for mine, its in zip(self._turns[kind], both, strict=True):
+                mine.copy_(its)
+
+    def merges(self, parts: Tensor, room: int) -> None:
+        """Every layer leaves parts, as in `StepRows.merges`."""
+        if self._merged != (parts.data_ptr(), room):
+            for layer in range(len(self.rows.scales)):
+                self.rows.merges(layer, parts, room)
+            self._merged = parts.data_ptr(), room
+
+    def merges_in(self, layer: int, parts: Tensor | None = None, room: int = 0) -> None:
+        """One layer does what `StepRows.merges` says."""
+        self.rows.merges(layer, parts, room)
+        self._merged = None
+
+
 class CompiledStep:
     """The steps of one model over one store."""
 
     def __init__(self, model: Model, store: TieredStore, team: Worker) -> None:
         self._model, self._store, self._team = model, store, team
-        self._rows: dict[tuple[int, str], StepRows] = {}
+        self._forms: dict[tuple[int, str], _Form] = {}
         self._parts = fp32(0)
         self._room = 0
         """Of `_parts`, numbers for each sequence."""
         self._attending_rows: StepRows | None = None
         self._attending_now: list[list[Attending]] = []
-        """By layer and sequence: what attends in these rows. Layers hold on to it, so it stays from step to step."""
+        """By sequence and layer: what attends in these rows. Layers hold on to it, so it stays from step to step."""
+        self._here = np.empty((0, 0, ROW_SPACE), dtype=np.int64)
+        """Where the table has the rows of each sequence and layer."""
         self._threads = 1
         self._rooms: list[Room] = []
         self._operations = _Operations()
@@ -72,30 +112,30 @@ class CompiledStep:
         Raises CapacityError; some layers may have their token then.
         """
         model, batch = self._model, len(sequences)
-        rows, self._threads = self._of(batch), threads
-        rows.hidden.copy_(model.embed(torch.tensor(tokens)))
-        rows.turn(model.kinds, tables.lean)
-        rows.places[:] = [
-            [sequence.layers[layer].next_place() for sequence in sequences] for layer in range(model.num_layers)
-        ]
+        form, self._threads = self._of(batch, tables), threads
+        rows = form.rows
+        model.embed_step(tokens, rows.hidden)
+        form.turn(tables.lean)
         attending = self._attending(rows, sequences)
+        for b, sequence in enumerate(sequences):
+            rows.places[:, b] = sequence.past.rows.begin_step(sequence.layers, attending[b])
         with self._store.still():
-            filled = all(self._fill(rows, sequences, attending, layer) for layer in range(model.num_layers))
-            if filled:
-                self._work(rows.table)
-                for b, sequence in enumerate(sequences):
-                    read = [cache.end_step(attending[layer][b]) for layer, cache in enumerate(sequence.layers)]
-                    self._store.count_read(np.concatenate(read))
-        if not filled:
-            self._layer_by_layer(rows, sequences, attending, ahead)
-        logits = rows.logits.clone()
-        head = model.step_logits
-        if not head.is_exact:
-            head.sharpen(logits, head.norm(rows.last))
-        return logits
+            is_filled = self._fill(form, sequences)
+            if is_filled:
+                self._work(form.table)
+                for sequence in sequences:
+                    self._store.count_read(sequence.past.rows.read())
+        if is_filled:
+            for b, sequence in enumerate(sequences):
+                if sequence.tail_len + 1 == sequence.page_size:
+                    for layer, at in zip(sequence.layers, attending[b], strict=True):
+                        layer.end_page(at)
+        else:
+            self._layer_by_layer(form, sequences, attending, ahead)
+        return rows.logits.clone()
 
     def _attending(self, rows: StepRows, sequences: list[Sequence]) -> list[list[Attending]]:
-        """What attends, by layer and sequence."""
+        """What attends, by sequence and layer."""
         longest = max(sequence.num_tokens for sequence in sequences) + 1
         while len(self._rooms) < rows.batch:
             self._rooms.append(Room())
@@ -113,27 +153,31 @@ class CompiledStep:
         self._attending_now = [
             [
                 Attending(rows.q[layer, b], scale, parts[b], rows.groups, rows.attended[b], self._operations, rooms[b])
-                for b in range(rows.batch)
+                for layer, scale in enumerate(rows.scales)
             ]
-            for layer, scale in enumerate(rows.scales)
+            for b in range(rows.batch)
         ]
+        starts = np.array([rows.attending(layer).start for layer in range(len(rows.scales))])
+        self._here = starts[:, None] + np.arange(rows.batch * ROW_SPACE).reshape(-1, 1, ROW_SPACE)
         return self._attending_now
 
-    def _fill(self, rows: StepRows, sequences: list[Sequence], attending: list[list[Attending]], layer: int) -> bool:
-        """Fill in what attends in a layer. Returns False if that cannot be."""
-        some = rows.table[rows.attending(layer)]
+    def _fill(self, form: _Form, sequences: list[Sequence]) -> bool:
+        """Fill in what attends. Returns False if that cannot be in some layer."""
+        rows = form.rows
         for b, sequence in enumerate(sequences):
-            parts = sequence.layers[layer].fill(some[b * ROW_SPACE : (b + 1) * ROW_SPACE], attending[layer][b])
-            if parts is None:
+            filled = sequence.past.rows.filled(self._store)
+            if filled is None:
                 return False
-            rows.parts[layer, b] = parts
-        rows.merges(layer, self._parts, self._room)
+            rows.table[self._here[b]] = filled
+            rows.parts[:, b] = sequence.past.rows.parts
+        form.merges(self._parts, self._room)
         return True
 
     def _layer_by_layer(
-        self, rows: StepRows, sequences: list[Sequence], attending: list[list[Attending]],
+        self, form: _Form, sequences: list[Sequence], attending: list[list[Attending]],
         ahead: Callable[[int, Tensor], None],
     ) -> None:  # fmt: skip
+        rows = form.rows
         begin, own = 0, np.zeros((ROW_SPACE, rows.table.shape[1]), dtype=np.int64)
         for layer in range(len(rows.scales)):
             here = rows.attending(layer)
@@ -142,22 +186,22 @@ class CompiledStep:
             begin = here.stop
             are_parts = True
             for b, sequence in enumerate(sequences):
-                parts = sequence.layers[layer].attend(own, attending[layer][b], self._work)
+                parts = sequence.layers[layer].attend(own, attending[b][layer], self._work)
                 are_parts = parts is not None
                 rows.parts[layer, b] = parts or 0
             if are_parts:
-                rows.merges(layer, self._parts, self._room)
+                form.merges_in(layer, self._parts, self._room)
             else:
-                rows.merges(layer)
-        self._work(rows.table[begin:])
+                form.merges_in(layer)
+        self._work(form.table[begin:])
 
     def _work(self, some: np.ndarray) -> None:
         self._team.run(some, self._threads)
 
-    def _of(self, batch: int) -> StepRows:
+    def _of(self, batch: int, tables: StepTables) -> _Form:
         key = (batch, self._model.weights)
-        if key not in self._rows:
-            if len(self._rows) == _BATCH_SIZES:
-                del self._rows[next(iter(self._rows))]
-            self._rows[key] = self._model.step_rows(batch)
-        return self._rows[key]
+        if key not in self._forms:
+            if len(self._forms) == _BATCH_SIZES:
+                del self._forms[next(iter(self._forms))]
+            self._forms[key] = _Form(self._model, batch, tables.lean)
+        return self._forms[key]

@@ -33,8 +33,9 @@ from ..layers.base import LayerKV
 from ..layers.lookahead import FIRST_GUESSED
 from ..layers.prefetch import Prefetcher
 from ..layers.workspace import Workspace
-from ..model.model import Attend, Model, StepTables
+from ..model.model import Attend, Model
 from ..model.rotary import RotaryTables
+from ..model.step_tables import StepTables
 from ..process.apart import apart
 from ..process.interrupt import Interrupts
 from ..process.spare_cores import FittingThreads
@@ -126,7 +127,13 @@ class Engine:
     def turn(self) -> Iterator[None]:
         """Hold the model alone, while interrupts wait for a safe point. Raises ConversationError if this thread
         holds it already."""
-        with self.interrupts.deferred(), self.turns.taken(self.interrupts.check), apart():
+        with apart(), self._turn():
+            yield
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """The same, for who is `apart` already."""
+        with self.interrupts.deferred(), self.turns.taken(self.interrupts.check):
             while self.pasts.abandoned:
                 self.pasts.abandoned.popleft().close()
             yield
@@ -299,7 +306,7 @@ class Engine:
             CapacityError: the tiers are full.
             ConversationError: called from a callback of another call.
         """
-        with self.interrupts.deferred(), self._in_reach(sequences), self.turn(), within or nullcontext():
+        with self.interrupts.deferred(), self._in_reach(sequences), self._turn(), within or nullcontext():
             return self._step(sequences, tokens)
 
     def _step(self, sequences: list[Sequence], tokens: list[int]) -> Tensor:

@@ -16,6 +16,7 @@ import numpy as np
 from ...storage import CHAIN_BYTES, ROOT, next_chain
 from ..api.errors import ConversationError
 from ..layers.base import LayerKV
+from .sequence_rows import SequenceRows
 
 PROMPT, GENERATED = 0, 1
 """Origins of tokens: read as a prompt's, exactly, or one by one within the budget."""
@@ -99,6 +100,8 @@ class Past:
     """uint8 `[n]`, the origin of each token, with room for more."""
     from_store: np.ndarray = field(default_factory=lambda: np.empty(1024, dtype=np.bool_))
     """bool `[n]`: the store had the token's KV when it joined."""
+    rows: SequenceRows = field(default_factory=SequenceRows)
+    """Of its compiled steps."""
     is_watched: bool = False
     """Its pages are given up when it is dropped (`pasts`)."""
 
@@ -107,6 +110,7 @@ class Past:
         for layer in self.layers:
             layer.close()
         self.chains.clear()
+        self.rows = SequenceRows()
 
     def grow(self, needed: int) -> None:
         """Make room for `needed` tokens."""
@@ -166,6 +170,9 @@ class Sequence:
     def name_pages(self, new: np.ndarray, origin: int) -> NamedPages:
         """The tokens `new`, which come next, and the whole pages in `tail + new`. Changes nothing."""
         length, new = self.num_tokens, new.astype(np.uint32)
+        if self.tail_len + len(new) < self.page_size:
+            none = np.empty((0, self.page_size), dtype=np.uint32)
+            return NamedPages(new, origin, len(self.chains), length, self.last_chain, [], none, [])
         tokens = np.concatenate([self.tokens[self.num_sealed :], new])
         origins = np.full(len(tokens), origin, dtype=np.uint8)
         origins[: self.tail_len] = self.origins[self.num_sealed :]

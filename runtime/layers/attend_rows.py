@@ -6,7 +6,7 @@ Shapes  G KV heads, R query heads each, D head dim, L page size
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,25 +23,6 @@ KV_KINDS = {torch.float32: r.F32, torch.bfloat16: r.BF16}
 def is_kind(dtype: str) -> bool:
     """True if rows can say that keys and values are of this dtype."""
     return getattr(torch, dtype) in KV_KINDS
-
-
-class Place(NamedTuple):
-    """Where a token's k and v go, as HEADS reads it."""
-
-    k: int
-    """The address of the first head's k."""
-    head_pitch: int
-    """Bytes from there to the next head's."""
-    v_after: int
-    """Bytes from there to the first head's v."""
-    kind: int
-    """Of the numbers."""
-
-    @classmethod
-    def of(cls, kv: Tensor) -> Place:
-        """The place of one token's `[2, G, D]`, a view of where they go."""
-        size = kv.element_size()
-        return cls(kv.data_ptr(), kv.stride(1) * size, kv.stride(0) * size, KV_KINDS[kv.dtype])
 
 
 class Compiled(Protocol):
@@ -127,7 +108,7 @@ class Attending:
     def row(self, row: np.ndarray, *, unit: int, page: int, parts: int = 0, first: int = 0) -> None:
         """Begin a row that attends, with nothing to read yet."""
         heads, dim = self.q.shape
-        self._must_hold(parts)
+        assert parts <= self.most_parts, "more parts than there is room for"
         row[:] = 0
         row[[r.OPERATION, r.BARRIER]] = self.operations.attend.address, 1
         row[[r.MARK, r.MEMORY]] = r.M_ATTENTION, self.operations.attend_bytes(heads // self.groups, dim)
@@ -136,10 +117,10 @@ class Attending:
         row[[r.A_UNIT, r.A_SPAN, r.A_TAIL_SPAN]] = unit, max(SPAN, unit), SPAN
         row[[r.A_OUT, r.A_PARTS, r.A_FIRST]] = self.parts.data_ptr(), parts, first
 
-    def read(self, row: np.ndarray, count: int, places: np.ndarray, pitch: int, v_after: int, kind: int) -> None:
-        """Read `count` units of pages at these addresses."""
+    def read(self, row: np.ndarray, count: int, places: int, pitch: int, v_after: int, kind: int) -> None:
+        """Read `count` units of pages whose addresses are at `places`."""
         row[r.ITEMS] += self.groups * num_parts(count, int(row[r.A_UNIT]))
-        row[[r.A_COUNT, r.A_PLACES, r.A_PITCH]] = count, places.ctypes.data, pitch
+        row[[r.A_COUNT, r.A_PLACES, r.A_PITCH]] = count, places, pitch
         row[[r.A_V_AFTER, r.A_KV_KIND]] = v_after, kind
 
     def behind(self, row: np.ndarray, rows: Tensor, count: int) -> None:
@@ -149,17 +130,11 @@ class Attending:
         row[[r.A_TAIL, r.A_TAIL_LEN, r.A_TAIL_KIND]] = rows.data_ptr(), count, KV_KINDS[rows.dtype]
         row[[r.A_TAIL_PITCH, r.A_TAIL_V_AFTER]] = rows.stride(1) * size, rows.stride(0) * size
 
-    def all_of(self, row: np.ndarray, whole: int, count: int) -> int:
-        """Of a row with everything else: read `whole` parts of units, and `count` of the rows behind them. Returns all
-        parts."""
-        parts = whole + num_parts(count, 1)
-        self._must_hold(parts)
-        row[r.A_TAIL_LEN], row[r.A_PARTS], row[r.ITEMS] = count, parts, self.groups * parts
-        return parts
-
-    def _must_hold(self, parts: int) -> None:
+    @property
+    def most_parts(self) -> int:
+        """Parts that there is room for."""
         heads, dim = self.q.shape
-        assert parts * heads * (2 + dim) <= self.parts.numel(), "more parts than there is room for"
+        return self.parts.numel() // (heads * (2 + dim))
 
 
 def most_parts(num_tokens: int) -> int:

@@ -32,7 +32,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from torch import Tensor
 
-from .attend_rows import Attending, Place
+from .attend_rows import Attending
+from .standing import Run, Standing
 
 
 class LayerKV(ABC):
@@ -89,29 +90,28 @@ class LayerKV(ABC):
         """Add one token and return its attention `[H, D]`; q `[H, D]`, k and v `[G, D]`. Raises CapacityError."""
 
     @abstractmethod
-    def next_place(self) -> Place:
-        """Count one token in, as `step` does, whose k and v the caller writes by address. Raises CapacityError."""
+    def begin_step(self, at: Attending) -> tuple[Run, int, Standing | None]:
+        """Count one token in, as `step` does, whose k and v the caller writes by address.
 
-    @abstractmethod
-    def fill(self, rows: np.ndarray, at: Attending) -> int | None:
-        """Fill in rows of a compiled step's table for the attention of the token that `next_place` counted in: score,
-        choose, attend. What they read stays where it is as long as the store is `still`.
+        Returns:
+            the run that it belongs into; the tokens there, the last of which is this one; what its attention reads, or
+            None if the layer must be asked by `attend`. Run and rows are the same objects for as long as they hold.
 
-        Returns the parts that they leave; None if the layer must be asked by `attend`.
+        Raises CapacityError.
         """
 
     @abstractmethod
     def attend(self, rows: np.ndarray, at: Attending, run: Callable[[np.ndarray], None]) -> int | None:
-        """Compute the attention of the token that `next_place` counted in, whose q, k and v are there: the same as
-        `fill` by other means. `run` works through rows.
+        """Compute the attention of the token that `begin_step` counted in, whose q, k and v are there: the same as the
+        rows of `begin_step` by other means. `run` works through rows.
 
         Returns the parts; None: the result `[H * D]` is in `at.out` instead.
         """
 
     @abstractmethod
-    def end_step(self, at: Attending) -> np.ndarray:
-        """The rows that `fill` filled in have been worked through. Returns the ids of the distinct pages that they
-        read, int64."""
+    def end_page(self, at: Attending) -> None:
+        """The rows of `begin_step` have been worked through, and their token is the last one of a page: learn from its
+        query what `seal` needs."""
 
     @abstractmethod
     def undo_step(self, tail_len: int, num_tokens: int) -> None:

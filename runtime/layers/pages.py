@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...storage import OpenPage, TieredStore
-from .attend_rows import Place
+from .standing import Run
 
 PUT_PAGES = 64
 """Pages handed to the store at a time: bounds the copy that lays them out."""
@@ -29,20 +29,25 @@ class LayerPages:
 
     def __init__(self, store: TieredStore, layer: int) -> None:
         self.store, self.layer, self.layout = store, layer, store.layout
-        self.pids = _NONE
-        """Page ids of the sealed pages, int64, in order."""
+        self._pids = _NONE
+        self.sealed = 0
+        """Tokens in sealed pages."""
         self.tail_len = 0
         """Tokens in the open page."""
         self._open: OpenPage | None = None
         self._dtype: torch.dtype = getattr(torch, store.layout.dtype)
         self._kv = torch.empty(0, dtype=self._dtype)
-        self._first_place: Place | None = None
-        """Where the open page's first token goes; None: nobody has asked."""
+        self._run: Run | None = None
+        """The open page as a run of tokens; None: nobody has asked."""
 
     @property
-    def sealed(self) -> int:
-        """Tokens in sealed pages."""
-        return len(self.pids) * self.layout.page_size
+    def pids(self) -> np.ndarray:
+        """Page ids of the sealed pages, int64, in order; another array whenever they are others."""
+        return self._pids
+
+    @pids.setter
+    def pids(self, pids: np.ndarray) -> None:
+        self._pids, self.sealed = pids, len(pids) * self.layout.page_size
 
     @property
     def is_full(self) -> bool:
@@ -64,19 +69,17 @@ class LayerPages:
         kv[1, :, self.tail_len] = v
         self.tail_len += 1
 
-    def next_place(self) -> Place:
-        """Count the next token in, whose k and v are written by address. Raises as `add` does."""
-        kv = self._opened()
-        if self._first_place is None:
-            self._first_place = Place.of(kv[:, :, 0])
-        k, *rest = self._first_place
-        place = Place(k + self.tail_len * kv.stride(2) * kv.element_size(), *rest)
+    def begin_step(self) -> tuple[Run, int]:
+        """Count the next token in, whose k and v are written by address: as `LayerKV.begin_step`. Raises as `add`
+        does."""
+        if self._open is None or self._run is None:
+            self._run = Run(self._opened())
         self.tail_len += 1
-        return place
+        return self._run, self.tail_len
 
     @property
     def open_kv(self) -> Tensor:
-        """The open page `[2, G, L, D]`, a view, the same one as long as it is open; there is one."""
+        """The open page `[2, G, L, D]`, a view; there is one."""
         assert self._open is not None
         return self._kv
 
@@ -106,7 +109,7 @@ class LayerPages:
             shape = (self.layout.num_heads, 2, self.layout.page_size, self.layout.head_dim)
             with torch.inference_mode(False):  # who writes there later need not be in that mode
                 self._kv = self._open.bytes.view(self._dtype).view(shape).transpose(0, 1)
-            self._first_place = None
+            self._run = None
         return self._kv
 
     # Sealed pages

@@ -6,7 +6,6 @@ Shapes  G KV heads, R query heads each, D head dim
 from __future__ import annotations
 
 import numpy as np
-from torch import Tensor
 
 from ...kernels.compiled import record as r
 from ...retrieval.scoring import BoundScoring, CodeScoring, Counts, Scoring
@@ -14,12 +13,11 @@ from .attend_rows import KV_KINDS, Attending
 
 BOUNDS_SPAN, CODES_SPAN = 256, 2048
 """Units of a part. They follow from nothing but must never follow from the machine: sums are cut here."""
-SCORE_ROWS = 3
-"""Tables, scores, choice; rows that are not needed have no items."""
 
 
-def fill_choice(rows: np.ndarray, at: Attending, scoring: Scoring, counts: Counts, ids: Tensor) -> None:
-    """Fill in rows that leave what is chosen in `ids`, int32, the first `G * counts.units` of it."""
+def fill_choice(rows: np.ndarray, at: Attending, scoring: Scoring, counts: Counts) -> None:
+    """Fill in rows that choose, all but where what is chosen goes: C_IDS. Those that are
+    not needed have no items."""
     rows[:] = 0
     tables, scores, choice = rows
     repeats = at.q.shape[0] // at.groups
@@ -42,13 +40,7 @@ def fill_choice(rows: np.ndarray, at: Attending, scoring: Scoring, counts: Count
     choice[[r.MARK, r.MEMORY]] = r.M_CHOICE, at.operations.choice_bytes(units, parts)
     choice[[r.C_REPEATS, r.C_UNITS, r.C_SPAN]] = repeats, units, span
     choice[[r.C_SCORES, r.C_ROOM, r.C_TOPS]] = at_scores, units, at_tops
-    choice[r.C_IDS] = ids.data_ptr()
-    choose(choice, counts)
-
-
-def choose(choice: np.ndarray, counts: Counts) -> None:
-    """In a row that chooses: how many."""
-    choice[r.C_COUNT], choice[r.C_SINK], choice[r.C_LOCAL] = counts
+    choice[[r.C_COUNT, r.C_SINK, r.C_LOCAL]] = counts
 
 
 def _codes(tables: np.ndarray, scores: np.ndarray, at: Attending, scoring: CodeScoring) -> None:

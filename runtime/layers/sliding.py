@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...kernels.compiled.record import WIDTH
 from ...kernels.decode_attention import decode_attention
 from ...storage import PageLayout
-from .attend_rows import Attending, Place, num_parts
+from .attend_rows import Attending, num_parts
 from .base import LayerKV
+from .standing import NUM_ROWS, Run, Standing
 from .stored import check_window
-
-_NO_PAGES = np.empty(0, dtype=np.int64)
 
 
 class SlidingLayer(LayerKV):
@@ -35,6 +35,8 @@ class SlidingLayer(LayerKV):
         self._buffer = torch.empty(shape, dtype=dtype, device=device)
         self._count = 0
         self._end = 0
+        self._run: Run | None = None
+        self._standing: tuple[Attending, Standing] | None = None
 
     # Prefill
 
@@ -67,43 +69,45 @@ class SlidingLayer(LayerKV):
         """The window is where attention reads it."""
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        row = self._next_row()
+        self._count_in()
+        row = self._buffer[:, :, self._count - 1]
         row[0], row[1] = k, v
         here = self._seen()
         query = q.view(self.layout.num_heads, -1, self.layout.head_dim)
         return decode_attention(query, [(here[0], here[1])], scale=scale)[0].view_as(q)
 
-    def _next_row(self) -> Tensor:
-        """Count one token in; its K and V belong into `[2, G, D]`, a view."""
+    def _count_in(self) -> None:
+        """One more token, whose K and V belong into the last of the rows that count."""
         if self._count == self._buffer.shape[2]:
             self._buffer[:, :, : self.keep] = self._buffer[:, :, self._count - self.keep :].clone()
             self._count = self.keep
         self._count += 1
         self._end += 1
-        return self._buffer[:, :, self._count - 1]
 
     def _seen(self) -> Tensor:
         """K and V `[2, G, n, D]` of the tokens that the last one sees, a view."""
         return self._buffer[:, :, max(0, self._count - self.window) : self._count]
 
-    def next_place(self) -> Place:
-        return Place.of(self._next_row())
-
-    def fill(self, rows: np.ndarray, at: Attending) -> int:
-        seen = self._seen()
-        parts = num_parts(seen.shape[2], 1)
-        rows[:] = 0
-        at.row(rows[-1], unit=1, page=1, parts=parts)
-        at.behind(rows[-1], seen, seen.shape[2])
-        return parts
+    def begin_step(self, at: Attending) -> tuple[Run, int, Standing]:
+        self._count_in()
+        if self._run is None:
+            self._run = Run(self._buffer)
+        if self._standing is None or self._standing[0] is not at:
+            rows = np.zeros((NUM_ROWS, WIDTH), dtype=np.int64)
+            at.row(rows[-1], unit=1, page=1)
+            self._standing = at, Standing(rows, self.window)
+        return self._run, self._count, self._standing[1]
 
     def attend(self, rows: np.ndarray, at: Attending, run: Callable[[np.ndarray], None]) -> int:
-        parts = self.fill(rows, at)
+        seen = self._seen()
+        parts = num_parts(seen.shape[2], 1)
+        at.row(rows[-1], unit=1, page=1, parts=parts)
+        at.behind(rows[-1], seen, seen.shape[2])
         run(rows[-1:])
         return parts
 
-    def end_step(self, at: Attending) -> np.ndarray:
-        return _NO_PAGES
+    def end_page(self, at: Attending) -> None:
+        """There are no pages."""
 
     def undo_step(self, tail_len: int, num_tokens: int) -> None:
         self._count -= self._end - num_tokens

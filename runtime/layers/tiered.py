@@ -24,13 +24,14 @@ from ...retrieval.index import Index
 from ...retrieval.reading import read_exactly
 from ...retrieval.stored import Geometry
 from ...storage import TieredStore
-from .attend_rows import Attending, Place
+from .attend_rows import Attending
 from .base import LayerKV
 from .lookahead import Lookahead
 from .page_reader import PageReader, Recover
 from .pages import LayerPages
 from .prefetch import Prefetcher
 from .span import Span
+from .standing import Run, Standing
 from .step import Step
 from .stored import check_kv, tensors_under
 from .tiered_rows import TieredRows
@@ -157,12 +158,14 @@ class TieredLayer(LayerKV):
             out, lse = self.index.attend(state, query, chosen, reader, tail, scale)
         return chosen.ids, chosen.unit, out, lse
 
-    def next_place(self) -> Place:
-        self._begin_step()
-        return self.pages.next_place()
-
-    def fill(self, rows: np.ndarray, at: Attending) -> int | None:
-        return None if self.watch is not None else self.rows.fill(rows, at, self.upkeep.state, self._budget)
+    def begin_step(self, at: Attending) -> tuple[Run, int, Standing | None]:
+        self.upkeep.catch_up()
+        run, tokens = self.pages.begin_step()
+        standing = None if self.watch is not None else self.rows.standing(at, self.upkeep.state, self._budget)
+        if standing is not None:
+            self.lookahead.begin_step()
+            self.tokens_read = standing.counts.units * standing.unit + tokens
+        return run, tokens, standing
 
     def attend(self, rows: np.ndarray, at: Attending, run: Callable[[np.ndarray], None]) -> int | None:
         self.lookahead.begin_step()
@@ -176,11 +179,8 @@ class TieredLayer(LayerKV):
         self._tell(query, at.scale, ids, unit, out, lse)
         return parts
 
-    def end_step(self, at: Attending) -> np.ndarray:
-        self.lookahead.begin_step()
+    def end_page(self, at: Attending) -> None:
         self._note_query(at.q, at.scale)
-        self.tokens_read = self.rows.num_read + self.pages.tail_len
-        return self.rows.end_step()
 
     def look_ahead(self, query: Callable[[], Tensor]) -> None:
         if self.upkeep.indexed == self.pages.sealed > 0:

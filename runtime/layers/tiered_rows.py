@@ -1,8 +1,8 @@
 """A tiered layer's reading, as rows of a compiled step's table.
 
 Where all of its pages are in host memory, attention reads them where they lie, and nothing of Python comes between the
-query and its result (`fill`). Otherwise the chosen units are fetched first (`attend`). Both compute the same, to the
-bit: the same units, cut into the same parts.
+query and its result (`standing`). Otherwise the chosen units are fetched first (`attend`). Both compute the same, to
+the bit: the same units, cut into the same parts.
 
 Shapes  G KV heads, L page size, D head dim
 """
@@ -10,7 +10,6 @@ Shapes  G KV heads, L page size, D head dim
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,119 +22,71 @@ from ...retrieval.scoring import Counts
 from .attend_rows import KV_KINDS, SPAN, Attending, num_parts
 from .page_reader import PageReader
 from .pages import LayerPages
-from .score_rows import choose, fill_choice
+from .score_rows import fill_choice
+from .standing import NUM_ROWS, Standing
 
-
-@dataclass(slots=True)
-class _Filled:
-    """Rows as they were filled in, all but the open page's length. They hold until a page is sealed or the sequence is
-    cut: the index's state changes then only, and the array of page ids is then another one."""
-
-    at: Attending
-    room: int
-    """The version of the room that rows have addresses in."""
-    pids: np.ndarray
-    open_kv: Tensor
-    state: object
-    budget: int
-    rows: np.ndarray
-    places: np.ndarray
-    """Of the pages, written anew for each step."""
-    ids: Tensor | None
-    """The chosen units, int32; None: all are read."""
-    count: int
-    """Units per head."""
-    unit: int
-    """Tokens of one."""
-    counts: Callable[[int], Counts] | None
-    """How many are chosen for a budget; None: all are read."""
-
-    @property
-    def whole(self) -> int:
-        """Parts that the units are read in."""
-        return num_parts(self.count, self.unit)
+_KEPT = 64
+"""The most budgets that are known from earlier pages: those of a share of the context do not come again."""
 
 
 class TieredRows:
     """The rows of one layer of one sequence."""
 
     def __init__(self, pages: LayerPages, reader: PageReader, index: Index) -> None:
-        self._pages, self._reader, self._index, self._store = pages, reader, index, pages.store
+        self._pages, self._reader, self._index = pages, reader, index
         self.are_exact = type(index).attend is IndexOf.attend
         """Attention over what the index chose is exact; otherwise only the index itself can compute it."""
         layout = pages.layout
         self._dtype: torch.dtype = getattr(torch, layout.dtype)
         self._side = layout.page_size * layout.head_dim * self._dtype.itemsize
         """Bytes of one head's keys in a page."""
-        self._filled: _Filled | None = None
+        self._standing: Standing | None = None
+        self._made_of: tuple[object, object, int] = (None, None, 0)
+        """What `_standing` was made of, besides pages: what attends, the index's state, the version of the room that
+        rows have addresses in."""
+        self._counts: dict[int, Counts] = {}
+        """How many units the index chooses for a budget: most budgets come again with every page."""
 
-    def fill(self, rows: np.ndarray, at: Attending, state: object, budget: int) -> int | None:
-        """As `LayerKV.fill`."""
-        pages = self._pages
+    def standing(self, at: Attending, state: object, budget: int) -> Standing | None:
+        """What is read, as `LayerKV.begin_step` gives it. Rows hold until a page is sealed or the sequence is cut: the
+        index's state changes then only, and the array of page ids is then another one."""
+        standing, pages, (made_at, made_of, room) = self._standing, self._pages, self._made_of
+        is_chosen = pages.sealed > budget
+        if (
+            standing is None or standing.pids is not pages.pids or standing.is_chosen != is_chosen
+            or made_at is not at or made_of is not state or room != at.room.version
+        ):  # fmt: skip
+            return self._anew(at, state, budget)
+        if is_chosen:
+            counts = self._counts.get(budget)
+            if counts is None or counts.units > standing.most:
+                return self._anew(at, state, budget)
+            standing.counts = counts
+        return standing
+
+    def _anew(self, at: Attending, state: object, budget: int) -> Standing | None:
+        """Rows for this step and those after it; None where only the index itself can choose."""
+        pages, size, self._standing = self._pages, self._pages.layout.page_size, None
         if not self.are_exact:
             return None
-        filled = self._filled
-        if filled is None or not self._holds(filled, at, state, budget):
-            filled = self._filled = self._anew(len(rows), at, state, budget)
-        if filled is None or not self._store.places(pages.pids, filled.places):
-            return None
-        rows[:] = filled.rows
-        return at.all_of(rows[-1], filled.whole, pages.tail_len)
-
-    def _holds(self, filled: _Filled, at: Attending, state: object, budget: int) -> bool:
-        """Whether the rows hold for this step, too. Where only the budget is another one, they do from now on."""
-        pages, is_chosen = self._pages, self._pages.sealed > budget
-        if not (filled.at is at and filled.room == at.room.version and filled.pids is pages.pids):
-            return False
-        if not (filled.open_kv is pages.open_kv and filled.state is state and is_chosen == (filled.ids is not None)):
-            return False
-        if filled.ids is None or filled.counts is None or filled.budget == budget:
-            return True
-        counts = filled.counts(budget)
-        if pages.layout.num_heads * counts.units > filled.ids.numel():
-            return False
-        filled.budget, filled.count = budget, counts.units
-        filled.rows[-1, r.A_COUNT] = counts.units
-        choose(filled.rows[-2], counts)
-        return True
-
-    def _anew(self, count: int, at: Attending, state: object, budget: int) -> _Filled | None:
-        """Rows for this step and those after it; None where only the index itself can choose."""
-        pages, size = self._pages, self._pages.layout.page_size
-        rows, places = np.zeros((count, r.WIDTH), dtype=np.int64), np.empty(len(pages.pids), dtype=np.int64)
-        row, ids, units, unit, counts = rows[-1], None, len(places), size, None
-        if pages.sealed > budget:
+        rows, counts, unit = np.zeros((NUM_ROWS, r.WIDTH), dtype=np.int64), Counts(len(pages.pids), 0, 0), size
+        is_chosen = pages.sealed > budget
+        if is_chosen:
             scoring = self._index.scoring(state, pages.sealed)
             if scoring is None:
                 return None
-            counts = scoring.counts
-            units, unit = counts(budget).units, scoring.unit
-            ids = torch.empty(pages.layout.num_heads * units, dtype=torch.int32)
-            fill_choice(rows[:-1], at, scoring, counts(budget), ids)
-        at.row(row, unit=unit, page=size)
-        at.read(row, units, places, 2 * self._side, self._side, KV_KINDS[self._dtype])
-        at.behind(row, pages.open_kv, 0)
-        if ids is not None:
-            row[r.A_IDS] = ids.data_ptr()
-        return _Filled(
-            at, at.room.version, pages.pids, pages.open_kv, state, budget, rows, places, ids, units, unit, counts
-        )
-
-    @property
-    def num_read(self) -> int:
-        """Tokens of sealed pages that the rows of the last step read."""
-        return 0 if self._filled is None else self._filled.count * self._filled.unit
-
-    def end_step(self) -> np.ndarray:
-        """What `fill` filled in has been read. Returns the ids of the sealed pages read."""
-        filled = self._filled
-        assert filled is not None
-        if filled.ids is None:
-            return filled.pids
-        chosen = filled.ids.numpy()[: self._pages.layout.num_heads * filled.count]
-        is_read = np.zeros(len(filled.pids), dtype=bool)
-        is_read[chosen * filled.unit // self._pages.layout.page_size] = True
-        return filled.pids[is_read]
+            if len(self._counts) > _KEPT:
+                self._counts.clear()
+            for some in range(budget, budget - size, -1):  # as the open page fills
+                if some not in self._counts:
+                    self._counts[some] = scoring.counts(some)
+            counts, unit = self._counts[budget], scoring.unit
+            fill_choice(rows[:-1], at, scoring, counts)
+        at.row(rows[-1], unit=unit, page=size)
+        at.read(rows[-1], 0, 0, 2 * self._side, self._side, KV_KINDS[self._dtype])
+        self._made_of = at, state, at.room.version
+        self._standing = Standing(rows, size, pages.pids, unit, counts, counts.units, is_chosen)
+        return self._standing
 
     def attend(
         self, rows: np.ndarray, at: Attending, state: object, budget: int, run: Callable[[np.ndarray], None]
@@ -169,7 +120,8 @@ class TieredRows:
             return ids, unit
         counts = scoring.counts(budget)
         chosen = torch.empty((self._pages.layout.num_heads, counts.units), dtype=torch.int32)
-        fill_choice(rows, at, scoring, counts, chosen)
+        fill_choice(rows, at, scoring, counts)
+        rows[-1, r.C_IDS] = chosen.data_ptr()
         run(rows)
         return chosen.long(), scoring.unit
 
@@ -186,6 +138,8 @@ class TieredRows:
             starts = np.arange(groups)[:, None] * keys.stride(0) + np.arange(some.shape[1]) * unit * dim
             places = starts * keys.element_size() + keys.data_ptr()
             at.row(row[0], unit=unit, page=unit, parts=parts, first=begin // each)
-            at.read(row[0], some.shape[1], places, 0, values.data_ptr() - keys.data_ptr(), KV_KINDS[keys.dtype])
+            at.read(
+                row[0], some.shape[1], places.ctypes.data, 0, values.data_ptr() - keys.data_ptr(), KV_KINDS[keys.dtype]
+            )
             row[0, r.A_OWN] = 1
             run(row)

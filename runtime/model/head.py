@@ -24,7 +24,7 @@ class Head:
     """`logits = product(norm(hidden))`; `linear` has the weights that `product` multiplies with, unrounded."""
 
     def __init__(self, norm: nn.Module, linear: nn.Linear, product: Product) -> None:
-        self.norm, self._linear, self.product = norm, linear, product
+        self.norm, self.linear, self.product = norm, linear, product
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Logits fp32 `[B, V]` of `hidden` `[B, K]` in any floating type."""
@@ -32,22 +32,19 @@ class Head:
         logits = self.product(normed.to(self.product.dtype)).float()
         if self.product.dtype is normed.dtype and self.is_exact:
             return logits
-        self.sharpen(logits, normed)
+        for rows in range(0, len(logits), _ROWS):
+            self._sharpen(logits[rows : rows + _ROWS], normed[rows : rows + _ROWS])
         return logits
 
     @property
     def is_exact(self) -> bool:
         """The product multiplies with the unrounded weights."""
-        return self.product.weight is self._linear.weight
-
-    def sharpen(self, logits: Tensor, normed: Tensor) -> None:
-        """Compute the highest logits of each row again in fp32, in place, from normed fp32 hidden states `[B, K]`."""
-        for rows in range(0, len(logits), _ROWS):
-            self._sharpen(logits[rows : rows + _ROWS], normed[rows : rows + _ROWS])
+        return self.product.weight is self.linear.weight
 
     def _sharpen(self, logits: Tensor, normed: Tensor) -> None:
-        """Compute the highest logits of each row again, in place."""
+        """Compute the highest logits of each row again in fp32, in place, from normed fp32 hidden states `[B, K]`.
+        Compiled steps do so by `sharpen_row`."""
         ids = logits.topk(min(CANDIDATES, logits.shape[1])).indices
-        exact = (self._linear.weight[ids].float() @ normed.unsqueeze(-1)).squeeze(-1)
-        bias = self._linear.bias
+        exact = (self.linear.weight[ids].float() @ normed.unsqueeze(-1)).squeeze(-1)
+        bias = self.linear.bias
         logits.scatter_(1, ids, exact if bias is None else exact + bias[ids].float())

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -34,10 +34,11 @@ from ..untrusted.numbers import reading
 from .captured import CapturedLayer, Graphs
 from .ends import well_known_ends
 from .head import Head
-from .lean_layer import LeanLayer, for_lean, fused, lean_layer
+from .lean_layer import LeanLayer, fused, lean_layer
 from .model_files import check_vocabulary, own_modules, read_configuration, rope_of, transformers_modules
 from .products import PRODUCTS, Product
 from .rotary import Rotary, RotaryTables
+from .step_tables import KeptTables, StepTables
 from .template import Template
 from .tokens import load_tokenizer
 
@@ -49,19 +50,6 @@ Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
 """(layer, q [B,H,T,D], k [B,G,T,D], v [B,G,T,D], scale) -> [B,H,T,D]; q and k un-rotated."""
 AttendOne = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
 """(layer, q [B,H,D], k [B,G,D], v [B,G,D], scale) -> [B,H,D]; q and k rotated."""
-
-
-class StepTables(NamedTuple):
-    """The rotary tables for one new token of each sequence."""
-
-    rotary: RotaryTables
-    lean: RotaryTables
-    """The tables in the form that `lean_layer.turn` takes."""
-
-    def of(self, b: int) -> StepTables:
-        """The tables of sequence `b` alone."""
-        row = slice(b, b + 1)
-        return StepTables(*({kind: (cos[row], sin[row]) for kind, (cos, sin) in some.items()} for some in self))
 
 
 class Model:
@@ -105,6 +93,7 @@ class Model:
         self._rotary = Rotary(
             self.rope, self.kinds, self.device, None if rotary_dtype is None else getattr(torch, rotary_dtype)
         )
+        self._step_tables = KeptTables(self._rotary, self.head_dim, self.step_dtype, self.device)
         self._identities: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
         self._wide: dict[tuple[str, torch.Size], torch.nn.Parameter] = {}
         self._rotated = [bool(getattr(layer.self_attn, "use_rope", True)) for layer in self.inner.layers]
@@ -210,6 +199,15 @@ class Model:
         hidden: Tensor = self.inner.embed_tokens(ids)
         return hidden
 
+    def embed_step(self, tokens: list[int], out: Tensor) -> None:
+        """Embed one token of each sequence into fp32 `[B, hidden]`."""
+        embedding = self.inner.embed_tokens
+        if self._in_file is not None or type(embedding).forward is not torch.nn.Embedding.forward:
+            out.copy_(self.embed(torch.tensor(tokens)))
+            return
+        for b, token in enumerate(tokens):
+            out[b] = embedding.weight[token]
+
     def embed_wide(self, tokens: np.ndarray) -> Tensor:
         """Embed token ids `[T]` as `[1, T, hidden]` in `prefill_dtype`."""
         ids = torch.from_numpy(tokens.astype(np.int64)).to(self.device)
@@ -297,11 +295,10 @@ class Model:
         each = [
             self.rope.reach_at(0 if reaches is None else reaches[b], position) for b, position in enumerate(positions)
         ]
-        tables = self._rotary(torch.tensor(positions, device=self.device).unsqueeze(1), self.step_dtype, each)
-        lean = {kind: for_lean(*table, self.head_dim) for kind, table in tables.items()}
-        if self._graphs is not None:
-            lean = {kind: self._graphs.held(kind, table) for kind, table in lean.items()}
-        return StepTables(tables, lean)
+        tables = self._step_tables.at(positions, each)
+        if self._graphs is None:
+            return tables
+        return tables._replace(lean={kind: self._graphs.held(kind, table) for kind, table in tables.lean.items()})
 
     def step_layer(self, layer: int, hidden: Tensor, tables: StepTables, attend: AttendOne) -> Tensor:
         """Run a decoder layer on one new token of each sequence, `[B, hidden]`; its attention is `attend`."""

@@ -15,12 +15,16 @@ _CPU = torch.device("cpu")
 def apart() -> Iterator[None]:
     """Inside the block, tensors are made on the CPU where nothing else is said, and computed in the dtypes they have:
     the application's default device and autocast do not apply. Both are the calling thread's own."""
+    kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+    is_elsewhere = torch.get_default_device() != _CPU
+    if not (kinds or is_elsewhere):
+        yield
+        return
     with ExitStack() as stack:
-        if torch.get_default_device() != _CPU:
+        if is_elsewhere:
             stack.enter_context(_CPU)
-        for kind in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
+        for kind in kinds:
+            stack.enter_context(torch.autocast(kind, enabled=False))
         yield
 
 

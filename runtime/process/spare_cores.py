@@ -22,7 +22,7 @@ from math import floor
 
 import psutil
 import torch
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import LibController, ThreadpoolController
 
 from .threads import num_threads, processors, user_chose_count
 
@@ -117,7 +117,7 @@ class FittingThreads:
         if self._count == most:
             yield
             return
-        with _openmp().limit(limits=self._count):
+        with _limited(self._count):
             yield
 
     @contextmanager
@@ -129,14 +129,28 @@ class FittingThreads:
         if most == 1:
             yield 1
             return
-        with _openmp().limit(limits=1):
+        with _limited(1):
             yield self._count
 
 
+@contextmanager
+def _limited(count: int) -> Iterator[None]:
+    """Let parallel loops of the calling thread run with so many threads inside the block."""
+    before = [library.num_threads for library in _openmp()]
+    for library in _openmp():
+        library.set_num_threads(count)
+    try:
+        yield
+    finally:
+        for library, threads in zip(_openmp(), before, strict=True):
+            library.set_num_threads(threads)
+
+
 @cache
-def _openmp() -> ThreadpoolController:
-    """The controller of this process's OpenMP libraries."""
-    return ThreadpoolController().select(user_api="openmp")
+def _openmp() -> list[LibController]:
+    """This process's OpenMP libraries. They are asked themselves: `limit` would ask each for all that it can tell."""
+    controllers: list[LibController] = ThreadpoolController().select(user_api="openmp").lib_controllers
+    return controllers
 
 
 def used_times() -> tuple[float, float]:

@@ -84,6 +84,8 @@ class Arena:
         self.layer = np.zeros(self.num_slots, dtype=np.int32)
         self.leases = np.zeros(self.num_slots, dtype=np.int32)
         self.last_use = np.zeros(self.num_slots, dtype=np.int64)
+        self.departures = 0
+        """Evictions so far. A page that stays does not move, so addresses hold until there is one more."""
         self._freed: list[int] = []
         self._untouched = 0
 
@@ -149,6 +151,7 @@ class Arena:
     def evict(self, slots: np.ndarray) -> np.ndarray:
         """RESIDENT -> EVICTING: nobody may read them any more. Returns the pages they held."""
         self._enter(EVICTING, slots)
+        self.departures += 1
         held: np.ndarray = self.page[slots]
         return held
 

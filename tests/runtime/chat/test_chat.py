@@ -97,7 +97,7 @@ def test_an_error_inside_a_decode_step_undoes_the_step(
 
     monkeypatch.setattr(runtime.model, "step_layer", fail)
     if is_compiled:
-        monkeypatch.setattr(sequence.layers[2], "fill", lambda *_: fail(2))
+        monkeypatch.setattr(sequence.layers[2], "begin_step", lambda *_: fail(2))
     else:
         monkeypatch.setattr(runtime.engine, "compiled", None)
     with pytest.raises(RuntimeError, match="out of memory"):

@@ -178,7 +178,7 @@ def test_rows_that_stay_are_those_that_would_be_made_anew(
                     points[some] = sequences[some].snapshot()
                 case 3:
                     with monkeypatch.context() as patch:
-                        patch.setattr(chosen[0].layers[1], "fill", lambda *_: 1 // 0)
+                        patch.setattr(chosen[0].layers[1], "begin_step", lambda *_: 1 // 0)
                         with pytest.raises(ZeroDivisionError):
                             engine.decode(chosen, [5] * len(chosen))
             for token in rng.integers(3, VOCABULARY, rng.integers(1, 2 * PAGE)).tolist():
