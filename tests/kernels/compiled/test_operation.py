@@ -16,11 +16,11 @@ ALL = """
 import sys
 from pathlib import Path
 from stratakv.kernels.compiled import attention, block_products, blocks, choice, heads, products, record, scores
-from stratakv.kernels.compiled import widening, work
+from stratakv.kernels.compiled import sharpen, widening, work
 from stratakv.kernels.compiled.kept import Cache
 from stratakv.kernels.compiled.operation import Operation
 Cache.folder = Path(sys.argv[1])
-modules = [attention, block_products, choice, heads, products, scores, work]
+modules = [attention, block_products, choice, heads, products, scores, sharpen, work]
 found = {f"{m.__name__} {name}": o for m in modules for name, o in vars(m).items() if isinstance(o, Operation)}
 for kind, (numbers, _) in record.BLOCKS.items():
     if kind != record.I8:

@@ -118,7 +118,9 @@ def test_no_matrix_is_copied(tmp_path: Path) -> None:
     layers = max(w.nbytes for w in model._wide.values()) * 7
     assert own < 0.02 * size
     assert sum(w.nbytes for w in model._wide.values()) <= layers
-    kept = {id(t): t.nbytes for rows in runtime.engine.compiled._rows.values() for t in rows._kept}  # type: ignore[union-attr]
+    compiled_step = runtime.engine.compiled
+    assert compiled_step is not None
+    kept = {id(t): t.nbytes for form in compiled_step._forms.values() for t in form.rows._kept}
     assert sum(kept.values()) < 0.1 * size
     written = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert not [path for path in written if path.suffix == ".safetensors"]
