@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -101,6 +102,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(skip)
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported and collected is there to the end. Collecting cycles, which happens after each file, looks
+    at it no more: that took half a second."""
+    gc.collect()
+    gc.freeze()
 
 
 def _without_a_real_model(item: pytest.Item) -> bool:
