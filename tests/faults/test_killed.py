@@ -14,8 +14,8 @@ from conversations import NUM_TURNS, load
 from faults import num_faults
 from savers import Savers, Tally, check
 
-TRIALS = num_faults(default=10)
-TRIALS_PER_STORE = 6
+TRIALS = num_faults(default=15)
+TRIALS_PER_STORE = 10
 
 
 def test_what_was_reported_saved_survives_a_kill_at_any_moment(
