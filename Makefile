@@ -8,14 +8,16 @@ MODEL  := $(VENV)/.model
 TEXTS  := $(VENV)/.texts
 LLAMA  := $(VENV)/.llama
 
-.PHONY: chat test venv check compare faults fuzz conversations gpu bench data profile clean
+.PHONY: chat test venv check compare faults kernels fuzz conversations gpu bench data profile clean
 
 chat: $(READY) $(MODEL)
 	@$(BIN)/stratakv chat --file examples/northanger_abbey.txt $(ARGS)
 
 # One thread each: threads of processes side by side would wait for each other.
 WORKERS ?= 2
-PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+# A test that takes ten minutes hangs: where every thread of it stands is printed, and its worker ended.
+PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal \
+  -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
 
 test: $(READY) $(MODEL) $(LLAMA)
 	$(PYTEST) $(ARGS)
@@ -38,6 +40,11 @@ FAULTS ?= 500
 faults: $(READY)
 	FAULTS=$(FAULTS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(wildcard tests/faults/test_*.py) \
 	  $(if $(shell command -v strace),tests/faults/syscalls.py) $(ARGS)
+
+# Every case of every Triton kernel compiled for each of two cards; `make test` takes them in turn.
+kernels: export EVERY_CARD := 1
+kernels: $(READY)
+	$(BIN)/python -m pytest -q tests/kernels/test_compile.py $(ARGS)
 
 # FUZZ damaged model files and half as many damaged store records, read in child processes; prints figures.
 fuzz: export FUZZ ?= 2000

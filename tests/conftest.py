@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import signal
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,6 +36,19 @@ def _compiled_code_is_kept() -> None:
         from stratakv.runtime.process import compiled
 
         Cache.folder = compiled._kept_in(ROOT / "build", Cache.key())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_come_through() -> Iterator[None]:
+    """Also in a run under `nohup`, or in the background of a script, where one or the other is ignored. What is ignored
+    stays so in child processes; what has a handler of ours does not, and this process is ended by it no more than
+    before."""
+    ignored = [number for number in (signal.SIGHUP, signal.SIGINT) if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else lambda *_: None)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture
@@ -81,8 +96,22 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=_without_a_real_model)
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs a CUDA device")
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(skip)
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported and collected is there to the end. Collecting cycles, which happens after each file, looks
+    at it no more: that took half a second."""
+    gc.collect()
+    gc.freeze()
+
+
+def _without_a_real_model(item: pytest.Item) -> bool:
+    """False comes first. Workers begin with a half of the list each: the first of two has all large models, one after
+    another, while the other is at small ones."""
+    return "model" not in item.keywords

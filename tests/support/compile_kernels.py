@@ -1,6 +1,7 @@
 """Compile every Triton kernel ahead of time, as the ops launch it, for GPUs that need not be there.
 
-    python compile_kernels.py 80 90        prints one JSON object per kernel, case and target
+    python compile_kernels.py 80 90              prints one JSON object per kernel, case and target
+    python compile_kernels.py --in-turn 80 90    the first case of a kernel for each target, the next ones in turn
 
 The ops run on CPU tensors, and each launch is noted instead of being started: what is compiled has the very argument
 types, alignments, block sizes and options that a GPU would get.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -121,9 +123,12 @@ def source(launch: Launch) -> ASTSource:
     return ASTSource(launch.kernel, signature, constants, aligned)
 
 
-def main(targets: list[int]) -> None:
+def main(targets: list[int], in_turn: bool) -> None:
+    cases: Counter[str] = Counter()
     for launch in launches():
-        for target in targets:
+        number = cases[launch.kernel.__name__]
+        cases[launch.kernel.__name__] += 1
+        for target in [targets[number % len(targets)]] if in_turn and number else targets:
             compiled = triton.compile(source(launch), target=GPUTarget("cuda", target, 32), options=launch.options)
             print(
                 json.dumps(
@@ -137,4 +142,4 @@ def main(targets: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    main([int(arg) for arg in sys.argv[1:]])
+    main([int(argument) for argument in sys.argv[1:] if argument.isdigit()], "--in-turn" in sys.argv)

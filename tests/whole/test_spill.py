@@ -18,8 +18,8 @@ from stratakv.runtime import KVConfig, Runtime
 from stratakv.runtime.layers.workspace import Workspace
 from stratakv.storage import PageLayout
 
-TURNS = (700, 90, 33)
-STEPS = 12
+TURNS = (600, 90, 33)
+STEPS = 9
 PAGE = 8
 WORKSPACE = max(
     Workspace.bytes_for(PageLayout(num_heads=2, page_size=PAGE, head_dim=8, dtype=dtype), 512)
@@ -70,7 +70,7 @@ def cap_gb(index: str, pages_per_layer: float, *, workspace: bool) -> float:
     return (reserve + 3 * pages_per_layer * PAGE * token_bytes) / 1e9
 
 
-@settings(max_examples=16, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(
     index=st.sampled_from(["bounds", "oracle", "dense", "window"]),
     gpu_pages=st.none() | st.floats(9, 110),

@@ -296,14 +296,14 @@ def typed_lines(rng: random.Random, count: int) -> Iterator[str]:
             yield "".join(rng.choice([*PIECES, "a", "b", " "]) for _ in range(rng.randrange(24)))
 
 
-def test_five_thousand_lines_end_nothing(
+def test_two_thousand_lines_end_nothing(
     runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     typist = Typist(runtime)
     rng = random.Random(0)
     allowed = {"\n", "\t"}
-    for number, line in enumerate(typed_lines(rng, 5000)):
+    for number, line in enumerate(typed_lines(rng, 2000)):
         typist.lines = [line, rng.choice(["y", "n", '"""'])]
         typist.screen.seek(0)
         typist.screen.truncate()
