@@ -212,6 +212,7 @@ def test_going_back_across_the_limit(longrope: Side, runtime: Runtime) -> None:
     sequence.close()
     with engine.turn():
         assert not engine.pasts.abandoned
+    runtime.store.flush()
     assert not runtime.store.num_unstored
 
 
