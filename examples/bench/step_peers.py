@@ -1,13 +1,15 @@
 """A decode step on a CPU beside an earlier build, llama.cpp and transformers: the same contexts, taking turns.
 
     python examples/bench/step_peers.py [--before CHECKOUT] [--model MODEL] [--contexts 1024,8192] [--batches 1,4]
-        [--weights own,int8,file] [--indexes bounds,spectral] [--rounds 8] [--out OUT.json]
+        [--weights own,int8,file] [--indexes bounds,spectral] [--rounds 8]
+        [--ours-most 32768] [--llama-most 8192] [--transformers-most 8192] [--out OUT.json]
 
 Correctness first: on a real text, each contestant's next-token distributions against transformers' in fp32. Then, for
 each context and batch, every contestant has its sequences ready in a process of its own, and they take turns, a few
 steps each; a figure is the median over turns of the median step in each. Our contexts are random keys and values;
 llama.cpp and transformers, which offer no way to write into their caches, read tokens, the first up to `--llama-most`,
-the other up to `--transformers-most` tokens. Nothing is set in the processes' environments.
+the other up to `--transformers-most` tokens. Ours hold up to `--ours-most` tokens, those of a
+batch together. Nothing is set in the processes' environments.
 """
 
 from __future__ import annotations
@@ -221,7 +223,8 @@ class Contestant:
     def takes(self, context: int, batch: int, options: argparse.Namespace) -> bool:
         if self.kind == "llama.cpp":
             return batch == 1 and context <= options.llama_most
-        return self.kind == "ours" or context * batch <= options.transformers_most
+        most = options.ours_most if self.kind == "ours" else options.transformers_most
+        return context * batch <= most
 
     def end(self) -> None:
         self._process.kill()
@@ -301,6 +304,7 @@ def main() -> None:
     parser.add_argument("--weights", default="own,int8,file")
     parser.add_argument("--indexes", default="bounds,spectral")
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--ours-most", type=int, default=32768)
     parser.add_argument("--llama-most", type=int, default=8192)
     parser.add_argument("--transformers-most", type=int, default=8192)
     parser.add_argument("--unchecked", action="store_true", help="weights are random: nothing is checked")
@@ -326,6 +330,8 @@ def main() -> None:
                 for context in map(int, options.contexts.split(",")):
                     for batch in map(int, options.batches.split(",")):
                         here = [one for one in all_of if one.takes(context, batch, options)]
+                        if not here:
+                            continue
                         row = {"index": index, "context": context, "batch": batch}
                         steps.append(row | {"ms": measured(here, context, batch, options.rounds)})
                         print(json.dumps(steps[-1]), file=sys.stderr, flush=True)
@@ -342,7 +348,8 @@ def _command(options: argparse.Namespace) -> Iterator[str]:
     for name in ("model", "gguf"):
         if value := getattr(options, name):
             yield f"--{name} {os.path.basename(value)}"
-    yield f"--llama-most {options.llama_most} --transformers-most {options.transformers_most}"
+    yield f"--ours-most {options.ours_most} --llama-most {options.llama_most}"
+    yield f"--transformers-most {options.transformers_most}"
 
 
 if __name__ == "__main__":

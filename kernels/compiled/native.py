@@ -25,8 +25,12 @@ Loop = TypeVar("Loop", bound=Callable[..., Any])
 
 
 def loop(function: Loop) -> Loop:
-    """A function of compiled code: without checks of bounds and divisors, and without Python's lock."""
-    options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # called by compiled code alone
+    """A function of compiled code: without checks of bounds and divisors, and without Python's lock.
+
+    It is a part of whatever calls it, always. Where LLVM leaves a call, the process that compiles calls another copy,
+    which was optimised by itself, than processes that find the code kept: their sums differ in the last bits.
+    """
+    options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "forceinline": True}
     compiled: Loop = njit(fastmath=FAST, error_model="numpy", nogil=True, **options)(function)
     return compiled
 

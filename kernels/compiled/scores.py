@@ -69,7 +69,7 @@ def score_bytes(repeats: int, dim: int, span: int, code_dim: int = 0) -> int:
     return 4 * (heads * dim + heads * max(span + 1, code_dim) + 4 * (_BLOCK + _TURNED))
 
 
-@njit(fastmath={"contract"}, error_model="numpy", nogil=True)
+@njit(fastmath={"contract"}, error_model="numpy", nogil=True, forceinline=True)
 def power(x: Any) -> Any:
     """2 to the power of x <= 0, fp32, to 2e-7; of less than -126, and of what is no number, 2 ** -126. LLVM vectorises
     it. Without leave to reorder, which would take the rounding away."""

@@ -40,7 +40,7 @@ def which_weights(asked: str, model: str, device: torch.device, dtype: str, kv_d
     if needed is not None or kv_dtype == "float16":  # PyTorch would compute each step, from weights made for it
         return "own"
     files = gguf_here(model)
-    return "file" if files and compiled.can_compile() and _is_read_there(files, dtype) else "own"
+    return "file" if files and _is_read_there(files, dtype) and compiled.can_compile() else "own"
 
 
 def _needed_for_file(device: torch.device, dtype: str) -> str | None:

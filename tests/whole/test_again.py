@@ -25,7 +25,7 @@ def load(folder: Path, path: Path, dtype: str, index: str) -> Runtime:
 
 
 def answers(runtime: Runtime, prompts: list[list[int]], *, reuse: bool) -> list[tuple[list[int], torch.Tensor]]:
-    """For each conversation: tokens computed in each part, and all logits of its parts and of ten steps after each."""
+    """For each conversation: tokens computed in each part, and all logits of its parts and of five steps after each."""
     found = []
     for number, parts in enumerate(prompts):
         sequence, computed, logits = runtime.engine.new_sequence(), [], []
@@ -36,7 +36,7 @@ def answers(runtime: Runtime, prompts: list[list[int]], *, reuse: bool) -> list[
             computed.append(done.num_computed)
             if done.logits is not None:
                 logits.append(done.logits)
-        for token in range(10):
+        for token in range(5):
             logits.append(runtime.engine.decode([sequence], [token])[0])
         sequence.close()
         found.append((computed, torch.stack(logits)))

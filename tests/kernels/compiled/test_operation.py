@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
 import pytest
 
@@ -45,6 +47,18 @@ def test_a_second_process_compiles_nothing() -> None:
     assert len(first) > 25
     assert set(second) == set(first)
     assert set(second.values()) == {"True"}
+
+
+def test_every_loop_is_a_part_of_what_calls_it() -> None:
+    """Else a process that compiles computes other bits than those that find the code kept."""
+    from numba.core.dispatcher import Dispatcher
+
+    from stratakv.kernels import compiled
+
+    modules = [import_module(f"{compiled.__name__}.{m.name}") for m in iter_modules(compiled.__path__)]
+    loops = {f"{m.__name__}.{n}": o for m in modules for n, o in vars(m).items() if isinstance(o, Dispatcher)}
+    assert len(loops) > 50
+    assert not [name for name, one in loops.items() if not one.targetoptions.get("forceinline")]
 
 
 def test_the_key_is_of_all_files_and_of_numba(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
