@@ -223,7 +223,7 @@ class Contestant:
     def takes(self, context: int, batch: int, options: argparse.Namespace) -> bool:
         if self.kind == "llama.cpp":
             return batch == 1 and context <= options.llama_most
-        most = options.ours_most if self.kind == "ours" else options.transformers_most
+        most: int = options.ours_most if self.kind == "ours" else options.transformers_most
         return context * batch <= most
 
     def end(self) -> None:
