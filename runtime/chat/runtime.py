@@ -119,9 +119,9 @@ class Runtime(Loaded):
         one_in_a_child()
         where = pick_device(device)
         kind = pick_dtype(dtype, where)
-        if where.type == "cpu" and compiled.is_available():
-            compiled.begin(cache_dir(), on_compile)
         weights = which_weights(weights, model, where, kind, kv.dtype)
+        if where.type == "cpu" and compiled.is_available():  # not before a file has been looked at that may be damaged
+            compiled.begin(cache_dir(), on_compile)
         files: list[Path] = []
         if weights == "file":
             directory, files = locate_file(model)
