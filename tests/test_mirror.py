@@ -30,9 +30,7 @@ THROUGH = {
     "retrieval/indexes/test_leoam.py": "retrieval.structures.chunk_choice retrieval.structures.refine",
     "retrieval/indexes/test_magicpig.py": "retrieval.structures.collision_sample",
     "retrieval/indexes/test_shadowkv.py": "retrieval.layer",
-    "retrieval/test_index.py": (
-        "retrieval retrieval.indexes.bounds retrieval.indexes.dense retrieval.indexes.oracle retrieval.indexes.window"
-    ),
+    "retrieval/test_index.py": ("retrieval retrieval.indexes.dense retrieval.indexes.oracle retrieval.indexes.window"),
     "runtime/api/test_figures.py": "runtime.cli.repl_report",
     "runtime/api/test_typed.py": "runtime.api.config",
     "runtime/bench/test_llama_c.py": "runtime.bench.llama_side",

@@ -29,7 +29,10 @@ WAYS = pytest.mark.parametrize("rounded", [False, True])
 
 
 @njit
-def _product(address, way, weight, x, columns, batch, prepared, begin, end, y, stride):  # type: ignore[no-untyped-def]
+def _product(
+    address: int, way: int, weight: int, x: int, columns: int, batch: int, prepared: int, begin: int, end: int, y: int,
+    stride: int,
+) -> None:  # fmt: skip
     prepare(x, columns, batch, way, prepared)
     call_rows(address, weight, columns, prepared, batch, begin, end, y, stride)
 
@@ -58,7 +61,7 @@ def _vectors(rng: np.random.Generator, batch: int, columns: int) -> Array:
     parts = rng.integers(-32767, 32768, (batch, columns // 32, 32))
     np.put_along_axis(parts, rng.integers(0, 32, (batch, columns // 32, 1)), 32767, -1)
     steps = 2.0 ** rng.integers(-30, -5, (batch, columns // 32, 1))
-    return (parts * steps).astype(np.float32).reshape(batch, columns)  # type: ignore[no-any-return]
+    return (parts * steps).astype(np.float32).reshape(batch, columns)
 
 
 def _ours(name: str, weight: Array, x: Array, begin: int = 0, end: int | None = None, *, rounded: bool) -> Array:
@@ -186,7 +189,7 @@ def test_numbers_are_rounded_to_the_nearest_step(size: float) -> None:
     assert (abs(_ours("I8", weight, x, rounded=True).astype(np.float64) - x) <= 0.501 * step + 1e-30).all()
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _widened(context: Any, half: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         first = ir.Constant(ir.IntType(32), 0)
@@ -197,7 +200,7 @@ def _widened(context: Any, half: Any) -> Any:
 
 
 @njit
-def _all_widened(halves, out):  # type: ignore[no-untyped-def]
+def _all_widened(halves: Array, out: Array) -> None:
     for i in range(halves.shape[0]):
         out[i] = _widened(halves[i])
 
@@ -208,7 +211,7 @@ def test_every_fp16_without_an_instruction_for_it() -> None:
     np.testing.assert_array_equal(out, halves.view(np.float16).astype(np.float32))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _pairs(context: Any, a: Any, b: Any, out: Any, on_any: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         code, of = Code(context, builder), ir.VectorType(ir.IntType(16), 16)
@@ -221,7 +224,7 @@ def _pairs(context: Any, a: Any, b: Any, out: Any, on_any: Any) -> Any:
 
 
 @njit
-def _both_pairs(a, b, out, on_any):  # type: ignore[no-untyped-def]
+def _both_pairs(a: int, b: int, out: int, on_any: int) -> None:
     _pairs(a, b, out, on_any)
 
 
