@@ -16,8 +16,8 @@ BOUNDS_SPAN, CODES_SPAN = 256, 2048
 
 
 def fill_choice(rows: np.ndarray, at: Attending, scoring: Scoring, counts: Counts) -> None:
-    """Fill in the rows that choose, int64 `[3, WIDTH]`: tables, scores, choice. All but C_IDS, where what is chosen goes;
-    rows that are not needed have no items."""
+    """Fill in the rows that choose, int64 `[3, WIDTH]`: tables, scores, choice. All but C_IDS, where what is chosen
+    goes; rows that are not needed have no items."""
     rows[:] = 0
     tables, scores, choice = rows
     repeats = at.q.shape[0] // at.groups
