@@ -15,10 +15,12 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import float32, int32, int64, njit, types
+from numba import float32, int32, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .block_code import F32 as NUMBER
+from .block_code import I64, Code
 from .native import LINE, as_float, as_int, fetch, floats, halves, longs, loop, real, widen
 from .operation import operation
 from .record import (
@@ -53,12 +55,10 @@ _ROUNDER = float32(1.5 * 2**23)
 """What is added to it, up to 2 ** 22, is rounded to a whole number, which its last bits then hold."""
 _TABLE = 4 * 256
 """Numbers of one part's table."""
-_BLOCK = 256
-"""Tokens whose sums wait to be turned: they and the tables of four heads stay in the first cache."""
 _AHEAD = 16
 """Rows that are fetched before they are multiplied."""
 _TURNED = 8
-"""Tokens whose numbers are turned together from four heads side by side to rows of heads."""
+"""Tokens whose scores are turned together from four heads side by side to rows of heads."""
 
 
 def score_bytes(repeats: int, dim: int, span: int, code_dim: int = 0) -> int:
@@ -66,7 +66,7 @@ def score_bytes(repeats: int, dim: int, span: int, code_dim: int = 0) -> int:
     heads = -(-repeats // 4) * 4
     if not code_dim:
         return 4 * heads * 2 * dim
-    return 4 * (heads * dim + heads * max(span + 1, code_dim) + 4 * (_BLOCK + _TURNED))
+    return 4 * (heads * dim + heads * max(span + 1, code_dim) + 4 * 256)
 
 
 @njit(fastmath={"contract"}, error_model="numpy", nogil=True, forceinline=True)
@@ -228,51 +228,83 @@ def make_tables(row: int, item: int, scratch: int) -> None:
                 table[c, r] = four[r, c]
 
 
-_FOUR, _BYTE, _WORD = ir.VectorType(ir.FloatType(), 4), ir.IntType(8), ir.IntType(64)
+_FOUR, _BYTE = ir.VectorType(NUMBER, 4), ir.IntType(8)
 
 
-def _whole(n: int) -> ir.Constant:
-    return ir.Constant(_WORD, n)
+class _Tokens(Code):
+    """Instructions that score tokens one behind another by their codes, for four heads: a row of a table is one load,
+    which LLVM does not see by itself."""
 
+    def __init__(self, context: Any, builder: Any, codes: Any, tables: Any, start: Any, tokens: int) -> None:
+        super().__init__(context, builder)
+        self._codes, self._tables = codes, tables
+        self._sums = [cgutils.alloca_once_value(builder, start) for _ in range(tokens)]
 
-def _places(of: list[int]) -> ir.Constant:
-    return ir.Constant(ir.VectorType(ir.IntType(32), len(of)), of)
+    def add(self, token: int, row: Any) -> None:
+        """Add four numbers of a table, at an address."""
+        total = self._sums[token]
+        self.b.store(self.b.fadd(self.b.load(total), self.load(_FOUR, row)), total)
 
+    def any_parts(self, parts: Any) -> None:
+        """Look up the codes of all tokens, which have `parts` each."""
+        begins = [self.b.add(self._codes, self.b.mul(parts, ir.Constant(I64, n))) for n in range(len(self._sums))]
+        with cgutils.for_range(self.b, parts) as loop:
+            table = self.b.add(self._tables, self.b.mul(loop.index, ir.Constant(I64, 4 * _TABLE)))
+            for token, begin in enumerate(begins):
+                code = self.b.zext(self.load(_BYTE, self.b.add(begin, loop.index)), I64)
+                self.add(token, self.b.add(table, self.b.shl(code, ir.Constant(I64, 4))))
 
-@intrinsic
-def _look_up(context: Any, codes: Any, count: Any, parts: Any, table: Any, to: Any, room: Any) -> Any:
-    """Sums of table rows for eight tokens, the last one again where `count` is less: 4 heads, 4 * room bytes apart.
+    def six_parts(self) -> None:
+        """As `any_parts`, for tokens of as many codes as are the default. They are taken out of four bytes and of two:
+        a load for each would take as long as the look-ups."""
+        for token in range(len(self._sums)):
+            begin = self.past(self._codes, 6 * token)
+            for first, size in ((0, 4), (4, 2)):
+                codes = self.b.zext(self.load(ir.IntType(8 * size), self.past(begin, first)), I64)
+                for k in range(size):
+                    by = ir.Constant(I64, abs(8 * k - 4))
+                    moved = self.b.lshr(codes, by) if k else self.b.shl(codes, by)
+                    row = self.b.and_(moved, ir.Constant(I64, 0xFF0))
+                    self.add(token, self.b.add(self.past(self._tables, 4 * _TABLE * (first + k)), row))
 
-    Written as vectors, since LLVM does not see by itself that a row of four is one load. The eight are turned in
-    registers.
-    """
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        codes, count, parts, table, to, room = args
-        sums, begins = [], []
-        for k in range(_TURNED):
-            last = builder.sub(count, _whole(1))
-            n = builder.select(builder.icmp_signed("<", _whole(k), last), _whole(k), last)
-            begins.append(builder.add(codes, builder.mul(n, parts)))
-            sums.append(cgutils.alloca_once_value(builder, ir.Constant(_FOUR, [0.0] * 4)))
-        with cgutils.for_range(builder, parts) as loop:
-            base = builder.add(table, builder.mul(loop.index, _whole(4 * _TABLE)))
-            for begin, total in zip(begins, sums, strict=True):
-                code = builder.load(builder.inttoptr(builder.add(begin, loop.index), _BYTE.as_pointer()))
-                at = builder.add(base, builder.shl(builder.zext(code, _WORD), _whole(4)))
-                row = builder.load(builder.inttoptr(at, _FOUR.as_pointer()), align=4)
-                builder.store(builder.fadd(builder.load(total), row), total)
-        rows = [builder.load(total) for total in sums]
+    def leave(self, to: Any, pitch: Any, heads: Any) -> None:
+        """Write the sums of each head, token by token, to its row. They are turned in registers."""
+        rows = [self.b.load(total) for total in self._sums]
+        tokens = len(rows)
         while len(rows) > 1:
-            both = _places(list(range(2 * rows[0].type.count)))
-            rows = [builder.shuffle_vector(a, b, both) for a, b in zip(rows[::2], rows[1::2], strict=True)]
-        for r in range(4):
-            turned = builder.shuffle_vector(rows[0], rows[0], _places([4 * k + r for k in range(_TURNED)]))
-            at = builder.add(to, builder.mul(room, _whole(4 * r)))
-            builder.store(turned, builder.inttoptr(at, turned.type.as_pointer()), align=4)
-        return context.get_dummy_value()
+            rows = [self.take(a, [*range(2 * a.type.count)], b) for a, b in zip(rows[::2], rows[1::2], strict=True)]
+        last = self.b.sub(heads, ir.Constant(I64, 1))
+        for r in (3, 2, 1, 0):  # the last head comes after those that do not count, and stays
+            number = ir.Constant(I64, r)
+            row = self.b.select(self.b.icmp_signed("<", number, last), number, last)
+            self.store(self.take(rows[0], [4 * k + r for k in range(tokens)]), self.b.add(to, self.b.mul(pitch, row)))
 
-    return types.void(*[types.int64] * 6), emit
+
+def _scores_of(tokens: int) -> Any:
+    @intrinsic
+    def scores(context: Any, codes: Any, parts: Any, tables: Any, start: Any, to: Any, pitch: Any, heads: Any) -> Any:
+        """Scores of some tokens by their codes, for `heads` heads, up to four, whose rows of scores are `pitch` bytes
+        apart. At `start` is what is added to those of each head: four numbers."""
+
+        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            codes, parts, tables, start, to, pitch, heads = args
+            first = builder.load(builder.inttoptr(start, _FOUR.as_pointer()), align=4)
+            are_six = builder.icmp_signed("==", parts, ir.Constant(I64, 6))
+            made = _Tokens(context, builder, codes, tables, first, tokens)
+            with builder.if_else(are_six) as (six, other):
+                with six:
+                    made.six_parts()
+                with other:
+                    made.any_parts(parts)
+            made.leave(to, pitch, heads)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 7), emit
+
+    return scores
+
+
+_scores_of_eight, _scores_of_one = _scores_of(_TURNED), _scores_of(1)
 
 
 @operation
@@ -281,29 +313,32 @@ def score_codes(row: int, item: int, scratch: int) -> None:
     op = longs(row, WIDTH)
     g, part, parts, first, count = _part(op, item)
     repeats, dim, codes_each = op[S_REPEATS], op[S_DIM], op[S_CODE_PARTS]
-    segment, end = op[S_SEGMENT], first + count
-    heads = _queries(op, g, scratch, op[S_DIM])
+    segment, end, pitch = op[S_SEGMENT], first + count, 4 * op[S_ROOM]
+    heads = _queries(op, g, scratch, dim)
     start = first // segment
     segments = (end - 1) // segment + 1 - start
     at_anchors = scratch + 4 * heads * dim
     anchors = op[S_ANCHORS] + 2 * (g * op[S_ANCHOR_PITCH] + start * dim)
     _of_halves(anchors, segments, dim, scratch, heads, at_anchors, segments)
-    of_anchors = floats(at_anchors, (heads, segments))
-    at_sums, room = at_anchors + 4 * heads * segments, int64(_BLOCK + _TURNED)
-    sums = floats(at_sums, (4, room))
-    scores = floats(op[S_SCORES] + 4 * g * repeats * op[S_ROOM], (repeats, op[S_ROOM]))
+    of_anchors, of_four = floats(at_anchors, (heads, segments)), at_anchors + 4 * heads * segments
+    four = floats(of_four, (4,))
     for h in range(0, repeats, 4):
-        table = op[S_TABLES] + 4 * _TABLE * ((g * heads + h) // 4 * codes_each)
-        for begin in range(first, end, _BLOCK):
-            size = min(int64(_BLOCK), end - begin)
-            codes = op[S_BOUNDS] + g * op[S_HEAD_PITCH] + begin * codes_each
-            for n in range(0, size, _TURNED):
-                _look_up(codes + n * codes_each, size - n, codes_each, table, at_sums + 4 * n, room)
-            for s in range(begin // segment, (begin + size - 1) // segment + 1):
-                low, high = max(begin, s * segment), min(begin + size, s * segment + segment)
-                for r in range(h, min(h + 4, repeats)):
-                    of_head, found = scores[r, low:high], sums[r - h, low - begin : high - begin]
-                    anchor = of_anchors[r, s - start]
-                    for n in range(of_head.shape[0]):
-                        of_head[n] = found[n] + anchor
+        tables = op[S_TABLES] + 4 * _TABLE * ((g * heads + h) // 4 * codes_each)
+        scores = op[S_SCORES] + (g * repeats + h) * pitch
+        codes = op[S_BOUNDS] + g * op[S_HEAD_PITCH]
+        for s in range(segments):
+            for r in range(4):
+                four[r] = of_anchors[h + r, s]
+            low, high = max(first, (start + s) * segment), min(end, (start + s + 1) * segment)
+            for n in range(low, high, _TURNED):
+                if high - low >= _TURNED:
+                    at = min(n, high - _TURNED)  # some of the last eight once more
+                    _scores_of_eight(
+                        codes + at * codes_each, codes_each, tables, of_four, scores + 4 * at, pitch, repeats - h
+                    )
+                else:
+                    for at in range(n, high):
+                        _scores_of_one(
+                            codes + at * codes_each, codes_each, tables, of_four, scores + 4 * at, pitch, repeats - h
+                        )
     _to_powers(op, g, part, parts, first, count)
