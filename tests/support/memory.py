@@ -35,7 +35,7 @@ def _parent(folder: Path) -> tuple[int, int] | None:
         return None
 
 
-def _resident(process: int) -> int:
+def resident(process: int) -> int:
     """Bytes of a process, those that it shares with others included; 0 if it has ended. It costs next to nothing."""
     try:
         return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -65,7 +65,7 @@ class PeakMemory:
     def _watch(self) -> None:
         while True:
             processes = family(os.getpid())
-            if sum(map(_resident, processes)) > self.bytes:  # shares are at most that
+            if sum(map(resident, processes)) > self.bytes:  # shares are at most that
                 self.bytes = max(self.bytes, sum(map(_share, processes)))
             if self._ended.wait(_EVERY_S):
                 return

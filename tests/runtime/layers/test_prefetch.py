@@ -23,7 +23,7 @@ from stratakv.runtime.layers.tiered import TieredLayer
 from stratakv.runtime.layers.workspace import Workspace
 from stratakv.storage import PageLayout
 
-PAGE, TOKENS, STEPS, LAYERS = 8, 700, 24, 6
+PAGE, TOKENS, STEPS, LAYERS = 8, 600, 16, 6
 LAYOUT = PageLayout(num_heads=2, page_size=PAGE, head_dim=8, dtype="float32")
 
 

@@ -83,9 +83,11 @@ def test_all_checks_pass_from_the_command_line(tiny_llama: Path, tmp_path: Path)
 
 @pytest.mark.model
 def test_all_checks_pass_on_the_default_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real weights. Of the indexes only one reads a part here; the others do on a tiny model, from the command line."""
+    """Real weights. Of the indexes only one reads a part here, and prompts are of one chunk and one block of keys; the
+    others, and longer ones, are read by a tiny model, from the command line."""
     only_index("bounds", monkeypatch)
-    monkeypatch.setattr(exact, "_GREEDY", 24)
+    for name, value in (("_GREEDY", 24), ("_PROMPT", 330), ("KEY_BLOCK", 300)):
+        monkeypatch.setattr(exact, name, value)
     try:
         setting = Small("smollm2", "cpu")
         result = exact.run(setting, ["bounds"], 0, Silent())
