@@ -36,4 +36,6 @@ def unforked(num_rows: int, row_bytes: int) -> torch.Tensor:
         raise MemoryError(f"{size} bytes of host memory cannot be reserved ({error.strerror})") from error
     with suppress(OSError):  # before Linux 4.14 a child shares the bytes until one of the two writes
         mapped.madvise(_MADV_WIPEONFORK)
+    with suppress(OSError):  # a system may be built without
+        mapped.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(mapped, dtype=torch.uint8).view(num_rows, row_bytes)
