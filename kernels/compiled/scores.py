@@ -84,6 +84,10 @@ def power(x: Any) -> Any:
     return as_float(int32(as_int(p) + (as_int(t) << int32(23))))
 
 
+_INFINITE = int32(0x7F800000)
+_LEAST = int32(-0x80000000)
+
+
 @loop
 def _ordered(bits: Any) -> Any:
     """The bits of a number, or back: as whole numbers they are in the order of the numbers, which is what LLVM
@@ -107,9 +111,10 @@ def _to_powers(op: Any, g: int, part: int, parts: int, first: int, count: int) -
     for h in range(g * repeats, g * repeats + repeats):
         row = floats(op[S_SCORES] + 4 * (h * op[S_ROOM] + first), (count,))
         left = floats(op[S_TOPS] + 8 * (h * parts + part), (2,))
-        highest = int32(-0x80000000)
+        highest = _LEAST
         for n in range(count):
-            highest = max(highest, _ordered(as_int(row[n])))
+            bits = as_int(row[n])
+            highest = max(highest, _ordered(bits) if bits <= _INFINITE else _LEAST)
         top: Any = as_float(_ordered(highest))
         mass = float32(0)
         for n in range(count):
