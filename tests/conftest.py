@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from memory import PeakMemory, give_back, resident
+from memory import Held, PeakMemory
 from places import ROOT, TESTS
 
 # All processes of a run, whatever folder of caches they are given, find what one of them has compiled.
@@ -74,24 +74,16 @@ def _one_thread_for_small_tensors(request: pytest.FixtureRequest) -> Iterator[No
     torch.set_num_threads(before)
 
 
-_MUCH = 100 << 20
-"""Bytes that may stay with a process between tests before they are looked for."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _memory_goes_back() -> Iterator[None]:
-    """Models that one file's tests have loaded are not there beside those of the next."""
-    yield
-    give_back()
+@pytest.fixture(scope="session")
+def _held() -> Held:
+    return Held()
 
 
 @pytest.fixture(autouse=True)
-def _memory_of_one_test_goes_back(_memory_goes_back: None) -> Iterator[None]:
-    """Nor are those of one test beside those of many more, where they are large."""
-    before = resident(os.getpid())
+def _memory_goes_back(_held: Held) -> Iterator[None]:
+    """Large models that a test has loaded are not there beside those of the next."""
     yield
-    if resident(os.getpid()) > before + _MUCH:
-        give_back()
+    _held.give_back_if_much()
 
 
 _MEMORY: list[PeakMemory] = []

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 _EVERY_S = 2.0
+_MUCH = 100 << 20
 
 
 def give_back() -> None:
@@ -51,6 +52,21 @@ def _share(process: int) -> int:
     except OSError:
         return 0
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+class Held:
+    """What this process holds between tests. To look for what may go takes as long as some ten tests do."""
+
+    def __init__(self) -> None:
+        self._least = resident(os.getpid())
+
+    def give_back_if_much(self) -> None:
+        """Give back if there is a hundred megabytes more than there was at the least since the last time."""
+        held = resident(os.getpid())
+        if held > self._least + _MUCH:
+            give_back()
+            held = self._least = resident(os.getpid())
+        self._least = min(self._least, held)
 
 
 class PeakMemory:

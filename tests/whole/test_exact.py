@@ -62,14 +62,15 @@ def prompts(runtime: Runtime) -> list[np.ndarray]:
 def greedy(
     runtime: Runtime, sequences: list[Any], turns: list[np.ndarray], steps: int, to: Path
 ) -> tuple[Path, np.ndarray]:
-    """A file with the logits `[steps, sequences, vocabulary]`, and the tokens chosen from them `[sequences, steps]`."""
+    """A file with the logits, fp32 `[steps, sequences, vocabulary]`, and the chosen tokens `[sequences, steps]`. A file
+    that is not mapped takes no memory."""
     read = [runtime.engine.prefill(s, t).logits for s, t in zip(sequences, turns, strict=True)]
     logits, chosen = torch.stack([row for row in read if row is not None]), []
-    found = np.lib.format.open_memmap(to, mode="w+", dtype=np.float32, shape=(steps, *logits.shape))
-    for step in range(steps):
-        found[step] = logits
-        chosen.append(logits.argmax(-1).tolist())
-        logits = runtime.engine.decode(sequences, chosen[-1])
+    with to.open("wb") as file:
+        for _ in range(steps):
+            logits.numpy().tofile(file)
+            chosen.append(logits.argmax(-1).tolist())
+            logits = runtime.engine.decode(sequences, chosen[-1])
     return to, np.array(chosen).T
 
 
@@ -89,11 +90,17 @@ def two_turns(name: str, folder: Path) -> tuple[Path, list[tuple[list[np.ndarray
         firsts = prompts(runtime)
         seconds = [first[5:45] for first in reversed(firsts)]
         found = [
-            (turns, *greedy(runtime, sequences, turns, steps, folder / f"{steps}.npy"))
+            (turns, *greedy(runtime, sequences, turns, steps, folder / f"{steps}.logits"))
             for turns, steps in zip((firsts, seconds), STEPS, strict=True)
         ]
         runtime.store.check_integrity()
         return directory(runtime), found
+
+
+def logits_of(sequence: int, file: Path, vocabulary: int) -> torch.Tensor:
+    """What `greedy` wrote of one sequence `[steps, vocabulary]`."""
+    written = np.memmap(file, dtype=np.float32, mode="r").reshape(-1, len(STARTS), vocabulary)
+    return torch.from_numpy(written[:, sequence].copy())
 
 
 def test_five_ragged_prompts_and_a_second_turn_equal_transformers(name: str, tmp_path: Path) -> None:
@@ -105,7 +112,7 @@ def test_five_ragged_prompts_and_a_second_turn_equal_transformers(name: str, tmp
         ends = np.cumsum([len(part) for part in said])[1::2]
         places = [np.arange(end - steps, end) for end, steps in zip(ends, STEPS, strict=True)]
         theirs = expected(reference, np.concatenate(said), np.concatenate(places))
-        ours = torch.cat([torch.from_numpy(np.load(logits, mmap_mode="r")[:, i].copy()) for _, logits, _ in found])
+        ours = torch.cat([logits_of(i, file, theirs.shape[1]) for _, file, _ in found])
         for mine, true in zip(ours.split(STEPS), theirs.split(STEPS), strict=True):
             assert (mine - true).abs().max() <= 1e-4 * true.abs().max()
         assert [*said[1], *said[3]] == theirs.argmax(-1).tolist()
