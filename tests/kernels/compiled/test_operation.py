@@ -59,16 +59,3 @@ def test_every_loop_is_a_part_of_what_calls_it() -> None:
     loops = {f"{m.__name__}.{n}": o for m in modules for n, o in vars(m).items() if isinstance(o, Dispatcher)}
     assert len(loops) > 50
     assert not [name for name, one in loops.items() if not one.targetoptions.get("forceinline")]
-
-
-def test_the_key_is_of_all_files_and_of_numba(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from stratakv.kernels.compiled import kept
-
-    keys = {Cache.key()}
-    monkeypatch.setattr(kept, "version", lambda name: "another")
-    keys.add(Cache.key())
-    monkeypatch.setattr(kept, "__file__", str(tmp_path / "kept.py"))
-    for text in ("", "x = 1", "x = 2"):
-        (tmp_path / "other.py").write_text(text)
-        keys.add(Cache.key())
-    assert len(keys) == 5
