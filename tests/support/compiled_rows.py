@@ -1,8 +1,9 @@
-"""Rows of a compiled step's table for tests, worked through by a team."""
+"""Rows of a compiled step's table for tests, worked through by a team, and memory that shows who writes beside it."""
 
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 from stratakv.kernels.compiled import record as r
 from stratakv.kernels.compiled.products import prepare, product, product_bytes
 from stratakv.kernels.compiled.team import Team
+
+GUARD = 64
+"""Bytes behind each buffer that nobody may write."""
 
 
 @cache
@@ -30,6 +34,22 @@ def work(*rows: np.ndarray, threads: int = 2) -> None:
 def nothing_yet(*shape: int) -> Tensor:
     """Room for results, in which there is no number yet."""
     return torch.full(shape, torch.nan)
+
+
+class Buffer:
+    """Memory of `count` numbers, none of which is one yet, and behind them some that stay so."""
+
+    def __init__(self, count: int, dtype: Any = np.float32) -> None:
+        size = count * np.dtype(dtype).itemsize
+        self._bytes = np.full(size + GUARD, 0xFF, np.uint8)
+        self.data = self._bytes[:size].view(dtype)
+
+    @property
+    def address(self) -> int:
+        return int(self._bytes.ctypes.data)
+
+    def check(self) -> None:
+        assert (self._bytes[-GUARD:] == 0xFF).all(), "written behind the end"
 
 
 def product_row(weight: Tensor, y: Tensor, a: Tensor, kind: int, *, chunk: int = 3) -> np.ndarray:
