@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from closeness import poison_empty
+from drawn_keys import clustered, peaked, smooth, whole_numbers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -16,9 +17,6 @@ from stratakv.kernels.page_bounds import bound_scores, bound_scores_reference, p
 from stratakv.kernels.topk_pages import group_scores, topk_pages
 from stratakv.retrieval import Index, IndexParams, make_index
 from stratakv.retrieval.indexes.leoam import LeoAMIndex
-from stratakv.retrieval.structures.box_tree import BoxTree
-from stratakv.retrieval.structures.chunk_choice import Asked, choose_chunk
-from stratakv.retrieval.structures.refine import Goal, best_chunks
 
 PARAMS = IndexParams(page_size=16, sink=16, local=64)
 LONG = 32_768
@@ -31,17 +29,6 @@ def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def leoam(settings: str = "", params: IndexParams = PARAMS) -> Index:
     return make_index("leoam" + settings, params)
-
-
-def whole_numbers(*shape: int, seed: int, most: int = 6) -> Tensor:
-    """So small that every sum of their products is exact in fp32, in any order."""
-    return torch.randint(-most, most + 1, shape, generator=torch.Generator().manual_seed(seed)).float()
-
-
-def clustered(tokens: int, *, groups: int = 2, dim: int = 32, run: int = 256, seed: int = 0) -> Tensor:
-    """Runs of alike keys: a direction for each run, and a little of each key's own."""
-    centres = whole_numbers(groups, -(-tokens // run), dim, seed=seed, most=100)
-    return centres.repeat_interleave(run, 1)[:, :tokens] + whole_numbers(groups, tokens, dim, seed=seed + 1, most=1)
 
 
 def flat_choice(keys: Tensor, q: Tensor, chunk: int, budget: int, params: IndexParams) -> Tensor:
@@ -132,20 +119,6 @@ def test_the_last_box_may_be_incomplete(width: int) -> None:
     chosen = index.select(index.build(keys), torch.ones(1, 1, 1), 8208, 48)
     assert chosen.ids.tolist() == [[128, 129, 512]]
     assert chosen.notes.visited < 80
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_each_heads_best_are_ranked(seed: int) -> None:
-    """Several query heads: bounds drop what all of them do without, and nothing that is among one's best."""
-    keys, q = clustered(8192, seed=seed), whole_numbers(2, 3, 32, seed=seed + 2)
-    sizes = (16, 64, 256)
-    goal = Goal(first=0, last=8192, wanted=512, limit=0)
-    ranking = best_chunks(q, sizes, BoxTree.over(keys, sizes).levels, goal)
-    assert ranking.visited < 512 * 3 // 4
-    best = bound_scores(q, page_bounds(keys, 16)).topk(32, -1).indices.flatten(1)
-    ranked = ranking.ids.masked_fill(ranking.scores == -torch.inf, -1)
-    for row, ids in zip(ranked.tolist(), best.tolist(), strict=True):
-        assert set(ids) <= set(row)
 
 
 def test_query_heads_agree_by_their_softmax() -> None:
@@ -252,22 +225,6 @@ def test_settings_are_checked(wrong: str) -> None:
 # Chunk sizes
 
 
-def peaked(tokens: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Unlike keys; each page's query asks for one token out of eight, wherever they are."""
-    generator = torch.Generator().manual_seed(seed)
-    keys = torch.randn(2, tokens, 32, generator=generator)
-    theme = torch.randn(2, 1, 32, generator=generator)
-    keys[:, torch.randperm(tokens, generator=generator)[: tokens // 20]] += theme
-    return keys, theme.unsqueeze(1).expand(-1, 3, tokens // 16, -1).contiguous() / 4
-
-
-def smooth(tokens: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Keys that turn slowly along the sequence; queries ask for a direction each."""
-    generator = torch.Generator().manual_seed(seed)
-    angles = torch.arange(tokens).view(1, -1, 1) / 300 * torch.rand(2, 1, 32, generator=generator)
-    return angles.sin() * 2, torch.randn(2, 3, tokens // 16, 32, generator=generator) / 4
-
-
 def learned(keys: Tensor, queries: Tensor | None, settings: str = "") -> int:
     index = leoam(settings)
     state = index.build(keys, queries)
@@ -294,17 +251,6 @@ def test_attention_that_is_always_read_does_not_count() -> None:
     keys, queries = peaked(3072)
     keys[:, 0] = queries[:, 0, 0] * 100
     assert learned(keys, queries) == 128
-
-
-def test_what_a_query_cannot_see_does_not_count() -> None:
-    """A loud key behind all queries but the last; and a window so long that nothing is left to find."""
-    keys, queries = peaked(3072)
-    positions = torch.arange(3072)
-    asked = Asked(queries, positions[15::16].contiguous())
-    assert choose_chunk(keys, positions, asked, sink=16, local=64) == 8
-    assert choose_chunk(keys, positions, asked, sink=16, local=2900) is None
-    keys[:, -1] = queries[:, 0, 0] * 100
-    assert choose_chunk(keys, positions, asked, sink=16, local=64) == 8
 
 
 def test_a_longer_conversation_learns_anew() -> None:
