@@ -2,57 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from magicpig_cases import index_of, normal
-from torch import Tensor
 
 from stratakv.kernels.simhash import random_planes, simhash
 from stratakv.retrieval import IndexParams
 from stratakv.retrieval.indexes.magicpig import Weighing
-from stratakv.retrieval.structures.collision_sample import LEAST_DEPTH, Collisions, collision_sample
-from stratakv.retrieval.structures.hash_tables import NEVER, HashTables
-
-BITS = 10
-
 
 # The sample
-
-
-def sample_of(codes: Tensor, wanted: Tensor, begin: int, end: int, room: int) -> tuple[Collisions, HashTables]:
-    tables = HashTables(codes.numpy(), BITS)
-    return collision_sample(tables, wanted.numpy(), begin, end, room), tables
-
-
-def union_size(tables: HashTables, wanted: Tensor, head: int, depth: int, taken: int, begin: int, end: int) -> int:
-    hits = tables.second_hits(np.array([head]), wanted[[head]].numpy(), depth)[..., begin:end]
-    return int((hits.min(1) <= taken).sum())
-
-
-@pytest.mark.parametrize("room", [0, 1, 30, 100, 400, 900, 1300])
-def test_the_deepest_buckets_and_most_tables_that_fit(room: int) -> None:
-    """Heads whose queries have more or fewer keys near them go to different depths."""
-    keys, q = normal(3, 1400, 64), normal(3, 2, 64, seed=1)
-    keys[1] += 1.0 * q[1, :1] * normal(1400, 1, seed=2)
-    planes = random_planes(64, BITS, 100, 0)
-    codes, wanted = simhash(keys, planes), simhash(q, planes).transpose(1, 2)
-    begin, end = 10, 1390
-    sample, tables = sample_of(codes, wanted, begin, end, room)
-    size = lambda head, depth, taken: union_size(tables, wanted, head, depth, taken, begin, end)  # noqa: E731
-    for head in range(3):
-        depth, taken = int(sample.depth[head]), int(sample.tables[head])
-        assert LEAST_DEPTH <= depth <= BITS
-        assert size(head, depth, taken) <= room
-        assert taken == 100 or size(head, depth, taken + 1) > room
-        assert depth == LEAST_DEPTH or size(head, depth, 100) >= room
-        assert depth == BITS or size(head, depth + 1, 100) < room
-        hits = tables.second_hits(np.array([head]), wanted[[head]].numpy(), depth)[0, :, :end]
-        hits[:, :begin] = NEVER
-        assert np.array_equal(sample.second[head], hits)
-        assert np.array_equal(sample.soonest[head], hits.min(0))
-    if room == 400:
-        assert len(set(sample.depth.tolist())) > 1
 
 
 @pytest.mark.parametrize("budget", [110, 300, 1000])
