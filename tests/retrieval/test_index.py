@@ -7,24 +7,12 @@ from typing import Any
 import pytest
 import torch
 from closeness import assert_close, poison_empty
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from indexes import INDEX_CASES, IndexCase, PlainReader
+from indexes import INDEX_CASES, PARAMS, SHAPES, IndexCase, PlainReader, draw, forced_pages, mass_of
 from torch import Tensor
 
 from stratakv.retrieval import Index, IndexParams, index_names, make_index
 from stratakv.retrieval.registry import AUTO, INDEXES
 from stratakv.retrieval.stored import Geometry, check_stored
-
-SHAPES = [(3, 3, 64), (1, 4, 256), (2, 4, 128), (8, 1, 64), (1, 8, 128)]
-"""KV heads, query heads each, head dim."""
-PAGES = 37
-PARAMS = [
-    IndexParams(page_size=16, sink=16, local=64),
-    IndexParams(page_size=16, sink=5, local=33),
-    IndexParams(page_size=16, sink=0, local=0),
-    IndexParams(page_size=4, sink=3, local=9),
-]
 
 every_index = pytest.mark.parametrize("case", INDEX_CASES, ids=lambda case: case.name)
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -34,22 +22,6 @@ every_param = pytest.mark.parametrize("params", PARAMS, ids=lambda p: f"page{p.p
 @pytest.fixture(autouse=True)
 def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     poison_empty(monkeypatch)
-
-
-def draw(
-    shape: tuple[int, int, int], params: IndexParams, *, seed: int = 0, pages: int = PAGES, dtype: Any = torch.float32
-) -> tuple[Tensor, Tensor]:
-    """Keys with a few that stand out, as in real attention, and a scaled query."""
-    groups, repeats, dim = shape
-    generator = torch.Generator().manual_seed(seed)
-    keys = torch.randn(groups, pages * params.page_size, dim, generator=generator)
-    keys[:, torch.randperm(keys.shape[1], generator=generator)[: pages // 4]] *= 3
-    q = torch.randn(groups, repeats, dim, generator=generator) * dim**-0.5 * 2
-    return keys.to(dtype), q
-
-
-def forced_pages(params: IndexParams) -> int:
-    return params.units(params.sink, params.page_size) + params.units(params.local, params.page_size)
 
 
 def budgets(params: IndexParams, total: int) -> list[int]:
@@ -274,33 +246,6 @@ def test_attention_over_what_was_chosen(case: IndexCase, shape: tuple[int, int, 
 # Quality
 
 
-def mass_of(keys: Tensor, q: Tensor, ids: Tensor, unit: int) -> Tensor:
-    """Attention mass the selection covers, float64 `[G]`: the mean over a KV head's query heads."""
-    weights = torch.softmax(q.double() @ keys.double().transpose(1, 2), -1).mean(1)
-    tokens = (ids.unsqueeze(-1) * unit + torch.arange(unit)).flatten(1)
-    return weights.gather(1, tokens).sum(1)
-
-
-@settings(max_examples=40, derandomize=True, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), shape=st.sampled_from(SHAPES), params=st.sampled_from(PARAMS), data=st.data())
-def test_oracle_covers_the_most(
-    seed: int, shape: tuple[int, int, int], params: IndexParams, data: st.DataObject
-) -> None:
-    """At as many tokens as each of the others reads."""
-    keys, q = draw(shape, params, seed=seed, pages=data.draw(st.integers(forced_pages(params) + 2, PAGES)))
-    total = keys.shape[1]
-    oracle = make_index("oracle", params)
-    ceiling = oracle.build(keys)
-    for case in INDEX_CASES:
-        index = case.make(params, shape)
-        least = (forced_pages(params) + 1) * params.page_size
-        chosen = index.select(index.build(keys), q, total, data.draw(st.integers(least, total - 1)))
-        if chosen.num_tokens < total:
-            best = oracle.select(ceiling, q, total, chosen.num_tokens)
-            assert best.num_tokens == chosen.num_tokens
-            assert (mass_of(keys, q, best.ids, best.unit) >= mass_of(keys, q, chosen.ids, chosen.unit) - 1e-6).all()
-
-
 @every_shape
 def test_bounds_cover_more_than_a_window(shape: tuple[int, int, int]) -> None:
     """Worth its cost: over twenty drawn contexts it finds more of the attention than its floor does."""
@@ -313,26 +258,6 @@ def test_bounds_cover_more_than_a_window(shape: tuple[int, int, int]) -> None:
             chosen = index.select(index.build(keys), q, keys.shape[1], 40)
             found[name] += mass_of(keys, q, chosen.ids, chosen.unit).mean().item() / 20
     assert found["bounds"] > found["window"] + 0.02
-
-
-def test_window_by_hand() -> None:
-    index = make_index("window", IndexParams(page_size=4, sink=5, local=4))
-    q = torch.zeros(2, 1, 8)
-    assert index.select(None, q, 40, 24).ids.tolist() == [[0, 1, 6, 7, 8, 9]] * 2
-    assert index.select(None, q, 40, 27).ids.tolist() == [[0, 1, 6, 7, 8, 9]] * 2
-
-
-def test_oracle_by_hand() -> None:
-    keys = torch.tensor([[[0.0], [5.0], [1.0], [4.0], [2.0], [3.0], [0.0], [0.0]]])
-    index = make_index("oracle", IndexParams(page_size=4, sink=1, local=1))
-    state = index.build(keys)
-    assert index.select(state, torch.tensor([[[1.0]]]), 8, 5).ids.tolist() == [[0, 1, 3, 5, 7]]
-    assert index.select(state, torch.tensor([[[-1.0]]]), 8, 4).ids.tolist() == [[0, 2, 6, 7]]
-
-
-def test_dense_reads_all_whatever_the_budget() -> None:
-    index = make_index("dense", IndexParams(page_size=4, sink=1, local=1))
-    assert index.select(None, torch.zeros(2, 1, 8), 12, 8).ids.tolist() == [[0, 1, 2]] * 2
 
 
 @every_index

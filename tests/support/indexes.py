@@ -1,10 +1,11 @@
-"""The indexes under contract: a new index adds one line here and has the whole suite."""
+"""The indexes under contract: a new index adds one line here and has the whole suite. And what they are asked."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import gcd
+from typing import Any
 
 import torch
 from profiles import a2ats_profile
@@ -17,6 +18,14 @@ from stratakv.retrieval.registry import make_index
 
 Shape = tuple[int, int, int]
 """KV heads, query heads each, head dim."""
+SHAPES = [(3, 3, 64), (1, 4, 256), (2, 4, 128), (8, 1, 64), (1, 8, 128)]
+PAGES = 37
+PARAMS = [
+    IndexParams(page_size=16, sink=16, local=64),
+    IndexParams(page_size=16, sink=5, local=33),
+    IndexParams(page_size=16, sink=0, local=0),
+    IndexParams(page_size=4, sink=3, local=9),
+]
 
 
 class HalfSplitRope:
@@ -64,6 +73,29 @@ INDEX_CASES = [
     IndexCase("spectral", unit_of=lambda page_size: 1),
     IndexCase("window"),
 ]
+
+
+def draw(
+    shape: Shape, params: IndexParams, *, seed: int = 0, pages: int = PAGES, dtype: Any = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """Keys with a few that stand out, as in real attention, and a scaled query."""
+    groups, repeats, dim = shape
+    generator = torch.Generator().manual_seed(seed)
+    keys = torch.randn(groups, pages * params.page_size, dim, generator=generator)
+    keys[:, torch.randperm(keys.shape[1], generator=generator)[: pages // 4]] *= 3
+    q = torch.randn(groups, repeats, dim, generator=generator) * dim**-0.5 * 2
+    return keys.to(dtype), q
+
+
+def forced_pages(params: IndexParams) -> int:
+    return params.units(params.sink, params.page_size) + params.units(params.local, params.page_size)
+
+
+def mass_of(keys: Tensor, q: Tensor, ids: Tensor, unit: int) -> Tensor:
+    """Attention mass the selection covers, float64 `[G]`: the mean over a KV head's query heads."""
+    weights = torch.softmax(q.double() @ keys.double().transpose(1, 2), -1).mean(1)
+    tokens = (ids.unsqueeze(-1) * unit + torch.arange(unit)).flatten(1)
+    return weights.gather(1, tokens).sum(1)
 
 
 class PlainReader:
