@@ -55,7 +55,7 @@ def test_query_heads_have_one_vote_each() -> None:
 
 def test_a_budget_below_what_is_forced_goes_to_sinks_first() -> None:
     index = make_index("oracle", IndexParams(page_size=4, sink=3, local=2))
-    state, q = index.build(torch.arange(8.0).view(1, 8, 1)), torch.ones(1, 1, 1)
+    state, q = index.build(-torch.arange(8.0).view(1, 8, 1)), torch.ones(1, 1, 1)
     assert [index.select(state, q, 8, budget).ids.tolist() for budget in (2, 4, 5, 6)] == [
-        [[0, 1]], [[0, 1, 2, 7]], [[0, 1, 2, 6, 7]], [[0, 1, 2, 5, 6, 7]],
+        [[0, 1]], [[0, 1, 2, 7]], [[0, 1, 2, 6, 7]], [[0, 1, 2, 3, 6, 7]],
     ]  # fmt: skip
