@@ -9,10 +9,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from gguf_models import FAMILIES, random_model, write_gguf
+from safetensors.torch import load_file
 
 from stratakv.runtime.model.gguf.container import Contents, Tensor, read_gguf
+from stratakv.runtime.model.gguf.directory import read_model
 from stratakv.runtime.model.gguf.keys import Keys
+from stratakv.runtime.model.gguf.weights_file import write_weights
 
 _FOLDER = TemporaryDirectory(prefix="gguf-")
 
@@ -64,4 +68,12 @@ def like(family: str, of: str, **changes: Any) -> Tensor:
     return dataclasses.replace(contents_of(family).tensors[of], **changes)
 
 
-__all__ = ["FAMILIES", "changed", "contents_of", "like"]
+def weights_of(paths: list[Path], folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    """The weights that are made from a file, or from the parts of one."""
+    found, made = read_model(paths), folder / "made.safetensors"
+    made.unlink(missing_ok=True)
+    write_weights(made, found.weights, dtype)
+    return dict(load_file(made))
+
+
+__all__ = ["FAMILIES", "changed", "contents_of", "like", "weights_of"]
