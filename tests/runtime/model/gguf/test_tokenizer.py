@@ -5,84 +5,27 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import xxhash
 from gguf_models import random_model, tokenizer_keys, write_gguf
+from gguf_tokenizers import loaded, made
 from places import ABBEY, TESTS
-from tokenizers import Tokenizer
 from vocabularies import VOCABULARIES
 
 from stratakv.runtime import KVConfig, Runtime
 from stratakv.runtime.api.errors import ModelFileError
 from stratakv.runtime.model import locate
 from stratakv.runtime.model.gguf.container import read_gguf
-from stratakv.runtime.model.gguf.pre_tokenizers import RULES
 from stratakv.runtime.model.gguf.tokenizer import write_tokenizer
 from stratakv.runtime.model.locate import gguf_of
-from stratakv.runtime.model.tokens import load_tokenizer
 
 DATA = TESTS / "data" / "tokens"
-PIECES: list[dict[str, Any]] = json.loads((DATA / "pieces.json").read_text())
 IDS: dict[str, Any] = json.loads((DATA / "ids.json").read_text())
 BYTES = VOCABULARIES["bytes"]
 SENTENCEPIECE = VOCABULARIES["sentencepiece"]
-
-_MARKS = {"e\u0301te\u0301", "Üb\u0308 a\u0308A", "क्षि", "ٱلسَّلَام ١٢٣"}
-_CAPITALS = {"ÉCOLE éÉa"}
-_CASES = _CAPITALS | {"HelloWorld fooBar", "Üb\u0308 a\u0308A"}
-_BLANKS = {"a\u3000b\u2003"}
-AS_TRAINED = {
-    "tekken": _MARKS | _CAPITALS, "gpt-4o": _MARKS | _CAPITALS, "granite-embed-multi-97m": _CAPITALS,
-    "tiny_aya": _CASES, "youtu": _CASES, "kimi-k2": _MARKS | _CASES | {"々〇日"}, "deepseek-llm": _BLANKS,
-    "deepseek-coder": _BLANKS,
-}  # fmt: skip
-"""Where llama.cpp says a rule with less than the model was trained with: one name of the rule -> texts that show it."""
-
-
-def made(keys: dict[str, Any], folder: Path) -> Tokenizer:
-    write_tokenizer(Path("file.gguf"), keys, folder)
-    return Tokenizer.from_file(str(folder / "tokenizer.json"))
-
-
-def loaded(keys: dict[str, Any], folder: Path, family: str = "qwen2") -> Any:
-    write_tokenizer(Path("file.gguf"), keys, folder)
-    return load_tokenizer(folder, SimpleNamespace(model_type=family))
-
-
-def words(tokenizer: Tokenizer, text: str) -> list[str]:
-    """What a text is split into, before it is spelled in bytes."""
-    splits = tokenizer.pre_tokenizer.pre_tokenize_str(text)
-    return [text[begin:end] for _, (begin, end) in splits]
-
-
-@pytest.mark.parametrize("kept", PIECES, ids=lambda kept: str(kept["rules"][0]))
-def test_every_rule_splits_as_in_llama_cpp_or_as_the_model_was_trained(kept: dict[str, Any], tmp_path: Path) -> None:
-    pieces: dict[str, list[str]] = kept["texts"]
-    for rule in kept["rules"]:
-        tokenizer = made(BYTES | {"tokenizer.ggml.pre": rule}, tmp_path)
-        differing = {text for text, theirs in pieces.items() if words(tokenizer, text) != theirs}
-        assert differing == set().union(*(AS_TRAINED.get(name, ()) for name in kept["rules"])), rule
-
-
-def test_every_rule_was_compared() -> None:
-    compared = [rule for kept in PIECES for rule in kept["rules"]]
-    assert sorted(compared) == sorted(rule for rule, found in RULES.items() if found.byte_level)
-
-
-@pytest.mark.parametrize(("rule", "text", "pieces"), [
-    ("tekken", "ÉCOLE éÉa", ["ÉCOLE", " é", "Éa"]),
-    ("gpt-4o", "e\u0301te\u0301's x\u0301", ["e\u0301te\u0301's", " x\u0301"]),
-    ("deepseek-coder", "a\u3000b", ["a", "\u3000", "b"]),
-    ("kimi-k2", "HelloWorld 々〇日a", ["Hello", "World", " ", "々〇日", "a"]),
-])  # fmt: skip
-def test_a_rule_that_llama_cpp_cannot_say_is_the_one_of_the_training(
-    rule: str, text: str, pieces: list[str], tmp_path: Path
-) -> None:
-    assert words(made(BYTES | {"tokenizer.ggml.pre": rule}, tmp_path), text) == pieces
 
 
 @pytest.mark.parametrize("name", VOCABULARIES)
@@ -99,15 +42,6 @@ def test_ids_are_llama_cpps(name: str, tmp_path: Path) -> None:
 def test_what_ends_a_reply_is_what_does_in_llama_cpp(name: str, tmp_path: Path) -> None:
     write_tokenizer(Path("file.gguf"), VOCABULARIES[name], tmp_path)
     assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == IDS[name]["ends"]
-
-
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3", "olmo2", "smollm3"])
-def test_transformers_takes_it_as_it_is_in_every_family(family: str, tmp_path: Path) -> None:
-    """It has classes for some families, which split as those families do, whatever tokenizer.json says."""
-    tokenizer = loaded(BYTES | {"tokenizer.ggml.pre": "deepseek-llm"}, tmp_path, family)
-    text = "x1234567 don't\n½"
-    assert tokenizer(text).input_ids == Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(text).ids
-    assert words(tokenizer.backend_tokenizer, text) == ["x", "1234567", " don", "'", "t", "\n", "½"]
 
 
 @pytest.mark.parametrize(("keys", "begun"), [
@@ -197,15 +131,6 @@ def test_what_may_change_tokens_is_told(
     (record,) = caplog.records
     assert said.split(".*")[0] in record.getMessage()
     assert said.split(".*")[-1] in record.getMessage()
-
-
-def test_scores_that_leave_the_order_open_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    tokens, scores = SENTENCEPIECE["tokenizer.ggml.tokens"], list(SENTENCEPIECE["tokenizer.ggml.scores"])
-    made(SENTENCEPIECE, tmp_path)
-    assert caplog.records == []
-    scores[tokens.index("he")] = scores[tokens.index("el")]
-    made(SENTENCEPIECE | {"tokenizer.ggml.scores": scores}, tmp_path)
-    assert "1 tokens share a score and 0 letters are in longer tokens only" in caplog.text
 
 
 def test_the_default_model_reads_the_example_as_before_and_fractions_as_it_was_trained(tmp_path: Path) -> None:

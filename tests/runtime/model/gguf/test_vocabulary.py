@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from gguf_tokenizers import keys
 from vocabularies import VOCABULARIES
 
 from stratakv.runtime.api.errors import ModelFileError
 from stratakv.runtime.model.gguf import merges
 from stratakv.runtime.model.gguf.tokenizer import write_tokenizer
 from stratakv.runtime.model.gguf.vocabulary import MAX_LETTERS, MAX_TOKENS
-from stratakv.runtime.model.tokens import load_tokenizer
 from stratakv.runtime.untrusted import json_files
 from stratakv.runtime.untrusted.directory import MAX_TEMPLATE
 from stratakv.runtime.untrusted.settings import MAX_ADDED
-
-
-def keys(model: str, tokens: list[Any], kind: int = 1, **said: Any) -> dict[str, Any]:
-    found = {"model": model, "pre": "gpt-2", "tokens": tokens, "token_type": [kind] * len(tokens), "merges": [], **said}
-    return {f"tokenizer.ggml.{name}": value for name, value in found.items()}
 
 
 def by_score(tokens: list[str]) -> dict[str, Any]:
@@ -65,18 +59,3 @@ def test_pairs_and_bytes_are_bounded_too(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(json_files, "VOCABULARY", json_files.Limits(1000, 1000))
     with pytest.raises(ModelFileError, match=r"larger than can be read again \(\d+ bytes, at most 1000 are allowed\)"):
         write_tokenizer(Path("file.gguf"), BYTES, tmp_path)
-
-
-@pytest.mark.parametrize("tokens", [
-    ["a", "", "b", ""], ["\0", "\x7f", "\u2028", '"', "\\"], ["<0x00>", "<0x", "$A", "[CLS] a:0"],
-], ids=["empty", "signs", "as in templates"])  # fmt: skip
-def test_odd_tokens_keep_their_ids(tokens: list[str], tmp_path: Path) -> None:
-    """BOS among them: transformers has a little language for where it is put, which its text may not be read as."""
-    last = len(tokens) - 1
-    stated = keys("gpt2", tokens, 3, bos_token_id=last, add_bos_token=True)
-    write_tokenizer(Path("file.gguf"), stated, tmp_path)
-    tokenizer = load_tokenizer(tmp_path, SimpleNamespace(model_type="llama"))
-    assert tokenizer("").input_ids == [last]
-    assert [tokenizer.convert_tokens_to_ids(token) for token in tokens if token] == [
-        number for number, token in enumerate(tokens) if token
-    ]
