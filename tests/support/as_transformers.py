@@ -1,0 +1,58 @@
+"""A model directory loaded with our own modules and with transformers': equal to the bit in all they compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stratakv.runtime.model.model import Model
+from stratakv.runtime.model.rotary import RotaryTables
+
+CPU = torch.device("cpu")
+
+
+def own_tables(model: Model, positions: Tensor) -> RotaryTables:
+    return model.rotary(positions, model.dtype, model.rope.reach(int(positions.max()) + 1))
+
+
+def their_tables(model: Model, positions: Tensor) -> RotaryTables:
+    """By transformers' own module, whose tables are those of the longest text it has seen."""
+    made, like = model.inner.rotary_emb, torch.empty(0, dtype=model.dtype)
+    if hasattr(made, "layer_types"):
+        return {kind: made(like, positions, kind) for kind in made.layer_types}
+    return dict.fromkeys(set(model.kinds), made(like, positions))
+
+
+def outputs(model: Model, tables: Callable[[Model, Tensor], RotaryTables]) -> list[Tensor]:
+    """Embeddings, tables of several positions, what each layer hands to attention and gives, and logits."""
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        found.extend([q, k, v, torch.tensor(scale)])
+        return (q * scale) * v.repeat_interleave(q.shape[1] // v.shape[1], 1)
+
+    hidden = model.embed(torch.arange(11).view(1, 11))
+    found = [hidden]
+    for positions in ([0, 1, 2], [900, 3000, 3999], [4, 5, 6]):  # dynamic tables grow, and come back
+        for kind, table in sorted(tables(model, torch.tensor([positions])).items()):
+            found.extend(table)
+            q = torch.linspace(-1, 1, 2 * 3 * model.head_dim).view(1, 2, 3, model.head_dim).to(model.dtype)
+            found.extend(model.rotate(model.kinds.index(kind), q, q * 2, {kind: table}))
+    for layer in range(model.num_layers):
+        hidden = model.run_layer(model.layer(layer, prefill=False), hidden, attend)
+        found.append(hidden)
+    return [*found, model.logits(hidden[:, -1])]
+
+
+def assert_equal(folder: Path, dtype: torch.dtype = torch.float32) -> Model:
+    with torch.inference_mode():
+        own, theirs = (Model.load(folder, CPU, dtype, modules=modules) for modules in ("own", "transformers"))
+        sides = outputs(own, own_tables), outputs(theirs, their_tables)
+    assert len(sides[0]) == len(sides[1])
+    assert all(torch.equal(*pair) for pair in zip(*sides, strict=True))
+    assert (own.kinds, own.windows, own.eos_ids) == (theirs.kinds, theirs.windows, theirs.eos_ids)
+    assert own.config.rope_parameters == theirs.config.rope_parameters
+    assert type(own.tokenizer) is type(theirs.tokenizer)
+    return own
