@@ -11,8 +11,6 @@ import torch
 from tiny_models import FAMILIES, save_tiny_model
 
 from stratakv.runtime import KVConfig, Runtime
-from stratakv.runtime.model.head import CANDIDATES, Head
-from stratakv.runtime.model.products import Int8Product, Product
 
 SHORT = [[37], [48], [300], [129, 21], [64, 16, 33]]
 LONG = [[600], [529, 37], [560, 64]]
@@ -68,26 +66,3 @@ def test_every_family(family: str, dtype: str, tmp_path: Path) -> None:
 def test_every_index(index: str, tiny_llama: Path, tmp_path: Path) -> None:
     again = compare(tiny_llama, tmp_path / "kv", "bfloat16", index, LONG)
     assert again < sum(map(sum, LONG)) / 10
-
-
-@pytest.mark.parametrize("product", [Product, Int8Product])
-@pytest.mark.parametrize("with_bias", [False, True])
-def test_the_highest_logits_are_those_of_fp32(product: type[Product], with_bias: bool) -> None:
-    """Whatever a 16-bit or 8-bit product makes of them: a random head has many nearly equal ones."""
-    generator = torch.Generator().manual_seed(3)
-    width, vocabulary, count = 128, 4096, 200
-    linear = torch.nn.Linear(width, vocabulary, bias=with_bias).to(torch.bfloat16).requires_grad_(False)
-    linear.weight.copy_(torch.randn(vocabulary, width, generator=generator))
-    hidden = torch.randn(count, width, generator=generator)
-    norm = torch.nn.RMSNorm(width)
-    with torch.no_grad():
-        logits = Head(norm, linear, product(linear.weight, linear.bias))(hidden)
-        exact = norm(hidden) @ linear.weight.float().T
-        if linear.bias is not None:
-            exact = exact + linear.bias.float()
-    assert logits.dtype is torch.float32
-    highest = exact.topk(3).indices
-    torch.testing.assert_close(logits.gather(1, highest), exact.gather(1, highest), rtol=1e-5, atol=1e-4)
-    assert torch.equal(logits.argmax(1), exact.argmax(1))
-    assert (logits == exact).sum(1).max() <= vocabulary / 8  # the rest is as the product had it
-    assert logits.topk(CANDIDATES).values.unique(dim=1).shape == (count, CANDIDATES)

@@ -5,16 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from tiny_models import FAMILIES, save_tiny_model
 from torch import Tensor, nn
 
-from stratakv.runtime import KVConfig, Runtime
 from stratakv.runtime.model.lean_layer import lean_layer
 from stratakv.runtime.model.model import Model
-from stratakv.runtime.model.products import Int8Product
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 """As a share of the largest value: bf16 keeps 8 bits, and the two round at other places."""
@@ -95,48 +92,3 @@ def test_a_layer_with_a_part_that_is_not_known_is_left_to_transformers(tiny_llam
 
     layer.mlp.up_proj = Quantised(4, 4)
     assert lean_layer(layer, *shape, is_rotated=True) is None
-
-
-WIDE = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 16}
-"""Widths that 8-bit products take."""
-
-
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_int8_rounds_to_255_steps_of_a_scale_per_output(dtype: torch.dtype) -> None:
-    draw = torch.Generator().manual_seed(5)
-    weight = torch.randn(192, 64, generator=draw).to(dtype)
-    weight[3] = 0.0
-    bias, x = torch.randn(192, generator=draw).to(dtype), torch.randn(BATCH, 64, generator=draw).to(dtype)
-    product = Int8Product(weight, bias)
-    steps = torch.round(weight.float() / product.scale.float().unsqueeze(1)).clamp(-127, 127)
-    assert torch.equal(product.weight, steps.to(torch.int8))
-    assert steps.abs().amax(1)[torch.arange(192) != 3].min() >= 126, "a scale that wastes steps"
-    rounded = steps * product.scale.float().unsqueeze(1)
-    assert (rounded - weight.float()).abs().max() <= 0.51 * weight.float().abs().max() / 126
-    expected = x.float() @ rounded.T + bias.float()
-    assert (product(x) - expected).abs().max() <= TOLERANCE[dtype] * expected.abs().max()
-
-
-def test_int8_decodes_near_the_own_weights_and_prefills_with_them(tmp_path: Path) -> None:
-    folder = save_tiny_model(tmp_path / "model", "llama", vocab_size=320, **WIDE)
-    found = {}
-    for weights in ("own", "int8"):
-        kv = KVConfig(path=tmp_path / weights, index="dense")
-        with Runtime.load(folder, dtype="float32", weights=weights, kv=kv) as runtime:
-            sequence = runtime.engine.new_sequence()
-            prefilled = runtime.engine.prefill(sequence, np.arange(3, 90, dtype=np.uint32)).logits
-            assert prefilled is not None
-            found[weights] = prefilled, runtime.engine.decode([sequence], [7])[0], sequence.salt
-            assert runtime.stats()["weights"] == weights
-    assert torch.equal(found["own"][0], found["int8"][0])
-    own, rounded = found["own"][1], found["int8"][1]
-    assert not torch.equal(own, rounded)
-    assert (own - rounded).norm() <= 0.1 * own.norm()
-    assert found["own"][2] != found["int8"][2], "pages of generated tokens must not be shared between the two"
-
-
-def test_int8_of_widths_that_cannot_be_multiplied_is_refused(tiny_llama: Path) -> None:
-    with pytest.raises(ValueError, match=r"multiples of 64.*leave it out"):
-        Runtime.load(tiny_llama, weights="int8")
-    with pytest.raises(ValueError, match="own, int8 or file, not 'int4'"):
-        Runtime.load(tiny_llama, weights="int4")

@@ -10,14 +10,11 @@ from typing import Any
 
 import jinja2
 import pytest
-import transformers
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizer_kinds import CONTROLS, FLAGS, KINDS, TEMPLATES, render_here, tokenizer_of
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from stratakv.runtime.api.errors import ModelFileError
-from stratakv.runtime.model.encoder import Spelled
 from stratakv.runtime.model.template import Template
 from stratakv.runtime.untrusted import template_render
 from stratakv.runtime.untrusted.template_render import render
@@ -151,19 +148,6 @@ def test_a_text_without_a_template_begins_as_the_tokenizer_says(kind: str, bos: 
     assert log + end == made("Hello world\nWho hid the letter?").input_ids
     assert template.encode_prompt("<s>Hello") == made("<s>Hello", add_special_tokens=False).input_ids
     assert template.encode_prompt("") == []
-
-
-def test_the_vocabulary_may_have_gaps() -> None:
-    """Numbers that the twin gives to control tokens are words of such a tokenizer."""
-    vocabulary = {"<unk>": 0, "a": 1, "<s>": 3, "b": 4, "d": 7, "c": 8, "</s>": 9}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    backend.add_special_tokens([AddedToken("<s>"), AddedToken("</s>")])
-    made = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
-    encoder = Template(made).encoder
-    text = "<s> a b c d </s> x"
-    assert encoder.encode(encoder.spelled(text)) == made(text, add_special_tokens=False).input_ids
-    assert encoder.encode(Spelled("a b c d")) == [1, 4, 8, 7]
 
 
 @pytest.mark.parametrize(

@@ -151,21 +151,3 @@ def test_two_decoders_are_one_too_many(folder: Path) -> None:
     write(folder, tensors | {f"draft.{name}": tensor.clone() for name, tensor in tensors.items()})
     with pytest.raises(ModelFileError, match="2 decoders"):
         Model.load(folder, CPU, torch.float32)
-
-
-def test_a_window_that_no_text_fills_is_none(tmp_path: Path) -> None:
-    """Phi-3's long models have one of twice their longest text: their layers are tiered all the same."""
-    folder = save_tiny_model(tmp_path / "model", "phi3", sliding_window=8192, max_position_embeddings=4096)
-    assert Model.load(folder, CPU, torch.float32).tiered == [0, 1, 2]
-
-
-@pytest.mark.parametrize(("family", "windows"), [("llama", [None] * 3), ("olmo2", [None] * 3), ("phi3", [40] * 3)])
-def test_layers_slide_where_the_familys_class_has_them_slide(
-    family: str, windows: list[int | None], tmp_path: Path
-) -> None:
-    """Configurations that were made of another family's still name its window, or kinds of layers."""
-    folder = save_tiny_model(tmp_path / "model", family)
-    path = folder / "config.json"
-    kinds = ["full_attention", "sliding_attention", "sliding_attention"]
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"sliding_window": 40, "layer_types": kinds}))
-    assert Model.load(folder, CPU, torch.float32).windows == windows
