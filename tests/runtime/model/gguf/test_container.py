@@ -13,6 +13,7 @@ from gguf_models import tokenizer_keys, write_raw
 from tiny_gguf import key
 
 from stratakv.runtime.api.errors import ModelFileError
+from stratakv.runtime.model.gguf import container
 from stratakv.runtime.model.gguf.container import read_gguf
 
 U32, F32, BOOL, STRING, ARRAY, U64 = 4, 6, 7, 8, 9, 10
@@ -68,6 +69,15 @@ IMPOSSIBLE: dict[str, tuple[bytes, str]] = {
     ),
     "a long text": (whole([key("a", STRING, struct.pack("<Q", 1 << 21))], []), "a string of 2097152 bytes, at most"),
     "a text beyond the end": (whole([key("a", STRING, struct.pack("<Q", 99))], []), "99 bytes long, the file has"),
+    "half a number": (whole([key("a", U64, bytes(4))], [], align=1), "key 'a': the file ends at byte 41, inside"),
+    "a long text in a list": (
+        whole([array("a", STRING, 1, struct.pack("<Q", 1 << 21))], []),
+        "key 'a': a string of 2097152 bytes, at most",
+    ),
+    "a name of no letters": (
+        whole([key("a", BOOL, b"\1").replace(b"a", b"\xff")], []),
+        r"key 0: b'\\xff' is not UTF-8",
+    ),
     "a name twice": (whole([u32("a", 1), u32("a", 2)], []), "key 'a': it is there twice"),
     "no name": (whole([u32("", 1)], []), "key 0: it is empty"),
     "a type": (whole([key("a", 77, b"")], []), "key 'a': a value of the unknown type 77"),
@@ -124,6 +134,18 @@ def test_what_is_no_such_file_is_named(data: bytes, said: str, tmp_path: Path) -
     path.write_bytes(data)
     with pytest.raises(ModelFileError, match=said):
         read_gguf([path])
+
+
+def test_all_parts_of_a_split_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = [tmp_path / name for name in "abc"]
+    for number, part in enumerate(parts):
+        part.write_bytes(whole([u32("split.no", number), u32("split.count", 3)], [tensor(part.name, 8)], 32))
+    assert read_gguf(parts[::-1]).tensors.keys() == {"a", "b", "c"}
+    with pytest.raises(ModelFileError, match=r"a: part 1, 3 of the 3 parts of a split model; put all parts into one"):
+        read_gguf([parts[2], parts[0]])
+    monkeypatch.setattr(container, "MAX_TENSORS", 2)
+    with pytest.raises(ModelFileError, match=r"a: 3 tensors in all parts, at most 2 are allowed"):
+        read_gguf(parts)
 
 
 def test_parts_of_two_splits_do_not_go_together(tmp_path: Path) -> None:

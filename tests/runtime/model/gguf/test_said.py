@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,26 +33,27 @@ def test_a_list_that_says_the_same_for_every_layer_is_that_number() -> None:
 @pytest.mark.parametrize(
     ("keys", "ask", "problem"),
     [
-        ({}, lambda found: found.whole("heads"), "not a readable GGUF model: llama.heads: the file does not say it"),
-        ({"heads": -1}, lambda found: found.whole("heads"), "llama.heads: -1, expected a whole number from 0"),
-        ({"heads": True}, lambda found: found.whole("heads"), "llama.heads: True, expected a whole number from 0"),
-        ({"heads": 4.0}, lambda found: found.whole("heads"), "llama.heads: 4.0, expected a whole number from 0"),
-        ({"heads": 1025}, lambda found: found.whole("heads", "num_attention_heads"),
+        ({}, ("whole", "heads"), "not a readable GGUF model: llama.heads: the file does not say it"),
+        ({"heads": -1}, ("whole", "heads"), "llama.heads: -1, expected a whole number from 0"),
+        ({"heads": True}, ("whole", "heads"), "llama.heads: True, expected a whole number from 0"),
+        ({"heads": 4.0}, ("whole", "heads"), "llama.heads: 4.0, expected a whole number from 0"),
+        ({"heads": 1025}, ("whole", "heads", "num_attention_heads"),
          "llama.heads: 1025, expected a whole number from 1 to 1024"),
-        ({"theta": float("inf")}, lambda found: found.number("theta"), "llama.theta: inf, expected a finite number"),
-        ({"theta": True}, lambda found: found.number("theta"), "llama.theta: True, expected a finite number"),
-        ({"kind": 7}, lambda found: found.text("kind", "none"), "llama.kind: 7, expected a text"),
-        ({"heads": [4, 2], "block_count": 2}, lambda found: found.whole("heads"),
+        ({"theta": float("inf")}, ("number", "theta"), "llama.theta: inf, expected a finite number"),
+        ({"theta": True}, ("number", "theta"), "llama.theta: True, expected a finite number"),
+        ({"kind": 7}, ("text", "kind", "none"), "llama.kind: 7, expected a text"),
+        ({"heads": [4, 2], "block_count": 2}, ("whole", "heads"),
          r"llama.heads: \[4, 2\] is not supported: its layers have sizes of their own; take a model whose layers"),
-        ({"heads": [4, 4], "block_count": 3}, lambda found: found.whole("heads"),
+        ({"heads": [4, 4], "block_count": 3}, ("whole", "heads"),
          r"llama.heads: \[4, 4\], 2 numbers for 3 layers"),
     ],
+    ids=str,
 )  # fmt: skip
 def test_what_no_model_says_is_an_error_that_names_the_key(
-    keys: dict[str, Any], ask: Callable[[Said], object], problem: str
+    keys: dict[str, Any], ask: tuple[str, ...], problem: str
 ) -> None:
     with pytest.raises(ModelFileError, match=f"^a.gguf: {problem}"):
-        ask(said(**keys))
+        getattr(said(**keys), ask[0])(*ask[1:])
 
 
 def test_what_nobody_asked_for_is_refused() -> None:
