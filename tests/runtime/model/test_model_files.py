@@ -49,10 +49,13 @@ def test_a_configuration_has_its_positions_and_its_place(tmp_path: Path) -> None
         ({"attn_logit_softcapping": 30.0}, "config.json: attn_logit_softcapping: 30.0 is not supported"),
         ({"final_logit_softcapping": 50.0}, "config.json: final_logit_softcapping: 50.0 is not supported"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention is not supported"),
+        ({"model_type": "qwen2", "num_hidden_layers": 1, "layer_types": ["chunked_attention"]},
+         "layers of type chunked_attention are not supported"),
         ({"num_key_value_heads": 4}, "config.json: num_key_value_heads: 4, which do not divide 6 attention heads"),
         ({"hidden_size": 18}, "config.json: head_dim: 3, expected an even number from 2"),
     ],
-)
+    ids=str,
+)  # fmt: skip
 def test_what_our_forward_pass_lacks_is_refused(changes: dict[str, Any], problem: str, tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match=problem):
         read_configuration(said(tmp_path, **changes), "own", has_weights=False)
