@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -158,6 +159,15 @@ def test_what_is_no_number_still_gives_a_selection(bad: float, every: bool) -> N
     keys[:, ::7] = bad
     scored = score_by_bounds(torch.randn(2, 3, 16), page_bounds(keys, 4), 40, 16, 0.25)
     check_ids(scored.choose(9, 2, 3), 40, 2, 3)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_is_no_number_is_chosen_last(sign: int) -> None:
+    """Whatever its sign: it would be above all numbers, as bits are ordered."""
+    q, bounds = torch.ones(1, 1, 8), torch.zeros(1, 8, 16)
+    bounds[0, :, 0] = bounds[0, :, 8] = torch.arange(8.0)
+    bounds[0, 2] = math.copysign(torch.nan, sign)
+    assert score_by_bounds(q, bounds, 8, 8, 1.0).choose(2, 0, 0).tolist() == [[6, 7]]
 
 
 def test_items_leave_the_same_in_any_order() -> None:
