@@ -4,44 +4,26 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
+from bench_runs import TINY, silent, small_probes
 
 from stratakv.runtime.api.errors import DoesNotFitError
-from stratakv.runtime.bench import bandwidths, ours
-from stratakv.runtime.bench.correctness import WrongLogitsError
 from stratakv.runtime.bench.options import BenchOptions, Caps
-from stratakv.runtime.bench.random_kv import fill_sequence
 from stratakv.runtime.bench.report import crossovers
 from stratakv.runtime.bench.run import run_bench
-from stratakv.runtime.bench.shapes import SHAPES, random_model
-from stratakv.runtime.bench.subject import Subject
-from stratakv.runtime.engine.compiled_step import CompiledStep
-from stratakv.runtime.layers import tiered
 
 TIGHT = Caps(gpu_gb=0.00045, host_gb=0.0001, disk_gb=0.1)
-COMMON: dict[str, Any] = {
-    "shape": "tiny", "dtype": "float32", "budget": 112, "contexts": (200, 700), "steps": 20, "turn_tokens": 20,
-}  # fmt: skip
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _small_probes() -> Any:
-    """Bandwidths are measured over little memory: here they only have to be there."""
+def _small_probes() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bandwidths, "_MEMORY_BYTES", dict.fromkeys(bandwidths._MEMORY_BYTES, 1 << 20))
-        patch.setattr(bandwidths, "_LINK_BYTES", 1 << 20)
-        patch.setattr(bandwidths, "_DISK_BYTES", 1 << 20)
+        small_probes(patch)
         yield
-
-
-def silent(line: str) -> None:
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +31,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Two contexts, two batches, two indexes, roomy tiers and tight ones."""
     lines: list[str] = []
     options = BenchOptions(
-        **COMMON, batches=(1, 2), indexes=("bounds", "spectral"), caps=(Caps(), TIGHT),
+        **TINY, batches=(1, 2), indexes=("bounds", "spectral"), caps=(Caps(), TIGHT),
         baselines=("dense", "offloaded"), kv_dir=tmp_path_factory.mktemp("stores"),
         trace=tmp_path_factory.mktemp("trace") / "steps.json",
     )  # fmt: skip
@@ -152,50 +134,9 @@ def test_stores_are_removed(result: dict[str, Any]) -> None:
     assert list(result["given"].kv_dir.iterdir()) == []
 
 
-@pytest.mark.parametrize("change", [lambda out: 1.01 * out, lambda out: out * torch.nan], ids=["scaled", "nan"])
-def test_no_speed_without_right_logits(
-    change: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    run = CompiledStep.run
-    monkeypatch.setattr(CompiledStep, "run", lambda *of: change(run(*of)))
-    monkeypatch.setattr(ours.Ours, "take_stint", lambda *_: pytest.fail("timed before it was checked"))
-    with pytest.raises(WrongLogitsError, match="no speed is reported"):
-        run_bench(BenchOptions(**COMMON, kv_dir=tmp_path), silent)
-
-
-def test_a_16_bit_model_is_checked_in_fp32_as_well(tmp_path: Path) -> None:
-    given = {**COMMON, "dtype": "bfloat16", "contexts": (64,), "steps": 1}
-    found = run_bench(BenchOptions(**given, baselines=(), kv_dir=tmp_path), silent)
-    assert 1e-4 < found["logits_error"]["bfloat16"] < 5e-2
-    assert found["logits_error"]["float32"] < 1e-5
-
-
-def test_random_kv_is_in_store_and_index(tmp_path: Path) -> None:
-    """Pages, index and tail are as long as after a prefill; what is read is what was drawn."""
-    options = BenchOptions(**COMMON, random_kv=True)
-    subject = Subject.load(options, tmp_path, 1000, silent)
-    with subject.runtime(options.kv(tmp_path / "kv", "spectral", Caps(host_gb=0.05))) as runtime:
-        engine = runtime.engine
-        prefilled, filled = engine.new_sequence(), engine.new_sequence()
-        tokens = subject.tokens(0, 700)
-        engine.prefill(prefilled, tokens[::-1].copy(), reuse=False)
-        fill_sequence(engine, filled, tokens, seed=3)
-        for one, other in zip(prefilled.layers, filled.layers, strict=True):
-            assert isinstance(one, tiered.TieredLayer)
-            assert isinstance(other, tiered.TieredLayer)
-            assert (len(one.pids), one.tail_len, one.indexed) == (len(other.pids), other.tail_len, other.indexed)
-            keys, values = other.reader.block(0, other.sealed)
-            assert one.state.num_queried == other.state.num_queried == 700 // 16
-            assert abs(float(keys.mean())) < 0.05
-            assert abs(float(values.std()) - 1) < 0.05
-        logits = engine.decode([filled], [1])
-        assert torch.isfinite(logits).all()
-        runtime.store.check_integrity()
-
-
 def test_random_kv_is_labelled(tmp_path: Path) -> None:
     lines: list[str] = []
-    found = run_bench(BenchOptions(**COMMON, random_kv=True, baselines=("dense",), kv_dir=tmp_path), lines.append)
+    found = run_bench(BenchOptions(**TINY, random_kv=True, baselines=("dense",), kv_dir=tmp_path), lines.append)
     for row, one, turn in turns(found):
         assert row["random_kv"]
         assert (turn["ttft_s"] is None) == (turn is one["first_turn"])
@@ -204,7 +145,7 @@ def test_random_kv_is_labelled(tmp_path: Path) -> None:
 
 def test_a_smaller_card_is_kept_to(tmp_path: Path) -> None:
     """2 MB: 0.3 for the weights, 0.3 apart, what is left for KV; dense attention needs more at 5,000 tokens."""
-    given = {**COMMON, "contexts": (5000,)}
+    given = {**TINY, "contexts": (5000,)}
     options = BenchOptions(**given, gpu_memory_cap=0.002, baselines=("dense",), kv_dir=tmp_path)
     row = run_bench(options, silent)["rows"][0]
     (one,) = row["contestants"]
@@ -216,7 +157,7 @@ def test_a_smaller_card_is_kept_to(tmp_path: Path) -> None:
 
 def test_a_card_without_room_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="raise gpu_memory_cap"):
-        run_bench(BenchOptions(**COMMON, gpu_memory_cap=0.0003, kv_dir=tmp_path), silent)
+        run_bench(BenchOptions(**TINY, gpu_memory_cap=0.0003, kv_dir=tmp_path), silent)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +166,7 @@ def test_a_card_without_room_is_refused(tmp_path: Path) -> None:
     ids=["context", "batch", "random-kv"],
 )
 def test_what_exceeds_the_tiers_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
-    options = BenchOptions(**{**COMMON, **changes}, caps=(Caps(host_gb=0.0012, disk_gb=0),), kv_dir=tmp_path)
+    options = BenchOptions(**{**TINY, **changes}, caps=(Caps(host_gb=0.0012, disk_gb=0),), kv_dir=tmp_path)
     with pytest.raises(DoesNotFitError, match="raise host_gb"):
         run_bench(options, silent)
     assert list(tmp_path.iterdir()) == []
@@ -251,7 +192,7 @@ def test_a_baseline_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: 
     found = importlib.util.find_spec
     absent = {"optimum", "hqq", "xllamacpp"}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name in absent else found(name, *a))
-    given = {**COMMON, "contexts": (64,), "steps": 1}
+    given = {**TINY, "contexts": (64,), "steps": 1}
     row = run_bench(BenchOptions(**given, baselines=("quantised", "llama.cpp"), kv_dir=tmp_path), silent)["rows"][0]
     assert row["left_out"] == {
         "quantised": "needs optimum-quanto or hqq: pip install optimum-quanto",
@@ -267,60 +208,3 @@ def test_untimed_steps_are_in_the_context(result: dict[str, Any]) -> None:
             per_token = 2 * 3 * 2 * 8 * 4 * row["batch"]
             held = [row["context"] + step + 1 for block in stints for step in block]
             assert one["first_turn"]["roofline"]["kv_bytes"] == pytest.approx(sum(held) / len(held) * per_token)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"contexts": (63,)}, "contexts are 64 tokens or more, not 63"),
-        ({"batches": (0,)}, "batches are 1 sequence or more, not 0"),
-        ({"steps": 0}, "at least 1 step"),
-        ({"steps": 10**30}, f"steps: at most 1000000 can be measured, not {10**30}"),
-        ({"turn_tokens": 10**9}, "turn_tokens: at most 100000000 can be measured"),
-        ({"contexts": (512, 10**9)}, "contexts: at most 100000000 can be measured"),
-        ({"batches": (10**6,)}, "batches: at most 1024 can be measured"),
-        ({"layers": 10**6}, "layers: at most 1024 can be measured"),
-        ({"profile": Path("x")}, "none of the indexes bounds needs a profile"),
-        ({"baselines": ("vllm",)}, "baselines are dense, offloaded, quantised, llama.cpp, or none; not vllm"),
-        ({"weights": ("own", "int3")}, "weights are own or int8, not int3"),
-        ({"link_gbps": 0.0}, "link_gbps is more than 0, not 0.0"),
-        ({"shape": None, "layers": 2}, "layers can be chosen for a shape only"),
-        ({"indexes": ("bounds", "qest")}, "not 'qest'"),
-        ({"budget": 20}, "budget is at least 112 tokens"),
-    ],
-)
-def test_impossible_options_are_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        BenchOptions(**{**COMMON, **changes})
-
-
-def test_layers_that_a_shape_has_not_and_weights_that_memory_has_no_room_for_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cpu = torch.device("cpu")
-    with pytest.raises(ValueError, match=r"layers is at most 30 for smollm2-135m, not 31"):
-        random_model("smollm2-135m", tmp_path, cpu, torch.float32, 512, 31)
-    monkeypatch.setattr("stratakv.runtime.bench.shapes.available_memory", lambda: 10**5)
-    with pytest.raises(DoesNotFitError, match=r"tiny does not fit: 0\.000\d+ GB of weights, and 0\.0001 GB of memory"):
-        random_model("tiny", tmp_path, cpu, torch.float32, 512, None)
-
-
-def test_an_unknown_shape_is_refused_with_those_known(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"shape is one of {', '.join(SHAPES)}; not 'llama-9'"):
-        run_bench(BenchOptions(**{**COMMON, "shape": "llama-9"}, kv_dir=tmp_path), silent)
-
-
-@pytest.mark.parametrize(
-    ("name", "billions"),
-    [("smollm2-135m", 0.1345), ("llama-3.2-1b", 1.236), ("llama-3.1-8b", 8.030), ("mistral-7b-v0.3", 7.248),
-     ("qwen2.5-7b", 7.616), ("qwen3-8b", 8.191)],
-)  # fmt: skip
-def test_shapes_are_those_of_the_models(name: str, billions: float) -> None:
-    """By the number of weights that their makers state."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.for_model(SHAPES[name].family, **SHAPES[name].settings(131072, None))
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    assert sum(weight.numel() for weight in model.parameters()) / 1e9 == pytest.approx(billions, rel=1e-3)
-    assert config.max_position_embeddings == 131072

@@ -6,17 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+from bench_runs import small_probes
 from typer.testing import CliRunner, Result
 
-from stratakv.runtime.bench import bandwidths
 from stratakv.runtime.cli.app import app
 
 
 @pytest.fixture(autouse=True)
 def _small_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bandwidths, "_MEMORY_BYTES", dict.fromkeys(bandwidths._MEMORY_BYTES, 1 << 20))
-    monkeypatch.setattr(bandwidths, "_LINK_BYTES", 1 << 20)
-    monkeypatch.setattr(bandwidths, "_DISK_BYTES", 1 << 20)
+    small_probes(monkeypatch)
 
 
 def bench(*arguments: str) -> Result:
