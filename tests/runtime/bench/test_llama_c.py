@@ -13,9 +13,7 @@ from beside import by_transformers, needs_llama_cpp, text
 from gguf_models import SPECIAL, random_model, write_gguf
 
 from stratakv.runtime.bench import llama_c
-from stratakv.runtime.bench.contestant import LeftOutError
 from stratakv.runtime.bench.llama_c import LlamaCppError, LlamaModel
-from stratakv.runtime.bench.llama_side import LlamaCpp
 
 pytestmark = needs_llama_cpp
 
@@ -73,8 +71,6 @@ def test_a_refusal_is_in_its_own_words(tmp_path: Path) -> None:
     (tmp_path / "no.gguf").write_bytes(b"GGUF")
     with pytest.raises(LlamaCppError, match="failed to load model"):
         LlamaModel(tmp_path / "no.gguf", context=64)
-    with pytest.raises(LeftOutError, match="failed to load model"):
-        LlamaCpp([tmp_path / "no.gguf"], 1, 64, 0)
 
 
 def test_too_long_a_text_is_refused(path: Path) -> None:
@@ -97,20 +93,3 @@ def test_quantised_numbers_are_expanded_as_by_gguf(kind: str) -> None:
     of = gguf.GGMLQuantizationType[kind]
     data = gguf.quantize(np.random.default_rng(0).standard_normal((4, 256)).astype(np.float32), of).view(np.uint8)
     assert (llama_c.expand(data, int(of)) == gguf.dequantize(data, of).ravel()).all()
-
-
-def test_it_takes_part_in_a_bench(path: Path, model: Any) -> None:
-    ids = text(80)
-    with pytest.raises(LeftOutError, match="its vocabulary has 261 tokens, ours 7"):
-        LlamaCpp([path], 1, 100, 7)
-    contestant = LlamaCpp([path], 1, 100, 261)
-    contestant.begin_turn(ids[None, :64], random_kv=False)
-    contestant.take_stint([[int(token)] for token in ids[64:70]], untimed=2)
-    contestant.end_turn()
-    contestant.begin_turn(ids[None, 70:], random_kv=False)
-    contestant.end_turn()
-    contestant.close()
-    result = contestant.result()
-    assert result["name"] == "llama.cpp q8_0"
-    assert result["version"] == llama_c.version()
-    assert result["first_turn"]["steps"] == 4
