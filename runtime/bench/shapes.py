@@ -35,7 +35,7 @@ class Shape:
     is_tied: bool = False
     """True if the head shares the embedding's weights."""
     most_layers: int = 0
-    """The positions that it may be asked for, where they are more than it has."""
+    """The layers that it may be asked for, where they are more than it has."""
 
     def settings(self, positions: int, layers: int | None) -> dict[str, Any]:
         """Settings for the family's configuration class, with a window of at least `positions`."""
@@ -78,8 +78,9 @@ def random_model(
     if name not in SHAPES:
         raise ValueError(f"shape is one of {', '.join(SHAPES)}; not {name!r}")
     shape = SHAPES[name]
-    if layers is not None and layers > max(shape.layers, shape.most_layers):
-        raise ValueError(f"layers is at most {shape.layers} for {name}, not {layers}")
+    most = max(shape.layers, shape.most_layers)
+    if layers is not None and layers > most:
+        raise ValueError(f"layers is at most {most} for {name}, not {layers}")
     settings = shape.settings(positions, layers)
     (folder / "config.json").write_text(json.dumps({"model_type": shape.family, **settings}))
     config = AutoConfig.for_model(shape.family, **settings)

@@ -44,7 +44,7 @@ class PlainModel:
         """Hidden states after the last layer `[len(tokens), hidden]`.
 
         Args:
-            chosen: layer -> positions `[G, n]` that the one new token may see besides itself; a layer
+            chosen: layer -> positions `[G, n]` that the one new token may see, its own among them; a layer
                 that is not named sees everything its kind allows.
         """
         model, start, count = self.model, self.length, len(tokens)

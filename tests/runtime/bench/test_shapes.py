@@ -65,5 +65,5 @@ def test_a_random_model_is_the_same_every_time_and_says_what_it_is(
 
 def test_the_tiny_shape_may_have_more_layers_than_it_has(tmp_path: Path) -> None:
     assert random_model("tiny", tmp_path, CPU, torch.float32, 512, 4).num_layers == 4
-    with pytest.raises(ValueError, match="layers is at most 3 for tiny, not 9"):
+    with pytest.raises(ValueError, match="layers is at most 8 for tiny, not 9"):
         random_model("tiny", tmp_path, CPU, torch.float32, 512, 9)
