@@ -1,4 +1,4 @@
-"""What the suites stand on: one prefill whose forks know what a chat's index knows, and the probe's arithmetic."""
+"""What the suites stand on: one prefill whose forks know what a chat's index knows."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ from stratakv.retrieval.indexes.bounds import BoundsIndex
 from stratakv.runtime import KVConfig, Runtime
 from stratakv.runtime.engine.sequence import GENERATED, PROMPT, Sequence
 from stratakv.runtime.evaluation.harness import Harness, index_bytes
-from stratakv.runtime.evaluation.probe import Probe
 from stratakv.runtime.evaluation.variants import Variant
-from stratakv.runtime.layers.step import Step
 from stratakv.runtime.layers.tiered import TieredLayer
 
 TOKENS = np.random.default_rng(5).integers(3, VOCABULARY, 760).astype(np.uint32)
@@ -181,67 +179,3 @@ def test_index_bytes_are_per_token_and_head(harness: Harness) -> None:
     empty = harness.engines[MIDDLE].new_sequence()
     assert index_bytes(empty) == {"index_bytes": 0, "index_fixed_bytes": 0}
     empty.close()
-
-
-# The probe
-
-
-class Slow:
-    """The probe's figures, one step at a time and written out."""
-
-    def __init__(self, every: int) -> None:
-        self.every = every
-        self.mass: list[float] = []
-        self.error: list[float] = []
-        self.recall: list[float] = []
-
-    def see(self, layer: TieredLayer, step: Step) -> None:
-        length = layer.sealed + layer.tail_len
-        if step.ids is None or length % self.every:
-            return
-        stored = layer.reader.block(0, layer.sealed)
-        keys, values = (torch.cat([some, tail], 1) for some, tail in zip(stored, layer.tail, strict=True))
-        for head in range(len(keys)):
-            read = {int(unit) * step.unit + i for unit in step.ids[head] for i in range(step.unit)}
-            scores = step.query[head] @ keys[head].T * step.scale
-            weights = scores.softmax(-1)
-            seen = [*sorted(read), *range(layer.sealed, length)]
-            self.mass += weights[:, seen].sum(-1).tolist()
-            full = weights @ values[head]
-            self.error += ((step.out[head] - full).norm(dim=-1) / full.norm(dim=-1)).tolist()
-            rank = scores[:, : layer.sealed].softmax(-1).mean(0)[16 : layer.sealed - 64]
-            best = rank.argsort(descending=True)[: len(read) - 80] + 16
-            self.recall.append(len(read & set(best.tolist())) / len(best))
-
-
-@pytest.mark.parametrize("variant", [SMALL, ORACLE, DENSE], ids=lambda variant: variant.label)
-def test_the_probe_measures_what_it_says(harness: Harness, variant: Variant) -> None:
-    slow = Slow(every=7)
-    with harness.prefilled(PAST) as base, harness.fork(variant, base) as watched, harness.fork(variant, base) as other:
-        for layer in tiered(watched):
-            layer.watch = slow.see
-        harness.read(variant, watched, KNOWN)
-        probe = Probe(every=7)
-        probe.attach(other)
-        harness.read(variant, other, KNOWN)
-        found = probe.result()
-    assert found["mass"] == pytest.approx(np.mean(slow.mass), abs=1e-5)
-    assert found["output_error"] == pytest.approx(np.mean(slow.error), abs=1e-5)
-    assert found["recall"] == pytest.approx(np.mean(slow.recall), abs=0.01)  # near ties
-    assert probe.result() == found
-
-
-def test_the_probe_sees_the_same_steps_one_by_one(harness: Harness) -> None:
-    """Layer after layer, and token after token, are the same steps in another order."""
-    results = []
-    for at_once in (True, False):
-        probe = Probe(every=7)
-        with harness.prefilled(PAST) as base, harness.fork(MIDDLE, base) as fork:
-            probe.attach(fork)
-            if at_once:
-                harness.read(MIDDLE, fork, KNOWN)
-            else:
-                for token in KNOWN.tolist():
-                    harness.engines[MIDDLE].decode([fork], [token])
-            results.append(probe.result())
-    assert results[0] == pytest.approx(results[1], rel=1e-3)
