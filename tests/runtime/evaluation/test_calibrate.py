@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import stat
@@ -12,16 +11,15 @@ from typing import Any
 
 import faiss
 import pytest
-import safetensors.torch
 import torch
 from tiny_models import save_tiny_model
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from stratakv.kernels.codebook_scores import half_norms, nearest_codewords
-from stratakv.runtime import KVConfig, ProfileError, Runtime
+from stratakv.runtime import KVConfig, Runtime
 from stratakv.runtime.cli.app import app
-from stratakv.runtime.engine.profile import Profile, default_path, load_profile
+from stratakv.runtime.engine.profile import default_path, load_profile
 from stratakv.runtime.evaluation.calibrate import CONTEXT, _captured, _contexts, _learn, calibrate
 from stratakv.runtime.layers.tiered import TieredLayer
 from stratakv.runtime.model.identity import model_digests
@@ -241,67 +239,6 @@ def test_a_profile_for_a_device_replaces_none(small: list[str], tmp_path: Path) 
 # Refusals
 
 
-def test_a_profile_that_serves_nothing_is_told_of(
-    made: Result, tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    kv: dict[str, Any] = {"path": tmp_path / "kv", "index": "bounds", "budget": 144, "disk_gb": 0}
-    with pytest.raises(ProfileError, match=r"there is no profile .*nope; index 'bounds' needs none: leave it out"):
-        Runtime.load(tiny_llama, kv=KVConfig(**kv, profile=tmp_path / "nope"))
-    assert caplog.text == ""
-    with Runtime.load(tiny_llama, kv=KVConfig(**kv, profile=default_path(tiny_llama))):
-        assert caplog.messages == [f"index 'bounds' needs no profile: {default_path(tiny_llama)} is not used"]
-
-
-def test_a_missing_profile_names_the_command(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before the weights are loaded."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(Model, "load", None)
-    told = one_line(command("chat", "-m", tiny_llama, "-p", "hi", "--kv-dir", tmp_path / "kv", "--index", "a2ats"))
-    assert f"index 'a2ats' needs a profile of {tiny_llama}" in told
-    assert f"stratakv calibrate {tiny_llama} --text FILE\n" in told
-    named = ["--index", "a2ats", "--profile", tmp_path / "none"]
-    assert f"--out {tmp_path / 'none'}" in one_line(command("chat", "-m", tiny_llama, "-p", "hi", *named))
-    with pytest.raises(ProfileError, match=r"no .*none\.safetensors; .* --text FILE --out .*none\.safetensors"):
-        load(tiny_llama, tmp_path / "kv", profile=tmp_path / "none.safetensors")
-
-
-def test_a_foreign_profile_is_refused(made: Result, tiny_llama: Path, tmp_path: Path) -> None:
-    other = save_tiny_model(tmp_path / "other", hidden_size=24)
-    with pytest.raises(ProfileError, match=r"is the profile of another model than .*other; make one with: stratakv"):
-        load(other, tmp_path / "kv", profile=default_path(tiny_llama))
-
-
-def changed_digit(payload: bytes) -> bytes:
-    return payload[:-9] + bytes([payload[-9] ^ 1]) + payload[-8:]
-
-
-def other_format(payload: bytes) -> bytes:
-    profile = safetensors.torch.load(payload)
-    header = json.dumps({"format": 2, "model": "", "digest": "", "notes": {}})
-    return safetensors.torch.save(profile, {"stratakv_profile": header})
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda payload: payload[:-100], "damaged, or no profile"),
-        (lambda payload: payload[:5], "damaged, or no profile"),
-        (lambda payload: b"", "damaged, or no profile"),
-        (lambda payload: b"a text, as it happens" * 9, "damaged, or no profile"),
-        (lambda payload: safetensors.torch.save({"weight": torch.zeros(2)}), "damaged, or no profile"),
-        (changed_digit, "its digest differs"),
-    ],
-    ids=["cut", "shorter than a header", "empty", "text", "other tensors", "a bit"],
-)
-def test_a_damaged_profile_is_refused(
-    damage: Any, message: str, made: Result, tiny_llama: Path, tmp_path: Path
-) -> None:
-    path = tmp_path / "profile.safetensors"
-    path.write_bytes(damage(default_path(tiny_llama).read_bytes()))
-    with pytest.raises(ProfileError, match=rf"{re.escape(str(path))}.*{message}.*stratakv calibrate"):
-        load(tiny_llama, tmp_path / "kv", profile=path)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -318,21 +255,6 @@ def test_a_damaged_profile_is_refused(
 def test_bad_input(arguments: list[str], message: str, cache: Path, tiny_llama: Path) -> None:
     filled = [argument.format(cache=cache) for argument in arguments]
     assert message in one_line(command("calibrate", tiny_llama, "--dtype", "float32", *filled))
-
-
-def test_a_profile_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "profile.safetensors"
-    one, two = (Profile("m", {0: {"codewords": torch.full((2,), x)}}, {}) for x in (1.0, 2.0))
-    one.save(path)
-
-    def fail(*_: Any) -> None:
-        raise OSError("no room")
-
-    monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OSError, match="no room"):
-        two.save(path)
-    assert load_profile(path)[1] == one.digest().hex()
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_another_profile_is_another_identity(made: Result, cache: Path, tiny_llama: Path, tmp_path: Path) -> None:
