@@ -57,6 +57,7 @@ WORDS = r"[a-z]+-[a-z]+"
         ("multivalue", WORDS, NUMBER, 1, 4),
         ("multiquery", WORDS, NUMBER, 4, 1),
     ],
+    ids=["single_3", "multikey_1", "multivalue", "multiquery"],
 )
 def test_as_many_needles_as_the_row_says_are_in_the_novel(
     name: str, key: str, value: str, keys: int, values: int
@@ -68,7 +69,11 @@ def test_as_many_needles_as_the_row_says_are_in_the_novel(
     assert all(re.fullmatch(key, one) and re.fullmatch(value, other) for one, other in told)
 
 
-@pytest.mark.parametrize(("name", "key", "value"), [("multikey_2", WORDS, NUMBER), ("multikey_3", UUID, UUID)])
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [("multikey_2", WORDS, NUMBER), ("multikey_3", UUID, UUID)],
+    ids=["multikey_2", "multikey_3"],
+)
 def test_every_other_line_is_the_needle_of_another_key(name: str, key: str, value: str) -> None:
     sample = build(TASKS[f"niah_{name}"], 0, 1_000)
     _, *lines = sample.context.splitlines()

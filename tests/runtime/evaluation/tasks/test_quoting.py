@@ -39,6 +39,19 @@ def test_the_text_goes_on_with_the_next_play() -> None:
     assert text in ("\n".join(plays), "\n".join(reversed(plays)))
 
 
+def test_each_speech_stands_under_its_speaker_with_a_line_between() -> None:
+    class OnePlay(Texts):
+        def plays(self) -> dict[str, list[Speech]]:
+            speech = Speech("FIRST", ("It was a long and lonely night", "and nobody came down the road"))
+            return {"king-john": [speech, Speech("SECOND", ("Who goes there?",))]}
+
+    sample = build(TASKS["next_line"], 0, 1_000, OnePlay())
+    text = sample.context.split("\n\n", 1)[1]
+    lines = "It was a long and lonely night\nand nobody came down the road"
+    assert text == f"KING JOHN\n\nFIRST:\n{lines}\n\nSECOND:\nWho goes there?"
+    assert sample.references == ("and nobody came down the road",)
+
+
 def test_a_verse_that_begins_like_another_is_not_asked_for() -> None:
     class ThreeVerses(Texts):
         def verses(self) -> list[tuple[str, str]]:
