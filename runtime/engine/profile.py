@@ -70,7 +70,7 @@ def load_profile(path: Path) -> tuple[Profile, str]:
         OSError: it cannot be read. ProfileError: it is damaged, or no profile. LaterProfileError: a later version wrote
             it.
     """
-    if path.exists() and not path.is_file():  # some devices never end
+    if os.path.exists(path) and not path.is_file():  # some devices never end
         raise ProfileError(f"{path} is no file")
     payload = path.read_bytes()
     try:
@@ -164,6 +164,8 @@ class Profiles:
             raise ProfileError(
                 f"index {index!r} needs a profile of {self.name}, and there is no {path}; {remedy}"
             ) from (None)
+        except OSError as error:
+            raise ProfileError(f"{path} cannot be read ({error.strerror}); name another one with profile=") from error
         except LaterProfileError as error:
             raise LaterProfileError(f"{error}; it is left as it is: name another one with profile=") from error
         except ProfileError as error:

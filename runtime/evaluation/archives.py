@@ -14,6 +14,7 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 
 from ..api.errors import StratakvError
@@ -102,7 +103,7 @@ class Debian(Package):
             try:
                 with urllib.request.urlopen(url, timeout=60) as response:
                     yield response.read()
-            except OSError:  # urllib's errors are its subclasses
+            except (OSError, HTTPException):  # urllib's errors are OSErrors, that of a body that ends too early is not
                 continue
 
 

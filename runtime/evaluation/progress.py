@@ -20,7 +20,11 @@ class Bar:
         left = TimeRemainingColumn(compact=True)
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), left)
         self._progress = Progress(
-            *columns, TextColumn("{task.description}"), console=console, transient=True, disable=not self._is_drawn
+            *columns,
+            TextColumn("{task.description}", markup=False),
+            console=console,
+            transient=True,
+            disable=not self._is_drawn,
         )
         self._task = self._progress.add_task("loading", total=None)
         self._done, self._total, self._started = -1, 0, 0.0

@@ -105,6 +105,13 @@ def test_what_is_no_file_is_not_read() -> None:
         load_profile(Path("/dev/zero"))
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "file/x"])
+def test_a_name_that_cannot_be_a_files_is_refused(name: str, tiny_llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ProfileError, match=r"x cannot be read \(.*\); name another one with profile="):
+        load(tiny_llama, tmp_path / "kv", profile=tmp_path / name)
+
+
 def test_nothing_takes_the_place_of_a_later_versions_profile(path: Path, tmp_path: Path) -> None:
     for replaceable in (path, tmp_path / "none", tmp_path):
         refuse_later(replaceable)

@@ -8,6 +8,7 @@ import itertools
 import subprocess
 import tarfile
 import zipfile
+from http.client import IncompleteRead
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -105,13 +106,23 @@ class Web:
         host = url.split("/")[2].split(".")[0]
         if host not in self._hosts:
             raise URLError("no route")
-        return io.BytesIO(self._hosts[host])
+        return Cut() if self._hosts[host] == CUT else io.BytesIO(self._hosts[host])
+
+
+CUT = b"ends too early"
+
+
+class Cut(io.BytesIO):
+    """An answer whose connection breaks."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        raise IncompleteRead(b"")
 
 
 DOCS = Debian("docs", "1-2", pool="d/docs", sha256=hashlib.sha256(b"docs").hexdigest(), sha1="5a1")
 
 
-@pytest.mark.parametrize("pool", [{}, {"deb": b"newer"}], ids=["not reached", "replaced"])
+@pytest.mark.parametrize("pool", [{}, {"deb": b"newer"}, {"deb": CUT}], ids=["not reached", "replaced", "cut off"])
 def test_what_the_pool_has_no_more_comes_from_the_archive_of_all_versions(
     pool: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
