@@ -147,11 +147,6 @@ def test_wrong_types_are_type_errors_of_ours() -> None:
     assert isinstance(caught.value, StratakvError)
 
 
-def test_two_names_of_one_setting_are_not_both_given() -> None:
-    with pytest.raises(ValueError, match="max_tokens is another name of max_new_tokens"):
-        GenerationConfig.from_kwargs(max_tokens=5, max_new_tokens=6)
-
-
 def test_whole_numbers_are_exact() -> None:
     most = (1 << 64) - 1
     assert [GenerationConfig(seed=seed).seed for seed in (most, np.uint64(most), Fraction(most))] == [most] * 3
