@@ -1,4 +1,4 @@
-"""Conversations: the token log, interruptions, regeneration, forks, stop strings, sampling."""
+"""Conversations: the token log, interruptions, regeneration, forks, sampling."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ import torch
 from places import RECALL
 from tiny_models import save_tiny_model
 
-from stratakv.runtime import DoesNotFitError, KVConfig, Runtime, StratakvError, WrongTypeError
+from stratakv.runtime import KVConfig, Runtime, WrongTypeError
 from stratakv.runtime.api.progress import Progress
-from stratakv.runtime.engine.generate import Stream
 from stratakv.storage import CapacityError
 
 TEXT = "Every tide leaves something on the strand. " * 30
@@ -176,16 +175,6 @@ def test_a_fork_goes_its_own_way(runtime: Runtime) -> None:
     runtime.store.check_integrity()
 
 
-def test_a_batch_of_ragged_prompts_equals_each_alone(runtime: Runtime) -> None:
-    prompts = ["Short.", TEXT[:400], TEXT, "A prompt of middling length, nothing more."]
-    together = runtime.generate(prompts, max_new_tokens=24, ignore_eos=True)
-    for prompt, reply in zip(prompts, together, strict=True):
-        (alone,) = runtime.generate([prompt], max_new_tokens=24, ignore_eos=True)
-        assert alone.tokens == reply.tokens
-        assert reply.usage.completion_tokens == 24
-        assert reply.finish_reason == "length"
-
-
 def test_sampling_is_repeatable_by_seed(runtime: Runtime) -> None:
     options = {"max_new_tokens": 20, "do_sample": True, "temperature": 1.0, "ignore_eos": True}
     first, again, other = (runtime.generate([TEXT[:100]], seed=seed, **options)[0].tokens for seed in (3, 3, 4))
@@ -202,88 +191,12 @@ def test_equal_prompts_with_a_seed_are_continued_in_different_ways(runtime: Runt
     assert second.tokens == together[1].tokens
 
 
-def test_prompts_are_texts(runtime: Runtime) -> None:
-    one, listed = (runtime.generate(prompts, max_new_tokens=3) for prompts in ("One text.", ["One text."]))
-    assert one[0].tokens == listed[0].tokens
-    assert runtime.generate([]) == []
-    assert len(runtime.generate(iter(["a", "b"]), max_new_tokens=1)) == 2
-    for wrong in (["a", 5], [None], [b"a"]):
-        with pytest.raises(WrongTypeError, match=r"prompt \d is a text, not"):
-            runtime.generate(wrong, max_new_tokens=1)  # type: ignore[arg-type]
-
-
-def test_as_many_tokens_as_there_is_room_for(tiny_llama: Path, tmp_path: Path) -> None:
-    kv = KVConfig(path=tmp_path, host_gb=0.0006, disk_gb=0, budget=112, local=32)
-    with Runtime.load(tiny_llama, dtype="float32", kv=kv) as small:
-        (reply,) = small.generate(["y" * 400], max_new_tokens=-1, ignore_eos=True)
-        assert reply.finish_reason == "length"
-        assert len(reply.tokens) == small.plan.capacity_tokens() - 400
-        chat = small.chat()
-        assert chat.send("y" * 400, max_new_tokens=-1, ignore_eos=True).finish_reason == "length"
-
-
-def test_a_stop_string_ends_the_reply_and_is_not_part_of_it(runtime: Runtime) -> None:
-    (whole,) = runtime.generate([TEXT[:90]], max_new_tokens=40, ignore_eos=True)
-    readable = [piece for piece in whole.text.replace("\ufffd", "\n").split("\n") if len(piece) >= 3]
-    stop = readable[0][1:3]
-    (reply,) = runtime.generate([TEXT[:90]], max_new_tokens=40, ignore_eos=True, stop_strings=[stop])
-    assert reply.finish_reason == "stop"
-    assert reply.text == whole.text[: whole.text.index(stop)]
-
-
-def test_stop_strings_may_span_tokens(runtime: Runtime) -> None:
-    stream = Stream(runtime.tokenizer, ("tide",))
-    ids = runtime.tokenizer("low tide", add_special_tokens=False).input_ids
-    assert "".join(stream.push(token) for token in ids) + stream.rest() == "low "
-    assert stream.stopped
-
-
-def test_a_prompt_beyond_the_window_is_refused_with_the_sum(runtime: Runtime) -> None:
-    chat = runtime.chat()
-    with pytest.raises(DoesNotFitError, match=r"0 tokens in context \+ \d+ new = \d+, but .* was trained for 4096"):
-        chat.read_text("x" * 5000)
-    assert chat.num_tokens == 0
-
-
-def test_a_prompt_beyond_the_tiers_is_refused_with_the_sum(tiny_llama: Path, tmp_path: Path) -> None:
-    message = r"\d+ tokens x 384 bytes = .* GB, but there is host .* raise host_gb"
-    kv = KVConfig(path=tmp_path, host_gb=0.0008, disk_gb=0)
-    with Runtime.load(tiny_llama, dtype="float32", kv=kv) as small, pytest.raises(DoesNotFitError, match=message):
-        small.chat().read_text("y" * 3000)
-
-
-def test_generation_stops_where_the_tiers_end(tiny_llama: Path, tmp_path: Path) -> None:
-    """Without a disk tier a reply is cut at what host memory holds instead of failing in the middle."""
-    kv = KVConfig(path=tmp_path, host_gb=0.0006, disk_gb=0, budget=112, local=32)
-    with Runtime.load(tiny_llama, dtype="float32", kv=kv) as small:
-        room = small.plan.capacity_tokens()
-        chat = small.chat()
-        reply = chat.send("y" * (room - 150), max_new_tokens=2000, ignore_eos=True)
-        assert reply.finish_reason == "length"
-        assert chat.num_tokens <= room
-        small.store.check_integrity()
-
-
 def test_a_base_model_continues_plain_text(tmp_path: Path) -> None:
     model = save_tiny_model(tmp_path / "model", chat=False)
     with Runtime.load(model, dtype="float32", kv=KVConfig(path=tmp_path / "kv")) as runtime:
         chat = runtime.chat()
         chat.send("Once upon a time", max_new_tokens=4, ignore_eos=True)
         assert runtime.tokenizer.decode(chat._sequence.tokens[:16]) == "Once upon a time"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"max_new_tokens": 0}, "max_new_tokens is at least 1, or -1 .*, not 0"),
-        ({"temperature": 0.0}, "temperature is above 0"),
-        ({"top_p": 1.5}, r"top_p is in \(0, 1\], not 1.5"),
-        ({"temprature": 0.5}, "unknown generation argument"),
-    ],
-)
-def test_generation_arguments_are_checked(runtime: Runtime, arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        runtime.generate(["a"], **arguments)
 
 
 def test_an_interrupt_while_a_reply_is_taken_back_leaves_it(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,15 +251,6 @@ def test_a_model_of_windows_only_answers(tmp_path: Path) -> None:
         reply = runtime.chat().send("hello", max_new_tokens=60, ignore_eos=True)
         assert len(reply.tokens) == 60
         assert len(runtime.generate("hello", max_new_tokens=-1, ignore_eos=True)[0].tokens) > 1000
-
-
-def test_errors_have_one_root(tiny_llama: Path, tmp_path: Path) -> None:
-    runtime = Runtime.load(tiny_llama, dtype="float32", kv=KVConfig(path=tmp_path, host_gb=0.05))
-    chat = runtime.chat()
-    runtime.close()
-    with pytest.raises(StratakvError):
-        chat.send("hello")
-    assert issubclass(CapacityError, StratakvError)
 
 
 @pytest.mark.parametrize("wrong", [["be kind"], 5, b"x"])
