@@ -261,12 +261,6 @@ def test_the_status_line_says_what_the_reply_says(runtime: Runtime, clock: HandC
     assert " · 0.8 tok/s · " in status(runtime, chat)
 
 
-def test_where_nothing_was_read_nothing_was_hit(tiny_llama: Path, tmp_path: Path) -> None:
-    with Runtime.load(tiny_llama, kv=KVConfig(path=tmp_path)) as fresh:
-        assert fresh.stats()["hit_rate"] is None
-        assert status(fresh, fresh.chat()).endswith("hit rate -")
-
-
 def test_what_was_not_measured_is_null_and_a_dash() -> None:
     nothing = json.loads(to_json(Reply().timings.as_dict()))
     assert (nothing["ttft_ms"], nothing["predicted_per_second"]) == (None, None)
