@@ -50,13 +50,6 @@ def test_no_exception_of_ours_has_another_root() -> None:
     assert {name for name in names if name.split(": ")[1] not in rooted} == INTERNAL.keys()
 
 
-def test_the_door_and_its_list_name_the_same() -> None:
-    assert sorted(door.__all__) == door.__all__
-    assert set(door.__all__) == door._HOMES.keys()
-    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
-        door.Nothing  # noqa: B018
-
-
 def test_stats_have_the_keys_that_their_types_say(tmp_path: Path) -> None:
     with Runtime.load(RECALL, device="cpu", kv=KVConfig(path=tmp_path, host_gb=0.01, disk_gb=0.01)) as runtime:
         stats = runtime.stats()

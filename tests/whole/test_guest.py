@@ -22,7 +22,6 @@ from places import RECALL, SUPPORT
 
 from stratakv.runtime import Chat, ForkedError, GenerationConfig, KVConfig, Reply, Runtime, StratakvError
 from stratakv.runtime.api import errors as runtime_errors
-from stratakv.runtime.process.apart import without_progress_bar
 from stratakv.storage import errors as storage_errors
 
 DOCUMENT = " ".join(f"k{number % 128} v{7 * number % 128}" for number in range(300))
@@ -37,20 +36,6 @@ def test_importing_loading_and_using_change_nothing_around_them(tmp_path: Path) 
     )  # fmt: skip
     steps = json.loads(done.stdout.splitlines()[-1])
     assert steps == {"import": [], "load": [], "use": [], "close": []}
-
-
-@pytest.mark.parametrize("was_shown", [True, False])
-def test_transformers_bars_are_shown_again_if_they_were(was_shown: bool) -> None:
-    from transformers.utils import logging
-
-    before = logging.is_progress_bar_enabled()
-    (logging.enable_progress_bar if was_shown else logging.disable_progress_bar)()
-    try:
-        with without_progress_bar():
-            assert not logging.is_progress_bar_enabled()
-        assert logging.is_progress_bar_enabled() is was_shown
-    finally:
-        (logging.enable_progress_bar if before else logging.disable_progress_bar)()
 
 
 @pytest.fixture(scope="module")
