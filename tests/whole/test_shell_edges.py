@@ -151,11 +151,6 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     assert "stdin is read as a document" in one_line(chat(tmp_path, "-f", "-", stdin="text"))
 
 
-def test_a_locale_without_utf8_gives_text_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
-    assert chat_setup.check_text("the prompt", "caf\udcc3\udca9") == "caf\u00e9"
-
-
 @pytest.mark.usefixtures("unloaded")
 def test_a_folder_that_is_gone_is_no_place_to_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "gone").mkdir()
@@ -238,11 +233,6 @@ def test_a_reply_until_there_is_no_room(tmp_path: Path) -> None:
     assert found["usage"]["completion_tokens"] > 3
 
 
-def test_a_reply_that_repeats_itself_is_ended_and_says_so(tmp_path: Path) -> None:
-    result = chat(tmp_path, "-p", "k1 v2 ? k1", "-n", "400", "--temp", "0")
-    assert "the reply repeated itself and was ended; --max-repeats 0 lets it go on" in result.stderr
-
-
 def test_the_default_store_is_done_without_where_it_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,16 +245,6 @@ def test_the_default_store_is_done_without_where_it_cannot_be_written(
     assert "going on without a disk tier" in result.stderr
     asked_for = run("chat", "-m", RECALL, "-p", "hi", "--kv-dir", tmp_path / "file" / "kv")
     assert "cannot be used" in one_line(asked_for)
-
-
-def test_a_folder_that_cannot_be_written_is_found_before_it_is_tried(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whoever may write everywhere, as root may, cannot be kept from it by modes."""
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
-    assert chat_setup._why_unusable(tmp_path / "a" / "b") == f"{tmp_path} cannot be written"
-    assert chat_setup._why_unusable(tmp_path.parent) is None
-    assert chat_setup._why_unusable(Path("~/.cache")) == "there is no such home folder"
 
 
 def test_caps_are_compared_with_the_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -118,29 +117,6 @@ def test_a_prompt_that_cannot_fit_the_tiers(broken: Path, tiny_llama: Path, tmp_
     caps = ("--dtype", "float32", "--host-kv-gb", "0.0008", "--disk-kv-gb", "0")
     result = chat("-p", "hi", "-f", text, *caps, store=tmp_path / "kv", model=tiny_llama)
     assert "tokens x 384 bytes = " in one_line(result)
-
-
-def test_json_is_one_object_with_every_part(broken: Path, tiny_llama: Path, tmp_path: Path) -> None:
-    arguments = (
-        "-p",
-        "What colour is the door?",
-        "-f",
-        broken / "text.txt",
-        "-n",
-        "8",
-        "--json",
-        "--gpu-kv-gb",
-        "0.01",
-    )
-    for cached in (False, True):
-        result = chat(*arguments, store=tmp_path / "kv", model=tiny_llama)
-        assert result.exit_code == 0, result.stderr
-        found = json.loads(result.stdout)
-        assert set(found) >= {"text", "usage", "timings", "tiers"}
-        assert found["usage"]["completion_tokens"] <= 8
-        assert set(found["tiers"]) == {"gpu", "host", "disk"}
-        assert found["timings"]["prompt_n"] + found["timings"]["cache_n"] == found["usage"]["prompt_tokens"]
-        assert (found["stats"]["pages_shared"] > 0 or found["tiers"]["disk"]["pages"] > 0) or not cached
 
 
 def test_piped_text_is_a_one_shot(tiny_llama: Path, tmp_path: Path) -> None:
