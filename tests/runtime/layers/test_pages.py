@@ -40,10 +40,12 @@ def test_tokens_added_one_by_one_fill_a_page_that_is_then_sealed() -> None:
         keys = pages.seal(TEXT.chains[0], TEXT.tokens[0])
         assert pages.pids is not before
         add(pages, SIZE, SIZE + 1)
-        assert torch.equal(keys, KV[0, :, :SIZE])
         assert (pages.sealed, pages.tail_len) == (SIZE, 1)
         assert torch.equal(stored(store, pages), as_stored(1))
         assert torch.equal(pages.tail_copy(), KV[:, :, SIZE : SIZE + 1])
+        pages.close()
+        add(pages, SIZE, 2 * SIZE)  # where the sealed page was
+        assert torch.equal(keys, KV[0, :, :SIZE]), "not a copy"
 
 
 def test_whole_pages_are_laid_out_as_sealed_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,10 +67,13 @@ def test_a_step_writes_where_the_open_page_lies_until_that_is_another() -> None:
         assert torch.equal(torch.stack(pages.tail), KV[:, :, :2])
         assert pages.begin_step()[0] is run
         pages.drop_tail()
+        elsewhere = store.open_page(0)  # has the place of the one before
+        add(pages, 0, 1)
         other, tokens = pages.begin_step()
-        assert other is not run
-        assert tokens == 1
-        pages.close()
+        assert tokens == 2
+        other.kv[:, :, 1] = KV[:, :, 1]
+        assert torch.equal(torch.stack(pages.tail), KV[:, :, :2])
+        store.discard(elsewhere)
 
 
 def test_another_tail_needs_no_further_page() -> None:
