@@ -97,6 +97,7 @@ def test_what_is_left_at_the_last_pages_end_can_be_adopted() -> None:
         other = layer()
         other.check_left(left, 2 * SIZE)
         other.adopt(*NAMES, 2 * SIZE, left)
+        assert torch.equal(other.export()["window"], left["3"])
         assert_close("out", stepped(other, 2 * SIZE, TOKENS), expected(2 * SIZE, TOKENS))
 
 

@@ -20,7 +20,7 @@ from stratakv.runtime.layers.step import Step
 from stratakv.runtime.layers.tiered import LEARNED_EVERY, TieredLayer, tiered_layers
 from stratakv.storage import RecordError, TieredStore
 
-BUDGET, TOKENS = 24, 50
+BUDGET, TOKENS = 24, 41
 Make = Callable[..., TieredLayer]
 
 
@@ -75,14 +75,14 @@ def test_spans_and_steps_that_read_everything_are_exact(make: Make) -> None:
         assert_close("out", prefill(layer, start, end), attended(start, end))
         start = end
     assert_close("out", decode(layer, 30, TOKENS), attended(30, TOKENS))
-    assert (layer.sealed, layer.tail_len, layer.indexed) == (48, 2, 48)
+    assert (layer.sealed, layer.tail_len, layer.indexed) == (40, 1, 40)
 
 
 def test_a_step_attends_to_the_units_that_its_watcher_is_told_and_no_others(make: Make) -> None:
-    layer, told = after(make(), 42), []
+    layer, told = after(make(), 34), []
     layer.watch = lambda _, step: told.append((step, layer.sealed, layer.tail_len, layer.tokens_read))
-    found = decode(layer, 42, TOKENS)
-    assert len(told) == TOKENS - 42
+    found = decode(layer, 34, TOKENS)
+    assert len(told) == TOKENS - 34
     for row, (step, sealed, tail_len, tokens_read) in enumerate(told):
         assert isinstance(step, Step)
         assert step.ids is not None
@@ -92,7 +92,7 @@ def test_a_step_attends_to_the_units_that_its_watcher_is_told_and_no_others(make
             tokens = np.append(tokens, np.arange(sealed, sealed + tail_len))
             keys, values = KV[:, head, tokens].double()
             heads = slice(head * REPEATS, (head + 1) * REPEATS)
-            weights = (QUERIES[heads, 42 + row].double() @ keys.T * SCALE).softmax(-1)
+            weights = (QUERIES[heads, 34 + row].double() @ keys.T * SCALE).softmax(-1)
             assert_close("out", found[heads, row], weights @ values)
 
 
@@ -104,7 +104,7 @@ def test_known_tokens_are_steps_and_seals(make: Make) -> None:
         )
     assert torch.equal(found, decode(one, 30, TOKENS))
     assert np.array_equal(one.pids, other.pids)
-    assert (other.sealed, other.tail_len, other.indexed) == (48, 2, 48)
+    assert (other.sealed, other.tail_len, other.indexed) == (40, 1, 40)
 
 
 def test_an_earlier_point_is_gone_back_to(make: Make, store: TieredStore) -> None:
@@ -126,10 +126,10 @@ def test_a_failed_step_is_undone(make: Make) -> None:
 
 
 def test_what_is_kept_of_a_text_ends_with_a_page(make: Make) -> None:
-    layer, short = after(make(), 43), after(make(), 28)
+    layer, short = after(make(), 35), after(make(), 28)
     layer.truncate(7)
     assert (layer.sealed, layer.tail_len, layer.indexed) == (28, 0, 28)
-    assert torch.equal(decode(layer, 28, TOKENS), decode(short, 28, TOKENS))
+    assert torch.equal(decode(layer, 28, 33), decode(short, 28, 33))
 
 
 def test_a_copy_shares_pages_and_goes_on_by_itself(make: Make, store: TieredStore) -> None:
@@ -166,16 +166,16 @@ def test_a_tail_of_another_length_is_refused(make: Make) -> None:
 
 
 def test_what_an_index_learned_is_left_by_long_prefills_for_the_same_pages(make: Make) -> None:
-    layer, other = after(make("spectral"), 48), make("spectral")
+    layer, other = after(make("spectral"), 36), make("spectral")
     assert layer.leave(0, LEARNED_EVERY - 1) == {}
-    assert after(make("bounds"), 48).leave(0, LEARNED_EVERY) == {}
+    assert after(make("bounds"), 36).leave(0, LEARNED_EVERY) == {}
     left = layer.leave(0, LEARNED_EVERY)
     assert left.keys() == {f"0.{name}" for name in layer.index.export(layer.state)}
     assert left["0.codes"].shape[1] == 0
-    other.adopt(TEXT.chains[:12], TEXT.tokens[:12], 48, left)
+    other.adopt(TEXT.chains[:9], TEXT.tokens[:9], 36, left)
     expected, found = layer.index.export(layer.state), other.index.export(other.state)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert torch.equal(decode(other, 48, TOKENS), decode(layer, 48, TOKENS))
+    assert torch.equal(decode(other, 36, 39), decode(layer, 36, 39))
 
 
 def test_a_step_out_of_turn_is_refused(make: Make) -> None:
