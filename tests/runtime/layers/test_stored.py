@@ -45,8 +45,12 @@ def test_tensors_and_what_is_said_about_them() -> None:
     assert tensors.keys() == {"a", "b.c"}
     assert torch.equal(tensors["b.c"], torch.arange(3))
     assert metadata == {"index": "bounds"}
-    for broken in (payload[:-1], payload + b"\0", payload[8:], b""):
-        with pytest.raises(RecordError):
+    for broken, said in (
+        (payload[:-1], "data: 279 bytes"),
+        (payload + b"\0", "data: 281 bytes"),
+        (payload[8:], "header"),
+    ):
+        with pytest.raises(RecordError, match=f"^{said}"):
             read_tensors(broken)
 
 

@@ -70,13 +70,16 @@ def test_page_by_page_and_from_the_store_are_as_at_once(store: TieredStore, monk
     assert same(upkeep.export(), built("bounds", PAGES))
 
 
-def test_what_is_in_step_is_not_read_again(store: TieredStore) -> None:
-    pages = filled(store, 5)
-    upkeep = upkeep_of(index_of("bounds"), pages)
+def test_with_nothing_new_nothing_is_read_and_what_was_noted_stays(store: TieredStore) -> None:
+    upkeep = upkeep_of(index_of("spectral"), filled(store, 5))
     upkeep.catch_up()
     read = store.counters.reads
+    upkeep.queries.note(LAST[:, 5:6], 1.0)
     upkeep.catch_up()
     assert store.counters.reads == read > 0
+    noted = upkeep.queries.take(1)
+    assert noted is not None
+    assert torch.equal(noted.flatten(0, 1), LAST[:, 5:6])
 
 
 def test_queries_are_told_with_the_pages_that_they_are_of(store: TieredStore) -> None:
