@@ -163,6 +163,7 @@ def test_a_tail_of_another_length_is_refused(make: Make) -> None:
         layer.check_exported("a.", {}, 33)
     with pytest.raises(RecordError, match=r"^a\.tail: torch.float32 \(2, 2, 2, 8\), expected"):
         layer.check_exported("a.", {"a.tail": KV[:, :, :2]}, 33)
+    assert layer.check_exported("a.", {"a.tail": KV[:, :, :2]}, 34) == {"a.tail"}
 
 
 def test_what_an_index_learned_is_left_by_long_prefills_for_the_same_pages(make: Make) -> None:
