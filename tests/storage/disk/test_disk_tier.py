@@ -1,4 +1,4 @@
-"""The disk tier under faults: killed writers, damaged, cut and foreign files."""
+"""The disk tier under faults: killed writers, and pages that are damaged (whole files: `test_lmdb_file.py`)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,9 @@ import numpy as np
 import pytest
 import torch
 from kv_pages import FINGERPRINT, LARGE, SMALL, disk_tier, read_back, store_on, text
-from large_pages import PAGES, TEXT, adopted, all_keys, overwrite, write_pages
+from large_pages import PAGES, TEXT, adopted, overwrite, write_pages
 
-from stratakv.storage import (
-    CorruptPageError,
-    StoreUnavailableError,
-    page_key,
-)
+from stratakv.storage import CorruptPageError, page_key
 from stratakv.storage.codecs import make_codec
 from stratakv.storage.disk import lmdb_file, record
 
@@ -189,44 +185,3 @@ def test_a_damaged_tree_is_damaged_pages(tmp_path: Path, monkeypatch: pytest.Mon
     good = np.setdiff1d(pids, caught.value.pages)
     assert not read_back(store, good).any()
     store.close()
-
-
-@pytest.mark.parametrize("left", [1, LMDB_PAGE, 2 * LMDB_PAGE, 3 * LMDB_PAGE, 0.5, 0.99, -LMDB_PAGE, -1])
-def test_a_truncated_file_is_refused(tmp_path: Path, left: float) -> None:
-    """Touching what it lacks would kill the process."""
-    write_pages(tmp_path / "s")
-    file = tmp_path / "s" / "data.mdb"
-    size = file.stat().st_size
-    os.truncate(file, int(left * size) if 0 < left < 1 else int(left) % size)
-    with pytest.raises(StoreUnavailableError, match=str(tmp_path)):
-        disk_tier(tmp_path / "s")
-    file.unlink()
-    disk_tier(tmp_path / "s").close()
-
-
-@pytest.mark.parametrize("what", ["not-lmdb", "zeroed-trees"])
-def test_a_foreign_or_destroyed_file_is_refused(tmp_path: Path, what: str) -> None:
-    write_pages(tmp_path / "s", 12)
-    file = tmp_path / "s" / "data.mdb"
-    data = file.read_bytes()
-    kept = 2 * LMDB_PAGE if what == "zeroed-trees" else 0
-    file.write_bytes(data[:kept] + bytes([0] if kept else [7]) * (len(data) - kept))
-    with pytest.raises(StoreUnavailableError, match=r"\(path=\)"):
-        disk_tier(tmp_path / "s")
-    file.unlink()
-    disk_tier(tmp_path / "s").close()
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_a_healthy_file_is_never_taken_for_a_truncated_one(tmp_path: Path, seed: int) -> None:
-    """LMDB may leave the last pages of a deleting transaction unwritten."""
-    rng = random.Random(seed)
-    disk = disk_tier(tmp_path / "s")
-    for _ in range(3):
-        disk.write_pages([(rng.randbytes(18), bytes(800)) for _ in range(rng.randint(50, 400))])
-    for _ in range(8):
-        doomed = [key for key in all_keys(disk) if rng.random() < 0.4]
-        disk.delete_pages(doomed)
-        disk.check_integrity()
-    disk.close()
-    disk_tier(tmp_path / "s").close()

@@ -16,7 +16,6 @@ from kv_pages import FINGERPRINT, LARGE
 
 from stratakv.storage import DiskTier, StorageFullError, StoreUnavailableError, page_key
 from stratakv.storage.disk import record
-from stratakv.storage.disk.folder_lease import FolderLease, claimed_in
 from stratakv.storage.disk.share import alone_in, bytes_in
 
 MB = 1 << 20
@@ -176,29 +175,6 @@ def test_a_lock_on_the_root_does_not_live_on_in_a_fork(tmp_path: Path) -> None:
         descriptor = os.open(tmp_path, os.O_RDONLY)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.close(descriptor)
-
-
-@pytest.mark.parametrize("said", [b"\xff\xfe later", b"", b"9" * 5000, b"x y z", b"-1 -1"])
-def test_a_lease_that_says_something_else_claims_all_records_and_no_bytes(tmp_path: Path, said: bytes) -> None:
-    """A later version's, say."""
-    disk = opened(tmp_path / "a")
-    write(disk, 0)
-    with child(lambda say, wait: hold_lease(tmp_path / "a", said, say, wait)) as other:
-        assert other.hear() == "held"
-        assert disk._share is not None
-        assert claimed_in(tmp_path / "a") == disk._share.claimed_bytes
-        assert disk.sweep(lambda key: False) == 0
-        other.go()
-        assert other.join() == 0
-    disk.close()
-
-
-def hold_lease(folder: Path, said: bytes, say: Say, wait: Wait) -> None:
-    lease = FolderLease(folder)
-    os.ftruncate(lease._descriptor, 0)
-    os.pwrite(lease._descriptor, said, 0)
-    say("held")
-    wait()
 
 
 @pytest.mark.parametrize("name", ["reserve", "lock.mdb"])
