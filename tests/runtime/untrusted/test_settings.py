@@ -137,37 +137,6 @@ def test_a_versioned_tokenizer_file_is_looked_through(model: Path) -> None:
         check_directory(model)
 
 
-def replacing(content: str) -> dict[str, Any]:
-    return {"type": "Replace", "pattern": {"String": "a"}, "content": content}
-
-
-def nested(levels: int) -> dict[str, Any]:
-    stage: dict[str, Any] = {"type": "Lowercase"}
-    for _ in range(levels):
-        stage = {"type": "Sequence", "normalizers": [stage]}
-    return stage
-
-
-@pytest.mark.parametrize(
-    ("name", "stage"),
-    [
-        ("normalizer", {"type": "Sequence", "normalizers": [replacing("aa")] * 9}),
-        ("normalizer", replacing("a" * 1000)),
-        ("normalizer", {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "x" * 20}] * 3}),
-        ("normalizer", {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 40}),
-        ("normalizer", nested(6)),
-        ("decoder", {"type": "Sequence", "decoders": [replacing("aa")] * 9}),
-        ("pre_tokenizer", {"type": "Sequence", "pretokenizers": [{"type": "Whitespace"}] * 40}),
-        ("pre_tokenizer", {"type": "Sequence", "pretokenizers": [[0] * 100] * 100}),
-        ("post_processor", nested(6)),
-    ],
-)
-def test_a_tokenizer_that_rewrites_without_end(model: Path, name: str, stage: dict[str, Any]) -> None:
-    change(model / "tokenizer.json", **{name: stage})
-    with pytest.raises(ModelFileError, match=rf"tokenizer\.json: {name}: "):
-        check_directory(model)
-
-
 def test_a_token_that_the_model_does_not_have(model: Path) -> None:
     found = json.loads((model / "tokenizer.json").read_text())
     found["model"]["vocab"]["beyond"] = 264
