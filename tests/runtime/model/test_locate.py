@@ -65,7 +65,8 @@ def test_a_directory_of_safetensors_is_used_as_it_is() -> None:
 def test_what_is_not_there_is_no_model_and_no_error_to_ask_for(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no model")
     (tmp_path / "m-00001-of-00002.gguf").write_bytes(b"GGUF")
-    for name in ("", ".", "notes.txt", "nothing", "nothing.gguf", "m-00001-of-00002.gguf"):
+    (tmp_path / "empty").mkdir()
+    for name in ("", "empty", "notes.txt", "nothing", "nothing.gguf", "m-00001-of-00002.gguf"):
         assert locate.present(str(tmp_path / name)) == [], name
     assert locate.present("nonsense") == []
     for name, why in {

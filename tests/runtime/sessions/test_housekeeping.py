@@ -130,7 +130,8 @@ def test_what_no_session_needs_goes_and_its_room_is_given_back(folders: list[Pat
 
 def test_to_a_size_sessions_go_only_when_nothing_else_is_left_and_the_oldest_first(folders: list[Path]) -> None:
     with StoreFolder(folders[0]) as opened:
-        opened.disk.session_used("a")  # after all of them were saved
+        opened.disk.put_session("a", session_payload(chains("abc"), saved_at=1.5))
+        opened.disk.session_used("a")
         opened.disk.put_session("b", session_payload(chains("ad"), saved_at=2.0))
     with StoreFolder(folders[1]) as opened:
         opened.disk.put_session("a", session_payload(chains("e"), saved_at=1.0))
