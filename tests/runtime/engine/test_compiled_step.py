@@ -5,18 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from tiny_models import FAMILIES, VOCABULARY, save_tiny_model
+from compiled_steps import BUDGET, PROMPT, STEPS, decoded, opened, prompted
+from tiny_models import FAMILIES, save_tiny_model
 
-from stratakv.runtime import KVConfig, Runtime
 from stratakv.runtime.engine.engine import Engine
 from stratakv.runtime.engine.sequence import Sequence
 from stratakv.runtime.layers.step import Step
 from stratakv.runtime.layers.tiered import tiered_layers
-
-BUDGET, PAGE, PROMPT, STEPS = 96, 8, 200, 20
 
 
 @pytest.fixture(autouse=True)
@@ -27,27 +24,6 @@ def _switched_on(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("model"), request.param, max_position_embeddings=2048)
-
-
-def opened(model: Path, index: str = "bounds", **settings: Any) -> Runtime:
-    dtype, weights = settings.pop("dtype", "float32"), settings.pop("weights", "own")
-    settings["dtype"] = settings.pop("kv_dtype", "auto")
-    kv = {"index": index, "budget": BUDGET, "sink": 8, "local": 16, "page_size": PAGE, "disk_gb": 0, "host_gb": 0.05}
-    return Runtime.load(model, dtype=dtype, weights=weights, kv=KVConfig(**{**kv, **settings}))
-
-
-def prompted(engine: Engine, length: int = PROMPT) -> Sequence:
-    sequence = engine.new_sequence()
-    engine.prefill(sequence, np.random.default_rng(length).integers(3, VOCABULARY, length).astype(np.uint32))
-    return sequence
-
-
-def decoded(engine: Engine, sequences: list[Sequence], steps: int = STEPS) -> torch.Tensor:
-    """Logits `[steps, B, V]` of the same tokens every time."""
-    rng = np.random.default_rng(3)
-    return torch.stack([
-        engine.decode(sequences, [int(rng.integers(3, VOCABULARY))] * len(sequences)) for _ in range(steps)
-    ])  # fmt: skip
 
 
 def without(engine: Engine, sequences: list[Sequence]) -> torch.Tensor:
@@ -126,17 +102,6 @@ def test_pages_of_any_size(tiny_llama: Path, page_size: int) -> None:
         torch.testing.assert_close(decoded(engine, [twin]), without(engine, [first]), rtol=1e-3, atol=2e-3)
 
 
-def test_what_is_not_in_memory_is_fetched_and_no_bit_differs(tiny_llama: Path, tmp_path: Path) -> None:
-    found = []
-    for settings in ({}, {"host_gb": 0.0006, "disk_gb": 0.1, "path": str(tmp_path / "kv")}, {"gpu_gb": 0.0009}):
-        with opened(tiny_llama, **settings) as runtime:
-            found.append(decoded(runtime.engine, [prompted(runtime.engine, 600)]))
-            if "disk_gb" in settings:
-                assert runtime.store.counters.disk_reads > 0
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
-
-
 @pytest.mark.parametrize("index", ["bounds", "spectral"])
 def test_whoever_watches_is_told_and_nothing_changes(tiny_llama: Path, index: str) -> None:
     with opened(tiny_llama, index) as runtime:
@@ -151,46 +116,3 @@ def test_whoever_watches_is_told_and_nothing_changes(tiny_llama: Path, index: st
         assert step.ids is not None
         assert step.ids.shape[1] * step.unit <= BUDGET
         assert step.lse.shape == step.out.shape[:2] == (2, 3)
-
-
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("index", ["bounds", "spectral"])
-def test_rows_that_stay_are_those_that_would_be_made_anew(
-    tiny_llama: Path, index: str, seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A sequence's rows outlive a step; those of a fork of it are made anew. Both compute the same bits, whatever has
-    happened before: tokens read, steps undone, pages given up, a batch in another order, room that had to grow."""
-    rng = np.random.default_rng(seed)
-    with opened(tiny_llama, index) as runtime:
-        engine = runtime.engine
-        sequences = [prompted(engine, 60 + 7 * seed), prompted(engine, PROMPT)]
-        points = [sequence.snapshot() for sequence in sequences]
-        for _ in range(25):
-            chosen = [sequences[b] for b in rng.permutation(2)[: rng.integers(1, 3)]]
-            some = int(rng.integers(2))
-            match rng.integers(6):
-                case 0:
-                    tokens = rng.integers(3, VOCABULARY, rng.integers(1, 150)).astype(np.uint32)
-                    engine.prefill(sequences[some], tokens)
-                case 1:
-                    engine.rollback(sequences[some], points[some])
-                case 2:
-                    points[some] = sequences[some].snapshot()
-                case 3:
-                    with monkeypatch.context() as patch:
-                        patch.setattr(chosen[0].layers[1], "begin_step", lambda *_: 1 // 0)
-                        with pytest.raises(ZeroDivisionError):
-                            engine.decode(chosen, [5] * len(chosen))
-            for token in rng.integers(3, VOCABULARY, rng.integers(1, 2 * PAGE)).tolist():
-                anew = [engine.fork(sequence) for sequence in chosen]
-                expected = engine.decode(anew, [token] * len(anew))
-                assert torch.equal(engine.decode(chosen, [token] * len(chosen)), expected)
-                for sequence in anew:
-                    sequence.close()
-
-
-def test_whoever_switches_it_off_decodes_by_pytorch(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STRATAKV_COMPILED", "0")
-    with opened(tiny_llama) as runtime:
-        assert runtime.engine.compiled is None
-        decoded(runtime.engine, [prompted(runtime.engine)], 2)
