@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from places import RECALL
 
 from stratakv.runtime import DoesNotFitError, KVConfig, Runtime
 from stratakv.runtime.engine.batch import num_spare
-from stratakv.runtime.engine.planner import available_memory
 
 
 def load(path: Path, disk_gb: float) -> Runtime:
@@ -86,12 +83,3 @@ def test_no_reply_is_counted_beyond_the_window(runtime: Runtime) -> None:
     with pytest.raises(DoesNotFitError, match=r"the batch does not fit: \d+ tokens") as caught:
         runtime.generate(prompts(3), max_new_tokens=10**9)
     assert str(3 * 8192)[:3] in str(caught.value)
-
-
-def test_a_limit_of_the_process_bounds_the_default_of_the_host_tier(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As batch systems set one: what it leaves is all that there is."""
-    in_use = psutil.Process().memory_info().vms
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (in_use + 10**6, resource.RLIM_INFINITY))
-    assert available_memory() <= 2 * 10**6
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (in_use // 2, resource.RLIM_INFINITY))
-    assert available_memory() == 0

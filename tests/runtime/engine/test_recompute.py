@@ -1,0 +1,108 @@
+"""A damaged page is made again from its tokens and the pages before it, as a prefill would have made it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from kv_pages import read_back
+from tiny_models import VOCABULARY
+from torch import Tensor
+
+from stratakv.runtime import KVConfig, Runtime
+from stratakv.runtime.engine.recompute import recompute
+from stratakv.runtime.engine.sequence import Sequence
+from stratakv.runtime.layers.sliding import SlidingLayer
+from stratakv.runtime.layers.tiered import tiered_layers
+from stratakv.storage import CorruptPageError
+from stratakv.storage.page import page_key
+
+PAGE = 8
+LENGTH = 12 * PAGE
+
+
+@pytest.fixture(scope="module")
+def runtime(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
+    kv = KVConfig(
+        path=tmp_path_factory.mktemp("kv"), index="window", budget=32, sink=0, local=8, page_size=PAGE, host_gb=0.05,
+        disk_gb=0.1,
+    )  # fmt: skip
+    with Runtime.load(tiny_llama, dtype="float32", kv=kv) as runtime:
+        yield runtime
+        runtime.store.check_integrity()
+
+
+def made(runtime: Runtime, seed: int, num_read: int = LENGTH) -> Sequence:
+    """A text of its own, so many tokens of it read as a prompt and the others one by one."""
+    tokens = np.random.default_rng(seed).integers(3, VOCABULARY, LENGTH).astype(np.uint32)
+    sequence = runtime.engine.new_sequence()
+    runtime.engine.prefill(sequence, tokens[:num_read], reuse=False)
+    for token in tokens[num_read:].tolist():
+        runtime.engine.decode([sequence], [token])
+    runtime.store.flush()
+    return sequence
+
+
+def pages(runtime: Runtime, sequence: Sequence, layer: int) -> Tensor:
+    """fp32 `[n, numbers]`."""
+    return read_back(runtime.store, tiered_layers(sequence.layers)[layer].pids).view(torch.float32)
+
+
+def again(runtime: Runtime, sequence: Sequence, layer: int, page: int) -> None:
+    with runtime.engine.turn():
+        pid = int(tiered_layers(sequence.layers)[layer].pids[page])
+        recompute(runtime.model, runtime.store, sequence.layers, 0, layer, [pid])
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_a_page_is_what_it_was_and_nothing_behind_it_was_read(
+    runtime: Runtime, layer: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    sequence, page = made(runtime, layer), 7
+    before, recomputed = pages(runtime, sequence, layer), runtime.store.counters.pages_recomputed
+    for its in tiered_layers(sequence.layers):
+        slots = runtime.store._table.host_slot[its.pids[page:]]
+        runtime.store.host.data[torch.from_numpy(slots)] = 0xFF  # no number
+    with caplog.at_level(logging.WARNING, "stratakv"):
+        again(runtime, sequence, layer, page)
+    found = pages(runtime, sequence, layer)
+    torch.testing.assert_close(found[: page + 1], before[: page + 1], rtol=1e-4, atol=1e-4)
+    assert found[page + 1 :].isnan().all()
+    assert runtime.store.counters.pages_recomputed == recomputed + 1
+    (record,) = caplog.records
+    assert record.message.endswith(f"(layer {layer}, tokens 56-63) was damaged: recomputing it")
+    runtime.store.flush()
+    sequence.close()
+
+
+def test_generated_tokens_are_read_exactly(runtime: Runtime) -> None:
+    """Decode had read a window of the text for them."""
+    exact, sequence = made(runtime, 5), made(runtime, 5, 7 * PAGE)
+    expected, was = pages(runtime, exact, 2)[7], pages(runtime, sequence, 2)[7]
+    assert (was - expected).abs().max() > 0.1
+    again(runtime, sequence, 2, 7)
+    torch.testing.assert_close(pages(runtime, sequence, 2)[7], expected, rtol=1e-4, atol=1e-4)
+    for each in (exact, sequence):
+        each.close()
+
+
+def test_beside_a_window_whose_past_is_gone_the_records_are_deleted(runtime: Runtime) -> None:
+    """Whoever reads the text again computes them."""
+    sequence, store = made(runtime, 7), runtime.store
+    key = page_key(1, sequence.chains[3])
+    assert store.disk is not None
+    assert store.disk.contains(key)
+    window = SlidingLayer(0, 20, store.layout, torch.float32, torch.device("cpu"))
+    pid = int(tiered_layers(sequence.layers)[1].pids[3])
+    says = (
+        rf"1 stored page\(s\) of layer 1 are damaged \({key.hex()}\) and cannot be recomputed alone .* new conversation"
+    )
+    with pytest.raises(CorruptPageError, match=says) as caught:
+        recompute(runtime.model, store, [window, *sequence.layers[1:]], 0, 1, [pid])
+    assert caught.value.pages == [pid]
+    assert not store.disk.contains(key)
+    sequence.close()
