@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def test_rows_are_made_anew_when_a_page_is_sealed_or_cut(layer: Layer) -> None:
 
 def test_rows_are_made_anew_where_addresses_in_them_are_others(layer: Layer) -> None:
     first = standing(layer)
-    other = attending(layer.at.q, SMALL.num_heads, TOKENS + SIZE)
+    other = replace(layer.at)
     assert (second := standing(layer, at=other)) is not first
     assert (third := standing(layer, at=other, state=layer.index.copy(layer.state))) is not second
     other.room.floats("scores", 10**5)
