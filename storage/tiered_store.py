@@ -228,7 +228,8 @@ class TieredStore:
             np.add.at(self._table.refs, pids, 1)
 
     def release(self, pids: np.ndarray) -> None:
-        """Drop one reference each. Unreferenced pages stay as cache until their room is needed."""
+        """Drop one reference each. Unreferenced pages that are on disk, or will be, stay as cache until their room is
+        needed; others go at once."""
         with self._lock:
             self._residency.release(pids, keep_unstored=self._writing.will_store)
 

@@ -160,8 +160,8 @@ class Engine:
     ) -> Prefilled:
         """Append prompt tokens, reusing pages the store already has.
 
-        An exception or Ctrl-C leaves the sequence as it was; what was sealed until then stays in the store, so that
-        another try goes on from there.
+        An exception or Ctrl-C leaves the sequence as it was. What was sealed until then stays in a store that has a
+        disk, so that another try goes on from there.
 
         Args:
             on_progress: called in between, while other threads wait for the model; it must not call back.

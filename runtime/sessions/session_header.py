@@ -55,7 +55,7 @@ def _check_version(version: object) -> None:
     told = f"version: has format {shown(version)}, this program reads {VERSION}"
     if is_count(version) and version > VERSION:
         raise LaterVersionError(told)
-    _require(version == VERSION, told)
+    _require(is_count(version) and version == VERSION, told)  # True is 1, too
 
 
 def is_time(value: object) -> bool:

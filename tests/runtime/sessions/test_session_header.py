@@ -43,7 +43,7 @@ def test_of_a_later_version_nothing_but_the_version_is_looked_at() -> None:
         header_of(changed(later))
 
 
-@pytest.mark.parametrize("version", [0, -1, None, "2", 2.0, [2]])
+@pytest.mark.parametrize("version", [0, -1, None, True, "2", 2.0, [2]])
 def test_another_version_is_no_later_one(version: Any) -> None:
     with pytest.raises(RecordError, match=r"^version: has format ") as caught:
         header_of(session_payload([], version=version))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -34,3 +36,14 @@ def test_nothing_is_touched() -> None:
 def test_more_than_there_can_be_is_refused() -> None:
     with pytest.raises(MemoryError, match="bytes of host memory cannot be reserved"):
         unforked(1 << 30, 1 << 30)
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="this system has none")
+def test_large_pages_are_asked_for() -> None:
+    found = unforked(4, 1 << 20)
+    for mapping in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text()):
+        begin, end = (int(address, 16) for address in mapping.split()[0].split("-"))
+        if begin <= found.data_ptr() < end:
+            assert "hg" in mapping.partition("VmFlags:")[2].split()
+            return
+    pytest.fail("the memory is not mapped")
