@@ -26,7 +26,7 @@ from numba.extending import intrinsic
 
 from .block_code import BLOCK_BYTES, BLOCK_NUMBERS
 from .block_sums import leave, leave_exact, leave_rounded, no_sums, with_block
-from .native import floats, loop, shorts
+from .native import fetch_ahead, floats, loop, shorts
 from .operation import Operation
 
 _STEPS = 32767
@@ -127,6 +127,7 @@ def rows(kind: int, *, rounded: bool) -> Operation:
             x = prepared + b * pitch
             for r in range(begin, end):
                 row, four = weight + r * row_size, no_sums(kind, 4, way)
+                fetch_ahead(row, row_size)
                 for i in range(blocks):
                     four = with_block(
                         four, row + i * octets, x + size * i, x + scales + step * i, x + sums + step * i, pitch, room
@@ -137,6 +138,7 @@ def rows(kind: int, *, rounded: bool) -> Operation:
             x = prepared + b * pitch
             for r in range(begin, end):
                 row, one = weight + r * row_size, no_sums(kind, 1, way)
+                fetch_ahead(row, row_size)
                 for i in range(blocks):
                     one = with_block(
                         one, row + i * octets, x + size * i, x + scales + step * i, x + sums + step * i, pitch, room

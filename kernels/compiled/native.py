@@ -244,6 +244,18 @@ def fetch(context: Any, address: Any) -> Any:
     return types.void(types.int64), emit
 
 
+_AHEAD = 4096
+"""Bytes between what is multiplied and what is fetched: what the processor fetches by itself ends with each small page
+of memory."""
+
+
+@loop
+def fetch_ahead(address: int, size: int) -> None:
+    """While `size` bytes of a long run are read, have as many further on brought into caches."""
+    for at in range(address + _AHEAD, address + _AHEAD + size, LINE):
+        fetch(at)
+
+
 _X86, _ARM = platform.machine() in ("x86_64", "AMD64"), platform.machine() in ("aarch64", "arm64")
 
 
