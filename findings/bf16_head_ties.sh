@@ -5,7 +5,7 @@
 # share a few hundred values. Expected: greedy decoding has a highest logit to choose. Seen: in some positions in a hundred of an
 # ordinary text two or more are the highest, `argmax` takes the one that stands first in the vocabulary, and the same weights with
 # the head's product in float32 choose another token there about every second time.
-# In stratakv: `runtime/head.py` computes a step's highest logits again in float32.
+# In stratakv: `runtime/model/head.py` computes a step's highest logits again in float32.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
