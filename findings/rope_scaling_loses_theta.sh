@@ -5,7 +5,7 @@
 # `rope_parameters`, with `rope_theta` in it. Where both are there, the one is taken for all that is said.
 # Expected: the base of 10,000,000 that `rope_parameters` states, or an error. Seen: 10,000, without a word; other tokens from
 # the first hundred on. A `rope_theta` that does not stand in `rope_parameters` but beside it is kept.
-# In stratakv: `runtime/rope.py` puts together what all spellings say, and refuses what contradicts itself.
+# In stratakv: `runtime/untrusted/rope.py` puts together what all spellings say, and refuses what contradicts itself.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -5,7 +5,7 @@
 # setting `encode_special_tokens` of the shared `tokenizers.Tokenizer` and leaves it set until the next call sets it again.
 # Expected: the argument concerns that call. Seen: whoever encodes with the backend afterwards, or in another thread between
 # the setting and the encoding, loses its special tokens: `<|end|>` becomes seven characters, without a word.
-# In stratakv: `runtime/encoder.py` never asks for it. A person's words are encoded by a second tokenizer over the same model, in
+# In stratakv: `runtime/model/encoder.py` never asks for it. A person's words are encoded by a second tokenizer over the same model, in
 # which control tokens are spelled otherwise.
 set -euo pipefail
 folder=$(mktemp -d)

@@ -6,7 +6,7 @@
 # qwen2, it takes that family's class instead, which keeps the vocabulary and puts its own rule, normalizer and decoder in
 # place of the file's, without a word: digits are split one by one where the file says by threes. Models of that shape with
 # another vocabulary get other tokens than they were trained with.
-# In stratakv: `runtime/tokens.py` loads what was made of a GGUF file by the class that takes tokenizer.json as it is.
+# In stratakv: `runtime/model/tokens.py` loads what was made of a GGUF file by the class that takes tokenizer.json as it is.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

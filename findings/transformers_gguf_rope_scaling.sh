@@ -4,7 +4,7 @@
 # Files say `llama.rope.scaling.*` (YaRN, linear) or hold `rope_freqs.weight` (Llama 3.1 to 3.3). Expected: `rope_parameters` of the loaded
 # model say the same, or loading fails. Seen: they say `default`, and nothing is printed: the model has the positions of another one, which
 # shows as worse answers the longer the text.
-# In stratakv: GGUF files are read by `runtime/gguf`, where every key and tensor is used or refuses the file.
+# In stratakv: GGUF files are read by `runtime/model/gguf`, where every key and tensor is used or refuses the file.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -4,7 +4,7 @@
 # Large models are published as NAME-00001-of-00003.gguf and so on; the first part has all keys and some of the tensors. Expected: the other
 # parts beside it are read, as llama.cpp does, or loading fails. Seen: the model loads, the weights of all other parts are random numbers,
 # and it answers nonsense; a warning lists them, if warnings are not off.
-# In stratakv: a model is all parts (`runtime/gguf/files.py`), whichever was named, and a part alone is refused.
+# In stratakv: a model is all parts (`runtime/model/gguf/files.py`), whichever was named, and a part alone is refused.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -25,6 +25,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "findings" / "README.md",
 ]
+FINDINGS = sorted((ROOT / "findings").glob("*.sh"))
 SOURCES = [path for folder in LIBRARY for path in sorted((ROOT / folder).rglob("*.py"))]
 
 PATH = re.compile(rf"(?<![\w./~-])(?:{'|'.join(FOLDERS)})/[\w./*-]*\w[*/]?")
@@ -53,8 +54,9 @@ def docstrings(source: str) -> Iterator[str]:
 
 @cache
 def texts() -> dict[str, str]:
-    """What is read here, by its path: pages whole, and the docstrings of a source."""
+    """What is read here, by its path: pages whole, the docstrings of a source, and what a finding says first."""
     found = {path: path.read_text() for path in PAGES}
+    found |= {path: path.read_text().partition("\nset ")[0] for path in FINDINGS}
     found |= {path: "\n".join(docstrings(path.read_text())) for path in SOURCES}
     return {path.relative_to(ROOT).as_posix(): text for path, text in found.items()}
 
