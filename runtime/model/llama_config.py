@@ -1,8 +1,8 @@
 """Llama's configuration as transformers has it, field by field, without what its own module imports.
 
 For the sake of one field that is of no use to us, transformers' `LlamaConfig` imports its activations, and with them
-its loading, distributed training and compiling: 1.7 s. No other family's does. `tests/runtime/model/test_llama_config.py`
-compares the two.
+its loading, distributed training and compiling: 1.7 s. No other family's does.
+`tests/runtime/model/test_llama_config.py` compares the two.
 
 NOTE: annotations must not be postponed here: `strict` checks no field whose type is a text.
 """
