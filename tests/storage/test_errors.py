@@ -56,7 +56,7 @@ def test_an_input_error_on_the_last_free_bytes_is_one(
     class Usage:
         pass
 
-    Usage.free = free  # type: ignore[attr-defined]
+    Usage.free = free
     monkeypatch.setattr(errors.shutil, "disk_usage", lambda _: Usage)
     assert is_full(tmp_path, OSError(os.strerror(errno.EIO))) is full
     assert not is_full(tmp_path / "not there", OSError(os.strerror(errno.EIO)))

@@ -101,7 +101,7 @@ class Folder:
 
 def test_objects_that_mean_the_same_are_taken(tiny_llama: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("Every tide leaves something.")
-    kv = KVConfig(path=Folder(tmp_path / "store"), dtype=torch.float32, host_gb=np.float32(0.05), disk_gb=0.05)  # type: ignore[arg-type]
+    kv = KVConfig(path=Folder(tmp_path / "store"), dtype=torch.float32, host_gb=np.float32(0.05), disk_gb=0.05)
     with Runtime.load(Folder(tiny_llama), device=torch.device("cpu"), dtype=torch.float32, kv=kv) as runtime:
         chat = runtime.chat(np.str_("Be brief."))
         assert chat.read(Folder(tmp_path / "a.txt")).tokens
@@ -124,4 +124,4 @@ def test_objects_that_mean_the_same_are_taken(tiny_llama: Path, tmp_path: Path) 
 
 def test_a_wrong_type_is_a_type_error_of_ours(chat: Chat) -> None:
     with pytest.raises(WrongTypeError, match=r"generation is a GenerationConfig, not \{'temperature': 1\}"):
-        chat.generation = {"temperature": 1}  # type: ignore[assignment]
+        chat.generation = {"temperature": 1}

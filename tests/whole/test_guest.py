@@ -123,7 +123,7 @@ def test_what_cannot_be_copied_says_what_to_do(runtime: Runtime) -> None:
     for value, remedy in ((runtime, "Runtime.load"), (chat, "`fork` makes a copy here"), (stream, "its `reply` can")):
         for copied in (pickle.dumps, copy.copy, copy.deepcopy):
             with pytest.raises(TypeError, match=remedy):
-                copied(value)  # type: ignore[operator]
+                copied(value)
 
 
 def test_what_a_notebook_shows_is_short_and_tells_nothing_of_what_was_said(runtime: Runtime) -> None:
@@ -154,7 +154,7 @@ def test_a_coroutine_receives_a_reply_in_pieces(runtime: Runtime) -> None:
         return text
 
     async def wrongly(chat: Chat) -> None:
-        async for _ in chat.stream("? k1"):  # type: ignore[attr-defined]
+        async for _ in chat.stream("? k1"):
             pass
 
     assert asyncio.run(pieces(runtime.chat())) == runtime.chat().send("? k1", max_new_tokens=4).text

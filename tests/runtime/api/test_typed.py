@@ -155,7 +155,7 @@ def test_whole_numbers_are_exact() -> None:
 
 def test_an_enumerations_text_is_its_value() -> None:
     assert KVConfig(dtype=Word.FLOAT32).dtype == "float32"
-    assert GenerationConfig(stop_strings=Word.FLOAT32).stop_strings == ("float32",)  # type: ignore[arg-type]
+    assert GenerationConfig(stop_strings=Word.FLOAT32).stop_strings == ("float32",)
 
 
 SETTINGS = st.fixed_dictionaries(

@@ -36,7 +36,7 @@ class Talk:
 
     def _begin(self, reply: Reply) -> Point:
         self.begun.append(reply)
-        point = Point(Snapshot(0, 0, [], None), [], self.last, [], None)  # type: ignore[arg-type]
+        point = Point(Snapshot(0, 0, [], None), [], self.last, [], None)
         self.last = reply
         return point
 
@@ -79,7 +79,7 @@ class Talk:
         self.last = point.last
 
     def point_at_page_end(self) -> Snapshot | None:
-        return Snapshot(self.tokens, self.tokens // 16, [], None)  # type: ignore[arg-type]
+        return Snapshot(self.tokens, self.tokens // 16, [], None)
 
 
 def test_a_reply_comes_in_pieces_that_are_never_empty() -> None:
@@ -163,6 +163,6 @@ def test_the_newest_page_ends_are_remembered_each_once() -> None:
     assert "".join(talk.stream) == "abcdef"
     assert talk.settled == [("abcdef", [48, 64, 80, 96])]
     paused: Any = Talk("a", "b", "c")
-    paused.point_at_page_end = lambda: Snapshot(16, 1, [], None)  # type: ignore[arg-type]
+    paused.point_at_page_end = lambda: Snapshot(16, 1, [], None)
     assert "".join(paused.stream) == "abc"
     assert paused.settled == [("abc", [16])]

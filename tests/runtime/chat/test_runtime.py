@@ -44,7 +44,7 @@ def test_prompts_are_texts(small: Runtime) -> None:
     assert len(small.generate(iter(["a", "b"]), max_new_tokens=1)) == 2
     for wrong in (["a", 5], [None], [b"a"]):
         with pytest.raises(WrongTypeError, match=r"prompt \d is a text, not"):
-            small.generate(wrong, max_new_tokens=1)  # type: ignore[arg-type]
+            small.generate(wrong, max_new_tokens=1)
 
 
 def test_as_many_tokens_as_there_is_room_for(small: Runtime) -> None:

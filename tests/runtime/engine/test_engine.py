@@ -187,7 +187,7 @@ def test_a_stopwatch_is_entered_when_the_turn_has_come(engine: Engine) -> None:
 def test_pages_of_generated_tokens_are_shared_by_those_alone_who_read_alike(runtime: Runtime) -> None:
     own, config = runtime.engine, runtime.engine.config
     salts = [
-        runtime.reading(replace(config, **changes)).salt  # type: ignore[arg-type]
+        runtime.reading(replace(config, **changes)).salt
         for changes in ({}, {"budget": 56}, {"local": 16}, {"index": "window"})
     ]
     assert salts[0] == own.salt

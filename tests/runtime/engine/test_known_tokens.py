@@ -43,7 +43,7 @@ def appended(
     engine: Engine, sequence: Sequence, tokens: np.ndarray = KNOWN, check: Callable[[], object] = lambda: None
 ) -> torch.Tensor:
     with engine.turn(), torch.inference_mode():
-        return append_known(engine.model, sequence, tokens, check)  # type: ignore[arg-type]
+        return append_known(engine.model, sequence, tokens, check)
 
 
 def test_at_once_they_are_what_they_are_one_by_one(engine: Engine, sequences: tuple[Sequence, Sequence]) -> None:

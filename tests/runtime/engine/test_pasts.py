@@ -63,7 +63,7 @@ def test_pasts_of_one_reach_share_indexes_that_know_its_positions(pasts: Pasts) 
     for layer in tiered_layers(far.layers):
         its = pasts.indexes[layer.layer]
         assert (layer.index.identity, layer.index.layer.number) == (its.identity, layer.layer)
-        assert layer.index.layer.rotation._reach == 71  # type: ignore[attr-defined]
+        assert layer.index.layer.rotation._reach == 71
 
 
 def test_indexes_of_the_last_few_reaches_are_kept(pasts: Pasts) -> None:

@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 
 
 def planned(**caps: float) -> Plan:
-    return make_plan(KVConfig(disk_gb=0, **caps), LAYOUT, LAYERS, CPU, CHUNK)  # type: ignore[arg-type]
+    return make_plan(KVConfig(disk_gb=0, **caps), LAYOUT, LAYERS, CPU, CHUNK)
 
 
 def test_the_compute_tier_has_room_for_pages_beside_its_workspace() -> None:
@@ -121,7 +121,7 @@ def test_people_read_what_each_tier_holds() -> None:
     plan = replace(PLAN, gpu_bytes=WORKSPACE + 20 * TOKEN, host_bytes=GB, disk_bytes=2 * GB)
     workspace = f"{WORKSPACE / GB:.3g} GB workspace"
     assert plan.rows() == [
-        ("gpu", f"{plan.gpu_bytes / GB:.3g} GB", f"20 + {workspace}"),  # type: ignore[operator]
+        ("gpu", f"{plan.gpu_bytes / GB:.3g} GB", f"20 + {workspace}"),
         ("host", "1 GB", str(GB // TOKEN)),
         ("disk", "2 GB", str(int(2 * GB / 1.2) // TOKEN)),
     ]

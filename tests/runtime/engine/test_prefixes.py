@@ -23,7 +23,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def settings(folder: Path, **changes: object) -> KVConfig:
-    return KVConfig(path=folder, index="spectral", budget=144, **changes)  # type: ignore[arg-type]
+    return KVConfig(path=folder, index="spectral", budget=144, **changes)
 
 
 def read(engine: Engine, tokens: np.ndarray) -> tuple[Sequence, int, torch.Tensor]:

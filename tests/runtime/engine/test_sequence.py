@@ -201,7 +201,7 @@ def test_a_step_that_fills_a_page_publishes_it(text: Text) -> None:
     text.seal(new)
     text.sequence.commit(new)
     assert text.store.num_known(text.sequence.chains, [0]) == len(text.sequence.chains) == 2
-    assert text.sequence.layers[0].tail_len == text.sequence.tail_len == 0  # type: ignore[attr-defined]
+    assert text.sequence.layers[0].tail_len == text.sequence.tail_len == 0
 
 
 @pytest.mark.parametrize("num_layers", [0, 1, 2])

@@ -27,7 +27,7 @@ def load(store: Path) -> Runtime:
 
 def documents(tokenizer: object, count: int) -> list[str]:
     rng = np.random.default_rng(5)
-    return [tokenizer.decode(make_context(rng, 900, 60)[0]) for _ in range(count)]  # type: ignore[attr-defined]
+    return [tokenizer.decode(make_context(rng, 900, 60)[0]) for _ in range(count)]
 
 
 def ask(runtime: Runtime, text: str) -> tuple[str, int]:
@@ -40,7 +40,7 @@ def ask(runtime: Runtime, text: str) -> tuple[str, int]:
 def together(runtime: Runtime, texts: list[str]) -> list[tuple[str, int]]:
     found: dict[int, tuple[str, int]] = {}
     threads = [
-        threading.Thread(target=lambda i=i, text=text: found.setdefault(i, ask(runtime, text)))  # type: ignore[misc]
+        threading.Thread(target=lambda i=i, text=text: found.setdefault(i, ask(runtime, text)))
         for i, text in enumerate(texts)
     ]
     for thread in threads:
@@ -94,7 +94,7 @@ def test_without_turns_nothing_wrong_is_published(tmp_path: Path, monkeypatch: p
 def span_of(runtime: Runtime) -> tuple[TieredLayer, TieredLayer]:
     layers = [runtime.engine.new_sequence().layers[0] for _ in range(2)]
     assert all(isinstance(layer, TieredLayer) for layer in layers)
-    return layers[0], layers[1]  # type: ignore[return-value]
+    return layers[0], layers[1]
 
 
 def test_a_span_that_another_call_came_between_is_not_published(tmp_path: Path) -> None:
