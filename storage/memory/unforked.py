@@ -23,6 +23,8 @@ _MADV_WIPEONFORK = 18
 def unforked(num_rows: int, row_bytes: int) -> torch.Tensor:
     """uint8 `[num_rows, row_bytes]` in host memory of its own, given back with the tensor. No bytes are touched.
 
+    Linux is asked for huge pages: rows that lie far apart are then read without a look at the table of pages for each.
+
     Raises MemoryError.
     """
     size = num_rows * row_bytes
@@ -36,6 +38,6 @@ def unforked(num_rows: int, row_bytes: int) -> torch.Tensor:
         raise MemoryError(f"{size} bytes of host memory cannot be reserved ({error.strerror})") from error
     with suppress(OSError):  # before Linux 4.14 a child shares the bytes until one of the two writes
         mapped.madvise(_MADV_WIPEONFORK)
-    with suppress(OSError):  # a system may be built without
+    with suppress(OSError):  # a system may be built without huge pages
         mapped.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(mapped, dtype=torch.uint8).view(num_rows, row_bytes)

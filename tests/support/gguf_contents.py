@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 import torch
 from gguf_models import FAMILIES, random_model, write_gguf
 from safetensors.torch import load_file
 
+from stratakv.runtime.api.errors import ModelFileError
 from stratakv.runtime.model.gguf.container import Contents, Tensor, read_gguf
 from stratakv.runtime.model.gguf.directory import read_model
 from stratakv.runtime.model.gguf.keys import Keys
@@ -46,6 +48,15 @@ def changed(
         keys=AsKeys(values),
         tensors={name: tensor for name, tensor in held.items() if tensor is not None},
     )
+
+
+def refusal(read: Callable[[Contents], object], contents: Contents) -> str:
+    """What reading them says, one line, without the file's name."""
+    with pytest.raises(ModelFileError) as raised:
+        read(contents)
+    said = str(raised.value)
+    assert "\n" not in said
+    return said.removeprefix(f"{contents.path}: ")
 
 
 class AsKeys(Keys):

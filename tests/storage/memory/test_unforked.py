@@ -39,7 +39,7 @@ def test_more_than_there_can_be_is_refused() -> None:
 
 
 @pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="this system has none")
-def test_large_pages_are_asked_for() -> None:
+def test_huge_pages_are_asked_for() -> None:
     found = unforked(4, 1 << 20)
     for mapping in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text()):
         begin, end = (int(address, 16) for address in mapping.split()[0].split("-"))

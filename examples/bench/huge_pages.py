@@ -1,10 +1,10 @@
-"""What large pages of memory do for a decode step: arenas that get them, and the same where the system gives none.
+"""What huge pages of memory do for a decode step: arenas that get them, and the same where the system gives none.
 
-    python examples/bench/large_pages.py [--rounds 3] [--out OUT.json]
+    python examples/bench/huge_pages.py [--rounds 3] [--out OUT.json]
 
 Each turn is a process of its own, with the default model and drawn keys and values; the two take turns. A process gets
-no large pages where it says so to Linux (`PR_SET_THP_DISABLE`); where Linux gives none to anybody, the two are alike,
-and `large_mb` says so. Logits must be the same, bit for bit.
+no huge pages where it says so to Linux (`PR_SET_THP_DISABLE`); where Linux gives none to anybody, the two are alike,
+and `huge_mb` says so. Logits must be the same, bit for bit.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ FIRST, STEPS, KNOWN = 48, 64, 5
 _THP_DISABLE = 41
 
 
-def decode(index: str, with_large: bool) -> None:
+def decode(index: str, with_huge: bool) -> None:
     """In a process of its own: print milliseconds a step for each context, and what they left."""
-    if not with_large and ctypes.CDLL(None).prctl(_THP_DISABLE, 1, 0, 0, 0):
-        raise SystemExit("this system cannot do without large pages")
+    if not with_huge and ctypes.CDLL(None).prctl(_THP_DISABLE, 1, 0, 0, 0):
+        raise SystemExit("this system cannot do without huge pages")
     import numpy as np
 
     from stratakv.runtime import KVConfig, Runtime
@@ -55,10 +55,10 @@ def decode(index: str, with_large: bool) -> None:
                 else:
                     seconds.append(time.perf_counter() - started)
             sequence.close()
-            large = sum(map(int, re.findall(r"AnonHugePages: +(\d+)", Path("/proc/self/smaps_rollup").read_text())))
+            huge = sum(map(int, re.findall(r"AnonHugePages: +(\d+)", Path("/proc/self/smaps_rollup").read_text())))
             rows.append(
                 {"index": index, "context": context, "step_ms": 1e3 * statistics.median(seconds),
-                 "large_mb": large / 1e3, "logits": digest.hexdigest()}
+                 "huge_mb": huge / 1e3, "logits": digest.hexdigest()}
             )  # fmt: skip
     print(json.dumps(rows))
 
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--turn", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.turn:
-        decode(options.turn[0], options.turn[1] == "large")
+        decode(options.turn[0], options.turn[1] == "huge")
         return
     from stratakv.runtime.process.hardware import hardware
 
@@ -80,14 +80,14 @@ def main() -> None:
         commit = build.commit
         for _ in range(options.rounds):
             for index in INDEXES:
-                for pages in ("small", "large"):
+                for pages in ("small", "huge"):
                     turn = [sys.executable, __file__, "--turn", index, pages]
                     ran = subprocess.run(turn, env=build.environment(), capture_output=True, text=True, check=True)
                     for row in json.loads(ran.stdout):
                         found.setdefault((index, row["context"], pages), []).append(row)
     for index in INDEXES:
         for context in CONTEXTS:
-            both = [row["logits"] for pages in ("small", "large") for row in found[index, context, pages]]
+            both = [row["logits"] for pages in ("small", "huge") for row in found[index, context, pages]]
             if len(set(both)) > 1:
                 raise SystemExit(f"{index} at {context}: logits differ")
     rows = [
@@ -95,11 +95,11 @@ def main() -> None:
             "index": index, "context": context, "pages": pages,
             "step_ms": round(statistics.median(row["step_ms"] for row in turns), 2),
             "step_ms_of_turns": [round(row["step_ms"], 2) for row in turns],
-            "large_mb": round(statistics.median(row["large_mb"] for row in turns)),
+            "huge_mb": round(statistics.median(row["huge_mb"] for row in turns)),
         }
         for (index, context, pages), turns in sorted(found.items())
     ]  # fmt: skip
-    command = f"python examples/bench/large_pages.py --rounds {options.rounds}"
+    command = f"python examples/bench/huge_pages.py --rounds {options.rounds}"
     write_result({"command": command, "hardware": hardware(), "commit": commit, "rows": rows}, options.out)
 
 
