@@ -9,7 +9,7 @@
 
 Names are imported on first use: importing this package loads no model library and starts nothing. Whoever first asks
 for `Runtime` or `Chat` loads torch, with as many OpenMP threads as it may have cores (`threads`; while others are busy,
-fewer compute: `spare_cores`).
+fewer take a decode step: `spare_cores`).
 """
 
 from __future__ import annotations

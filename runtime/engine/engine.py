@@ -267,8 +267,7 @@ class Engine:
                 for (a, b), table in zip(chunks, tables, strict=True):
                     self.interrupts.check()
                     rows = slice(a - start, b - start)
-                    with self.threads.fitted(b - a):
-                        hidden[:, rows] = model.run_layer(module, hidden[:, rows], self._attend_rows(cache, a, table))
+                    hidden[:, rows] = model.run_layer(module, hidden[:, rows], self._attend_rows(cache, a, table))
                     report((layer + (b - start) / count) / model.num_layers)
                 named.require_right(sequence)
                 cache.finish(named.chains, named.tokens, sequence.tail_len + count)
@@ -333,12 +332,11 @@ class Engine:
                     with self.threads.lent() as threads:
                         logits = self.compiled.run(sequences, tokens, tables, ahead, threads)
                 else:
-                    with self.threads.fitted(len(sequences)):
-                        hidden = model.embed(torch.tensor(tokens, device=model.device))
-                        for layer in range(model.num_layers):
-                            ahead(layer + 1, hidden)
-                            hidden = model.step_layer(layer, hidden, tables, attend)
-                        logits = model.step_logits(hidden)
+                    hidden = model.embed(torch.tensor(tokens, device=model.device))
+                    for layer in range(model.num_layers):
+                        ahead(layer + 1, hidden)
+                        hidden = model.step_layer(layer, hidden, tables, attend)
+                    logits = model.step_logits(hidden)
             for sequence, new in zip(sequences, named, strict=True):
                 sequence.seal(new)
             for sequence, new in zip(sequences, named, strict=True):

@@ -1,15 +1,13 @@
-"""The choice of how many threads compute: no more than there are processors that no other process wants. It is made
-several times a second.
+"""The choice of how many threads take a compiled decode step: no more than there are processors that no other process
+wants. It is made several times a second.
 
-A decode step is some hundreds of small parallel loops, and a loop ends with its slowest thread. Beside another busy
-process one of our threads has to share its processor, and the others spin until it is done, which takes time from it
-too: on two processors a step takes four times as long. With one thread fewer it takes a quarter longer than on an idle
-machine, and the other process has its processor to itself. Letting threads sleep instead of spin is worse on an idle
-machine and on a busy one (docs/decisions/0024).
+The rows of a step's table end with their slowest thread. Beside another busy process one of our threads would have to
+share its processor, and the others wait for it: on two processors a step took four times as long. With one thread fewer
+it takes a quarter longer than on an idle machine, and the other process has its processor to itself.
 
-With one row and with many, layers give the same bits with any number of threads
-(tests/runtime/process/test_spare_cores.py). With a few rows they need not (MKL's fp32 product of 5 rows differs), nor
-need what indexes learn: that is always computed with all threads.
+Compiled steps give the same bits with any number of threads, since their sums are cut by tokens and rows. What PyTorch
+computes does not: its libraries cut sums by threads, differently on each kind of processor. Prefill, what indexes learn,
+and steps that are not compiled are therefore computed with all threads, always (docs/decisions/0024).
 """
 
 from __future__ import annotations
@@ -30,8 +28,6 @@ WINDOW_S = 0.2
 """The least seconds between two looks. Processor times come in hundredths of a second."""
 STALE_S = 1.0
 """A window of more seconds than this says little about now: this process was not computing."""
-LONG_ROWS = 64
-"""The least number of rows with which parallel loops are long."""
 FULL = 0.9
 """The share of the processors' time in use from which on somebody has to wait."""
 
@@ -86,7 +82,7 @@ class SpareCores:
 
 
 class FittingThreads:
-    """Runs blocks with as many of OpenMP's threads as there are spare cores, unless the user chose their number."""
+    """Says how many threads are to take a step: as many as there are spare cores, unless the user chose their number."""
 
     def __init__(self, spare: SpareCores | None) -> None:
         """`spare` decides the number of threads; None: it never changes."""
@@ -98,27 +94,6 @@ class FittingThreads:
         """Threads that fit for computing on `device`."""
         follows = device.type == "cpu" and not user_chose_count() and torch.get_num_threads() == num_threads()
         return cls(SpareCores(len(processors())) if follows and num_threads() > 1 else None)
-
-    @contextmanager
-    def fitted(self, rows: int) -> Iterator[None]:
-        """Limit the threads of the calling thread inside the block. Others keep the threads they had, as does whatever
-        comes after the block.
-
-        Args:
-            rows: number of rows that layers are called with. With many, parallel loops are long, and spinning
-                costs little; so where no core is spare, all threads compete for a share instead of one.
-        """
-        most = torch.get_num_threads()
-        if self._spare is None or 1 < rows < LONG_ROWS:
-            yield
-            return
-        spare = self._spare.count(self._count)
-        self._count = min(most, spare or (most if rows > 1 else 1))
-        if self._count == most:
-            yield
-            return
-        with _limited(self._count):
-            yield
 
     @contextmanager
     def lent(self) -> Iterator[int]:

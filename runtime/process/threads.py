@@ -3,7 +3,7 @@
 libgomp starts a thread on every processor the process may run on. It does not know of a control group's quota: a
 container that is given two processors of sixty-four would get sixty-four threads. Nor of siblings: two threads on one
 core share what multiplies, which is all that these threads do. So the count is that of cores, at most the quota. How
-many of these threads compute, at any moment, is decided in `spare_cores`.
+many threads take a decode step, at any moment, is decided in `spare_cores`.
 
 The OpenMP library reads its environment when it is loaded, with torch, and never again. So this comes before
 `import torch` or not at all:

@@ -95,8 +95,8 @@ def _measure(harness: Harness, source: str, ids: np.ndarray, ticker: Ticker) -> 
             found[variant] = {
                 "kl": (true.exp() * (true - log_p)).sum(-1).clamp_min(0).numpy(),
                 "agree": (true.argmax(-1) == log_p.argmax(-1)).numpy(),
-                "nll_change": (true.gather(1, targets) - log_p.gather(1, targets))[:, 0].numpy(),
-                "nll": -log_p.gather(1, targets)[:, 0].numpy(),
+                "nll_change": (true.gather(1, targets) - log_p.gather(1, targets))[:, 0].double().numpy(),
+                "nll": -log_p.gather(1, targets)[:, 0].double().numpy(),  # their means are compared
                 "means": kept,
             }
     return found

@@ -89,9 +89,12 @@ def test_layer_by_layer_and_by_pytorch(index: str, tmp_path: Path, monkeypatch: 
         assert all(float((a - b).abs().max()) < 1e-3 for a, b in zip(own, mine, strict=True))
 
 
-def test_a_model_in_16_bits_is_rounded_to_much_less_than_them(tmp_path: Path) -> None:
-    """Weights are exact, and so is prefill. Steps multiply with hidden states rounded to 16 bits of the largest of
+def test_a_model_in_16_bits_is_rounded_to_much_less_than_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights are exact, and so is prefill, but where a processor multiplies 16 bits fast: not here. Steps multiply with hidden states rounded to 16 bits of the largest of
     each 32, where a converted model rounds every number to the 8 bits of bfloat16. The cache is exact here."""
+    monkeypatch.setattr("stratakv.runtime.model.model._multiplies_slowly", lambda device, dtype: True)
     write_gguf(tmp_path / "m.gguf", random_model("llama"), "llama", change=typed(["Q8_0"]))
     exact, _ = logits(tmp_path / "m.gguf", "own")
     off = {}
@@ -106,6 +109,24 @@ def test_a_model_in_16_bits_is_rounded_to_much_less_than_them(tmp_path: Path) ->
         off[weights] = [float((a - b).abs().max()) for a, b in zip(exact, found, strict=False) if b is not None]
     assert off["file"][0] < 1e-4
     assert max(off["file"][1:]) < min(off["own"][1:]) / 32
+
+
+def test_a_prompt_in_16_bits_is_rounded_as_a_converted_models_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a processor multiplies 16 bits fast, prefill does, with the file's weights as with others."""
+    monkeypatch.setattr("stratakv.runtime.model.model._multiplies_slowly", lambda device, dtype: False)
+    write_gguf(tmp_path / "m.gguf", random_model("llama"), "llama", change=typed(["Q8_0"]))
+    found = {}
+    for weights in ("file", "own"):
+        kv = KVConfig(disk_gb=0, host_gb=0.05, index="bounds")
+        with Runtime.load(tmp_path / "m.gguf", device="cpu", dtype="bfloat16", weights=weights, kv=kv) as runtime:
+            ids = np.array(runtime.tokenizer(PROMPT).input_ids, dtype=np.uint32)
+            assert runtime.model.prefill_dtype is torch.bfloat16
+            found[weights] = runtime.engine.prefill(runtime.engine.new_sequence(), ids).logits
+    exact = logits(tmp_path / "m.gguf", "own")[0][0]
+    off = {weights: float((found[weights] - exact).abs().max()) for weights in found}
+    assert off["file"] < 1.5 * off["own"]
 
 
 def test_no_matrix_is_copied(tmp_path: Path) -> None:
