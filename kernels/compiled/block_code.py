@@ -60,8 +60,9 @@ class Code:
     def product_and(self, a: Any, b: Any, c: Any) -> Any:
         """a * b + c, rounded once if the machine can. LLVM's own choice of what to round once is not the same for one
         vector and for four."""
-        of = ir.FunctionType(FLOATS, [FLOATS] * 3)
-        return self.b.call(cgutils.get_or_insert_function(self.b.module, of, "llvm.fmuladd.v8f32"), [a, b, c])
+        of = ir.FunctionType(c.type, [c.type] * 3)
+        name = f"llvm.fmuladd.v{c.type.count}f32"
+        return self.b.call(cgutils.get_or_insert_function(self.b.module, of, name), [a, b, c])
 
     def widened(self, vector: Any) -> Any:
         """fp16, held as int16, to fp32. Without an instruction for it LLVM would call a function that is not there."""

@@ -13,7 +13,8 @@ from typing import Any
 
 from numba import float32
 
-from .native import exp, floats, halves, longs, loop, real, widen
+from .dots import dot_of, four_dots_of
+from .native import exp, floats, longs, loop, real
 from .operation import operation, preparation
 from .record import (
     BF16,
@@ -152,32 +153,44 @@ def _merge(op: Any, x: Any) -> None:
                     out[i] /= mass
 
 
+def _rows_of(kind: int) -> Any:
+    dot, four_dots = dot_of(kind), four_dots_of(kind)
+    size = 4 if kind == F32 else 2
+
+    @loop
+    def rows(op: Any, x: int, begin: int, end: int) -> None:
+        """Rows of y. Each row of W is read once for all vectors, four of them at a time; where fewer are left, the last
+        stands for those that are missing."""
+        batch, columns = op[P_BATCH], op[P_COLUMNS]
+        y, pitch, last = floats(op[P_Y], (batch, op[P_STRIDE])), 4 * columns, batch - 1
+        for r in range(begin, end):
+            row = op[P_WEIGHT] + size * r * columns
+            if batch == 1:
+                y[0, r] = dot(row, columns, x)[0]
+            else:
+                for a in range(0, batch, 4):
+                    b, c, d = min(a + 1, last), min(a + 2, last), min(a + 3, last)
+                    found = four_dots(row, columns, x + a * pitch, x + b * pitch, x + c * pitch, x + d * pitch)
+                    y[a, r], y[b, r], y[c, r], y[d, r] = found
+
+    return rows
+
+
+_rows_of_floats, _rows_of_halves = _rows_of(F32), _rows_of(BF16)
+
+
 @operation
 def product(row: int, item: int, scratch: int) -> None:
     """The rows of one item."""
     op = longs(row, WIDTH)
-    batch, rows, columns, kind = op[P_BATCH], op[P_ROWS], op[P_COLUMNS], op[P_KIND]
     begin = item * op[P_CHUNK]
-    end = min(begin + op[P_CHUNK], rows)
-    x, y = floats(scratch, (batch, columns)), floats(op[P_Y], (batch, op[P_STRIDE]))
-    if kind == F32:
-        w = floats(op[P_WEIGHT], (rows, columns))
-        for r in range(begin, end):
-            for b in range(batch):
-                total = float32(0)
-                for i in range(columns):
-                    total += w[r, i] * x[b, i]
-                y[b, r] = total
-    elif kind == BF16:
-        h = halves(op[P_WEIGHT], (rows, columns))
-        for r in range(begin, end):
-            for b in range(batch):
-                total = float32(0)
-                for i in range(columns):
-                    total += widen(h[r, i]) * x[b, i]
-                y[b, r] = total
+    end = min(begin + op[P_CHUNK], op[P_ROWS])
+    if op[P_KIND] == F32:
+        _rows_of_floats(op, scratch, begin, end)
+    elif op[P_KIND] == BF16:
+        _rows_of_halves(op, scratch, begin, end)
     if op[P_BIAS] != 0:
-        add_bias(op, begin, end, y)
+        add_bias(op, begin, end, floats(op[P_Y], (op[P_BATCH], op[P_STRIDE])))
 
 
 @loop

@@ -29,10 +29,9 @@ ROW = 16
 """Numbers that a row has a multiple of."""
 BLOCK = 32
 """Rows whose weights are kept at a time."""
-_HALVES, _WORDS = (ir.VectorType(ir.IntType(bits), 8) for bits in (16, 32))
 
 
-class _Tile(Code):
+class Tile(Code):
     """Instructions for rows of one kind."""
 
     def __init__(self, context: Any, builder: Any, kind: int) -> None:
@@ -42,12 +41,16 @@ class _Tile(Code):
     def times(self, number: Any, factor: int) -> Any:
         return self.b.mul(number, ir.Constant(I64, factor))
 
-    def eight(self, row: Any, first: Any) -> Any:
-        """Eight numbers of a row as fp32, from the one on whose place is `first`."""
+    def numbers(self, row: Any, first: Any, count: int) -> Any:
+        """Some numbers of a row as fp32, from the one on whose place is `first`."""
         if self._kind != BF16:
-            return self.load(FLOATS, self.b.add(row, self.times(first, 4)))
-        halves = self.load(_HALVES, self.b.add(row, self.times(first, 2)))
-        return self.b.bitcast(self.b.shl(self.b.zext(halves, _WORDS), ir.Constant(_WORDS, [16] * 8)), FLOATS)
+            return self.load(ir.VectorType(NUMBER, count), self.b.add(row, self.times(first, 4)))
+        halves, words = (ir.VectorType(ir.IntType(bits), count) for bits in (16, 32))
+        word = self.b.zext(self.load(halves, self.b.add(row, self.times(first, 2))), words)
+        return self.b.bitcast(self.b.shl(word, ir.Constant(words, [16] * count)), ir.VectorType(NUMBER, count))
+
+    def eight(self, row: Any, first: Any) -> Any:
+        return self.numbers(row, first, 8)
 
     def sum(self, start: Any = None) -> Any:
         """Eight sums, in registers."""
@@ -93,7 +96,7 @@ def _products_of(kind: int, heads: int) -> Any:
     @intrinsic
     def products(context: Any, q: Any, dim: Any, a: Any, b: Any, c: Any, d: Any, to: Any, pitch: Any) -> Any:
         def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            tile = _Tile(context, builder, kind)
+            tile = Tile(context, builder, kind)
             q, dim, *rows, to, pitch = args
             sums = [[tile.sum() for _ in rows] for _ in range(heads)]
             with cgutils.for_range_slice(builder, ir.Constant(I64, 0), dim, ir.Constant(I64, 8)) as (i, _):
@@ -144,7 +147,7 @@ def _weighted_of(kind: int, heads: int) -> Any:
     @intrinsic
     def weighted(context: Any, weights: Any, shrink: Any, places: Any, count: Any, dim: Any, out: Any) -> Any:
         def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            tile = _Tile(context, builder, kind)
+            tile = Tile(context, builder, kind)
             weights, shrink, places, count, dim, out = args
 
             def all_of(address: Any) -> Any:

@@ -6,8 +6,8 @@ share its processor, and the others wait for it: on two processors a step took f
 it takes a quarter longer than on an idle machine, and the other process has its processor to itself.
 
 Compiled steps give the same bits with any number of threads, since their sums are cut by tokens and rows. What PyTorch
-computes does not: its libraries cut sums by threads, differently on each kind of processor. Prefill, what indexes learn,
-and steps that are not compiled are therefore computed with all threads, always (docs/decisions/0024).
+computes does not: its libraries cut sums by threads, differently on each kind of processor. So prefill, what indexes
+learn, and steps that are not compiled are computed with all threads, always (docs/decisions/0024).
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class SpareCores:
 
 
 class FittingThreads:
-    """Says how many threads are to take a step: as many as there are spare cores, unless the user chose their number."""
+    """Says how many threads are to take a step: as many as there are spare cores, unless the user chose the number."""
 
     def __init__(self, spare: SpareCores | None) -> None:
         """`spare` decides the number of threads; None: it never changes."""

@@ -89,11 +89,10 @@ def test_layer_by_layer_and_by_pytorch(index: str, tmp_path: Path, monkeypatch: 
         assert all(float((a - b).abs().max()) < 1e-3 for a, b in zip(own, mine, strict=True))
 
 
-def test_a_model_in_16_bits_is_rounded_to_much_less_than_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Weights are exact, and so is prefill, but where a processor multiplies 16 bits fast: not here. Steps multiply with hidden states rounded to 16 bits of the largest of
-    each 32, where a converted model rounds every number to the 8 bits of bfloat16. The cache is exact here."""
+def test_a_model_in_16_bits_is_rounded_to_much_less_than_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights are exact, and so is prefill, save where a processor multiplies 16 bits fast: not here. Steps multiply
+    with hidden states rounded to 16 bits of the largest of each 32, where a converted model rounds all to the 8
+    bits of bfloat16. The cache is exact here."""
     monkeypatch.setattr("stratakv.runtime.model.model._multiplies_slowly", lambda device, dtype: True)
     write_gguf(tmp_path / "m.gguf", random_model("llama"), "llama", change=typed(["Q8_0"]))
     exact, _ = logits(tmp_path / "m.gguf", "own")

@@ -165,8 +165,8 @@ class Drawn(SpareCores):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_any_number_of_threads_computes_the_same_bits(family: str, dtype: str, tmp_path: Path) -> None:
-    """Layers wide enough to be computed by several threads: a prompt in spans, then steps of one and two sequences. Only
-    what gives the same bits may follow what is spare: on some processors, prefill does not."""
+    """Layers wide enough to be computed by several threads: a prompt in spans, then steps of one and two sequences.
+    Only what gives the same bits may follow what is spare. Prefill does not, on some processors."""
     own_head = {"head_dim": 64} if "head_dim" in FAMILIES[family][1] else {}
     wide = {"hidden_size": 384, "intermediate_size": 1024, **own_head}
     folder = save_tiny_model(tmp_path / "model", family, **wide)
