@@ -31,6 +31,8 @@ from .operation import Operation
 
 _STEPS = 32767
 """Of x, from 0 to the largest of 32 numbers."""
+_FETCHED = 1024
+"""Bytes that are fetched at a time, ahead: of a long row all at once would be more than a core can wait for."""
 _LEAST = 1e-30
 """Where the largest is less, all are taken for 0: their step could not be divided by."""
 
@@ -113,7 +115,7 @@ def rows(kind: int, *, rounded: bool) -> Operation:
         y: address of fp32 [batch, stride].
     """
     numbers, octets, way = BLOCK_NUMBERS[kind], BLOCK_BYTES[kind], int(rounded)
-    size, step = numbers * (2 if rounded else 4), numbers // 8
+    size, step, few = numbers * (2 if rounded else 4), numbers // 8, max(1, _FETCHED // octets)
 
     def product(
         weight: int, columns: int, prepared: int, batch: int, begin: int, end: int, y: int, stride: int
@@ -127,22 +129,22 @@ def rows(kind: int, *, rounded: bool) -> Operation:
             x = prepared + b * pitch
             for r in range(begin, end):
                 row, four = weight + r * row_size, no_sums(kind, 4, way)
-                fetch_ahead(row, row_size)
-                for i in range(blocks):
-                    four = with_block(
-                        four, row + i * octets, x + size * i, x + scales + step * i, x + sums + step * i, pitch, room
-                    )
+                for first in range(0, blocks, few):
+                    fetch_ahead(row + first * octets, min(few, blocks - first) * octets)
+                    for i in range(first, min(first + few, blocks)):
+                        at, of_x, step_i = row + i * octets, x + size * i, step * i
+                        four = with_block(four, at, of_x, x + scales + step_i, x + sums + step_i, pitch, room)
                 leave(four, y + 4 * (b * stride + r), 4 * stride, batch - b)
             b += 4
         while b < batch:
             x = prepared + b * pitch
             for r in range(begin, end):
                 row, one = weight + r * row_size, no_sums(kind, 1, way)
-                fetch_ahead(row, row_size)
-                for i in range(blocks):
-                    one = with_block(
-                        one, row + i * octets, x + size * i, x + scales + step * i, x + sums + step * i, pitch, room
-                    )
+                for first in range(0, blocks, few):
+                    fetch_ahead(row + first * octets, min(few, blocks - first) * octets)
+                    for i in range(first, min(first + few, blocks)):
+                        at, of_x, step_i = row + i * octets, x + size * i, step * i
+                        one = with_block(one, at, of_x, x + scales + step_i, x + sums + step_i, pitch, room)
                 leave(one, y + 4 * (b * stride + r), 4 * stride, 1)
             b += 1
 
