@@ -11,13 +11,16 @@ from ...kernels.compiled.operation import Operation
 from ...kernels.compiled.widening import widen
 from .products import Strip
 
-_CHUNK_BYTES = 32768
-"""Bytes of weights that a thread takes at a time."""
+_LEAST_BYTES, _MOST_BYTES, _ITEMS = 32768, 131072, 64
+"""Bytes of weights that a thread takes at a time. Where much follows, memory comes faster; but there should be enough
+items for all threads to end at about the same time."""
 _LEAST_ROWS = 4
 
 
 def _chunk(strip: Strip) -> int:
-    return max(_LEAST_ROWS, _CHUNK_BYTES // strip.row_bytes)
+    """Rows of an item."""
+    size = min(max(strip.rows * strip.row_bytes // _ITEMS, _LEAST_BYTES), _MOST_BYTES)
+    return max(_LEAST_ROWS, size // strip.row_bytes)
 
 
 def operations_of(kinds: set[int], *, rounded: bool) -> list[Operation]:
