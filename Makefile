@@ -124,10 +124,11 @@ profile: $(READY) $(MODEL)
 	$(BIN)/stratakv calibrate smollm2 --text examples/northanger_abbey.txt \
 	  --text tests/data/texts/python-docs.txt --text tests/data/texts/shakespeare/macbeth.md $(ARGS)
 
+# Most modules of torch and transformers are never imported; those that are, Python compiles then.
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]'
 	@mkdir -p build/types/stratakv
 	@for p in runtime storage retrieval kernels; do ln -sfn ../../../$$p build/types/stratakv/$$p; done
 	@touch $@
