@@ -50,6 +50,7 @@ class Tile(Code):
         return self.b.bitcast(self.b.shl(word, ir.Constant(words, [16] * count)), ir.VectorType(NUMBER, count))
 
     def eight(self, row: Any, first: Any) -> Any:
+        """Eight of them."""
         return self.numbers(row, first, 8)
 
     def sum(self, start: Any = None) -> Any:
