@@ -23,7 +23,10 @@ _WIDE = ir.VectorType(NUMBER, ROW)
 
 
 def dot_of(kind: int) -> Any:
-    """The function `dot(row, columns, x)`: the product of a row at an address with one fp32 vector, a tuple of one."""
+    """The function `dot(row, columns, x)`: a tuple of one product, fp32.
+
+    row: address of `[columns]` numbers of `kind`, F32 or BF16. x: of as many fp32. Neither need be aligned.
+    """
 
     @intrinsic
     def dot(context: Any, row: Any, columns: Any, x: Any) -> Any:
@@ -33,7 +36,8 @@ def dot_of(kind: int) -> Any:
 
 
 def four_dots_of(kind: int) -> Any:
-    """The function `four_dots(row, columns, a, b, c, d)`: the products of a row with four fp32 vectors."""
+    """The function `four_dots(row, columns, a, b, c, d)`: a tuple of the row's products with four vectors. Some of them
+    may be the same. Arguments as for `dot_of`."""
 
     @intrinsic
     def four_dots(context: Any, row: Any, columns: Any, a: Any, b: Any, c: Any, d: Any) -> Any:

@@ -104,16 +104,16 @@ class FittingThreads:
         if most == 1:
             yield 1
             return
-        with _limited(1):
+        with _alone():
             yield self._count
 
 
 @contextmanager
-def _limited(count: int) -> Iterator[None]:
-    """Let parallel loops of the calling thread run with so many threads inside the block."""
+def _alone() -> Iterator[None]:
+    """Let parallel loops of the calling thread run with no other thread inside the block."""
     before = [library.num_threads for library in _openmp()]
     for library in _openmp():
-        library.set_num_threads(count)
+        library.set_num_threads(1)
     try:
         yield
     finally:

@@ -98,3 +98,12 @@ def test_what_is_compiled_ahead_is_what_rows_of_blocks_call() -> None:
         called = {*table[:, [r.OPERATION, r.PREPARE, r.P_CODE]].flatten().tolist()} - {0}
         assert {operation.address for operation in operations_of({r.Q4_1, r.Q8_0, r.BF16}, rounded=rounds)} == called
         assert operations_of({r.F32, r.BF16}, rounded=rounds) == []
+
+
+@pytest.mark.parametrize(("rows", "chunk"), [(64, 64), (4096, 64), (8192, 128), (100_000, 256)])
+def test_items_of_a_large_weight_are_larger(rows: int, chunk: int) -> None:
+    """Here a row has 512 bytes. An item has 32 KiB at least, where there are as many, and 128 KiB at most."""
+    one, y = strip_of(torch.empty(rows, COLUMNS, dtype=torch.bfloat16)), torch.empty(1, rows)
+    table = np.zeros((1, r.WIDTH), dtype=np.int64)
+    fill_products(table, [one], 1, y)
+    assert table[0, [r.P_CHUNK, r.ITEMS]].tolist() == [chunk, -(-rows // chunk)]

@@ -187,3 +187,23 @@ def test_any_number_of_threads_computes_the_same_bits(family: str, dtype: str, t
     expected = logits(FittingThreads(None))
     for one, other in zip(logits(FittingThreads(Drawn(1))), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+class Unasked(SpareCores):
+    """Fails whoever asks."""
+
+    def __init__(self) -> None:
+        pass
+
+    def count(self, threads: int) -> int:
+        raise AssertionError("asked how many cores are spare")
+
+
+def test_a_prompt_is_read_with_all_threads_whatever_is_spare(tiny_llama: Path, tmp_path: Path) -> None:
+    torch.set_num_threads(2)
+    with Runtime.load(tiny_llama, device="cpu", kv=KVConfig(path=tmp_path / "kv", disk_gb=0)) as runtime:
+        runtime.engine.threads = FittingThreads(Unasked())
+        sequence, tokens = runtime.engine.new_sequence(), np.arange(150, dtype=np.uint32)
+        assert runtime.engine.prefill(sequence, tokens).num_computed == 150
+        with pytest.raises(AssertionError, match="spare"):
+            runtime.engine.decode([sequence], [1])
