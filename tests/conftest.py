@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from apart import Apart
 from memory import Held, PeakMemory
 from places import ROOT, TESTS
 
@@ -87,11 +88,15 @@ def _memory_goes_back(_held: Held) -> Iterator[None]:
 
 
 _MEMORY: list[PeakMemory] = []
-"""Of the process that began the run; its workers and their children are counted there."""
+"""Of the process that began the run; its workers, and all that these start, are counted there."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Apart(), "apart")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    if not hasattr(session.config, "workerinput"):
+    if not hasattr(session.config, "workerinput") and session.config.pluginmanager.hasplugin("apart"):
         _MEMORY.append(PeakMemory())
 
 

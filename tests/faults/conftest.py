@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from savers import Savers
 from tiny_models import save_tiny_model
-
-_FIGURES: list[str] = []
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -24,14 +22,19 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def figures() -> list[str]:
+def figures(record_property: Callable[[str, object], None]) -> Iterator[list[str]]:
     """Lines to print at the end of the run."""
-    return _FIGURES
+    lines: list[str] = []
+    yield lines
+    for line in lines:
+        record_property("figure", line)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for line in _FIGURES:
-        terminalreporter.write_line(line)
+    for report in terminalreporter.stats.get("", []):
+        for name, line in report.user_properties if report.when == "teardown" else ():
+            if name == "figure":
+                terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

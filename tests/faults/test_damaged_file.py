@@ -140,6 +140,7 @@ def trials(data: bytes) -> Iterator[tuple[Damage, bytes]]:
         yield damage, bytes(damage(bytearray(data), pages, rng))
 
 
+@pytest.mark.forks
 def test_no_damage_to_the_file_crashes_or_gives_a_wrong_byte(tmp_path: Path, figures: list[str]) -> None:
     data = made(tmp_path / "s")
     outcomes: Counter[str] = Counter()
@@ -157,6 +158,7 @@ def test_no_damage_to_the_file_crashes_or_gives_a_wrong_byte(tmp_path: Path, fig
     )
 
 
+@pytest.mark.forks
 def test_a_large_file_is_checked_after_its_user_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Such a file is not checked whenever it is opened; a process that it brought down leaves its lease."""
     monkeypatch.setattr("stratakv.storage.disk.lmdb_file._CHECKED_BYTES", 0)

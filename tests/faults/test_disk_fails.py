@@ -300,6 +300,7 @@ def test_a_folder_others_could_read_is_closed(tmp_path: Path, mode: int, caplog:
     disk.close()
 
 
+@pytest.mark.forks
 def test_too_little_address_space_for_the_map_says_what_to_change(tmp_path: Path) -> None:
     def open_it(say: Say, wait: object) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (64 << 30, resource.getrlimit(resource.RLIMIT_AS)[1]))

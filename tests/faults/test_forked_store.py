@@ -29,6 +29,7 @@ def put_pages(disk: DiskTier, count: int) -> None:
     )
 
 
+@pytest.mark.forks
 def test_a_fork_may_not_use_the_store_but_may_open_it_anew(tiny_llama: Path, tmp_path: Path) -> None:
     with load(tiny_llama, tmp_path) as runtime:
         chat = begin(runtime, 1)
@@ -60,6 +61,7 @@ def test_a_fork_may_not_use_the_store_but_may_open_it_anew(tiny_llama: Path, tmp
         runtime.store.check_integrity()
 
 
+@pytest.mark.forks
 def test_a_forked_child_does_not_keep_its_parents_lease(tmp_path: Path) -> None:
     def open_and_fork(say: Say, wait: Wait) -> None:
         disk = disk_tier(tmp_path / "s")

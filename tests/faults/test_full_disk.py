@@ -46,6 +46,7 @@ def fill(place: Path, *, but: int) -> Path:
     return filler
 
 
+@pytest.mark.forks
 def test_a_store_that_does_not_fit_is_no_room_and_leaves_nothing_that_looks_damaged(small_disk: Path) -> None:
     """At every fill: where LMDB's file would be cut short, where its table of readers would be, where neither."""
 

@@ -61,6 +61,7 @@ def keys_of(chain: bytes) -> list[bytes]:
 # Writers and readers
 
 
+@pytest.mark.forks
 def test_writers_in_three_processes_lose_nothing(tmp_path: Path) -> None:
     def work(start: int) -> Callable[[Say, Wait], None]:
         def run(say: Say, wait: Wait) -> None:
@@ -81,6 +82,7 @@ def test_writers_in_three_processes_lose_nothing(tmp_path: Path) -> None:
         disk.close()
 
 
+@pytest.mark.forks
 @pytest.mark.parametrize("reads_first", [True, False])
 def test_a_process_with_a_larger_cap_grows_the_file(tmp_path: Path, reads_first: bool) -> None:
     """Its pages lie beyond our map: the map is taken over, our own cap stays."""
@@ -118,6 +120,7 @@ def test_two_tiers_of_one_process_with_different_caps(tmp_path: Path) -> None:
         disk.close()
 
 
+@pytest.mark.forks
 def test_a_killed_reader_does_not_make_the_file_grow(tmp_path: Path) -> None:
     """Its slot would keep every page that was live when it read; dead readers are looked for now and then."""
 
@@ -140,6 +143,7 @@ def test_a_killed_reader_does_not_make_the_file_grow(tmp_path: Path) -> None:
     disk.close()
 
 
+@pytest.mark.forks
 def test_threads_read_on_while_the_file_is_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reopening and resizing move every page: they wait for reads, and reads wait for them. In a child, because
     otherwise it would be this process that crashes."""
@@ -180,6 +184,7 @@ def test_threads_read_on_while_the_file_is_opened_again(tmp_path: Path, monkeypa
 # Leases
 
 
+@pytest.mark.forks
 def test_a_sweep_spares_what_another_living_process_uses(tmp_path: Path) -> None:
 
     def use(say: Say, wait: Wait) -> None:
@@ -229,6 +234,7 @@ def test_the_least_recently_used_go_first_and_of_a_prefix_its_end(tmp_path: Path
     disk.close()
 
 
+@pytest.mark.forks
 def test_who_opens_a_store_that_is_being_compacted_is_told_so(tmp_path: Path) -> None:
 
     def open_it(say: Say, wait: Wait) -> None:
@@ -285,6 +291,7 @@ def test_a_copy_is_seen_only_when_it_is_whole(
 # One folder, one session
 
 
+@pytest.mark.forks
 def test_processes_that_begin_together_make_one_folder(tmp_path: Path) -> None:
     """Each under another spelling, whose name the folder would have."""
     identity = {"format": 2, "weights": "w", "dtype": "torch.float32"}
@@ -311,6 +318,7 @@ def test_processes_that_begin_together_make_one_folder(tmp_path: Path) -> None:
         assert store.disk.session_names() == ["s0", "s1", "s2", "s3"]
 
 
+@pytest.mark.forks
 def test_of_two_processes_that_save_one_session_the_second_is_told(tiny_llama: Path, tmp_path: Path) -> None:
     """Both loaded it; what the first was told is saved is still there."""
 
@@ -344,6 +352,7 @@ def test_of_two_processes_that_save_one_session_the_second_is_told(tiny_llama: P
         assert other.join() == 0
 
 
+@pytest.mark.forks
 def test_savers_that_take_turns_at_random_lose_nothing(tmp_path: Path) -> None:
     """Three processes count up one session, each from what it saw there: every save that was acknowledged counts."""
 

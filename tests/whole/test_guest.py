@@ -241,6 +241,7 @@ USES: dict[str, Callable[[Runtime, Chat], Any]] = {
 }
 
 
+@pytest.mark.forks
 @pytest.mark.parametrize("use", USES)
 def test_a_forked_child_is_told_that_the_runtime_is_its_parents(use: str, parents: Runtime) -> None:
     chat = parents.chat()
@@ -252,6 +253,7 @@ def test_a_forked_child_is_told_that_the_runtime_is_its_parents(use: str, parent
     assert chat.send("? k2", max_new_tokens=2).tokens
 
 
+@pytest.mark.forks
 def test_a_child_of_a_fork_in_the_middle_of_a_turn_does_not_wait_for_it(parents: Runtime) -> None:
     """The thread that has the turn, and the store's lock, is not there to give them back."""
     answers: list[Any] = []
@@ -267,6 +269,7 @@ def test_a_child_of_a_fork_in_the_middle_of_a_turn_does_not_wait_for_it(parents:
     assert answers[0][0] == "ForkedError"
 
 
+@pytest.mark.forks
 def test_a_child_closes_and_ends_without_a_word(parents: Runtime) -> None:
     chat = parents.chat()
 
@@ -279,6 +282,7 @@ def test_a_child_closes_and_ends_without_a_word(parents: Runtime) -> None:
     assert chat.send("? k1", max_new_tokens=2).tokens
 
 
+@pytest.mark.forks
 def test_a_child_may_load_its_own(parents: Runtime, tmp_path: Path) -> None:
     """Also where the parent has computed with several threads, which are not there any more."""
     torch_threads = torch.get_num_threads()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+import pytest
 import torch
 from children import Say, child
 from compiled_rows import nothing_yet, product_row, work
@@ -30,6 +31,7 @@ def test_callers_take_turns() -> None:
     assert len(found) == 4
 
 
+@pytest.mark.forks
 def test_a_fork_has_threads_of_its_own() -> None:
     weight, x, y = torch.randn(50, 30), torch.randn(1, 30), nothing_yet(1, 50)
     work(product_row(weight, y, x, r.F32))

@@ -85,6 +85,7 @@ def test_a_disk_that_fills_up_meanwhile_is_told_in_one_line(
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.forks
 def test_what_a_killed_one_left_the_next_removes_and_a_living_ones_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,7 @@ def test_nobody_comes_in_while_an_owner_is_alone(tmp_path: Path) -> None:
     mine.release()
 
 
+@pytest.mark.forks
 @pytest.mark.parametrize("said", [b"\xff\xfe later", b"", b"9" * 5000, b"x y z", b"-1 -1"])
 def test_a_lease_that_says_something_else_claims_all_records_and_no_bytes(tmp_path: Path, said: bytes) -> None:
     """A later version's, say."""

@@ -96,6 +96,7 @@ def test_a_claim_is_room_that_others_do_not_get(tmp_path: Path) -> None:
     other.close()
 
 
+@pytest.mark.forks
 def test_a_claim_ends_with_its_owner_however_it_dies(tmp_path: Path) -> None:
     def claim(say: Say, wait: Wait) -> None:
         wait()
@@ -164,6 +165,7 @@ def test_a_new_folder_is_refused_where_nothing_is_left(tmp_path: Path) -> None:
     one.close()
 
 
+@pytest.mark.forks
 def test_a_lock_on_the_root_does_not_live_on_in_a_fork(tmp_path: Path) -> None:
     def live(say: Say, wait: Wait) -> None:
         say("here")

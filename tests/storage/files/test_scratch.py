@@ -58,6 +58,7 @@ def hold(folder: Path) -> Callable[[Say, Callable[[], None]], None]:
     return work
 
 
+@pytest.mark.forks
 def test_a_dead_owners_are_removed_by_the_next_and_a_living_ones_never(tmp_path: Path) -> None:
     with child(hold(tmp_path)) as living:
         theirs = living.hear()
@@ -129,6 +130,7 @@ def test_another_users_is_not_touched_whoever_is_root(tmp_path: Path) -> None:
         assert not theirs.exists()
 
 
+@pytest.mark.forks
 def test_a_fork_removes_nothing_of_its_parents(tmp_path: Path) -> None:
     with scratch_folder("bench", tmp_path) as folder:
         with child(lambda say, wait: remove_all()) as fork:
@@ -136,14 +138,17 @@ def test_a_fork_removes_nothing_of_its_parents(tmp_path: Path) -> None:
         assert folder.is_dir()
 
 
+@pytest.mark.forks
 def test_a_fork_keeps_nothing_of_its_parents(tmp_path: Path) -> None:
     def die_before_a_fork(say: Say, wait: Callable[[], None]) -> None:
         with scratch_folder("bench", tmp_path):
             if os.fork() == 0:
+                say("forked")
                 wait()
             os._exit(0)
 
     with child(die_before_a_fork) as parent:
+        assert parent.hear() == "forked"
         parent.join()
         assert len(names(tmp_path)) == 1
         with scratch_folder("eval", tmp_path) as mine:

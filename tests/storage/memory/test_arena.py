@@ -211,6 +211,7 @@ def test_layers_read_in_turn_keep_part_of_their_pages() -> None:
     assert np.bincount(pool.layer[pool.state == 2], minlength=2).tolist() == [2, 2]
 
 
+@pytest.mark.forks
 def test_an_arena_is_not_counted_at_a_fork() -> None:
     """Reserved and untouched, it may be larger than the machine's memory, which a fork is not given twice."""
     size = psutil.virtual_memory().total + psutil.swap_memory().total
@@ -223,6 +224,7 @@ def test_an_arena_is_not_counted_at_a_fork() -> None:
     assert all(int(pool.data[0].sum()) == 7 << 20 for pool in pools)
 
 
+@pytest.mark.forks
 def test_a_forked_child_that_gives_its_parents_arena_back_keeps_its_own_memory() -> None:
     """Where the arena's addresses were free in the child, its own maps took their place and went with the arena."""
     size = 1 << 24
