@@ -18,6 +18,7 @@ from .record import (
     H_COS,
     H_DIM,
     H_EPS,
+    H_FACTORS,
     H_GROUPS,
     H_HEADS,
     H_NORM,
@@ -58,6 +59,10 @@ def heads(row: int, item: int, scratch: int) -> None:
         if op[H_ROTARY] != 0:
             _turn(op, b, x, turned)
     if head < queries:
+        if op[H_FACTORS] != 0:
+            factor = floats(op[H_FACTORS], op[H_BATCH])[b]
+            for i in range(dim):
+                x[i] *= factor
         q = floats(op[H_Q], (op[H_BATCH], queries, dim))
         for i in range(dim):
             q[b, head, i] = x[i]

@@ -25,16 +25,19 @@ from .record import (
     P_ACT,
     P_BATCH,
     P_BIAS,
+    P_CENTRED,
     P_CHUNK,
     P_COLUMNS,
     P_D,
     P_DIM,
     P_EPS,
+    P_FACTOR,
     P_GROUPS,
     P_INPUT,
     P_KIND,
     P_NORM,
     P_NORM_D,
+    P_PARALLEL,
     P_PARTS,
     P_ROOM,
     P_ROWS,
@@ -86,19 +89,26 @@ def _sum(op: Any, x: Any) -> None:
     batch, columns, eps = op[P_BATCH], op[P_COLUMNS], float32(real(op[P_EPS]))
     if op[P_D] != 0:
         more, total = floats(op[P_D], (batch, columns)), floats(op[P_SUM], (batch, columns))
+        factor = float32(real(op[P_FACTOR]))
         for b in range(batch):
             if op[P_NORM_D] != 0:
                 weight, scale = floats(op[P_NORM_D], columns), root(more[b], eps)
                 for i in range(columns):
                     x[b, i] += more[b, i] * scale * weight[i]
+            elif op[P_PARALLEL] != 0:
+                for i in range(columns):
+                    total[b, i] = x[b, i] + more[b, i] * factor
+                continue
             else:
                 for i in range(columns):
-                    x[b, i] += more[b, i]
+                    x[b, i] += more[b, i] * factor
             for i in range(columns):
                 total[b, i] = x[b, i]
     if op[P_NORM] != 0:
         weight = floats(op[P_NORM], columns)
         for b in range(batch):
+            if op[P_CENTRED] != 0:
+                centre(x[b])
             scale = root(x[b], eps)
             for i in range(columns):
                 x[b, i] = x[b, i] * scale * weight[i]
@@ -111,6 +121,17 @@ def root(x: Any, eps: Any) -> Any:
     for i in range(x.shape[0]):
         total += x[i] * x[i]
     return float32(1) / float32(math.sqrt(total / float32(x.shape[0]) + eps))
+
+
+@loop
+def centre(x: Any) -> None:
+    """Take the mean away."""
+    total = float32(0)
+    for i in range(x.shape[0]):
+        total += x[i]
+    mean = total / float32(x.shape[0])
+    for i in range(x.shape[0]):
+        x[i] -= mean
 
 
 @loop

@@ -35,7 +35,9 @@ P_Y, P_STRIDE = range(14, 16)
 P_INPUT = 16
 """What x is made of:
 PLAIN   x = A [B, C]
-SUM     x = norm(A + norm(D))   the sum goes to P_SUM [B, C] as well; norms and D where they are not 0
+SUM     x = norm(A + norm(D))   norms and D where they are not 0; where D is not, the sum goes to P_SUM [B, C] as well.
+        P_FACTOR: what D is multiplied by where it is not normed. P_CENTRED: the outer norm is around the mean.
+        P_PARALLEL: x = norm(A), whatever the sum
 GATED   x = act(A[:, :C]) * A[:, C:]
 MERGED  x = the parts that ATTEND left, put together: A + 4 * b * P_ROOM is [G, P_PARTS[b], R, 2 + D]
 """
@@ -48,6 +50,7 @@ P_SAME = 28
 """P_SAME: x is that of the product before. PREPARE may be 0, too, where both take x the same way."""
 P_CODE, P_ROUNDED = range(29, 31)
 """Of blocks: the address of their product (`blocks.rows`); 1: it takes x rounded to 16 bits."""
+P_FACTOR, P_CENTRED, P_PARALLEL = range(31, 34)
 SILU, GELU_TANH = range(2)
 F32, BF16, I8, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K = range(11)
 """Kinds of weights."""
@@ -76,6 +79,8 @@ T_LOGITS, T_HIDDEN, T_NORM, T_EPS = range(10, 14)
 """[B, V], in which they are replaced; x [B, C]; [C]."""
 T_WEIGHT, T_KIND, T_BIAS = range(14, 17)
 """[V, C] in F32 or BF16; [V], or 0."""
+T_CENTRED = 17
+"""The norm is around the mean."""
 
 # HEADS: norms and rotation of q and k, and where k and v belong. An item is one head of one sequence: H + G of q and k,
 # then G of v.
@@ -91,8 +96,9 @@ H_NORM, H_EPS, H_WIDE = range(15, 18)
 H_PLACES = 18
 """int64 [B, 4]: address of the new token's k of the first head; bytes from there to the next head, and to v; their
 kind, F32 or BF16."""
-H_PAIRS = 19
-"""H_PAIRS: numbers (2i, 2i + 1) of q and k in H_QKV belong together, not (i, i + D / 2)."""
+H_PAIRS, H_FACTORS = range(19, 21)
+"""H_FACTORS: [B], what each sequence's queries are multiplied by behind their rotation; 0: nothing.
+H_PAIRS: numbers (2i, 2i + 1) of q and k in H_QKV belong together, not (i, i + D / 2)."""
 
 # Of one sequence and layer: what to read of G * L-token pages, or of one run of rows.
 # `score_bounds`: scores of S_SPAN units an item, of one KV head; items are G times the parts of S_UNITS.

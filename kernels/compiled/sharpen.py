@@ -11,11 +11,12 @@ from numba import float32, int32, int64
 
 from .native import floats, halves, longs, loop, real, widen
 from .operation import operation
-from .products import root
+from .products import centre, root
 from .record import (
     BF16,
     T_BATCH,
     T_BIAS,
+    T_CENTRED,
     T_COLUMNS,
     T_COUNT,
     T_EPS,
@@ -46,9 +47,13 @@ def sharpen(row: int, item: int, scratch: int) -> None:
     hidden = floats(op[T_HIDDEN], (op[T_BATCH], columns))[item]
     ids, x = longs(scratch, count), floats(scratch + 8 * count, columns)
     _highest(logits, ids)
-    scale, norm = root(hidden, float32(real(op[T_EPS]))), floats(op[T_NORM], columns)
     for i in range(columns):
-        x[i] = hidden[i] * scale * norm[i]
+        x[i] = hidden[i]
+    if op[T_CENTRED] != 0:
+        centre(x)
+    scale, norm = root(x, float32(real(op[T_EPS]))), floats(op[T_NORM], columns)
+    for i in range(columns):
+        x[i] = x[i] * scale * norm[i]
     for n in range(count):
         total = float32(0)
         if op[T_KIND] == BF16:

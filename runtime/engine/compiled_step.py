@@ -132,7 +132,7 @@ class CompiledStep:
                         layer.end_page(at)
         else:
             self._layer_by_layer(form, sequences, attending, ahead)
-        return rows.logits.clone()
+        return model.step_logits.scaled(rows.logits.clone())
 
     def _attending(self, rows: StepRows, sequences: list[Sequence]) -> list[list[Attending]]:
         """What attends, by sequence and layer."""

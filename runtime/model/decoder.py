@@ -40,7 +40,7 @@ class _Inner(nn.Module):
         embedding = ScaledEmbedding if form.scales_embedding else Embedding
         self.embed_tokens = embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, form, at) for at in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config, form)
+        self.norm = Norm(config.hidden_size, config, form)
 
 
 class Embedding(nn.Embedding):
@@ -58,19 +58,22 @@ class ScaledEmbedding(Embedding):
         return super().forward(ids) * scale
 
 
-class RMSNorm(nn.Module):
+class Norm(nn.Module):
+    """A root mean square norm, or one around the mean, as `Form.norm` says."""
+
     def __init__(self, width: int, config: Any, form: Form) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width))
-        self.eps, self.kind = config.rms_norm_eps, form.norm
-        self.is_offset = form.norm == "offset"
+        self.eps, self.kind = getattr(config, form.norm_eps), form.norm
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
+        if self.kind == "centred":
+            wide = wide - wide.mean(-1, keepdim=True)
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         if self.kind == "scale":
             return self.weight * wide.to(x.dtype)
-        weight = 1.0 + self.weight.float() if self.is_offset else self.weight
+        weight = 1.0 + self.weight.float() if self.kind == "offset" else self.weight
         return (weight * wide).to(x.dtype)
 
 
@@ -80,9 +83,8 @@ class Attention(nn.Module):
         heads, kv_heads, hidden = config.num_attention_heads, config.num_key_value_heads, config.hidden_size
         self.dim = getattr(config, "head_dim", None) or hidden // heads
         self.layer_idx = at
-        scale_of = getattr(config, "query_pre_attn_scalar", self.dim) if form.norm == "offset" else self.dim
-        self.scaling = scale_of**-0.5
-        self.use_rope = bool(getattr(config, form.rotated_layers)[at]) if form.rotated_layers else True
+        width = getattr(config, form.score_width) if form.score_width else self.dim
+        self.scaling = getattr(config, form.score_scale) if form.score_scale else width**-0.5
         self.rows = [heads * self.dim, kv_heads * self.dim, kv_heads * self.dim]
         bias = _is(form.qkv_bias, config)
         if form.is_fused:
@@ -93,7 +95,7 @@ class Attention(nn.Module):
         self.head_norm = form.head_norm
         if form.head_norm:
             widths = self.rows[:2] if form.head_norm == "all" else [self.dim, self.dim]
-            self.q_norm, self.k_norm = (RMSNorm(width, config, form) for width in widths)
+            self.q_norm, self.k_norm = (Norm(width, config, form) for width in widths)
 
     def forward(self, hidden: Tensor, attend: Any) -> Tensor:
         if hasattr(self, "qkv_proj"):
@@ -139,23 +141,31 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: Any, form: Form, at: int) -> None:
         super().__init__()
         self.family: str = config.model_type
+        self.is_parallel, self.factor = form.is_parallel, factor(config, form.residual_factor)
         self.self_attn = Attention(config, form, at)
         self.mlp = MLP(config, form)
         for name in form.norms:
-            setattr(self, f"{name}_layernorm", RMSNorm(config.hidden_size, config, form))
+            setattr(self, f"{name}_layernorm", Norm(config.hidden_size, config, form))
         has_four = "pre_feedforward" in form.norms
         self._before = "input_layernorm" if "input" in form.norms else None
         self._between = "post_attention_layernorm" if has_four or self._before is None else None
         self._before_mlp: str | None = "pre_feedforward_layernorm" if has_four else "post_attention_layernorm"
-        if self._before is None:
+        if self._before is None or form.is_parallel:
             self._before_mlp = None
         self._after = "post_feedforward_layernorm" if "post_feedforward" in form.norms else None
 
     def forward(self, hidden: Tensor, *, strata_attend: Any, **_: Any) -> Tensor:
         """Run the layer on `[B, T, C]`. The other arguments are those that transformers' layers take."""
-        out = self._normed(self._between, self.self_attn(self._normed(self._before, hidden), strata_attend))
-        hidden = hidden + out
-        return hidden + self._normed(self._after, self.mlp(self._normed(self._before_mlp, hidden)))
+        normed = self._normed(self._before, hidden)
+        out = self.self_attn(normed, strata_attend)
+        if self.is_parallel:
+            parallel: Tensor = hidden + out + self.mlp(normed)
+            return parallel
+        hidden = hidden + self._scaled(self._normed(self._between, out))
+        return hidden + self._scaled(self._normed(self._after, self.mlp(self._normed(self._before_mlp, hidden))))
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x if self.factor == 1 else x * self.factor
 
     def _normed(self, name: str | None, x: Tensor) -> Tensor:
         found: Tensor = x if name is None else getattr(self, name)(x)
@@ -174,6 +184,21 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     left, right = turned[..., : width // 2], turned[..., width // 2 :]
     out = (turned * cos) + (torch.cat((-right, left), -1) * sin)
     return (torch.cat([out, rest], -1) if rest.shape[-1] else out).to(x.dtype)
+
+
+def factor(config: Any, name: str | None) -> float:
+    """A number of `config.json` by which something is multiplied; 1 where a family has no `name` for it."""
+    return 1.0 if name is None else float(getattr(config, name))
+
+
+def rotates(config: Any, at: int) -> bool:
+    """Whether a layer's queries and keys are rotated."""
+    form = FAMILIES[config.model_type].form
+    if form.rotated_layers is not None:
+        return bool(getattr(config, form.rotated_layers)[at])
+    if form.rotates_in_windows and config.sliding_window is not None:
+        return bool(config.layer_types[at] == "sliding_attention")
+    return True
 
 
 def _is(answer: str | bool, config: Any) -> bool:

@@ -21,20 +21,24 @@ _ROWS = 64
 
 
 class Head:
-    """`logits = product(norm(hidden))`; `linear` has the weights that `product` multiplies with, unrounded."""
+    """`logits = factor * product(norm(hidden))`; `linear` has the weights that `product` multiplies with, unrounded."""
 
-    def __init__(self, norm: nn.Module, linear: nn.Linear, product: Product) -> None:
-        self.norm, self.linear, self.product = norm, linear, product
+    def __init__(self, norm: nn.Module, linear: nn.Linear, product: Product, factor: float = 1.0) -> None:
+        self.norm, self.linear, self.product, self.factor = norm, linear, product, factor
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Logits fp32 `[B, V]` of `hidden` `[B, K]` in any floating type."""
         normed: Tensor = self.norm(hidden.float())
         logits = self.product(normed.to(self.product.dtype)).float()
         if self.product.dtype is normed.dtype and self.is_exact:
-            return logits
+            return self.scaled(logits)
         for rows in range(0, len(logits), _ROWS):
             self._sharpen(logits[rows : rows + _ROWS], normed[rows : rows + _ROWS])
-        return logits
+        return self.scaled(logits)
+
+    def scaled(self, products: Tensor) -> Tensor:
+        """The logits that products with the head's rows stand for."""
+        return products if self.factor == 1 else products * self.factor
 
     @property
     def is_exact(self) -> bool:

@@ -32,14 +32,18 @@ _DROPOUTS = frozenset({"resid_attn_dropout", "resid_mlp_dropout"})
 
 
 class Norm:
-    """Root mean square norm over the last dimension, computed as by the family's own module."""
+    """Root mean square norm over the last dimension, or one around the mean, computed as by the family's own module."""
 
     def __init__(self, module: Any) -> None:
+        name, kind = type(module).__name__, getattr(module, "kind", None)
         self.eps = float(module.eps if hasattr(module, "eps") else module.variance_epsilon)
-        self.is_offset = getattr(module, "is_offset", type(module).__name__.startswith("Gemma"))
+        self.is_offset = kind == "offset" or name.startswith("Gemma")
+        self.is_centred = kind == "centred" or name.endswith("LayerNorm")
         self.weight: Tensor = 1.0 + module.weight.float() if self.is_offset else module.weight
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.is_centred:
+            return F.layer_norm(x.float(), self.weight.shape, self.weight.float(), eps=self.eps).to(x.dtype)
         if self.is_offset:  # the weight is near one, where 16 bits are too coarse
             return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
@@ -63,8 +67,13 @@ class LeanLayer:
     """A decoder layer in the lean form described above. `layer` is a module that `lean_layer` knows; it goes on
     working."""
 
-    def __init__(self, layer: Any, heads: int, kv_heads: int, dim: int, *, is_rotated: bool, product: Make) -> None:
+    def __init__(
+        self, layer: Any, form: Form, heads: int, kv_heads: int, dim: int, *, is_rotated: bool, product: Make
+    ) -> None:
         attention, mlp = layer.self_attn, layer.mlp
+        self.is_parallel, self.in_pairs = form.is_parallel, form.in_pairs and is_rotated
+        self.factor = float(getattr(layer, "factor", getattr(layer, "residual_multiplier", 1.0)))
+        """Of what is added to the hidden state."""
         self.heads, self.kv_heads, self.dim, self.is_rotated = heads, kv_heads, dim, is_rotated
         self.scale = float(attention.scaling)
         is_fused = hasattr(attention, "qkv_proj")
@@ -78,16 +87,15 @@ class LeanLayer:
         self.before_attention = norms.get("input_layernorm")
         self.after_attention = norms["post_attention_layernorm"] if has_four or not has_input else None
         self.before_mlp = norms.get("pre_feedforward_layernorm" if has_four else "post_attention_layernorm")
-        if not has_input:
+        if not has_input or form.is_parallel:
             self.before_mlp = None
         self.after_mlp = norms.get("post_feedforward_layernorm")
         self.head_norm: HeadNorm | None = None
         self.wide_norms: tuple[Norm, Norm] | None = None
-        if hasattr(attention, "q_norm"):
-            if attention.q_norm.weight.shape[0] == dim and has_input:
-                self.head_norm = HeadNorm(attention.q_norm, attention.k_norm, heads, kv_heads)
-            else:
-                self.wide_norms = Norm(attention.q_norm), Norm(attention.k_norm)
+        if form.head_norm == "head":
+            self.head_norm = HeadNorm(attention.q_norm, attention.k_norm, heads, kv_heads)
+        elif form.head_norm == "all":
+            self.wide_norms = Norm(attention.q_norm), Norm(attention.k_norm)
 
     def before(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute q `[B, H, D]` and k `[B, G, D]`, both rotated, and v `[B, G, D]` from `hidden` `[B, C]`, with tables
@@ -102,6 +110,8 @@ class LeanLayer:
         qk, v = each[:, :both], each[:, both:]
         if self.head_norm is not None:
             qk = self.head_norm(qk)
+        if self.in_pairs:
+            qk = in_halves(qk)
         if self.is_rotated:
             qk = turn(qk, cos, sin)
         return qk[:, :heads], qk[:, heads:], v
@@ -109,11 +119,19 @@ class LeanLayer:
     def after(self, hidden: Tensor, attended: Tensor) -> Tensor:
         """Compute the layer's output `[B, C]` from its input `[B, C]` and from the result of attention `[B, H, D]`."""
         out = self.out(attended.reshape(hidden.shape[0], -1))
-        hidden = hidden + (out if self.after_attention is None else self.after_attention(out))
-        normed = hidden if self.before_mlp is None else self.before_mlp(hidden)
+        if self.is_parallel:
+            assert self.before_attention is not None
+            return hidden + out + self._mlp(self.before_attention(hidden))
+        hidden = hidden + self._scaled(out if self.after_attention is None else self.after_attention(out))
+        down = self._mlp(hidden if self.before_mlp is None else self.before_mlp(hidden))
+        return hidden + self._scaled(down if self.after_mlp is None else self.after_mlp(down))
+
+    def _mlp(self, normed: Tensor) -> Tensor:
         gate, up = self.gate_up(normed).chunk(2, -1)
-        down = self.down(self.act(gate).mul_(up))
-        return hidden + (down if self.after_mlp is None else self.after_mlp(down))
+        return self.down(self.act(gate).mul_(up))
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x if self.factor == 1 else x * self.factor
 
 
 def fused(of: type[Product]) -> Make:
@@ -138,7 +156,7 @@ def lean_layer(
     products = [part for some in parts for name, part in some.items() if name.endswith("_proj")]
     if not all(isinstance(part, nn.Linear) and _is_plain(part) for part in products):
         return None
-    return LeanLayer(layer, heads, kv_heads, dim, is_rotated=is_rotated, product=product or fused(Product))
+    return LeanLayer(layer, form, heads, kv_heads, dim, is_rotated=is_rotated, product=product or fused(Product))
 
 
 def act_name(act: nn.Module) -> str:
@@ -181,6 +199,11 @@ def for_lean(cos: Tensor, sin: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     half, rest = cos.shape[-1] // 2, dim - cos.shape[-1]
     signed = torch.cat([-sin[..., :half], sin[..., half:]], -1)
     return (F.pad(cos, (0, rest), value=1.0) if rest else cos), signed
+
+
+def in_halves(x: Tensor) -> Tensor:
+    """Heads `[..., D]` whose numbers (2i, 2i + 1) belong together, as heads whose numbers (i, i + D / 2) do."""
+    return x.view(*x.shape[:-1], -1, 2).transpose(-1, -2).reshape(x.shape)
 
 
 def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -32,12 +32,13 @@ from ..process.turns import Turns
 from ..untrusted.families import FAMILIES
 from ..untrusted.numbers import reading
 from .captured import CapturedLayer, Graphs
+from .decoder import apply_rotary_pos_emb, factor, rotates
 from .ends import well_known_ends
 from .head import Head
-from .lean_layer import LeanLayer, fused, lean_layer
+from .lean_layer import LeanLayer, fused, in_halves, lean_layer
 from .model_files import check_vocabulary, own_modules, read_configuration, rope_of, transformers_modules
 from .products import PRODUCTS, Product
-from .rotary import Rotary, RotaryTables
+from .rotary import QUERIES, Rotary, RotaryTables
 from .step_tables import KeptTables, StepTables
 from .template import Template
 from .tokens import load_tokenizer
@@ -88,15 +89,19 @@ class Model:
         have those."""
         self.tiered = [layer for layer, window in enumerate(self.windows) if window is None]
         family = sys.modules[type(self.inner.layers[0].self_attn).__module__]
-        self._apply_rotary = family.apply_rotary_pos_emb
-        rotary_dtype = FAMILIES[config.model_type].form.rotary_dtype
+        form = FAMILIES[config.model_type].form
+        self._in_pairs, self._embedding_factor = form.in_pairs, factor(config, form.embedding_factor)
+        self._apply_rotary = apply_rotary_pos_emb if form.in_pairs else family.apply_rotary_pos_emb
+        rotary_dtype = form.rotary_dtype
         self._rotary = Rotary(
             self.rope, self.kinds, self.device, None if rotary_dtype is None else getattr(torch, rotary_dtype)
         )
         self._step_tables = KeptTables(self._rotary, self.head_dim, self.step_dtype, self.device)
+        self._no_positions = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        """For transformers' layers: their queries do not grow."""
         self._identities: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
         self._wide: dict[tuple[str, torch.Size], torch.nn.Parameter] = {}
-        self._rotated = [bool(getattr(layer.self_attn, "use_rope", True)) for layer in self.inner.layers]
+        self._rotated = [rotates(config, layer) for layer in range(self.num_layers)]
         self.use_weights("own" if in_file is None else "file")
 
     def use_weights(self, weights: str) -> None:
@@ -115,9 +120,11 @@ class Model:
         self.use_graphs(Graphs() if self.device.type == "cuda" else None)
         head = self.hf.lm_head
         exact = fused(Product) if self._in_file is None else product
-        self.logits = Head(self.inner.norm, head, exact([head]))
+        form = FAMILIES[self.config.model_type].form
+        times = factor(self.config, form.logit_factor) / factor(self.config, form.logit_divisor)
+        self.logits = Head(self.inner.norm, head, exact([head]), times)
         """Maps the last layer's output to logits."""
-        self.step_logits = Head(self.inner.norm, head, product([head]))
+        self.step_logits = Head(self.inner.norm, head, product([head]), times)
         """`logits` of a decode step, whose product may be a rounded one."""
         self.weights = weights
 
@@ -194,15 +201,15 @@ class Model:
 
     def embed(self, ids: Tensor) -> Tensor:
         """Embed token ids `[B, T]` as `[B, T, hidden]`."""
-        if self._in_file is not None:
-            return self._in_file.embedded(self.inner.embed_tokens, ids)
-        hidden: Tensor = self.inner.embed_tokens(ids)
-        return hidden
+        embedding = self.inner.embed_tokens
+        hidden: Tensor = embedding(ids) if self._in_file is None else self._in_file.embedded(embedding, ids)
+        return hidden if self._embedding_factor == 1 else hidden * self._embedding_factor
 
     def embed_step(self, tokens: list[int], out: Tensor) -> None:
         """Embed one token of each sequence into fp32 `[B, hidden]`."""
         embedding = self.inner.embed_tokens
-        if self._in_file is not None or type(embedding).forward is not torch.nn.Embedding.forward:
+        is_plain = self._in_file is None and type(embedding).forward is torch.nn.Embedding.forward
+        if not is_plain or self._embedding_factor != 1:
             out.copy_(self.embed(torch.tensor(tokens)))
             return
         for b, token in enumerate(tokens):
@@ -228,11 +235,21 @@ class Model:
         return self._rotary(positions, dtype, [reach])
 
     def rotate(self, layer: int, q: Tensor, k: Tensor, tables: RotaryTables) -> tuple[Tensor, Tensor]:
-        """Apply positions to q `[B,H,T,D]` and k `[B,G,T,D]` in the family's way."""
+        """Apply positions to q `[B,H,T,D]` and k `[B,G,T,D]` in the family's way. Numbers that are rotated together
+        stand as halves of a head afterwards, in every family."""
+        if self._in_pairs and self._rotated[layer]:
+            turned = self.turn(layer, in_halves(q).float(), in_halves(k).float(), tables)
+            return turned[0].to(q.dtype), turned[1].to(q.dtype)
+        return self.turn(layer, q, k, tables)
+
+    def turn(self, layer: int, q: Tensor, k: Tensor, tables: RotaryTables) -> tuple[Tensor, Tensor]:
+        """`rotate` for heads that stand as halves already."""
         if not self._rotated[layer]:
             return q, k
         cos, sin = tables[self.kinds[layer]]
         rotated: tuple[Tensor, Tensor] = self._apply_rotary(q, k, cos, sin)
+        if QUERIES in tables:
+            return rotated[0] * tables[QUERIES][0].unsqueeze(1).to(q.dtype), rotated[1]
         return rotated
 
     def rotation(self, layer: int, reach: int = 0) -> LayerRotation:
@@ -283,7 +300,7 @@ class Model:
             hidden,
             position_embeddings=self._identity(hidden.dtype),
             attention_mask=None,
-            position_ids=None,
+            position_ids=self._no_positions,
             use_cache=False,
             strata_attend=attend,
         )
@@ -305,6 +322,7 @@ class Model:
         halves = self._halves[layer]
         if halves is not None:
             q, k, v = halves.before(hidden, *tables.lean[self.kinds[layer]])
+            q = _grown(q, tables)
             return halves.after(hidden, attend(layer, q, k, v, halves.scale))
 
         def attend_all(at: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -332,7 +350,7 @@ class Model:
         layer: rotated and scaled, fp32."""
         lean = self._lean[layer]
         if lean is not None:
-            q = lean.before(hidden, *tables.lean[self.kinds[layer]])[0][0]
+            q = _grown(lean.before(hidden, *tables.lean[self.kinds[layer]])[0], tables)[0]
             return q.view(self.num_kv_heads, -1, self.head_dim).float() * lean.scale
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -383,7 +401,12 @@ class LayerRotation:
 
     def _apply(self, keys: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
         each = keys.float().unsqueeze(1)  # a batch of KV heads, each with positions of its own
-        return self._model.rotate(self._layer, each, each, {self._model.kinds[self._layer]: table})[1].squeeze(1)
+        return self._model.turn(self._layer, each, each, {self._model.kinds[self._layer]: table})[1].squeeze(1)
+
+
+def _grown(q: Tensor, tables: StepTables) -> Tensor:
+    """Queries `[B, H, D]` of a step, times the factor of their positions in models that have one."""
+    return q * tables.lean[QUERIES][0].to(q.dtype) if QUERIES in tables.lean else q
 
 
 def _multiplies_slowly(device: torch.device, dtype: torch.dtype) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..api.errors import ModelFileError
 from ..process.apart import without_progress_bar
 from ..untrusted.directory import check_weights
+from ..untrusted.families import FAMILIES
 from ..untrusted.numbers import check_allocation, check_complete, check_family, check_shape
 from ..untrusted.rope import NAMES, Rope, for_transformers, read_rope
 from ..untrusted.settings import read_config
@@ -43,12 +44,26 @@ def read_configuration(directory: Path, modules: str, *, has_weights: bool = Tru
     family, settings = read_config(path)
     tables = read_rope(path, family, settings)
     plain = {name: value for name, value in settings.items() if name not in NAMES}
-    plain |= {"name_or_path": str(directory), **for_transformers(family, tables)}
+    plain |= {"name_or_path": str(directory), **for_transformers(family, tables), **_spelled_layers(family, plain)}
     config = make_configuration(family, plain, modules)
     _check_config(config, directory, has_weights=has_weights)
     sizes = {"head_dim": _sizes(config)["head_dim"], "max_positions": config.max_position_embeddings}
     config.rope = Rope.of(path, family, tables, **sizes)
     return config
+
+
+def _spelled_layers(family: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """`layer_types` where a file spells them as transformers' class cannot read them: as a text such as "LLLG", or by
+    having no window at all."""
+    pattern, count = settings.get("sliding_window_pattern"), settings.get("num_hidden_layers")
+    if not FAMILIES[family].form.rotates_in_windows or settings.get("layer_types") is not None or count is None:
+        return {}
+    if settings.get("sliding_window", 0) is None:
+        return {"layer_types": ["full_attention"] * count}
+    if not isinstance(pattern, str) or not pattern or set(pattern) - {"L", "G"}:
+        return {}
+    slides = [pattern[at % len(pattern)] == "L" and at < count - 1 for at in range(count)]  # the last one never does
+    return {"layer_types": ["sliding_attention" if one else "full_attention" for one in slides]}
 
 
 def make_configuration(family: str, settings: dict[str, Any], modules: str = "own") -> Any:
@@ -113,9 +128,12 @@ def _check_config(config: Any, directory: Path, *, has_weights: bool) -> None:
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):
         if getattr(config, name, None) is not None:
             raise ModelFileError(f"{directory / 'config.json'}: {name}: {getattr(config, name)} is not supported")
-    unknown = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
-    if unknown:
+    kinds = set(getattr(config, "layer_types", None) or [])
+    if unknown := kinds - {"full_attention", "sliding_attention"}:
         raise ModelFileError(f"{directory}: layers of type {', '.join(sorted(unknown))} are not supported")
+    slides = FAMILIES[config.model_type].needs_window or "sliding_attention" in kinds
+    if slides and getattr(config, "sliding_window", None) is None:
+        raise ModelFileError(f"{directory / 'config.json'}: sliding_window: null, but the model has layers that slide")
     if getattr(config, "use_bidirectional_attention", False):
         raise ModelFileError(f"{directory}: use_bidirectional_attention is not supported")
     sizes = _sizes(config)

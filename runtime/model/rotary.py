@@ -19,7 +19,9 @@ from ..untrusted.families import EVERY_LAYER
 from ..untrusted.rope import Rope, Table, rotary_width
 
 RotaryTables = dict[str, tuple[Tensor, Tensor]]
-"""cos and sin `[B, T, rotary dim]` by layer kind."""
+"""cos and sin `[B, T, rotary dim]` by layer kind; and, of models whose queries grow, under `QUERIES` their factor
+`[B, T, 1]`, twice."""
+QUERIES = "queries"
 _KEPT = 8
 """The number of reaches whose frequencies are kept: most kinds have one, `longrope` two, `dynamic` one for each
 length."""
@@ -45,7 +47,7 @@ class Rotary:
         rows = [self._tables(positions[b : b + 1], dtype, self._frequencies(reach)) for b, reach in enumerate(reaches)]
         return {
             kind: (torch.cat([row[kind][0] for row in rows]), torch.cat([row[kind][1] for row in rows]))
-            for kind in self._kinds
+            for kind in rows[0]
         }
 
     def _tables(
@@ -57,7 +59,12 @@ class Rotary:
             both = torch.cat((angles, angles), -1)
             kind = self._dtype or dtype
             made[table] = (both.cos() * scaling).to(kind), (both.sin() * scaling).to(kind)
-        return {kind: made.get(kind) or made[EVERY_LAYER] for kind in self._kinds}
+        found = {kind: made.get(kind) or made[EVERY_LAYER] for kind in self._kinds}
+        if self.rope.query_growth is not None:
+            beta, original = self.rope.query_growth
+            factor = 1 + beta * torch.log(1 + torch.floor(positions / original))
+            found[QUERIES] = factor[..., None].to(self._dtype or dtype), factor[..., None].to(self._dtype or dtype)
+        return found
 
     def _frequencies(self, reach: int) -> dict[str, tuple[Tensor, float]]:
         """The frequencies of each table, fp32 `[rotary dim / 2]`, and the factor of cos and sin."""

@@ -11,6 +11,8 @@ Shapes  B sequences, C hidden size, H query heads, G KV heads, D head dim, V voc
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,11 +23,21 @@ from ..process.apart import fp32
 from .head import Head
 from .lean_layer import LeanLayer, Norm
 from .products import Product, Strip
+from .rotary import QUERIES
 from .strip_rows import fill_products
 
 ROW_SPACE = 4
 """Rows of a sequence in a layer: what chooses, and what attends."""
 _ACTS = {"silu": r.SILU, "gelu_tanh": r.GELU_TANH}
+
+
+class _Added(NamedTuple):
+    """A sum of hidden states: base + factor * norm(more)."""
+
+    base: Tensor
+    more: Tensor | None = None
+    norm: Norm | None = None
+    factor: float = 1.0
 
 
 def bits(number: float) -> int:
@@ -73,10 +85,10 @@ class StepRows:
         wide = max(layer.gate_up.weight.shape[0] for layer in lean)
         inner = fp32(batch, wide)
         self._kept += [*sums, *outs, qkv, inner]
-        above: tuple[Tensor, Tensor | None, Norm | None] = (self.hidden, None, None)
+        above = _Added(self.hidden)
         for number, layer in enumerate(lean):
             row = self._products(layer.qkv, qkv, r.M_QKV)
-            self._sum(row, *above, sums[0], layer.before_attention)
+            self._sum(row, above, sums[0], layer.before_attention)
             base = self.hidden if number == 0 else sums[0]
             self._heads_rows.append(self._filled)
             self._heads(self._next(1)[0], layer, number, qkv, is_rotated=rotated[number])
@@ -84,12 +96,14 @@ class StepRows:
             self._products(layer.out, outs[0], r.M_OUT)
             self.merges(number)
             row = self._products(layer.gate_up, inner, r.M_GATE_UP)
-            self._sum(row, base, outs[0], layer.after_attention, sums[1], layer.before_mlp)
+            added = _Added(base, outs[0], layer.after_attention, layer.factor)
+            self._sum(row, added, sums[1], layer.before_attention if layer.is_parallel else layer.before_mlp)
+            row[r.P_PARALLEL] = layer.is_parallel
             row = self._products(layer.down, outs[1], r.M_DOWN)
             row[[r.P_INPUT, r.P_A, r.P_ACT]] = r.GATED, inner.data_ptr(), _ACTS[layer.act_name]
-            above = sums[1], outs[1], layer.after_mlp
+            above = _Added(sums[1], outs[1], layer.after_mlp, layer.factor)
         row = self._products(head.product, self.logits, r.M_HEAD)
-        self._sum(row, *above, sums[0], Norm(head.norm))
+        self._sum(row, above, sums[0], Norm(head.norm))
         assert self._filled == len(self.table)
         self.input = self.last = sums[0]
         """`[B, C]`: what a layer but the first begins with, once its QKV is there; and what the last one leaves."""
@@ -122,6 +136,8 @@ class StepRows:
             self.table[here, r.H_COS], self.table[here, r.H_SIN] = cos.data_ptr(), sin.data_ptr()
             rotated = [row for row in here if self.table[row, r.H_ROTARY]]
             self.table[rotated, r.H_ROTARY] = sin.shape[-1]
+        if QUERIES in self._tables:
+            self.table[self._heads_rows, r.H_FACTORS] = self._tables[QUERIES][0].data_ptr()
 
     def _products(self, product: Product, y: Tensor, mark: int) -> np.ndarray:
         """The next rows, those of a product. Returns the first."""
@@ -141,15 +157,15 @@ class StepRows:
         self._filled += count
         return self.table[self._filled - count : self._filled]
 
-    def _sum(
-        self, row: np.ndarray, base: Tensor, more: Tensor | None, norm_of_more: Norm | None, total: Tensor,
-        norm: Norm | None,
-    ) -> None:  # fmt: skip
-        row[[r.P_INPUT, r.P_A, r.P_SUM]] = r.SUM, base.data_ptr(), total.data_ptr()
-        row[r.P_D] = 0 if more is None else more.data_ptr()
-        row[r.P_NORM_D] = 0 if norm_of_more is None else self._wide(norm_of_more.weight)
+    def _sum(self, row: np.ndarray, added: _Added, total: Tensor, norm: Norm | None) -> None:
+        """The input of a product is the norm of a sum, which goes to `total`."""
+        row[[r.P_INPUT, r.P_A, r.P_SUM]] = r.SUM, added.base.data_ptr(), total.data_ptr()
+        row[r.P_D] = 0 if added.more is None else added.more.data_ptr()
+        row[r.P_FACTOR] = bits(added.factor)
+        row[r.P_NORM_D] = 0 if added.norm is None else self._wide(added.norm.weight)
         row[r.P_NORM] = 0 if norm is None else self._wide(norm.weight)
-        row[r.P_EPS] = bits(next((n.eps for n in (norm, norm_of_more) if n is not None), 0.0))
+        row[r.P_CENTRED] = norm is not None and norm.is_centred
+        row[r.P_EPS] = bits(next((n.eps for n in (norm, added.norm) if n is not None), 0.0))
 
     def _heads(self, row: np.ndarray, layer: LeanLayer, number: int, qkv: Tensor, *, is_rotated: bool) -> None:
         items = self.batch * (self.heads + 2 * self.groups)
@@ -157,7 +173,8 @@ class StepRows:
         row[[r.MARK, r.MEMORY]] = r.M_HEADS, heads_bytes(self.dim)
         row[[r.H_BATCH, r.H_HEADS, r.H_GROUPS, r.H_DIM]] = self.batch, self.heads, self.groups, self.dim
         row[[r.H_QKV, r.H_Q, r.H_PLACES]] = qkv.data_ptr(), self.q[number].data_ptr(), self.places[number].ctypes.data
-        row[[r.H_ROTARY, r.H_PAIRS]] = int(is_rotated), any(strip.pairs for strip in self._strips(layer.qkv))
+        row[r.H_ROTARY] = int(is_rotated)
+        row[r.H_PAIRS] = layer.in_pairs or any(strip.pairs for strip in self._strips(layer.qkv))
         if layer.head_norm is not None:
             row[[r.H_NORM, r.H_EPS]] = self._wide(layer.head_norm.weight), bits(layer.head_norm.eps)
         elif layer.wide_norms is not None:

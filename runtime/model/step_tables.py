@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from .lean_layer import for_lean
-from .rotary import Rotary, RotaryTables
+from .rotary import QUERIES, Rotary, RotaryTables
 
 _BLOCK = 64
 """Positions of a block."""
@@ -60,7 +60,8 @@ class KeptTables:
                 del self._blocks[next(iter(self._blocks))]
             positions = torch.arange(number * _BLOCK, (number + 1) * _BLOCK, device=self._device)
             rotary = self._rotary(positions.unsqueeze(1), self._dtype, [reach])
-            self._blocks[key] = StepTables(rotary, {kind: for_lean(*both, self._dim) for kind, both in rotary.items()})
+            lean = {kind: both if kind == QUERIES else for_lean(*both, self._dim) for kind, both in rotary.items()}
+            self._blocks[key] = StepTables(rotary, lean)
         return self._blocks[key]
 
 

@@ -28,7 +28,10 @@ class Form:
     norms: tuple[str, ...] = ("input", "post_attention")
     """The names of the layer's norms, each `<name>_layernorm`."""
     norm: str = "scale"
-    """`scale`: rounds, then multiplies by the weight. `wide`: multiplies, then rounds. `offset`: by one more."""
+    """`scale`: rounds, then multiplies by the weight. `wide`: multiplies, then rounds. `offset`: multiplies by 1 more,
+    then rounds. `centred`: as `wide`, around the mean."""
+    norm_eps: str = "rms_norm_eps"
+    """Name in `config.json` of what is added to a norm's mean square."""
     head_norm: str | None = None
     """The norm of q and k: over each `head`, over `all` heads together, or none."""
     qkv_bias: str | bool = False
@@ -36,13 +39,29 @@ class Form:
     mlp_bias: str | bool = False
     is_fused: bool = False
     """One product makes q, k and v, another gate and up; part of a head may stay un-rotated."""
+    is_parallel: bool = False
+    """Attention and MLP read the same norm, and both are added at the end of the layer."""
     act: str = "hidden_act"
+    score_scale: str | None = None
+    """Name in `config.json` of what scores are multiplied by; None: one over the root of the head dim, or of
+    `score_width`."""
+    score_width: str | None = None
+    embedding_factor: str | None = None
+    residual_factor: str | None = None
+    logit_factor: str | None = None
+    logit_divisor: str | None = None
+    """Names in `config.json` of numbers: those that embeddings, what layers add, and logits are multiplied by; and the
+    one that logits are divided by."""
     rotary_dtype: str | None = None
     """The dtype of the rotary tables, as torch spells it; None: that of the hidden state."""
     scales_embedding: bool = False
     """Embeddings are multiplied by the root of their width."""
     rotated_layers: str | None = None
     """Name in `config.json` of which layers rotate; None: all do."""
+    rotates_in_windows: bool = False
+    """Where layers slide, they alone rotate."""
+    in_pairs: bool = False
+    """Numbers (2i, 2i + 1) of q and k are rotated together, not (i, i + D / 2)."""
 
 
 _MLP = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
@@ -76,6 +95,12 @@ class GgufNames:
     """The number added to every norm: a file stores norms as they are used."""
     rope_tensors: tuple[str, ...] = ()
     """Tensors about positions that it may have."""
+    only_with: str | None = None
+    """The family has files of another one's architecture in which this key is a number above 0."""
+    factors: Mapping[str, str] = field(default_factory=dict)
+    """Key -> name in config.json of the number by which something is multiplied; 0 stands for 1."""
+    reads: frozenset[str] = frozenset()
+    """Keys that mean something to this family alone."""
 
 
 _COMMON = frozenset({
@@ -102,9 +127,16 @@ class Family:
     """Name in `config.json` -> why a file that says it is refused."""
     thetas: Mapping[str, float] = field(default_factory=lambda: {EVERY_LAYER: USUAL_THETA})
     """Kind of layer -> base frequency of its rotary table, where the file is silent. Several: each kind has a table."""
+    sliding_theta: str = "rope_theta"
+    """Name in `config.json` of the base frequency of layers that slide, where they have a table."""
     rope_kinds: tuple[str, ...] = ROPE_KINDS
+    needs_window: bool = False
+    """Its layers of some kind slide, so `sliding_window` is a number."""
     turns_part: bool = False
     """It may turn a part of each head only."""
+    query_growth: str | None = None
+    """Name, among those about positions, of the beta by which queries grow: they are multiplied by
+    1 + beta * ln(1 + floor(position / original length)). Keys are not."""
     original_positions: int | None = None
     """`original_max_position_embeddings` where the file is silent, in families that have the name beside their tables;
     None: inside them, and `max_position_embeddings` where the file is silent."""
@@ -135,6 +167,18 @@ FAMILIES: dict[str, Family] = {
         refused={"layer_types": "Mistral's layers are all alike; Ministral is not supported"},
         form=Form(),
     ),
+    "ministral3": Family(
+        names=_COMMON - {"layer_types"},
+        refused={"layer_types": "Ministral 3's layers are all alike"},
+        thetas={EVERY_LAYER: 1_000_000.0},
+        rope_kinds=("yarn",),
+        query_growth="llama_4_scaling_beta",
+        form=Form(),
+        gguf=GgufNames(
+            architecture="mistral3", in_pairs=True,
+            reads=frozenset({"attention.temperature_scale", "rope.scaling.yarn_log_multiplier"}),
+        ),
+    ),
     "qwen2": Family(
         names=_COMMON | _WINDOWS,
         form=Form(qkv_bias=True),
@@ -151,9 +195,11 @@ FAMILIES: dict[str, Family] = {
             "_sliding_window_pattern",
         },
         thetas={"full_attention": 1_000_000.0, "sliding_attention": 10_000.0},
+        sliding_theta="rope_local_base_freq",
         form=Form(
             norms=("input", "post_attention", "pre_feedforward", "post_feedforward"), norm="offset", head_norm="head",
             qkv_bias="attention_bias", out_bias="attention_bias", act="hidden_activation", scales_embedding=True,
+            score_width="query_pre_attn_scalar",
         ),
         gguf=GgufNames(
             architecture="gemma3",
@@ -187,6 +233,55 @@ FAMILIES: dict[str, Family] = {
         ),
         gguf=GgufNames(
             architecture="olmo2", layer=_ATTENTION | _MLP | _HEAD_NORMS | _NORMS_BEHIND, biases=_ATTENTION_BIASES
+        ),
+    ),
+    "olmo3": Family(
+        names=_COMMON,
+        needs_window=True,
+        thetas={"full_attention": 500_000.0, "sliding_attention": 500_000.0},
+        form=Form(
+            norms=("post_attention", "post_feedforward"), norm="wide", head_norm="all", qkv_bias="attention_bias",
+            out_bias="attention_bias", rotary_dtype="float32",
+        ),
+        gguf=GgufNames(
+            architecture="olmo2", layer=_ATTENTION | _MLP | _HEAD_NORMS | _NORMS_BEHIND, biases=_ATTENTION_BIASES,
+            only_with="attention.sliding_window",
+        ),
+    ),
+    "granite": Family(
+        names=_COMMON - _LAYERS_THAT_SLIDE | {
+            "attention_multiplier", "embedding_multiplier", "logits_scaling", "residual_multiplier",
+        },
+        form=Form(
+            qkv_bias="attention_bias", out_bias="attention_bias", mlp_bias="mlp_bias",
+            score_scale="attention_multiplier", embedding_factor="embedding_multiplier",
+            residual_factor="residual_multiplier", logit_divisor="logits_scaling",
+        ),
+        gguf=GgufNames(
+            architecture="granite", biases=_ALL_BIASES, in_pairs=True, rope_tensors=_FREQUENCIES + _FACTORS,
+            factors={
+                "embedding_scale": "embedding_multiplier", "residual_scale": "residual_multiplier",
+                "logit_scale": "logits_scaling",
+            },
+        ),
+    ),
+    "exaone4": Family(
+        names=_COMMON | {"sliding_window_pattern"},
+        form=Form(norms=("post_attention", "post_feedforward"), head_norm="head", rotates_in_windows=True),
+        gguf=GgufNames(
+            architecture="exaone4", layer=_ATTENTION | _MLP | _HEAD_NORMS | _NORMS_BEHIND, rope_tensors=_FREQUENCIES
+        ),
+    ),
+    "cohere2": Family(
+        names=_COMMON - {"rms_norm_eps"} | {"layer_norm_eps", "logit_scale", "sliding_window_pattern"},
+        needs_window=True,
+        form=Form(
+            norms=("input",), norm="centred", norm_eps="layer_norm_eps", is_parallel=True, qkv_bias="attention_bias",
+            out_bias="attention_bias", logit_factor="logit_scale", rotates_in_windows=True, in_pairs=True,
+        ),
+        gguf=GgufNames(
+            architecture="cohere2", layer=_ATTENTION | _MLP | {"attn_norm": "input_layernorm"},
+            biases=_ATTENTION_BIASES, factors={"logit_scale": "logit_scale"},
         ),
     ),
     "smollm3": Family(

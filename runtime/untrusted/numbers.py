@@ -31,6 +31,11 @@ BOUNDS: dict[str, int] = {
 NULLABLE = frozenset({"head_dim", "num_key_value_heads", "sliding_window", "num_labels"})
 FRACTIONS = frozenset({"partial_rotary_factor"})
 """Numbers above 0 and up to 1: of the head's width, how much is rotated."""
+FACTORS = frozenset({
+    "attention_multiplier", "embedding_multiplier", "logit_scale", "logits_scaling", "residual_multiplier",
+})  # fmt: skip
+"""Numbers above 0 that others are multiplied with, or divided by."""
+_MOST_FACTOR = 1e6
 
 
 def check_number(path: Path, field: str, name: str, value: object) -> None:
@@ -38,6 +43,11 @@ def check_number(path: Path, field: str, name: str, value: object) -> None:
     if name in FRACTIONS:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
             raise ModelFileError(f"{path}: {field}: {shown(value)}, expected a number above 0 and up to 1")
+    elif name in FACTORS:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _MOST_FACTOR:
+            raise ModelFileError(
+                f"{path}: {field}: {shown(value)}, expected a number above 0 and up to {_MOST_FACTOR:g}"
+            )
     elif name in BOUNDS and not (value is None and name in NULLABLE):
         bound = BOUNDS[name]
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= bound:

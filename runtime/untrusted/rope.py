@@ -49,7 +49,7 @@ _REQUIRED = {
 _COMMON = frozenset({"rope_type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"})
 _OTHER_NAMES = {"su": "longrope"}
 """Former names of kinds."""
-_NO_EFFECT = frozenset({"finetuned"})
+_NO_EFFECT = frozenset({"finetuned", "max_position_embeddings"})
 """Said in published files, and used by nobody."""
 _FROM_ORIGINAL = frozenset({"yarn", "llama3", "longrope"})
 """Kinds that are computed from the original length."""
@@ -58,6 +58,7 @@ _SWITCHED_ON = frozenset({"yarn", "linear", "dynamic"})
 _LISTS = frozenset({"short_factor", "long_factor"})
 _LEAST = {"rope_theta": 1.0, "factor": 1.0}
 """No number may be smaller; of others, none may be 0 or less."""
+_GROWTHS = frozenset({family.query_growth for family in FAMILIES.values() if family.query_growth is not None})
 _MOST = 1e15
 _Said = Iterator[tuple[str, str, Any]]
 """The place of a statement in the file, its name, and its value."""
@@ -146,6 +147,14 @@ class Rope:
         return reach if self.is_dynamic else self.reach(length)
 
     @property
+    def query_growth(self) -> tuple[float, int] | None:
+        """Beta and the original length by which queries grow with their position (`Family.query_growth`)."""
+        for table in self.tables.values():
+            for name in _GROWTHS & table.keys():
+                return float(table[name]), int(table["original_max_position_embeddings"])
+        return None
+
+    @property
     def is_dynamic(self) -> bool:
         return any(table["rope_type"] == "dynamic" for table in self.tables.values())
 
@@ -200,12 +209,10 @@ def _said(path: Path, family: str, settings: Mapping[str, Any], kind: str) -> _S
                     raise ModelFileError(f"{path}: {name}: {shown(inner)} is no kind of layer that is known")
                 if kind in (inner, EVERY_LAYER):
                     yield from ((f"{name}: {inner}", *item) for item in value.items())
-            elif kind != "sliding_attention":
+            elif kind != "sliding_attention" or FAMILIES[family].sliding_theta == inner:
                 yield name, inner, value
-    if kind == "sliding_attention":
-        yield "rope_local_base_freq", "rope_theta", settings.get("rope_local_base_freq")
-    else:
-        yield "rope_theta", "rope_theta", settings.get("rope_theta")
+    theta = FAMILIES[family].sliding_theta if kind == "sliding_attention" else "rope_theta"
+    yield theta, "rope_theta", settings.get(theta)
     for name in ("partial_rotary_factor", "original_max_position_embeddings"):
         yield name, name, settings.get(name)
 
@@ -237,11 +244,15 @@ def _check(path: Path, family: str, table: Table) -> None:
     known = FAMILIES[family].rope_kinds
     if not isinstance(kind, str) or kind not in known:
         raise ModelFileError(f"{path}: rope_type: {shown(kind)} is not supported; {family} has {', '.join(known)}")
-    for name in sorted(table.keys() - _COMMON - _OF_KIND[kind]):
+    growth = FAMILIES[family].query_growth
+    for name in sorted(table.keys() - _COMMON - _OF_KIND[kind] - {growth}):
         raise ModelFileError(f"{path}: {shown(name)}: {shown(table[name])}, which rope_type {kind} does not have")
     for name in _REQUIRED.get(kind, ()):
         if name not in table:
             raise ModelFileError(f"{path}: {name}: the file does not say it, and rope_type {kind} needs it")
+    for name in () if growth is None else (growth, "original_max_position_embeddings"):
+        if name not in table:
+            raise ModelFileError(f"{path}: {name}: the file does not say it, and {family} needs it")
     for name, value in table.items():
         if name != "rope_type":
             _check_value(path, name, value)
@@ -267,6 +278,8 @@ def _check_value(path: Path, name: str, value: Any) -> None:
     elif name == "rope_theta":
         if not _is_number(value, 1) or value == 1:
             raise ModelFileError(f"{path}: {name}: {shown(value)}, expected a number above 1")
+    elif name in _GROWTHS and value == 0 and not isinstance(value, bool):
+        pass
     elif not _is_number(value, _LEAST.get(name, 0)):
         least = f"from {_LEAST[name]:g}" if name in _LEAST else "above 0"
         raise ModelFileError(f"{path}: {name}: {shown(value)}, expected a number {least}")

@@ -9,13 +9,16 @@ import torch
 from torch import Tensor
 
 from stratakv.runtime.model.model import Model
-from stratakv.runtime.model.rotary import RotaryTables
+from stratakv.runtime.model.rotary import QUERIES, RotaryTables
+from stratakv.runtime.untrusted.families import FAMILIES
 
 CPU = torch.device("cpu")
 
 
 def own_tables(model: Model, positions: Tensor) -> RotaryTables:
-    return model.rotary(positions, model.dtype, model.rope.reach(int(positions.max()) + 1))
+    found = model.rotary(positions, model.dtype, model.rope.reach(int(positions.max()) + 1))
+    found.pop(QUERIES, None)  # of which transformers has no table
+    return found
 
 
 def their_tables(model: Model, positions: Tensor) -> RotaryTables:
@@ -23,7 +26,10 @@ def their_tables(model: Model, positions: Tensor) -> RotaryTables:
     made, like = model.inner.rotary_emb, torch.empty(0, dtype=model.dtype)
     if hasattr(made, "layer_types"):
         return {kind: made(like, positions, kind) for kind in made.layer_types}
-    return dict.fromkeys(set(model.kinds), made(like, positions))
+    cos, sin = made(like, positions)
+    if FAMILIES[model.config.model_type].form.in_pairs:  # which stand side by side in its tables
+        cos, sin = (torch.cat([table[..., ::2]] * 2, -1) for table in (cos, sin))
+    return dict.fromkeys(set(model.kinds), (cos, sin))
 
 
 def outputs(model: Model, tables: Callable[[Model, Tensor], RotaryTables]) -> list[Tensor]:

@@ -69,6 +69,21 @@ def phi3_longrope(original: int, half: int = 8, rotated: float = 1.0) -> dict[st
     return {**found, "original_max_position_embeddings": original}
 
 
+def ministral3(original: int) -> dict[str, Any]:
+    """Queries grow from the original length on, cos and sin are not multiplied."""
+    return yarn(original, mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.1)
+
+
+def olmo3(original: int) -> dict[str, Any]:
+    """Layers that slide are not stretched."""
+    kinds = {"full_attention": yarn(original)["rope_parameters"], "sliding_attention": rope("default", 1e6)}
+    kinds["sliding_attention"] = kinds["sliding_attention"]["rope_parameters"]
+    return {
+        "num_hidden_layers": 4, "sliding_window": 100, "rope_parameters": kinds,
+        "max_position_embeddings": 4 * original,
+    }  # fmt: skip
+
+
 def gemma3_rope(local: float = 10_000.0, **full: Any) -> dict[str, Any]:
     of_full = {"rope_type": "default", "rope_theta": 1e6, **full}
     return {
@@ -219,6 +234,26 @@ def cases(original: int) -> dict[str, Case]:
         "olmo2": Case("olmo2"),
         "olmo2, all heads have keys": Case("olmo2", {"num_key_value_heads": 4}),
         "olmo2, yarn": Case("olmo2", yarn(original)),
+        "olmo2, OLMo 3": Case("olmo2", olmo3(original)),
+        "mistral3": Case("mistral3", ministral3(original)),
+        "granite": Case("granite"),
+        "granite, Llama 3's frequencies": Case("granite", llama3(original)),
+        "granite, no factors": Case(
+            "granite",
+            {"embedding_multiplier": 1.0, "logits_scaling": 1.0, "residual_multiplier": 1.0,
+             "attention_multiplier": 0.25},
+            {"granite.embedding_scale": None, "granite.residual_scale": 0.0, "granite.attention.scale": None,
+             "granite.logit_scale": 1.0},
+        ),
+        "granite, biases": Case("granite", {"attention_bias": True, "mlp_bias": True}),
+        "exaone4": Case("exaone4"),
+        "exaone4, Llama 3's frequencies": Case("exaone4", llama3(original)),
+        "exaone4, 64 layers": Case(
+            "exaone4",
+            {"num_hidden_layers": 64, "sliding_window": 100, "layer_types": _gemma3_layers(4, 64)},
+        ),
+        "cohere2": Case("cohere2"),
+        "cohere2, other base": Case("cohere2", rope("default", 5e4)),
         "smollm3": Case("smollm3"),
         "smollm3, yarn": Case("smollm3", yarn(original)),
         "smollm3, own head": Case("smollm3", {"tie_word_embeddings": False}),

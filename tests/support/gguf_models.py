@@ -40,9 +40,27 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("Phi3", {"sliding_window": None}),
     "olmo2": ("Olmo2", {}),
     "smollm3": ("SmolLM3", {"num_hidden_layers": 4, "no_rope_layer_interval": 4, "tie_word_embeddings": True}),
+    "mistral3": (
+        "Ministral3",
+        {"head_dim": 16, "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 2048,
+            "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}},
+    ),
+    "granite": (
+        "Granite",
+        {"embedding_multiplier": 12.0, "logits_scaling": 8.0, "residual_multiplier": 0.7,
+         "attention_multiplier": 0.4},
+    ),
+    "exaone4": ("Exaone4", {"sliding_window": None}),
+    "cohere2": (
+        "Cohere2",
+        {"num_hidden_layers": 4, "sliding_window": 100, "logit_scale": 0.25, "tie_word_embeddings": True},
+    ),
 }  # fmt: skip
 """GGUF architecture -> (transformers' class prefix, what differs from the common shape)."""
-_PAIRS = frozenset({"llama", "smollm3"})
+_SLIDING = {"olmo2": "Olmo3"}
+"""Architecture -> transformers' class prefix of models with a window."""
+_PAIRS = frozenset({"llama", "smollm3", "granite", "mistral3"})
 """Rotated in consecutive pairs: the rows of q and k stand in another order than in transformers' half-split form."""
 _ONE_MORE = frozenset({"gemma3"})
 """Norms are stored as they are used, 1 more than transformers' weight."""
@@ -53,6 +71,10 @@ def random_model(family: str, seed: int = 0, **settings: Any) -> Any:
     import transformers
 
     prefix, differs = FAMILIES[family]
+    if "sliding_window" in settings:
+        prefix = _SLIDING.get(family, prefix)
+    if prefix == "Exaone4" and "layer_types" not in settings:  # its class makes none where no layer slides
+        settings["layer_types"] = ["full_attention"] * {**_COMMON, **settings}["num_hidden_layers"]
     text = "Text" if prefix == "Gemma3" else ""
     config = getattr(transformers, f"{prefix}{text}Config")(**{**_COMMON, **differs, **settings})
     model = getattr(transformers, f"{prefix}ForCausalLM")(config).float().eval()
@@ -93,13 +115,27 @@ def keys_of(family: str, model: Any) -> dict[str, Any]:
         "context_length": config.max_position_embeddings, "embedding_length": config.hidden_size,
         "block_count": config.num_hidden_layers, "feed_forward_length": config.intermediate_size,
         "attention.head_count": heads, "attention.head_count_kv": config.num_key_value_heads,
-        "attention.layer_norm_rms_epsilon": config.rms_norm_eps, "vocab_size": config.vocab_size,
+        "vocab_size": config.vocab_size,
         "rope.freq_base": float(rope["rope_theta"]),
         "rope.dimension_count": int(width * rope.get("partial_rotary_factor", 1.0)),
     }  # fmt: skip
     if width * heads != config.hidden_size or family in ("qwen3", "gemma3"):
         found |= {"attention.key_length": width, "attention.value_length": width}
     if family == "gemma3":
+        found["attention.sliding_window"] = config.sliding_window
+    if family == "cohere2":
+        found |= {"attention.layer_norm_epsilon": config.layer_norm_eps, "logit_scale": config.logit_scale}
+    else:
+        found["attention.layer_norm_rms_epsilon"] = config.rms_norm_eps
+    if family == "mistral3":
+        found["attention.temperature_scale"] = rope["llama_4_scaling_beta"]
+        found["rope.scaling.yarn_log_multiplier"] = rope["mscale_all_dim"]
+    if family == "granite":
+        found |= {
+            "embedding_scale": config.embedding_multiplier, "residual_scale": config.residual_multiplier,
+            "attention.scale": config.attention_multiplier, "logit_scale": config.logits_scaling,
+        }  # fmt: skip
+    if family in ("cohere2", "exaone4", "olmo2") and getattr(config, "sliding_window", None):
         found["attention.sliding_window"] = config.sliding_window
     if family == "phi3":
         found["attention.sliding_window"] = config.sliding_window or 0

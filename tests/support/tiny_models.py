@@ -24,6 +24,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "mistral": ("Mistral", {"sliding_window": None}),
     "mistral-sliding": ("Mistral", {"sliding_window": 40}),
+    "ministral3": (
+        "Ministral3",
+        {"head_dim": 16, "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 32,
+            "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}},
+    ),
     "qwen2": ("Qwen2", {}),
     "qwen3": ("Qwen3", {"head_dim": 16}),
     "gemma3_text": (
@@ -33,6 +39,30 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "phi3": ("Phi3", {"partial_rotary_factor": 0.5, "sliding_window": None}),
     "olmo2": ("Olmo2", {}),
+    "olmo3": (
+        "Olmo3",
+        {"sliding_window": 40, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+         "rope_parameters": {
+             "full_attention": {
+                 "rope_type": "yarn", "rope_theta": 5e5, "factor": 8.0, "original_max_position_embeddings": 64,
+                 "attention_factor": 1.2},
+             "sliding_attention": {"rope_type": "default", "rope_theta": 5e5}}},
+    ),
+    "granite": (
+        "Granite",
+        {"embedding_multiplier": 12.0, "logits_scaling": 7.0, "residual_multiplier": 0.22,
+         "attention_multiplier": 0.15},
+    ),
+    "exaone4": (
+        "Exaone4",
+        {"sliding_window": 40, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    ),
+    "exaone4-whole": ("Exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 3}),
+    "cohere2": (
+        "Cohere2",
+        {"sliding_window": 40, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+         "logit_scale": 0.3},
+    ),
     "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0, 1]}),
 }  # fmt: skip
 """Name -> (transformers class prefix, what differs from the common shape)."""

@@ -101,8 +101,88 @@ def _smollm3(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str
 
 
 def _olmo2(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
-    no_window(said, config["max_position_embeddings"], "OLMo 3, whose layers slide, is another family")
     return {**_llama(said, contents, config), **_own_head_dim(config)}
+
+
+def _olmo3(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
+    """OLMo 3: three layers of four slide, and are not stretched."""
+    layers, context = config["num_hidden_layers"], config["max_position_embeddings"]
+    check_scale(said, config["head_dim"])
+    sees = min(said.whole("attention.sliding_window", "sliding_window"), context)
+    slides, _ = _pattern(said, layers, 4)
+    return {
+        "rope_parameters": {
+            "full_attention": _rope(said, contents, config),
+            "sliding_attention": plain_rope(said, "rope.freq_base", config["head_dim"], context),
+        },
+        "layer_types": _kinds(slides), "sliding_window": sees, "hidden_act": "silu", **_own_head_dim(config),
+    }  # fmt: skip
+
+
+def _ministral3(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
+    """Ministral 3: queries grow, beginning at the original length; YaRN's factor of cos and sin has a divisor."""
+    no_window(said, config["max_position_embeddings"])
+    check_scale(said, config["head_dim"])
+    rope = _rope(said, contents, config)
+    if rope["rope_type"] != "yarn":
+        raise said.refuse("rope.scaling.type", rope["rope_type"], "the family's positions are YaRN's")
+    beta, multiplier = (
+        said.number("attention.temperature_scale", 0.0),
+        said.number("rope.scaling.yarn_log_multiplier", 0.0),
+    )
+    if not 0 <= beta <= 1e3 or not 0 <= multiplier <= 1e3:
+        raise said.fail(
+            "attention.temperature_scale", beta, "expected a number from 0, as rope.scaling.yarn_log_multiplier"
+        )
+    usual = 0.1 * math.log(rope["factor"])
+    rope["attention_factor"] = rope.get("attention_factor", usual + 1) / (multiplier * usual + 1)
+    return {
+        "rope_parameters": {**rope, "llama_4_scaling_beta": beta}, "sliding_window": None, "hidden_act": "silu",
+    }  # fmt: skip
+
+
+def _granite(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
+    """Granite: scores, embeddings, what layers add, and logits have factors of the file's own."""
+    no_window(said, config["max_position_embeddings"])
+    scale = said.number("attention.scale", 0.0)
+    return {
+        "rope_parameters": _rope(said, contents, config), "hidden_act": "silu", **_own_head_dim(config),
+        "attention_multiplier": scale or config["head_dim"] ** -0.5,
+    }  # fmt: skip
+
+
+_SLIDING_EXAONE = 64
+"""The layers of EXAONE 4's 32B model, the one whose layers slide: no key says so."""
+
+
+def _exaone4(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
+    layers, context = config["num_hidden_layers"], config["max_position_embeddings"]
+    check_scale(said, config["head_dim"])
+    sees, slides = None, [False] * layers
+    if layers == _SLIDING_EXAONE:
+        sees = min(said.whole("attention.sliding_window", "sliding_window"), context)
+        slides, _ = _pattern(said, layers, 4)
+    else:
+        no_window(said, context, f"of EXAONE 4 the model of {_SLIDING_EXAONE} layers alone has layers that slide")
+    return {
+        "rope_parameters": _rope(said, contents, config), "layer_types": _kinds(slides), "sliding_window": sees,
+        "hidden_act": "silu", **_own_head_dim(config),
+    }  # fmt: skip
+
+
+def _cohere2(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
+    layers = config["num_hidden_layers"]
+    check_scale(said, config["head_dim"])
+    sees = min(said.whole("attention.sliding_window", "sliding_window"), config["max_position_embeddings"])
+    slides, _ = _pattern(said, layers, 4)
+    return {
+        "rope_parameters": _rope(said, contents, config), "layer_types": _kinds(slides), "sliding_window": sees,
+        "hidden_act": "silu", **_own_head_dim(config),
+    }  # fmt: skip
+
+
+def _kinds(slides: list[bool]) -> list[str]:
+    return ["sliding_attention" if one else "full_attention" for one in slides]
 
 
 def _phi3(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
@@ -135,7 +215,7 @@ def _gemma3(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str,
     check_scale(said, scalar)
     # A window over all the model may read is one still: layers that slide have a base frequency of their own.
     sees = min(said.whole("attention.sliding_window", default=0), config["max_position_embeddings"]) or None
-    slides, pattern = _pattern(said, layers)
+    slides, pattern = _pattern(said, layers, 6)
     kinds = ["sliding_attention" if sees is not None and slides[at] else "full_attention" for at in range(layers)]
     return {
         "rope_parameters": {
@@ -150,11 +230,11 @@ def _gemma3(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str,
     }  # fmt: skip
 
 
-def _pattern(said: Said, layers: int) -> tuple[list[bool], dict[str, int]]:
-    """Read which layers slide, from a list or from n (all but every n-th), and the setting by which config.json states
-    n."""
+def _pattern(said: Said, layers: int, usual: int) -> tuple[list[bool], dict[str, int]]:
+    """Read which layers slide, from a list or from n (all but every n-th; the family's usual one where the file is
+    silent), and the setting by which config.json states n."""
     name = "attention.sliding_window_pattern"
-    found = said.value(name, 6)
+    found = said.value(name, usual)
     if isinstance(found, list):
         if len(found) < layers or not all(one in (0, 1) for one in found):  # llama.cpp takes numbers, too
             raise said.fail(name, found, f"expected true or false for each of {layers} layers")
@@ -166,14 +246,22 @@ def _pattern(said: Said, layers: int) -> tuple[list[bool], dict[str, int]]:
 
 _SETTINGS: dict[str, Settings] = {
     "llama": _llama, "qwen2": _qwen2, "qwen3": _qwen, "gemma3_text": _gemma3, "phi3": _phi3, "olmo2": _olmo2,
-    "smollm3": _smollm3,
+    "smollm3": _smollm3, "olmo3": _olmo3, "granite": _granite, "exaone4": _exaone4, "cohere2": _cohere2,
+    "ministral3": _ministral3,
 }  # fmt: skip
 """Family -> what keys become in its config.json, where that is code."""
-ARCHITECTURES: dict[str, Architecture] = {
-    family.gguf.architecture: Architecture(family=name, names=family.gguf, settings=_SETTINGS[name])
+_ENTRIES = [
+    Architecture(family=name, names=family.gguf, settings=_SETTINGS[name])
     for name, family in FAMILIES.items() if family.gguf is not None
-}  # fmt: skip
+]  # fmt: skip
+ARCHITECTURES: dict[str, Architecture] = {
+    entry.names.architecture: entry for entry in _ENTRIES if entry.names.only_with is None
+}
 """The entries by `general.architecture`. Mistral's models are `llama` files."""
+VARIANTS: dict[str, Architecture] = {
+    entry.names.architecture: entry for entry in _ENTRIES if entry.names.only_with is not None
+}
+"""Other families with files of the same architecture, told by a key."""
 
 
 def read_settings(contents: Contents) -> tuple[Architecture, dict[str, Any]]:
@@ -188,7 +276,10 @@ def read_settings(contents: Contents) -> tuple[Architecture, dict[str, Any]]:
             f"supported in GGUF files: {', '.join(sorted(ARCHITECTURES))}"
         )
     entry, said = ARCHITECTURES[name], Said(contents, name)
-    config = common(said, contents)
+    variant = VARIANTS.get(name)
+    if variant is not None and variant.names.only_with and said.whole(variant.names.only_with, default=0):
+        entry = variant
+    config = common(said, contents, FAMILIES[entry.family])
     config |= {flag: _has_bias(contents, tensors) for flag, tensors in entry.names.biases.items()}
     config |= entry.settings(said, contents, config)
     said.refuse_rest(WITHOUT_EFFECT)

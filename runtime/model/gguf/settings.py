@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from ...api.errors import ModelFileError
+from ...untrusted.families import Family
 from .container import Contents
 from .said import Said
 
@@ -44,9 +45,11 @@ _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
 """Keys, each with the values that change nothing, and the reason why any other is refused."""
 
 
-def common(said: Said, contents: Contents) -> dict[str, Any]:
+def common(said: Said, contents: Contents, family: Family) -> dict[str, Any]:
     """Make the settings that config.json has for every family. Raises ModelFileError for an impossible number, and for
-    a setting that no family has."""
+    a setting that the family does not have."""
+    assert family.gguf is not None
+    factors, own = family.gguf.factors, family.gguf.reads
     layers = said.whole("block_count", "num_hidden_layers")
     drafts = said.whole("nextn_predict_layers", default=0)
     if drafts >= layers:
@@ -66,9 +69,10 @@ def common(said: Said, contents: Contents) -> dict[str, Any]:
     if (width := said.whole("attention.value_length", "head_dim", head_dim)) != head_dim:
         raise said.refuse("attention.value_length", width, f"keys have {head_dim}")
     for name, (allowed, why) in _NEUTRAL.items():
-        if (value := said.value(name)) is not None and value not in allowed:
+        if name not in factors.keys() | own and (value := said.value(name)) is not None and value not in allowed:
             raise said.refuse(name, value, why)
     return {
+        **{theirs: factor(said, ours) for ours, theirs in factors.items()},
         "vocab_size": _vocabulary(contents),
         "hidden_size": hidden,
         "intermediate_size": said.whole("feed_forward_length", "intermediate_size"),
@@ -77,10 +81,18 @@ def common(said: Said, contents: Contents) -> dict[str, Any]:
         "num_key_value_heads": said.whole("attention.head_count_kv", "num_key_value_heads", heads),
         "head_dim": head_dim,
         "max_position_embeddings": said.whole("context_length", "max_position_embeddings"),
-        "rms_norm_eps": _epsilon(said),
+        family.form.norm_eps: _epsilon(said, family.form.norm_eps),
         "tie_word_embeddings": "output.weight" not in contents.tensors,
         **{f"{name}_token_id": _token(contents, said, name, key) for name, key in _TOKENS.items()},
     }
+
+
+def factor(said: Said, name: str) -> float:
+    """A number above 0 by which something is multiplied; 1 where the file is silent, and where it says 0."""
+    found = said.number(name, 0.0)
+    if not 0 <= found <= 1e6:
+        raise said.fail(name, found, "expected a number from 0 to 1e6")
+    return found or 1.0
 
 
 def check_scale(said: Said, scalar: int) -> None:
@@ -113,10 +125,13 @@ def _token(contents: Contents, said: Said, name: str, key: str) -> int | None:
     return found if found is not None and found < _vocabulary(contents) else None
 
 
-def _epsilon(said: Said) -> float:
-    found = said.number("attention.layer_norm_rms_epsilon")
+_EPSILONS = {"rms_norm_eps": "attention.layer_norm_rms_epsilon", "layer_norm_eps": "attention.layer_norm_epsilon"}
+
+
+def _epsilon(said: Said, name: str) -> float:
+    found = said.number(_EPSILONS[name])
     if not 0 <= found <= 1:
-        raise said.fail("attention.layer_norm_rms_epsilon", found, "expected a number from 0 to 1")
+        raise said.fail(_EPSILONS[name], found, "expected a number from 0 to 1")
     return found
 
 

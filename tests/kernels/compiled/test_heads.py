@@ -18,9 +18,11 @@ BATCH, QUERIES, GROUPS, DIM = 2, 4, 2, 12
 @pytest.mark.parametrize("norm", ["none", "each", "wide"])
 @pytest.mark.parametrize("rotary", [0, 8, DIM])
 @pytest.mark.parametrize("in_pairs", [False, True])
-def test_heads(dtype: torch.dtype, norm: str, rotary: int, in_pairs: bool) -> None:
+@pytest.mark.parametrize("grows", [False, True])
+def test_heads(dtype: torch.dtype, norm: str, rotary: int, in_pairs: bool, grows: bool) -> None:
     torch.manual_seed(1)
     qkv, weight = torch.randn(BATCH, QUERIES + 2 * GROUPS, DIM), torch.randn(QUERIES + GROUPS, DIM)
+    factors = 1 + torch.rand(BATCH)
     cos, sin = torch.randn(BATCH, DIM), torch.randn(BATCH, max(rotary, 1))
     q, kv = nothing_yet(BATCH, QUERIES, DIM), torch.full((BATCH, 2, GROUPS, 5, DIM), 7.0, dtype=dtype)
     size = kv.element_size()
@@ -34,6 +36,7 @@ def test_heads(dtype: torch.dtype, norm: str, rotary: int, in_pairs: bool) -> No
     row[[r.H_QKV, r.H_Q, r.H_COS, r.H_SIN]] = qkv.data_ptr(), q.data_ptr(), cos.data_ptr(), sin.data_ptr()
     row[[r.H_ROTARY, r.H_PLACES, r.H_PAIRS]] = rotary, places.ctypes.data, int(in_pairs)
     row[[r.H_NORM, r.H_EPS, r.H_WIDE]] = weight.data_ptr() if norm != "none" else 0, bits(1e-5), int(norm == "wide")
+    row[r.H_FACTORS] = factors.data_ptr() if grows else 0
     work(row)
 
     qk, v = qkv[:, : QUERIES + GROUPS], qkv[:, QUERIES + GROUPS :]
@@ -49,7 +52,7 @@ def test_heads(dtype: torch.dtype, norm: str, rotary: int, in_pairs: bool) -> No
         turned[..., :half] += qk[..., half:rotary] * sin[:, None, :half]
         turned[..., half:rotary] += qk[..., :half] * sin[:, None, half:]
         qk = turned
-    torch.testing.assert_close(q, qk[:, :QUERIES])
+    torch.testing.assert_close(q, qk[:, :QUERIES] * factors[:, None, None] if grows else qk[:, :QUERIES])
     torch.testing.assert_close(kv[:, 0, :, 3], qk[:, QUERIES:].to(dtype), rtol=1e-2, atol=1e-5)
     assert torch.equal(kv[:, 1, :, 3], v.to(dtype))
     kv[:, :, :, 3] = 7.0

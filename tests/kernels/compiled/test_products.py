@@ -75,6 +75,22 @@ def test_a_sum_is_left_and_normed(has_more: bool, norms_more: bool, norms_sum: b
     torch.testing.assert_close(y, normed @ weight.T, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("is_parallel", [False, True])
+@pytest.mark.parametrize("is_centred", [False, True])
+def test_a_sum_with_a_factor(is_centred: bool, is_parallel: bool) -> None:
+    a, d, weight, of_sum = (torch.randn(*s) + 0.5 for s in ((2, 21), (2, 21), (5, 21), (21,)))
+    y, total = nothing_yet(2, 5), nothing_yet(2, 21)
+    row = product_row(weight, y, a, r.F32)
+    row[[r.P_INPUT, r.P_SUM, r.P_EPS, r.P_D]] = r.SUM, total.data_ptr(), bits(1e-5), d.data_ptr()
+    row[[r.P_NORM, r.P_FACTOR]] = of_sum.data_ptr(), bits(0.25)
+    row[[r.P_CENTRED, r.P_PARALLEL]] = is_centred, is_parallel
+    work(row)
+    torch.testing.assert_close(total, a + 0.25 * d)
+    normed = a if is_parallel else a + 0.25 * d
+    norm = F.layer_norm(normed, (21,), of_sum, eps=1e-5) if is_centred else F.rms_norm(normed, (21,), of_sum, 1e-5)
+    torch.testing.assert_close(y, norm @ weight.T, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("act", "function"), [(r.SILU, F.silu), (r.GELU_TANH, lambda x: F.gelu(x, approximate="tanh"))]
 )

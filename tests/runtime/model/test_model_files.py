@@ -53,12 +53,37 @@ def test_a_configuration_has_its_positions_and_its_place(tmp_path: Path) -> None
          "layers of type chunked_attention are not supported"),
         ({"num_key_value_heads": 4}, "config.json: num_key_value_heads: 4, which do not divide 6 attention heads"),
         ({"hidden_size": 18}, "config.json: head_dim: 3, expected an even number from 2"),
+        ({"model_type": "cohere2", "sliding_window": None}, "sliding_window: null, but the model has layers that"),
+        ({"model_type": "exaone4", "sliding_window": None, "layer_types": ["sliding_attention"] * 32},
+         "sliding_window: null"),
+        ({"model_type": "granite", "residual_multiplier": 0}, "residual_multiplier: 0, expected a number above 0"),
+        ({"model_type": "granite", "logits_scaling": 1e9}, "logits_scaling: 1000000000.0, expected a number above 0"),
+        ({"model_type": "cohere2", "logit_scale": True}, "logit_scale: True, expected a number above 0"),
     ],
     ids=str,
 )  # fmt: skip
 def test_what_our_forward_pass_lacks_is_refused(changes: dict[str, Any], problem: str, tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match=problem):
         read_configuration(said(tmp_path, **changes), "own", has_weights=False)
+
+
+EXAONE = {"model_type": "exaone4", "num_hidden_layers": 6, "num_key_value_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("settings", "slide"),
+    [
+        ({"sliding_window": 64, "sliding_window_pattern": "LLLG"}, [1, 1, 1, 0, 1, 0]),
+        ({"sliding_window": 64, "sliding_window_pattern": "LG"}, [1, 0, 1, 0, 1, 0]),
+        ({"sliding_window": 64, "sliding_window_pattern": 3}, [1, 1, 0, 1, 1, 0]),
+        ({"sliding_window": None, "sliding_window_pattern": None}, [0] * 6),
+        ({"sliding_window": 64, "sliding_window_pattern": "LLLG", "layer_types": ["full_attention"] * 6}, [0] * 6),
+    ],
+    ids=str,
+)
+def test_which_layers_slide_in_every_spelling(settings: dict[str, Any], slide: list[int], tmp_path: Path) -> None:
+    config = read_configuration(said(tmp_path, **EXAONE, **settings), "own", has_weights=False)
+    assert [int(kind == "sliding_attention") for kind in config.layer_types] == slide
 
 
 def test_a_model_needs_no_more_weights_than_its_files_have(tiny_llama: Path, tmp_path: Path) -> None:

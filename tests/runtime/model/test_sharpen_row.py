@@ -15,9 +15,12 @@ from stratakv.runtime.model.sharpen_row import SharpenRow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("vocabulary", [7, 300])
-def test_both_sharpen_the_same_logits(dtype: torch.dtype, has_bias: bool, vocabulary: int) -> None:
+@pytest.mark.parametrize("norm_of", [nn.RMSNorm, nn.LayerNorm])
+def test_both_sharpen_the_same_logits(
+    norm_of: type[nn.Module], dtype: torch.dtype, has_bias: bool, vocabulary: int
+) -> None:
     torch.manual_seed(vocabulary)
-    norm, linear = nn.RMSNorm(24, eps=1e-3), nn.Linear(24, vocabulary, bias=has_bias).to(dtype)
+    norm, linear = norm_of(24, eps=1e-3), nn.Linear(24, vocabulary, bias=has_bias).to(dtype)
     rounded = (linear.weight.float() * 20).round() / 20
     head = Head(norm, linear, Product(rounded, None if linear.bias is None else linear.bias.float()))
     hidden = torch.randn(3, 24)

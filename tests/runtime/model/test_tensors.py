@@ -83,7 +83,7 @@ def test_the_text_of_a_model_of_pictures_and_text(
     ("settings", "told"),
     [
         ({"model_type": "paligemma", "text_config": {"model_type": "llama"}}, "'paligemma' is one of several parts"),
-        ({"model_type": "mistral3", "text_config": {"model_type": "ministral3"}}, "'ministral3' is not supported"),
+        ({"model_type": "mistral3", "text_config": {"model_type": "mistral4"}}, "'mistral4' is not supported"),
         ({"model_type": "llava", "text_config": {"hidden_size": 8}}, "text_config: model_type"),
         ({"model_type": "llava", "text_config": {"model_type": "llama"}, "quantization_config": {}}, "plain ones"),
     ],

@@ -6,7 +6,7 @@ import ast
 
 from places import ROOT
 
-from stratakv.runtime.model.gguf.architectures import ARCHITECTURES
+from stratakv.runtime.model.gguf.architectures import ARCHITECTURES, VARIANTS
 from stratakv.runtime.untrusted.families import FAMILIES, ROPE_KINDS, WRAPPERS
 from stratakv.runtime.untrusted.rope import _OF_KIND
 
@@ -37,4 +37,6 @@ def test_the_table_fits_together() -> None:
     assert all(set(family.rope_kinds) <= set(ROPE_KINDS) for family in FAMILIES.values())
     assert not any(family.refused.keys() & family.names for family in FAMILIES.values())
     of_gguf = {name for name, family in FAMILIES.items() if family.gguf is not None}
-    assert {entry.family for entry in ARCHITECTURES.values()} == of_gguf == FAMILIES.keys() - {"mistral"}
+    assert VARIANTS.keys() <= ARCHITECTURES.keys()
+    entries = [*ARCHITECTURES.values(), *VARIANTS.values()]
+    assert {entry.family for entry in entries} == of_gguf == FAMILIES.keys() - {"mistral"}

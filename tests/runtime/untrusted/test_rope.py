@@ -65,14 +65,22 @@ PHI: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "olmo2", "smollm3"])
+OLMO: list[dict[str, Any]] = [
+    {"rope_theta": 2e5, "rope_scaling": YARN},
+    {"rope_parameters": {"rope_theta": 2e5, **YARN}},
+    {"rope_parameters": {"full_attention": YARN, "sliding_attention": {"rope_type": "default"}}, "rope_theta": 2e5},
+    {"rope_parameters": {"full_attention": {"rope_theta": 2e5, **YARN}, "sliding_attention": {"rope_theta": 2e5}}},
+]
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "olmo2", "smollm3", "granite", "exaone4"])
 @pytest.mark.parametrize("kind", SPELLINGS)
 def test_spellings_of_one_thing(kind: str, family: str) -> None:
     first, *others = [rope(family, settings) for settings in SPELLINGS[kind]]
     assert others == [first] * len(others)
 
 
-@pytest.mark.parametrize(("family", "spellings"), [("gemma3_text", GEMMA), ("phi3", PHI)])
+@pytest.mark.parametrize(("family", "spellings"), [("gemma3_text", GEMMA), ("phi3", PHI), ("olmo3", OLMO)])
 def test_spellings_of_families_with_ways_of_their_own(family: str, spellings: list[dict[str, Any]]) -> None:
     first, *others = [rope(family, settings, head_dim=8) for settings in spellings]
     assert others == [first] * len(others)
@@ -168,6 +176,14 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "unknown kind": ("llama", {"rope_scaling": {"type": "xdrope", "factor": 2.0}}, "'xdrope' is not supported"),
     "no kind": ("llama", {"rope_scaling": {"factor": 2.0}}, "factor"),
     "another family's kind": ("phi3", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "default, longrope"),
+    "queries that do not say how they grow": ("ministral3", {"rope_parameters": YARN}, "llama_4_scaling_beta"),
+    "nor from where": (
+        "ministral3", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "llama_4_scaling_beta": 0.1}}, "original"
+    ),
+    "growth of others": ("llama", {"rope_parameters": {**YARN, "llama_4_scaling_beta": 0.1}}, "llama_4_scaling_beta"),
+    "growth that shrinks": (
+        "ministral3", {"rope_parameters": {**YARN, "llama_4_scaling_beta": -0.1}}, "llama_4_scaling_beta"
+    ),
     "unknown layers": ("gemma3_text", {"rope_parameters": {"chunked_attention": {}}}, "chunked_attention"),
     "unknown name": ("llama", {"rope_scaling": {**YARN, "long_mscale": 1.2}}, "long_mscale"),
     "another kind's name": ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0, "beta_fast": 8}}, "beta_fast"),
@@ -237,3 +253,17 @@ def test_a_name_that_has_no_effect_changes_no_name(tmp_path: Path) -> None:
     assert model_key(saying(folder, rope_theta=1e6, original_max_position_embeddings=256)) == found
     found = model_key(saying(folder, rope_theta=1e6, rope_scaling=YARN))
     assert model_key(saying(folder, rope_theta=1e6, rope_scaling=YARN, original_max_position_embeddings=256)) == found
+
+
+def test_base_of_layers_that_slide() -> None:
+    """OLMo 3's files say one for all, Gemma 3's one for each kind."""
+    found = rope("olmo3", {"rope_theta": 2e5, "rope_scaling": YARN}).tables
+    assert [found[kind]["rope_theta"] for kind in ("full_attention", "sliding_attention")] == [2e5, 2e5]
+    assert [found[kind]["rope_type"] for kind in ("full_attention", "sliding_attention")] == ["yarn", "default"]
+    assert rope("gemma3_text", {"rope_theta": 2e5}).tables["sliding_attention"]["rope_theta"] == 1e4
+
+
+def test_queries_grow_as_the_file_says() -> None:
+    said = {"rope_parameters": {**YARN, "llama_4_scaling_beta": 0.1, "max_position_embeddings": 4096}}
+    assert rope("ministral3", said).query_growth == (0.1, 256)
+    assert rope("llama", {"rope_scaling": YARN}).query_growth is None

@@ -1,0 +1,110 @@
+"""What a family does besides the usual, each left out once: the logits are others, so `test_families` would see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import VOCABULARY, reference_model, save_tiny_model
+
+from stratakv.runtime.model import model, model_files
+from stratakv.runtime.model.model import Model
+from stratakv.runtime.untrusted.families import FAMILIES
+from stratakv.runtime.untrusted.rope import Rope
+
+SEEN = 1e-3
+"""A share of the largest logit: a hundred times what `test_families` allows."""
+Patch = Callable[[pytest.MonkeyPatch], object]
+
+
+def form(family: str, **changes: Any) -> Patch:
+    """The family's layers compute otherwise."""
+    changed = replace(FAMILIES[family], form=replace(FAMILIES[family].form, **changes))
+    return lambda patch: patch.setitem(FAMILIES, family, changed)
+
+
+def later(change: Callable[[Any], object]) -> Patch:
+    """Each layer is changed when it is there: its files would have tensors without a place."""
+    load = model_files.own_modules
+
+    def changed(*given: Any) -> Any:
+        decoder = load(*given)
+        for layer in decoder.model.layers:
+            change(layer)
+        return decoder
+
+    return lambda patch: patch.setattr(model, "own_modules", changed)
+
+
+def _one_table(patch: pytest.MonkeyPatch) -> None:
+    read = model_files.read_rope
+    patch.setattr(model_files, "read_rope", lambda *said: dict.fromkeys(read(*said), read(*said)["full_attention"]))
+
+
+TRAPS: dict[str, Patch] = {
+    "granite: scores": form("granite", score_scale=None),
+    "granite: embeddings": form("granite", embedding_factor=None),
+    "granite: what layers add": form("granite", residual_factor=None),
+    "granite: logits": form("granite", logit_divisor=None),
+    "cohere2: logits": form("cohere2", logit_factor=None),
+    "cohere2: the mean": form("cohere2", norm="wide"),
+    "cohere2: pairs": form("cohere2", in_pairs=False),
+    "cohere2: full layers do not rotate": form("cohere2", rotates_in_windows=False),
+    "exaone4: full layers do not rotate": form("exaone4", rotates_in_windows=False),
+    "exaone4: norms of heads": later(lambda layer: setattr(layer.self_attn, "head_norm", None)),
+    "olmo3: norms over all heads": later(lambda layer: setattr(layer.self_attn, "head_norm", None)),
+    "cohere2: side by side": later(lambda layer: setattr(layer, "is_parallel", False)),
+    "olmo3: sliding layers are not stretched": _one_table,
+    "ministral3: queries grow": lambda patch: patch.setattr(Rope, "query_growth", None),
+    "gemma3_text: one more than the weight": form("gemma3_text", norm="wide"),
+    "gemma3_text: embeddings": form("gemma3_text", scales_embedding=False),
+    "smollm3: some layers do not rotate": form("smollm3", rotated_layers=None),
+}
+
+
+@torch.inference_mode()
+def off(folder: Path) -> float:
+    """How far logits of a text are from transformers', as a share of the largest."""
+    tokens = torch.arange(7, 127) * 5 % (VOCABULARY - 3) + 3
+    ours = Model.load(folder, torch.device("cpu"), torch.float32)
+    tables = ours.tables(0, len(tokens), ours.rope.reach(len(tokens)))
+
+    def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+        q, k = ours.rotate(layer, q, k, tables)
+        distance = torch.arange(len(tokens))[:, None] - torch.arange(len(tokens))
+        seen = (distance >= 0) & (distance < (ours.windows[layer] or len(tokens)))
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, seen, scale=scale, enable_gqa=True)
+
+    hidden = ours.embed(tokens[None])
+    for layer in range(ours.num_layers):
+        hidden = ours.run_layer(ours.layer(layer, prefill=True), hidden, attend)
+    expected = reference_model(folder)(tokens[None]).logits[0]
+    return float((ours.logits(hidden[0]) - expected).abs().max() / expected.abs().max())
+
+
+def moved(folder: Path) -> Path:
+    """The model with norms that are not what they begin as."""
+    path, draw = folder / "model.safetensors", torch.Generator().manual_seed(3)
+    weights = load_file(path)
+    for name, weight in weights.items():
+        if weight.dim() == 1:
+            weights[name] = weight + 0.3 * torch.randn(weight.shape, generator=draw)
+    save_file(weights, path, {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("family", sorted({trap.split(":")[0] for trap in TRAPS}))
+def test_nothing_is_left_out(family: str, tmp_path: Path) -> None:
+    assert off(moved(save_tiny_model(tmp_path, family))) < SEEN / 100
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_what_is_left_out_is_seen(trap: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = moved(save_tiny_model(tmp_path, trap.split(":")[0]))
+    TRAPS[trap](monkeypatch)
+    assert off(folder) > SEEN
