@@ -1,6 +1,7 @@
 """A GGUF file of a known shape with random weights in Q8_0: as fast as the real one, and nothing is downloaded.
 
     python examples/bench/made_gguf.py --shape qwen2.5-0.5b --out made.gguf
+    python examples/bench/made_gguf.py --shape qwen3-30b-a3b --layers 4 --out made.gguf
 
 Its vocabulary has as many tokens as the real one, of which all but the bytes are names without a meaning.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ import numpy as np
 
 from stratakv.runtime.bench.shapes import SHAPES, Shape
 
+_ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "qwen3_moe": "qwen3moe"}
+"""Family -> architecture."""
 _KIND = gguf.GGMLQuantizationType.Q8_0
 _SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 _CONTEXT = 32768
@@ -24,9 +28,9 @@ _CONTEXT = 32768
 
 def write(shape: Shape, path: Path) -> None:
     """Write the file. Raises SystemExit for families whose tensors are not known here."""
-    if shape.family not in ("llama", "qwen2"):
-        raise SystemExit(f"{shape.family}: only llama and qwen2 are written here")
-    writer: Any = gguf.GGUFWriter(str(path), shape.family)
+    if shape.family not in _ARCHITECTURES:
+        raise SystemExit(f"{shape.family}: only {', '.join(_ARCHITECTURES)} are written here")
+    writer: Any = gguf.GGUFWriter(str(path), _ARCHITECTURES[shape.family])
     writer.add_name(path.stem)
     writer.add_context_length(_CONTEXT)
     writer.add_embedding_length(shape.hidden)
@@ -40,9 +44,16 @@ def write(shape: Shape, path: Path) -> None:
     writer.add_rope_freq_base(shape.rope_theta)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_vocab_size(shape.vocabulary)
+    if shape.experts is not None:
+        count, chosen, width = shape.experts
+        writer.add_expert_count(count)
+        writer.add_expert_used_count(chosen)
+        writer.add_expert_feed_forward_length(width)
     _add_tokens(writer, shape.vocabulary)
     for name, values in _tensors(shape):
-        if values.ndim > 1:
+        if values.dtype == np.uint8:
+            writer.add_tensor(name, values, raw_dtype=_KIND)
+        elif values.ndim > 1 and not name.endswith("ffn_gate_inp.weight"):
             writer.add_tensor(name, gguf.quantize(values, _KIND), raw_dtype=_KIND)
         else:
             writer.add_tensor(name, values)
@@ -85,6 +96,15 @@ def _tensors(shape: Shape) -> Iterator[tuple[str, np.ndarray]]:
             if shape.family == "qwen2":
                 yield f"{block}attn_{name}.bias", np.zeros(rows, np.float32)
         yield f"{block}attn_output.weight", matrix(hidden, queries)
+        if shape.family.startswith("qwen3"):
+            yield f"{block}attn_q_norm.weight", np.ones(shape.head_dim, np.float32)
+            yield f"{block}attn_k_norm.weight", np.ones(shape.head_dim, np.float32)
+        if shape.experts is not None:
+            count, _, width = shape.experts
+            yield f"{block}ffn_gate_inp.weight", matrix(count, hidden)
+            for name, rows, columns in (("gate", width, hidden), ("up", width, hidden), ("down", hidden, width)):
+                yield f"{block}ffn_{name}_exps.weight", _packed(random, count, rows, columns)
+            continue
         for name, rows, columns in (
             ("gate", shape.intermediate, hidden), ("up", shape.intermediate, hidden),
             ("down", hidden, shape.intermediate),
@@ -92,12 +112,23 @@ def _tensors(shape: Shape) -> Iterator[tuple[str, np.ndarray]]:
             yield f"{block}ffn_{name}.weight", matrix(rows, columns)
 
 
+def _packed(random: np.random.Generator, count: int, rows: int, columns: int) -> np.ndarray:
+    """Matrices in Q8_0, made at once: 32 whole numbers in a block, and their scale."""
+    numbers = random.integers(-127, 128, (count, rows, columns // 32, 32), dtype=np.int8)
+    blocks = np.empty((count, rows, columns // 32, 34), np.uint8)
+    blocks[..., :2] = np.array([columns**-0.5 / 73], np.float16).view(np.uint8)  # 73 is the root mean square of those
+    blocks[..., 2:] = numbers.view(np.uint8)
+    return blocks.reshape(count, rows, -1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", required=True, choices=sorted(SHAPES))
+    parser.add_argument("--layers", type=int, help="of a model too large for this machine")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    write(SHAPES[options.shape], options.out)
+    shape = SHAPES[options.shape]
+    write(replace(shape, layers=options.layers or shape.layers), options.out)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ _LINE = 64
 
 
 @loop
-def _behind(scratch: int, batch: int, columns: int) -> int:
+def arranged(scratch: int, batch: int, columns: int) -> int:
     """The address of x as blocks want it."""
     return (scratch + 4 * batch * columns + _LINE - 1) // _LINE * _LINE
 
@@ -48,7 +48,7 @@ def prepare(row: int, scratch: int) -> None:
     op = longs(row, WIDTH)
     make(op, scratch)
     batch, columns = op[P_BATCH], op[P_COLUMNS]
-    _arrange(scratch, columns, batch, op[P_ROUNDED], _behind(scratch, batch, columns))
+    _arrange(scratch, columns, batch, op[P_ROUNDED], arranged(scratch, batch, columns))
 
 
 @operation
@@ -58,7 +58,7 @@ def product(row: int, item: int, scratch: int) -> None:
     batch, columns = op[P_BATCH], op[P_COLUMNS]
     begin = item * op[P_CHUNK]
     end = min(begin + op[P_CHUNK], op[P_ROWS])
-    x, y = _behind(scratch, batch, columns), floats(op[P_Y], (batch, op[P_STRIDE]))
+    x, y = arranged(scratch, batch, columns), floats(op[P_Y], (batch, op[P_STRIDE]))
     call_rows(op[P_CODE], op[P_WEIGHT], columns, x, batch, begin, end, op[P_Y], op[P_STRIDE])
     if op[P_SCALE] != 0:
         scale = floats(op[P_SCALE], end)

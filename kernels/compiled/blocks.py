@@ -33,6 +33,7 @@ _STEPS = 32767
 """Of x, from 0 to the largest of 32 numbers."""
 _FETCHED = 1024
 """Bytes that are fetched at a time, ahead: of a long row all at once would be more than a core can wait for."""
+_ROOM = 64
 _LEAST = 1e-30
 """Where the largest is less, all are taken for 0: their step could not be divided by."""
 
@@ -44,7 +45,7 @@ def row_bytes(kind: int, columns: int) -> int:
 
 def prepared_bytes(columns: int, batch: int) -> int:
     """Bytes that each thread needs for `prepare` and `rows`."""
-    return (batch + 1) * (4 * columns + columns // 4 + 64) + 64
+    return (batch + 1) * (4 * columns + columns // 4 + 64 + _ROOM)
 
 
 @loop
@@ -60,16 +61,16 @@ def _scales_at(columns: int, rounded: int) -> int:
 
 
 @loop
-def _pitch(columns: int, rounded: int) -> int:
-    """Bytes from a vector to the next."""
-    return (_scales_at(columns, rounded) + columns // 4 + 63) // 64 * 64
+def vector_bytes(columns: int, rounded: int) -> int:
+    """Bytes from a vector to the next. Room for `with_block` is behind each: one may be multiplied alone."""
+    return (_scales_at(columns, rounded) + columns // 4 + 63) // 64 * 64 + _ROOM
 
 
 @loop
 def prepare(x: int, columns: int, batch: int, rounded: int, prepared: int) -> None:
     """Write x, fp32 [batch, columns], to `prepared` as `rows` want it: numbers, scales, sums of each vector. A vector
     too many is zeros."""
-    blocks, scales_at, pitch = columns // 32, _scales_at(columns, rounded), _pitch(columns, rounded)
+    blocks, scales_at, pitch = columns // 32, _scales_at(columns, rounded), vector_bytes(columns, rounded)
     for b in range(_vectors(batch)):
         given, at = floats(x + 4 * b * columns, (blocks, 32)), prepared + b * pitch
         if b >= batch:
@@ -120,9 +121,9 @@ def rows(kind: int, *, rounded: bool) -> Operation:
     def product(
         weight: int, columns: int, prepared: int, batch: int, begin: int, end: int, y: int, stride: int
     ) -> None:
-        vectors, blocks, pitch = _vectors(batch), columns // numbers, _pitch(columns, way)
+        vectors, blocks, pitch = _vectors(batch), columns // numbers, vector_bytes(columns, way)
         scales = _scales_at(columns, way)
-        sums, room = scales + columns // 8, prepared + vectors * pitch
+        sums, room = scales + columns // 8, prepared + vectors * pitch - _ROOM
         row_size = blocks * octets
         b = 0
         while vectors - b >= 4:

@@ -51,6 +51,10 @@ P_SAME = 28
 P_CODE, P_ROUNDED = range(29, 31)
 """Of blocks: the address of their product (`blocks.rows`); 1: it takes x rounded to 16 bits."""
 P_FACTOR, P_CENTRED, P_PARALLEL = range(31, 34)
+P_IDS, P_SHARES, P_CHOSEN = range(34, 37)
+"""Of experts: int64 [B, K] and [B, K], as ROUTE leaves them; K. P_WEIGHT is then int64 [E], the address of each one's
+weight, and y is [B, K, P_STRIDE] (`each`) or [B, P_STRIDE] (`together`: P_BATCH is B * K there, and P_ROOM the bytes
+from the beginning of a thread's memory to room for the rows of an item)."""
 SILU, GELU_TANH = range(2)
 F32, BF16, I8, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K = range(11)
 """Kinds of weights."""
@@ -61,6 +65,13 @@ BLOCKS = {
 }  # fmt: skip
 """The numbers of a block of each kind, and its bytes. GGUF's own kinds have several with a common scale; a row of I8
 has one."""
+
+# ROUTE: the experts of each sequence. An item is a b.
+R_EXPERTS, R_CHOSEN = range(6, 8)
+R_LOGITS, R_IDS, R_SHARES = range(8, 11)
+"""[B, E]; int64 [B, K]; [B, K], softmax over all experts."""
+R_RENORMALISES = 11
+"""Shares are divided by their sum."""
 
 # WIDEN: rows of a weight as fp32. An item is W_CHUNK of them.
 W_WEIGHT, W_COLUMNS, W_COUNT, W_CHUNK = range(6, 10)

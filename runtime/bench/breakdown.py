@@ -54,7 +54,10 @@ def read_bytes(row: np.ndarray) -> int:
     if mark in _PRODUCTS:
         numbers, size = r.BLOCKS[op[r.P_KIND]]
         scales = 4 * op[r.P_ROWS] if op[r.P_KIND] == r.I8 else 0
-        return op[r.P_ROWS] * op[r.P_COLUMNS] // numbers * size + scales + (4 * op[r.P_ROWS] if op[r.P_BIAS] else 0)
+        each = op[r.P_ROWS] * op[r.P_COLUMNS] // numbers * size + scales + (4 * op[r.P_ROWS] if op[r.P_BIAS] else 0)
+        if op[r.P_CHOSEN]:  # each sequence's experts; P_BATCH counts them all where what they make is added up
+            each *= op[r.P_BATCH] * (1 if op[r.P_INPUT] == r.GATED else op[r.P_CHOSEN])
+        return each
     if mark == r.M_TABLES:  # an item is one of M parts of a head; its basis and its codebook
         return op[r.ITEMS] * op[r.S_CODE_DIM] * 4 * (op[r.S_DIM] + 256)
     if mark == r.M_SCORES:

@@ -36,6 +36,8 @@ class Shape:
     """True if the head shares the embedding's weights."""
     most_layers: int = 0
     """The layers that it may be asked for, where they are more than it has."""
+    experts: tuple[int, int, int] | None = None
+    """How many there are, how many a token has, and their width."""
 
     def settings(self, positions: int, layers: int | None) -> dict[str, Any]:
         """Settings for the family's configuration class, with a window of at least `positions`."""
@@ -49,6 +51,11 @@ class Shape:
         }  # fmt: skip
         if self.family.startswith("qwen"):
             found["use_sliding_window"] = False
+        if self.experts is not None:
+            found |= dict(
+                zip(("num_experts", "num_experts_per_tok", "moe_intermediate_size"), self.experts, strict=True)
+            )
+            found["norm_topk_prob"] = True
         return found
 
 
@@ -61,6 +68,7 @@ SHAPES = {
     "qwen2.5-0.5b": Shape("qwen2", 24, 896, 4864, 14, 2, 64, 151936, 1e6, is_tied=True),
     "qwen2.5-7b": Shape("qwen2", 28, 3584, 18944, 28, 4, 128, 152064, 1e6),
     "qwen3-8b": Shape("qwen3", 36, 4096, 12288, 32, 8, 128, 151936, 1e6),
+    "qwen3-30b-a3b": Shape("qwen3_moe", 48, 2048, 6144, 32, 4, 128, 151936, 1e6, experts=(128, 8, 768)),
 }
 """The known shapes by name; `tiny` is for tests."""
 

@@ -10,13 +10,13 @@ Shapes  B sequences, T tokens, C hidden size, H query heads, G KV heads, D head 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..untrusted.families import FAMILIES, Form
+from .mlp import MLP, Experts, is_mixture, stated
 from .products import Linear
 
 
@@ -86,12 +86,12 @@ class Attention(nn.Module):
         width = getattr(config, form.score_width) if form.score_width else self.dim
         self.scaling = getattr(config, form.score_scale) if form.score_scale else width**-0.5
         self.rows = [heads * self.dim, kv_heads * self.dim, kv_heads * self.dim]
-        bias = _is(form.qkv_bias, config)
+        bias = stated(form.qkv_bias, config)
         if form.is_fused:
             self.qkv_proj = Linear(hidden, sum(self.rows), bias=bias)
         else:
             self.q_proj, self.k_proj, self.v_proj = (Linear(hidden, rows, bias=bias) for rows in self.rows)
-        self.o_proj = Linear(self.rows[0], hidden, bias=_is(form.out_bias, config))
+        self.o_proj = Linear(self.rows[0], hidden, bias=stated(form.out_bias, config))
         self.head_norm = form.head_norm
         if form.head_norm:
             widths = self.rows[:2] if form.head_norm == "all" else [self.dim, self.dim]
@@ -112,38 +112,13 @@ class Attention(nn.Module):
         return attended
 
 
-class MLP(nn.Module):
-    def __init__(self, config: Any, form: Form) -> None:
-        super().__init__()
-        hidden, inner, bias = config.hidden_size, config.intermediate_size, _is(form.mlp_bias, config)
-        if form.is_fused:
-            self.gate_up_proj = Linear(hidden, 2 * inner, bias=bias)
-        else:
-            self.gate_proj, self.up_proj = Linear(hidden, inner, bias=bias), Linear(hidden, inner, bias=bias)
-        self.down_proj = Linear(inner, hidden, bias=bias)
-        act = activation(getattr(config, form.act))
-        if form.is_fused:
-            self.activation_fn = act
-        else:
-            self.act_fn = act
-
-    def forward(self, x: Tensor) -> Tensor:
-        if hasattr(self, "gate_up_proj"):
-            gate, up = self.gate_up_proj(x).chunk(2, -1)
-            inner = self.activation_fn(gate) * up
-        else:
-            inner = self.act_fn(self.gate_proj(x)) * self.up_proj(x)
-        out: Tensor = self.down_proj(inner)
-        return out
-
-
 class DecoderLayer(nn.Module):
     def __init__(self, config: Any, form: Form, at: int) -> None:
         super().__init__()
         self.family: str = config.model_type
         self.is_parallel, self.factor = form.is_parallel, factor(config, form.residual_factor)
         self.self_attn = Attention(config, form, at)
-        self.mlp = MLP(config, form)
+        self.mlp = Experts(config, form) if is_mixture(config, at) else MLP(config, form)
         for name in form.norms:
             setattr(self, f"{name}_layernorm", Norm(config.hidden_size, config, form))
         has_four = "pre_feedforward" in form.norms
@@ -199,23 +174,3 @@ def rotates(config: Any, at: int) -> bool:
     if form.rotates_in_windows and config.sliding_window is not None:
         return bool(config.layer_types[at] == "sliding_attention")
     return True
-
-
-def _is(answer: str | bool, config: Any) -> bool:
-    return bool(getattr(config, answer)) if isinstance(answer, str) else answer
-
-
-_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "silu": nn.SiLU, "swish": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU,
-    "gelu_pytorch_tanh": lambda: nn.GELU(approximate="tanh"),
-}  # fmt: skip
-"""The activations that the families' models have. Others are transformers' own, which take long to load."""
-
-
-def activation(name: str) -> nn.Module:
-    if name in _ACTIVATIONS:
-        return _ACTIVATIONS[name]()
-    from transformers.activations import ACT2FN
-
-    found: nn.Module = ACT2FN[name]
-    return found

@@ -30,7 +30,7 @@ from .gguf.directory import ModelFile
 from .gguf.plan import TensorRows, Weight
 from .gguf.weights_file import pieces, rows_of
 from .model_files import read_generation
-from .products import Product, Strip, strip_of
+from .products import Linear, Product, Strip, strip_of
 from .strip_rows import fill_products, operations_of, widening
 
 _KINDS = {
@@ -166,6 +166,12 @@ class FileWeights:
             return FileProduct(layers[0].weight, parts)
         rows = sum(layer.weight.shape[0] for layer in layers)
         return FileProduct(layers[0].weight.new_empty(rows, layers[0].weight.shape[1]), parts)
+
+    def multiply(self, layer: Linear, x: Tensor) -> Tensor:
+        """The product with a linear layer of its own, in the dtype of x."""
+        matrix = self.of(layer.weight)
+        assert matrix is not None
+        return FileProduct(layer.weight, [(matrix, layer.bias)])(x).to(x.dtype)
 
     def embedded(self, embedding: nn.Embedding, ids: Tensor) -> Tensor:
         """What an embedding makes of ids of any shape: fp32, of the rows that they name alone."""

@@ -16,7 +16,6 @@ Shapes  B sequences, C hidden size, H query heads, G KV heads, D head dim
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,10 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..untrusted.families import FAMILIES, Form
+from .expert_weights import LayerExperts, Make
+from .mlp import MLP, Experts
 from .products import Linear, Product
 
-Make = Callable[[list[Any]], Product]
-"""Makes one product of linear layers over the same input, whose rows lie one below the other."""
 _DROPOUTS = frozenset({"resid_attn_dropout", "resid_mlp_dropout"})
 
 
@@ -76,12 +75,21 @@ class LeanLayer:
         """Of what is added to the hidden state."""
         self.heads, self.kv_heads, self.dim, self.is_rotated = heads, kv_heads, dim, is_rotated
         self.scale = float(attention.scaling)
-        is_fused = hasattr(attention, "qkv_proj")
+        is_fused = form.is_fused
         self.qkv = product([attention.qkv_proj] if is_fused else [attention.q_proj, attention.k_proj, attention.v_proj])
-        self.gate_up = product([mlp.gate_up_proj] if is_fused else [mlp.gate_proj, mlp.up_proj])
-        self.act = mlp.activation_fn if is_fused else mlp.act_fn
+        self.out = product([attention.o_proj])
+        self.experts: Experts | None = mlp if isinstance(mlp, Experts) else None
+        """In place of `gate_up` and `down`."""
+        if self.experts is not None:
+            first = self.experts.experts[0]
+            assert isinstance(first, MLP)
+            self.act, self.router = first.act_fn, product([self.experts.gate])
+        else:
+            self.gate_up = product([mlp.gate_up_proj] if is_fused else [mlp.gate_proj, mlp.up_proj])
+            self.act, self.down = mlp.activation_fn if is_fused else mlp.act_fn, product([mlp.down_proj])
         self.act_name = act_name(self.act)
-        self.out, self.down = product([attention.o_proj]), product([mlp.down_proj])
+        self.layer_experts = None if self.experts is None else LayerExperts.of(self.experts, self.router, product)
+        """The experts for compiled steps; None where there are none, or such steps do not know their weights."""
         norms = {name: Norm(part) for name, part in layer.named_children() if name.endswith("layernorm")}
         has_four, has_input = "pre_feedforward_layernorm" in norms, "input_layernorm" in norms
         self.before_attention = norms.get("input_layernorm")
@@ -126,7 +134,21 @@ class LeanLayer:
         down = self._mlp(hidden if self.before_mlp is None else self.before_mlp(hidden))
         return hidden + self._scaled(down if self.after_mlp is None else self.after_mlp(down))
 
+    @property
+    def products(self) -> list[Product]:
+        """All of its products but those of experts."""
+        mlp = [self.gate_up, self.down] if self.experts is None else [self.router]
+        return [self.qkv, self.out, *mlp]
+
+    @property
+    def can_compile(self) -> bool:
+        """A compiled step knows all of its parts."""
+        return bool(self.act_name) and (self.experts is None or self.layer_experts is not None)
+
     def _mlp(self, normed: Tensor) -> Tensor:
+        if self.experts is not None:
+            out: Tensor = self.experts(normed, self.router(normed))
+            return out
         gate, up = self.gate_up(normed).chunk(2, -1)
         return self.down(self.act(gate).mul_(up))
 
@@ -151,7 +173,7 @@ def lean_layer(
         return None
     parts = dict(layer.named_children()), dict(attention.named_children()), dict(mlp.named_children())
     norms = frozenset(parts[0]) - {"self_attn", "mlp"} - _DROPOUTS
-    if (norms, frozenset(parts[1]), frozenset(parts[2])) != _parts_of(form):
+    if (norms, frozenset(parts[1]), frozenset(parts[2])) != _parts_of(form, is_mixture=isinstance(mlp, Experts)):
         return None
     products = [part for some in parts for name, part in some.items() if name.endswith("_proj")]
     if not all(isinstance(part, nn.Linear) and _is_plain(part) for part in products):
@@ -183,11 +205,13 @@ def _form(layer: nn.Module) -> Form | None:
     return None if family is None else family.form
 
 
-def _parts_of(form: Form) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+def _parts_of(form: Form, *, is_mixture: bool) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
     """Norms of a decoder layer of that form, parts of its attention, and of its MLP."""
     attention, mlp = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_proj", "up_proj", "down_proj", "act_fn"}
     if form.is_fused:
         attention, mlp = {"qkv_proj", "o_proj"}, {"gate_up_proj", "down_proj", "activation_fn"}
+    if is_mixture:
+        mlp = {"gate", "experts"}
     if form.head_norm:
         attention |= {"q_norm", "k_norm"}
     return frozenset(f"{name}_layernorm" for name in form.norms), frozenset(attention), frozenset(mlp)

@@ -36,6 +36,7 @@ from .decoder import apply_rotary_pos_emb, factor, rotates
 from .ends import well_known_ends
 from .head import Head
 from .lean_layer import LeanLayer, fused, in_halves, lean_layer
+from .mlp import Experts
 from .model_files import check_vocabulary, own_modules, read_configuration, rope_of, transformers_modules
 from .products import PRODUCTS, Product
 from .rotary import QUERIES, Rotary, RotaryTables
@@ -109,6 +110,12 @@ class Model:
         cannot be."""
         if (weights == "file") != (self._in_file is not None):
             raise ValueError(f"a model that was loaded with other weights cannot have weights={weights}; load it again")
+        mixtures = [layer.mlp for layer in self.inner.layers if isinstance(layer.mlp, Experts)]
+        if mixtures and weights == "int8":
+            raise ValueError("weights=int8 is for models without experts; leave it out, or use a GGUF file's own")
+        if (in_file := self._in_file) is not None:
+            for mixture in mixtures:
+                mixture.multiply = lambda layer, x: in_file.multiply(layer, x)  # a function: copies of a layer share it
         shape = self.num_heads, self.num_kv_heads, self.head_dim
         product = fused(PRODUCTS[weights]) if self._in_file is None else self._in_file.product
         self._lean = [
@@ -267,7 +274,7 @@ class Model:
         module: torch.nn.Module = self.inner.layers[layer]
         if not prefill or (self.prefill_dtype == self.dtype and self._in_file is None):
             return module
-        return copy.deepcopy(module, self._widened_parameters(module))
+        return copy.deepcopy(module, {**self._widened_parameters(module), **_shared(module)})
 
     def _widened_parameters(self, module: torch.nn.Module) -> dict[int, torch.nn.Parameter]:
         """The module's parameters in `prefill_dtype`, as `copy.deepcopy` takes them: by identity.
@@ -275,7 +282,10 @@ class Model:
         Layers take turns in the same memory: a copy is good until the next is made.
         """
         found = {}
+        shared = {id(weight) for part in _shared(module).values() for weight in part.parameters()}
         for name, parameter in module.named_parameters():
+            if id(parameter) in shared:
+                continue
             wide = self._wide.get((name, parameter.shape))
             if wide is None:
                 wide = torch.nn.Parameter(
@@ -334,7 +344,7 @@ class Model:
     @property
     def can_compile(self) -> bool:
         """`step_rows` can be had."""
-        are_known = all(lean is not None and lean.act_name for lean in self._lean)
+        are_known = all(lean is not None and lean.can_compile for lean in self._lean)
         return self.device.type == "cpu" and are_known and self.dtype in (torch.float32, torch.bfloat16)
 
     def step_rows(self, batch: int) -> StepRows:
@@ -368,6 +378,11 @@ class Model:
             cos, _ = next(iter(self.rotary(torch.zeros(1, 1, dtype=torch.long, device=self.device), dtype).values()))
             self._identities[dtype] = (torch.ones_like(cos), torch.zeros_like(cos))
         return self._identities[dtype]
+
+
+def _shared(layer: Any) -> dict[int, torch.nn.Module]:
+    """The part of a layer that is never widened as a whole, since few of its weights serve a token: by identity."""
+    return {id(layer.mlp.experts): layer.mlp.experts} if isinstance(layer.mlp, Experts) else {}
 
 
 class _Found(Exception):

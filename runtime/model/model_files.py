@@ -16,6 +16,7 @@ from ..untrusted.numbers import check_allocation, check_complete, check_family, 
 from ..untrusted.rope import NAMES, Rope, for_transformers, read_rope
 from ..untrusted.settings import read_config
 from .decoder import Decoder
+from .mlp import Mixture, is_mixture
 from .tensors import account
 
 ATTENTION = "stratakv"
@@ -113,6 +114,7 @@ def transformers_modules(directory: Path, config: Any, dtype: torch.dtype) -> An
     from transformers.modeling_utils import AttentionInterface
 
     AttentionInterface.register(ATTENTION, attention)
+    config._experts_implementation = "eager"  # the order of sums that ours have
     account(directory, Decoder(config))
     with without_progress_bar():
         hf, found = AutoModelForCausalLM.from_pretrained(
@@ -136,6 +138,10 @@ def _check_config(config: Any, directory: Path, *, has_weights: bool) -> None:
         raise ModelFileError(f"{directory / 'config.json'}: sliding_window: null, but the model has layers that slide")
     if getattr(config, "use_bidirectional_attention", False):
         raise ModelFileError(f"{directory}: use_bidirectional_attention is not supported")
+    mixture = Mixture.of(config)
+    if mixture is not None and mixture.chosen > mixture.count:
+        problem = f"num_experts_per_tok: {mixture.chosen}, of {mixture.count} experts"
+        raise ModelFileError(f"{directory / 'config.json'}: {problem}")
     sizes = _sizes(config)
     check_shape(directory / "config.json", sizes)
     if not has_weights:
@@ -157,13 +163,23 @@ def check_vocabulary(tokenizer: Any, size: int, directory: Path) -> None:
         raise ModelFileError(f"{directory / 'tokenizer.json'}: vocabulary: token {largest}, the model has {size}")
 
 
+def narrowest(config: Any) -> int:
+    """The least width of a layer's MLP, all experts of a mixture together."""
+    mixture = Mixture.of(config)
+    if mixture is None:
+        return int(config.intermediate_size)
+    are = {is_mixture(config, at) for at in range(config.num_hidden_layers)}
+    widths = {True: mixture.count * mixture.width, False: int(config.intermediate_size)}
+    return min(widths[one] for one in are)
+
+
 def _sizes(config: Any) -> dict[str, int]:
     """The sizes that decide the shapes of the weights, with the family's defaults where the file is silent."""
     heads = config.num_attention_heads
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
+        "intermediate_size": narrowest(config),
         "num_hidden_layers": config.num_hidden_layers,
         "num_attention_heads": heads,
         "num_key_value_heads": config.num_key_value_heads,

@@ -20,6 +20,8 @@ from torch import Tensor
 from ...kernels.compiled import record as r
 from ...kernels.compiled.heads import heads, heads_bytes
 from ..process.apart import fp32
+from .expert_rows import NUM_ROWS, ExpertBuffers
+from .expert_weights import LayerExperts
 from .head import Head
 from .lean_layer import LeanLayer, Norm
 from .products import Product, Strip
@@ -61,8 +63,9 @@ class StepRows:
         width = first.qkv.weight.shape[1]
         space = ROW_SPACE * batch
         self._known: dict[int, list[Strip]] = {}
-        products = [some for layer in lean for some in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+        products = [some for layer in lean for some in layer.products]
         count = sum(len(self._strips(product)) for product in (*products, head.product))
+        count += NUM_ROWS * sum(layer.layer_experts is not None for layer in lean)
         self.table = np.zeros((count + (1 + space) * len(lean), r.WIDTH), dtype=np.int64)
         self._filled = 0
         self._heads_rows: list[int] = []
@@ -82,8 +85,9 @@ class StepRows:
         self._kept: list[Tensor] = []
         sums, outs = [fp32(batch, width) for _ in "ab"], [fp32(batch, width) for _ in "ab"]
         qkv = fp32(batch, first.qkv.weight.shape[0])
-        wide = max(layer.gate_up.weight.shape[0] for layer in lean)
-        inner = fp32(batch, wide)
+        inner = fp32(batch, max((layer.gate_up.weight.shape[0] for layer in lean if layer.experts is None), default=0))
+        mixtures = {layer.layer_experts.mixture for layer in lean if layer.layer_experts is not None}
+        self._experts = {mixture: ExpertBuffers(mixture, batch) for mixture in mixtures}
         self._kept += [*sums, *outs, qkv, inner]
         above = _Added(self.hidden)
         for number, layer in enumerate(lean):
@@ -95,12 +99,15 @@ class StepRows:
             self._next(space)
             self._products(layer.out, outs[0], r.M_OUT)
             self.merges(number)
-            row = self._products(layer.gate_up, inner, r.M_GATE_UP)
             added = _Added(base, outs[0], layer.after_attention, layer.factor)
-            self._sum(row, added, sums[1], layer.before_attention if layer.is_parallel else layer.before_mlp)
-            row[r.P_PARALLEL] = layer.is_parallel
-            row = self._products(layer.down, outs[1], r.M_DOWN)
-            row[[r.P_INPUT, r.P_A, r.P_ACT]] = r.GATED, inner.data_ptr(), _ACTS[layer.act_name]
+            if layer.layer_experts is not None:
+                self._mixture(layer, layer.layer_experts, added, sums[1], outs[1])
+            else:
+                row = self._products(layer.gate_up, inner, r.M_GATE_UP)
+                self._sum(row, added, sums[1], layer.before_attention if layer.is_parallel else layer.before_mlp)
+                row[r.P_PARALLEL] = layer.is_parallel
+                row = self._products(layer.down, outs[1], r.M_DOWN)
+                row[[r.P_INPUT, r.P_A, r.P_ACT]] = r.GATED, inner.data_ptr(), _ACTS[layer.act_name]
             above = _Added(sums[1], outs[1], layer.after_mlp, layer.factor)
         row = self._products(head.product, self.logits, r.M_HEAD)
         self._sum(row, above, sums[0], Norm(head.norm))
@@ -146,6 +153,16 @@ class StepRows:
         self._kept += fill_products(rows, strips, self.batch, y, mark)
         first: np.ndarray = rows[0]
         return first
+
+    def _mixture(self, layer: LeanLayer, experts: LayerExperts, added: _Added, total: Tensor, y: Tensor) -> None:
+        """The next rows, those of a layer's experts over the norm of a sum, which goes to `total`."""
+        buffers = self._experts[experts.mixture]
+        row = self._products(experts.router, buffers.logits, r.M_GATE_UP)
+        self._sum(row, added, total, layer.before_mlp)
+        rows = self._next(NUM_ROWS)
+        buffers.fill(rows, experts, self.batch, y, _ACTS[layer.act_name])
+        self._sum(rows[1], _Added(total), total, layer.before_mlp)
+        rows[2, r.P_INPUT] = r.SUM
 
     def _strips(self, product: Product) -> list[Strip]:
         """The product's strips, which are kept."""

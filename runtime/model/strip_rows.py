@@ -17,7 +17,7 @@ items for all threads to end at about the same time."""
 _LEAST_ROWS = 4
 
 
-def _chunk(strip: Strip) -> int:
+def chunk_of(strip: Strip) -> int:
     """Rows of an item."""
     size = min(max(strip.rows * strip.row_bytes // _ITEMS, _LEAST_BYTES), _MOST_BYTES)
     return max(_LEAST_ROWS, size // strip.row_bytes)
@@ -44,7 +44,7 @@ def fill_products(table: np.ndarray, strips: list[Strip], batch: int, y: Tensor,
 
     first = 0
     for row, strip, before in zip(table, strips, [None, *strips], strict=False):
-        has_blocks, chunk = r.BLOCKS[strip.kind][0] > 1, _chunk(strip)
+        has_blocks, chunk = r.BLOCKS[strip.kind][0] > 1, chunk_of(strip)
         form = block_products if has_blocks else products
         row[[r.OPERATION, r.PREPARE]] = form.product.address, form.prepare.address
         if before is not None:
@@ -71,7 +71,7 @@ def widening(strip: Strip, out: Tensor, ids: np.ndarray | None = None) -> np.nda
     """A table that writes a strip's first rows, or those of int64 `ids`, to fp32 `[n, K]`."""
     assert out.is_contiguous()
     table = np.zeros((1, r.WIDTH), dtype=np.int64)
-    row, chunk = table[0], _chunk(strip)
+    row, chunk = table[0], chunk_of(strip)
     row[[r.OPERATION, r.ITEMS]] = widen(strip.kind).address, -(-len(out) // chunk)
     row[[r.W_WEIGHT, r.W_COLUMNS, r.W_COUNT, r.W_CHUNK]] = strip.address, strip.columns, len(out), chunk
     row[[r.W_IDS, r.W_OUT, r.W_PAIRS]] = 0 if ids is None else ids.ctypes.data, out.data_ptr(), strip.pairs

@@ -11,6 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ..api.errors import ModelFileError
 from ..untrusted.directory import check_weights
 from ..untrusted.numbers import shown
@@ -21,6 +23,9 @@ _MARK = "layers.0.post_attention_layernorm.weight"
 """Ends a name in every family's decoder, and in no other part of a model. The text before it is before all names of the
 decoder."""
 _HEAD = "lm_head.weight"
+EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight")
+"""Matches the name of an expert's weight: the layer's experts, the number, the weight."""
+_GATE_UP = ("gate_proj", "up_proj")
 _COMPUTED = re.compile(r"(.*\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)", re.DOTALL)
 """Matches tensors of old files that are computed from `config.json` since."""
 _NO_EFFECT = {
@@ -41,12 +46,14 @@ _LAYER = r"(?:.*\.)?layers\.(\d{1,9})\..*"
 
 
 def account(directory: Path, decoder: Any) -> dict[str, str]:
-    """Map the names of tensors in the directory's files to the weights of `decoder`.
+    """Map the names of tensors in the directory's files to the weights of `decoder`, some of which may be those of all
+    experts of a layer together (`split_experts`).
 
     Raises ModelFileError: a tensor that is no weight of the model and may change the result, or one of another shape.
     """
     shapes = check_weights(directory).shapes
     wanted = {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}
+    wanted |= _fused(wanted)
     names = _names(directory, shapes.keys(), wanted.keys())
     left = sorted(name for name in shapes if name not in names and not _COMPUTED.fullmatch(name))
     for pattern, what in _NO_EFFECT.items():
@@ -63,6 +70,29 @@ def account(directory: Path, decoder: Any) -> dict[str, str]:
                 f"{list(wanted[own])}"
             )
     return names
+
+
+def _fused(wanted: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of tensors in which a file may have the same weight of all experts of a layer."""
+    found: dict[str, tuple[int, ...]] = {}
+    for name, shape in wanted.items():
+        if (expert := EXPERT.fullmatch(name)) is not None:
+            together = "gate_up_proj" if expert[3] in _GATE_UP else expert[3]
+            rows = 2 * shape[0] if expert[3] in _GATE_UP else shape[0]
+            found[f"{expert[1]}.{together}"] = int(expert[2]) + 1, rows, shape[1]
+    return found
+
+
+def split_experts(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """The weights of single experts in one of `account`'s weights: views; of any other, itself."""
+    stem, _, last = name.rpartition(".")
+    if not stem.endswith(".experts"):
+        return {name: tensor}
+    parts = dict(zip(_GATE_UP, tensor.chunk(2, 1), strict=True)) if last == "gate_up_proj" else {last: tensor}
+    return {
+        f"{stem}.{number}.{part}.weight": weight for part, weights in parts.items()
+        for number, weight in enumerate(weights)
+    }  # fmt: skip
 
 
 def _names(directory: Path, there: Any, wanted: Any) -> dict[str, str]:

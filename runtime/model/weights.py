@@ -18,7 +18,7 @@ from torch import Tensor
 from ..untrusted.directory import weight_files
 from ..untrusted.numbers import check_complete, shown
 from .decoder import Decoder
-from .tensors import account
+from .tensors import account, split_experts
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def _read(directory: Path, names: dict[str, str], dtype: torch.dtype) -> dict[st
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a dict
                 if name in names:
-                    found[names[name]] = _cast(file.get_tensor(name), dtype, name)
+                    found |= split_experts(names[name], _cast(file.get_tensor(name), dtype, name))
     return found
 
 

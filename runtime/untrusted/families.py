@@ -21,6 +21,17 @@ family where the file does not say it; None: it must."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ExpertNames:
+    """The names in `config.json` of a mixture's sizes."""
+
+    count: str = "num_experts"
+    chosen: str = "num_experts_per_tok"
+    width: str = "moe_intermediate_size"
+    renormalises: str | bool = "norm_topk_prob"
+    """Whether the shares of the chosen experts are divided by their sum, or the name of that."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Form:
     """The differences between a family's layers and Llama's. Biases are named as in `config.json`, or a fact of the
     family."""
@@ -39,6 +50,8 @@ class Form:
     mlp_bias: str | bool = False
     is_fused: bool = False
     """One product makes q, k and v, another gate and up; part of a head may stay un-rotated."""
+    experts: ExpertNames | None = None
+    """Layers have a mixture of experts, unless `config.json` says otherwise of some."""
     is_parallel: bool = False
     """Attention and MLP read the same norm, and both are added at the end of the layer."""
     act: str = "hidden_act"
@@ -72,6 +85,10 @@ _ATTENTION = {
 _NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
 _NORMS_BEHIND = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
 _HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+_EXPERTS = {
+    "ffn_gate_inp": "mlp.gate", "ffn_gate_exps": "mlp.experts.*.gate_proj", "ffn_up_exps": "mlp.experts.*.up_proj",
+    "ffn_down_exps": "mlp.experts.*.down_proj",
+}  # fmt: skip
 _LLAMA = {**_NORMS, **_ATTENTION, **_MLP}
 _ATTENTION_BIASES = {"attention_bias": tuple(_ATTENTION)}
 _ALL_BIASES = {**_ATTENTION_BIASES, "mlp_bias": tuple(_MLP)}
@@ -86,7 +103,7 @@ class GgufNames:
     architecture: str
     """`general.architecture`."""
     layer: Mapping[str, str] = field(default_factory=lambda: _LLAMA)
-    """Tensor of a block -> weight of a layer."""
+    """Tensor of a block -> weight of a layer. `*`: those of all experts, one below the other."""
     biases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Name in config.json -> the tensors of a block that have biases if it is true; it is if any of them has one."""
     in_pairs: bool = False
@@ -188,6 +205,19 @@ FAMILIES: dict[str, Family] = {
         names=_COMMON | _WINDOWS,
         form=Form(head_norm="head", qkv_bias="attention_bias", out_bias="attention_bias"),
         gguf=GgufNames(architecture="qwen3", layer=_LLAMA | _HEAD_NORMS, biases=_ATTENTION_BIASES),
+    ),
+    "qwen3_moe": Family(
+        names=_COMMON - {"layer_types"} | _WINDOWS | {
+            "decoder_sparse_step", "mlp_only_layers", "moe_intermediate_size", "norm_topk_prob", "num_experts",
+            "num_experts_per_tok", "num_local_experts",
+        },
+        form=Form(
+            head_norm="head", qkv_bias="attention_bias", out_bias="attention_bias", experts=ExpertNames(),
+        ),
+        gguf=GgufNames(
+            architecture="qwen3moe", biases=_ATTENTION_BIASES,
+            layer=_NORMS | _ATTENTION | _HEAD_NORMS | _EXPERTS,
+        ),
     ),
     "gemma3_text": Family(
         names=_COMMON | {

@@ -26,6 +26,11 @@ BOUNDS: dict[str, int] = {
     "max_position_embeddings": 1 << 27,
     "sliding_window": 1 << 20,
     "num_labels": 1 << 16,
+    "num_experts": 1 << 12,
+    "num_local_experts": 1 << 12,
+    "num_experts_per_tok": 1 << 8,
+    "moe_intermediate_size": 1 << 20,
+    "decoder_sparse_step": 512,
 }
 """Name in `config.json` -> largest value; the smallest is 1. Each is several times what any known model has."""
 NULLABLE = frozenset({"head_dim", "num_key_value_heads", "sliding_window", "num_labels"})

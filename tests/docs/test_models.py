@@ -59,7 +59,7 @@ def test_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.keys() == asked | WITHOUT_EFFECT.keys() | _NEUTRAL.keys()
     assert {key for key, what in found.items() if what == "without effect"} == WITHOUT_EFFECT.keys() - asked
     some = {key for entry in _ENTRIES for key in entry.names.factors.keys() | entry.names.reads}
-    assert {key for key, what in found.items() if what == "refused"} == _NEUTRAL.keys() - some | {"expert_count"}
+    assert {key for key, what in found.items() if what == "refused"} == _NEUTRAL.keys() - some
 
 
 def test_tensors() -> None:

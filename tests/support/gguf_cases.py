@@ -199,6 +199,10 @@ def cases(original: int) -> dict[str, Case]:
         "qwen3, yarn": Case("qwen3", yarn(original)),
         "qwen3, fused": Case("qwen3", change="fused"),
         "qwen3, scaled": Case("qwen3", change="scaled"),
+        "qwen3moe": Case("qwen3moe"),
+        "qwen3moe, yarn": Case("qwen3moe", yarn(original)),
+        "qwen3moe, one expert": Case("qwen3moe", {"num_experts_per_tok": 1}),
+        "qwen3moe, fused": Case("qwen3moe", change="fused"),
         "gemma3": Case("gemma3"),
         "gemma3, linear": Case("gemma3", gemma3_rope(rope_type="linear", factor=8.0)),
         "gemma3, every third is full": Case(

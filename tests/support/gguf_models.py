@@ -32,6 +32,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "qwen2": ("Qwen2", {}),
     "qwen3": ("Qwen3", {"head_dim": 32}),
+    "qwen3moe": (
+        "Qwen3Moe",
+        {"head_dim": 32, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+         "norm_topk_prob": True},
+    ),
     "gemma3": (
         "Gemma3",
         {"head_dim": 32, "num_hidden_layers": 6, "sliding_window": 100, "query_pre_attn_scalar": 32,
@@ -119,7 +124,7 @@ def keys_of(family: str, model: Any) -> dict[str, Any]:
         "rope.freq_base": float(rope["rope_theta"]),
         "rope.dimension_count": int(width * rope.get("partial_rotary_factor", 1.0)),
     }  # fmt: skip
-    if width * heads != config.hidden_size or family in ("qwen3", "gemma3"):
+    if width * heads != config.hidden_size or family in ("qwen3", "qwen3moe", "gemma3"):
         found |= {"attention.key_length": width, "attention.value_length": width}
     if family == "gemma3":
         found["attention.sliding_window"] = config.sliding_window
@@ -127,6 +132,11 @@ def keys_of(family: str, model: Any) -> dict[str, Any]:
         found |= {"attention.layer_norm_epsilon": config.layer_norm_eps, "logit_scale": config.logit_scale}
     else:
         found["attention.layer_norm_rms_epsilon"] = config.rms_norm_eps
+    if family == "qwen3moe":
+        found |= {
+            "expert_count": config.num_experts, "expert_used_count": config.num_experts_per_tok,
+            "expert_feed_forward_length": config.moe_intermediate_size,
+        }  # fmt: skip
     if family == "mistral3":
         found["attention.temperature_scale"] = rope["llama_4_scaling_beta"]
         found["rope.scaling.yarn_log_multiplier"] = rope["mscale_all_dim"]
@@ -165,13 +175,25 @@ def _scaling(rope: Mapping[str, Any], model: Any) -> dict[str, Any]:
     return found
 
 
+def _parts(model: Any) -> Iterable[tuple[str, Tensor]]:
+    """The model's weights; gate and up of experts, which transformers has in one, apart."""
+    for name, weight in model.state_dict().items():
+        if name.endswith("experts.gate_up_proj"):
+            for part, half in zip(("gate_proj", "up_proj"), weight.chunk(2, 1), strict=True):
+                yield name.replace("gate_up_proj", f"{part}.weight"), half
+        elif name.endswith("experts.down_proj"):
+            yield f"{name}.weight", weight
+        else:
+            yield name, weight
+
+
 def tensors_of(family: str, model: Any) -> dict[str, np.ndarray]:
     """What the converter makes of a model's weights, by their names in a file."""
     config = model.config
     arch = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == family)
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     found: dict[str, np.ndarray] = {}
-    for name, weight in model.state_dict().items():
+    for name, weight in _parts(model):
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         called = names.get_name(name, (".weight", ".bias"))

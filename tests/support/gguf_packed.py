@@ -20,11 +20,11 @@ def packed(values: np.ndarray, kind: str) -> tuple[np.ndarray, Any]:
         return gguf.quantize(np.ascontiguousarray(values), of), of
     size = gguf.GGML_QUANT_SIZES[of][1]
     rng = np.random.default_rng(values.size)
-    data = rng.integers(0, 256, (values.shape[0], values.shape[1] // 256, size), dtype=np.uint8)
+    data = rng.integers(0, 256, (*values.shape[:-1], values.shape[-1] // 256, size), dtype=np.uint8)
     scales = np.array([0.001], np.float16).view(np.uint8)
     for begin in [208] if kind == "Q6_K" else [0, 2]:
         data[..., begin : begin + 2] = scales
-    return data.reshape(values.shape[0], -1), of
+    return data.reshape(*values.shape[:-1], -1), of
 
 
 def typed(kinds: list[str], inner: Any = None) -> Any:
@@ -34,7 +34,7 @@ def typed(kinds: list[str], inner: Any = None) -> Any:
     def change(name: str, values: np.ndarray) -> Iterable[Entry]:
         for entry in [(name, values)] if inner is None else inner(name, values):
             called, numbers = entry[0], entry[1]
-            if numbers.ndim == 2 and called.endswith(".weight"):
+            if numbers.ndim >= 2 and called.endswith(".weight"):
                 data, of = packed(numbers, kinds[next(count) % len(kinds)])
                 yield called, data, of
             else:

@@ -32,6 +32,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen2": ("Qwen2", {}),
     "qwen3": ("Qwen3", {"head_dim": 16}),
+    "qwen3_moe": (
+        "Qwen3Moe",
+        {"head_dim": 16, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
+         "norm_topk_prob": True, "mlp_only_layers": [1]},
+    ),
+    "qwen3_moe-shares": (
+        "Qwen3Moe",
+        {"head_dim": 16, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+         "norm_topk_prob": False, "decoder_sparse_step": 2},
+    ),
     "gemma3_text": (
         "Gemma3Text",
         {"head_dim": 16, "sliding_window": 40, "query_pre_attn_scalar": 16,

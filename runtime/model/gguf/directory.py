@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ import torch
 from ...untrusted.families import FAMILIES
 from ...untrusted.numbers import check_allocation, check_shape, reading
 from ..decoder import Decoder
-from ..model_files import make_configuration
+from ..model_files import make_configuration, narrowest
 from .architectures import read_settings
 from .container import Contents, read_gguf
 from .plan import Weight, plan_weights
@@ -66,10 +67,10 @@ def write_model(found: ModelFile, dtype: torch.dtype | None, target: Path) -> No
 
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
-    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-             "num_key_value_heads")  # fmt: skip
+    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    return {**{name: config[name] for name in names}, "head_dim": head_dim}
+    widths = {"intermediate_size": narrowest(SimpleNamespace(**config))}
+    return {**{name: config[name] for name in names}, **widths, "head_dim": head_dim}
 
 
 def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 from ...api.errors import ModelFileError
+from ...untrusted.families import FAMILIES
 from ...untrusted.numbers import shown
 from .architectures import OUTER, Architecture
 from .container import Contents
@@ -16,6 +17,8 @@ from .number_types import Tensor
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
 _BLOCK = re.compile(r"blk\.(\d+)\.")
+_EXPERT = re.compile(r"(.*\.experts\.)(\d+)(\..*)")
+_GATE_UP, _GATED = "ffn_gate_up_exps", ("ffn_gate_exps", "ffn_up_exps")
 _FUSED = ("attn_q", "attn_k", "attn_v")
 """The tensors whose rows `attn_qkv` has one after the other."""
 _REMEDY = "take another file of this model, or its directory of safetensors"
@@ -83,7 +86,11 @@ class _Plan:
             stem, _, end = name.rpartition(".")
             tensor, prefix = self._outer[stem], ""
         else:
-            tensor, prefix, end = self._of_layer[at[2]], f"blk.{at[1]}.", at[3]
+            stem, prefix, end = at[2], f"blk.{at[1]}.", at[3]
+            if (expert := _EXPERT.fullmatch(stem)) is not None:
+                tensor = self._of_layer[f"{expert[1]}*{expert[3]}"]
+                return Weight(name, shape, (self._of_expert(prefix, tensor, end, shape, int(expert[2])),))
+            tensor = self._of_layer[stem]
         offset = self._entry.names.norm_offset if len(shape) == 1 and "norm" in tensor and end == "weight" else 0.0
         parts = self._parts(prefix, tensor, end, shape)
         heads = self._entry.paired.get(tensor)
@@ -105,6 +112,19 @@ class _Plan:
         if end == "bias":  # the family has all biases or none, a file only those that are not zero
             return ()
         raise self._fail(name, "the file does not have it; is it complete?")
+
+    def _of_expert(self, prefix: str, tensor: str, end: str, shape: tuple[int, ...], number: int) -> TensorRows:
+        """An expert's rows of a tensor that has those of all; gate and up may stand in one, gate first."""
+        rows, columns = shape
+        name, first, each = f"{prefix}{tensor}.{end}", number * rows, rows
+        fused = f"{prefix}{_GATE_UP}.{end}"
+        if tensor in _GATED and name not in self._contents.tensors and fused in self._contents.tensors:
+            name, first, each = fused, 2 * number * rows + _GATED.index(tensor) * rows, 2 * rows
+        names = FAMILIES[self._entry.family].form.experts
+        assert names is not None
+        count = self._config[names.count]
+        whole = self._part(name, (count, each, columns))
+        return replace(whole, tensor=replace(whole.tensor, shape=(count * each, columns)), first=first, rows=rows)
 
     def _rows(self, tensor: str) -> int:
         heads = "num_attention_heads" if tensor == "attn_q" else "num_key_value_heads"

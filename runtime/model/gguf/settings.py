@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from ...api.errors import ModelFileError
-from ...untrusted.families import Family
+from ...untrusted.families import ExpertNames, Family
 from .container import Contents
 from .said import Said
 
@@ -54,7 +54,8 @@ def common(said: Said, contents: Contents, family: Family) -> dict[str, Any]:
     drafts = said.whole("nextn_predict_layers", default=0)
     if drafts >= layers:
         raise said.fail("nextn_predict_layers", drafts, f"there are {layers} blocks with the model's own")
-    if experts := said.whole("expert_count", default=0):
+    experts = said.whole("expert_count", default=0)
+    if experts and family.form.experts is None:
         why = "a mixture of experts, which this family does not have (Mixtral and others)"
         raise said.refuse("expert_count", experts, why, "take a dense model")
     hidden = said.whole("embedding_length", "hidden_size")
@@ -73,6 +74,7 @@ def common(said: Said, contents: Contents, family: Family) -> dict[str, Any]:
             raise said.refuse(name, value, why)
     return {
         **{theirs: factor(said, ours) for ours, theirs in factors.items()},
+        **(_experts(said, family.form.experts) if family.form.experts is not None else {}),
         "vocab_size": _vocabulary(contents),
         "hidden_size": hidden,
         "intermediate_size": said.whole("feed_forward_length", "intermediate_size"),
@@ -85,6 +87,20 @@ def common(said: Said, contents: Contents, family: Family) -> dict[str, Any]:
         "tie_word_embeddings": "output.weight" not in contents.tensors,
         **{f"{name}_token_id": _token(contents, said, name, key) for name, key in _TOKENS.items()},
     }
+
+
+def _experts(said: Said, names: ExpertNames) -> dict[str, int]:
+    """The sizes of a mixture of experts."""
+    found = {
+        name: said.whole(key, name)
+        for key, name in (
+            ("expert_count", names.count), ("expert_used_count", names.chosen),
+            ("expert_feed_forward_length", names.width),
+        )
+    }  # fmt: skip
+    if found[names.chosen] > found[names.count]:
+        raise said.fail("expert_used_count", found[names.chosen], f"of {found[names.count]} experts")
+    return found
 
 
 def factor(said: Said, name: str) -> float:

@@ -48,6 +48,12 @@ def test_a_product_reads_its_weight_once_for_a_batch(mark: int, kind: int, weigh
     assert read_bytes(row(mark, **shape, P_BIAS=1)) == weight + nbytes(48)
 
 
+def test_experts_are_read_for_each_sequence() -> None:
+    shape = {"P_ROWS": 48, "P_COLUMNS": 256, "P_KIND": r.BF16, "P_CHOSEN": 2}
+    assert read_bytes(row(r.M_GATE_UP, **shape, P_BATCH=3, P_INPUT=r.SUM)) == 3 * 2 * 48 * 512
+    assert read_bytes(row(r.M_DOWN, **shape, P_BATCH=3 * 2, P_INPUT=r.GATED)) == 3 * 2 * 48 * 512
+
+
 @pytest.mark.parametrize("units", [1, 256, 257, 1000])
 def test_scores_read_what_the_index_keeps(units: int) -> None:
     groups, dim, span = 3, 24, 256

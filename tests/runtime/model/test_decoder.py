@@ -10,8 +10,6 @@ from as_transformers import assert_equal
 from safetensors.torch import load_file, save_file
 from tiny_models import FAMILIES, save_tiny_model
 
-from stratakv.runtime.model.decoder import activation
-
 
 def randomised(folder: Path) -> Path:
     """Norms and biases as random as the rest: ones and zeros would hide which is used where."""
@@ -34,11 +32,3 @@ def test_a_family_equals_transformers_to_the_bit(family: str, dtype: torch.dtype
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text", "olmo2", "smollm3", "granite", "cohere2"])
 def test_biases_are_where_the_family_has_them(family: str, tmp_path: Path) -> None:
     assert_equal(randomised(save_tiny_model(tmp_path, family, attention_bias=True, mlp_bias=True)))
-
-
-@pytest.mark.parametrize("name", ["silu", "swish", "gelu", "relu", "gelu_pytorch_tanh", "quick_gelu"])
-def test_activations(name: str) -> None:
-    from transformers.activations import ACT2FN
-
-    x = torch.linspace(-6, 6, 1001)
-    assert torch.equal(activation(name)(x), ACT2FN[name](x))

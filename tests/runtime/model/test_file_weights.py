@@ -56,7 +56,8 @@ def assert_same(path: Path, **settings: Any) -> Runtime:
 
 
 @pytest.mark.parametrize("name", ["llama", "llama, biases", "llama, fused", "llama, scaled", "qwen2", "qwen3",
-                                  "gemma3", "phi3", "olmo2", "smollm3"])  # fmt: skip
+                                  "gemma3", "phi3", "olmo2", "olmo2, OLMo 3", "smollm3", "mistral3", "granite",
+                                  "exaone4", "cohere2", "qwen3moe"])  # fmt: skip
 def test_every_family(name: str, tmp_path: Path) -> None:
     case = cases(64)[name]
     inner = CHANGES[case.change]() if case.change else None
@@ -75,6 +76,18 @@ def test_every_type_side_by_side_and_several_sequences(kinds: list[str], tmp_pat
     assert runtime.model._in_file is not None
     held = runtime.model._in_file.held_bytes
     assert held == 0 if "F16" not in kinds else 0 < held < 2 * matrices, "what can stay in the file is in memory"
+
+
+@pytest.mark.parametrize("kinds", [["Q8_0"], ["Q4_K", "Q6_K", "Q8_0"], ["BF16", "Q5_1", "F32"], ["F16"]], ids=",".join)
+def test_experts_of_every_kind_and_several_sequences(kinds: list[str], tmp_path: Path) -> None:
+    """Gate, up and down are of several types, and sequences have experts of their own."""
+    sizes = {**WIDE, "moe_intermediate_size": 256, "num_hidden_layers": 2, "num_experts_per_tok": 3}
+    write_gguf(tmp_path / "m.gguf", random_model("qwen3moe", **sizes), "qwen3moe", change=typed(kinds))
+    runtime = assert_same(tmp_path / "m.gguf", batch=3)
+    assert runtime.engine.compiled is not None
+    with torch.inference_mode():
+        layer: Any = runtime.model.layer(0, prefill=True)
+    assert layer.mlp.experts is runtime.model.inner.layers[0].mlp.experts, "all experts are made at once"
 
 
 @pytest.mark.parametrize("index", ["bounds", "spectral"])

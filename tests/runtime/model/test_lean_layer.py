@@ -12,16 +12,22 @@ from torch import Tensor, nn
 
 from stratakv.runtime.model.lean_layer import lean_layer
 from stratakv.runtime.model.model import Model
+from stratakv.runtime.untrusted.families import FAMILIES as SUPPORTED
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 """As a share of the largest value: bf16 keeps 8 bits, and the two round at other places."""
 BATCH = 3
 
 
+def has_experts(family: str) -> bool:
+    return SUPPORTED[family.split("-")[0]].form.experts is not None
+
+
 def loaded(family: str, folder: Path, dtype: torch.dtype, **changes: Any) -> Model:
     """A tiny model whose vectors are random as well: a weight of one would hide which norm it belongs to."""
     saved = save_tiny_model(folder, family, **changes)
-    model = Model.load(saved, torch.device("cpu"), dtype, modules="transformers")
+    modules = "own" if has_experts(family) else "transformers"  # which has them in another form
+    model = Model.load(saved, torch.device("cpu"), dtype, modules=modules)
     draw = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, parameter in model.inner.layers.named_parameters():
@@ -52,8 +58,14 @@ def outputs(model: Model, hidden: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     return sides[0], sides[1]
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [
+        (family, dtype) for family in FAMILIES for dtype in TOLERANCE
+        if dtype is torch.float32 or not has_experts(family)  # rounded otherwise, a token may get another expert
+    ],
+    ids=str,
+)  # fmt: skip
 def test_lean_equals_the_module(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
     model = loaded(family, tmp_path, dtype)
     assert None not in model._lean

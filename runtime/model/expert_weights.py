@@ -1,0 +1,63 @@
+"""The weights of a layer's experts as compiled steps read them, wherever each lies. Nothing here compiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .mlp import Experts, Mixture
+from .products import Product, Strip
+
+Make = Callable[[list[Any]], Product]
+"""Makes one product of linear layers over the same input, whose rows lie one below the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertWeight:
+    """The same weight of all experts of a layer."""
+
+    like: Strip
+    """That of the first one; all are written so."""
+    addresses: np.ndarray
+    """int64 `[E]`."""
+    owners: tuple[object, ...]
+    """Keep the memory."""
+
+    @classmethod
+    def of(cls, each: list[Product]) -> ExpertWeight | None:
+        """None where they are not all alike, or need more than a product with plain rows or blocks."""
+        strips = [product.strips for product in each]
+        if any(len(some) != 1 or some[0].scale is not None or some[0].bias is not None for some in strips):
+            return None
+        first = strips[0][0]
+        form = first.kind, first.rows, first.columns, first.rounds, 0
+        if any((one.kind, one.rows, one.columns, one.rounds, one.pairs) != form for (one,) in strips):
+            return None
+        addresses = np.array([one.address for (one,) in strips], dtype=np.int64)
+        return cls(first, addresses, tuple({id(one.owner): one.owner for (one,) in strips}.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class LayerExperts:
+    """The experts of one layer for compiled steps."""
+
+    mixture: Mixture
+    router: Product
+    gate: ExpertWeight
+    up: ExpertWeight
+    down: ExpertWeight
+
+    @classmethod
+    def of(cls, experts: Experts, router: Product, product: Make) -> LayerExperts | None:
+        """None where compiled steps do not know their weights."""
+        each = [
+            ExpertWeight.of([product([getattr(expert, name)]) for expert in experts.experts])
+            for name in ("gate_proj", "up_proj", "down_proj")
+        ]
+        gate, up, down = each
+        if gate is None or up is None or down is None:
+            return None
+        return cls(experts.mixture, router, gate, up, down)

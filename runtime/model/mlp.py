@@ -1,0 +1,132 @@
+"""The MLP of a decoder layer: one, or a mixture of experts of which each token has a few.
+
+Shapes  T tokens, C hidden size, E experts, K of them for each token
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..untrusted.families import FAMILIES, Form
+from .products import Linear
+
+
+class MLP(nn.Module):
+    def __init__(self, config: Any, form: Form, inner: int | None = None) -> None:
+        super().__init__()
+        hidden, bias = config.hidden_size, stated(form.mlp_bias, config)
+        inner = config.intermediate_size if inner is None else inner
+        if form.is_fused:
+            self.gate_up_proj = Linear(hidden, 2 * inner, bias=bias)
+        else:
+            self.gate_proj, self.up_proj = Linear(hidden, inner, bias=bias), Linear(hidden, inner, bias=bias)
+        self.down_proj = Linear(inner, hidden, bias=bias)
+        act = activation(getattr(config, form.act))
+        if form.is_fused:
+            self.activation_fn = act
+        else:
+            self.act_fn = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        if hasattr(self, "gate_up_proj"):
+            gate, up = self.gate_up_proj(x).chunk(2, -1)
+            inner = self.activation_fn(gate) * up
+        else:
+            inner = self.act_fn(self.gate_proj(x)) * self.up_proj(x)
+        out: Tensor = self.down_proj(inner)
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """The sizes of a mixture of experts."""
+
+    count: int
+    chosen: int
+    width: int
+    renormalises: bool
+    """The shares of the chosen experts are divided by their sum."""
+
+    @classmethod
+    def of(cls, config: Any) -> Mixture | None:
+        """That of a model; None if it has no experts."""
+        names = FAMILIES[config.model_type].form.experts
+        if names is None:
+            return None
+        count, chosen, width = (int(getattr(config, name)) for name in (names.count, names.chosen, names.width))
+        return cls(count, chosen, width, stated(names.renormalises, config))
+
+
+def is_mixture(config: Any, at: int) -> bool:
+    """Whether a layer has experts."""
+    names = FAMILIES[config.model_type].form.experts
+    if names is None:
+        return False
+    dense, every = getattr(config, "mlp_only_layers", None) or (), getattr(config, "decoder_sparse_step", 1)
+    return at not in dense and (at + 1) % every == 0
+
+
+class Experts(nn.Module):
+    """A mixture of experts. A router gives each token K experts and their shares; the sum of what these make of it is
+    the result."""
+
+    def __init__(self, config: Any, form: Form) -> None:
+        super().__init__()
+        mixture = Mixture.of(config)
+        assert mixture is not None
+        self.mixture = mixture
+        self.gate = Linear(config.hidden_size, mixture.count, bias=False)
+        self.experts = nn.ModuleList(MLP(config, form, mixture.width) for _ in range(mixture.count))
+        self.multiply: Callable[[Linear, Tensor], Tensor] = multiply
+        """Multiplies with the weights of an expert, which are never widened, nor all together in memory."""
+
+    def forward(self, x: Tensor, logits: Tensor | None = None) -> Tensor:
+        """What the experts make of `[.., C]`. `logits`: the router's, where somebody has them already."""
+        rows = x.reshape(-1, x.shape[-1])
+        shares, chosen = self.route(self.gate(rows) if logits is None else logits)
+        out = torch.zeros_like(rows)
+        for number in torch.unique(chosen).tolist():
+            token, place = torch.where(chosen == number)
+            expert, some = self.experts[number], rows[token]
+            inner = expert.act_fn(self.multiply(expert.gate_proj, some)) * self.multiply(expert.up_proj, some)
+            out.index_add_(0, token, self.multiply(expert.down_proj, inner) * shares[token, place, None])
+        return out.view(x.shape)
+
+    def route(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Shares `[T, K]` and numbers `[T, K]` of the experts, of the router's logits `[T, E]`."""
+        shares, chosen = torch.topk(F.softmax(logits, -1, dtype=torch.float), self.mixture.chosen, -1)
+        if self.mixture.renormalises:
+            shares = shares / shares.sum(-1, keepdim=True)
+        return shares.to(logits.dtype), chosen
+
+
+def multiply(layer: Linear, x: Tensor) -> Tensor:
+    """The product of a linear layer in the dtype of x."""
+    return F.linear(x, layer.weight.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype))
+
+
+def stated(answer: str | bool, config: Any) -> bool:
+    """Whether a family, or a file by what is named so in `config.json`, has a bias."""
+    return bool(getattr(config, answer)) if isinstance(answer, str) else answer
+
+
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "silu": nn.SiLU, "swish": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU,
+    "gelu_pytorch_tanh": lambda: nn.GELU(approximate="tanh"),
+}  # fmt: skip
+"""The activations that the families' models have. Others are transformers' own, which take long to load."""
+
+
+def activation(name: str) -> nn.Module:
+    if name in _ACTIVATIONS:
+        return _ACTIVATIONS[name]()
+    from transformers.activations import ACT2FN
+
+    found: nn.Module = ACT2FN[name]
+    return found

@@ -1,0 +1,59 @@
+"""Experts of a layer against a plain sum over tokens, and which layers have them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from stratakv.runtime.model.mlp import Experts, activation, is_mixture
+from stratakv.runtime.untrusted.families import FAMILIES
+
+CONFIG: dict[str, Any] = {
+    "model_type": "qwen3_moe", "hidden_size": 16, "intermediate_size": 40, "hidden_act": "silu", "num_experts": 5,
+    "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("renormalises", [False, True])
+@torch.inference_mode()
+def test_a_token_is_what_its_experts_make_of_it(renormalises: bool) -> None:
+    torch.manual_seed(0)
+    config = SimpleNamespace(**CONFIG | {"norm_topk_prob": renormalises})
+    experts: Any = Experts(config, FAMILIES["qwen3_moe"].form)
+    for parameter in experts.parameters():
+        parameter.normal_()
+    x = torch.randn(2, 7, 16)
+    shares, chosen = F.softmax(experts.gate(x), -1).topk(2)
+    shares = shares / shares.sum(-1, keepdim=True) if renormalises else shares
+    expected = torch.zeros_like(x)
+    for b, t, k in torch.cartesian_prod(torch.arange(2), torch.arange(7), torch.arange(2)):
+        expected[b, t] += shares[b, t, k] * experts.experts[chosen[b, t, k]](x[b, t])
+    torch.testing.assert_close(experts(x), expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(experts(x, experts.gate(x.flatten(0, 1))), experts(x))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [1, 1, 1, 1]),
+        ({"decoder_sparse_step": 2}, [0, 1, 0, 1]),
+        ({"mlp_only_layers": [0, 2]}, [0, 1, 0, 1]),
+        ({"mlp_only_layers": None, "decoder_sparse_step": 3}, [0, 0, 1, 0]),
+        ({"model_type": "qwen3"}, [0, 0, 0, 0]),
+    ],
+    ids=str,
+)
+def test_which_layers_have_experts(settings: dict[str, Any], expected: list[int]) -> None:
+    assert [int(is_mixture(SimpleNamespace(**CONFIG | settings), at)) for at in range(4)] == expected
+
+
+@pytest.mark.parametrize("name", ["silu", "swish", "gelu", "relu", "gelu_pytorch_tanh", "quick_gelu"])
+def test_activations(name: str) -> None:
+    from transformers.activations import ACT2FN
+
+    x = torch.linspace(-6, 6, 1001)
+    assert torch.equal(activation(name)(x), ACT2FN[name](x))
