@@ -2,7 +2,7 @@
 
     route      which experts, and their shares, from the router's logits
     each       y[b, k] = W[expert k of b] x[b]
-    together   y[b] = the sum over k of share[b, k] * W[expert k of b] x[b, k]
+    together   y[b] = the sum over k of share[b, k] * W[expert k of b] x[b, k], and what a shared expert has left
 
 x is made as for products (`products.make`), and weights are rows of numbers or of blocks as there, so an expert's
 result has the bits that it would have alone.
@@ -29,8 +29,10 @@ from .record import (
     P_CHUNK,
     P_CODE,
     P_COLUMNS,
+    P_D,
     P_IDS,
     P_KIND,
+    P_NORM_D,
     P_ROOM,
     P_ROUNDED,
     P_ROWS,
@@ -126,7 +128,13 @@ def together(row: int, item: int, scratch: int) -> None:
         weight = longs(op[P_WEIGHT], ids[pair] + 1)[ids[pair]]
         _rows(op, weight, scratch, pair, begin, end, room - 4 * begin)
         share, out = shares[pair], y[pair // chosen, begin:end]
-        if pair % chosen == 0:
+        if pair % chosen == 0 and op[P_D] != 0:
+            b = pair // chosen
+            own = float32(1) / (float32(1) + exp(-floats(op[P_NORM_D], b + 1)[b]))
+            shared = floats(op[P_D], (b + 1, op[P_ROWS]))[b, begin:end]
+            for r in range(end - begin):
+                out[r] = own * shared[r] + share * some[r]
+        elif pair % chosen == 0:
             for r in range(end - begin):
                 out[r] = share * some[r]
         else:

@@ -54,7 +54,8 @@ P_FACTOR, P_CENTRED, P_PARALLEL = range(31, 34)
 P_IDS, P_SHARES, P_CHOSEN = range(34, 37)
 """Of experts: int64 [B, K] and [B, K], as ROUTE leaves them; K. P_WEIGHT is then int64 [E], the address of each one's
 weight, and y is [B, K, P_STRIDE] (`each`) or [B, P_STRIDE] (`together`: P_BATCH is B * K there, and P_ROOM the bytes
-from the beginning of a thread's memory to room for the rows of an item)."""
+from the beginning of a thread's memory to room for the rows of an item). `together` adds what is at P_D [B, P_ROWS],
+times the sigmoid of what is at P_NORM_D [B], where they are not 0."""
 SILU, GELU_TANH = range(2)
 F32, BF16, I8, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K = range(11)
 """Kinds of weights."""

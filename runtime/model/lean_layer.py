@@ -79,12 +79,15 @@ class LeanLayer:
         self.qkv = product([attention.qkv_proj] if is_fused else [attention.q_proj, attention.k_proj, attention.v_proj])
         self.out = product([attention.o_proj])
         self.experts: Experts | None = mlp if isinstance(mlp, Experts) else None
-        """In place of `gate_up` and `down`."""
+        """In place of `gate_up` and `down`, or besides them: those are the shared expert's then."""
         if self.experts is not None:
             first = self.experts.experts[0]
             assert isinstance(first, MLP)
             self.act, self.router = first.act_fn, product([self.experts.gate])
-        else:
+        self.has_mlp = self.experts is None or self.experts.has_shared
+        if self.experts is not None and self.experts.has_shared:
+            mlp, self.shared_gate = self.experts.shared_expert, product([self.experts.shared_expert_gate])
+        if self.has_mlp:
             self.gate_up = product([mlp.gate_up_proj] if is_fused else [mlp.gate_proj, mlp.up_proj])
             self.act, self.down = mlp.activation_fn if is_fused else mlp.act_fn, product([mlp.down_proj])
         self.act_name = act_name(self.act)
@@ -137,8 +140,10 @@ class LeanLayer:
     @property
     def products(self) -> list[Product]:
         """All of its products but those of experts."""
-        mlp = [self.gate_up, self.down] if self.experts is None else [self.router]
-        return [self.qkv, self.out, *mlp]
+        of_mlp = [self.gate_up, self.down] if self.has_mlp else []
+        of_experts = [] if self.experts is None else [self.router]
+        of_shared = [self.shared_gate] if self.experts is not None and self.experts.has_shared else []
+        return [self.qkv, self.out, *of_mlp, *of_experts, *of_shared]
 
     @property
     def can_compile(self) -> bool:
@@ -146,11 +151,12 @@ class LeanLayer:
         return bool(self.act_name) and (self.experts is None or self.layer_experts is not None)
 
     def _mlp(self, normed: Tensor) -> Tensor:
-        if self.experts is not None:
-            out: Tensor = self.experts(normed, self.router(normed))
-            return out
+        mixed = None if self.experts is None else self.experts.mixed(normed, self.router(normed))
+        if mixed is not None and not self.has_mlp:
+            return mixed
         gate, up = self.gate_up(normed).chunk(2, -1)
-        return self.down(self.act(gate).mul_(up))
+        out = self.down(self.act(gate).mul_(up))
+        return out if mixed is None else mixed + torch.sigmoid(self.shared_gate(normed)) * out
 
     def _scaled(self, x: Tensor) -> Tensor:
         return x if self.factor == 1 else x * self.factor
@@ -211,7 +217,8 @@ def _parts_of(form: Form, *, is_mixture: bool) -> tuple[frozenset[str], frozense
     if form.is_fused:
         attention, mlp = {"qkv_proj", "o_proj"}, {"gate_up_proj", "down_proj", "activation_fn"}
     if is_mixture:
-        mlp = {"gate", "experts"}
+        assert form.experts is not None
+        mlp = {"gate", "experts"} | ({"shared_expert", "shared_expert_gate"} if form.experts.shared else set())
     if form.head_norm:
         attention |= {"q_norm", "k_norm"}
     return frozenset(f"{name}_layernorm" for name in form.norms), frozenset(attention), frozenset(mlp)

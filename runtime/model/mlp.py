@@ -52,6 +52,8 @@ class Mixture:
     width: int
     renormalises: bool
     """The shares of the chosen experts are divided by their sum."""
+    shared: int
+    """The width of the expert that every token has besides; 0: there is none."""
 
     @classmethod
     def of(cls, config: Any) -> Mixture | None:
@@ -60,7 +62,8 @@ class Mixture:
         if names is None:
             return None
         count, chosen, width = (int(getattr(config, name)) for name in (names.count, names.chosen, names.width))
-        return cls(count, chosen, width, stated(names.renormalises, config))
+        shared = 0 if names.shared is None else int(getattr(config, names.shared))
+        return cls(count, chosen, width, stated(names.renormalises, config), shared)
 
 
 def is_mixture(config: Any, at: int) -> bool:
@@ -83,13 +86,24 @@ class Experts(nn.Module):
         self.mixture = mixture
         self.gate = Linear(config.hidden_size, mixture.count, bias=False)
         self.experts = nn.ModuleList(MLP(config, form, mixture.width) for _ in range(mixture.count))
+        self.has_shared = mixture.shared > 0
+        if self.has_shared:
+            self.shared_expert = MLP(config, form, mixture.shared)
+            self.shared_expert_gate = Linear(config.hidden_size, 1, bias=False)
         self.multiply: Callable[[Linear, Tensor], Tensor] = multiply
         """Multiplies with the weights of an expert, which are never widened, nor all together in memory."""
 
-    def forward(self, x: Tensor, logits: Tensor | None = None) -> Tensor:
-        """What the experts make of `[.., C]`. `logits`: the router's, where somebody has them already."""
+    def forward(self, x: Tensor) -> Tensor:
+        """What they make of `[.., C]`, together with the shared one."""
+        out = self.mixed(x, self.gate(x))
+        if self.has_shared:
+            out = out + torch.sigmoid(self.shared_expert_gate(x)) * self.shared_expert(x)
+        return out
+
+    def mixed(self, x: Tensor, logits: Tensor) -> Tensor:
+        """What the chosen experts make of `[.., C]`, by the router's logits `[.., E]`."""
         rows = x.reshape(-1, x.shape[-1])
-        shares, chosen = self.route(self.gate(rows) if logits is None else logits)
+        shares, chosen = self.route(logits.reshape(len(rows), -1))
         out = torch.zeros_like(rows)
         for number in torch.unique(chosen).tolist():
             token, place = torch.where(chosen == number)

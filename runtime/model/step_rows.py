@@ -85,10 +85,11 @@ class StepRows:
         self._kept: list[Tensor] = []
         sums, outs = [fp32(batch, width) for _ in "ab"], [fp32(batch, width) for _ in "ab"]
         qkv = fp32(batch, first.qkv.weight.shape[0])
-        inner = fp32(batch, max((layer.gate_up.weight.shape[0] for layer in lean if layer.experts is None), default=0))
+        inner = fp32(batch, max((layer.gate_up.weight.shape[0] for layer in lean if layer.has_mlp), default=0))
         mixtures = {layer.layer_experts.mixture for layer in lean if layer.layer_experts is not None}
         self._experts = {mixture: ExpertBuffers(mixture, batch) for mixture in mixtures}
-        self._kept += [*sums, *outs, qkv, inner]
+        shared = fp32(batch, width), fp32(batch, 1)
+        self._kept += [*sums, *outs, qkv, inner, *shared]
         above = _Added(self.hidden)
         for number, layer in enumerate(lean):
             row = self._products(layer.qkv, qkv, r.M_QKV)
@@ -101,7 +102,7 @@ class StepRows:
             self.merges(number)
             added = _Added(base, outs[0], layer.after_attention, layer.factor)
             if layer.layer_experts is not None:
-                self._mixture(layer, layer.layer_experts, added, sums[1], outs[1])
+                self._mixture(layer, layer.layer_experts, added, sums[1], outs[1], inner, shared)
             else:
                 row = self._products(layer.gate_up, inner, r.M_GATE_UP)
                 self._sum(row, added, sums[1], layer.before_attention if layer.is_parallel else layer.before_mlp)
@@ -154,15 +155,26 @@ class StepRows:
         first: np.ndarray = rows[0]
         return first
 
-    def _mixture(self, layer: LeanLayer, experts: LayerExperts, added: _Added, total: Tensor, y: Tensor) -> None:
-        """The next rows, those of a layer's experts over the norm of a sum, which goes to `total`."""
+    def _mixture(
+        self, layer: LeanLayer, experts: LayerExperts, added: _Added, total: Tensor, y: Tensor, inner: Tensor,
+        shared: tuple[Tensor, Tensor],
+    ) -> None:  # fmt: skip
+        """The next rows, those of a layer's experts over the norm of a sum, which goes to `total`. `shared`: what the
+        shared expert leaves, and its share before the sigmoid."""
         buffers = self._experts[experts.mixture]
         row = self._products(experts.router, buffers.logits, r.M_GATE_UP)
         self._sum(row, added, total, layer.before_mlp)
+        if layer.has_mlp:
+            for product, out in ((layer.gate_up, inner), (layer.shared_gate, shared[1])):
+                self._sum(self._products(product, out, r.M_GATE_UP), _Added(total), total, layer.before_mlp)
+            row = self._products(layer.down, shared[0], r.M_DOWN)
+            row[[r.P_INPUT, r.P_A, r.P_ACT]] = r.GATED, inner.data_ptr(), _ACTS[layer.act_name]
         rows = self._next(NUM_ROWS)
         buffers.fill(rows, experts, self.batch, y, _ACTS[layer.act_name])
         self._sum(rows[1], _Added(total), total, layer.before_mlp)
         rows[2, r.P_INPUT] = r.SUM
+        if layer.has_mlp:
+            rows[3, [r.P_D, r.P_NORM_D]] = shared[0].data_ptr(), shared[1].data_ptr()
 
     def _strips(self, product: Product) -> list[Strip]:
         """The product's strips, which are kept."""

@@ -29,6 +29,8 @@ class ExpertNames:
     width: str = "moe_intermediate_size"
     renormalises: str | bool = "norm_topk_prob"
     """Whether the shares of the chosen experts are divided by their sum, or the name of that."""
+    shared: str | None = None
+    """The width of an MLP that every token has besides, times a share of its own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,6 +91,10 @@ _EXPERTS = {
     "ffn_gate_inp": "mlp.gate", "ffn_gate_exps": "mlp.experts.*.gate_proj", "ffn_up_exps": "mlp.experts.*.up_proj",
     "ffn_down_exps": "mlp.experts.*.down_proj",
 }  # fmt: skip
+_SHARED_EXPERT = {
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate", "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj", "ffn_down_shexp": "mlp.shared_expert.down_proj",
+}  # fmt: skip
 _LLAMA = {**_NORMS, **_ATTENTION, **_MLP}
 _ATTENTION_BIASES = {"attention_bias": tuple(_ATTENTION)}
 _ALL_BIASES = {**_ATTENTION_BIASES, "mlp_bias": tuple(_MLP)}
@@ -131,6 +137,10 @@ _COMMON = frozenset({
 _LAYERS_THAT_SLIDE = frozenset({"layer_types", "sliding_window"})
 """Left over in files of families whose layers see everything: transformers' classes do not look at them."""
 _WINDOWS = frozenset({"max_window_layers", "use_sliding_window"})
+_OF_EXPERTS = frozenset({
+    "decoder_sparse_step", "mlp_only_layers", "moe_intermediate_size", "norm_topk_prob", "num_experts",
+    "num_experts_per_tok",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -206,11 +216,16 @@ FAMILIES: dict[str, Family] = {
         form=Form(head_norm="head", qkv_bias="attention_bias", out_bias="attention_bias"),
         gguf=GgufNames(architecture="qwen3", layer=_LLAMA | _HEAD_NORMS, biases=_ATTENTION_BIASES),
     ),
+    "qwen2_moe": Family(
+        names=_COMMON | _WINDOWS | _OF_EXPERTS | {"qkv_bias", "shared_expert_intermediate_size"},
+        form=Form(qkv_bias="qkv_bias", experts=ExpertNames(shared="shared_expert_intermediate_size")),
+        gguf=GgufNames(
+            architecture="qwen2moe", biases={"qkv_bias": ("attn_q", "attn_k", "attn_v")},
+            layer=_NORMS | _ATTENTION | _EXPERTS | _SHARED_EXPERT,
+        ),
+    ),
     "qwen3_moe": Family(
-        names=_COMMON - {"layer_types"} | _WINDOWS | {
-            "decoder_sparse_step", "mlp_only_layers", "moe_intermediate_size", "norm_topk_prob", "num_experts",
-            "num_experts_per_tok", "num_local_experts",
-        },
+        names=_COMMON - {"layer_types"} | _WINDOWS | _OF_EXPERTS | {"num_local_experts"},
         form=Form(
             head_norm="head", qkv_bias="attention_bias", out_bias="attention_bias", experts=ExpertNames(),
         ),

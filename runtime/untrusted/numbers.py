@@ -30,6 +30,7 @@ BOUNDS: dict[str, int] = {
     "num_local_experts": 1 << 12,
     "num_experts_per_tok": 1 << 8,
     "moe_intermediate_size": 1 << 20,
+    "shared_expert_intermediate_size": 1 << 20,
     "decoder_sparse_step": 512,
 }
 """Name in `config.json` -> largest value; the smallest is 1. Each is several times what any known model has."""

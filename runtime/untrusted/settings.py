@@ -52,6 +52,9 @@ def read_config(path: Path) -> tuple[str, dict[str, Any]]:
     for name, why in known.refused.items():
         if settings.get(name) is not None:
             raise ModelFileError(f"{path}: {name}: {why}")
+    may_slide = "use_sliding_window" not in known.names or settings.get("use_sliding_window")
+    if settings.get("sliding_window") == 0 and not may_slide:
+        settings["sliding_window"] = None  # which transformers writes so for Qwen's mixtures of experts
     _refuse(path, {name: value for name, value in settings.items() if name != "auto_map"})
     dropped = sorted(settings.keys() - known.names)
     logger.debug("%s: not used: %s", path, ", ".join(dropped))

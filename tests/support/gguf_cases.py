@@ -199,6 +199,8 @@ def cases(original: int) -> dict[str, Case]:
         "qwen3, yarn": Case("qwen3", yarn(original)),
         "qwen3, fused": Case("qwen3", change="fused"),
         "qwen3, scaled": Case("qwen3", change="scaled"),
+        "qwen2moe": Case("qwen2moe"),
+        "qwen2moe, without biases": Case("qwen2moe", {"qkv_bias": False}),
         "qwen3moe": Case("qwen3moe"),
         "qwen3moe, yarn": Case("qwen3moe", yarn(original)),
         "qwen3moe, one expert": Case("qwen3moe", {"num_experts_per_tok": 1}),

@@ -32,6 +32,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "qwen2": ("Qwen2", {}),
     "qwen3": ("Qwen3", {"head_dim": 32}),
+    "qwen2moe": (
+        "Qwen2Moe",
+        {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+         "shared_expert_intermediate_size": 64},
+    ),
     "qwen3moe": (
         "Qwen3Moe",
         {"head_dim": 32, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
@@ -132,7 +137,9 @@ def keys_of(family: str, model: Any) -> dict[str, Any]:
         found |= {"attention.layer_norm_epsilon": config.layer_norm_eps, "logit_scale": config.logit_scale}
     else:
         found["attention.layer_norm_rms_epsilon"] = config.rms_norm_eps
-    if family == "qwen3moe":
+    if family == "qwen2moe":
+        found["expert_shared_feed_forward_length"] = config.shared_expert_intermediate_size
+    if family in ("qwen2moe", "qwen3moe"):
         found |= {
             "expert_count": config.num_experts, "expert_used_count": config.num_experts_per_tok,
             "expert_feed_forward_length": config.moe_intermediate_size,
@@ -203,7 +210,7 @@ def tensors_of(family: str, model: Any) -> dict[str, np.ndarray]:
         if family in _PAIRS and ".self_attn." in name and name.split(".")[-2] in ("q_proj", "k_proj"):
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
             weight = as_pairs(weight, heads)
-        found[called] = weight.contiguous().numpy()
+        found[called] = weight.squeeze(0).contiguous().numpy()  # a row stands as a vector
     return found | _rope_tensors(model)
 
 

@@ -32,6 +32,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen2": ("Qwen2", {}),
     "qwen3": ("Qwen3", {"head_dim": 16}),
+    "qwen2_moe": (
+        "Qwen2Moe",
+        {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+         "shared_expert_intermediate_size": 56},
+    ),
     "qwen3_moe": (
         "Qwen3Moe",
         {"head_dim": 16, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
@@ -76,6 +81,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0, 1]}),
 }  # fmt: skip
 """Name -> (transformers class prefix, what differs from the common shape)."""
+FORMS = ("llama", "gemma3_text", "phi3", "olmo3", "cohere2", "ministral3", "qwen2_moe")
+"""Families that have between them every part that a layer may have (`test_families`), for what takes long."""
 
 
 def save_tiny_model(folder: Path, family: str = "llama", *, chat: bool = True, **changes: Any) -> Path:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_models import FAMILIES, VOCABULARY, reference_model, save_tiny_model
+from tiny_models import FAMILIES, FORMS, VOCABULARY, reference_model, save_tiny_model
 
 from stratakv.runtime import KVConfig, ModelFileError, Runtime
 from stratakv.runtime.untrusted.families import FAMILIES as SUPPORTED
@@ -43,6 +44,19 @@ def test_prefill_decode_and_second_turn_equal_transformers(family: str, tmp_path
 
 def test_every_supported_family_is_compared() -> None:
     assert {name.split("-")[0] for name in FAMILIES} == SUPPORTED.keys()
+
+
+def test_some_families_have_every_part() -> None:
+    """Whatever a `Form` can say otherwise than Llama, one of `FORMS` says."""
+    plain = SUPPORTED["llama"].form
+    said = {
+        (field.name, str(value))
+        for name in FORMS for field in dataclasses.fields(plain)
+        if (value := getattr(SUPPORTED[name].form, field.name))
+    }  # fmt: skip
+    names = {name for name, _ in said}
+    others = {"residual_factor", "embedding_factor", "score_scale", "logit_divisor", "rotated_layers"}  # plain factors
+    assert names | others == {field.name for field in dataclasses.fields(plain)}
 
 
 def test_other_families_are_refused_by_name(tiny_llama: Path, tmp_path: Path) -> None:

@@ -90,6 +90,13 @@ def _qwen2(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, 
     return {**_qwen(said, contents, config), **_own_head_dim(config)}
 
 
+def _qwen2_moe(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
+    """Qwen 2 with experts and a shared one: shares are as they come, which no key says; no layer is dense."""
+    return {
+        **_qwen2(said, contents, config), "norm_topk_prob": False, "decoder_sparse_step": 1, "mlp_only_layers": [],
+    }  # fmt: skip
+
+
 def _qwen3_moe(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
     """Qwen 3 with experts: their shares are divided by their sum, which no key says; no layer is dense."""
     return {
@@ -255,7 +262,7 @@ def _pattern(said: Said, layers: int, usual: int) -> tuple[list[bool], dict[str,
 _SETTINGS: dict[str, Settings] = {
     "llama": _llama, "qwen2": _qwen2, "qwen3": _qwen, "gemma3_text": _gemma3, "phi3": _phi3, "olmo2": _olmo2,
     "smollm3": _smollm3, "olmo3": _olmo3, "granite": _granite, "exaone4": _exaone4, "cohere2": _cohere2,
-    "ministral3": _ministral3, "qwen3_moe": _qwen3_moe,
+    "ministral3": _ministral3, "qwen3_moe": _qwen3_moe, "qwen2_moe": _qwen2_moe,
 }  # fmt: skip
 """Family -> what keys become in its config.json, where that is code."""
 _ENTRIES = [

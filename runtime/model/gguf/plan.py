@@ -100,6 +100,9 @@ class _Plan:
         """The parts of a weight: from the tensor of that name; or for q, k and v from one that has them all, or for all
         from each."""
         name = f"{prefix}{tensor}.{end}"
+        if shape[0] == 1 and name in self._contents.tensors and self._contents.tensors[name].shape == shape[1:]:
+            whole = self._part(name, shape[1:], 0, 1)  # a row may stand as a vector
+            return (replace(whole, tensor=replace(whole.tensor, shape=shape)),)
         if name in self._contents.tensors:
             return (self._part(name, shape),)
         fused = f"{prefix}attn_qkv.{end}"

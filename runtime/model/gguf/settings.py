@@ -98,6 +98,8 @@ def _experts(said: Said, names: ExpertNames) -> dict[str, int]:
             ("expert_feed_forward_length", names.width),
         )
     }  # fmt: skip
+    if names.shared is not None:
+        found[names.shared] = said.whole("expert_shared_feed_forward_length", names.shared)
     if found[names.chosen] > found[names.count]:
         raise said.fail("expert_used_count", found[names.chosen], f"of {found[names.count]} experts")
     return found

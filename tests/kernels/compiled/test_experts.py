@@ -86,7 +86,8 @@ def test_each_sequence_has_its_own(batch: int, kind: int) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("batch", "chosen"), [(1, 1), (1, 3), (3, 2), (2, 4)])
-def test_what_they_make_is_added_by_shares(batch: int, chosen: int, kind: int) -> None:
+@pytest.mark.parametrize("has_shared", [False, True])
+def test_what_they_make_is_added_by_shares(has_shared: bool, batch: int, chosen: int, kind: int) -> None:
     """In as many bytes as are said to be needed."""
     draw = torch.Generator().manual_seed(batch)
     weight, x = weights(kind), torch.randint(-9, 10, (batch * chosen, COLUMNS), generator=draw).float()
@@ -95,6 +96,8 @@ def test_what_they_make_is_added_by_shares(batch: int, chosen: int, kind: int) -
     row, there = expert_row(weight, kind, ids, batch * chosen)
     row[[r.OPERATION, r.ITEMS]] = experts.together.address, -(-ROWS // CHUNK)
     row[[r.P_A, r.P_Y, r.P_STRIDE, r.P_SHARES]] = x.data_ptr(), y.data_ptr(), ROWS + 2, shares.data_ptr()
+    shared, gate = torch.randint(-9, 10, (batch, ROWS), generator=draw).float(), 100.0 * (torch.arange(batch) - 0.5)
+    row[[r.P_D, r.P_NORM_D]] = (shared.data_ptr(), gate.data_ptr()) if has_shared else 0
     scratch = Buffer(int(row[r.MEMORY]), np.uint8)
     form = block_products if kind == r.I8 else products
     form.prepare(row.ctypes.data, scratch.address)
@@ -102,6 +105,7 @@ def test_what_they_make_is_added_by_shares(batch: int, chosen: int, kind: int) -
         experts.together(row.ctypes.data, item, scratch.address)
     scratch.check()
     made = torch.einsum("bkrc,bkc->bkr", weight.float()[ids], x.view(batch, chosen, COLUMNS))
-    assert torch.equal(y[:, :ROWS], (made * shares[..., None]).sum(1))
+    expected = (made * shares[..., None]).sum(1) + (gate.sigmoid()[:, None] * shared if has_shared else 0)
+    torch.testing.assert_close(y[:, :ROWS], expected, rtol=1e-6, atol=1e-6)
     assert y[:, ROWS:].isnan().all()
     assert len(there) == COUNT

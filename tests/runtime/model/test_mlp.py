@@ -33,7 +33,20 @@ def test_a_token_is_what_its_experts_make_of_it(renormalises: bool) -> None:
     for b, t, k in torch.cartesian_prod(torch.arange(2), torch.arange(7), torch.arange(2)):
         expected[b, t] += shares[b, t, k] * experts.experts[chosen[b, t, k]](x[b, t])
     torch.testing.assert_close(experts(x), expected, rtol=1e-4, atol=1e-4)
-    assert torch.equal(experts(x, experts.gate(x.flatten(0, 1))), experts(x))
+    assert torch.equal(experts.mixed(x, experts.gate(x)), experts(x))
+
+
+@torch.inference_mode()
+def test_a_shared_expert_is_added_by_a_share_of_its_own() -> None:
+    torch.manual_seed(0)
+    config = SimpleNamespace(**CONFIG | {"model_type": "qwen2_moe", "shared_expert_intermediate_size": 12})
+    experts: Any = Experts(config, FAMILIES["qwen2_moe"].form)
+    for parameter in experts.parameters():
+        parameter.normal_(0, 0.3)
+    x = torch.randn(3, 16)
+    gate, up, down = (getattr(experts.shared_expert, f"{name}_proj").weight for name in ("gate", "up", "down"))
+    shared = (F.silu(x @ gate.T) * (x @ up.T)) @ down.T * torch.sigmoid(x @ experts.shared_expert_gate.weight.T)
+    torch.testing.assert_close(experts(x) - experts.mixed(x, experts.gate(x)), shared, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
