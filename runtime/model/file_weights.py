@@ -206,10 +206,12 @@ class FileWeights:
         return self._mapped[file]
 
 
-def can_stay(part: TensorRows, dtype: torch.dtype) -> bool:
-    """True if rows of a matrix are best read where they stand: compiled loops can, and they are no wider than in
-    `dtype`."""
-    return _is_readable(part) and (Gguf(part.tensor.kind) is not Gguf.F32 or dtype is torch.float32)
+def can_stay(weights: list[Weight], dtype: torch.dtype) -> bool:
+    """True if matrices are best read where they stand: compiled loops can read all of them, and together they are no
+    wider than in `dtype`. A mixture's router is often in fp32, among experts of a few bits."""
+    parts = [part for weight in weights for part in weight.parts]
+    there = sum(part.rows * (part.tensor.num_bytes // part.tensor.shape[0]) for part in parts)
+    return all(map(_is_readable, parts)) and there <= sum(weight.elements for weight in weights) * dtype.itemsize
 
 
 def _is_readable(part: TensorRows) -> bool:

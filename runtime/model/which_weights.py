@@ -55,9 +55,9 @@ def _needed_for_file(device: torch.device, dtype: str) -> str | None:
 
 
 def _is_read_there(files: list[Path], dtype: str) -> bool:
-    """True if all matrices can stay in the file, and none is wider there than converted."""
+    """True if all matrices can stay in the file, and are no wider there than converted."""
     from .file_weights import can_stay
     from .gguf.directory import read_model
 
     matrices = [weight for weight in read_model(files).weights if len(weight.shape) > 1]
-    return all(can_stay(part, getattr(torch, dtype)) for weight in matrices for part in weight.parts)
+    return can_stay(matrices, getattr(torch, dtype))

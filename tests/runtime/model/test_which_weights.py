@@ -50,6 +50,17 @@ def test_a_gguf_files_if_all_of_it_is_best_read_there(
     assert chosen(model, "bfloat16") == in_bfloat16
 
 
+def test_a_router_in_fp32_does_not_have_a_mixture_converted(tmp_path: Path) -> None:
+    """As published files have it: among experts in a few bits it is nothing."""
+    model, in_blocks = random_model("qwen3moe", num_hidden_layers=1, **WIDE, moe_intermediate_size=256), typed(["Q4_K"])
+
+    def change(name: str, values: np.ndarray) -> list[Entry]:
+        return [(name, values)] if "ffn_gate_inp" in name else [*in_blocks(name, values)]
+
+    write_gguf(tmp_path / "m.gguf", model, "qwen3moe", change=change)
+    assert chosen(str(tmp_path / "m.gguf")) == "file"
+
+
 @pytest.mark.parametrize(("is_scaled", "weights"), [(False, "file"), (True, "own")])
 def test_a_matrix_with_a_factor_beside_it_is_converted(is_scaled: bool, weights: str, tmp_path: Path) -> None:
     in_blocks = typed(["Q8_0"])
