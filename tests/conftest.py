@@ -126,4 +126,4 @@ def _the_larger_first(item: pytest.Item) -> tuple[bool, bool]:
 
     Workers begin with a half of the list each: the first of two has all large models, one after another, while the
     other is at small ones."""
-    return "model" not in item.keywords, "gemma3-270m" not in item.name
+    return item.get_closest_marker("model") is None, "gemma3-270m" not in item.name
