@@ -136,10 +136,11 @@ class Model:
         self.weights = weights
 
     def use_graphs(self, graphs: Graphs | None) -> None:
-        """Let decode replay its layers' halves as graphs from now on; None: call them."""
+        """Let decode replay its layers' halves as graphs from now on; None: call them. Which experts a token has is
+        asked on the host, so layers with experts are called."""
         self._graphs = graphs
         self._halves: list[LeanLayer | CapturedLayer | None] = [
-            CapturedLayer(lean, graphs) if graphs and lean else lean for lean in self._lean
+            CapturedLayer(lean, graphs) if graphs and lean and lean.experts is None else lean for lean in self._lean
         ]
 
     def _legacy_window(self, config: Any) -> int | None:

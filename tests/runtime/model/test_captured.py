@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import save_tiny_model
 from torch import Tensor
 
 from stratakv.runtime.model.captured import Captured, CapturedLayer, Graphs, Work
@@ -115,3 +116,10 @@ def test_graphs_equal_calls_on_cuda(tiny_llama: Path) -> None:
         model.use_graphs(None)
         for at, found in enumerate(replayed):
             assert torch.equal(found, step(model, hidden[at], at))
+
+
+def test_layers_with_experts_are_called(tmp_path: Path) -> None:
+    """Which ones a token has is asked on the host, where a graph has nothing to ask."""
+    model = Model.load(save_tiny_model(tmp_path, "qwen3_moe"), torch.device("cpu"), torch.float32)
+    model.use_graphs(Played())
+    assert [type(half) is CapturedLayer for half in model._halves] == [False, True, False]
