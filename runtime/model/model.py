@@ -38,7 +38,7 @@ from .head import Head
 from .lean_layer import LeanLayer, fused, in_halves, lean_layer
 from .mlp import Experts
 from .model_files import check_vocabulary, own_modules, read_configuration, rope_of, transformers_modules
-from .products import PRODUCTS, Product
+from .products import INT8_EXPERTS, PRODUCTS, Product
 from .rotary import QUERIES, Rotary, RotaryTables
 from .step_tables import KeptTables, StepTables
 from .template import Template
@@ -112,7 +112,7 @@ class Model:
             raise ValueError(f"a model that was loaded with other weights cannot have weights={weights}; load it again")
         mixtures = [layer.mlp for layer in self.inner.layers if isinstance(layer.mlp, Experts)]
         if mixtures and weights == "int8":
-            raise ValueError("weights=int8 is for models without experts; leave it out, or use a GGUF file's own")
+            raise ValueError(INT8_EXPERTS)
         if (in_file := self._in_file) is not None:
             for mixture in mixtures:
                 mixture.multiply = lambda layer, x: in_file.multiply(layer, x)  # a function: copies of a layer share it

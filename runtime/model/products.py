@@ -125,5 +125,6 @@ class Int8Product(Product):
 
 PRODUCTS: dict[str, type[Product]] = {"own": Product, "int8": Int8Product}
 """The products that decode may use, by name, of weights in memory."""
+INT8_EXPERTS = "weights=int8 is for models without experts; leave it out, or take a GGUF file in Q8_0"
 WEIGHTS = (*PRODUCTS, "file")
 """The weights that decode may multiply with: those, and a GGUF file's as they stand in it (`file_weights`)."""

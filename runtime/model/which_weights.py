@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 from ..process import compiled
+from ..untrusted.families import FAMILIES
 from .locate import gguf_here
-from .products import WEIGHTS
+from .products import INT8_EXPERTS, WEIGHTS
 
 AUTO = "auto"
 _ASKED = (AUTO, *WEIGHTS)
@@ -35,6 +36,8 @@ def which_weights(asked: str, model: str, device: torch.device, dtype: str, kv_d
         needed = "a numba that can be used here"
     if asked == "file" and needed is not None:
         raise ValueError(f"weights=file needs {needed}; leave it out, or use weights=own")
+    if asked == "int8" and (files := gguf_here(model)) and _has_experts(files):
+        raise ValueError(INT8_EXPERTS)  # before it is converted for nothing
     if asked != AUTO:
         return asked
     if needed is not None or kv_dtype == "float16":  # PyTorch would compute each step, from weights made for it
@@ -52,6 +55,12 @@ def _needed_for_file(device: torch.device, dtype: str) -> str | None:
     if not compiled.is_available():
         return f"compiled decode: numba, and {compiled.SWITCH} other than 0"
     return None
+
+
+def _has_experts(files: list[Path]) -> bool:
+    from .gguf.directory import read_model
+
+    return FAMILIES[read_model(files).config["model_type"]].form.experts is not None
 
 
 def _is_read_there(files: list[Path], dtype: str) -> bool:

@@ -55,9 +55,39 @@ def test_names_may_begin_with_whatever_a_tool_has_put_there(prefix: str, head: s
     assert same(Model.load(write(folder, tensors), CPU, torch.float32), plain)
 
 
+def together(tensors: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    """The same weight of all experts of a layer in one tensor, gate and up in one."""
+    found = dict(tensors)
+    for layer in {name.partition(".experts.")[0] for name in tensors if ".experts." in name}:
+        each = {
+            part: torch.stack([found.pop(f"{layer}.experts.{number}.{part}.weight") for number in range(count)])
+            for part in ("gate_proj", "up_proj", "down_proj")
+        }
+        found[f"{layer}.experts.gate_up_proj"] = torch.cat([each["gate_proj"], each["up_proj"]], 1)
+        found[f"{layer}.experts.down_proj"] = each["down_proj"]
+    return found
+
+
+def test_experts_may_stand_together(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "model", "qwen3_moe")
+    plain, tensors = Model.load(folder, CPU, torch.float32), read(folder)
+    assert same(Model.load(write(folder, together(tensors, 6)), CPU, torch.float32), plain)
+    layer = "model.layers.0.mlp.experts."
+    lacking = {name: tensor for name, tensor in tensors.items() if name != f"{layer}3.up_proj.weight"}
+    with pytest.raises(ModelFileError, match=r"1 of the model's weights are not there.*experts\.3\.up_proj"):
+        Model.load(write(folder, lacking), CPU, torch.float32)
+    odd = together(tensors, 6)
+    odd[f"{layer}gate_up_proj"] = odd[f"{layer}gate_up_proj"][:5].clone()
+    with pytest.raises(
+        ModelFileError, match=r"experts\.gate_up_proj.*\[5, 64, 48\], config.json asks for \[6, 64, 48\]"
+    ):
+        Model.load(write(folder, odd), CPU, torch.float32)
+
+
 @pytest.mark.parametrize(
     ("wrapper", "family", "names"),
     [("gemma3", "gemma3_text", "language_model."), ("mistral3", "mistral", "language_model."),
+     ("mistral3", "ministral3", "language_model."),
      ("llava", "llama", "language_model."), ("gemma3", "gemma3_text", "")],
 )  # fmt: skip
 def test_the_text_of_a_model_of_pictures_and_text(

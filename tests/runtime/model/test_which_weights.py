@@ -61,6 +61,13 @@ def test_a_router_in_fp32_does_not_have_a_mixture_converted(tmp_path: Path) -> N
     assert chosen(str(tmp_path / "m.gguf")) == "file"
 
 
+def test_int8_is_refused_before_a_mixture_is_converted(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", random_model("qwen3moe", num_hidden_layers=1), "qwen3moe")
+    with pytest.raises(ValueError, match="int8 is for models without experts"):
+        which_weights("int8", str(tmp_path / "m.gguf"), CPU, "bfloat16", "auto")
+    assert which_weights("int8", written(tmp_path, "Q8_0"), CPU, "bfloat16", "auto") == "int8"
+
+
 @pytest.mark.parametrize(("is_scaled", "weights"), [(False, "file"), (True, "own")])
 def test_a_matrix_with_a_factor_beside_it_is_converted(is_scaled: bool, weights: str, tmp_path: Path) -> None:
     in_blocks = typed(["Q8_0"])
