@@ -52,6 +52,8 @@ class Mixture:
     width: int
     renormalises: bool
     """The shares of the chosen experts are divided by their sum."""
+    rounds_shares: bool
+    """Shares have the model's dtype."""
     shared: int
     """The width of the expert that every token has besides; 0: there is none."""
 
@@ -63,7 +65,7 @@ class Mixture:
             return None
         count, chosen, width = (int(getattr(config, name)) for name in (names.count, names.chosen, names.width))
         shared = 0 if names.shared is None else int(getattr(config, names.shared))
-        return cls(count, chosen, width, stated(names.renormalises, config), shared)
+        return cls(count, chosen, width, stated(names.renormalises, config), names.rounds_shares, shared)
 
 
 def is_mixture(config: Any, at: int) -> bool:
@@ -109,7 +111,8 @@ class Experts(nn.Module):
             token, place = torch.where(chosen == number)
             expert, some = self.experts[number], rows[token]
             inner = expert.act_fn(self.multiply(expert.gate_proj, some)) * self.multiply(expert.up_proj, some)
-            out.index_add_(0, token, self.multiply(expert.down_proj, inner) * shares[token, place, None])
+            made = self.multiply(expert.down_proj, inner) * shares[token, place, None]
+            out.index_add_(0, token, made.to(out.dtype))
         return out.view(x.shape)
 
     def route(self, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,7 +120,7 @@ class Experts(nn.Module):
         shares, chosen = torch.topk(F.softmax(logits, -1, dtype=torch.float), self.mixture.chosen, -1)
         if self.mixture.renormalises:
             shares = shares / shares.sum(-1, keepdim=True)
-        return shares.to(logits.dtype), chosen
+        return shares.to(logits.dtype) if self.mixture.rounds_shares else shares, chosen
 
 
 def multiply(layer: Linear, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ..api.errors import ModelFileError
 from ..untrusted.directory import check_weights
+from ..untrusted.families import FAMILIES
 from ..untrusted.numbers import shown
 
 logger = logging.getLogger(__name__)
@@ -54,7 +56,8 @@ def account(directory: Path, decoder: Any) -> dict[str, str]:
     shapes = check_weights(directory).shapes
     wanted = {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}
     wanted |= _fused(wanted)
-    names = _names(directory, shapes.keys(), wanted.keys())
+    experts = FAMILIES[decoder.config.model_type].form.experts
+    names = _names(directory, shapes.keys(), wanted.keys(), {} if experts is None else experts.spelled)
     left = sorted(name for name in shapes if name not in names and not _COMPUTED.fullmatch(name))
     for pattern, what in _NO_EFFECT.items():
         some = [name for name in left if re.fullmatch(pattern, name, re.DOTALL)]
@@ -95,7 +98,11 @@ def split_experts(name: str, tensor: Tensor) -> dict[str, Tensor]:
     }  # fmt: skip
 
 
-def _names(directory: Path, there: Any, wanted: Any) -> dict[str, str]:
+def _spelled(name: str, spelled: Mapping[str, str]) -> str:
+    return ".".join(spelled.get(part, part) for part in name.split(".")) if spelled else name
+
+
+def _names(directory: Path, there: Any, wanted: Any, spelled: Mapping[str, str]) -> dict[str, str]:
     """Map names, allowing for wrappers, compilers and tools that put something before the names, or take it away."""
     before = sorted(name.removesuffix(_MARK) for name in there if name == _MARK or name.endswith(f".{_MARK}"))
     if len(before) > 1:
@@ -104,7 +111,10 @@ def _names(directory: Path, there: Any, wanted: Any) -> dict[str, str]:
             "expected one"
         )
     prefix = before[0] if before else "model."
-    found = {prefix + own.removeprefix("model."): own for own in wanted if own.startswith("model.")}
+    found = {
+        prefix + name.removeprefix("model."): own
+        for own in wanted if own.startswith("model.") for name in (own, _spelled(own, spelled))
+    }  # fmt: skip
     found |= dict.fromkeys((f"{prefix}{_HEAD}", f"{prefix.removesuffix('model.')}{_HEAD}", _HEAD), _HEAD)
     return {name: own for name, own in found.items() if name in there}
 

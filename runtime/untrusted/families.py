@@ -31,6 +31,10 @@ class ExpertNames:
     """Whether the shares of the chosen experts are divided by their sum, or the name of that."""
     shared: str | None = None
     """The width of an MLP that every token has besides, times a share of its own."""
+    rounds_shares: bool = True
+    """Shares have the model's dtype."""
+    spelled: Mapping[str, str] = field(default_factory=dict)
+    """Part of a weight's name -> how published files spell it. transformers takes both, and so do we."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,6 +197,19 @@ FAMILIES: dict[str, Family] = {
         names=_COMMON - {"layer_types"},
         refused={"layer_types": "Mistral's layers are all alike; Ministral is not supported"},
         form=Form(),
+    ),
+    "mixtral": Family(
+        names=_COMMON - {"layer_types"} | {"num_experts_per_tok", "num_local_experts"},
+        form=Form(
+            experts=ExpertNames(
+                count="num_local_experts", width="intermediate_size", renormalises=True, rounds_shares=False,
+                spelled={"mlp": "block_sparse_moe", "gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"},
+            ),
+        ),
+        gguf=GgufNames(
+            architecture="llama", layer=_NORMS | _ATTENTION | _EXPERTS, in_pairs=True,
+            rope_tensors=_FREQUENCIES + _FACTORS, only_with="expert_count",
+        ),
     ),
     "ministral3": Family(
         names=_COMMON - {"layer_types"},

@@ -1,8 +1,8 @@
-"""Tests that fork, each file in a small process of its own.
+"""Tests that fork, in a small process beside the one that runs the tests.
 
 A worker that has had real models may hold gigabytes, and a system that is short of memory refuses to fork it (ENOMEM).
 So `os.fork` raises in the process that runs the tests. Items marked `forks` become items of the same name there, which
-have a second pytest, with nothing but their file, run them and say what came of it.
+have a second pytest, with nothing but files of such tests, run them and say what came of it. It begins with the first.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ class Apart:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        files = sorted({item.path for item in items if item.get_closest_marker("forks")})
         for i, item in enumerate(items):
             if item.get_closest_marker("forks"):
-                items[i] = ApartItem.from_parent(item.parent, name=item.name, item=item)
+                items[i] = ApartItem.from_parent(item.parent, name=item.name, item=item, files=files)
 
 
 def _refused() -> NoReturn:
@@ -35,12 +36,12 @@ def _refused() -> NoReturn:
 
 
 class SmallProcess:
-    """A pytest for one file. It runs the items that it is asked for, and keeps between them what the file shares."""
+    """A pytest for some files. It runs the items that it is asked for."""
 
-    def __init__(self, file: Path, folder: Path, options: list[str]) -> None:
+    def __init__(self, files: list[Path], folder: Path, options: list[str]) -> None:
         asked, ask = os.pipe()
         hear, said = os.pipe()
-        command = [sys.executable, __file__, str(asked), str(said), str(file), f"--basetemp={folder}", *options]
+        command = [sys.executable, __file__, str(asked), str(said), *map(str, files), f"--basetemp={folder}", *options]
         self._process = subprocess.Popen(command, pass_fds=(asked, said), stdout=subprocess.DEVNULL)
         os.close(asked)
         os.close(said)
@@ -59,26 +60,26 @@ class SmallProcess:
         return self._process.wait()
 
 
-_PROCESSES: dict[Path, SmallProcess] = {}
-"""Of each file of which items are run. One ends when the file's items here have been run."""
+_PROCESSES: list[SmallProcess] = []
+"""The one that runs, if any. It ends with the run."""
 
 
 class ApartItem(pytest.Item):
-    """Has `item` run in the small process of its file. That one looks at marks and fixtures, too."""
+    """Has `item` run in the small process for `files`. That one looks at marks and fixtures, too."""
 
-    def __init__(self, item: pytest.Item, **keywords: Any) -> None:
+    def __init__(self, item: pytest.Item, files: list[Path], **keywords: Any) -> None:
         super().__init__(**keywords)
-        self.reportinfo = item.reportinfo
+        self._files, self.reportinfo = files, item.reportinfo
 
     def runtest(self) -> None:
-        if self.path not in _PROCESSES:
-            folder = self.config._tmp_path_factory.mktemp(f"apart-{self.path.stem}")
+        if not _PROCESSES:
+            folder = self.config._tmp_path_factory.mktemp("apart")
             settings = self.config.getoption("override_ini") or ()
-            _PROCESSES[self.path] = SmallProcess(self.path, folder, [f"--override-ini={each}" for each in settings])
-            self.parent.addfinalizer(self._end)
-        reports = _PROCESSES[self.path].run(self.nodeid)
+            _PROCESSES.append(SmallProcess(self._files, folder, [f"--override-ini={each}" for each in settings]))
+            self.session.addfinalizer(_end)
+        reports = _PROCESSES[0].run(self.nodeid)
         if not reports:
-            pytest.fail(f"the small process has ended with status {self._end()}", pytrace=False)
+            pytest.fail(f"the small process has ended with status {_end()}", pytrace=False)
         for data in reports:
             self._take(self.config.hook.pytest_report_from_serializable(config=self.config, data=data))
 
@@ -92,8 +93,9 @@ class ApartItem(pytest.Item):
         if report.failed:
             pytest.fail(f"in {report.when}:\n{report.longreprtext}", pytrace=False)
 
-    def _end(self) -> int | None:
-        return _PROCESSES.pop(self.path).end() if self.path in _PROCESSES else None
+
+def _end() -> int | None:
+    return _PROCESSES.pop().end() if _PROCESSES else None
 
 
 class Served:
@@ -108,10 +110,13 @@ class Served:
             os.register_at_fork(after_in_child=pipe.close)
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        items = {item.nodeid: item for item in session.items}
+        items, last = {item.nodeid: item for item in session.items}, None
         for line in self._asked:
             item = items[line.rstrip("\n")]
-            # Pytest tears down what this item does not share with the next.
+            if item.parent is not last:  # what the files before this one shared
+                session._setupstate.teardown_exact(item)
+            last = item.parent
+            # Pytest tears down what this item does not share with the next, which is asked for later.
             another = next(
                 (other for other in session.items if other.parent is item.parent and other is not item), None
             )

@@ -188,6 +188,7 @@ def cases(original: int) -> dict[str, Case]:
             },
         ),
         "llama, called mistral": Case("llama", keys={"general.name": "mistral"}),
+        "llama, Mixtral": Case("llama", {"num_local_experts": 4, "num_experts_per_tok": 2}),
         "qwen2": Case("qwen2"),
         "qwen2, tied": Case("qwen2", {"tie_word_embeddings": True}),
         "qwen2, yarn": Case("qwen2", yarn(original)),

@@ -81,6 +81,8 @@ def random_model(family: str, seed: int = 0, **settings: Any) -> Any:
     import transformers
 
     prefix, differs = FAMILIES[family]
+    if "num_local_experts" in settings:
+        prefix = {"llama": "Mixtral"}[family]
     if "sliding_window" in settings:
         prefix = _SLIDING.get(family, prefix)
     if prefix == "Exaone4" and "layer_types" not in settings:  # its class makes none where no layer slides
@@ -140,10 +142,11 @@ def keys_of(family: str, model: Any) -> dict[str, Any]:
     if family == "qwen2moe":
         found["expert_shared_feed_forward_length"] = config.shared_expert_intermediate_size
     if family in ("qwen2moe", "qwen3moe"):
-        found |= {
-            "expert_count": config.num_experts, "expert_used_count": config.num_experts_per_tok,
-            "expert_feed_forward_length": config.moe_intermediate_size,
-        }  # fmt: skip
+        found |= {"expert_count": config.num_experts, "expert_feed_forward_length": config.moe_intermediate_size}
+    if hasattr(config, "num_local_experts") and family == "llama":
+        found["expert_count"] = config.num_local_experts
+    if hasattr(config, "num_experts_per_tok"):
+        found["expert_used_count"] = config.num_experts_per_tok
     if family == "mistral3":
         found["attention.temperature_scale"] = rope["llama_4_scaling_beta"]
         found["rope.scaling.yarn_log_multiplier"] = rope["mscale_all_dim"]

@@ -24,6 +24,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "mistral": ("Mistral", {"sliding_window": None}),
     "mistral-sliding": ("Mistral", {"sliding_window": 40}),
+    "mixtral": (  # gate and up are one product in transformers: of this width it has the bits of two
+        "Mixtral",
+        {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": None, "intermediate_size": 64},
+    ),
     "ministral3": (
         "Ministral3",
         {"head_dim": 16, "rope_parameters": {

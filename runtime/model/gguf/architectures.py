@@ -79,6 +79,10 @@ def _llama(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, 
     return {"rope_parameters": _rope(said, contents, config), "hidden_act": "silu"}
 
 
+def _mixtral(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
+    return {**_llama(said, contents, config), **_own_head_dim(config), "sliding_window": None}
+
+
 def _qwen(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
     return {
         **_llama(said, contents, config), "layer_types": ["full_attention"] * config["num_hidden_layers"],
@@ -262,7 +266,7 @@ def _pattern(said: Said, layers: int, usual: int) -> tuple[list[bool], dict[str,
 _SETTINGS: dict[str, Settings] = {
     "llama": _llama, "qwen2": _qwen2, "qwen3": _qwen, "gemma3_text": _gemma3, "phi3": _phi3, "olmo2": _olmo2,
     "smollm3": _smollm3, "olmo3": _olmo3, "granite": _granite, "exaone4": _exaone4, "cohere2": _cohere2,
-    "ministral3": _ministral3, "qwen3_moe": _qwen3_moe, "qwen2_moe": _qwen2_moe,
+    "ministral3": _ministral3, "qwen3_moe": _qwen3_moe, "qwen2_moe": _qwen2_moe, "mixtral": _mixtral,
 }  # fmt: skip
 """Family -> what keys become in its config.json, where that is code."""
 _ENTRIES = [

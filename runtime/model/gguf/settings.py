@@ -56,7 +56,7 @@ def common(said: Said, contents: Contents, family: Family) -> dict[str, Any]:
         raise said.fail("nextn_predict_layers", drafts, f"there are {layers} blocks with the model's own")
     experts = said.whole("expert_count", default=0)
     if experts and family.form.experts is None:
-        why = "a mixture of experts, which this family does not have (Mixtral and others)"
+        why = "a mixture of experts, which this family does not have"
         raise said.refuse("expert_count", experts, why, "take a dense model")
     hidden = said.whole("embedding_length", "hidden_size")
     heads = said.whole("attention.head_count", "num_attention_heads")
@@ -91,13 +91,12 @@ def common(said: Said, contents: Contents, family: Family) -> dict[str, Any]:
 
 def _experts(said: Said, names: ExpertNames) -> dict[str, int]:
     """The sizes of a mixture of experts."""
-    found = {
-        name: said.whole(key, name)
-        for key, name in (
-            ("expert_count", names.count), ("expert_used_count", names.chosen),
-            ("expert_feed_forward_length", names.width),
-        )
-    }  # fmt: skip
+    found = {names.count: said.whole("expert_count", names.count)}
+    if not said.has("expert_used_count"):
+        raise said.fail("expert_count", found[names.count], "but not expert_used_count, of how many; is it complete?")
+    found[names.chosen] = said.whole("expert_used_count", names.chosen)
+    if names.width != "intermediate_size":
+        found[names.width] = said.whole("expert_feed_forward_length", names.width)
     if names.shared is not None:
         found[names.shared] = said.whole("expert_shared_feed_forward_length", names.shared)
     if found[names.chosen] > found[names.count]:

@@ -19,7 +19,7 @@ from stratakv.runtime.untrusted.directory import check_directory
 from stratakv.runtime.untrusted.families import FAMILIES
 from stratakv.runtime.untrusted.settings import read_config
 
-UNUSED = {"initializer_range", "use_cache", "output_router_logits", "router_aux_loss_coef"}
+UNUSED = {"initializer_range", "use_cache", "output_router_logits", "router_aux_loss_coef", "router_jitter_noise"}
 """Of training, and of a cache that is not ours."""
 
 

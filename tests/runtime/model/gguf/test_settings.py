@@ -50,7 +50,8 @@ def test_no_key_is_passed_over(family: str) -> None:
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "experts": ("llama", {"expert_count": 8}, "expert_count: 8 is not supported: a mixture of experts"),
+    "experts": ("qwen3", {"expert_count": 8}, "expert_count: 8 is not supported: a mixture of experts"),
+    "too few experts": ("qwen3moe", {"expert_used_count": 7}, "expert_used_count: 7, of 6 experts"),
     "window": ("llama", {"attention.sliding_window": 128}, "attention.sliding_window: 128 is not supported"),
     "uneven": (
         "llama", {"block_count": 2, "feed_forward_length": [96, 80]}, "feed_forward_length: [96, 80] is not supported: "
