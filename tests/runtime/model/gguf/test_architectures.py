@@ -42,6 +42,25 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "epsilon": ("qwen3", {"attention.layer_norm_rms_epsilon": 0.5}, {"rms_norm_eps": 0.5}),
     "ends": ("olmo2", {".tokenizer.ggml.bos_token_id": None}, {"bos_token_id": None, "eos_token_id": 2}),
     "no fourth layer": ("smollm3", {}, {"no_rope_layers": [1]}),
+    "OLMo 3": (
+        "olmo2", {"attention.sliding_window": 128, "block_count": 4},
+        {"model_type": "olmo3", "sliding_window": 128, "layer_types": ["sliding_attention"] * 3 + ["full_attention"]},
+    ),
+    "EXAONE 4, 32B": (
+        "exaone4", {"attention.sliding_window": 128, "block_count": 64},
+        {"sliding_window": 128, "layer_types": (["sliding_attention"] * 3 + ["full_attention"]) * 16},
+    ),
+    "EXAONE 4, 1.2B": ("exaone4", {}, {"sliding_window": None, "layer_types": ["full_attention"]}),
+    "Granite's factors": (
+        "granite", {"residual_scale": 0.5, "embedding_scale": 0.0, "attention.scale": None},
+        {"residual_multiplier": 0.5, "embedding_multiplier": 1.0, "attention_multiplier": 0.25},
+    ),
+    "Command R7B": ("cohere2", {"logit_scale": 0.5}, {"logit_scale": 0.5, "layer_norm_eps": pytest.approx(1e-5)}),
+    "Mixtral": (
+        "llama", {"expert_count": 8, "expert_used_count": 2},
+        {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 96},
+    ),
+    "Qwen's mixtures": ("qwen2moe", {}, {"norm_topk_prob": False, "shared_expert_intermediate_size": 64}),
 }  # fmt: skip
 
 
