@@ -35,6 +35,11 @@ def modules() -> dict[str, Path]:
     return found
 
 
+def test_no_file_is_longer_than_a_reader_is_patient() -> None:
+    lines = {path: len(path.read_text().splitlines()) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
+    assert {path.relative_to(ROOT).as_posix(): count for path, count in lines.items() if count > 400} == {}
+
+
 def test_each_module_that_does_something_has_its_test() -> None:
     assert sorted(module for module, own in modules().items() if not own.exists()) == []
 

@@ -15,7 +15,6 @@ compares every family listed here with transformers' own logits.
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -27,7 +26,6 @@ import torch
 from torch import Tensor
 
 from ...storage.files.file_names import readable_path
-from ..process.apart import fp32
 from ..process.turns import Turns
 from ..untrusted.families import FAMILIES
 from ..untrusted.numbers import reading
@@ -43,6 +41,7 @@ from .rotary import QUERIES, Rotary, RotaryTables
 from .step_tables import KeptTables, StepTables
 from .template import Template
 from .tokens import load_tokenizer
+from .widened import Widened, multiplies_slowly
 
 if TYPE_CHECKING:
     from .file_weights import FileWeights
@@ -70,7 +69,7 @@ class Model:
         self._in_file = in_file
         self.device: torch.device = self.inner.norm.weight.device
         self.dtype: torch.dtype = next(hf.parameters()).dtype
-        self.prefill_dtype = torch.float32 if _multiplies_slowly(self.device, self.dtype) else self.dtype
+        self.prefill_dtype = torch.float32 if multiplies_slowly(self.device, self.dtype) else self.dtype
         self.step_dtype = self.dtype if in_file is None else torch.float32
         """The dtype of hidden states and rotary tables in a decode step."""
         self.num_layers: int = config.num_hidden_layers
@@ -101,7 +100,7 @@ class Model:
         self._no_positions = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         """For transformers' layers: their queries do not grow."""
         self._identities: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
-        self._wide: dict[tuple[str, torch.Size], torch.nn.Parameter] = {}
+        self._widened = Widened(self.prefill_dtype, self.device, in_file)
         self._rotated = [rotates(config, layer) for layer in range(self.num_layers)]
         self.use_weights("own" if in_file is None else "file")
 
@@ -265,45 +264,12 @@ class Model:
         return LayerRotation(self, layer, reach)
 
     def layer(self, layer: int, *, prefill: bool) -> torch.nn.Module:
-        """The module of a decoder layer; for prefill, a copy in `prefill_dtype` where that is another dtype.
-
-        Some CPUs multiply 16-bit vectors (decode) three times as fast as fp32 ones, because half
-        the bytes are read, but 16-bit matrices (prefill) five times as slowly. Layer-major prefill
-        needs one layer at a time, so one copy is affordable. What is in a file is widened into such
-        a copy, too.
-        """
+        """The module of a decoder layer; for prefill, a copy in `prefill_dtype` where that is another dtype, or the
+        weights are in a file. A copy is good until the next is made (`widened`)."""
         module: torch.nn.Module = self.inner.layers[layer]
         if not prefill or (self.prefill_dtype == self.dtype and self._in_file is None):
             return module
-        return copy.deepcopy(module, {**self._widened_parameters(module), **_shared(module)})
-
-    def _widened_parameters(self, module: torch.nn.Module) -> dict[int, torch.nn.Parameter]:
-        """The module's parameters in `prefill_dtype`, as `copy.deepcopy` takes them: by identity.
-
-        Layers take turns in the same memory: a copy is good until the next is made.
-        """
-        found = {}
-        shared = {id(weight) for part in _shared(module).values() for weight in part.parameters()}
-        for name, parameter in module.named_parameters():
-            if id(parameter) in shared:
-                continue
-            wide = self._wide.get((name, parameter.shape))
-            if wide is None:
-                wide = torch.nn.Parameter(
-                    torch.empty(parameter.shape, dtype=self.prefill_dtype, device=self.device), requires_grad=False
-                )
-                self._wide[name, parameter.shape] = wide
-            matrix = None if self._in_file is None else self._in_file.of(parameter)
-            if matrix is None:
-                wide.copy_(parameter)
-            elif wide.dtype is torch.float32:
-                matrix.widen(wide)
-            else:
-                exact = fp32(*wide.shape)
-                matrix.widen(exact)
-                wide.copy_(exact)
-            found[id(parameter)] = wide
-        return found
+        return self._widened(module)
 
     def run_layer(self, module: torch.nn.Module, hidden: Tensor, attend: Attend) -> Tensor:
         """Run a decoder layer on `[B, T, hidden]`; its attention is `attend`."""
@@ -381,11 +347,6 @@ class Model:
         return self._identities[dtype]
 
 
-def _shared(layer: Any) -> dict[int, torch.nn.Module]:
-    """The part of a layer that is never widened as a whole, since few of its weights serve a token: by identity."""
-    return {id(layer.mlp.experts): layer.mlp.experts} if isinstance(layer.mlp, Experts) else {}
-
-
 class _Found(Exception):
     """Ends a layer at its attention, with the query."""
 
@@ -423,11 +384,3 @@ class LayerRotation:
 def _grown(q: Tensor, tables: StepTables) -> Tensor:
     """Queries `[B, H, D]` of a step, times the factor of their positions in models that have one."""
     return q * tables.lean[QUERIES][0].to(q.dtype) if QUERIES in tables.lean else q
-
-
-def _multiplies_slowly(device: torch.device, dtype: torch.dtype) -> bool:
-    """True if matrix products in `dtype` are slower than in fp32 on this hardware."""
-    if device.type != "cpu" or dtype == torch.float32:
-        return False
-    checks = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
-    return not getattr(torch.ops.mkldnn, checks[dtype])()

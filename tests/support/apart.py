@@ -88,7 +88,7 @@ class ApartItem(pytest.Item):
             _, name, phase = title.split(" ")  # such as "Captured stdout call"
             self.add_report_section(phase, name, text)
         self.user_properties = report.user_properties
-        if report.skipped:
+        if report.skipped:  # a test that skips itself there is skipped here, with its own reason
             pytest.skip(report.longrepr[2].removeprefix("Skipped: "))
         if report.failed:
             pytest.fail(f"in {report.when}:\n{report.longreprtext}", pytrace=False)

@@ -119,6 +119,19 @@ def save_tiny_model(folder: Path, family: str = "llama", *, chat: bool = True, *
     return folder
 
 
+def moved(folder: Path, by: float = 0.5) -> Path:
+    """The model with norms and biases as random as the rest: ones and zeros would hide which is used where."""
+    from safetensors.torch import load_file, save_file
+
+    path, draw = folder / "model.safetensors", torch.Generator().manual_seed(7)
+    weights = load_file(path)
+    for name, weight in weights.items():
+        if weight.dim() == 1:
+            weights[name] = weight + by * torch.randn(weight.shape, generator=draw)
+    save_file(weights, path, {"format": "pt"})
+    return folder
+
+
 def reference_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """transformers' own model, dense SDPA attention."""
     from transformers import AutoModelForCausalLM

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from tiny_models import VOCABULARY, reference_model, save_tiny_model
+from tiny_models import VOCABULARY, moved, reference_model, save_tiny_model
 
 from stratakv.runtime.model import model, model_files
 from stratakv.runtime.model.model import Model
@@ -87,24 +86,13 @@ def off(folder: Path) -> float:
     return float((ours.logits(hidden[0]) - expected).abs().max() / expected.abs().max())
 
 
-def moved(folder: Path) -> Path:
-    """The model with norms that are not what they begin as."""
-    path, draw = folder / "model.safetensors", torch.Generator().manual_seed(3)
-    weights = load_file(path)
-    for name, weight in weights.items():
-        if weight.dim() == 1:
-            weights[name] = weight + 0.3 * torch.randn(weight.shape, generator=draw)
-    save_file(weights, path, {"format": "pt"})
-    return folder
-
-
 @pytest.mark.parametrize("family", sorted({trap.split(":")[0] for trap in TRAPS}))
 def test_nothing_is_left_out(family: str, tmp_path: Path) -> None:
-    assert off(moved(save_tiny_model(tmp_path, family))) < SEEN / 100
+    assert off(moved(save_tiny_model(tmp_path, family), 0.3)) < SEEN / 100
 
 
 @pytest.mark.parametrize("trap", TRAPS)
 def test_what_is_left_out_is_seen(trap: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = moved(save_tiny_model(tmp_path, trap.split(":")[0]))
+    folder = moved(save_tiny_model(tmp_path, trap.split(":")[0]), 0.3)
     TRAPS[trap](monkeypatch)
     assert off(folder) > SEEN

@@ -125,16 +125,14 @@ def _olmo2(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, 
 
 def _olmo3(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
     """OLMo 3: three layers of four slide, and are not stretched."""
-    layers, context = config["num_hidden_layers"], config["max_position_embeddings"]
-    check_scale(said, config["head_dim"])
-    sees = min(said.whole("attention.sliding_window", "sliding_window"), context)
-    slides, _ = _pattern(said, layers, 4)
+    width, context = config["head_dim"], config["max_position_embeddings"]
+    check_scale(said, width)
     return {
         "rope_parameters": {
             "full_attention": _rope(said, contents, config),
-            "sliding_attention": plain_rope(said, "rope.freq_base", config["head_dim"], context),
+            "sliding_attention": plain_rope(said, "rope.freq_base", width, context),
         },
-        "layer_types": _kinds(slides), "sliding_window": sees, "hidden_act": "silu", **_own_head_dim(config),
+        **_sliding(said, config), "hidden_act": "silu", **_own_head_dim(config),
     }  # fmt: skip
 
 
@@ -177,27 +175,30 @@ _SLIDING_EXAONE = 64
 def _exaone4(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
     layers, context = config["num_hidden_layers"], config["max_position_embeddings"]
     check_scale(said, config["head_dim"])
-    sees, slides = None, [False] * layers
     if layers == _SLIDING_EXAONE:
-        sees = min(said.whole("attention.sliding_window", "sliding_window"), context)
-        slides, _ = _pattern(said, layers, 4)
+        window_and_kinds = _sliding(said, config)
     else:
         no_window(said, context, f"of EXAONE 4 the model of {_SLIDING_EXAONE} layers alone has layers that slide")
+        window_and_kinds = {"layer_types": _kinds([False] * layers), "sliding_window": None}
     return {
-        "rope_parameters": _rope(said, contents, config), "layer_types": _kinds(slides), "sliding_window": sees,
-        "hidden_act": "silu", **_own_head_dim(config),
+        "rope_parameters": _rope(said, contents, config), **window_and_kinds, "hidden_act": "silu",
+        **_own_head_dim(config),
     }  # fmt: skip
 
 
 def _cohere2(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
-    layers = config["num_hidden_layers"]
     check_scale(said, config["head_dim"])
-    sees = min(said.whole("attention.sliding_window", "sliding_window"), config["max_position_embeddings"])
-    slides, _ = _pattern(said, layers, 4)
     return {
-        "rope_parameters": _rope(said, contents, config), "layer_types": _kinds(slides), "sliding_window": sees,
-        "hidden_act": "silu", **_own_head_dim(config),
+        "rope_parameters": _rope(said, contents, config), **_sliding(said, config), "hidden_act": "silu",
+        **_own_head_dim(config),
     }  # fmt: skip
+
+
+def _sliding(said: Said, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The window, and which layers slide: three of four, unless the file says otherwise."""
+    slides, _ = _pattern(said, config["num_hidden_layers"], 4)
+    sees = min(said.whole("attention.sliding_window", "sliding_window"), config["max_position_embeddings"])
+    return {"layer_types": _kinds(slides), "sliding_window": sees}
 
 
 def _kinds(slides: list[bool]) -> list[str]:

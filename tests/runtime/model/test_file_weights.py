@@ -106,7 +106,7 @@ def test_a_model_in_16_bits_is_rounded_to_much_less_than_them(tmp_path: Path, mo
     """Weights are exact, and so is prefill, save where a processor multiplies 16 bits fast: not here. Steps multiply
     with hidden states rounded to 16 bits of the largest of each 32, where a converted model rounds all to the 8
     bits of bfloat16. The cache is exact here."""
-    monkeypatch.setattr("stratakv.runtime.model.model._multiplies_slowly", lambda device, dtype: True)
+    monkeypatch.setattr("stratakv.runtime.model.model.multiplies_slowly", lambda device, dtype: True)
     write_gguf(tmp_path / "m.gguf", random_model("llama"), "llama", change=typed(["Q8_0"]))
     exact, _ = logits(tmp_path / "m.gguf", "own")
     off = {}
@@ -127,7 +127,7 @@ def test_a_prompt_in_16_bits_is_rounded_as_a_converted_models_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a processor multiplies 16 bits fast, prefill does, with the file's weights as with others."""
-    monkeypatch.setattr("stratakv.runtime.model.model._multiplies_slowly", lambda device, dtype: False)
+    monkeypatch.setattr("stratakv.runtime.model.model.multiplies_slowly", lambda device, dtype: False)
     write_gguf(tmp_path / "m.gguf", random_model("llama"), "llama", change=typed(["Q8_0"]))
     found = {}
     for weights in ("file", "own"):
@@ -148,9 +148,9 @@ def test_no_matrix_is_copied(tmp_path: Path) -> None:
     size = (tmp_path / "m.gguf").stat().st_size
     model = runtime.model
     own = sum(w.nbytes for w in model.hf.parameters() if w.device.type != "meta")
-    layers = max(w.nbytes for w in model._wide.values()) * 7
+    layers = max(w.nbytes for w in model._widened._held.values()) * 7
     assert own < 0.02 * size
-    assert sum(w.nbytes for w in model._wide.values()) <= layers
+    assert model._widened.num_bytes <= layers
     compiled_step = runtime.engine.compiled
     assert compiled_step is not None
     kept = {id(t): t.nbytes for form in compiled_step._forms.values() for t in form.rows._kept}
