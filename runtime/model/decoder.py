@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..untrusted.families import FAMILIES, Form
+from ..untrusted.families import FAMILIES
+from ..untrusted.family import Form
 from .mlp import MLP, Experts, is_mixture, stated
 from .products import Linear
 

@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..untrusted.families import FAMILIES, Form
+from ..untrusted.families import FAMILIES
+from ..untrusted.family import Form
 from .expert_weights import LayerExperts, Make
 from .mlp import MLP, Experts
 from .products import Linear, Product

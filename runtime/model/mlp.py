@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..untrusted.families import FAMILIES, Form
+from ..untrusted.families import FAMILIES
+from ..untrusted.family import Form
 from .products import Linear
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from ..untrusted.families import EVERY_LAYER
+from ..untrusted.family import EVERY_LAYER
 from ..untrusted.rope import Rope, Table, rotary_width
 
 RotaryTables = dict[str, tuple[Tensor, Tensor]]

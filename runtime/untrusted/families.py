@@ -2,86 +2,16 @@
 
 Whoever needs to know in what a family differs asks this table: what its `config.json` may say (`settings`, `rope`), how
 its layers compute (`model.decoder`, `model.lean_layer`), what its GGUF files hold (`model.gguf.architectures`), and how
-its tokenizer is found (`model.tokens`). A field that an entry leaves out is as in Llama.
+its tokenizer is found (`model.tokens`). What can be said of one is in `family`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-
-EVERY_LAYER = "every_layer"
-"""The one rotary table of a family whose layers are all turned alike."""
-ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
-USUAL_THETA = 10_000.0
+from .family import EVERY_LAYER, ExpertNames, Family, Form, GgufNames
 
 WRAPPERS: dict[str, str | None] = {"gemma3": "gemma3_text", "llava": None, "mistral3": None}
 """Models of pictures and text whose text runs through the family of their `text_config` as it would alone -> that
 family where the file does not say it; None: it must."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ExpertNames:
-    """The names in `config.json` of a mixture's sizes."""
-
-    count: str = "num_experts"
-    chosen: str = "num_experts_per_tok"
-    width: str = "moe_intermediate_size"
-    renormalises: str | bool = "norm_topk_prob"
-    """Whether the shares of the chosen experts are divided by their sum, or the name of that."""
-    shared: str | None = None
-    """The width of an MLP that every token has besides, times a share of its own."""
-    rounds_shares: bool = True
-    """Shares have the model's dtype."""
-    spelled: Mapping[str, str] = field(default_factory=dict)
-    """Part of a weight's name -> how published files spell it. transformers takes both, and so do we."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Form:
-    """The differences between a family's layers and Llama's. Biases are named as in `config.json`, or a fact of the
-    family."""
-
-    norms: tuple[str, ...] = ("input", "post_attention")
-    """The names of the layer's norms, each `<name>_layernorm`."""
-    norm: str = "scale"
-    """`scale`: rounds, then multiplies by the weight. `wide`: multiplies, then rounds. `offset`: multiplies by 1 more,
-    then rounds. `centred`: as `wide`, around the mean."""
-    norm_eps: str = "rms_norm_eps"
-    """Name in `config.json` of what is added to a norm's mean square."""
-    head_norm: str | None = None
-    """The norm of q and k: over each `head`, over `all` heads together, or none."""
-    qkv_bias: str | bool = False
-    out_bias: str | bool = False
-    mlp_bias: str | bool = False
-    is_fused: bool = False
-    """One product makes q, k and v, another gate and up; part of a head may stay un-rotated."""
-    experts: ExpertNames | None = None
-    """Layers have a mixture of experts, unless `config.json` says otherwise of some."""
-    is_parallel: bool = False
-    """Attention and MLP read the same norm, and both are added at the end of the layer."""
-    act: str = "hidden_act"
-    score_scale: str | None = None
-    """Name in `config.json` of what scores are multiplied by; None: one over the root of the head dim, or of
-    `score_width`."""
-    score_width: str | None = None
-    embedding_factor: str | None = None
-    residual_factor: str | None = None
-    logit_factor: str | None = None
-    logit_divisor: str | None = None
-    """Names in `config.json` of numbers: those that embeddings, what layers add, and logits are multiplied by; and the
-    one that logits are divided by."""
-    rotary_dtype: str | None = None
-    """The dtype of the rotary tables, as torch spells it; None: that of the hidden state."""
-    scales_embedding: bool = False
-    """Embeddings are multiplied by the root of their width."""
-    rotated_layers: str | None = None
-    """Name in `config.json` of which layers rotate; None: all do."""
-    rotates_in_windows: bool = False
-    """Where layers slide, they alone rotate."""
-    in_pairs: bool = False
-    """Numbers (2i, 2i + 1) of q and k are rotated together, not (i, i + D / 2)."""
-
 
 _MLP = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
 _ATTENTION = {
@@ -104,32 +34,6 @@ _ATTENTION_BIASES = {"attention_bias": tuple(_ATTENTION)}
 _ALL_BIASES = {**_ATTENTION_BIASES, "mlp_bias": tuple(_MLP)}
 _FREQUENCIES, _FACTORS = ("rope_freqs.weight",), ("rope_factors_short.weight", "rope_factors_long.weight")
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GgufNames:
-    """The tensors of a family's GGUF files. Tensors are named without `blk.N.` and their endings, weights without
-    `model.layers.N.`; how keys become a `config.json` is code (`model.gguf.architectures`)."""
-
-    architecture: str
-    """`general.architecture`."""
-    layer: Mapping[str, str] = field(default_factory=lambda: _LLAMA)
-    """Tensor of a block -> weight of a layer. `*`: those of all experts, one below the other."""
-    biases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Name in config.json -> the tensors of a block that have biases if it is true; it is if any of them has one."""
-    in_pairs: bool = False
-    """Rows of q and k stand as numbers (2i, 2i + 1) that are rotated together, not as halves of a head."""
-    norm_offset: float = 0.0
-    """The number added to every norm: a file stores norms as they are used."""
-    rope_tensors: tuple[str, ...] = ()
-    """Tensors about positions that it may have."""
-    only_with: str | None = None
-    """The family has files of another one's architecture in which this key is a number above 0."""
-    factors: Mapping[str, str] = field(default_factory=dict)
-    """Key -> name in config.json of the number by which something is multiplied; 0 stands for 1."""
-    reads: frozenset[str] = frozenset()
-    """Keys that mean something to this family alone."""
-
-
 _COMMON = frozenset({
     "attention_bias", "attention_dropout", "attn_logit_softcapping", "bos_token_id", "eos_token_id",
     "final_logit_softcapping", "head_dim", "hidden_act", "hidden_size", "intermediate_size", "layer_types",
@@ -146,51 +50,14 @@ _OF_EXPERTS = frozenset({
     "num_experts_per_tok",
 })  # fmt: skip
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Family:
-    """One family, by its `model_type`."""
-
-    names: frozenset[str]
-    """Names in `config.json` that its forward pass depends on. `layer_types` and `sliding_window` are among them where
-    its layers can slide; with `sliding_window` alone they all do."""
-    refused: Mapping[str, str] = field(default_factory=dict)
-    """Name in `config.json` -> why a file that says it is refused."""
-    thetas: Mapping[str, float] = field(default_factory=lambda: {EVERY_LAYER: USUAL_THETA})
-    """Kind of layer -> base frequency of its rotary table, where the file is silent. Several: each kind has a table."""
-    sliding_theta: str = "rope_theta"
-    """Name in `config.json` of the base frequency of layers that slide, where they have a table."""
-    rope_kinds: tuple[str, ...] = ROPE_KINDS
-    needs_window: bool = False
-    """Its layers of some kind slide, so `sliding_window` is a number."""
-    turns_part: bool = False
-    """It may turn a part of each head only."""
-    query_growth: str | None = None
-    """Name, among those about positions, of the beta by which queries grow: they are multiplied by
-    1 + beta * ln(1 + floor(position / original length)). Keys are not."""
-    original_positions: int | None = None
-    """`original_max_position_embeddings` where the file is silent, in families that have the name beside their tables;
-    None: inside them, and `max_position_embeddings` where the file is silent."""
-    has_plain_tokenizer: bool = False
-    """transformers takes tokenizer.json alone where the file says so. In other families it has a class of its own, or
-    looks for other files first."""
-    form: Form
-    gguf: GgufNames | None = None
-    """None: its files are of another family's architecture."""
-
-    @property
-    def has_tables_by_kind(self) -> bool:
-        """Each kind of layer has a rotary table of its own."""
-        return len(self.thetas) > 1
-
-
 FAMILIES: dict[str, Family] = {
     "llama": Family(
         names=_COMMON - _LAYERS_THAT_SLIDE | {"pretraining_tp"},
         has_plain_tokenizer=True,
         form=Form(qkv_bias="attention_bias", out_bias="attention_bias", mlp_bias="mlp_bias"),
         gguf=GgufNames(
-            architecture="llama", biases=_ALL_BIASES, in_pairs=True, rope_tensors=_FREQUENCIES + _FACTORS
+            architecture="llama", layer=_LLAMA, biases=_ALL_BIASES, in_pairs=True,
+            rope_tensors=_FREQUENCIES + _FACTORS,
         ),
     ),
     "mistral": Family(
@@ -219,14 +86,14 @@ FAMILIES: dict[str, Family] = {
         query_growth="llama_4_scaling_beta",
         form=Form(),
         gguf=GgufNames(
-            architecture="mistral3", in_pairs=True,
+            architecture="mistral3", layer=_LLAMA, in_pairs=True,
             reads=frozenset({"attention.temperature_scale", "rope.scaling.yarn_log_multiplier"}),
         ),
     ),
     "qwen2": Family(
         names=_COMMON | _WINDOWS,
         form=Form(qkv_bias=True),
-        gguf=GgufNames(architecture="qwen2"),
+        gguf=GgufNames(architecture="qwen2", layer=_LLAMA),
     ),
     "qwen3": Family(
         names=_COMMON | _WINDOWS,
@@ -320,7 +187,8 @@ FAMILIES: dict[str, Family] = {
             residual_factor="residual_multiplier", logit_divisor="logits_scaling",
         ),
         gguf=GgufNames(
-            architecture="granite", biases=_ALL_BIASES, in_pairs=True, rope_tensors=_FREQUENCIES + _FACTORS,
+            architecture="granite", layer=_LLAMA, biases=_ALL_BIASES, in_pairs=True,
+            rope_tensors=_FREQUENCIES + _FACTORS,
             factors={
                 "embedding_scale": "embedding_multiplier", "residual_scale": "residual_multiplier",
                 "logit_scale": "logits_scaling",
@@ -353,7 +221,7 @@ FAMILIES: dict[str, Family] = {
         form=Form(
             qkv_bias="attention_bias", out_bias="attention_bias", mlp_bias="mlp_bias", rotated_layers="no_rope_layers"
         ),
-        gguf=GgufNames(architecture="smollm3", biases=_ALL_BIASES, in_pairs=True),
+        gguf=GgufNames(architecture="smollm3", layer=_LLAMA, biases=_ALL_BIASES, in_pairs=True),
     ),
 }  # fmt: skip
 """By `model_type` of `config.json`."""

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from ..api.errors import ModelFileError
-from .families import EVERY_LAYER, FAMILIES
+from .families import FAMILIES
+from .family import EVERY_LAYER
 from .numbers import BOUNDS, shown
 
 NAMES = frozenset({

@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from ...api.errors import ModelFileError
-from ...untrusted.families import FAMILIES, GgufNames
+from ...untrusted.families import FAMILIES
+from ...untrusted.family import GgufNames
 from ...untrusted.numbers import shown
 from .container import Contents
 from .kinds import check_is_model

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from ...api.errors import ModelFileError
-from ...untrusted.families import ExpertNames, Family
+from ...untrusted.family import ExpertNames, Family
 from .container import Contents
 from .said import Said
 

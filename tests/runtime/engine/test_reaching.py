@@ -10,7 +10,7 @@ import pytest
 
 from stratakv.runtime.engine.reaching import in_reach, within_reach
 from stratakv.runtime.engine.sequence import PROMPT, Past, Sequence
-from stratakv.runtime.untrusted.families import EVERY_LAYER
+from stratakv.runtime.untrusted.family import EVERY_LAYER
 from stratakv.runtime.untrusted.rope import Rope
 from stratakv.storage import CapacityError
 

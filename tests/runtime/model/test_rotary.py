@@ -11,7 +11,7 @@ from as_transformers import assert_equal
 from tiny_models import save_tiny_model
 
 from stratakv.runtime.model.rotary import Rotary
-from stratakv.runtime.untrusted.families import EVERY_LAYER
+from stratakv.runtime.untrusted.family import EVERY_LAYER
 from stratakv.runtime.untrusted.rope import Rope
 
 ROPE: dict[str, dict[str, Any]] = {

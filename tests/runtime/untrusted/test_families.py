@@ -7,7 +7,8 @@ import ast
 from places import ROOT
 
 from stratakv.runtime.model.gguf.architectures import ARCHITECTURES, VARIANTS
-from stratakv.runtime.untrusted.families import FAMILIES, ROPE_KINDS, WRAPPERS
+from stratakv.runtime.untrusted.families import FAMILIES, WRAPPERS
+from stratakv.runtime.untrusted.family import ROPE_KINDS
 from stratakv.runtime.untrusted.rope import _OF_KIND
 
 RUNTIME = ROOT / "runtime"
