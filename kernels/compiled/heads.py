@@ -51,11 +51,11 @@ def heads(row: int, item: int, scratch: int) -> None:
         x[i] = qkv[b, head, i]
     if head < queries + groups:
         _norm(op, qkv[b], head, x)
-        if op[H_PAIRS] != 0:
-            for i in range(dim // 2):
-                turned[i], turned[dim // 2 + i] = x[2 * i], x[2 * i + 1]
-            for i in range(dim):
-                x[i] = turned[i]
+        half = op[H_PAIRS] // 2
+        for i in range(half):
+            turned[i], turned[half + i] = x[2 * i], x[2 * i + 1]
+        for i in range(2 * half):
+            x[i] = turned[i]
         if op[H_ROTARY] != 0:
             _turn(op, b, x, turned)
     if head < queries:

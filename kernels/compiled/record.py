@@ -110,7 +110,7 @@ H_PLACES = 18
 kind, F32 or BF16."""
 H_PAIRS, H_FACTORS = range(19, 21)
 """H_FACTORS: [B], what each sequence's queries are multiplied by behind their rotation; 0: nothing.
-H_PAIRS: numbers (2i, 2i + 1) of q and k in H_QKV belong together, not (i, i + D / 2)."""
+H_PAIRS: of the first so many numbers of q and k in H_QKV (2i, 2i + 1) belong together, not (i, i + H_PAIRS / 2)."""
 
 # Of one sequence and layer: what to read of G * L-token pages, or of one run of rows.
 # `score_bounds`: scores of S_SPAN units an item, of one KV head; items are G times the parts of S_UNITS.

@@ -88,7 +88,7 @@ class Attention(nn.Module):
         self.scaling = getattr(config, form.score_scale) if form.score_scale else width**-0.5
         self.rows = [heads * self.dim, kv_heads * self.dim, kv_heads * self.dim]
         bias = stated(form.qkv_bias, config)
-        if form.is_fused:
+        if form.fuses_qkv:
             self.qkv_proj = Linear(hidden, sum(self.rows), bias=bias)
         else:
             self.q_proj, self.k_proj, self.v_proj = (Linear(hidden, rows, bias=bias) for rows in self.rows)
@@ -120,31 +120,28 @@ class DecoderLayer(nn.Module):
         self.is_parallel, self.factor = form.is_parallel, factor(config, form.residual_factor)
         self.self_attn = Attention(config, form, at)
         self.mlp = Experts(config, form) if is_mixture(config, at) else MLP(config, form)
+        self._norms = form.norms
         for name in form.norms:
-            setattr(self, f"{name}_layernorm", Norm(config.hidden_size, config, form))
-        has_four = "pre_feedforward" in form.norms
-        self._before = "input_layernorm" if "input" in form.norms else None
-        self._between = "post_attention_layernorm" if has_four or self._before is None else None
-        self._before_mlp: str | None = "pre_feedforward_layernorm" if has_four else "post_attention_layernorm"
-        if self._before is None or form.is_parallel:
-            self._before_mlp = None
-        self._after = "post_feedforward_layernorm" if "post_feedforward" in form.norms else None
+            if name is not None:
+                setattr(self, f"{name}_layernorm", Norm(config.hidden_size, config, form))
 
     def forward(self, hidden: Tensor, *, strata_attend: Any, **_: Any) -> Tensor:
         """Run the layer on `[B, T, C]`. The other arguments are those that transformers' layers take."""
-        normed = self._normed(self._before, hidden)
+        norms = self._norms
+        normed = self._normed(norms.before_attention, hidden)
         out = self.self_attn(normed, strata_attend)
         if self.is_parallel:
             parallel: Tensor = hidden + out + self.mlp(normed)
             return parallel
-        hidden = hidden + self._scaled(self._normed(self._between, out))
-        return hidden + self._scaled(self._normed(self._after, self.mlp(self._normed(self._before_mlp, hidden))))
+        hidden = hidden + self._scaled(self._normed(norms.after_attention, out))
+        made = self.mlp(self._normed(norms.before_mlp, hidden))
+        return hidden + self._scaled(self._normed(norms.after_mlp, made))
 
     def _scaled(self, x: Tensor) -> Tensor:
         return x if self.factor == 1 else x * self.factor
 
     def _normed(self, name: str | None, x: Tensor) -> Tensor:
-        found: Tensor = x if name is None else getattr(self, name)(x)
+        found: Tensor = x if name is None else getattr(self, f"{name}_layernorm")(x)
         return found
 
 

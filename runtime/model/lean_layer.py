@@ -76,8 +76,8 @@ class LeanLayer:
         """Of what is added to the hidden state."""
         self.heads, self.kv_heads, self.dim, self.is_rotated = heads, kv_heads, dim, is_rotated
         self.scale = float(attention.scaling)
-        is_fused = form.is_fused
-        self.qkv = product([attention.qkv_proj] if is_fused else [attention.q_proj, attention.k_proj, attention.v_proj])
+        of_qkv = ("qkv_proj",) if form.fuses_qkv else ("q_proj", "k_proj", "v_proj")
+        self.qkv = product([getattr(attention, name) for name in of_qkv])
         self.out = product([attention.o_proj])
         self.experts: Experts | None = mlp if isinstance(mlp, Experts) else None
         """In place of `gate_up` and `down`, or besides them: those are the shared expert's then."""
@@ -89,19 +89,13 @@ class LeanLayer:
         if self.experts is not None and self.experts.has_shared:
             mlp, self.shared_gate = self.experts.shared_expert, product([self.experts.shared_expert_gate])
         if self.has_mlp:
-            self.gate_up = product([mlp.gate_up_proj] if is_fused else [mlp.gate_proj, mlp.up_proj])
-            self.act, self.down = mlp.activation_fn if is_fused else mlp.act_fn, product([mlp.down_proj])
+            self.gate_up = product([mlp.gate_up_proj] if form.fuses_mlp else [mlp.gate_proj, mlp.up_proj])
+            self.act, self.down = mlp.activation_fn if form.fuses_mlp else mlp.act_fn, product([mlp.down_proj])
         self.act_name = act_name(self.act)
         self.layer_experts = None if self.experts is None else LayerExperts.of(self.experts, self.router, product)
         """The experts for compiled steps; None where there are none, or such steps do not know their weights."""
-        norms = {name: Norm(part) for name, part in layer.named_children() if name.endswith("layernorm")}
-        has_four, has_input = "pre_feedforward_layernorm" in norms, "input_layernorm" in norms
-        self.before_attention = norms.get("input_layernorm")
-        self.after_attention = norms["post_attention_layernorm"] if has_four or not has_input else None
-        self.before_mlp = norms.get("pre_feedforward_layernorm" if has_four else "post_attention_layernorm")
-        if not has_input or form.is_parallel:
-            self.before_mlp = None
-        self.after_mlp = norms.get("post_feedforward_layernorm")
+        norms = [None if name is None else Norm(getattr(layer, f"{name}_layernorm")) for name in form.norms]
+        self.before_attention, self.after_attention, self.before_mlp, self.after_mlp = norms
         self.head_norm: HeadNorm | None = None
         self.wide_norms: tuple[Norm, Norm] | None = None
         if form.head_norm == "head":
@@ -123,7 +117,7 @@ class LeanLayer:
         if self.head_norm is not None:
             qk = self.head_norm(qk)
         if self.in_pairs:
-            qk = in_halves(qk)
+            qk = in_halves(qk, sin.shape[-1])
         if self.is_rotated:
             qk = turn(qk, cos, sin)
         return qk[:, :heads], qk[:, heads:], v
@@ -215,14 +209,16 @@ def _form(layer: nn.Module) -> Form | None:
 def _parts_of(form: Form, *, is_mixture: bool) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
     """Norms of a decoder layer of that form, parts of its attention, and of its MLP."""
     attention, mlp = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_proj", "up_proj", "down_proj", "act_fn"}
-    if form.is_fused:
-        attention, mlp = {"qkv_proj", "o_proj"}, {"gate_up_proj", "down_proj", "activation_fn"}
+    if form.fuses_qkv:
+        attention = {"qkv_proj", "o_proj"}
+    if form.fuses_mlp:
+        mlp = {"gate_up_proj", "down_proj", "activation_fn"}
     if is_mixture:
         assert form.experts is not None
         mlp = {"gate", "experts"} | ({"shared_expert", "shared_expert_gate"} if form.experts.shared else set())
     if form.head_norm:
         attention |= {"q_norm", "k_norm"}
-    return frozenset(f"{name}_layernorm" for name in form.norms), frozenset(attention), frozenset(mlp)
+    return form.norms.names, frozenset(attention), frozenset(mlp)
 
 
 def for_lean(cos: Tensor, sin: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -233,9 +229,11 @@ def for_lean(cos: Tensor, sin: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     return (F.pad(cos, (0, rest), value=1.0) if rest else cos), signed
 
 
-def in_halves(x: Tensor) -> Tensor:
-    """Heads `[..., D]` whose numbers (2i, 2i + 1) belong together, as heads whose numbers (i, i + D / 2) do."""
-    return x.view(*x.shape[:-1], -1, 2).transpose(-1, -2).reshape(x.shape)
+def in_halves(x: Tensor, width: int) -> Tensor:
+    """Heads `[..., D]` of whose first `width` numbers (2i, 2i + 1) belong together, as heads of whose first ones
+    (i, i + width / 2) do."""
+    halves, rest = [x[..., :width:2], x[..., 1:width:2]], x[..., width:]
+    return torch.cat([*halves, rest] if rest.shape[-1] else halves, -1)
 
 
 def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -23,13 +23,13 @@ class MLP(nn.Module):
         super().__init__()
         hidden, bias = config.hidden_size, stated(form.mlp_bias, config)
         inner = config.intermediate_size if inner is None else inner
-        if form.is_fused:
+        if form.fuses_mlp:
             self.gate_up_proj = Linear(hidden, 2 * inner, bias=bias)
         else:
             self.gate_proj, self.up_proj = Linear(hidden, inner, bias=bias), Linear(hidden, inner, bias=bias)
         self.down_proj = Linear(inner, hidden, bias=bias)
         act = activation(getattr(config, form.act))
-        if form.is_fused:
+        if form.fuses_mlp:
             self.activation_fn = act
         else:
             self.act_fn = act

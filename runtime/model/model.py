@@ -245,7 +245,8 @@ class Model:
         """Apply positions to q `[B,H,T,D]` and k `[B,G,T,D]` in the family's way. Numbers that are rotated together
         stand as halves of a head afterwards, in every family."""
         if self._in_pairs and self._rotated[layer]:
-            turned = self.turn(layer, in_halves(q).float(), in_halves(k).float(), tables)
+            width = tables[self.kinds[layer]][0].shape[-1]
+            turned = self.turn(layer, in_halves(q, width).float(), in_halves(k, width).float(), tables)
             return turned[0].to(q.dtype), turned[1].to(q.dtype)
         return self.turn(layer, q, k, tables)
 

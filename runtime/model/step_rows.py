@@ -70,6 +70,8 @@ class StepRows:
         self._filled = 0
         self._heads_rows: list[int] = []
         """Where HEADS is, of each layer; what attends comes behind it."""
+        self._in_pairs: set[int] = set()
+        """Those of layers that rotate numbers in pairs."""
         self.hidden, self.logits = fp32(batch, width), fp32(batch, head.product.weight.shape[0])
         """The embedded tokens `[B, C]`, to be filled in; `[B, V]`, what comes out."""
         self.q = fp32(len(lean), batch, self.heads, self.dim)
@@ -96,6 +98,8 @@ class StepRows:
             self._sum(row, above, sums[0], layer.before_attention)
             base = self.hidden if number == 0 else sums[0]
             self._heads_rows.append(self._filled)
+            if layer.in_pairs:
+                self._in_pairs.add(self._filled)
             self._heads(self._next(1)[0], layer, number, qkv, is_rotated=rotated[number])
             self._next(space)
             self._products(layer.out, outs[0], r.M_OUT)
@@ -144,6 +148,7 @@ class StepRows:
             self.table[here, r.H_COS], self.table[here, r.H_SIN] = cos.data_ptr(), sin.data_ptr()
             rotated = [row for row in here if self.table[row, r.H_ROTARY]]
             self.table[rotated, r.H_ROTARY] = sin.shape[-1]
+            self.table[[row for row in rotated if row in self._in_pairs], r.H_PAIRS] = sin.shape[-1]
         if QUERIES in self._tables:
             self.table[self._heads_rows, r.H_FACTORS] = self._tables[QUERIES][0].data_ptr()
 
@@ -203,7 +208,7 @@ class StepRows:
         row[[r.H_BATCH, r.H_HEADS, r.H_GROUPS, r.H_DIM]] = self.batch, self.heads, self.groups, self.dim
         row[[r.H_QKV, r.H_Q, r.H_PLACES]] = qkv.data_ptr(), self.q[number].data_ptr(), self.places[number].ctypes.data
         row[r.H_ROTARY] = int(is_rotated)
-        row[r.H_PAIRS] = layer.in_pairs or any(strip.pairs for strip in self._strips(layer.qkv))
+        row[r.H_PAIRS] = max(strip.pairs for strip in self._strips(layer.qkv))
         if layer.head_norm is not None:
             row[[r.H_NORM, r.H_EPS]] = self._wide(layer.head_norm.weight), bits(layer.head_norm.eps)
         elif layer.wide_norms is not None:

@@ -7,12 +7,13 @@ its tokenizer is found (`model.tokens`). What can be said of one is in `family`.
 
 from __future__ import annotations
 
-from .family import EVERY_LAYER, ExpertNames, Family, Form, GgufNames
+from .family import EVERY_LAYER, ExpertNames, Family, Form, GgufNames, Norms
 
 WRAPPERS: dict[str, str | None] = {"gemma3": "gemma3_text", "llava": None, "mistral3": None}
 """Models of pictures and text whose text runs through the family of their `text_config` as it would alone -> that
 family where the file does not say it; None: it must."""
 
+_BEHIND = Norms(None, "post_attention", None, "post_feedforward")
 _MLP = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
 _ATTENTION = {
     "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
@@ -126,9 +127,9 @@ FAMILIES: dict[str, Family] = {
         thetas={"full_attention": 1_000_000.0, "sliding_attention": 10_000.0},
         sliding_theta="rope_local_base_freq",
         form=Form(
-            norms=("input", "post_attention", "pre_feedforward", "post_feedforward"), norm="offset", head_norm="head",
-            qkv_bias="attention_bias", out_bias="attention_bias", act="hidden_activation", scales_embedding=True,
-            score_width="query_pre_attn_scalar",
+            norms=Norms("input", "post_attention", "pre_feedforward", "post_feedforward"), norm="offset",
+            head_norm="head", qkv_bias="attention_bias", out_bias="attention_bias", act="hidden_activation",
+            scales_embedding=True, score_width="query_pre_attn_scalar",
         ),
         gguf=GgufNames(
             architecture="gemma3",
@@ -142,9 +143,9 @@ FAMILIES: dict[str, Family] = {
     "phi3": Family(
         names=_COMMON - {"layer_types"} | {"embd_pdrop", "resid_pdrop"},
         rope_kinds=("default", "longrope"),
-        turns_part=True,
+        turned=1.0,
         original_positions=4096,
-        form=Form(is_fused=True),
+        form=Form(fuses_qkv=True, fuses_mlp=True),
         gguf=GgufNames(
             architecture="phi3",
             layer=_NORMS | {
@@ -157,7 +158,7 @@ FAMILIES: dict[str, Family] = {
     "olmo2": Family(
         names=_COMMON - _LAYERS_THAT_SLIDE,
         form=Form(
-            norms=("post_attention", "post_feedforward"), norm="wide", head_norm="all", qkv_bias="attention_bias",
+            norms=_BEHIND, norm="wide", head_norm="all", qkv_bias="attention_bias",
             out_bias="attention_bias", rotary_dtype="float32",
         ),
         gguf=GgufNames(
@@ -169,7 +170,7 @@ FAMILIES: dict[str, Family] = {
         needs_window=True,
         thetas={"full_attention": 500_000.0, "sliding_attention": 500_000.0},
         form=Form(
-            norms=("post_attention", "post_feedforward"), norm="wide", head_norm="all", qkv_bias="attention_bias",
+            norms=_BEHIND, norm="wide", head_norm="all", qkv_bias="attention_bias",
             out_bias="attention_bias", rotary_dtype="float32",
         ),
         gguf=GgufNames(
@@ -197,7 +198,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "exaone4": Family(
         names=_COMMON | {"sliding_window_pattern"},
-        form=Form(norms=("post_attention", "post_feedforward"), head_norm="head", rotates_in_windows=True),
+        form=Form(norms=_BEHIND, head_norm="head", rotates_in_windows=True),
         gguf=GgufNames(
             architecture="exaone4", layer=_ATTENTION | _MLP | _HEAD_NORMS | _NORMS_BEHIND, rope_tensors=_FREQUENCIES
         ),
@@ -206,12 +207,29 @@ FAMILIES: dict[str, Family] = {
         names=_COMMON - {"rms_norm_eps"} | {"layer_norm_eps", "logit_scale", "sliding_window_pattern"},
         needs_window=True,
         form=Form(
-            norms=("input",), norm="centred", norm_eps="layer_norm_eps", is_parallel=True, qkv_bias="attention_bias",
-            out_bias="attention_bias", logit_factor="logit_scale", rotates_in_windows=True, in_pairs=True,
+            norms=Norms("input", None, None, None), norm="centred", norm_eps="layer_norm_eps", is_parallel=True,
+            qkv_bias="attention_bias", out_bias="attention_bias", logit_factor="logit_scale", rotates_in_windows=True,
+            in_pairs=True,
         ),
         gguf=GgufNames(
             architecture="cohere2", layer=_ATTENTION | _MLP | {"attn_norm": "input_layernorm"},
             biases=_ATTENTION_BIASES, factors={"logit_scale": "logit_scale"},
+        ),
+    ),
+    "glm4": Family(
+        names=_COMMON - _LAYERS_THAT_SLIDE,
+        turned=0.5,
+        form=Form(
+            norms=Norms("input", "post_self_attn", "post_attention", "post_mlp"), qkv_bias="attention_bias",
+            fuses_mlp=True, in_pairs=True,
+        ),
+        gguf=GgufNames(
+            architecture="glm4", biases={"attention_bias": ("attn_q", "attn_k", "attn_v")},
+            layer=_ATTENTION | {
+                "attn_norm": "input_layernorm", "post_attention_norm": "post_self_attn_layernorm",
+                "ffn_norm": "post_attention_layernorm", "post_ffw_norm": "post_mlp_layernorm",
+                "ffn_up": "mlp.gate_up_proj", "ffn_down": "mlp.down_proj",
+            },
         ),
     ),
     "smollm3": Family(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 EVERY_LAYER = "every_layer"
 """The one rotary table of a family whose layers are all turned alike."""
@@ -28,13 +29,28 @@ class ExpertNames:
     """Part of a weight's name -> how published files spell it. transformers takes both, and so do we."""
 
 
+class Norms(NamedTuple):
+    """Where a layer's norms stand, each named `<name>_layernorm`; None: there is none."""
+
+    before_attention: str | None
+    after_attention: str | None
+    before_mlp: str | None
+    after_mlp: str | None
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(f"{name}_layernorm" for name in self if name is not None)
+
+
+_BEFORE = Norms("input", None, "post_attention", None)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Form:
     """The differences between a family's layers and Llama's. Biases are named as in `config.json`, or a fact of the
     family."""
 
-    norms: tuple[str, ...] = ("input", "post_attention")
-    """The names of the layer's norms, each `<name>_layernorm`."""
+    norms: Norms = _BEFORE
     norm: str = "scale"
     """`scale`: rounds, then multiplies by the weight. `wide`: multiplies, then rounds. `offset`: multiplies by 1 more,
     then rounds. `centred`: as `wide`, around the mean."""
@@ -45,8 +61,10 @@ class Form:
     qkv_bias: str | bool = False
     out_bias: str | bool = False
     mlp_bias: str | bool = False
-    is_fused: bool = False
-    """One product makes q, k and v, another gate and up; part of a head may stay un-rotated."""
+    fuses_qkv: bool = False
+    """One product makes q, k and v."""
+    fuses_mlp: bool = False
+    """One product makes gate and up."""
     experts: ExpertNames | None = None
     """Layers have a mixture of experts, unless `config.json` says otherwise of some."""
     is_parallel: bool = False
@@ -71,7 +89,7 @@ class Form:
     rotates_in_windows: bool = False
     """Where layers slide, they alone rotate."""
     in_pairs: bool = False
-    """Numbers (2i, 2i + 1) of q and k are rotated together, not (i, i + D / 2)."""
+    """Numbers (2i, 2i + 1) of the part of q and k that is rotated belong together, not (i, i + half of it)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,8 +133,9 @@ class Family:
     rope_kinds: tuple[str, ...] = ROPE_KINDS
     needs_window: bool = False
     """Its layers of some kind slide, so `sliding_window` is a number."""
-    turns_part: bool = False
-    """It may turn a part of each head only."""
+    turned: float | None = None
+    """The share of each head that is turned where the file is silent, in families that may turn a part; None: all of
+    it, always."""
     query_growth: str | None = None
     """Name, among those about positions, of the beta by which queries grow: they are multiplied by
     1 + beta * ln(1 + floor(position / original length)). Keys are not."""

@@ -78,6 +78,8 @@ def read_rope(path: Path, family: str, settings: Mapping[str, Any]) -> dict[str,
         if "yarn" not in known.rope_kinds and table["rope_type"] == "yarn" and "short_factor" in table:
             table["rope_type"] = "longrope"  # as Phi-3's first files have it
         table.setdefault("rope_theta", theta)
+        if known.turned not in (None, 1.0):
+            table.setdefault("partial_rotary_factor", known.turned)
         _check(path, family, table)
         found[kind] = table
     return found
@@ -90,7 +92,7 @@ def was_misread(family: str, settings: Mapping[str, Any]) -> bool:
     nested = [value for value in parameters.values() if isinstance(value, dict)]
     each = [scaling, parameters, *nested]
     kinds = {str(one.get("rope_type") or one.get("type") or "default") for one in each} - {"default"}
-    if kinds & {"longrope", "su", "dynamic"} or (FAMILIES[family].turns_part and kinds):
+    if kinds & {"longrope", "su", "dynamic"} or (FAMILIES[family].turned is not None and kinds):
         return True
     is_original_beside = settings.get("original_max_position_embeddings") is not None
     is_original_inside = any("original_max_position_embeddings" in one for one in each)
@@ -261,7 +263,7 @@ def _check(path: Path, family: str, table: Table) -> None:
         low, high = table["low_freq_factor"], table["high_freq_factor"]
         raise ModelFileError(f"{path}: high_freq_factor: {high}, expected more than low_freq_factor, {low}")
     share = table.get("partial_rotary_factor", 1)
-    if share != 1 and not FAMILIES[family].turns_part:
+    if share != 1 and FAMILIES[family].turned is None:
         raise ModelFileError(f"{path}: partial_rotary_factor: {share}, but {family} turns its heads whole")
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from stratakv.runtime.model.model import Model
 from stratakv.runtime.model.rotary import QUERIES, RotaryTables
-from stratakv.runtime.untrusted.families import FAMILIES
 
 CPU = torch.device("cpu")
 
@@ -27,7 +26,7 @@ def their_tables(model: Model, positions: Tensor) -> RotaryTables:
     if hasattr(made, "layer_types"):
         return {kind: made(like, positions, kind) for kind in made.layer_types}
     cos, sin = made(like, positions)
-    if FAMILIES[model.config.model_type].form.in_pairs:  # which stand side by side in its tables
+    if model.config.model_type == "cohere2":  # whose tables have the numbers of a pair side by side
         cos, sin = (torch.cat([table[..., ::2]] * 2, -1) for table in (cos, sin))
     return dict.fromkeys(set(model.kinds), (cos, sin))
 

@@ -261,6 +261,10 @@ def cases(original: int) -> dict[str, Case]:
         ),
         "cohere2": Case("cohere2"),
         "cohere2, other base": Case("cohere2", rope("default", 5e4)),
+        "glm4": Case("glm4"),
+        "glm4, a quarter rotated, no biases": Case(
+            "glm4", {**rope("default", partial_rotary_factor=0.25), "attention_bias": False}
+        ),
         "smollm3": Case("smollm3"),
         "smollm3, yarn": Case("smollm3", yarn(original)),
         "smollm3, own head": Case("smollm3", {"tie_word_embeddings": False}),

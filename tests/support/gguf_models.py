@@ -62,6 +62,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
          "attention_multiplier": 0.4},
     ),
     "exaone4": ("Exaone4", {"sliding_window": None}),
+    "glm4": ("Glm4", {"head_dim": 32}),
     "cohere2": (
         "Cohere2",
         {"num_hidden_layers": 4, "sliding_window": 100, "logit_scale": 0.25, "tie_word_embeddings": True},

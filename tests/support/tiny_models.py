@@ -82,6 +82,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"sliding_window": 40, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
          "logit_scale": 0.3},
     ),
+    "glm4": ("Glm4", {"head_dim": 16}),
     "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0, 1]}),
 }  # fmt: skip
 """Name -> (transformers class prefix, what differs from the common shape)."""

@@ -45,6 +45,12 @@ def _one_table(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(model_files, "read_rope", lambda *said: dict.fromkeys(read(*said), read(*said)["full_attention"]))
 
 
+def _whole_heads(patch: pytest.MonkeyPatch) -> None:
+    read = model_files.read_rope
+    whole = {"partial_rotary_factor": 1.0}
+    patch.setattr(model_files, "read_rope", lambda *said: {kind: one | whole for kind, one in read(*said).items()})
+
+
 TRAPS: dict[str, Patch] = {
     "granite: scores": form("granite", score_scale=None),
     "granite: embeddings": form("granite", embedding_factor=None),
@@ -59,6 +65,9 @@ TRAPS: dict[str, Patch] = {
     "olmo3: norms over all heads": later(lambda layer: setattr(layer.self_attn, "head_norm", None)),
     "cohere2: side by side": later(lambda layer: setattr(layer, "is_parallel", False)),
     "olmo3: sliding layers are not stretched": _one_table,
+    "glm4: pairs": form("glm4", in_pairs=False),
+    "glm4: a part rotates": _whole_heads,
+    "glm4: norms behind": later(lambda layer: setattr(layer, "_norms", layer._norms._replace(after_mlp=None))),
     "ministral3: queries grow": lambda patch: patch.setattr(Rope, "query_growth", None),
     "gemma3_text: one more than the weight": form("gemma3_text", norm="wide"),
     "gemma3_text: embeddings": form("gemma3_text", scales_embedding=False),

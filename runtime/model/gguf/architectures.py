@@ -209,9 +209,7 @@ def _kinds(slides: list[bool]) -> list[str]:
 def _phi3(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
     """Phi-3: the window counts, though llama.cpp leaves it out, since the model's own directory has it."""
     width, context = config["head_dim"], config["max_position_embeddings"]
-    rotated = said.whole("rope.dimension_count", default=width)
-    if not 2 <= rotated <= width or rotated % 2:
-        raise said.fail("rope.dimension_count", rotated, f"expected an even number from 2 to {width}")
+    rotated = _rotated_part(said, width)
     check_scale(said, width)
     rope = read_rope(said, contents, rotated, context, lists_only=True)
     original = said.whole("rope.scaling.original_context_length", default=context) or context
@@ -220,6 +218,24 @@ def _phi3(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, A
         "original_max_position_embeddings": rope.get("original_max_position_embeddings", original),
         "sliding_window": window(said, context), "hidden_act": "silu",
     }  # fmt: skip
+
+
+def _glm4(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
+    """GLM-4: the first part of each head is rotated."""
+    width, context = config["head_dim"], config["max_position_embeddings"]
+    rotated = _rotated_part(said, width)
+    no_window(said, context)
+    check_scale(said, width)
+    share = {"partial_rotary_factor": _share(rotated, width)}
+    return {"rope_parameters": {**read_rope(said, contents, rotated, context), **share}, "hidden_act": "silu"}
+
+
+def _rotated_part(said: Said, width: int) -> int:
+    """The number of elements of a head that are rotated, in families that may rotate a part."""
+    rotated = said.whole("rope.dimension_count", default=width)
+    if not 2 <= rotated <= width or rotated % 2:
+        raise said.fail("rope.dimension_count", rotated, f"expected an even number from 2 to {width}")
+    return rotated
 
 
 def _share(part: int, whole: int) -> float:
@@ -269,6 +285,7 @@ _SETTINGS: dict[str, Settings] = {
     "llama": _llama, "qwen2": _qwen2, "qwen3": _qwen, "gemma3_text": _gemma3, "phi3": _phi3, "olmo2": _olmo2,
     "smollm3": _smollm3, "olmo3": _olmo3, "granite": _granite, "exaone4": _exaone4, "cohere2": _cohere2,
     "ministral3": _ministral3, "qwen3_moe": _qwen3_moe, "qwen2_moe": _qwen2_moe, "mixtral": _mixtral,
+    "glm4": _glm4,
 }  # fmt: skip
 """Family -> what keys become in its config.json, where that is code."""
 _ENTRIES = [

@@ -34,7 +34,7 @@ def test_heads(dtype: torch.dtype, norm: str, rotary: int, in_pairs: bool, grows
     row[[r.OPERATION, r.ITEMS, r.BARRIER]] = heads.address, BATCH * (QUERIES + 2 * GROUPS), 1
     row[[r.MEMORY, r.H_BATCH, r.H_HEADS, r.H_GROUPS, r.H_DIM]] = heads_bytes(DIM), BATCH, QUERIES, GROUPS, DIM
     row[[r.H_QKV, r.H_Q, r.H_COS, r.H_SIN]] = qkv.data_ptr(), q.data_ptr(), cos.data_ptr(), sin.data_ptr()
-    row[[r.H_ROTARY, r.H_PLACES, r.H_PAIRS]] = rotary, places.ctypes.data, int(in_pairs)
+    row[[r.H_ROTARY, r.H_PLACES, r.H_PAIRS]] = rotary, places.ctypes.data, in_pairs * (rotary or DIM)
     row[[r.H_NORM, r.H_EPS, r.H_WIDE]] = weight.data_ptr() if norm != "none" else 0, bits(1e-5), int(norm == "wide")
     row[r.H_FACTORS] = factors.data_ptr() if grows else 0
     work(row)
@@ -46,7 +46,8 @@ def test_heads(dtype: torch.dtype, norm: str, rotary: int, in_pairs: bool, grows
         parts = qk.split([QUERIES, GROUPS], 1)
         qk = torch.cat([F.rms_norm(part, part.shape[1:], None, 1e-5) for part in parts], 1) * weight
     if in_pairs:
-        qk = torch.cat([qk[..., ::2], qk[..., 1::2]], -1)
+        width = rotary or DIM
+        qk = torch.cat([qk[..., :width:2], qk[..., 1:width:2], qk[..., width:]], -1)
     if rotary:
         half, turned = rotary // 2, qk * cos[:, None]
         turned[..., :half] += qk[..., half:rotary] * sin[:, None, :half]

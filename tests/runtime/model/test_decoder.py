@@ -16,6 +16,6 @@ def test_a_family_equals_transformers_to_the_bit(family: str, dtype: torch.dtype
     assert_equal(moved(save_tiny_model(tmp_path, family)), dtype)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text", "olmo2", "smollm3", "granite", "cohere2"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text", "olmo2", "smollm3", "granite", "cohere2", "glm4"])
 def test_biases_are_where_the_family_has_them(family: str, tmp_path: Path) -> None:
     assert_equal(moved(save_tiny_model(tmp_path, family, attention_bias=True, mlp_bias=True)))
