@@ -21,7 +21,9 @@ from .record import (
     H_FACTORS,
     H_GROUPS,
     H_HEADS,
+    H_KEYS_ARE_VALUES,
     H_NORM,
+    H_NORMS_VALUES,
     H_PAIRS,
     H_PLACES,
     H_Q,
@@ -45,10 +47,15 @@ def heads(row: int, item: int, scratch: int) -> None:
     queries, groups, dim = op[H_HEADS], op[H_GROUPS], op[H_DIM]
     each = queries + 2 * groups
     b, head = item // each, item % each
-    qkv = floats(op[H_QKV], (op[H_BATCH], each, dim))
+    given, there = head, each
+    if op[H_KEYS_ARE_VALUES] != 0:
+        there = queries + groups
+        if head >= there:
+            given = head - groups
+    qkv = floats(op[H_QKV], (op[H_BATCH], there, dim))
     x, turned = floats(scratch, dim), floats(scratch + 4 * dim, dim)
     for i in range(dim):
-        x[i] = qkv[b, head, i]
+        x[i] = qkv[b, given, i]
     if head < queries + groups:
         _norm(op, qkv[b], head, x)
         half = op[H_PAIRS] // 2
@@ -58,6 +65,10 @@ def heads(row: int, item: int, scratch: int) -> None:
             x[i] = turned[i]
         if op[H_ROTARY] != 0:
             _turn(op, b, x, turned)
+    elif op[H_NORMS_VALUES] != 0:
+        scale = root(x, float32(real(op[H_EPS])))
+        for i in range(dim):
+            x[i] *= scale
     if head < queries:
         if op[H_FACTORS] != 0:
             factor = floats(op[H_FACTORS], op[H_BATCH])[b]

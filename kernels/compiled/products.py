@@ -44,6 +44,7 @@ from .record import (
     P_SAME,
     P_STRIDE,
     P_SUM,
+    P_TOTAL,
     P_WEIGHT,
     P_Y,
     SILU,
@@ -89,7 +90,7 @@ def _sum(op: Any, x: Any) -> None:
     batch, columns, eps = op[P_BATCH], op[P_COLUMNS], float32(real(op[P_EPS]))
     if op[P_D] != 0:
         more, total = floats(op[P_D], (batch, columns)), floats(op[P_SUM], (batch, columns))
-        factor = float32(real(op[P_FACTOR]))
+        factor, whole = float32(real(op[P_FACTOR])), float32(real(op[P_TOTAL]))
         for b in range(batch):
             if op[P_NORM_D] != 0:
                 weight, scale = floats(op[P_NORM_D], columns), root(more[b], eps)
@@ -103,6 +104,7 @@ def _sum(op: Any, x: Any) -> None:
                 for i in range(columns):
                     x[b, i] += more[b, i] * factor
             for i in range(columns):
+                x[b, i] *= whole
                 total[b, i] = x[b, i]
     if op[P_NORM] != 0:
         weight = floats(op[P_NORM], columns)

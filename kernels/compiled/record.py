@@ -37,7 +37,7 @@ P_INPUT = 16
 PLAIN   x = A [B, C]
 SUM     x = norm(A + norm(D))   norms and D where they are not 0; where D is not, the sum goes to P_SUM [B, C] as well.
         P_FACTOR: what D is multiplied by where it is not normed. P_CENTRED: the outer norm is around the mean.
-        P_PARALLEL: x = norm(A), whatever the sum
+        P_PARALLEL: x = norm(A), whatever the sum. P_TOTAL: what the sum is multiplied by, otherwise
 GATED   x = act(A[:, :C]) * A[:, C:]
 MERGED  x = the parts that ATTEND left, put together: A + 4 * b * P_ROOM is [G, P_PARTS[b], R, 2 + D]
 """
@@ -56,6 +56,8 @@ P_IDS, P_SHARES, P_CHOSEN = range(34, 37)
 weight, and y is [B, K, P_STRIDE] (`each`) or [B, P_STRIDE] (`together`: P_BATCH is B * K there, and P_ROOM the bytes
 from the beginning of a thread's memory to room for the rows of an item). `together` adds what is at P_D [B, P_ROWS],
 times the sigmoid of what is at P_NORM_D [B], where they are not 0."""
+P_TOTAL = 37
+"""Of SUM."""
 SILU, GELU_TANH = range(2)
 F32, BF16, I8, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K = range(11)
 """Kinds of weights."""
@@ -111,6 +113,9 @@ kind, F32 or BF16."""
 H_PAIRS, H_FACTORS = range(19, 21)
 """H_FACTORS: [B], what each sequence's queries are multiplied by behind their rotation; 0: nothing.
 H_PAIRS: of the first so many numbers of q and k in H_QKV (2i, 2i + 1) belong together, not (i, i + H_PAIRS / 2)."""
+H_NORMS_VALUES, H_KEYS_ARE_VALUES = range(21, 23)
+"""H_NORMS_VALUES: each head of v is normed, without a weight. H_KEYS_ARE_VALUES: v is k before its norm, and H_QKV,
+[B, H + G, D], has no rows for it."""
 
 # Of one sequence and layer: what to read of G * L-token pages, or of one run of rows.
 # `score_bounds`: scores of S_SPAN units an item, of one KV head; items are G times the parts of S_UNITS.

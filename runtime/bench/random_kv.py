@@ -14,6 +14,7 @@ import torch
 from ..engine.engine import Engine
 from ..engine.sequence import PROMPT, Sequence
 from ..layers.tiered import TieredLayer, tiered_layers
+from ..model.head_shapes import head_shapes
 
 
 def fill_sequence(engine: Engine, sequence: Sequence, tokens: np.ndarray, seed: int) -> None:
@@ -66,9 +67,7 @@ def _note_queries(engine: Engine, cache: TieredLayer, pages: int, random: torch.
 
 def fill_cache(cache: Any, config: Any, batch: int, count: int, dtype: torch.dtype, device: torch.device) -> None:
     """Fill a cache of transformers likewise: `count` random tokens in each of `batch` sequences."""
-    heads = config.num_key_value_heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     random = torch.Generator(device).manual_seed(0)
-    for layer in range(config.num_hidden_layers):
-        kv = torch.empty(2, batch, heads, count, dim, dtype=dtype, device=device).normal_(generator=random)
+    for layer, (_, kv_heads, dim) in enumerate(head_shapes(config)):
+        kv = torch.empty(2, batch, kv_heads, count, dim, dtype=dtype, device=device).normal_(generator=random)
         cache.update(kv[0], kv[1], layer)

@@ -64,8 +64,7 @@ class Transformers(Contestant):
 
     @property
     def _token_bytes(self) -> int:
-        model = self._subject.model
-        return 2 * model.num_layers * model.num_kv_heads * model.head_dim * self._reference.dtype.itemsize
+        return _token_bytes(self._subject, self._reference.dtype)
 
     def close(self) -> None:
         self._cache = None
@@ -107,9 +106,11 @@ class Quantised(Transformers):
 
 def needed_bytes(subject: Subject, dtype: torch.dtype, tokens: int) -> int:
     """Bytes of device memory for the model and the whole cache of `tokens` tokens over all sequences."""
-    model = subject.model
-    per_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * dtype.itemsize
-    return subject.weights_bytes + tokens * per_token
+    return subject.weights_bytes + tokens * _token_bytes(subject, dtype)
+
+
+def _token_bytes(subject: Subject, dtype: torch.dtype) -> int:
+    return sum(2 * shape.kv_heads * shape.dim for shape in subject.model.shapes) * dtype.itemsize
 
 
 def _is_installed(package: str) -> bool:

@@ -142,7 +142,7 @@ class CompiledStep:
         rooms = self._rooms[: rows.batch]
         for room in rooms:
             room.begin_step()
-        needed = most_parts(longest) * rows.heads * (2 + rows.dim)
+        needed = most_parts(longest) * max(shape.heads * (2 + shape.dim) for shape in rows.shapes)
         if rows is self._attending_rows and needed <= self._room:
             return self._attending_now
         self._room = needed * 5 // 4
@@ -152,10 +152,10 @@ class CompiledStep:
         self._attending_rows = rows
         self._attending_now = [
             [
-                Attending(rows.q[layer, b], scale, parts[b], rows.groups, rows.attended[b], self._operations, rooms[b])
-                for layer, scale in enumerate(rows.scales)
+                Attending(rows.q[at][b], scale, parts[b], shape.kv_heads, rows.attended(at)[b], self._operations, room)
+                for at, (scale, shape) in enumerate(zip(rows.scales, rows.shapes, strict=True))
             ]
-            for b in range(rows.batch)
+            for b, room in enumerate(rooms)
         ]
         starts = np.array([rows.attending(layer).start for layer in range(len(rows.scales))])
         self._here = starts[:, None] + np.arange(rows.batch * ROW_SPACE).reshape(-1, 1, ROW_SPACE)

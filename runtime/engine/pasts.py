@@ -53,7 +53,8 @@ class Pasts:
         past = Past(reach)
         for layer, window in enumerate(self.model.windows):
             if window is not None:
-                layout, model = self.store.layout, self.model
+                model, (_, kv_heads, dim) = self.model, self.model.shapes[layer]
+                layout = replace(self.store.layout, num_heads=kv_heads, head_dim=dim)
                 past.layers.append(SlidingLayer(layer, window, layout, model.dtype, model.device))
                 continue
             recover = partial(recompute, self.model, self.store, past.layers, reach, layer)

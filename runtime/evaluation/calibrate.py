@@ -167,10 +167,7 @@ def _captured(
     reach = model.rope.reach(size)
     tables = model.rotary(torch.arange(size, device=device).unsqueeze(0), model.prefill_dtype, reach)
     turned = torch.full((size,), distance, device=device)
-    layout = PageLayout(
-        num_heads=model.num_kv_heads, page_size=16, head_dim=model.head_dim,
-        dtype=str(model.prefill_dtype).removeprefix("torch."),
-    )  # fmt: skip
+    dtype = str(model.prefill_dtype).removeprefix("torch.")
     hidden = [model.embed(torch.from_numpy(ids).to(device).unsqueeze(0)).to(model.prefill_dtype) for ids in contexts]
     keys: list[Tensor] = []
     grams: list[Tensor] = []
@@ -183,6 +180,7 @@ def _captured(
             grams.append((far.transpose(1, 2) @ far).double())
         q, k = model.rotate(layer, q, k, tables)
         if window is not None:
+            layout = PageLayout(num_heads=k.shape[1], page_size=16, head_dim=k.shape[3], dtype=dtype)
             sliding = SlidingLayer(layer, window, layout, k.dtype, device)
             return sliding.extend(q[0], k[0], v[0], 0, scale).unsqueeze(0)
         return prefill_attention(q[0], k[0], v[0], scale=scale, causal=True)[0].unsqueeze(0)

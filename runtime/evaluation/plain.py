@@ -76,7 +76,7 @@ class PlainModel:
         window = self.model.windows[layer]
         if window is not None:
             seen &= query - key < window
-        seen = seen.expand(self.model.num_kv_heads, -1, -1)
+        seen = seen.expand(self.model.shapes[layer].kv_heads, -1, -1)
         if chosen is None:
             return seen
         assert count == 1
@@ -85,7 +85,7 @@ class PlainModel:
 
     def _attention(self, q: Tensor, layer: int, seen: Tensor, scale: float) -> Tensor:
         """Attend with q `[H, T, D]`. Returns `[H, T, D]`."""
-        repeats = self.model.num_heads // self.model.num_kv_heads
+        repeats = q.shape[0] // self.keys[layer].shape[0]
         keys, values, seen = (t.repeat_interleave(repeats, 0) for t in (self.keys[layer], self.values[layer], seen))
         scores = (q @ keys.transpose(1, 2) * scale).masked_fill(~seen, float("-inf"))
         return scores.softmax(-1) @ values

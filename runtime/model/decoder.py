@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..untrusted.families import FAMILIES
 from ..untrusted.family import Form
+from .head_shapes import head_shape
 from .mlp import MLP, Experts, is_mixture, stated
 from .products import Linear
 
@@ -60,11 +61,11 @@ class ScaledEmbedding(Embedding):
 
 
 class Norm(nn.Module):
-    """A root mean square norm, or one around the mean, as `Form.norm` says."""
+    """A root mean square norm, or one around the mean, as `Form.norm` says. `width` None: one without a weight."""
 
-    def __init__(self, width: int, config: Any, form: Form) -> None:
+    def __init__(self, width: int | None, config: Any, form: Form) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(width))
+        self.weight = None if width is None else nn.Parameter(torch.empty(width))
         self.eps, self.kind = getattr(config, form.norm_eps), form.norm
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,6 +73,8 @@ class Norm(nn.Module):
         if self.kind == "centred":
             wide = wide - wide.mean(-1, keepdim=True)
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        if self.weight is None:
+            return wide.to(x.dtype)
         if self.kind == "scale":
             return self.weight * wide.to(x.dtype)
         weight = 1.0 + self.weight.float() if self.kind == "offset" else self.weight
@@ -81,33 +84,39 @@ class Norm(nn.Module):
 class Attention(nn.Module):
     def __init__(self, config: Any, form: Form, at: int) -> None:
         super().__init__()
-        heads, kv_heads, hidden = config.num_attention_heads, config.num_key_value_heads, config.hidden_size
-        self.dim = getattr(config, "head_dim", None) or hidden // heads
+        hidden, (heads, kv_heads, self.dim) = config.hidden_size, head_shape(config, at)
         self.layer_idx = at
-        width = getattr(config, form.score_width) if form.score_width else self.dim
-        self.scaling = getattr(config, form.score_scale) if form.score_scale else width**-0.5
+        self.scaling = score_scale(config, form, self.dim)
         self.rows = [heads * self.dim, kv_heads * self.dim, kv_heads * self.dim]
+        self.keys_are_values = keys_are_values(config, at)
         bias = stated(form.qkv_bias, config)
         if form.fuses_qkv:
             self.qkv_proj = Linear(hidden, sum(self.rows), bias=bias)
         else:
-            self.q_proj, self.k_proj, self.v_proj = (Linear(hidden, rows, bias=bias) for rows in self.rows)
+            self.q_proj, self.k_proj = (Linear(hidden, rows, bias=bias) for rows in self.rows[:2])
+            if not self.keys_are_values:
+                self.v_proj = Linear(hidden, self.rows[2], bias=bias)
         self.o_proj = Linear(self.rows[0], hidden, bias=stated(form.out_bias, config))
         self.head_norm = form.head_norm
         if form.head_norm:
             widths = self.rows[:2] if form.head_norm == "all" else [self.dim, self.dim]
             self.q_norm, self.k_norm = (Norm(width, config, form) for width in widths)
+        if form.norms_values:
+            self.v_norm = Norm(None, config, form)
 
     def forward(self, hidden: Tensor, attend: Any) -> Tensor:
         if hasattr(self, "qkv_proj"):
             q, k, v = torch.split(self.qkv_proj(hidden), self.rows, -1)
         else:
-            q, k, v = self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden)
+            q, k = self.q_proj(hidden), self.k_proj(hidden)
+            v = k if self.keys_are_values else self.v_proj(hidden)
         if self.head_norm == "all":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (part.view(*hidden.shape[:-1], -1, self.dim) for part in (q, k, v))
         if self.head_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
+        if hasattr(self, "v_norm"):
+            v = self.v_norm(v)
         out = attend(self.layer_idx, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), self.scaling)
         attended: Tensor = self.o_proj(out.transpose(1, 2).reshape(*hidden.shape[:-1], -1))
         return attended
@@ -124,6 +133,8 @@ class DecoderLayer(nn.Module):
         for name in form.norms:
             if name is not None:
                 setattr(self, f"{name}_layernorm", Norm(config.hidden_size, config, form))
+        if form.has_layer_scalar:
+            self.layer_scalar = nn.Parameter(torch.empty(1))
 
     def forward(self, hidden: Tensor, *, strata_attend: Any, **_: Any) -> Tensor:
         """Run the layer on `[B, T, C]`. The other arguments are those that transformers' layers take."""
@@ -135,7 +146,8 @@ class DecoderLayer(nn.Module):
             return parallel
         hidden = hidden + self._scaled(self._normed(norms.after_attention, out))
         made = self.mlp(self._normed(norms.before_mlp, hidden))
-        return hidden + self._scaled(self._normed(norms.after_mlp, made))
+        hidden = hidden + self._scaled(self._normed(norms.after_mlp, made))
+        return hidden * self.layer_scalar if hasattr(self, "layer_scalar") else hidden
 
     def _scaled(self, x: Tensor) -> Tensor:
         return x if self.factor == 1 else x * self.factor
@@ -162,6 +174,22 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def factor(config: Any, name: str | None) -> float:
     """A number of `config.json` by which something is multiplied; 1 where a family has no `name` for it."""
     return 1.0 if name is None else float(getattr(config, name))
+
+
+def score_scale(config: Any, form: Form, dim: int) -> float:
+    """What the scores of heads of a width are multiplied by."""
+    if isinstance(form.score_scale, float):
+        return form.score_scale
+    if form.score_scale is not None:
+        return float(getattr(config, form.score_scale))
+    width: int = getattr(config, form.score_width) if form.score_width else dim
+    return float(width**-0.5)
+
+
+def keys_are_values(config: Any, at: int) -> bool:
+    """Whether a layer has no product for v."""
+    name = FAMILIES[config.model_type].form.keys_are_values
+    return name is not None and bool(getattr(config, name)) and config.layer_types[at] == "full_attention"
 
 
 def rotates(config: Any, at: int) -> bool:

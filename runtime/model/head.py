@@ -9,6 +9,7 @@ Shapes  hidden [B, K]   weight [V, K]   ->  [B, V]
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from .products import Product
@@ -21,10 +22,13 @@ _ROWS = 64
 
 
 class Head:
-    """`logits = factor * product(norm(hidden))`; `linear` has the weights that `product` multiplies with, unrounded."""
+    """`logits = factor * product(norm(hidden))`; `linear` has the weights that `product` multiplies with, unrounded.
+    With a `cap` c, logits x are c * tanh(x / c)."""
 
-    def __init__(self, norm: nn.Module, linear: nn.Linear, product: Product, factor: float = 1.0) -> None:
-        self.norm, self.linear, self.product, self.factor = norm, linear, product, factor
+    def __init__(
+        self, norm: nn.Module, linear: nn.Linear, product: Product, factor: float = 1.0, cap: float | None = None
+    ) -> None:
+        self.norm, self.linear, self.product, self.factor, self.cap = norm, linear, product, factor, cap
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Logits fp32 `[B, V]` of `hidden` `[B, K]` in any floating type."""
@@ -38,7 +42,8 @@ class Head:
 
     def scaled(self, products: Tensor) -> Tensor:
         """The logits that products with the head's rows stand for."""
-        return products if self.factor == 1 else products * self.factor
+        scaled = products if self.factor == 1 else products * self.factor
+        return scaled if self.cap is None else torch.tanh(scaled / self.cap) * self.cap
 
     @property
     def is_exact(self) -> bool:

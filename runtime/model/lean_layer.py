@@ -37,7 +37,7 @@ class Norm:
     def __init__(self, module: Any) -> None:
         name, kind = type(module).__name__, getattr(module, "kind", None)
         self.eps = float(module.eps if hasattr(module, "eps") else module.variance_epsilon)
-        self.is_offset = kind == "offset" or name.startswith("Gemma")
+        self.is_offset = kind == "offset" or name.startswith("Gemma3")
         self.is_centred = kind == "centred" or name.endswith("LayerNorm")
         self.weight: Tensor = 1.0 + module.weight.float() if self.is_offset else module.weight
 
@@ -77,10 +77,17 @@ class LeanLayer:
         self.heads, self.kv_heads, self.dim, self.is_rotated = heads, kv_heads, dim, is_rotated
         self.scale = float(attention.scaling)
         of_qkv = ("qkv_proj",) if form.fuses_qkv else ("q_proj", "k_proj", "v_proj")
-        self.qkv = product([getattr(attention, name) for name in of_qkv])
+        parts = [getattr(attention, name, None) for name in of_qkv]
+        self.qkv = product([part for part in parts if part is not None])
         self.out = product([attention.o_proj])
         self.experts: Experts | None = mlp if isinstance(mlp, Experts) else None
         """In place of `gate_up` and `down`, or besides them: those are the shared expert's then."""
+        self.keys_are_values = form.keys_are_values is not None and getattr(attention, "v_proj", None) is None
+        """v is k before its norm: `qkv` has no rows for it."""
+        self.value_eps = float(attention.v_norm.eps) if form.norms_values else None
+        """Of the norm of each head of v, which has no weight; None: it is not normed."""
+        self.scalar: Tensor | None = layer.layer_scalar if form.has_layer_scalar else None
+        """`[1]`, by which all that the layer leaves is multiplied."""
         if self.experts is not None:
             first = self.experts.experts[0]
             assert isinstance(first, MLP)
@@ -112,8 +119,10 @@ class LeanLayer:
         if self.wide_norms is not None:
             q, k, v = torch.split(qkv, [heads * self.dim, self.kv_heads * self.dim, self.kv_heads * self.dim], -1)
             qkv = torch.cat([self.wide_norms[0](q), self.wide_norms[1](k), v], -1)
-        each = qkv.view(-1, both + self.kv_heads, self.dim)
-        qk, v = each[:, :both], each[:, both:]
+        each = qkv.view(len(hidden), -1, self.dim)
+        qk, v = each[:, :both], each[:, -self.kv_heads :]
+        if self.value_eps is not None:
+            v = F.rms_norm(v, v.shape[-1:], None, self.value_eps)
         if self.head_norm is not None:
             qk = self.head_norm(qk)
         if self.in_pairs:
@@ -130,7 +139,8 @@ class LeanLayer:
             return hidden + out + self._mlp(self.before_attention(hidden))
         hidden = hidden + self._scaled(out if self.after_attention is None else self.after_attention(out))
         down = self._mlp(hidden if self.before_mlp is None else self.before_mlp(hidden))
-        return hidden + self._scaled(down if self.after_mlp is None else self.after_mlp(down))
+        out = hidden + self._scaled(down if self.after_mlp is None else self.after_mlp(down))
+        return out if self.scalar is None else out * self.scalar
 
     @property
     def products(self) -> list[Product]:
@@ -174,7 +184,8 @@ def lean_layer(
         return None
     parts = dict(layer.named_children()), dict(attention.named_children()), dict(mlp.named_children())
     norms = frozenset(parts[0]) - {"self_attn", "mlp"} - _DROPOUTS
-    if (norms, frozenset(parts[1]), frozenset(parts[2])) != _parts_of(form, is_mixture=isinstance(mlp, Experts)):
+    kind = {"is_mixture": isinstance(mlp, Experts), "has_values": getattr(attention, "v_proj", None) is not None}
+    if (norms, frozenset(parts[1]), frozenset(parts[2])) != _parts_of(form, **kind):
         return None
     products = [part for some in parts for name, part in some.items() if name.endswith("_proj")]
     if not all(isinstance(part, nn.Linear) and _is_plain(part) for part in products):
@@ -201,12 +212,15 @@ def _form(layer: nn.Module) -> Form | None:
     if package == f"{__package__}.decoder":
         name = str(getattr(layer, "family", ""))
     else:
-        name = type(layer).__name__.removesuffix("DecoderLayer").lower() if package.startswith("transformers.") else ""
+        name = type(layer).__name__.removesuffix("DecoderLayer").removesuffix("Text").lower()
+        name = name if package.startswith("transformers.") else ""
     family = FAMILIES.get(name) or FAMILIES.get(f"{name}_text")
     return None if family is None else family.form
 
 
-def _parts_of(form: Form, *, is_mixture: bool) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+def _parts_of(
+    form: Form, *, is_mixture: bool, has_values: bool
+) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
     """Norms of a decoder layer of that form, parts of its attention, and of its MLP."""
     attention, mlp = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_proj", "up_proj", "down_proj", "act_fn"}
     if form.fuses_qkv:
@@ -218,6 +232,10 @@ def _parts_of(form: Form, *, is_mixture: bool) -> tuple[frozenset[str], frozense
         mlp = {"gate", "experts"} | ({"shared_expert", "shared_expert_gate"} if form.experts.shared else set())
     if form.head_norm:
         attention |= {"q_norm", "k_norm"}
+    if form.norms_values:
+        attention.add("v_norm")
+    if form.keys_are_values is not None and not has_values:
+        attention.remove("v_proj")
     return form.norms.names, frozenset(attention), frozenset(mlp)
 
 

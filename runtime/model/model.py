@@ -33,6 +33,7 @@ from .captured import CapturedLayer, Graphs
 from .decoder import apply_rotary_pos_emb, factor, rotates
 from .ends import well_known_ends
 from .head import Head
+from .head_shapes import head_shapes, kinds_of
 from .lean_layer import LeanLayer, fused, in_halves, lean_layer
 from .mlp import Experts
 from .model_files import check_vocabulary, own_modules, read_configuration, rope_of, transformers_modules
@@ -74,32 +75,35 @@ class Model:
         """The dtype of hidden states and rotary tables in a decode step."""
         self.num_layers: int = config.num_hidden_layers
         self.num_heads: int = config.num_attention_heads
-        self.num_kv_heads: int = config.num_key_value_heads
-        self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // self.num_heads
+        self.shapes = head_shapes(config)
+        """The heads of each layer."""
         self.rope = rope_of(config)
         self.max_positions: int = self.rope.window
         """The number of tokens that the model is meant for."""
-        kinds = getattr(config, "layer_types", None) or ["full_attention"] * self.num_layers
-        self.kinds: list[str] = list(kinds)
+        self.kinds = kinds_of(config)
         windows = [
-            config.sliding_window if kind == "sliding_attention" else self._legacy_window(config) for kind in kinds
+            config.sliding_window if kind == "sliding_attention" else self._legacy_window(config) for kind in self.kinds
         ]
         self.windows = [None if window is None or window >= self.max_positions else window for window in windows]
         """The window of each layer in tokens; None also for a window that no text is longer than: Phi-3's long models
         have those."""
         self.tiered = [layer for layer, window in enumerate(self.windows) if window is None]
+        _, self.num_kv_heads, self.head_dim = self.shapes[self.tiered[0] if self.tiered else 0]
+        """Of the layers whose KV is in pages."""
         family = sys.modules[type(self.inner.layers[0].self_attn).__module__]
         form = FAMILIES[config.model_type].form
         self._in_pairs, self._embedding_factor = form.in_pairs, factor(config, form.embedding_factor)
-        self._apply_rotary = apply_rotary_pos_emb if form.in_pairs else family.apply_rotary_pos_emb
+        is_theirs_alike = not form.in_pairs and not form.has_heads_by_kind
+        self._apply_rotary = family.apply_rotary_pos_emb if is_theirs_alike else apply_rotary_pos_emb
         rotary_dtype = form.rotary_dtype
         self._rotary = Rotary(
             self.rope, self.kinds, self.device, None if rotary_dtype is None else getattr(torch, rotary_dtype)
         )
-        self._step_tables = KeptTables(self._rotary, self.head_dim, self.step_dtype, self.device)
+        dims = {kind: shape.dim for kind, shape in zip(self.kinds, self.shapes, strict=True)}
+        self._step_tables = KeptTables(self._rotary, dims, self.step_dtype, self.device)
         self._no_positions = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         """For transformers' layers: their queries do not grow."""
-        self._identities: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
+        self._identities: dict[tuple[str, torch.dtype], tuple[Tensor, Tensor]] = {}
         self._widened = Widened(self.prefill_dtype, self.device, in_file)
         self._rotated = [rotates(config, layer) for layer in range(self.num_layers)]
         self.use_weights("own" if in_file is None else "file")
@@ -115,11 +119,10 @@ class Model:
         if (in_file := self._in_file) is not None:
             for mixture in mixtures:
                 mixture.multiply = lambda layer, x: in_file.multiply(layer, x)  # a function: copies of a layer share it
-        shape = self.num_heads, self.num_kv_heads, self.head_dim
         product = fused(PRODUCTS[weights]) if self._in_file is None else self._in_file.product
         self._lean = [
             lean_layer(layer, *shape, is_rotated=is_rotated, product=product)
-            for layer, is_rotated in zip(self.inner.layers, self._rotated, strict=True)
+            for layer, shape, is_rotated in zip(self.inner.layers, self.shapes, self._rotated, strict=True)
         ]
         if weights != "own" and None in self._lean:
             raise ValueError(f"weights={weights} is for models whose layers are all known; leave it out")
@@ -128,9 +131,10 @@ class Model:
         exact = fused(Product) if self._in_file is None else product
         form = FAMILIES[self.config.model_type].form
         times = factor(self.config, form.logit_factor) / factor(self.config, form.logit_divisor)
-        self.logits = Head(self.inner.norm, head, exact([head]), times)
+        cap = None if form.logit_cap is None else getattr(self.config, form.logit_cap)
+        self.logits = Head(self.inner.norm, head, exact([head]), times, cap)
         """Maps the last layer's output to logits."""
-        self.step_logits = Head(self.inner.norm, head, product([head]), times)
+        self.step_logits = Head(self.inner.norm, head, product([head]), times, cap)
         """`logits` of a decode step, whose product may be a rounded one."""
         self.weights = weights
 
@@ -276,10 +280,11 @@ class Model:
         """Run a decoder layer on `[B, T, hidden]`; its attention is `attend`."""
         out: Tensor | tuple[Tensor, ...] = module(
             hidden,
-            position_embeddings=self._identity(hidden.dtype),
+            position_embeddings=self._identity(module, hidden.dtype),
             attention_mask=None,
             position_ids=self._no_positions,
             use_cache=False,
+            shared_kv_states={},  # of Gemma 4's: it puts the keys there that other layers have no own ones for
             strata_attend=attend,
         )
         return out[0] if isinstance(out, tuple) else out
@@ -326,13 +331,13 @@ class Model:
     def query(self, layer: int, hidden: Tensor, tables: StepTables) -> Tensor:
         """The query `[G, R, D]` that a layer would make of one token's `hidden` `[1, hidden]`, without the rest of the
         layer: rotated and scaled, fp32."""
-        lean = self._lean[layer]
+        lean, (_, kv_heads, dim) = self._lean[layer], self.shapes[layer]
         if lean is not None:
             q = _grown(lean.before(hidden, *tables.lean[self.kinds[layer]])[0], tables)[0]
-            return q.view(self.num_kv_heads, -1, self.head_dim).float() * lean.scale
+            return q.view(kv_heads, -1, dim).float() * lean.scale
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-            raise _Found(q[0].view(self.num_kv_heads, -1, self.head_dim).float() * scale)
+            raise _Found(q[0].view(kv_heads, -1, dim).float() * scale)
 
         try:
             self.step_layer(layer, hidden, tables, attend)
@@ -340,12 +345,13 @@ class Model:
             return found.query
         raise AssertionError(f"layer {layer} attends to nothing")
 
-    def _identity(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The rotation that changes nothing, so that queries and keys arrive un-rotated."""
-        if dtype not in self._identities:
-            cos, _ = next(iter(self.rotary(torch.zeros(1, 1, dtype=torch.long, device=self.device), dtype).values()))
-            self._identities[dtype] = (torch.ones_like(cos), torch.zeros_like(cos))
-        return self._identities[dtype]
+    def _identity(self, module: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The rotation that changes nothing, so that queries and keys of a layer arrive un-rotated."""
+        key = self.kinds[module.self_attn.layer_idx], dtype
+        if key not in self._identities:
+            cos, _ = self.rotary(torch.zeros(1, 1, dtype=torch.long, device=self.device), dtype)[key[0]]
+            self._identities[key] = (torch.ones_like(cos), torch.zeros_like(cos))
+        return self._identities[key]
 
 
 class _Found(Exception):

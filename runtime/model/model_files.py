@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,19 @@ from ..process.apart import without_progress_bar
 from ..untrusted.directory import check_weights
 from ..untrusted.families import FAMILIES
 from ..untrusted.numbers import check_allocation, check_complete, check_family, check_shape
-from ..untrusted.rope import NAMES, Rope, for_transformers, read_rope
+from ..untrusted.rope import NAMES, Rope, Table, for_transformers, read_rope
 from ..untrusted.settings import read_config
 from .decoder import Decoder
+from .head_shapes import HeadShape, check_alike, head_dims, head_shapes
 from .mlp import Mixture, is_mixture
 from .tensors import account
 
+_NOT_YET = {
+    "num_kv_shared_layers": "layers without keys of their own are not supported; take a model that has none",
+    "hidden_size_per_layer_input": "embeddings by layer are not supported; take a model without them",
+    "enable_moe_block": "experts beside a dense MLP are not supported; take a dense model",
+}
+"""Name in `config.json` -> why a model that has it is refused."""
 ATTENTION = "stratakv"
 """Our name among transformers' attention functions."""
 
@@ -48,8 +56,7 @@ def read_configuration(directory: Path, modules: str, *, has_weights: bool = Tru
     plain |= {"name_or_path": str(directory), **for_transformers(family, tables), **_spelled_layers(family, plain)}
     config = make_configuration(family, plain, modules)
     _check_config(config, directory, has_weights=has_weights)
-    sizes = {"head_dim": _sizes(config)["head_dim"], "max_positions": config.max_position_embeddings}
-    config.rope = Rope.of(path, family, tables, **sizes)
+    config.rope = _rope(path, config, tables)
     return config
 
 
@@ -86,8 +93,12 @@ def rope_of(config: Any) -> Rope:
         return found
     path, family = Path("config.json"), config.model_type
     tables = read_rope(path, family, {"rope_parameters": config.rope_parameters})
-    sizes = {"head_dim": _sizes(config)["head_dim"], "max_positions": config.max_position_embeddings}
-    return Rope.of(path, family, tables, **sizes)
+    return _rope(path, config, tables)
+
+
+def _rope(path: Path, config: Any, tables: Mapping[str, Table]) -> Rope:
+    dims = head_dims(config, tables)
+    return Rope.of(path, config.model_type, tables, head_dims=dims, max_positions=config.max_position_embeddings)
 
 
 def own_modules(directory: Path, config: Any, dtype: torch.dtype) -> Any:
@@ -128,7 +139,7 @@ def transformers_modules(directory: Path, config: Any, dtype: torch.dtype) -> An
 def _check_config(config: Any, directory: Path, *, has_weights: bool) -> None:
     check_family(directory, config.model_type)
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):
-        if getattr(config, name, None) is not None:
+        if getattr(config, name, None) is not None and name != FAMILIES[config.model_type].form.logit_cap:
             raise ModelFileError(f"{directory / 'config.json'}: {name}: {getattr(config, name)} is not supported")
     kinds = set(getattr(config, "layer_types", None) or [])
     if unknown := kinds - {"full_attention", "sliding_attention"}:
@@ -136,14 +147,19 @@ def _check_config(config: Any, directory: Path, *, has_weights: bool) -> None:
     slides = FAMILIES[config.model_type].needs_window or "sliding_attention" in kinds
     if slides and getattr(config, "sliding_window", None) is None:
         raise ModelFileError(f"{directory / 'config.json'}: sliding_window: null, but the model has layers that slide")
-    if getattr(config, "use_bidirectional_attention", False):
+    for name, what in _NOT_YET.items():
+        if getattr(config, name, None):
+            raise ModelFileError(f"{directory / 'config.json'}: {name}: {getattr(config, name)}, {what}")
+    if getattr(config, "use_bidirectional_attention", False) not in (None, False, "vision"):  # of pictures alone
         raise ModelFileError(f"{directory}: use_bidirectional_attention is not supported")
     mixture = Mixture.of(config)
     if mixture is not None and mixture.chosen > mixture.count:
         problem = f"num_experts_per_tok: {mixture.chosen}, of {mixture.count} experts"
         raise ModelFileError(f"{directory / 'config.json'}: {problem}")
+    check_alike(directory / "config.json", config)
     sizes = _sizes(config)
-    check_shape(directory / "config.json", sizes)
+    for shape in head_shapes(config):
+        check_shape(directory / "config.json", {**sizes, **_named(shape)})
     if not has_weights:
         return
     weights = check_weights(directory)
@@ -174,14 +190,19 @@ def narrowest(config: Any) -> int:
 
 
 def _sizes(config: Any) -> dict[str, int]:
-    """The sizes that decide the shapes of the weights, with the family's defaults where the file is silent."""
-    heads = config.num_attention_heads
+    """The sizes that decide the shapes of the weights, with the family's defaults where the file is silent; of layers
+    that differ, the smallest."""
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": narrowest(config),
         "num_hidden_layers": config.num_hidden_layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
+        **_named(min(head_shapes(config), key=lambda shape: (shape.heads + shape.kv_heads) * shape.dim)),
     }
+
+
+def _named(shape: HeadShape) -> dict[str, int]:
+    """By their names in `config.json`."""
+    return {
+        "num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads, "head_dim": shape.dim,
+    }  # fmt: skip

@@ -71,16 +71,19 @@ class Rotary:
         if reach not in self._known:
             if len(self._known) == _KEPT:
                 del self._known[next(iter(self._known))]
-            self._known[reach] = {kind: self._made(table, reach) for kind, table in self.rope.tables.items()}
+            dims = self.rope.head_dims
+            self._known[reach] = {
+                kind: self._made(table, reach, dims[kind]) for kind, table in self.rope.tables.items()
+            }
         return self._known[reach]
 
-    def _made(self, table: Table, reach: int) -> tuple[Tensor, float]:
-        said = _RopeSettings(table, self.rope.head_dim, self.rope.max_positions, self.rope.head_dim)
+    def _made(self, table: Table, reach: int, head_dim: int) -> tuple[Tensor, float]:
+        said = _RopeSettings(table, head_dim, self.rope.max_positions, head_dim)
         kind = table["rope_type"]
         if kind in ROPE_INIT_FUNCTIONS:
             inverse, scaling = ROPE_INIT_FUNCTIONS[kind](said, None, seq_len=torch.tensor(reach) if reach else None)
             return inverse.to(self._device), float(scaling)
-        width = rotary_width(table, self.rope.head_dim)
+        width = rotary_width(table, head_dim)
         inverse = 1.0 / (table["rope_theta"] ** (torch.arange(0, width, 2, dtype=torch.float) / width))
         return inverse.to(self._device), 1.0
 

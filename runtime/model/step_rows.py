@@ -23,6 +23,7 @@ from ..process.apart import fp32
 from .expert_rows import NUM_ROWS, ExpertBuffers
 from .expert_weights import LayerExperts
 from .head import Head
+from .head_shapes import HeadShape
 from .lean_layer import LeanLayer, Norm
 from .products import Product, Strip
 from .rotary import QUERIES
@@ -34,12 +35,13 @@ _ACTS = {"silu": r.SILU, "gelu_tanh": r.GELU_TANH}
 
 
 class _Added(NamedTuple):
-    """A sum of hidden states: base + factor * norm(more)."""
+    """A sum of hidden states: whole * (base + factor * norm(more))."""
 
     base: Tensor
     more: Tensor | None = None
     norm: Norm | None = None
     factor: float = 1.0
+    whole: float = 1.0
 
 
 def bits(number: float) -> int:
@@ -59,7 +61,9 @@ class StepRows:
         first = lean[0]
         self.scales = [layer.scale for layer in lean]
         """Of each layer's attention."""
-        self.batch, self.heads, self.groups, self.dim = batch, first.heads, first.kv_heads, first.dim
+        self.shapes = [HeadShape(layer.heads, layer.kv_heads, layer.dim) for layer in lean]
+        """Each layer's heads."""
+        self.batch = batch
         width = first.qkv.weight.shape[1]
         space = ROW_SPACE * batch
         self._known: dict[int, list[Strip]] = {}
@@ -74,10 +78,9 @@ class StepRows:
         """Those of layers that rotate numbers in pairs."""
         self.hidden, self.logits = fp32(batch, width), fp32(batch, head.product.weight.shape[0])
         """The embedded tokens `[B, C]`, to be filled in; `[B, V]`, what comes out."""
-        self.q = fp32(len(lean), batch, self.heads, self.dim)
+        self.q = [fp32(batch, heads, dim) for heads, _, dim in self.shapes]
         """Every layer's rotated queries."""
-        self.attended = fp32(batch, self.heads * self.dim)
-        """What attends elsewhere leaves its result here."""
+        self._attended = fp32(batch * max(heads * dim for heads, _, dim in self.shapes))
         self.places = np.zeros((len(lean), batch, 4), dtype=np.int64)
         """Where each layer's new k and v go, for HEADS."""
         self.parts = np.zeros((len(lean), batch), dtype=np.int64)
@@ -86,14 +89,16 @@ class StepRows:
         """What OUT's input of each layer is, for `merges`."""
         self._kept: list[Tensor] = []
         sums, outs = [fp32(batch, width) for _ in "ab"], [fp32(batch, width) for _ in "ab"]
-        qkv = fp32(batch, first.qkv.weight.shape[0])
+        qkvs = fp32(batch * max(layer.qkv.weight.shape[0] for layer in lean))
         inner = fp32(batch, max((layer.gate_up.weight.shape[0] for layer in lean if layer.has_mlp), default=0))
         mixtures = {layer.layer_experts.mixture for layer in lean if layer.layer_experts is not None}
         self._experts = {mixture: ExpertBuffers(mixture, batch) for mixture in mixtures}
         shared = fp32(batch, width), fp32(batch, 1)
-        self._kept += [*sums, *outs, qkv, inner, *shared]
+        self._kept += [*sums, *outs, qkvs, inner, *shared]
         above = _Added(self.hidden)
         for number, layer in enumerate(lean):
+            rows = layer.qkv.weight.shape[0]
+            qkv = qkvs[: batch * rows].view(batch, rows)
             row = self._products(layer.qkv, qkv, r.M_QKV)
             self._sum(row, above, sums[0], layer.before_attention)
             base = self.hidden if number == 0 else sums[0]
@@ -113,12 +118,18 @@ class StepRows:
                 row[r.P_PARALLEL] = layer.is_parallel
                 row = self._products(layer.down, outs[1], r.M_DOWN)
                 row[[r.P_INPUT, r.P_A, r.P_ACT]] = r.GATED, inner.data_ptr(), _ACTS[layer.act_name]
-            above = _Added(sums[1], outs[1], layer.after_mlp, layer.factor)
+            whole = 1.0 if layer.scalar is None else float(layer.scalar)
+            above = _Added(sums[1], outs[1], layer.after_mlp, layer.factor, whole)
         row = self._products(head.product, self.logits, r.M_HEAD)
         self._sum(row, above, sums[0], Norm(head.norm))
         assert self._filled == len(self.table)
         self.input = self.last = sums[0]
         """`[B, C]`: what a layer but the first begins with, once its QKV is there; and what the last one leaves."""
+
+    def attended(self, layer: int) -> Tensor:
+        """fp32 `[B, H * D]`: what attends elsewhere leaves a layer's result here."""
+        heads, _, dim = self.shapes[layer]
+        return self._attended[: self.batch * heads * dim].view(self.batch, -1)
 
     def merges(self, layer: int, parts: Tensor | None = None, room: int = 0) -> None:
         """OUT's input: `parts`, `room` numbers apart for each sequence; None: `attended`."""
@@ -128,12 +139,12 @@ class StepRows:
         self._merging[layer] = wanted
         row = self.table[self.attending(layer).stop]
         if parts is None:
-            row[[r.P_INPUT, r.P_A]] = r.PLAIN, self.attended.data_ptr()
+            row[[r.P_INPUT, r.P_A]] = r.PLAIN, self._attended.data_ptr()
             return
         row[[r.P_INPUT, r.P_A, r.P_PARTS, r.P_ROOM]] = (
             r.MERGED, parts.data_ptr(), self.parts[layer].ctypes.data, room,
         )  # fmt: skip
-        row[[r.P_DIM, r.P_GROUPS]] = self.dim, self.groups
+        row[[r.P_DIM, r.P_GROUPS]] = self.shapes[layer].dim, self.shapes[layer].kv_heads
 
     def attending(self, layer: int) -> slice:
         """The rows between HEADS and OUT of a layer: all sequences' scores, choices, attention."""
@@ -195,20 +206,21 @@ class StepRows:
         """The input of a product is the norm of a sum, which goes to `total`."""
         row[[r.P_INPUT, r.P_A, r.P_SUM]] = r.SUM, added.base.data_ptr(), total.data_ptr()
         row[r.P_D] = 0 if added.more is None else added.more.data_ptr()
-        row[r.P_FACTOR] = bits(added.factor)
+        row[[r.P_FACTOR, r.P_TOTAL]] = bits(added.factor), bits(added.whole)
         row[r.P_NORM_D] = 0 if added.norm is None else self._wide(added.norm.weight)
         row[r.P_NORM] = 0 if norm is None else self._wide(norm.weight)
         row[r.P_CENTRED] = norm is not None and norm.is_centred
         row[r.P_EPS] = bits(next((n.eps for n in (norm, added.norm) if n is not None), 0.0))
 
     def _heads(self, row: np.ndarray, layer: LeanLayer, number: int, qkv: Tensor, *, is_rotated: bool) -> None:
-        items = self.batch * (self.heads + 2 * self.groups)
+        items = self.batch * (layer.heads + 2 * layer.kv_heads)
         row[[r.OPERATION, r.ITEMS, r.BARRIER]] = heads.address, items, 1
-        row[[r.MARK, r.MEMORY]] = r.M_HEADS, heads_bytes(self.dim)
-        row[[r.H_BATCH, r.H_HEADS, r.H_GROUPS, r.H_DIM]] = self.batch, self.heads, self.groups, self.dim
+        row[[r.MARK, r.MEMORY]] = r.M_HEADS, heads_bytes(layer.dim)
+        row[[r.H_BATCH, r.H_HEADS, r.H_GROUPS, r.H_DIM]] = self.batch, layer.heads, layer.kv_heads, layer.dim
         row[[r.H_QKV, r.H_Q, r.H_PLACES]] = qkv.data_ptr(), self.q[number].data_ptr(), self.places[number].ctypes.data
         row[r.H_ROTARY] = int(is_rotated)
         row[r.H_PAIRS] = max(strip.pairs for strip in self._strips(layer.qkv))
+        row[[r.H_NORMS_VALUES, r.H_KEYS_ARE_VALUES]] = layer.value_eps is not None, layer.keys_are_values
         if layer.head_norm is not None:
             row[[r.H_NORM, r.H_EPS]] = self._wide(layer.head_norm.weight), bits(layer.head_norm.eps)
         elif layer.wide_norms is not None:

@@ -6,6 +6,7 @@ by the block and kept.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -36,11 +37,11 @@ class KeptTables:
     """The tables of one model's steps.
 
     Args:
-        dim: of a head. dtype: of the tables.
+        dims: of heads, by kind of layer. dtype: of the tables.
     """
 
-    def __init__(self, rotary: Rotary, dim: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._rotary, self._dim, self._dtype, self._device = rotary, dim, dtype, device
+    def __init__(self, rotary: Rotary, dims: Mapping[str, int], dtype: torch.dtype, device: torch.device) -> None:
+        self._rotary, self._dims, self._dtype, self._device = rotary, dims, dtype, device
         self._blocks: dict[tuple[int, int], StepTables] = {}
 
     def at(self, positions: list[int], reaches: list[int]) -> StepTables:
@@ -60,7 +61,8 @@ class KeptTables:
                 del self._blocks[next(iter(self._blocks))]
             positions = torch.arange(number * _BLOCK, (number + 1) * _BLOCK, device=self._device)
             rotary = self._rotary(positions.unsqueeze(1), self._dtype, [reach])
-            lean = {kind: both if kind == QUERIES else for_lean(*both, self._dim) for kind, both in rotary.items()}
+            dims = self._dims
+            lean = {kind: both if kind == QUERIES else for_lean(*both, dims[kind]) for kind, both in rotary.items()}
             self._blocks[key] = StepTables(rotary, lean)
         return self._blocks[key]
 

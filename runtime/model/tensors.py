@@ -22,8 +22,8 @@ from ..untrusted.numbers import shown
 logger = logging.getLogger(__name__)
 
 _MARK = "layers.0.post_attention_layernorm.weight"
-"""Ends a name in every family's decoder, and in no other part of a model. The text before it is before all names of the
-decoder."""
+"""Ends a name in every family's decoder; of other parts, in those for pictures and sound alone. The text before it is
+before all names of the decoder."""
 _HEAD = "lm_head.weight"
 EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight")
 """Matches the name of an expert's weight: the layer's experts, the number, the weight."""
@@ -31,8 +31,9 @@ _GATE_UP = ("gate_proj", "up_proj")
 _COMPUTED = re.compile(r"(.*\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)", re.DOTALL)
 """Matches tensors of old files that are computed from `config.json` since."""
 _NO_EFFECT = {
-    r"(model\.)?(vision_tower|vision_model|multi_modal_projector|mm_projector|image_newline)(\..*)?":
+    r"(model\.)?(vision_tower|vision_model|multi_modal_projector|mm_projector|image_newline|embed_vision)(\..*)?":
         "the part for pictures, and only text is read",
+    r"(model\.)?(audio_tower|embed_audio)(\..*)?": "the part for sound, and only text is read",
     r"(model\.)?mtp\..*": "a part that predicts several tokens at once, which is not asked to",
 }  # fmt: skip
 """Tensors that a text's logits do not depend on, each with what it is."""
@@ -104,7 +105,8 @@ def _spelled(name: str, spelled: Mapping[str, str]) -> str:
 
 def _names(directory: Path, there: Any, wanted: Any, spelled: Mapping[str, str]) -> dict[str, str]:
     """Map names, allowing for wrappers, compilers and tools that put something before the names, or take it away."""
-    before = sorted(name.removesuffix(_MARK) for name in there if name == _MARK or name.endswith(f".{_MARK}"))
+    marks = [name for name in there if name == _MARK or name.endswith(f".{_MARK}")]
+    before = sorted(name.removesuffix(_MARK) for name in marks if not any(re.match(part, name) for part in _NO_EFFECT))
     if len(before) > 1:
         raise ModelFileError(
             f"{directory}: it has {len(before)} decoders, {shown(before[0] + _MARK)} and {shown(before[1] + _MARK)}; "

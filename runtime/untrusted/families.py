@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from .family import EVERY_LAYER, ExpertNames, Family, Form, GgufNames, Norms
 
-WRAPPERS: dict[str, str | None] = {"gemma3": "gemma3_text", "llava": None, "mistral3": None}
+WRAPPERS: dict[str, str | None] = {"gemma3": "gemma3_text", "gemma4": "gemma4_text", "llava": None, "mistral3": None}
 """Models of pictures and text whose text runs through the family of their `text_config` as it would alone -> that
 family where the file does not say it; None: it must."""
 
+_AROUND = Norms("input", "post_attention", "pre_feedforward", "post_feedforward")
 _BEHIND = Norms(None, "post_attention", None, "post_feedforward")
 _MLP = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
 _ATTENTION = {
@@ -127,9 +128,9 @@ FAMILIES: dict[str, Family] = {
         thetas={"full_attention": 1_000_000.0, "sliding_attention": 10_000.0},
         sliding_theta="rope_local_base_freq",
         form=Form(
-            norms=Norms("input", "post_attention", "pre_feedforward", "post_feedforward"), norm="offset",
-            head_norm="head", qkv_bias="attention_bias", out_bias="attention_bias", act="hidden_activation",
-            scales_embedding=True, score_width="query_pre_attn_scalar",
+            norms=_AROUND, norm="offset", head_norm="head", qkv_bias="attention_bias", out_bias="attention_bias",
+            act="hidden_activation", scales_embedding=True, score_width="query_pre_attn_scalar",
+            logit_cap="final_logit_softcapping",
         ),
         gguf=GgufNames(
             architecture="gemma3",
@@ -138,6 +139,26 @@ FAMILIES: dict[str, Family] = {
             },
             biases=_ATTENTION_BIASES,
             norm_offset=-1.0,
+        ),
+    ),
+    "gemma4_text": Family(
+        names=_COMMON - {"rope_scaling", "rope_theta"} | {
+            "attention_k_eq_v", "enable_moe_block", "global_head_dim", "hidden_activation",
+            "hidden_size_per_layer_input", "moe_intermediate_size", "num_experts", "num_global_key_value_heads",
+            "num_kv_shared_layers", "per_layer_config", "top_k_experts", "use_double_wide_mlp",
+            "vocab_size_per_layer_input",
+        },
+        refused=dict.fromkeys(
+            ("rope_scaling", "rope_theta"), "which layers it is about is not said; state it in rope_parameters, by kind"
+        ),
+        needs_window=True,
+        thetas={"full_attention": 1_000_000.0, "sliding_attention": 10_000.0},
+        usual_tables={"full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25}},
+        rope_kinds=("default", "linear", "proportional"),
+        form=Form(
+            norms=_AROUND, norm="wide", head_norm="head", qkv_bias="attention_bias", out_bias="attention_bias",
+            act="hidden_activation", scales_embedding=True, score_scale=1.0, logit_cap="final_logit_softcapping",
+            has_heads_by_kind=True, keys_are_values="attention_k_eq_v", norms_values=True, has_layer_scalar=True,
         ),
     ),
     "phi3": Family(

@@ -70,8 +70,8 @@ class Form:
     is_parallel: bool = False
     """Attention and MLP read the same norm, and both are added at the end of the layer."""
     act: str = "hidden_act"
-    score_scale: str | None = None
-    """Name in `config.json` of what scores are multiplied by; None: one over the root of the head dim, or of
+    score_scale: str | float | None = None
+    """What scores are multiplied by, or its name in `config.json`; None: one over the root of the head dim, or of
     `score_width`."""
     score_width: str | None = None
     embedding_factor: str | None = None
@@ -80,6 +80,8 @@ class Form:
     logit_divisor: str | None = None
     """Names in `config.json` of numbers: those that embeddings, what layers add, and logits are multiplied by; and the
     one that logits are divided by."""
+    logit_cap: str | None = None
+    """Name in `config.json` of the number c that logits x stay within: c * tanh(x / c)."""
     rotary_dtype: str | None = None
     """The dtype of the rotary tables, as torch spells it; None: that of the hidden state."""
     scales_embedding: bool = False
@@ -90,6 +92,14 @@ class Form:
     """Where layers slide, they alone rotate."""
     in_pairs: bool = False
     """Numbers (2i, 2i + 1) of the part of q and k that is rotated belong together, not (i, i + half of it)."""
+    has_heads_by_kind: bool = False
+    """Layers of different kinds differ in the width and the number of their KV heads."""
+    keys_are_values: str | None = None
+    """Name in `config.json` of whether layers that see everything have no product for v: it is k, before its norm."""
+    norms_values: bool = False
+    """Each head of v is normed, without a weight."""
+    has_layer_scalar: bool = False
+    """What a layer leaves, all of it, is multiplied by a number of its own, which is among the weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,6 +141,8 @@ class Family:
     sliding_theta: str = "rope_theta"
     """Name in `config.json` of the base frequency of layers that slide, where they have a table."""
     rope_kinds: tuple[str, ...] = ROPE_KINDS
+    usual_tables: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    """Kind of layer -> its rotary table where the file says nothing of it, if that is not the default kind."""
     needs_window: bool = False
     """Its layers of some kind slide, so `sliding_window` is a number."""
     turned: float | None = None

@@ -22,6 +22,8 @@ BOUNDS: dict[str, int] = {
     "num_attention_heads": 1024,
     "num_key_value_heads": 1024,
     "head_dim": 4096,
+    "global_head_dim": 4096,
+    "num_global_key_value_heads": 1024,
     "vocab_size": 1 << 22,
     "max_position_embeddings": 1 << 27,
     "sliding_window": 1 << 20,
@@ -29,18 +31,28 @@ BOUNDS: dict[str, int] = {
     "num_experts": 1 << 12,
     "num_local_experts": 1 << 12,
     "num_experts_per_tok": 1 << 8,
+    "top_k_experts": 1 << 8,
+    "num_kv_shared_layers": 512,
+    "hidden_size_per_layer_input": 1 << 16,
+    "vocab_size_per_layer_input": 1 << 22,
     "moe_intermediate_size": 1 << 20,
     "shared_expert_intermediate_size": 1 << 20,
     "decoder_sparse_step": 512,
 }
-"""Name in `config.json` -> largest value; the smallest is 1. Each is several times what any known model has."""
-NULLABLE = frozenset({"head_dim", "num_key_value_heads", "sliding_window", "num_labels"})
+"""Name in `config.json` -> largest value; the smallest is 1, or 0 in `MAY_BE_0`. Each is several times what any known
+model has."""
+NULLABLE = frozenset({
+    "head_dim", "num_key_value_heads", "sliding_window", "num_labels", "global_head_dim", "num_global_key_value_heads",
+    "num_experts", "moe_intermediate_size", "top_k_experts",
+})  # fmt: skip
+MAY_BE_0 = frozenset({"num_kv_shared_layers", "hidden_size_per_layer_input"})
 FRACTIONS = frozenset({"partial_rotary_factor"})
 """Numbers above 0 and up to 1: of the head's width, how much is rotated."""
 FACTORS = frozenset({
-    "attention_multiplier", "embedding_multiplier", "logit_scale", "logits_scaling", "residual_multiplier",
+    "attention_multiplier", "embedding_multiplier", "final_logit_softcapping", "logit_scale", "logits_scaling",
+    "residual_multiplier",
 })  # fmt: skip
-"""Numbers above 0 that others are multiplied with, or divided by."""
+"""Numbers above 0 that others are multiplied with, or divided by. A missing cap may be stated as null."""
 _MOST_FACTOR = 1e6
 
 
@@ -50,15 +62,17 @@ def check_number(path: Path, field: str, name: str, value: object) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
             raise ModelFileError(f"{path}: {field}: {shown(value)}, expected a number above 0 and up to 1")
     elif name in FACTORS:
+        if value is None and name == "final_logit_softcapping":
+            return
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _MOST_FACTOR:
             raise ModelFileError(
                 f"{path}: {field}: {shown(value)}, expected a number above 0 and up to {_MOST_FACTOR:g}"
             )
     elif name in BOUNDS and not (value is None and name in NULLABLE):
-        bound = BOUNDS[name]
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= bound:
-            raise ModelFileError(f"{path}: {field}: {shown(value)}, expected a whole number from 1 to {bound}")
-        if name == "head_dim" and value % 2:
+        bound, least = BOUNDS[name], int(name not in MAY_BE_0)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= bound:
+            raise ModelFileError(f"{path}: {field}: {shown(value)}, expected a whole number from {least} to {bound}")
+        if name in ("head_dim", "global_head_dim") and value % 2:
             raise ModelFileError(f"{path}: {field}: {value}, expected an even number: rotation works in pairs")
 
 

@@ -41,6 +41,7 @@ _OF_KIND: dict[str, frozenset[str]] = {
     }),
     "llama3": frozenset({"factor", "low_freq_factor", "high_freq_factor"}),
     "longrope": frozenset({"factor", "attention_factor", "short_factor", "long_factor"}),
+    "proportional": frozenset({"factor"}),
 }  # fmt: skip
 """Kind of table -> what it is computed from, besides `_COMMON`."""
 _REQUIRED = {
@@ -73,7 +74,10 @@ def read_rope(path: Path, family: str, settings: Mapping[str, Any]) -> dict[str,
     """
     found, known = {}, FAMILIES[family]
     for kind, theta in known.thetas.items():
-        table = _merged(path, _said(path, family, settings, kind))
+        said = list(_said(path, family, settings, kind))
+        table = _merged(path, iter(said))
+        if all(value is None for _, _, value in said):
+            table |= known.usual_tables.get(kind, {})
         table.setdefault("rope_type", "default")
         if "yarn" not in known.rope_kinds and table["rope_type"] == "yarn" and "short_factor" in table:
             table["rope_type"] = "longrope"  # as Phi-3's first files have it
@@ -109,16 +113,19 @@ class Rope:
 
     tables: dict[str, Table]
     """Tables by kind of layer, or that of `EVERY_LAYER`."""
-    head_dim: int
+    head_dims: dict[str, int]
+    """The width of the heads that each table turns."""
     max_positions: int
     """`max_position_embeddings`, with which some kinds compute."""
     window: int
     """The number of tokens that the model is meant for, which may be more than `max_positions`: see `_window`."""
 
     @classmethod
-    def of(cls, path: Path, family: str, tables: Mapping[str, Table], *, head_dim: int, max_positions: int) -> Rope:
-        """The positions with everything that the tables leave to the model's sizes filled in. Raises ModelFileError:
-        lists that do not fit them."""
+    def of(
+        cls, path: Path, family: str, tables: Mapping[str, Table], *, head_dims: Mapping[str, int], max_positions: int
+    ) -> Rope:
+        """The positions with everything that the tables leave to the model's sizes filled in. `head_dims` are the
+        widths of heads by table. Raises ModelFileError: lists that do not fit them."""
         full, original = {}, FAMILIES[family].original_positions or max_positions
         for kind, said in tables.items():
             table = dict(said)
@@ -126,10 +133,10 @@ class Rope:
                 table.setdefault("original_max_position_embeddings", original)
             if table["rope_type"] == "yarn":
                 table.setdefault("factor", max(1.0, max_positions / table["original_max_position_embeddings"]))
-            _check_width(path, table, head_dim)
+            _check_width(path, table, head_dims[kind])
             full[kind] = table
         of_all = full.get("full_attention") or full[EVERY_LAYER]
-        return cls(full, head_dim, max_positions, _window(of_all, max_positions))
+        return cls(full, dict(head_dims), max_positions, _window(of_all, max_positions))
 
     def reach(self, length: int) -> int:
         """The reach of a text of `length` tokens, which says which tables turn all of it: 0 for those of a short text,
@@ -263,7 +270,7 @@ def _check(path: Path, family: str, table: Table) -> None:
         low, high = table["low_freq_factor"], table["high_freq_factor"]
         raise ModelFileError(f"{path}: high_freq_factor: {high}, expected more than low_freq_factor, {low}")
     share = table.get("partial_rotary_factor", 1)
-    if share != 1 and FAMILIES[family].turned is None:
+    if share != 1 and FAMILIES[family].turned is None and kind != "proportional":
         raise ModelFileError(f"{path}: partial_rotary_factor: {share}, but {family} turns its heads whole")
 
 
@@ -309,8 +316,8 @@ def _check_width(path: Path, table: Table, head_dim: int) -> None:
 
 
 def rotary_width(table: Table, head_dim: int) -> int:
-    """The number of elements of a head that are turned."""
-    return int(head_dim * table.get("partial_rotary_factor", 1.0))
+    """The number of elements of a head that are turned. A proportional table turns all, most of them by nothing."""
+    return head_dim if table["rope_type"] == "proportional" else int(head_dim * table.get("partial_rotary_factor", 1.0))
 
 
 def _object(value: Any) -> dict[str, Any]:

@@ -21,7 +21,10 @@ logger = logging.getLogger(__name__)
 
 _ENDS = frozenset({"bos_token_id", "eos_token_id", "pad_token_id"})
 """Names that a wrapper may state for its text part, if that does not."""
-_OTHER_WEIGHTS = frozenset({"quantization_config", "compression_config", "transformers_weights", "per_layer_config"})
+_OTHER_WEIGHTS = frozenset({"quantization_config", "compression_config", "transformers_weights"})
+_BY_LAYER = "per_layer_config"
+"""Number of a layer -> the settings in which it differs, as transformers 5.17 and later write them."""
+_MAY_DIFFER = frozenset({"head_dim", "num_key_value_heads"})
 _OTHER_CODE = frozenset({"auto_map", "custom_pipelines", "trust_remote_code", "kernel_config", "fusion_config"})
 _IMPLEMENTATION = "_implementation"
 _NEVER_OPENED = frozenset({"special_tokens_map_file"})
@@ -56,9 +59,25 @@ def read_config(path: Path) -> tuple[str, dict[str, Any]]:
     if settings.get("sliding_window") == 0 and not may_slide:
         settings["sliding_window"] = None  # which transformers writes so for Qwen's mixtures of experts
     _refuse(path, {name: value for name, value in settings.items() if name != "auto_map"})
+    if settings.get(_BY_LAYER) is None:
+        settings.pop(_BY_LAYER, None)  # transformers would take it for a statement that layers are alike
+    else:
+        _check_by_layer(path, family, settings[_BY_LAYER])
     dropped = sorted(settings.keys() - known.names)
     logger.debug("%s: not used: %s", path, ", ".join(dropped))
     return family, {name: value for name, value in settings.items() if name in known.names}
+
+
+def _check_by_layer(path: Path, family: str, settings: object) -> None:
+    """Raise ModelFileError unless layers differ in what the family's may differ in; the numbers are checked."""
+    if _BY_LAYER not in FAMILIES[family].names:
+        raise ModelFileError(f"{path}: {_BY_LAYER}: {family} has layers of one size")
+    if not isinstance(settings, dict) or not all(isinstance(one, dict) for one in settings.values()):
+        raise ModelFileError(f"{path}: {_BY_LAYER}: {shown(settings)}, expected settings by layer")
+    for number, one in settings.items():
+        if not number.isdecimal() or not number.isascii() or (others := sorted(one.keys() - _MAY_DIFFER)):
+            what = shown(number) if not number.isdecimal() or not number.isascii() else shown(others[0])
+            raise ModelFileError(f"{path}: {_BY_LAYER}: {what}, expected {' and '.join(sorted(_MAY_DIFFER))} by layer")
 
 
 def _text_part(path: Path, wrapper: object, settings: dict[str, Any]) -> tuple[object, dict[str, Any]]:

@@ -43,8 +43,10 @@ def outputs(model: Model, tables: Callable[[Model, Tensor], RotaryTables]) -> li
     for positions in ([0, 1, 2], [900, 3000, 3999], [4, 5, 6]):  # dynamic tables grow, and come back
         for kind, table in sorted(tables(model, torch.tensor([positions])).items()):
             found.extend(table)
-            q = torch.linspace(-1, 1, 2 * 3 * model.head_dim).view(1, 2, 3, model.head_dim).to(model.dtype)
-            found.extend(model.rotate(model.kinds.index(kind), q, q * 2, {kind: table}))
+            layer = model.kinds.index(kind)
+            dim = model.shapes[layer].dim
+            q = torch.linspace(-1, 1, 2 * 3 * dim).view(1, 2, 3, dim).to(model.dtype)
+            found.extend(model.rotate(layer, q, q * 2, {kind: table}))
     for layer in range(model.num_layers):
         hidden = model.run_layer(model.layer(layer, prefill=False), hidden, attend)
         found.append(hidden)

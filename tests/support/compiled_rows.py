@@ -60,5 +60,7 @@ def product_row(weight: Tensor, y: Tensor, a: Tensor, kind: int, *, chunk: int =
     row[[r.ITEMS, r.BARRIER]] = -(-rows // chunk), 1
     row[[r.P_BATCH, r.P_ROWS, r.P_COLUMNS, r.P_CHUNK]] = len(y), rows, columns, chunk
     row[[r.P_KIND, r.P_WEIGHT, r.P_A]] = kind, weight.data_ptr(), a.data_ptr()
-    row[[r.P_Y, r.P_STRIDE, r.P_INPUT, r.P_FACTOR]] = y.data_ptr(), rows, r.PLAIN, bits(1.0)
+    row[[r.P_Y, r.P_STRIDE, r.P_INPUT, r.P_FACTOR, r.P_TOTAL]] = (
+        y.data_ptr(), rows, r.PLAIN, bits(1.0), bits(1.0),
+    )  # fmt: skip
     return row

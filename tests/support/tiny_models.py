@@ -56,6 +56,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"head_dim": 16, "sliding_window": 40, "query_pre_attn_scalar": 16,
          "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
     ),
+    "gemma4_text": (
+        "Gemma4Text",
+        {"head_dim": 16, "num_key_value_heads": 3, "global_head_dim": 32, "num_global_key_value_heads": 2,
+         "attention_k_eq_v": True, "sliding_window": 40, "final_logit_softcapping": 30.0,
+         "hidden_size_per_layer_input": 0,
+         "layer_types": ["sliding_attention", "full_attention", "full_attention"]},
+    ),
     "phi3": ("Phi3", {"partial_rotary_factor": 0.5, "sliding_window": None}),
     "olmo2": ("Olmo2", {}),
     "olmo3": (
@@ -86,7 +93,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0, 1]}),
 }  # fmt: skip
 """Name -> (transformers class prefix, what differs from the common shape)."""
-FORMS = ("llama", "gemma3_text", "phi3", "olmo3", "cohere2", "ministral3", "qwen2_moe")
+FORMS = ("llama", "gemma3_text", "gemma4_text", "phi3", "olmo3", "cohere2", "ministral3", "qwen2_moe")
 """Families that have between them every part that a layer may have (`test_families`), for what takes long."""
 
 
@@ -98,7 +105,7 @@ def save_tiny_model(folder: Path, family: str = "llama", *, chat: bool = True, *
     prefix, differs = FAMILIES[family]
     config = getattr(transformers, f"{prefix}Config")(**{**_SHAPE, **differs, **changes})
     torch.manual_seed(0)
-    model_class = "Gemma3ForCausalLM" if prefix == "Gemma3Text" else f"{prefix}ForCausalLM"
+    model_class = f"{prefix.removesuffix('Text')}ForCausalLM"
     model = getattr(transformers, model_class)(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():

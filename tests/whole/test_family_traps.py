@@ -12,6 +12,7 @@ import torch
 from tiny_models import VOCABULARY, moved, reference_model, save_tiny_model
 
 from stratakv.runtime.model import model, model_files
+from stratakv.runtime.model.head import Head
 from stratakv.runtime.model.model import Model
 from stratakv.runtime.untrusted.families import FAMILIES
 from stratakv.runtime.untrusted.rope import Rope
@@ -51,6 +52,13 @@ def _whole_heads(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(model_files, "read_rope", lambda *said: {kind: one | whole for kind, one in read(*said).items()})
 
 
+def _proportion(patch: pytest.MonkeyPatch) -> None:
+    """All numbers of a head are turned, in layers that see everything."""
+    read = model_files.read_rope
+    plain = {"rope_type": "default", "rope_theta": 1e6}
+    patch.setattr(model_files, "read_rope", lambda *said: read(*said) | {"full_attention": plain})
+
+
 TRAPS: dict[str, Patch] = {
     "granite: scores": form("granite", score_scale=None),
     "granite: embeddings": form("granite", embedding_factor=None),
@@ -71,6 +79,13 @@ TRAPS: dict[str, Patch] = {
     "ministral3: queries grow": lambda patch: patch.setattr(Rope, "query_growth", None),
     "gemma3_text: one more than the weight": form("gemma3_text", norm="wide"),
     "gemma3_text: embeddings": form("gemma3_text", scales_embedding=False),
+    "gemma4_text: the weight alone": form("gemma4_text", norm="offset"),
+    "gemma4_text: embeddings": form("gemma4_text", scales_embedding=False),
+    "gemma4_text: scores as they are": form("gemma4_text", score_scale=None),
+    "gemma4_text: norms of values": later(lambda layer: delattr(layer.self_attn, "v_norm")),
+    "gemma4_text: a number for the whole layer": later(lambda layer: layer.layer_scalar.data.fill_(1)),
+    "gemma4_text: a quarter of a wide head rotates": _proportion,
+    "gemma4_text: logits have a cap": lambda patch: patch.setattr(Head, "scaled", lambda _, products: products),
     "smollm3: some layers do not rotate": form("smollm3", rotated_layers=None),
 }
 

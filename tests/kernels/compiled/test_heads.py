@@ -58,3 +58,24 @@ def test_heads(dtype: torch.dtype, norm: str, rotary: int, in_pairs: bool, grows
     assert torch.equal(kv[:, 1, :, 3], v.to(dtype))
     kv[:, :, :, 3] = 7.0
     assert (kv == 7.0).all(), "a number lies where none belongs"
+
+
+@pytest.mark.parametrize("keys_are_values", [False, True])
+def test_values_are_normed_and_may_be_keys(keys_are_values: bool) -> None:
+    torch.manual_seed(2)
+    qkv = torch.randn(BATCH, QUERIES + (1 if keys_are_values else 2) * GROUPS, DIM)
+    weight, q, kv = (
+        torch.randn(QUERIES + GROUPS, DIM),
+        nothing_yet(BATCH, QUERIES, DIM),
+        nothing_yet(BATCH, 2, GROUPS, DIM),
+    )
+    places = np.array([[one.data_ptr(), 4 * DIM, 4 * GROUPS * DIM, r.F32] for one in kv])
+    row = np.zeros(r.WIDTH, dtype=np.int64)
+    row[[r.OPERATION, r.ITEMS, r.BARRIER]] = heads.address, BATCH * (QUERIES + 2 * GROUPS), 1
+    row[[r.MEMORY, r.H_BATCH, r.H_HEADS, r.H_GROUPS, r.H_DIM]] = heads_bytes(DIM), BATCH, QUERIES, GROUPS, DIM
+    row[[r.H_QKV, r.H_Q, r.H_PLACES, r.H_NORM]] = qkv.data_ptr(), q.data_ptr(), places.ctypes.data, weight.data_ptr()
+    row[[r.H_EPS, r.H_NORMS_VALUES, r.H_KEYS_ARE_VALUES]] = bits(1e-5), 1, keys_are_values
+    work(row)
+    qk, v = qkv[:, : QUERIES + GROUPS], qkv[:, -GROUPS:]
+    torch.testing.assert_close(torch.cat([q, kv[:, 0]], 1), F.rms_norm(qk, (DIM,), None, 1e-5) * weight)
+    torch.testing.assert_close(kv[:, 1], F.rms_norm(v, (DIM,), None, 1e-5))

@@ -64,10 +64,11 @@ def test_a_sum_is_left_and_normed(has_more: bool, norms_more: bool, norms_sum: b
     row[r.P_D] = d.data_ptr() if has_more else 0
     row[r.P_NORM_D] = of_d.data_ptr() if norms_more else 0
     row[r.P_NORM] = of_sum.data_ptr() if norms_sum else 0
+    row[r.P_TOTAL] = bits(0.75)
     work(row)
     expected = a
     if has_more:
-        expected = a + (F.rms_norm(d, (21,), of_d, 1e-5) if norms_more else d)
+        expected = 0.75 * (a + (F.rms_norm(d, (21,), of_d, 1e-5) if norms_more else d))
         torch.testing.assert_close(total, expected)
     else:
         assert total.isnan().all()

@@ -53,8 +53,8 @@ def test_a_layer_whose_state_is_in_no_store_is_refused(tmp_path: Path) -> None:
 def test_a_cache_of_transformers_is_filled_in_every_layer() -> None:
     from transformers import DynamicCache
 
-    config, cache = SimpleNamespace(num_key_value_heads=2, num_attention_heads=6, hidden_size=48, head_dim=None,
-                                    num_hidden_layers=3), DynamicCache()  # fmt: skip
+    sizes = {"num_key_value_heads": 2, "num_attention_heads": 6, "hidden_size": 48, "num_hidden_layers": 3}
+    config, cache = SimpleNamespace(model_type="llama", head_dim=None, **sizes), DynamicCache()
     fill_cache(cache, config, 4, 200, torch.bfloat16, torch.device("cpu"))
     filled = torch.stack([torch.stack([layer.keys, layer.values]) for layer in cache.layers])
     assert filled.shape == (3, 2, 4, 2, 200, 8)

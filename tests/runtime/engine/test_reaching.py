@@ -21,9 +21,9 @@ LONG = LIMIT + 1
 LONGROPE = Rope(
     {EVERY_LAYER: {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": LIMIT,
                    "short_factor": [1.0], "long_factor": [3.0]}},
-    head_dim=2, max_positions=400, window=400,
+    head_dims={EVERY_LAYER: 2}, max_positions=400, window=400,
 )  # fmt: skip
-DYNAMIC = Rope({EVERY_LAYER: {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}}, 8, LIMIT, 280)
+DYNAMIC = Rope({EVERY_LAYER: {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}}, {EVERY_LAYER: 8}, LIMIT, 280)
 
 
 def text(length: int, reach: int = 0) -> Sequence:

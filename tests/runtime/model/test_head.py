@@ -49,3 +49,12 @@ def test_only_what_was_rounded_is_computed_again(scale: float) -> None:
     head, hidden = Head(torch.nn.Identity(), linear, product), torch.randn(3, 64)
     assert head.is_exact is (scale == 1.0)
     assert torch.equal(head(hidden), product(hidden)) is (scale == 1.0)
+
+
+def test_logits_stay_within_a_cap() -> None:
+    linear = torch.nn.Linear(64, 32, bias=False).to(torch.bfloat16).requires_grad_(False)
+    head, hidden = Head(torch.nn.Identity(), linear, Product(linear.weight, None), 2.0), 9 * torch.randn(3, 64)
+    plain = head(hidden)
+    capped = Head(torch.nn.Identity(), linear, head.product, 2.0, 3.0)(hidden)
+    torch.testing.assert_close(capped, 3 * torch.tanh(plain / 3))
+    assert capped.abs().max() <= 3 < plain.abs().max()

@@ -32,7 +32,7 @@ def loaded(family: str, folder: Path, dtype: torch.dtype, **changes: Any) -> Mod
     with torch.no_grad():
         for name, parameter in model.inner.layers.named_parameters():
             if parameter.dim() == 1:
-                base = 0.0 if name.endswith("bias") or "gemma" in family else 1.0
+                base = 0.0 if name.endswith("bias") or "gemma3" in family else 1.0
                 parameter.copy_(base + 0.5 * torch.randn(parameter.shape, generator=draw))
     return Model(model.hf, model.tokenizer)  # what is fused and derived is made at construction
 

@@ -23,6 +23,10 @@ from stratakv.runtime.model.model_files import (
     rope_of,
 )
 
+GEMMA4 = {
+    "model_type": "gemma4_text", "num_hidden_layers": 3, "head_dim": 16, "hidden_size_per_layer_input": 0,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+}  # fmt: skip
 SIZES = {"model_type": "llama", "hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 2}
 
 
@@ -40,7 +44,7 @@ def test_a_configuration_has_its_positions_and_its_place(tmp_path: Path) -> None
     assert rope_of(config) is config.rope
     in_memory = make_configuration("llama", {**SIZES, "rope_parameters": config.rope_parameters})
     assert rope_of(in_memory) == config.rope
-    assert config.rope.head_dim == 8
+    assert set(config.rope.head_dims.values()) == {8}
 
 
 @pytest.mark.parametrize(
@@ -59,6 +63,19 @@ def test_a_configuration_has_its_positions_and_its_place(tmp_path: Path) -> None
         ({"model_type": "granite", "residual_multiplier": 0}, "residual_multiplier: 0, expected a number above 0"),
         ({"model_type": "granite", "logits_scaling": 1e9}, "logits_scaling: 1000000000.0, expected a number above 0"),
         ({"model_type": "cohere2", "logit_scale": True}, "logit_scale: True, expected a number above 0"),
+        ({**GEMMA4, "num_kv_shared_layers": 1}, "num_kv_shared_layers: 1, layers without keys of their own"),
+        ({**GEMMA4, "hidden_size_per_layer_input": 8}, "hidden_size_per_layer_input: 8, embeddings by layer"),
+        ({**GEMMA4, "enable_moe_block": True}, "enable_moe_block: True, experts beside a dense MLP"),
+        ({**GEMMA4, "use_bidirectional_attention": "all"}, "use_bidirectional_attention is not supported"),
+        ({**GEMMA4, "final_logit_softcapping": -1.0}, "final_logit_softcapping: -1.0, expected a number above 0"),
+        ({**GEMMA4, "global_head_dim": 5}, "global_head_dim: 5, expected an even number"),
+        ({**GEMMA4, "num_global_key_value_heads": 4, "attention_k_eq_v": True}, "num_key_value_heads: 4, which do not"),
+        ({**GEMMA4, "rope_theta": 1e4}, "rope_theta: which layers it is about is not said"),
+        ({**GEMMA4, "per_layer_config": {"0": {"hidden_size": 8}}}, "per_layer_config: 'hidden_size', expected"),
+        ({**GEMMA4, "per_layer_config": {"x": {"head_dim": 8}}}, "per_layer_config: 'x', expected"),
+        ({**GEMMA4, "per_layer_config": {"0": {"head_dim": 2**40}}}, "head_dim: 1099511627776, expected"),
+        ({**GEMMA4, "per_layer_config": {"0": {"head_dim": 32}}}, "layer 1: 2 heads of 16 for keys, others that are"),
+        ({"per_layer_config": {"0": {"head_dim": 32}}}, "per_layer_config: llama has layers of one size"),
     ],
     ids=str,
 )  # fmt: skip

@@ -52,7 +52,7 @@ def rotary(dtype: torch.dtype | None = None, **table: Any) -> Rotary:
     """Of two kinds of layers that share a table, for heads of 8 numbers."""
     tables = {EVERY_LAYER: {"rope_type": "default", "rope_theta": 100.0, **table}}
     kinds = ["sliding_attention", "full_attention"]
-    return Rotary(Rope(tables, 8, 512, 512), kinds, torch.device("cpu"), dtype)
+    return Rotary(Rope(tables, dict.fromkeys(tables, 8), 512, 512), kinds, torch.device("cpu"), dtype)
 
 
 def test_angles_are_positions_over_powers_of_the_base() -> None:

@@ -30,7 +30,7 @@ class Step:
 
     def __init__(self, model: Model) -> None:
         self.rows, self.tables = model.step_rows(BATCH), model.step_tables(POSITIONS)
-        self.kv = nothing_yet(model.num_layers, BATCH, 2, self.rows.groups, self.rows.dim)
+        self.kv = nothing_yet(model.num_layers, BATCH, 2, *self.rows.shapes[0][1:])
         """Each layer's new keys and values, `[N, B, 2, G, D]`."""
         for layer, b in np.ndindex(model.num_layers, BATCH):
             there = self.kv[layer, b]
@@ -66,9 +66,10 @@ def close(found: Tensor, expected: Tensor) -> None:
 def test_rows_compute_what_the_layers_do(model: Model) -> None:
     step = Step(model)
     rows, kv = step.rows, step.kv
-    rows.attended.copy_(torch.randn(rows.attended.shape))
+    attended = rows.attended(0)
+    attended.copy_(torch.randn(attended.shape))
     step.run()
-    hidden, given = by_layers(model, rows.hidden, rows.attended, step.tables)
+    hidden, given = by_layers(model, rows.hidden, attended, step.tables)
     for layer in range(model.num_layers):
         for found, expected in zip(
             (rows.q[layer], kv[layer, :, 0], kv[layer, :, 1]), given[3 * layer : 3 * layer + 3], strict=True
@@ -82,21 +83,22 @@ def test_rows_compute_what_the_layers_do(model: Model) -> None:
 def test_parts_of_attention_are_put_together_for_the_output(model: Model) -> None:
     """As many of each sequence as it left, in all layers or in one."""
     step = Step(model)
-    rows = step.rows
-    at = attending(torch.randn(rows.heads, rows.dim), rows.groups, 1000)
+    rows, shape = step.rows, step.rows.shapes[0]
+    attended = rows.attended(0)
+    at = attending(torch.randn(shape.heads, shape.dim), shape.kv_heads, 1000)
     room = at.parts.numel()
     parts = torch.rand(BATCH, room) + 0.5
     rows.parts[:] = 1, 3
     for b in range(BATCH):
         at.parts = parts[b]
-        rows.attended[b] = at.merged(1 + 2 * b)[0].flatten()
-    hidden, _ = by_layers(model, rows.hidden, rows.attended, step.tables)
+        attended[b] = at.merged(1 + 2 * b)[0].flatten()
+    hidden, _ = by_layers(model, rows.hidden, attended, step.tables)
     for layers in ([0], [1, 2]):
         for layer in layers:
             rows.merges(layer, parts, room)
         step.run()
         close(rows.last, hidden)
-    rows.attended.fill_(torch.nan)
+    attended.fill_(torch.nan)
     step.run()
     close(rows.last, hidden)
     rows.merges(1)
@@ -118,4 +120,4 @@ def test_a_layer_without_positions_is_not_turned(model: Model) -> None:
     rows, tables = StepRows(lean, [True, False, True], model.step_logits, 1), model.step_tables(POSITIONS[:1])
     rows.turn(model.kinds, tables.lean)
     widths = [rows.table[rows.attending(layer).start - 1, r.H_ROTARY] for layer in range(model.num_layers)]
-    assert widths == [rows.dim, 0, rows.dim]
+    assert widths == [rows.shapes[0].dim, 0, rows.shapes[0].dim]

@@ -88,15 +88,18 @@ def test_experts_may_stand_together(tmp_path: Path) -> None:
     ("wrapper", "family", "names"),
     [("gemma3", "gemma3_text", "language_model."), ("mistral3", "mistral", "language_model."),
      ("mistral3", "ministral3", "language_model."),
-     ("llava", "llama", "language_model."), ("gemma3", "gemma3_text", "")],
+     ("llava", "llama", "language_model."), ("gemma3", "gemma3_text", ""),
+     ("gemma4", "gemma4_text", "model.language_model.")],
 )  # fmt: skip
 def test_the_text_of_a_model_of_pictures_and_text(
     wrapper: str, family: str, names: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = save_tiny_model(tmp_path / "model", family)
     plain = Model.load(folder, CPU, torch.float32)
-    tensors = {f"{names}{name}": tensor for name, tensor in read(folder).items()}
-    tensors["vision_tower.encoder.layers.0.layer_norm1.weight"] = torch.ones(4)
+    drop = "model." if names.startswith("model.") else ""
+    tensors = {f"{names}{name.removeprefix(drop)}": tensor for name, tensor in read(folder).items()}
+    norm = "post_attention_layernorm" if wrapper == "gemma4" else "layer_norm1"  # named as the text's own
+    tensors[f"{drop}vision_tower.encoder.layers.0.{norm}.weight"] = torch.ones(4)
     text = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(
         json.dumps({"model_type": wrapper, "text_config": text, "eos_token_id": [1], "vision_config": {"depth": 2}})

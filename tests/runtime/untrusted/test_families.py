@@ -34,10 +34,10 @@ def test_no_other_file_names_a_family() -> None:
 
 def test_the_table_fits_together() -> None:
     assert {family for family in WRAPPERS.values() if family is not None} <= FAMILIES.keys()
-    assert tuple(_OF_KIND) == ROPE_KINDS
-    assert all(set(family.rope_kinds) <= set(ROPE_KINDS) for family in FAMILIES.values())
+    assert tuple(_OF_KIND) == (*ROPE_KINDS, "proportional")
+    assert all(set(family.rope_kinds) <= _OF_KIND.keys() for family in FAMILIES.values())
     assert not any(family.refused.keys() & family.names for family in FAMILIES.values())
     of_gguf = {name for name, family in FAMILIES.items() if family.gguf is not None}
     assert VARIANTS.keys() <= ARCHITECTURES.keys()
     entries = [*ARCHITECTURES.values(), *VARIANTS.values()]
-    assert {entry.family for entry in entries} == of_gguf == FAMILIES.keys() - {"mistral"}
+    assert {entry.family for entry in entries} == of_gguf == FAMILIES.keys() - {"mistral", "gemma4_text"}

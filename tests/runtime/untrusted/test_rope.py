@@ -13,6 +13,7 @@ from hub_configs import HUB
 from tiny_models import reference_model, save_tiny_model
 
 from stratakv.runtime import KVConfig, ModelFileError, Runtime
+from stratakv.runtime.model.head_shapes import head_shape
 from stratakv.runtime.model.identity import model_key
 from stratakv.runtime.untrusted.rope import Rope, read_rope
 
@@ -24,7 +25,7 @@ LONGROPE = {"type": "longrope", **LISTS}
 
 def rope(family: str, settings: dict[str, Any], head_dim: int = 64, max_positions: int = 4096) -> Rope:
     tables = read_rope(HERE, family, copy.deepcopy(settings))
-    return Rope.of(HERE, family, tables, head_dim=head_dim, max_positions=max_positions)
+    return Rope.of(HERE, family, tables, head_dims=dict.fromkeys(tables, head_dim), max_positions=max_positions)
 
 
 SPELLINGS: dict[str, list[dict[str, Any]]] = {
@@ -130,7 +131,7 @@ def test_a_hub_model_is_turned_as_transformers_does(name: str) -> None:
     settings = {key: value for key, value in HUB[name].items() if key not in ("auto_map", "model_type")}
     family = HUB[name]["model_type"]
     config = AutoConfig.for_model(family, **copy.deepcopy(settings))
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head_dim = head_shape(config, 0).dim
     found = rope(family, settings, head_dim, config.max_position_embeddings)
     theirs = config.rope_parameters
     for kind, table in found.tables.items():
