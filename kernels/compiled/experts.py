@@ -3,6 +3,7 @@
     route      which experts, and their shares, from the router's logits
     each       y[b, k] = W[expert k of b] x[b]
     together   y[b] = the sum over k of share[b, k] * W[expert k of b] x[b, k], and what a shared expert has left
+    both       y[b] = norm(x[b]) + norm(d[b]), where a dense MLP stands beside them
 
 x is made as for products (`products.make`), and weights are rows of numbers or of blocks as there, so an expert's
 result has the bits that it would have alone.
@@ -19,19 +20,23 @@ from numba import float32
 from .block_products import arranged, product_bytes
 from .blocks import call_rows, vector_bytes
 from .dots import dot_of
-from .native import exp, floats, longs, loop
+from .native import exp, floats, longs, loop, real
 from .operation import operation
+from .products import root
 from .record import (
     BF16,
     F32,
+    P_A,
     P_BATCH,
     P_CHOSEN,
     P_CHUNK,
     P_CODE,
     P_COLUMNS,
     P_D,
+    P_EPS,
     P_IDS,
     P_KIND,
+    P_NORM,
     P_NORM_D,
     P_ROOM,
     P_ROUNDED,
@@ -42,6 +47,7 @@ from .record import (
     P_Y,
     R_CHOSEN,
     R_EXPERTS,
+    R_FACTORS,
     R_IDS,
     R_LOGITS,
     R_RENORMALISES,
@@ -84,6 +90,10 @@ def route(row: int, item: int, scratch: int) -> None:
             mass += exp(logits[e] - top)
     for k in range(chosen):
         shares[k] /= mass
+    if op[R_FACTORS] != 0:
+        factors = floats(op[R_FACTORS], count)
+        for k in range(chosen):
+            shares[k] *= factors[ids[k]]
 
 
 @loop
@@ -140,3 +150,15 @@ def together(row: int, item: int, scratch: int) -> None:
         else:
             for r in range(end - begin):
                 out[r] += share * some[r]
+
+
+@operation
+def both(row: int, item: int, scratch: int) -> None:
+    """Two vectors of one sequence, each normed, added."""
+    op = longs(row, WIDTH)
+    columns, eps, there = op[P_COLUMNS], float32(real(op[P_EPS])), 4 * item * op[P_COLUMNS]
+    x, d, y = floats(op[P_A] + there, columns), floats(op[P_D] + there, columns), floats(op[P_Y] + there, columns)
+    of_x, of_d = floats(op[P_NORM], columns), floats(op[P_NORM_D], columns)
+    scale_x, scale_d = root(x, eps), root(d, eps)
+    for i in range(columns):
+        y[i] = x[i] * scale_x * of_x[i] + d[i] * scale_d * of_d[i]

@@ -73,8 +73,11 @@ has one."""
 R_EXPERTS, R_CHOSEN = range(6, 8)
 R_LOGITS, R_IDS, R_SHARES = range(8, 11)
 """[B, E]; int64 [B, K]; [B, K], softmax over all experts."""
-R_RENORMALISES = 11
-"""Shares are divided by their sum."""
+R_RENORMALISES, R_FACTORS = range(11, 13)
+"""R_RENORMALISES: shares are divided by their sum. R_FACTORS: [E], what they are multiplied by then; 0: nothing."""
+
+# BOTH: y[b] = norm(x[b]) + norm(d[b]), as vectors P_A and P_D [B, C] with norms P_NORM and P_NORM_D [C], to P_Y [B, C].
+# An item is a b. P_BATCH, P_COLUMNS and P_EPS are as for products.
 
 # WIDEN: rows of a weight as fp32. An item is W_CHUNK of them.
 W_WEIGHT, W_COLUMNS, W_COUNT, W_CHUNK = range(6, 10)

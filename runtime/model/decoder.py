@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ..untrusted.families import FAMILIES
 from ..untrusted.family import Form
 from .head_shapes import head_shape
-from .mlp import MLP, Experts, is_mixture, stated
+from .mlp import MLP, is_mixture, mixture_of_experts, stated
+from .norm import Norm
 from .products import Linear
 
 
@@ -58,27 +59,6 @@ class ScaledEmbedding(Embedding):
     def forward(self, ids: Tensor) -> Tensor:
         scale = torch.tensor(self.embedding_dim**0.5, dtype=self.weight.dtype, device=self.weight.device)
         return super().forward(ids) * scale
-
-
-class Norm(nn.Module):
-    """A root mean square norm, or one around the mean, as `Form.norm` says. `width` None: one without a weight."""
-
-    def __init__(self, width: int | None, config: Any, form: Form) -> None:
-        super().__init__()
-        self.weight = None if width is None else nn.Parameter(torch.empty(width))
-        self.eps, self.kind = getattr(config, form.norm_eps), form.norm
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        if self.kind == "centred":
-            wide = wide - wide.mean(-1, keepdim=True)
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        if self.weight is None:
-            return wide.to(x.dtype)
-        if self.kind == "scale":
-            return self.weight * wide.to(x.dtype)
-        weight = 1.0 + self.weight.float() if self.kind == "offset" else self.weight
-        return (weight * wide).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -128,9 +108,10 @@ class DecoderLayer(nn.Module):
         self.family: str = config.model_type
         self.is_parallel, self.factor = form.is_parallel, factor(config, form.residual_factor)
         self.self_attn = Attention(config, form, at)
-        self.mlp = Experts(config, form) if is_mixture(config, at) else MLP(config, form)
-        self._norms = form.norms
-        for name in form.norms:
+        self.mlp = mixture_of_experts(config, form) if is_mixture(config, at) else MLP(config, form)
+        has_own_norms = getattr(self.mlp, "has_own_norms", False)
+        self._norms = form.norms._replace(before_mlp=None) if has_own_norms else form.norms
+        for name in self._norms:
             if name is not None:
                 setattr(self, f"{name}_layernorm", Norm(config.hidden_size, config, form))
         if form.has_layer_scalar:

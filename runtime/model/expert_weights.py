@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from .mlp import Experts, Mixture
+from .mlp import Experts, ExpertsBesideMLP, Mixture
 from .products import Product, Strip
 
 Make = Callable[[list[Any]], Product]
@@ -49,6 +50,8 @@ class LayerExperts:
     gate: ExpertWeight
     up: ExpertWeight
     down: ExpertWeight
+    factors: Tensor | None
+    """`[E]`, of shares; None: there are none."""
 
     @classmethod
     def of(cls, experts: Experts, router: Product, product: Make) -> LayerExperts | None:
@@ -60,4 +63,5 @@ class LayerExperts:
         gate, up, down = each
         if gate is None or up is None or down is None:
             return None
-        return cls(experts.mixture, router, gate, up, down)
+        factors = experts.per_expert_scale if isinstance(experts, ExpertsBesideMLP) else None
+        return cls(experts.mixture, router, gate, up, down, factors)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..untrusted.families import FAMILIES
 from ..untrusted.family import Form
 from .expert_weights import LayerExperts, Make
-from .mlp import MLP, Experts
+from .mlp import MLP, Experts, ExpertsBesideMLP
 from .products import Linear, Product
 
 _DROPOUTS = frozenset({"resid_attn_dropout", "resid_mlp_dropout"})
@@ -34,17 +34,19 @@ _DROPOUTS = frozenset({"resid_attn_dropout", "resid_mlp_dropout"})
 class Norm:
     """Root mean square norm over the last dimension, or one around the mean, computed as by the family's own module."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, weight: Tensor | None = None) -> None:
+        """`weight`: in place of the module's."""
         name, kind = type(module).__name__, getattr(module, "kind", None)
         self.eps = float(module.eps if hasattr(module, "eps") else module.variance_epsilon)
         self.is_offset = kind == "offset" or name.startswith("Gemma3")
         self.is_centred = kind == "centred" or name.endswith("LayerNorm")
-        self.weight: Tensor = 1.0 + module.weight.float() if self.is_offset else module.weight
+        own = module.weight if weight is None else weight
+        self.weight: Tensor = 1.0 + own.float() if self.is_offset else own
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.is_centred:
             return F.layer_norm(x.float(), self.weight.shape, self.weight.float(), eps=self.eps).to(x.dtype)
-        if self.is_offset:  # the weight is near one, where 16 bits are too coarse
+        if self.weight.dtype is torch.float32:  # 16 bits are too coarse for it: it is near one, or a product
             return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
@@ -61,6 +63,15 @@ class HeadNorm:
     def __call__(self, x: Tensor) -> Tensor:
         normed = F.rms_norm(x.float() if self.is_offset else x, x.shape[-1:], None, self.eps)
         return (normed * self.weight).to(x.dtype)
+
+
+class _Beside:
+    """The norms of experts beside a dense MLP."""
+
+    def __init__(self, experts: ExpertsBesideMLP) -> None:
+        self.router = Norm(experts.router_norm, experts.router_scale.float() * experts.router_root)
+        self.before_dense, self.after_dense = Norm(experts.before_dense), Norm(experts.after_dense)
+        self.before_experts, self.after_experts = Norm(experts.before_experts), Norm(experts.after_experts)
 
 
 class LeanLayer:
@@ -81,7 +92,10 @@ class LeanLayer:
         self.qkv = product([part for part in parts if part is not None])
         self.out = product([attention.o_proj])
         self.experts: Experts | None = mlp if isinstance(mlp, Experts) else None
-        """In place of `gate_up` and `down`, or besides them: those are the shared expert's then."""
+        """In place of `gate_up` and `down`, or besides them: those are the shared expert's then, or the dense MLP's."""
+        self.beside = _Beside(mlp) if isinstance(mlp, ExpertsBesideMLP) else None
+        self.shared_gate: Product | None = None
+        """Of the shared expert's share."""
         self.keys_are_values = form.keys_are_values is not None and getattr(attention, "v_proj", None) is None
         """v is k before its norm: `qkv` has no rows for it."""
         self.value_eps = float(attention.v_norm.eps) if form.norms_values else None
@@ -92,16 +106,19 @@ class LeanLayer:
             first = self.experts.experts[0]
             assert isinstance(first, MLP)
             self.act, self.router = first.act_fn, product([self.experts.gate])
-        self.has_mlp = self.experts is None or self.experts.has_shared
+        self.has_mlp = self.experts is None or self.experts.has_shared or self.beside is not None
         if self.experts is not None and self.experts.has_shared:
             mlp, self.shared_gate = self.experts.shared_expert, product([self.experts.shared_expert_gate])
+        elif isinstance(mlp, ExpertsBesideMLP):
+            mlp = mlp.dense
         if self.has_mlp:
             self.gate_up = product([mlp.gate_up_proj] if form.fuses_mlp else [mlp.gate_proj, mlp.up_proj])
             self.act, self.down = mlp.activation_fn if form.fuses_mlp else mlp.act_fn, product([mlp.down_proj])
         self.act_name = act_name(self.act)
         self.layer_experts = None if self.experts is None else LayerExperts.of(self.experts, self.router, product)
         """The experts for compiled steps; None where there are none, or such steps do not know their weights."""
-        norms = [None if name is None else Norm(getattr(layer, f"{name}_layernorm")) for name in form.norms]
+        of_form = form.norms if self.beside is None else form.norms._replace(before_mlp=None)
+        norms = [None if name is None else Norm(getattr(layer, f"{name}_layernorm")) for name in of_form]
         self.before_attention, self.after_attention, self.before_mlp, self.after_mlp = norms
         self.head_norm: HeadNorm | None = None
         self.wide_norms: tuple[Norm, Norm] | None = None
@@ -147,7 +164,7 @@ class LeanLayer:
         """All of its products but those of experts."""
         of_mlp = [self.gate_up, self.down] if self.has_mlp else []
         of_experts = [] if self.experts is None else [self.router]
-        of_shared = [self.shared_gate] if self.experts is not None and self.experts.has_shared else []
+        of_shared = [] if self.shared_gate is None else [self.shared_gate]
         return [self.qkv, self.out, *of_mlp, *of_experts, *of_shared]
 
     @property
@@ -155,13 +172,19 @@ class LeanLayer:
         """A compiled step knows all of its parts."""
         return bool(self.act_name) and (self.experts is None or self.layer_experts is not None)
 
-    def _mlp(self, normed: Tensor) -> Tensor:
-        mixed = None if self.experts is None else self.experts.mixed(normed, self.router(normed))
-        if mixed is not None and not self.has_mlp:
-            return mixed
+    def _mlp(self, x: Tensor) -> Tensor:
+        if self.experts is None:
+            return self._dense(x)
+        if self.beside is not None:
+            mixed = self.experts.mixed(self.beside.before_experts(x), self.router(self.beside.router(x)))
+            dense = self._dense(self.beside.before_dense(x))
+            return self.beside.after_dense(dense) + self.beside.after_experts(mixed)
+        mixed = self.experts.mixed(x, self.router(x))
+        return mixed if self.shared_gate is None else mixed + torch.sigmoid(self.shared_gate(x)) * self._dense(x)
+
+    def _dense(self, normed: Tensor) -> Tensor:
         gate, up = self.gate_up(normed).chunk(2, -1)
-        out = self.down(self.act(gate).mul_(up))
-        return out if mixed is None else mixed + torch.sigmoid(self.shared_gate(normed)) * out
+        return self.down(self.act(gate).mul_(up))
 
     def _scaled(self, x: Tensor) -> Tensor:
         return x if self.factor == 1 else x * self.factor
@@ -184,8 +207,8 @@ def lean_layer(
         return None
     parts = dict(layer.named_children()), dict(attention.named_children()), dict(mlp.named_children())
     norms = frozenset(parts[0]) - {"self_attn", "mlp"} - _DROPOUTS
-    kind = {"is_mixture": isinstance(mlp, Experts), "has_values": getattr(attention, "v_proj", None) is not None}
-    if (norms, frozenset(parts[1]), frozenset(parts[2])) != _parts_of(form, **kind):
+    has_values = getattr(attention, "v_proj", None) is not None
+    if (norms, frozenset(parts[1]), frozenset(parts[2])) != _parts_of(form, type(mlp), has_values=has_values):
         return None
     products = [part for some in parts for name, part in some.items() if name.endswith("_proj")]
     if not all(isinstance(part, nn.Linear) and _is_plain(part) for part in products):
@@ -219,24 +242,28 @@ def _form(layer: nn.Module) -> Form | None:
 
 
 def _parts_of(
-    form: Form, *, is_mixture: bool, has_values: bool
+    form: Form, kind: type[nn.Module], *, has_values: bool
 ) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
-    """Norms of a decoder layer of that form, parts of its attention, and of its MLP."""
+    """Norms of a decoder layer of that form, parts of its attention, and of its MLP, which is of that kind."""
+    norms = form.norms
     attention, mlp = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_proj", "up_proj", "down_proj", "act_fn"}
     if form.fuses_qkv:
         attention = {"qkv_proj", "o_proj"}
     if form.fuses_mlp:
         mlp = {"gate_up_proj", "down_proj", "activation_fn"}
-    if is_mixture:
+    if issubclass(kind, Experts):
         assert form.experts is not None
         mlp = {"gate", "experts"} | ({"shared_expert", "shared_expert_gate"} if form.experts.shared else set())
+        if form.experts.are_beside:
+            mlp |= {"dense", "router_norm", "before_dense", "after_dense", "before_experts", "after_experts"}
+            norms = norms._replace(before_mlp=None)
     if form.head_norm:
         attention |= {"q_norm", "k_norm"}
     if form.norms_values:
         attention.add("v_norm")
     if form.keys_are_values is not None and not has_values:
         attention.remove("v_proj")
-    return form.norms.names, frozenset(attention), frozenset(mlp)
+    return norms.names, frozenset(attention), frozenset(mlp)
 
 
 def for_lean(cos: Tensor, sin: Tensor, dim: int) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..untrusted.families import FAMILIES
 from ..untrusted.family import Form
+from .norm import Norm
 from .products import Linear
 
 
@@ -62,7 +63,7 @@ class Mixture:
     def of(cls, config: Any) -> Mixture | None:
         """That of a model; None if it has no experts."""
         names = FAMILIES[config.model_type].form.experts
-        if names is None:
+        if names is None or not names.are_there(config):
             return None
         count, chosen, width = (int(getattr(config, name)) for name in (names.count, names.chosen, names.width))
         shared = 0 if names.shared is None else int(getattr(config, names.shared))
@@ -71,8 +72,7 @@ class Mixture:
 
 def is_mixture(config: Any, at: int) -> bool:
     """Whether a layer has experts."""
-    names = FAMILIES[config.model_type].form.experts
-    if names is None:
+    if Mixture.of(config) is None:
         return False
     dense, every = getattr(config, "mlp_only_layers", None) or (), getattr(config, "decoder_sparse_step", 1)
     return at not in dense and (at + 1) % every == 0
@@ -93,6 +93,8 @@ class Experts(nn.Module):
         if self.has_shared:
             self.shared_expert = MLP(config, form, mixture.shared)
             self.shared_expert_gate = Linear(config.hidden_size, 1, bias=False)
+        self.has_own_norms = False
+        """It takes what the layer adds to, not the norm of that."""
         self.multiply: Callable[[Linear, Tensor], Tensor] = multiply
         """Multiplies with the weights of an expert, which are never widened, nor all together in memory."""
 
@@ -121,7 +123,38 @@ class Experts(nn.Module):
         shares, chosen = torch.topk(F.softmax(logits, -1, dtype=torch.float), self.mixture.chosen, -1)
         if self.mixture.renormalises:
             shares = shares / shares.sum(-1, keepdim=True)
+        if isinstance(self, ExpertsBesideMLP):
+            shares = shares * self.per_expert_scale[chosen]
         return shares.to(logits.dtype) if self.mixture.rounds_shares else shares, chosen
+
+
+class ExpertsBesideMLP(Experts):
+    """Experts beside a dense MLP, which read the same and have norms of their own, before and behind. What the router
+    reads has a norm, a weight, and one over the root of the width."""
+
+    def __init__(self, config: Any, form: Form) -> None:
+        super().__init__(config, form)
+        self.has_own_norms = True
+        self.dense = MLP(config, form)
+        self.router_norm = Norm(None, config, form)
+        self.router_root = config.hidden_size**-0.5
+        self.router_scale = nn.Parameter(torch.empty(config.hidden_size))
+        self.per_expert_scale = nn.Parameter(torch.empty(self.mixture.count))
+        width = config.hidden_size
+        self.before_dense, self.after_dense = Norm(width, config, form), Norm(width, config, form)
+        self.before_experts, self.after_experts = Norm(width, config, form), Norm(width, config, form)
+
+    def forward(self, x: Tensor) -> Tensor:
+        dense: Tensor = self.after_dense(self.dense(self.before_dense(x)))
+        logits = self.gate(self.router_norm(x) * self.router_scale * self.router_root)
+        made: Tensor = self.after_experts(self.mixed(self.before_experts(x), logits))
+        return dense + made
+
+
+def mixture_of_experts(config: Any, form: Form) -> Experts:
+    """The experts of a layer of such a form."""
+    assert form.experts is not None
+    return (ExpertsBesideMLP if form.experts.are_beside else Experts)(config, form)
 
 
 def multiply(layer: Linear, x: Tensor) -> Tensor:

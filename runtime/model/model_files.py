@@ -24,7 +24,6 @@ from .tensors import account
 _NOT_YET = {
     "num_kv_shared_layers": "layers without keys of their own are not supported; take a model that has none",
     "hidden_size_per_layer_input": "embeddings by layer are not supported; take a model without them",
-    "enable_moe_block": "experts beside a dense MLP are not supported; take a dense model",
 }
 """Name in `config.json` -> why a model that has it is refused."""
 ATTENTION = "stratakv"
@@ -152,10 +151,7 @@ def _check_config(config: Any, directory: Path, *, has_weights: bool) -> None:
             raise ModelFileError(f"{directory / 'config.json'}: {name}: {getattr(config, name)}, {what}")
     if getattr(config, "use_bidirectional_attention", False) not in (None, False, "vision"):  # of pictures alone
         raise ModelFileError(f"{directory}: use_bidirectional_attention is not supported")
-    mixture = Mixture.of(config)
-    if mixture is not None and mixture.chosen > mixture.count:
-        problem = f"num_experts_per_tok: {mixture.chosen}, of {mixture.count} experts"
-        raise ModelFileError(f"{directory / 'config.json'}: {problem}")
+    _check_experts(config, directory / "config.json")
     check_alike(directory / "config.json", config)
     sizes = _sizes(config)
     for shape in head_shapes(config):
@@ -164,6 +160,18 @@ def _check_config(config: Any, directory: Path, *, has_weights: bool) -> None:
         return
     weights = check_weights(directory)
     check_allocation(directory / "config.json", sizes, weights.elements, len(weights.shapes))
+
+
+def _check_experts(config: Any, path: Path) -> None:
+    names = FAMILIES[config.model_type].form.experts
+    if names is None or not names.are_there(config):
+        return
+    for name in (names.count, names.chosen, names.width):
+        if getattr(config, name) is None:
+            raise ModelFileError(f"{path}: {name}: the file does not say it, and the model has experts")
+    count, chosen = getattr(config, names.count), getattr(config, names.chosen)
+    if chosen > count:
+        raise ModelFileError(f"{path}: {names.chosen}: {chosen}, of {count} experts")
 
 
 def check_vocabulary(tokenizer: Any, size: int, directory: Path) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.compiled import record as r
+from ...kernels.compiled.experts import both
 from ...kernels.compiled.heads import heads, heads_bytes
 from ..process.apart import fp32
 from .expert_rows import NUM_ROWS, ExpertBuffers
@@ -69,7 +70,7 @@ class StepRows:
         self._known: dict[int, list[Strip]] = {}
         products = [some for layer in lean for some in layer.products]
         count = sum(len(self._strips(product)) for product in (*products, head.product))
-        count += NUM_ROWS * sum(layer.layer_experts is not None for layer in lean)
+        count += sum(NUM_ROWS + (layer.beside is not None) for layer in lean if layer.layer_experts is not None)
         self.table = np.zeros((count + (1 + space) * len(lean), r.WIDTH), dtype=np.int64)
         self._filled = 0
         self._heads_rows: list[int] = []
@@ -93,7 +94,7 @@ class StepRows:
         inner = fp32(batch, max((layer.gate_up.weight.shape[0] for layer in lean if layer.has_mlp), default=0))
         mixtures = {layer.layer_experts.mixture for layer in lean if layer.layer_experts is not None}
         self._experts = {mixture: ExpertBuffers(mixture, batch) for mixture in mixtures}
-        shared = fp32(batch, width), fp32(batch, 1)
+        shared = fp32(batch, width), fp32(batch, 1), fp32(batch, width)
         self._kept += [*sums, *outs, qkvs, inner, *shared]
         above = _Added(self.hidden)
         for number, layer in enumerate(lean):
@@ -173,23 +174,35 @@ class StepRows:
 
     def _mixture(
         self, layer: LeanLayer, experts: LayerExperts, added: _Added, total: Tensor, y: Tensor, inner: Tensor,
-        shared: tuple[Tensor, Tensor],
+        shared: tuple[Tensor, Tensor, Tensor],
     ) -> None:  # fmt: skip
         """The next rows, those of a layer's experts over the norm of a sum, which goes to `total`. `shared`: what the
-        shared expert leaves, and its share before the sigmoid."""
-        buffers = self._experts[experts.mixture]
+        shared expert or the dense MLP leaves; the former's share before the sigmoid; what experts leave beside the
+        latter."""
+        buffers, beside = self._experts[experts.mixture], layer.beside
         row = self._products(experts.router, buffers.logits, r.M_GATE_UP)
-        self._sum(row, added, total, layer.before_mlp)
+        self._sum(row, added, total, layer.before_mlp if beside is None else beside.router)
         if layer.has_mlp:
+            norm = layer.before_mlp if beside is None else beside.before_dense
             for product, out in ((layer.gate_up, inner), (layer.shared_gate, shared[1])):
-                self._sum(self._products(product, out, r.M_GATE_UP), _Added(total), total, layer.before_mlp)
+                if product is not None:
+                    self._sum(self._products(product, out, r.M_GATE_UP), _Added(total), total, norm)
             row = self._products(layer.down, shared[0], r.M_DOWN)
             row[[r.P_INPUT, r.P_A, r.P_ACT]] = r.GATED, inner.data_ptr(), _ACTS[layer.act_name]
         rows = self._next(NUM_ROWS)
-        buffers.fill(rows, experts, self.batch, y, _ACTS[layer.act_name])
-        self._sum(rows[1], _Added(total), total, layer.before_mlp)
+        buffers.fill(rows, experts, self.batch, y if beside is None else shared[2], _ACTS[layer.act_name])
+        self._sum(rows[1], _Added(total), total, layer.before_mlp if beside is None else beside.before_experts)
         rows[2, r.P_INPUT] = r.SUM
-        if layer.has_mlp:
+        if experts.factors is not None:
+            rows[0, r.R_FACTORS] = self._wide(experts.factors)
+        if beside is not None:
+            (row,) = self._next(1)
+            row[[r.OPERATION, r.ITEMS, r.BARRIER, r.MARK]] = both.address, self.batch, 1, r.M_DOWN
+            row[[r.P_COLUMNS, r.P_EPS]] = y.shape[1], bits(beside.after_dense.eps)
+            row[[r.P_A, r.P_NORM]] = shared[0].data_ptr(), self._wide(beside.after_dense.weight)
+            row[[r.P_D, r.P_NORM_D]] = shared[2].data_ptr(), self._wide(beside.after_experts.weight)
+            row[r.P_Y] = y.data_ptr()
+        elif layer.has_mlp:
             rows[3, [r.P_D, r.P_NORM_D]] = shared[0].data_ptr(), shared[1].data_ptr()
 
     def _strips(self, product: Product) -> list[Strip]:

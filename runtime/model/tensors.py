@@ -100,7 +100,10 @@ def split_experts(name: str, tensor: Tensor) -> dict[str, Tensor]:
 
 
 def _spelled(name: str, spelled: Mapping[str, str]) -> str:
-    return ".".join(spelled.get(part, part) for part in name.split(".")) if spelled else name
+    found = f".{name}."
+    for part, other in spelled.items():
+        found = found.replace(f".{part}.", f".{other}.")
+    return found[1:-1]
 
 
 def _names(directory: Path, there: Any, wanted: Any, spelled: Mapping[str, str]) -> dict[str, str]:

@@ -159,6 +159,17 @@ FAMILIES: dict[str, Family] = {
             norms=_AROUND, norm="wide", head_norm="head", qkv_bias="attention_bias", out_bias="attention_bias",
             act="hidden_activation", scales_embedding=True, score_scale=1.0, logit_cap="final_logit_softcapping",
             has_heads_by_kind=True, keys_are_values="attention_k_eq_v", norms_values=True, has_layer_scalar=True,
+            experts=ExpertNames(
+                chosen="top_k_experts", renormalises=True, rounds_shares=False, switch="enable_moe_block",
+                are_beside=True,
+                spelled={
+                    "mlp.gate": "router.proj", "mlp.router_scale": "router.scale",
+                    "mlp.per_expert_scale": "router.per_expert_scale", "mlp.experts": "experts", "mlp.dense": "mlp",
+                    "mlp.before_dense": "pre_feedforward_layernorm", "mlp.after_dense": "post_feedforward_layernorm_1",
+                    "mlp.before_experts": "pre_feedforward_layernorm_2",
+                    "mlp.after_experts": "post_feedforward_layernorm_2",
+                },
+            ),
         ),
     ),
     "phi3": Family(

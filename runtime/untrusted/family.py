@@ -25,8 +25,17 @@ class ExpertNames:
     """The width of an MLP that every token has besides, times a share of its own."""
     rounds_shares: bool = True
     """Shares have the model's dtype."""
+    switch: str | None = None
+    """Name in `config.json` of whether there are any; None: there are."""
+    are_beside: bool = False
+    """They stand beside a dense MLP: each has norms of its own, before and behind, and their sum is the result. What
+    the router reads has a norm of its own, too, and shares of experts a factor each."""
     spelled: Mapping[str, str] = field(default_factory=dict)
-    """Part of a weight's name -> how published files spell it. transformers takes both, and so do we."""
+    """Part of a weight's name -> how published files spell it. Where transformers takes both, so do we."""
+
+    def are_there(self, config: object) -> bool:
+        """Whether a model of such a configuration has any."""
+        return self.switch is None or bool(getattr(config, self.switch))
 
 
 class Norms(NamedTuple):

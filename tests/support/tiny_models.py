@@ -63,6 +63,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
          "hidden_size_per_layer_input": 0,
          "layer_types": ["sliding_attention", "full_attention", "full_attention"]},
     ),
+    "gemma4_text-experts": (
+        "Gemma4Text",
+        {"head_dim": 16, "num_key_value_heads": 3, "global_head_dim": 32, "num_global_key_value_heads": 2,
+         "attention_k_eq_v": True, "sliding_window": 40, "final_logit_softcapping": 30.0,
+         "hidden_size_per_layer_input": 0, "enable_moe_block": True, "num_experts": 6, "top_k_experts": 2,
+         "moe_intermediate_size": 32, "layer_types": ["sliding_attention", "full_attention", "full_attention"]},
+    ),
     "phi3": ("Phi3", {"partial_rotary_factor": 0.5, "sliding_window": None}),
     "olmo2": ("Olmo2", {}),
     "olmo3": (

@@ -86,6 +86,13 @@ TRAPS: dict[str, Patch] = {
     "gemma4_text: a number for the whole layer": later(lambda layer: layer.layer_scalar.data.fill_(1)),
     "gemma4_text: a quarter of a wide head rotates": _proportion,
     "gemma4_text: logits have a cap": lambda patch: patch.setattr(Head, "scaled", lambda _, products: products),
+    "gemma4_text-experts: a factor of each expert": later(lambda layer: layer.mlp.per_expert_scale.data.fill_(1)),
+    "gemma4_text-experts: a weight before the router": later(lambda layer: layer.mlp.router_scale.data.fill_(1)),
+    "gemma4_text-experts: the root of the width": later(lambda layer: setattr(layer.mlp, "router_root", 1.0)),
+    "gemma4_text-experts: the norm behind experts": later(lambda layer: layer.mlp.after_experts.weight.data.fill_(1)),
+    "gemma4_text-experts: the norm behind the dense MLP": later(
+        lambda layer: layer.mlp.after_dense.weight.data.fill_(1)
+    ),
     "smollm3: some layers do not rotate": form("smollm3", rotated_layers=None),
 }
 

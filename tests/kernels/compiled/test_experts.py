@@ -18,13 +18,16 @@ COLUMNS, ROWS, CHUNK, COUNT = 64, 11, 4, 5
 KINDS = {r.F32: torch.float32, r.BF16: torch.bfloat16, r.I8: torch.int8}
 
 
-def routed(logits: Tensor, chosen: int, *, renormalises: bool = True) -> tuple[Tensor, Tensor]:
+def routed(
+    logits: Tensor, chosen: int, *, renormalises: bool = True, factors: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Numbers int64 and shares `[B, K]` of logits `[B, E]`."""
     ids, shares = torch.full((len(logits), chosen), -1), nothing_yet(len(logits), chosen)
     row = np.zeros(r.WIDTH, dtype=np.int64)
     row[[r.OPERATION, r.ITEMS, r.BARRIER]] = experts.route.address, len(logits), 1
     row[[r.R_EXPERTS, r.R_CHOSEN, r.R_RENORMALISES]] = logits.shape[1], chosen, renormalises
     row[[r.R_LOGITS, r.R_IDS, r.R_SHARES]] = logits.data_ptr(), ids.data_ptr(), shares.data_ptr()
+    row[r.R_FACTORS] = 0 if factors is None else factors.data_ptr()
     work(row)
     return ids, shares
 
@@ -37,6 +40,19 @@ def test_routes(count: int, chosen: int, renormalises: bool) -> None:
     expected, numbers = F.softmax(logits, -1).topk(chosen)
     assert torch.equal(ids, numbers)
     torch.testing.assert_close(shares, expected / expected.sum(-1, keepdim=True) if renormalises else expected)
+    factors = torch.rand(count)
+    _, multiplied = routed(logits, chosen, renormalises=renormalises, factors=factors)
+    torch.testing.assert_close(multiplied, shares * factors[ids])
+
+
+def test_two_vectors_are_normed_and_added() -> None:
+    x, d, of_x, of_d, y = (torch.randn(*shape) for shape in ((3, 21), (3, 21), (21,), (21,), (3, 21)))
+    row = np.zeros(r.WIDTH, dtype=np.int64)
+    row[[r.OPERATION, r.ITEMS, r.BARRIER, r.P_COLUMNS, r.P_EPS]] = experts.both.address, 3, 1, 21, bits(1e-5)
+    row[[r.P_A, r.P_D, r.P_Y]] = x.data_ptr(), d.data_ptr(), y.data_ptr()
+    row[[r.P_NORM, r.P_NORM_D]] = of_x.data_ptr(), of_d.data_ptr()
+    work(row)
+    torch.testing.assert_close(y, F.rms_norm(x, (21,), of_x, 1e-5) + F.rms_norm(d, (21,), of_d, 1e-5))
 
 
 def test_of_equal_ones_the_first_and_no_number_last() -> None:

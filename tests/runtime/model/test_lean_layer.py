@@ -20,7 +20,8 @@ BATCH = 3
 
 
 def has_experts(family: str) -> bool:
-    return SUPPORTED[family.split("-")[0]].form.experts is not None
+    names = SUPPORTED[family.split("-")[0]].form.experts
+    return names is not None and (names.switch is None or names.switch in FAMILIES[family][1])
 
 
 def loaded(family: str, folder: Path, dtype: torch.dtype, **changes: Any) -> Model:
