@@ -31,7 +31,8 @@ check: $(READY) $(MODEL) $(LLAMA)
 	$(BIN)/mypy
 	$(PYTEST)
 
-# Every architecture and setting of GGUF files beside transformers and llama.cpp; a few minutes.
+# Every architecture and setting of GGUF files beside transformers and llama.cpp, and the exactness suite on the default
+# model; a few minutes.
 compare: $(READY) $(LLAMA)
 	COMPARE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/compare $(ARGS)
 

@@ -14,7 +14,7 @@ from conversations import NUM_TURNS, load
 from faults import num_faults
 from savers import Savers, Tally, check
 
-TRIALS = num_faults(default=9)
+TRIALS = num_faults(default=6)
 TRIALS_PER_STORE = 10
 
 

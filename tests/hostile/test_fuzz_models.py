@@ -11,7 +11,7 @@ from mutate import mutated_directory, mutated_gguf
 from tiny_gguf import write_tiny_gguf
 from tiny_models import save_tiny_model
 
-COUNT = int(os.environ.get("FUZZ", "40"))
+COUNT = int(os.environ.get("FUZZ", "24"))
 """Of GGUF files and of directories together."""
 
 

@@ -32,11 +32,6 @@ def _models_go() -> Iterator[None]:
     give_back()
 
 
-@pytest.fixture(params=["smollm2", "gemma3-270m"])
-def name(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 def load(name: str | Path, folder: Path, number_type: str, **kv: Any) -> Runtime:
     """With room for what the tests say, and no more: what a machine could hold is not what a test should. With weights
     that transformers can read."""
@@ -103,6 +98,7 @@ def logits_of(sequence: int, file: Path, vocabulary: int) -> torch.Tensor:
     return torch.from_numpy(written[:, sequence].copy())
 
 
+@pytest.mark.parametrize("name", ["smollm2", "gemma3-270m"])
 def test_five_ragged_prompts_and_a_second_turn_equal_transformers(name: str, tmp_path: Path) -> None:
     folder, found = two_turns(name, tmp_path)
     give_back()
@@ -146,14 +142,14 @@ def their_log_probabilities(folder: Path, dtype: torch.dtype, ids: np.ndarray) -
     return found
 
 
-def test_bf16_adds_no_more_than_its_rounding(name: str, tmp_path: Path) -> None:
+def test_bf16_adds_no_more_than_its_rounding(tmp_path: Path) -> None:
     """Mean KL to fp32 over `FORCED` teacher-forced positions of real text.
 
     A bf16 cache under an fp32 model stays below 1e-4. A bf16 model differs from fp32 by some 1e-3
     in transformers too, and by as much from itself when it is fed in other pieces: ours may not be
     further from fp32 than transformers' own bf16 model (docs/decisions/0003).
     """
-    with load(name, tmp_path, "float32", dtype="bfloat16") as half_cache:
+    with load("smollm2", tmp_path, "float32", dtype="bfloat16") as half_cache:
         folder = directory(half_cache)
         ids = np.array(half_cache.tokenizer(TEXT[5000:9000]).input_ids[:160], dtype=np.uint32)
         cached = teacher_forced(half_cache, ids)
