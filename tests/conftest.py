@@ -121,9 +121,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def _the_larger_first(item: pytest.Item) -> tuple[bool, bool]:
-    """Real models, and of these the one whose weights and tokens take most, while a worker holds little else.
+def _the_larger_first(item: pytest.Item) -> tuple[bool, bool, bool]:
+    """Real models, and of these the one whose weights and tokens take most, while a worker holds little else. Tests
+    that fork are the last: one after another they share a process (`apart`).
 
     Workers begin with a half of the list each: the first of two has all large models, one after another, while the
     other is at small ones."""
-    return item.get_closest_marker("model") is None, "gemma3-270m" not in item.name
+    is_large, forks = (item.get_closest_marker(name) is not None for name in ("model", "forks"))
+    return not is_large, "gemma3-270m" not in item.name, forks

@@ -17,15 +17,16 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self._started = 0.0
+        self.began = 0.0
+        """When the last block began, by the clock."""
 
     def __enter__(self) -> Stopwatch:
-        self._started = clock.now()
+        self.began = clock.now()
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if kind is None:
-            self.seconds += clock.now() - self._started
+            self.seconds += clock.now() - self.began
 
 
 def per_second(count: float, seconds: float) -> float | None:

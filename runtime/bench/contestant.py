@@ -113,7 +113,7 @@ class Contestant(ABC):
             with Stopwatch() as step:
                 self.decode(tokens)
             times.append(step.seconds)
-            self.on_step()
+            self.on_step(step.began)
         self.on_stint_end()
 
     def end_turn(self) -> None:
@@ -142,8 +142,8 @@ class Contestant(ABC):
         """Called before the first timed step of a stint."""
         return
 
-    def on_step(self) -> None:
-        """Called after each timed step, outside its time."""
+    def on_step(self, began: float) -> None:
+        """Called after each timed step, which began then by the clock, outside its time."""
         return
 
     def on_stint_end(self) -> None:

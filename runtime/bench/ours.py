@@ -84,9 +84,9 @@ class Ours(Contestant):
         if self._timed is not None:
             self._timed.begin()
 
-    def on_step(self) -> None:
+    def on_step(self, began: float) -> None:
         if self._timed is not None:
-            self._timed.end(self.turns[-1].step_s[-1])
+            self._timed.end(began, self.turns[-1].step_s[-1])
         read = sum(cache.tokens_read for cache in _tiered(self.sequences))
         self._kv_bytes.append(read * self.runtime.store.layout.token_bytes)
 

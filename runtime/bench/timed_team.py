@@ -48,9 +48,9 @@ class TimedTeam:
         self._team.run(table, threads, self._ticks)
         self._ended = clock.now()
 
-    def end(self, step_s: float) -> None:
-        """The step, which took so many seconds, is over, and the next begins."""
-        prepare_s = self._first - (clock.now() - step_s)
+    def end(self, began: float, step_s: float) -> None:
+        """The step is over, which began then, by the clock, and took so many seconds; the next begins."""
+        prepare_s = self._first - began
         num_bytes = np.zeros(len(OPERATIONS))
         for row in np.concatenate(self._tables):
             num_bytes[row[r.MARK]] += read_bytes(row)

@@ -50,7 +50,7 @@ class Transformers(Contestant):
         self._reference.extend(self._cache, tokens).argmax(-1).tolist()
         self._held += tokens.shape[1]
 
-    def on_step(self) -> None:
+    def on_step(self, began: float) -> None:
         self._read.append(self._held)
 
     def facts(self, turn: TimedTurn) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from stratakv.storage import page_key
 from stratakv.storage.codecs import make_codec
 from stratakv.storage.disk import record
 
-COUNT = int(os.environ.get("FUZZ", "24")) // 2
+COUNT = int(os.environ.get("FUZZ", "40")) // 2
 TEXT = "The lighthouse keeper wrote the log every evening, and hid the letter under the lamp. " * 9
 QUESTION = "Who wrote the log?"
 

@@ -2,7 +2,8 @@
 
 A worker that has had real models may hold gigabytes, and a system that is short of memory refuses to fork it (ENOMEM).
 So `os.fork` raises in the process that runs the tests. Items marked `forks` become items of the same name there, which
-have a second pytest, with nothing but files of such tests, run them and say what came of it. It begins with the first.
+have a second pytest, with nothing but files of such tests, run them and say what came of it. It begins with the first,
+and ends when a test follows that does without it: some hundred megabytes are free again then.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,6 +31,13 @@ class Apart:
         for i, item in enumerate(items):
             if item.get_closest_marker("forks"):
                 items[i] = ApartItem.from_parent(item.parent, name=item.name, item=item, files=files)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, Any, Any]:
+        done = yield
+        if isinstance(item, ApartItem) and not isinstance(nextitem, ApartItem):
+            _end()
+        return done
 
 
 def _refused() -> NoReturn:
@@ -61,7 +70,7 @@ class SmallProcess:
 
 
 _PROCESSES: list[SmallProcess] = []
-"""The one that runs, if any. It ends with the run."""
+"""The one that runs, if any."""
 
 
 class ApartItem(pytest.Item):

@@ -22,7 +22,7 @@ def test_figures_of_a_turn_by_a_clock_that_is_moved(monkeypatch: pytest.MonkeyPa
     clock = HandClock(monkeypatch)
     one, times = Recorded("stratakv", []), iter([50, 0.1, 0.2, 0.3])
     one.on_decode, one.on_extend = lambda: clock.passes(next(times)), lambda: clock.passes(2)
-    monkeypatch.setattr(one, "on_step", lambda: clock.passes(9))
+    monkeypatch.setattr(one, "on_step", lambda began: clock.passes(9))
     one.begin_turn(np.zeros((1, 1)), random_kv=False)
     one.take_stint([[1]] * 4, 1)
     found = one.turns[0].result()
