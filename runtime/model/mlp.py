@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -82,6 +82,9 @@ class Experts(nn.Module):
     """A mixture of experts. A router gives each token K experts and their shares; the sum of what these make of it is
     the result."""
 
+    has_own_norms: ClassVar[bool] = False
+    """It takes what the layer adds to, not the norm of that."""
+
     def __init__(self, config: Any, form: Form) -> None:
         super().__init__()
         mixture = Mixture.of(config)
@@ -93,8 +96,6 @@ class Experts(nn.Module):
         if self.has_shared:
             self.shared_expert = MLP(config, form, mixture.shared)
             self.shared_expert_gate = Linear(config.hidden_size, 1, bias=False)
-        self.has_own_norms = False
-        """It takes what the layer adds to, not the norm of that."""
         self.multiply: Callable[[Linear, Tensor], Tensor] = multiply
         """Multiplies with the weights of an expert, which are never widened, nor all together in memory."""
 
@@ -123,18 +124,17 @@ class Experts(nn.Module):
         shares, chosen = torch.topk(F.softmax(logits, -1, dtype=torch.float), self.mixture.chosen, -1)
         if self.mixture.renormalises:
             shares = shares / shares.sum(-1, keepdim=True)
-        if isinstance(self, ExpertsBesideMLP):
-            shares = shares * self.per_expert_scale[chosen]
         return shares.to(logits.dtype) if self.mixture.rounds_shares else shares, chosen
 
 
 class ExpertsBesideMLP(Experts):
     """Experts beside a dense MLP, which read the same and have norms of their own, before and behind. What the router
-    reads has a norm, a weight, and one over the root of the width."""
+    reads has a norm, a weight, and one over the root of the width; shares have a factor for each expert."""
+
+    has_own_norms = True
 
     def __init__(self, config: Any, form: Form) -> None:
         super().__init__(config, form)
-        self.has_own_norms = True
         self.dense = MLP(config, form)
         self.router_norm = Norm(None, config, form)
         self.router_root = config.hidden_size**-0.5
@@ -149,6 +149,10 @@ class ExpertsBesideMLP(Experts):
         logits = self.gate(self.router_norm(x) * self.router_scale * self.router_root)
         made: Tensor = self.after_experts(self.mixed(self.before_experts(x), logits))
         return dense + made
+
+    def route(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        shares, chosen = super().route(logits)
+        return shares * self.per_expert_scale[chosen], chosen
 
 
 def mixture_of_experts(config: Any, form: Form) -> Experts:

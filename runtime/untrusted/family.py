@@ -168,7 +168,7 @@ class Family:
     looks for other files first."""
     form: Form
     gguf: GgufNames | None = None
-    """None: its files are of another family's architecture."""
+    """None: its files are of another family's architecture, or are not read."""
 
     @property
     def has_tables_by_kind(self) -> bool:
