@@ -33,8 +33,8 @@ check: $(READY) $(MODEL) $(LLAMA)
 
 # Every architecture and setting of GGUF files beside transformers and llama.cpp, and the exactness suite on the default
 # model; a few minutes.
-compare: $(READY) $(LLAMA)
-	COMPARE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/compare $(ARGS)
+compare: $(READY) $(MODEL) $(LLAMA)
+	COMPARE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/compare tests/compare/exact_suite.py $(ARGS)
 
 # Processes killed, disks that fill and fail, bits flipped: FAULTS trials of each loop, some ten minutes.
 FAULTS ?= 500

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from exact_runs import Silent, Small
 from typer.testing import CliRunner
 
 from stratakv.kernels import merge_states, topk_pages
 from stratakv.retrieval.indexes import bounds, oracle
-from stratakv.runtime import KVConfig
 from stratakv.runtime.cli.app import app
 from stratakv.runtime.evaluation.suites import exact
 from stratakv.runtime.evaluation.suites.check import Check
@@ -20,20 +20,6 @@ from stratakv.runtime.layers import span
 from stratakv.runtime.layers.tiered import TieredLayer
 from stratakv.runtime.model.model import Model
 from stratakv.runtime.process import compiled
-
-
-class Silent:
-    def start(self, total: int) -> None: ...
-
-    def advance(self, what: str) -> None: ...
-
-
-class Small(exact.Setting):
-    """With host memory for what the checks read, instead of all that this machine could give."""
-
-    def config(self, **kv: Any) -> KVConfig:
-        return super().config(**{"host_gb": 0.2, **kv})
-
 
 PARTS = ("kernels", "_against_transformers", "_everything", "_part", "_pieces", "_threads", "_tiers", "_resume")
 
