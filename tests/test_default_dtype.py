@@ -9,7 +9,9 @@ from pathlib import Path
 from places import ROOT
 
 _MAKERS = {"empty", "zeros", "ones", "rand", "randn", "linspace", "eye"}
-_MEANT = {"runtime/model/decoder.py", "runtime/model/mlp.py", "runtime/model/norm.py"}
+_MEANT = {
+    "runtime/model/decoder.py", "runtime/model/mlp.py", "runtime/model/norm.py", "runtime/model/short_conv.py",
+}  # fmt: skip
 """Whoever makes a module's parameters says their dtype around it, as transformers does."""
 FILES = [
     path for folder in ("runtime", "retrieval", "storage", "kernels") for path in sorted((ROOT / folder).rglob("*.py"))

@@ -32,6 +32,7 @@ from ..api.progress import OnProgress, Progress
 from ..layers.base import LayerKV
 from ..layers.lookahead import FIRST_GUESSED
 from ..layers.prefetch import Prefetcher
+from ..layers.recurrent import mixing
 from ..layers.workspace import Workspace
 from ..model.model import Attend, Model
 from ..model.rotary import RotaryTables
@@ -259,7 +260,7 @@ class Engine:
         grid = range((start // self.chunk + 1) * self.chunk, start + count, self.chunk)
         inside = {last_group} & set(range(start + 1, start + count))
         chunks = list(pairwise([start, *sorted({*grid} | inside), start + count]))
-        tables = [model.tables(a, b, sequence.past.reach) for a, b in chunks]
+        tables, mix = [model.tables(a, b, sequence.past.reach) for a, b in chunks], mixing([sequence.layers])
         for layer, cache in enumerate(sequence.layers):
             with self.turn():
                 cache.begin()
@@ -267,7 +268,7 @@ class Engine:
                 for (a, b), table in zip(chunks, tables, strict=True):
                     self.interrupts.check()
                     rows = slice(a - start, b - start)
-                    hidden[:, rows] = model.run_layer(module, hidden[:, rows], self._attend_rows(cache, a, table))
+                    hidden[:, rows] = model.run_layer(module, hidden[:, rows], self._attend(cache, a, table), mix)
                     report((layer + (b - start) / count) / model.num_layers)
                 named.require_right(sequence)
                 cache.finish(named.chains, named.tokens, sequence.tail_len + count)
@@ -275,7 +276,7 @@ class Engine:
         with self.turn():
             return model.logits(hidden[:, -1])[0] if want_logits else None
 
-    def _attend_rows(self, cache: LayerKV, start: int, table: RotaryTables) -> Attend:
+    def _attend(self, cache: LayerKV, start: int, table: RotaryTables) -> Attend:
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
             q, k = self.model.rotate(layer, q, k, table)
             return cache.extend(q[0], k[0], v[0], start, scale).unsqueeze(0)
@@ -315,7 +316,7 @@ class Engine:
             for sequence, token in zip(sequences, tokens, strict=True)
         ]
         lengths, reaches = zip(*((sequence.num_tokens, sequence.past.reach) for sequence in sequences), strict=True)
-        tables = model.step_tables(list(lengths), list(reaches))
+        tables, mix = model.step_tables(list(lengths), list(reaches)), mixing([s.layers for s in sequences])
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
             outs = [sequence.layers[layer].step(q[b], k[b], v[b], scale) for b, sequence in enumerate(sequences)]
@@ -335,7 +336,7 @@ class Engine:
                     hidden = model.embed(torch.tensor(tokens, device=model.device))
                     for layer in range(model.num_layers):
                         ahead(layer + 1, hidden)
-                        hidden = model.step_layer(layer, hidden, tables, attend)
+                        hidden = model.step_layer(layer, hidden, tables, attend, mix)
                     logits = model.step_logits(hidden)
             for sequence, new in zip(sequences, named, strict=True):
                 sequence.seal(new)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor
 
+from ..layers.recurrent import mixing
 from ..model.model import Model
 from .sequence import GENERATED, Sequence
 
@@ -27,10 +28,10 @@ def append_known(model: Model, sequence: Sequence, tokens: np.ndarray, check: Ca
         out = sequence.layers[layer].extend_known(q[0], k[0], v[0], start, scale, named.chains, named.tokens)
         return out.unsqueeze(0)
 
-    hidden = model.embed_wide(tokens)
+    hidden, mix = model.embed_wide(tokens), mixing([sequence.layers])
     for layer in range(model.num_layers):
         check()
-        hidden = model.run_layer(model.layer(layer, prefill=True), hidden, attend)
+        hidden = model.run_layer(model.layer(layer, prefill=True), hidden, attend, mix)
     named.require_right(sequence)
     sequence.commit(named)
     return model.logits(hidden[0])

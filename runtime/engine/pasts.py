@@ -12,6 +12,7 @@ from ...retrieval import Index
 from ...storage import TieredStore
 from ..api.config import KVConfig
 from ..layers.prefetch import Prefetcher
+from ..layers.recurrent import RecurrentLayer
 from ..layers.sliding import SlidingLayer
 from ..layers.tiered import TieredLayer, tiered_layers
 from ..layers.workspace import Workspace
@@ -51,9 +52,13 @@ class Pasts:
     def new(self, reach: int = 0, *, keep_queries: bool = False) -> Past:
         """Make an empty past. With `keep_queries` it also keeps the queries that indexes learn from."""
         past = Past(reach)
-        for layer, window in enumerate(self.model.windows):
+        layout, model = self.store.layout, self.model
+        for layer, (window, state) in enumerate(zip(model.windows, model.states, strict=True)):
+            if state is not None:
+                past.layers.append(RecurrentLayer(layer, state, layout.page_size, model.device))
+                continue
             if window is not None:
-                model, (_, kv_heads, dim) = self.model, self.model.shapes[layer]
+                _, kv_heads, dim = model.shapes[layer]
                 layout = replace(self.store.layout, num_heads=kv_heads, head_dim=dim)
                 past.layers.append(SlidingLayer(layer, window, layout, model.dtype, model.device))
                 continue

@@ -73,7 +73,10 @@ class StoredPrefixes:
             return
         states: dict[str, Tensor] = {}
         for cache in sequence.layers:
-            states |= cache.leave(sequence.tail_len, computed)
+            left = cache.leave(sequence.tail_len, computed)
+            if not (left or cache.is_paged):
+                return  # nobody could go on from what the others leave
+            states |= left
         if states:
             payload = {name: t.cpu().contiguous() for name, t in states.items()}
             packed = safetensors.torch.save(payload, {"index": self.identity})
@@ -95,5 +98,5 @@ class StoredPrefixes:
 
 
 def _is_learned(name: str) -> bool:
-    """Whether a tensor that a layer left is what an index learned (`LAYER.PART`), not a state (`LAYER`)."""
+    """Whether a tensor that a layer left is what an index learned (`LAYER.PART`), not a state."""
     return "." in name

@@ -28,7 +28,7 @@ def recompute(model: Model, store: TieredStore, layers: list[LayerKV], reach: in
         layers: of the sequence, whose KV has that `reach`.
 
     Raises:
-        CorruptPageError: the model has sliding layers, whose past is gone. The records are
+        CorruptPageError: the model has sliding or recurrent layers, whose past is gone. The records are
             deleted, so that reading the text again computes them.
     """
     tiered = tiered_layers(layers)
@@ -36,7 +36,7 @@ def recompute(model: Model, store: TieredStore, layers: list[LayerKV], reach: in
         names = store.delete_damaged(pids)
         raise CorruptPageError(
             f"{len(pids)} stored page(s) of layer {layer} are damaged ({names}) and cannot be recomputed alone "
-            "for a model with sliding-window layers; start a new conversation and read the text again",
+            "for a model with sliding-window or recurrent layers; start a new conversation and read the text again",
             pids,
         )
     cache, size = tiered[layer], store.layout.page_size

@@ -24,6 +24,8 @@ from ...storage.files.file_names import as_text
 from ...storage.transfer import clock
 from ..chat.documents import read_text_file
 from ..engine.profile import Profile, default_path, refuse_later
+from ..layers.base import Advance
+from ..layers.recurrent import RecurrentLayer
 from ..layers.sliding import SlidingLayer
 from ..model.conversion import tell
 from ..model.identity import model_digests
@@ -40,6 +42,8 @@ CONTEXT = 2048
 """Tokens of a context, which is read in one piece."""
 DISTANCE = 2048
 """The paper's b: the distance in tokens that every key is taken to have from the query."""
+_PAGE_SIZE = 16
+"""Tokens a page, of layers that have no pages here but ask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,17 +184,21 @@ def _captured(
             grams.append((far.transpose(1, 2) @ far).double())
         q, k = model.rotate(layer, q, k, tables)
         if window is not None:
-            layout = PageLayout(num_heads=k.shape[1], page_size=16, head_dim=k.shape[3], dtype=dtype)
+            layout = PageLayout(num_heads=k.shape[1], page_size=_PAGE_SIZE, head_dim=k.shape[3], dtype=dtype)
             sliding = SlidingLayer(layer, window, layout, k.dtype, device)
             return sliding.extend(q[0], k[0], v[0], 0, scale).unsqueeze(0)
         return prefill_attention(q[0], k[0], v[0], scale=scale, causal=True)[0].unsqueeze(0)
+
+    def mix(layer: int, inputs: tuple[Tensor, ...], advance: Advance) -> Tensor:
+        state = RecurrentLayer(layer, model.states[layer] or {}, _PAGE_SIZE, device)
+        return state.mix(tuple(rows[0] for rows in inputs), advance).unsqueeze(0)
 
     run: Attend = attend
     for layer in range(max(model.tiered) + 1):
         ticker.advance(f"layer {layer}")
         module = model.layer(layer, prefill=True)
         for place, rows in enumerate(hidden):
-            hidden[place] = model.run_layer(module, rows, run)
+            hidden[place] = model.run_layer(module, rows, run, mix)
         if keys:
             yield layer, torch.cat(keys, 1), torch.stack(grams)
             keys.clear()

@@ -6,6 +6,9 @@ a step reads only some tokens it is told which, and reads them from its own tens
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,12 +25,20 @@ class PlainModel:
         self.keys: list[Tensor] = [torch.empty(0, dtype=torch.float32)] * model.num_layers
         """Rotated keys and values, each `[G, n, D]` per layer."""
         self.values: list[Tensor] = [torch.empty(0, dtype=torch.float32)] * model.num_layers
+        self.states: list[dict[str, Tensor]] = [
+            {
+                name: torch.zeros(shape, dtype=torch.float32, device=model.device)
+                for name, shape in (shapes or {}).items()
+            }
+            for shapes in model.states
+        ]
+        """Of recurrent layers."""
 
     def copy(self) -> PlainModel:
         """An independent sequence with the same past."""
         twin = PlainModel(self.model)
         twin.length, twin.keys, twin.values = self.length, list(self.keys), list(self.values)
-        twin.reach = self.reach
+        twin.reach, twin.states = self.reach, list(self.states)
         return twin
 
     @torch.inference_mode()
@@ -62,9 +73,14 @@ class PlainModel:
             seen = self._seen(layer, start, count, (chosen or {}).get(layer))
             return self._attention(q[0], layer, seen, scale).unsqueeze(0)
 
+        def mix(layer: int, inputs: tuple[Tensor, ...], advance: Callable[..., Any]) -> Tensor:
+            out, self.states[layer] = advance(tuple(rows[0] for rows in inputs), self.states[layer])
+            found: Tensor = out.unsqueeze(0)
+            return found
+
         hidden = model.embed(torch.from_numpy(tokens.astype(np.int64)).to(model.device).unsqueeze(0))
         for layer in range(model.num_layers):
-            hidden = model.run_layer(model.layer(layer, prefill=True), hidden, attend)
+            hidden = model.run_layer(model.layer(layer, prefill=True), hidden, attend, mix)
         self.length += count
         return hidden[0]
 

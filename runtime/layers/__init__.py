@@ -1,1 +1,1 @@
-"""The KV of one layer of one sequence: tiered with an index, or a sliding window; what it keeps near, sends ahead."""
+"""What one layer keeps of one sequence: KV in tiers with an index, a window of it, a state; what is near."""

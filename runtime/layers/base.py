@@ -1,13 +1,14 @@
 """What one layer keeps of one sequence, as engine, sessions and evaluation see it: `LayerKV`.
 
 The layers of a model keep different things of a text. `tiered.TieredLayer` keeps all keys and values, as pages of the
-store with an index over them; `sliding.SlidingLayer` keeps those of the last tokens. A recurrent layer would keep one
-state, a latent layer one vector a token. Callers tell every layer of a sequence the same things in the same order, and
-a layer that a call means nothing to does nothing.
+store with an index over them; `sliding.SlidingLayer` keeps those of the last tokens; `recurrent.RecurrentLayer` keeps a
+state that each token changes. A latent layer would keep one vector a token. Callers tell every layer of a sequence the
+same things in the same order, and a layer that a call means nothing to does nothing.
 
     prefill   begin -> extend, extend, ... -> finish     once for each span; end_prefill after the last one
     decode    (look_ahead ->) step (-> seal)             one token; seal if it fills a page; undo_step takes it back
     known     extend_known                               many steps of this layer at once
+              mix                                        in place of extend, step and extend_known: a recurrent layer
     stored    adopt | restore                            what the store has of a prefix | what a session has
     back      snapshot -> rollback                       to any earlier point
     copy      follow                                     another sequence's past
@@ -34,6 +35,11 @@ from torch import Tensor
 
 from .attend_rows import Attending
 from .standing import Run, Standing
+
+State = dict[str, Tensor]
+"""A recurrent layer's state, fp32 tensors by name. No state is written again: each token makes a new one."""
+Advance = Callable[[tuple[Tensor, ...], State], tuple[Tensor, State]]
+"""(inputs `[T, ..]` each, state) -> (what they give, `[T, ..]`, the state behind them)."""
 
 
 class LayerKV(ABC):
@@ -130,12 +136,20 @@ class LayerKV(ABC):
         """Add known tokens at positions `start ..`, as `step` and `seal` would one by one. Shapes as in `extend`;
         `chains` and `tokens` as in `finish`."""
 
+    # A recurrent layer's tokens, of prefill and decode alike
+
+    def mix(self, inputs: tuple[Tensor, ...], advance: Advance) -> Tensor:
+        """Add the next tokens, of which `advance` takes `inputs` `[T, ..]`, and return what it makes of them from the
+        state before. The same in one piece, in several, and token by token, up to rounding."""
+        raise AssertionError("a layer that attends has no state to advance")
+
     # What the store and sessions keep
 
     @abstractmethod
     def leave(self, tail_len: int, num_computed: int) -> dict[str, Tensor]:
         """What the store is to keep for sequences that begin with the same pages, besides those: the state `tail_len`
-        tokens ago, which was the last page's end, and what was costly to learn. Named `LAYER` or `LAYER.PART`.
+        tokens ago, which was the last page's end, and what was costly to learn. The first is named `LAYER` or
+        `LAYER/PART`, the other `LAYER.PART`. A layer that is not paged and has nothing does not know that state.
 
         Args:
             num_computed: tokens that the prefill which ends here has computed; not everything is worth keeping for few.

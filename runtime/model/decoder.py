@@ -21,6 +21,10 @@ from .head_shapes import head_shape
 from .mlp import MLP, is_mixture, mixture_of_experts, stated
 from .norm import Norm
 from .products import Linear
+from .short_conv import ShortConv
+
+_MIXERS: dict[str, tuple[str, Any]] = {"conv": ("conv", ShortConv)}
+"""Kind of recurrent layers -> the name of what mixes tokens there, and its class."""
 
 
 class Decoder(nn.Module):
@@ -107,7 +111,12 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.family: str = config.model_type
         self.is_parallel, self.factor = form.is_parallel, factor(config, form.residual_factor)
-        self.self_attn = Attention(config, form, at)
+        self._mixer: str | None = None
+        if is_recurrent(config, at):
+            self._mixer, of = _MIXERS[config.layer_types[at]]
+            setattr(self, self._mixer, of(config, at))
+        else:
+            self.self_attn = Attention(config, form, at)
         self.mlp = mixture_of_experts(config, form) if is_mixture(config, at) else MLP(config, form)
         has_own_norms = getattr(self.mlp, "has_own_norms", False)
         self._norms = form.norms._replace(before_mlp=None) if has_own_norms else form.norms
@@ -117,11 +126,19 @@ class DecoderLayer(nn.Module):
         if form.has_layer_scalar:
             self.layer_scalar = nn.Parameter(torch.empty(1))
 
-    def forward(self, hidden: Tensor, *, strata_attend: Any, **_: Any) -> Tensor:
+    @property
+    def state_shapes(self) -> dict[str, tuple[int, ...]] | None:
+        """The shapes of a recurrent layer's state, by name; None in a layer that attends."""
+        return None if self._mixer is None else dict(getattr(self, self._mixer).shapes)
+
+    def forward(self, hidden: Tensor, *, strata_attend: Any, strata_mix: Any = None, **_: Any) -> Tensor:
         """Run the layer on `[B, T, C]`. The other arguments are those that transformers' layers take."""
         norms = self._norms
         normed = self._normed(norms.before_attention, hidden)
-        out = self.self_attn(normed, strata_attend)
+        if self._mixer is None:
+            out = self.self_attn(normed, strata_attend)
+        else:
+            out = getattr(self, self._mixer)(normed, strata_mix)
         if self.is_parallel:
             parallel: Tensor = hidden + out + self.mlp(normed)
             return parallel
@@ -171,6 +188,12 @@ def keys_are_values(config: Any, at: int) -> bool:
     """Whether a layer has no product for v."""
     name = FAMILIES[config.model_type].form.keys_are_values
     return name is not None and bool(getattr(config, name)) and config.layer_types[at] == "full_attention"
+
+
+def is_recurrent(config: Any, at: int) -> bool:
+    """Whether a layer keeps a state in place of keys and values."""
+    kind = FAMILIES[config.model_type].form.recurrent
+    return kind is not None and bool(config.layer_types[at] == kind)
 
 
 def rotates(config: Any, at: int) -> bool:

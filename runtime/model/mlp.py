@@ -23,13 +23,13 @@ class MLP(nn.Module):
     def __init__(self, config: Any, form: Form, inner: int | None = None) -> None:
         super().__init__()
         hidden, bias = config.hidden_size, stated(form.mlp_bias, config)
-        inner = config.intermediate_size if inner is None else inner
+        inner = dense_width(config) if inner is None else inner
         if form.fuses_mlp:
             self.gate_up_proj = Linear(hidden, 2 * inner, bias=bias)
         else:
             self.gate_proj, self.up_proj = Linear(hidden, inner, bias=bias), Linear(hidden, inner, bias=bias)
         self.down_proj = Linear(inner, hidden, bias=bias)
-        act = activation(getattr(config, form.act))
+        act = activation("silu" if form.act is None else getattr(config, form.act))
         if form.fuses_mlp:
             self.activation_fn = act
         else:
@@ -68,6 +68,15 @@ class Mixture:
         count, chosen, width = (int(getattr(config, name)) for name in (names.count, names.chosen, names.width))
         shared = 0 if names.shared is None else int(getattr(config, names.shared))
         return cls(count, chosen, width, stated(names.renormalises, config), names.rounds_shares, shared)
+
+
+def dense_width(config: Any) -> int:
+    """The width of a model's plain MLP, which LFM2's files state before what becomes of it."""
+    width = int(config.intermediate_size)
+    if not getattr(config, "block_auto_adjust_ff_dim", False):
+        return width
+    width, times, unit = int(2 * width / 3), config.block_ffn_dim_multiplier, config.block_multiple_of
+    return width if times is None else unit * -(-int(times * width) // unit)
 
 
 def is_mixture(config: Any, at: int) -> bool:

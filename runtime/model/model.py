@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
 """(layer, q [B,H,T,D], k [B,G,T,D], v [B,G,T,D], scale) -> [B,H,T,D]; q and k un-rotated."""
+Mix = Callable[[int, tuple[Tensor, ...], Callable[..., Any]], Tensor]
+"""(layer, inputs `[B,T,..]`, how those of one sequence go on from its state) -> `[B,T,..]`: of a recurrent layer."""
 AttendOne = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
 """(layer, q [B,H,D], k [B,G,D], v [B,G,D], scale) -> [B,H,D]; q and k rotated."""
 
@@ -85,12 +87,13 @@ class Model:
             config.sliding_window if kind == "sliding_attention" else self._legacy_window(config) for kind in self.kinds
         ]
         self.windows = [None if window is None or window >= self.max_positions else window for window in windows]
-        """The window of each layer in tokens; None also for a window that no text is longer than: Phi-3's long models
-        have those."""
-        self.tiered = [layer for layer, window in enumerate(self.windows) if window is None]
+        """The window of each layer in tokens; None also where no text is longer, as in Phi-3's long models."""
+        self.states = [getattr(layer, "state_shapes", None) for layer in self.inner.layers]
+        """Those of each recurrent layer's state (`DecoderLayer.state_shapes`); None: the layer attends."""
+        self.tiered = [at for at, window in enumerate(self.windows) if window is None and self.states[at] is None]
         _, self.num_kv_heads, self.head_dim = self.shapes[self.tiered[0] if self.tiered else 0]
         """Of the layers whose KV is in pages."""
-        family = sys.modules[type(self.inner.layers[0].self_attn).__module__]
+        family = sys.modules[type(self.inner.layers[0]).__module__]
         form = FAMILIES[config.model_type].form
         self._in_pairs, self._embedding_factor = form.in_pairs, factor(config, form.embedding_factor)
         is_theirs_alike = not form.in_pairs and not form.has_heads_by_kind
@@ -276,16 +279,17 @@ class Model:
             return module
         return self._widened(module)
 
-    def run_layer(self, module: torch.nn.Module, hidden: Tensor, attend: Attend) -> Tensor:
-        """Run a decoder layer on `[B, T, hidden]`; its attention is `attend`."""
+    def run_layer(self, module: torch.nn.Module, hidden: Tensor, attend: Attend, mix: Mix | None = None) -> Tensor:
+        """Run a decoder layer on `[B, T, hidden]`; its attention is `attend`, or it mixes tokens by `mix`."""
         out: Tensor | tuple[Tensor, ...] = module(
             hidden,
-            position_embeddings=self._identity(module, hidden.dtype),
+            position_embeddings=self._identity(module, hidden.dtype) if hasattr(module, "self_attn") else None,
             attention_mask=None,
             position_ids=self._no_positions,
             use_cache=False,
             shared_kv_states={},  # of Gemma 4's: it puts the keys there that other layers have no own ones for
             strata_attend=attend,
+            strata_mix=mix,
         )
         return out[0] if isinstance(out, tuple) else out
 
@@ -300,8 +304,11 @@ class Model:
             return tables
         return tables._replace(lean={kind: self._graphs.held(kind, table) for kind, table in tables.lean.items()})
 
-    def step_layer(self, layer: int, hidden: Tensor, tables: StepTables, attend: AttendOne) -> Tensor:
-        """Run a decoder layer on one new token of each sequence, `[B, hidden]`; its attention is `attend`."""
+    def step_layer(
+        self, layer: int, hidden: Tensor, tables: StepTables, attend: AttendOne, mix: Mix | None = None
+    ) -> Tensor:
+        """Run a decoder layer on one new token of each sequence, `[B, hidden]`; its attention is `attend`, or it mixes
+        tokens by `mix`."""
         halves = self._halves[layer]
         if halves is not None:
             q, k, v = halves.before(hidden, *tables.lean[self.kinds[layer]])
@@ -312,7 +319,7 @@ class Model:
             q, k = self.rotate(at, q, k, tables.rotary)
             return attend(at, q[:, :, 0], k[:, :, 0], v[:, :, 0], scale).unsqueeze(2)
 
-        return self.run_layer(self.layer(layer, prefill=False), hidden.unsqueeze(1), attend_all)[:, 0]
+        return self.run_layer(self.layer(layer, prefill=False), hidden.unsqueeze(1), attend_all, mix)[:, 0]
 
     @property
     def can_compile(self) -> bool:

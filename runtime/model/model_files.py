@@ -16,9 +16,9 @@ from ..untrusted.families import FAMILIES
 from ..untrusted.numbers import check_allocation, check_complete, check_family, check_shape
 from ..untrusted.rope import NAMES, Rope, Table, for_transformers, read_rope
 from ..untrusted.settings import read_config
-from .decoder import Decoder
+from .decoder import Decoder, is_recurrent
 from .head_shapes import HeadShape, check_alike, head_dims, head_shapes
-from .mlp import Mixture, is_mixture
+from .mlp import Mixture, dense_width, is_mixture
 from .tensors import account
 
 _NOT_YET = {
@@ -39,6 +39,10 @@ def attention(
     return out.transpose(1, 2), None
 
 
+_KINDS_OF_LAYERS = ("layer_types", "full_attn_idxs", "full_attention_interval")
+"""Names in `config.json` by which some layers attend and some are recurrent."""
+
+
 def read_configuration(directory: Path, modules: str, *, has_weights: bool = True) -> Any:
     """Read transformers' configuration of a model, and check that the files can be what it says; its positions are
     `config.rope`.
@@ -52,6 +56,10 @@ def read_configuration(directory: Path, modules: str, *, has_weights: bool = Tru
     family, settings = read_config(path)
     tables = read_rope(path, family, settings)
     plain = {name: value for name, value in settings.items() if name not in NAMES}
+    if FAMILIES[family].form.recurrent is not None and not any(
+        plain.get(name) is not None for name in _KINDS_OF_LAYERS
+    ):
+        raise ModelFileError(f"{path}: layer_types: the file does not say which layers attend")
     plain |= {"name_or_path": str(directory), **for_transformers(family, tables), **_spelled_layers(family, plain)}
     config = make_configuration(family, plain, modules)
     _check_config(config, directory, has_weights=has_weights)
@@ -124,6 +132,11 @@ def transformers_modules(directory: Path, config: Any, dtype: torch.dtype) -> An
     from transformers.modeling_utils import AttentionInterface
 
     AttentionInterface.register(ATTENTION, attention)
+    if FAMILIES[config.model_type].form.recurrent is not None:
+        raise ModelFileError(
+            f"{directory}: transformers' recurrent layers keep their states to themselves, so its {config.model_type} "
+            "cannot be run over a store; run it with our layers"
+        )
     config._experts_implementation = "eager"  # the order of sums that ours have
     account(directory, Decoder(config))
     with without_progress_bar():
@@ -141,7 +154,7 @@ def _check_config(config: Any, directory: Path, *, has_weights: bool) -> None:
         if getattr(config, name, None) is not None and name != FAMILIES[config.model_type].form.logit_cap:
             raise ModelFileError(f"{directory / 'config.json'}: {name}: {getattr(config, name)} is not supported")
     kinds = set(getattr(config, "layer_types", None) or [])
-    if unknown := kinds - {"full_attention", "sliding_attention"}:
+    if unknown := kinds - {"full_attention", "sliding_attention", FAMILIES[config.model_type].form.recurrent}:
         raise ModelFileError(f"{directory}: layers of type {', '.join(sorted(unknown))} are not supported")
     slides = FAMILIES[config.model_type].needs_window or "sliding_attention" in kinds
     if slides and getattr(config, "sliding_window", None) is None:
@@ -159,7 +172,9 @@ def _check_config(config: Any, directory: Path, *, has_weights: bool) -> None:
     if not has_weights:
         return
     weights = check_weights(directory)
-    check_allocation(directory / "config.json", sizes, weights.elements, len(weights.shapes))
+    check_allocation(
+        directory / "config.json", sizes, weights.elements, len(weights.shapes), num_attending(config)
+    )  # fmt: skip
 
 
 def _check_experts(config: Any, path: Path) -> None:
@@ -187,13 +202,18 @@ def check_vocabulary(tokenizer: Any, size: int, directory: Path) -> None:
         raise ModelFileError(f"{directory / 'tokenizer.json'}: vocabulary: token {largest}, the model has {size}")
 
 
+def num_attending(config: Any) -> int:
+    """The number of layers that attend."""
+    return sum(not is_recurrent(config, at) for at in range(config.num_hidden_layers))
+
+
 def narrowest(config: Any) -> int:
     """The least width of a layer's MLP, all experts of a mixture together."""
     mixture = Mixture.of(config)
     if mixture is None:
-        return int(config.intermediate_size)
+        return dense_width(config)
     are = {is_mixture(config, at) for at in range(config.num_hidden_layers)}
-    widths = {True: mixture.count * mixture.width, False: int(config.intermediate_size)}
+    widths = {True: mixture.count * mixture.width, False: dense_width(config)}
     return min(widths[one] for one in are)
 
 

@@ -31,7 +31,7 @@ _GATE_UP = ("gate_proj", "up_proj")
 _COMPUTED = re.compile(r"(.*\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)", re.DOTALL)
 """Matches tensors of old files that are computed from `config.json` since."""
 _NO_EFFECT = {
-    r"(model\.)?(vision_tower|vision_model|multi_modal_projector|mm_projector|image_newline|embed_vision)(\..*)?":
+    r"(model\.)?(visual|vision_tower|vision_model|multi_modal_projector|mm_projector|image_newline|embed_vision)(\..*)?":
         "the part for pictures, and only text is read",
     r"(model\.)?(audio_tower|embed_audio)(\..*)?": "the part for sound, and only text is read",
     r"(model\.)?mtp\..*": "a part that predicts several tokens at once, which is not asked to",
@@ -57,8 +57,8 @@ def account(directory: Path, decoder: Any) -> dict[str, str]:
     shapes = check_weights(directory).shapes
     wanted = {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}
     wanted |= _fused(wanted)
-    experts = FAMILIES[decoder.config.model_type].form.experts
-    names = _names(directory, shapes.keys(), wanted.keys(), {} if experts is None else experts.spelled)
+    spelled = FAMILIES[decoder.config.model_type].spelled
+    names = _names(directory, shapes.keys(), wanted.keys(), spelled)
     left = sorted(name for name in shapes if name not in names and not _COMPUTED.fullmatch(name))
     for pattern, what in _NO_EFFECT.items():
         some = [name for name in left if re.fullmatch(pattern, name, re.DOTALL)]
@@ -108,11 +108,14 @@ def _spelled(name: str, spelled: Mapping[str, str]) -> str:
 
 def _names(directory: Path, there: Any, wanted: Any, spelled: Mapping[str, str]) -> dict[str, str]:
     """Map names, allowing for wrappers, compilers and tools that put something before the names, or take it away."""
-    marks = [name for name in there if name == _MARK or name.endswith(f".{_MARK}")]
-    before = sorted(name.removesuffix(_MARK) for name in marks if not any(re.match(part, name) for part in _NO_EFFECT))
+    mark = _spelled(_MARK, spelled) if any(name.endswith(_spelled(_MARK, spelled)) for name in there) else _MARK
+    marks = [name for name in there if name == mark or name.endswith(f".{mark}")]
+    before = sorted(
+        name.removesuffix(mark) for name in marks if not any(re.fullmatch(part, name) for part in _NO_EFFECT)
+    )
     if len(before) > 1:
         raise ModelFileError(
-            f"{directory}: it has {len(before)} decoders, {shown(before[0] + _MARK)} and {shown(before[1] + _MARK)}; "
+            f"{directory}: it has {len(before)} decoders, {shown(before[0] + mark)} and {shown(before[1] + mark)}; "
             "expected one"
         )
     prefix = before[0] if before else "model."

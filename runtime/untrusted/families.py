@@ -69,10 +69,10 @@ FAMILIES: dict[str, Family] = {
     ),
     "mixtral": Family(
         names=_COMMON - {"layer_types"} | {"num_experts_per_tok", "num_local_experts"},
+        spelled={"mlp": "block_sparse_moe", "gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"},
         form=Form(
             experts=ExpertNames(
                 count="num_local_experts", width="intermediate_size", renormalises=True, rounds_shares=False,
-                spelled={"mlp": "block_sparse_moe", "gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"},
             ),
         ),
         gguf=GgufNames(
@@ -155,6 +155,13 @@ FAMILIES: dict[str, Family] = {
         thetas={"full_attention": 1_000_000.0, "sliding_attention": 10_000.0},
         usual_tables={"full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25}},
         rope_kinds=("default", "linear", "proportional"),
+        spelled={
+            "mlp.gate": "router.proj", "mlp.router_scale": "router.scale",
+            "mlp.per_expert_scale": "router.per_expert_scale", "mlp.experts": "experts", "mlp.dense": "mlp",
+            "mlp.before_dense": "pre_feedforward_layernorm", "mlp.after_dense": "post_feedforward_layernorm_1",
+            "mlp.before_experts": "pre_feedforward_layernorm_2",
+            "mlp.after_experts": "post_feedforward_layernorm_2",
+        },
         form=Form(
             norms=_AROUND, norm="wide", head_norm="head", qkv_bias="attention_bias", out_bias="attention_bias",
             act="hidden_activation", scales_embedding=True, score_scale=1.0, logit_cap="final_logit_softcapping",
@@ -162,13 +169,6 @@ FAMILIES: dict[str, Family] = {
             experts=ExpertNames(
                 chosen="top_k_experts", renormalises=True, rounds_shares=False, switch="enable_moe_block",
                 are_beside=True,
-                spelled={
-                    "mlp.gate": "router.proj", "mlp.router_scale": "router.scale",
-                    "mlp.per_expert_scale": "router.per_expert_scale", "mlp.experts": "experts", "mlp.dense": "mlp",
-                    "mlp.before_dense": "pre_feedforward_layernorm", "mlp.after_dense": "post_feedforward_layernorm_1",
-                    "mlp.before_experts": "pre_feedforward_layernorm_2",
-                    "mlp.after_experts": "post_feedforward_layernorm_2",
-                },
             ),
         ),
     ),
@@ -272,6 +272,19 @@ FAMILIES: dict[str, Family] = {
             qkv_bias="attention_bias", out_bias="attention_bias", mlp_bias="mlp_bias", rotated_layers="no_rope_layers"
         ),
         gguf=GgufNames(architecture="smollm3", layer=_LLAMA, biases=_ALL_BIASES, in_pairs=True),
+    ),
+    "lfm2": Family(
+        names=_COMMON - {"hidden_act", "rms_norm_eps", "sliding_window"} | {
+            "block_auto_adjust_ff_dim", "block_ff_dim", "block_ffn_dim_multiplier", "block_multiple_of", "conv_L_cache",
+            "conv_bias", "full_attn_idxs", "norm_eps", "tie_embedding",
+        },
+        thetas={EVERY_LAYER: 1_000_000.0},
+        spelled={
+            "input_layernorm": "operator_norm", "post_attention_layernorm": "ffn_norm", "norm": "embedding_norm",
+            "q_norm": "q_layernorm", "k_norm": "k_layernorm", "o_proj": "out_proj", "mlp": "feed_forward",
+            "gate_proj": "w1", "up_proj": "w3", "down_proj": "w2",
+        },
+        form=Form(head_norm="head", norm_eps="norm_eps", act=None, recurrent="conv"),
     ),
 }  # fmt: skip
 """By `model_type` of `config.json`."""

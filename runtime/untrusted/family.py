@@ -30,8 +30,6 @@ class ExpertNames:
     are_beside: bool = False
     """They stand beside a dense MLP: each has norms of its own, before and behind, and their sum is the result. What
     the router reads has a norm of its own, too, and shares of experts a factor each."""
-    spelled: Mapping[str, str] = field(default_factory=dict)
-    """Part of a weight's name -> how published files spell it. Where transformers takes both, so do we."""
 
     def are_there(self, config: object) -> bool:
         """Whether a model of such a configuration has any."""
@@ -78,7 +76,8 @@ class Form:
     """Layers have a mixture of experts, unless `config.json` says otherwise of some."""
     is_parallel: bool = False
     """Attention and MLP read the same norm, and both are added at the end of the layer."""
-    act: str = "hidden_act"
+    act: str | None = "hidden_act"
+    """Name in `config.json` of the MLP's activation; None: silu."""
     score_scale: str | float | None = None
     """What scores are multiplied by, or its name in `config.json`; None: one over the root of the head dim, or of
     `score_width`."""
@@ -109,6 +108,8 @@ class Form:
     """Each head of v is normed, without a weight."""
     has_layer_scalar: bool = False
     """What a layer leaves, all of it, is multiplied by a number of its own, which is among the weights."""
+    recurrent: str | None = None
+    """The kind of layers, in `layer_types`, that keep a state in place of keys and values."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,6 +167,8 @@ class Family:
     has_plain_tokenizer: bool = False
     """transformers takes tokenizer.json alone where the file says so. In other families it has a class of its own, or
     looks for other files first."""
+    spelled: Mapping[str, str] = field(default_factory=dict)
+    """Part of a weight's name, as in Llama -> how published files spell it. Where transformers takes both, so do we."""
     form: Form
     gguf: GgufNames | None = None
     """None: its files are of another family's architecture, or are not read."""

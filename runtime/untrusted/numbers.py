@@ -38,19 +38,23 @@ BOUNDS: dict[str, int] = {
     "moe_intermediate_size": 1 << 20,
     "shared_expert_intermediate_size": 1 << 20,
     "decoder_sparse_step": 512,
+    "full_attention_interval": 512,
+    "conv_L_cache": 64,
+    "block_ff_dim": 1 << 20,
+    "block_multiple_of": 1 << 16,
 }
 """Name in `config.json` -> largest value; the smallest is 1, or 0 in `MAY_BE_0`. Each is several times what any known
 model has."""
 NULLABLE = frozenset({
     "head_dim", "num_key_value_heads", "sliding_window", "num_labels", "global_head_dim", "num_global_key_value_heads",
-    "num_experts", "moe_intermediate_size", "top_k_experts",
+    "num_experts", "moe_intermediate_size", "top_k_experts", "block_ff_dim", "full_attention_interval",
 })  # fmt: skip
 MAY_BE_0 = frozenset({"num_kv_shared_layers", "hidden_size_per_layer_input"})
 FRACTIONS = frozenset({"partial_rotary_factor"})
 """Numbers above 0 and up to 1: of the head's width, how much is rotated."""
 FACTORS = frozenset({
-    "attention_multiplier", "embedding_multiplier", "final_logit_softcapping", "logit_scale", "logits_scaling",
-    "residual_multiplier",
+    "attention_multiplier", "block_ffn_dim_multiplier", "embedding_multiplier", "final_logit_softcapping",
+    "logit_scale", "logits_scaling", "residual_multiplier",
 })  # fmt: skip
 """Numbers above 0 that others are multiplied with, or divided by. A missing cap may be stated as null."""
 _MOST_FACTOR = 1e6
@@ -94,19 +98,20 @@ def check_shape(path: Path, numbers: Mapping[str, int]) -> None:
         raise ModelFileError(f"{path}: head_dim: {head_dim}, expected an even number from 2")
 
 
-def check_allocation(path: Path, numbers: Mapping[str, int], elements: int, tensors: int) -> None:
+def check_allocation(path: Path, numbers: Mapping[str, int], elements: int, tensors: int, attending: int) -> None:
     """Raise ModelFileError if a model of these sizes has more weights than the file holds.
 
     Args:
         numbers: by their names in `config.json`; all of `BOUNDS` that decide a weight's shape.
         elements: number of elements of the file's tensors together.
+        attending: layers that have heads; others have other weights in their place, which are not counted.
     """
     layers, hidden = numbers["num_hidden_layers"], numbers["hidden_size"]
     if layers > tensors:
         raise ModelFileError(f"{path}: num_hidden_layers: {layers}, but the weights are only {tensors} tensors")
     heads = 2 * numbers["num_attention_heads"] + 2 * numbers["num_key_value_heads"]
-    layer = hidden * (3 * numbers["intermediate_size"] + heads * numbers["head_dim"])
-    needed = numbers["vocab_size"] * hidden + layers * layer
+    in_layers = layers * 3 * numbers["intermediate_size"] + attending * heads * numbers["head_dim"]
+    needed = hidden * (numbers["vocab_size"] + in_layers)
     if needed > elements:
         raise ModelFileError(
             f"{path}: its sizes ({', '.join(f'{name}={value}' for name, value in numbers.items())}) ask for "

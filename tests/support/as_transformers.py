@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from stratakv.runtime.layers.base import Advance
+from stratakv.runtime.layers.recurrent import RecurrentLayer
 from stratakv.runtime.model.model import Model
+from stratakv.runtime.model.model_files import ATTENTION, attention
 from stratakv.runtime.model.rotary import QUERIES, RotaryTables
+from stratakv.runtime.untrusted.families import FAMILIES
 
 CPU = torch.device("cpu")
 
@@ -53,7 +58,37 @@ def outputs(model: Model, tables: Callable[[Model, Tensor], RotaryTables]) -> li
     return [*found, model.logits(hidden[:, -1])]
 
 
+def assert_layers_equal(folder: Path, dtype: torch.dtype) -> Model:
+    """The same of models whose recurrent layers keep their states to themselves in transformers: a text from its
+    beginning, layer by layer."""
+    from transformers import AutoModelForCausalLM
+    from transformers.modeling_utils import AttentionInterface
+
+    AttentionInterface.register(ATTENTION, attention)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=ATTENTION).eval()
+    own = Model.load(folder, CPU, dtype)
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        return (q * scale) * v.repeat_interleave(q.shape[1] // v.shape[1], 1)
+
+    def mix(layer: int, inputs: tuple[Tensor, ...], advance: Advance) -> Tensor:
+        state = RecurrentLayer(layer, own.states[layer] or {}, 1000, CPU)
+        return state.mix(tuple(rows[0] for rows in inputs), advance).unsqueeze(0)
+
+    with torch.inference_mode():
+        hidden = own.embed(torch.arange(90).view(1, 90))
+        assert torch.equal(hidden, theirs.model.embed_tokens(torch.arange(90).view(1, 90)))
+        for layer, module in enumerate(theirs.model.layers):
+            expected = own.run_layer(module, hidden, attend)
+            hidden = own.run_layer(own.layer(layer, prefill=False), hidden, attend, mix)
+            assert torch.equal(hidden, expected), (layer, (hidden - expected).abs().max())
+        assert own.eos_ids >= {own.config.eos_token_id}
+    return own
+
+
 def assert_equal(folder: Path, dtype: torch.dtype = torch.float32) -> Model:
+    if FAMILIES[json.loads((folder / "config.json").read_text())["model_type"]].form.recurrent:
+        return assert_layers_equal(folder, dtype)
     with torch.inference_mode():
         own, theirs = (Model.load(folder, CPU, dtype, modules=modules) for modules in ("own", "transformers"))
         sides = outputs(own, own_tables), outputs(theirs, their_tables)

@@ -98,6 +98,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "glm4": ("Glm4", {"head_dim": 16}),
     "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0, 1]}),
+    "lfm2": (  # its class halves a width of 48 otherwise, and rounds it up to 256
+        "Lfm2",
+        {"layer_types": ["conv", "full_attention", "conv"], "block_auto_adjust_ff_dim": False, "norm_eps": 1e-5,
+         "tie_word_embeddings": True},
+    ),
 }  # fmt: skip
 """Name -> (transformers class prefix, what differs from the common shape)."""
 FORMS = ("llama", "gemma3_text", "gemma4_text", "phi3", "olmo3", "cohere2", "ministral3", "qwen2_moe")

@@ -11,6 +11,8 @@ import pytest
 import torch
 from tiny_models import VOCABULARY, moved, reference_model, save_tiny_model
 
+from stratakv.runtime.layers.base import Advance
+from stratakv.runtime.layers.recurrent import RecurrentLayer
 from stratakv.runtime.model import model, model_files
 from stratakv.runtime.model.head import Head
 from stratakv.runtime.model.model import Model
@@ -28,14 +30,15 @@ def form(family: str, **changes: Any) -> Patch:
     return lambda patch: patch.setitem(FAMILIES, family, changed)
 
 
-def later(change: Callable[[Any], object]) -> Patch:
-    """Each layer is changed when it is there: its files would have tensors without a place."""
+def later(change: Callable[[Any], object], only: str = "mlp") -> Patch:
+    """Each layer that has the part `only` is changed when it is there: its files would have tensors without a place."""
     load = model_files.own_modules
 
     def changed(*given: Any) -> Any:
         decoder = load(*given)
         for layer in decoder.model.layers:
-            change(layer)
+            if hasattr(layer, only):
+                change(layer)
         return decoder
 
     return lambda patch: patch.setattr(model, "own_modules", changed)
@@ -94,6 +97,13 @@ TRAPS: dict[str, Patch] = {
         lambda layer: layer.mlp.after_dense.weight.data.fill_(1)
     ),
     "smollm3: some layers do not rotate": form("smollm3", rotated_layers=None),
+    "lfm2: its own norm of heads": later(lambda layer: setattr(layer.self_attn, "head_norm", None), only="self_attn"),
+    "lfm2: what is gated before and what behind": later(
+        lambda layer: layer.conv.in_proj.weight.copy_(layer.conv.in_proj.weight.roll(48, 0)), only="conv"
+    ),
+    "lfm2: the present token has the last tap": later(
+        lambda layer: layer.conv.conv.weight.copy_(layer.conv.conv.weight.flip(2)), only="conv"
+    ),
 }
 
 
@@ -110,9 +120,13 @@ def off(folder: Path) -> float:
         seen = (distance >= 0) & (distance < (ours.windows[layer] or len(tokens)))
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, seen, scale=scale, enable_gqa=True)
 
+    def mix(layer: int, inputs: tuple[torch.Tensor, ...], advance: Advance) -> torch.Tensor:
+        state = RecurrentLayer(layer, ours.states[layer] or {}, 16, torch.device("cpu"))
+        return state.mix(tuple(rows[0] for rows in inputs), advance).unsqueeze(0)
+
     hidden = ours.embed(tokens[None])
     for layer in range(ours.num_layers):
-        hidden = ours.run_layer(ours.layer(layer, prefill=True), hidden, attend)
+        hidden = ours.run_layer(ours.layer(layer, prefill=True), hidden, attend, mix)
     expected = reference_model(folder)(tokens[None]).logits[0]
     return float((ours.logits(hidden[0]) - expected).abs().max() / expected.abs().max())
 

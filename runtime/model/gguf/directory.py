@@ -14,7 +14,7 @@ import torch
 from ...untrusted.families import FAMILIES
 from ...untrusted.numbers import check_allocation, check_shape, reading
 from ..decoder import Decoder
-from ..model_files import make_configuration, narrowest
+from ..model_files import make_configuration, narrowest, num_attending
 from .architectures import read_settings
 from .container import Contents, read_gguf
 from .plan import Weight, plan_weights
@@ -46,11 +46,10 @@ def read_model(paths: Sequence[Path]) -> ModelFile:
     """
     contents = read_gguf(paths)
     entry, config = read_settings(contents)
-    sizes = _sizes(config)
+    sizes, elements = _sizes(config), sum(tensor.elements for tensor in contents.tensors.values())
     check_shape(contents.path, sizes)
-    check_allocation(
-        contents.path, sizes, sum(tensor.elements for tensor in contents.tensors.values()), len(contents.tensors)
-    )
+    attending = num_attending(SimpleNamespace(**config))
+    check_allocation(contents.path, sizes, elements, len(contents.tensors), attending)
     with reading(contents.path, "a readable GGUF model"):
         shapes = _shapes(config)
     return ModelFile(contents, config, plan_weights(contents, entry, config, shapes))

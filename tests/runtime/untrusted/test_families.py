@@ -22,6 +22,9 @@ NAMED = {
 }
 """Files that name a family, and why."""
 
+WITHOUT_GGUF = {"mistral", "gemma4_text", "lfm2"}
+"""The first has files of another family's architecture; those of others are not read yet."""
+
 
 def test_no_other_file_names_a_family() -> None:
     found = {
@@ -40,4 +43,4 @@ def test_the_table_fits_together() -> None:
     of_gguf = {name for name, family in FAMILIES.items() if family.gguf is not None}
     assert VARIANTS.keys() <= ARCHITECTURES.keys()
     entries = [*ARCHITECTURES.values(), *VARIANTS.values()]
-    assert {entry.family for entry in entries} == of_gguf == FAMILIES.keys() - {"mistral", "gemma4_text"}
+    assert {entry.family for entry in entries} == of_gguf == FAMILIES.keys() - WITHOUT_GGUF

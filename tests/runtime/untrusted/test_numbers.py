@@ -45,11 +45,11 @@ def test_odd_heads_and_fractions() -> None:
 
 
 def test_a_model_is_no_larger_than_its_file() -> None:
-    numbers.check_allocation(PATH, SIZES, NEEDED, 2)
+    numbers.check_allocation(PATH, SIZES, NEEDED, 2, 2)
     with pytest.raises(ModelFileError, match=f"ask for {NEEDED} weights, the file has {NEEDED - 1}"):
-        numbers.check_allocation(PATH, SIZES, NEEDED - 1, 2)
+        numbers.check_allocation(PATH, SIZES, NEEDED - 1, 2, 2)
     with pytest.raises(ModelFileError, match="num_hidden_layers: 2, but the weights are only 1 tensors"):
-        numbers.check_allocation(PATH, SIZES, NEEDED, 1)
+        numbers.check_allocation(PATH, SIZES, NEEDED, 1, 1)
 
 
 @pytest.mark.parametrize("changes", [{"num_key_value_heads": 3}, {"head_dim": 5}, {"head_dim": 0}])
