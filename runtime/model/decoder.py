@@ -10,6 +10,7 @@ Shapes  B sequences, T tokens, C hidden size, H query heads, G KV heads, D head 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,14 +18,19 @@ from torch import Tensor, nn
 
 from ..untrusted.families import FAMILIES
 from ..untrusted.family import Form
+from .delta_net import DeltaNet
 from .head_shapes import head_shape
 from .mlp import MLP, is_mixture, mixture_of_experts, stated
 from .norm import Norm
 from .products import Linear
 from .short_conv import ShortConv
 
-_MIXERS: dict[str, tuple[str, Any]] = {"conv": ("conv", ShortConv)}
-"""Kind of recurrent layers -> the name of what mixes tokens there, and its class."""
+_MIXERS: dict[str, tuple[str, Any]] = {
+    "conv": ("conv", ShortConv),
+    "delta": ("linear_attn", partial(DeltaNet, by_key_head=False)),
+    "delta_by_key_head": ("linear_attn", partial(DeltaNet, by_key_head=True)),
+}
+"""`Form.mixer` -> the name of what mixes tokens in a recurrent layer, and how it is made."""
 
 
 class Decoder(nn.Module):
@@ -74,12 +80,14 @@ class Attention(nn.Module):
         self.rows = [heads * self.dim, kv_heads * self.dim, kv_heads * self.dim]
         self.keys_are_values = keys_are_values(config, at)
         bias = stated(form.qkv_bias, config)
+        self.is_gated = form.gates_attention
         if form.fuses_qkv:
             self.qkv_proj = Linear(hidden, sum(self.rows), bias=bias)
         else:
-            self.q_proj, self.k_proj = (Linear(hidden, rows, bias=bias) for rows in self.rows[:2])
+            rows = [2 * self.rows[0] if self.is_gated else self.rows[0], *self.rows[1:]]
+            self.q_proj, self.k_proj = (Linear(hidden, count, bias=bias) for count in rows[:2])
             if not self.keys_are_values:
-                self.v_proj = Linear(hidden, self.rows[2], bias=bias)
+                self.v_proj = Linear(hidden, rows[2], bias=bias)
         self.o_proj = Linear(self.rows[0], hidden, bias=stated(form.out_bias, config))
         self.head_norm = form.head_norm
         if form.head_norm:
@@ -94,6 +102,10 @@ class Attention(nn.Module):
         else:
             q, k = self.q_proj(hidden), self.k_proj(hidden)
             v = k if self.keys_are_values else self.v_proj(hidden)
+        gate: Tensor | None = None
+        if self.is_gated:  # of each head the query, then the gate
+            both = q.view(*q.shape[:-1], -1, 2 * self.dim).chunk(2, -1)
+            q, gate = (part.flatten(-2) for part in both)
         if self.head_norm == "all":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (part.view(*hidden.shape[:-1], -1, self.dim) for part in (q, k, v))
@@ -102,7 +114,8 @@ class Attention(nn.Module):
         if hasattr(self, "v_norm"):
             v = self.v_norm(v)
         out = attend(self.layer_idx, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), self.scaling)
-        attended: Tensor = self.o_proj(out.transpose(1, 2).reshape(*hidden.shape[:-1], -1))
+        out = out.transpose(1, 2).reshape(*hidden.shape[:-1], -1)
+        attended: Tensor = self.o_proj(out if gate is None else out * torch.sigmoid(gate))
         return attended
 
 
@@ -113,8 +126,9 @@ class DecoderLayer(nn.Module):
         self.is_parallel, self.factor = form.is_parallel, factor(config, form.residual_factor)
         self._mixer: str | None = None
         if is_recurrent(config, at):
-            self._mixer, of = _MIXERS[config.layer_types[at]]
-            setattr(self, self._mixer, of(config, at))
+            assert form.mixer is not None
+            self._mixer, make = _MIXERS[form.mixer]
+            setattr(self, self._mixer, make(config, at))
         else:
             self.self_attn = Attention(config, form, at)
         self.mlp = mixture_of_experts(config, form) if is_mixture(config, at) else MLP(config, form)
@@ -192,8 +206,8 @@ def keys_are_values(config: Any, at: int) -> bool:
 
 def is_recurrent(config: Any, at: int) -> bool:
     """Whether a layer keeps a state in place of keys and values."""
-    kind = FAMILIES[config.model_type].form.recurrent
-    return kind is not None and bool(config.layer_types[at] == kind)
+    has_mixer = FAMILIES[config.model_type].form.mixer is not None
+    return has_mixer and bool(config.layer_types[at] != "full_attention")
 
 
 def rotates(config: Any, at: int) -> bool:

@@ -200,7 +200,7 @@ def lean_layer(
 ) -> LeanLayer | None:
     """Make the lean form of `layer`; None unless every part of it is one that its family has."""
     form = _form(layer)
-    if form is None:
+    if form is None or form.gates_attention:
         return None
     attention, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
     if attention is None or mlp is None:

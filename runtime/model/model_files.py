@@ -56,9 +56,7 @@ def read_configuration(directory: Path, modules: str, *, has_weights: bool = Tru
     family, settings = read_config(path)
     tables = read_rope(path, family, settings)
     plain = {name: value for name, value in settings.items() if name not in NAMES}
-    if FAMILIES[family].form.recurrent is not None and not any(
-        plain.get(name) is not None for name in _KINDS_OF_LAYERS
-    ):
+    if FAMILIES[family].form.mixer is not None and not any(plain.get(name) is not None for name in _KINDS_OF_LAYERS):
         raise ModelFileError(f"{path}: layer_types: the file does not say which layers attend")
     plain |= {"name_or_path": str(directory), **for_transformers(family, tables), **_spelled_layers(family, plain)}
     config = make_configuration(family, plain, modules)
@@ -132,7 +130,7 @@ def transformers_modules(directory: Path, config: Any, dtype: torch.dtype) -> An
     from transformers.modeling_utils import AttentionInterface
 
     AttentionInterface.register(ATTENTION, attention)
-    if FAMILIES[config.model_type].form.recurrent is not None:
+    if FAMILIES[config.model_type].form.mixer is not None:
         raise ModelFileError(
             f"{directory}: transformers' recurrent layers keep their states to themselves, so its {config.model_type} "
             "cannot be run over a store; run it with our layers"
@@ -154,7 +152,8 @@ def _check_config(config: Any, directory: Path, *, has_weights: bool) -> None:
         if getattr(config, name, None) is not None and name != FAMILIES[config.model_type].form.logit_cap:
             raise ModelFileError(f"{directory / 'config.json'}: {name}: {getattr(config, name)} is not supported")
     kinds = set(getattr(config, "layer_types", None) or [])
-    if unknown := kinds - {"full_attention", "sliding_attention", FAMILIES[config.model_type].form.recurrent}:
+    has_mixer = FAMILIES[config.model_type].form.mixer is not None
+    if unknown := kinds - {"full_attention", *(("conv", "linear_attention") if has_mixer else ("sliding_attention",))}:
         raise ModelFileError(f"{directory}: layers of type {', '.join(sorted(unknown))} are not supported")
     slides = FAMILIES[config.model_type].needs_window or "sliding_attention" in kinds
     if slides and getattr(config, "sliding_window", None) is None:
@@ -213,8 +212,7 @@ def narrowest(config: Any) -> int:
     if mixture is None:
         return dense_width(config)
     are = {is_mixture(config, at) for at in range(config.num_hidden_layers)}
-    widths = {True: mixture.count * mixture.width, False: dense_width(config)}
-    return min(widths[one] for one in are)
+    return min(mixture.count * mixture.width if one else dense_width(config) for one in are)
 
 
 def _sizes(config: Any) -> dict[str, int]:

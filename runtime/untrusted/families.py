@@ -7,9 +7,14 @@ its tokenizer is found (`model.tokens`). What can be said of one is in `family`.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .family import EVERY_LAYER, ExpertNames, Family, Form, GgufNames, Norms
 
-WRAPPERS: dict[str, str | None] = {"gemma3": "gemma3_text", "gemma4": "gemma4_text", "llava": None, "mistral3": None}
+WRAPPERS: dict[str, str | None] = {
+    "gemma3": "gemma3_text", "gemma4": "gemma4_text", "llava": None, "mistral3": None, "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
+}  # fmt: skip
 """Models of pictures and text whose text runs through the family of their `text_config` as it would alone -> that
 family where the file does not say it; None: it must."""
 
@@ -31,7 +36,6 @@ _SHARED_EXPERT = {
     "ffn_gate_inp_shexp": "mlp.shared_expert_gate", "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
     "ffn_up_shexp": "mlp.shared_expert.up_proj", "ffn_down_shexp": "mlp.shared_expert.down_proj",
 }  # fmt: skip
-_DENSE = {tensor: weight.replace("mlp.", "mlp.dense.") for tensor, weight in _MLP.items()}
 _LLAMA = {**_NORMS, **_ATTENTION, **_MLP}
 _ATTENTION_BIASES = {"attention_bias": tuple(_ATTENTION)}
 _ALL_BIASES = {**_ATTENTION_BIASES, "mlp_bias": tuple(_MLP)}
@@ -52,6 +56,20 @@ _OF_EXPERTS = frozenset({
     "decoder_sparse_step", "mlp_only_layers", "moe_intermediate_size", "norm_topk_prob", "num_experts",
     "num_experts_per_tok",
 })  # fmt: skip
+_OF_DELTA_NETS = frozenset({
+    "full_attention_interval", "linear_conv_kernel_dim", "linear_key_head_dim", "linear_num_key_heads",
+    "linear_num_value_heads", "linear_value_head_dim",
+})  # fmt: skip
+
+_GATED = Form(
+    norm="offset",
+    head_norm="head",
+    qkv_bias="attention_bias",
+    out_bias="attention_bias",
+    gates_attention=True,
+    mixer="delta",
+)
+"""Layers of Qwen's hybrids."""
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(
@@ -172,20 +190,6 @@ FAMILIES: dict[str, Family] = {
                 are_beside=True,
             ),
         ),
-        gguf=GgufNames(
-            architecture="gemma4",
-            layer=_ATTENTION | _MLP | _HEAD_NORMS | _NORMS_BEHIND | {
-                "attn_norm": "input_layernorm", "ffn_norm": "pre_feedforward_layernorm",
-                "layer_output_scale.weight": "layer_scalar",
-            },
-            with_experts=_DENSE | _EXPERTS | {
-                "ffn_gate_inp.scale": "mlp.router_scale", "ffn_down_exps.scale": "mlp.per_expert_scale",
-                "ffn_norm": "mlp.before_dense", "post_ffw_norm_1": "mlp.after_dense",
-                "pre_ffw_norm_2": "mlp.before_experts", "post_ffw_norm_2": "mlp.after_experts",
-            },
-            biases=_ATTENTION_BIASES, rope_tensors=_FREQUENCIES,
-            by_layer=frozenset({"attention.head_count_kv"}), reads=frozenset({"final_logit_softcapping"}),
-        ),
     ),
     "phi3": Family(
         names=_COMMON - {"layer_types"} | {"embd_pdrop", "resid_pdrop"},
@@ -299,7 +303,26 @@ FAMILIES: dict[str, Family] = {
             "q_norm": "q_layernorm", "k_norm": "k_layernorm", "o_proj": "out_proj", "mlp": "feed_forward",
             "gate_proj": "w1", "up_proj": "w3", "down_proj": "w2",
         },
-        form=Form(head_norm="head", norm_eps="norm_eps", act=None, recurrent="conv"),
+        form=Form(head_norm="head", norm_eps="norm_eps", act=None, mixer="conv"),
+    ),
+    "qwen3_5_text": Family(
+        names=_COMMON - {"sliding_window"} | _OF_DELTA_NETS,
+        turned=0.25,
+        form=_GATED,
+    ),
+    "qwen3_5_moe_text": Family(
+        names=_COMMON - {"intermediate_size", "sliding_window"} | _OF_DELTA_NETS | {
+            "moe_intermediate_size", "num_experts", "num_experts_per_tok", "shared_expert_intermediate_size",
+        },
+        turned=0.25,
+        form=replace(_GATED, experts=ExpertNames(renormalises=True, shared="shared_expert_intermediate_size")),
+    ),
+    "qwen3_next": Family(
+        names=_COMMON - {"sliding_window"} | _OF_DELTA_NETS | _OF_EXPERTS | {"shared_expert_intermediate_size"},
+        turned=0.25,
+        form=replace(
+            _GATED, mixer="delta_by_key_head", experts=ExpertNames(shared="shared_expert_intermediate_size")
+        ),
     ),
 }  # fmt: skip
 """By `model_type` of `config.json`."""

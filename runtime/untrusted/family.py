@@ -108,8 +108,11 @@ class Form:
     """Each head of v is normed, without a weight."""
     has_layer_scalar: bool = False
     """What a layer leaves, all of it, is multiplied by a number of its own, which is among the weights."""
-    recurrent: str | None = None
-    """The kind of layers, in `layer_types`, that keep a state in place of keys and values."""
+    gates_attention: bool = False
+    """What attention gives is multiplied by a sigmoid, which the query's product makes besides."""
+    mixer: str | None = None
+    """What layers are that keep a state in place of keys and values (`model.decoder`): all but those that
+    `layer_types` calls full attention. None: there are none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,13 +123,7 @@ class GgufNames:
     architecture: str
     """`general.architecture`."""
     layer: Mapping[str, str]
-    """Tensor of a block -> weight of a layer. `*`: those of all experts, one below the other. A weight without an
-    ending has the whole name of its tensor."""
-    with_experts: Mapping[str, str] = field(default_factory=dict)
-    """Tensors of a block of a model that has experts, where others of its family have none, besides those of `layer` or
-    in place of theirs."""
-    by_layer: frozenset[str] = frozenset()
-    """Keys that may be a list of numbers that differ, one for each layer."""
+    """Tensor of a block -> weight of a layer. `*`: those of all experts, one below the other."""
     biases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Name in config.json -> the tensors of a block that have biases if it is true; it is if any of them has one."""
     in_pairs: bool = False

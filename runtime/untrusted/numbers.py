@@ -40,6 +40,11 @@ BOUNDS: dict[str, int] = {
     "decoder_sparse_step": 512,
     "full_attention_interval": 512,
     "conv_L_cache": 64,
+    "linear_conv_kernel_dim": 64,
+    "linear_key_head_dim": 1024,
+    "linear_num_key_heads": 1024,
+    "linear_num_value_heads": 1024,
+    "linear_value_head_dim": 1024,
     "block_ff_dim": 1 << 20,
     "block_multiple_of": 1 << 16,
 }

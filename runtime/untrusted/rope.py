@@ -51,8 +51,8 @@ _REQUIRED = {
 _COMMON = frozenset({"rope_type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"})
 _OTHER_NAMES = {"su": "longrope"}
 """Former names of kinds."""
-_NO_EFFECT = frozenset({"finetuned", "max_position_embeddings"})
-"""Said in published files, and used by nobody."""
+_NO_EFFECT = frozenset({"finetuned", "max_position_embeddings", "mrope_interleaved", "mrope_section"})
+"""Said in published files, and used by nobody; or of pictures, whose places have more than one number."""
 _FROM_ORIGINAL = frozenset({"yarn", "llama3", "longrope"})
 """Kinds that are computed from the original length."""
 _SWITCHED_ON = frozenset({"yarn", "linear", "dynamic"})

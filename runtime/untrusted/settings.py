@@ -19,8 +19,10 @@ from .numbers import check_family, check_number, shown
 
 logger = logging.getLogger(__name__)
 
-_ENDS = frozenset({"bos_token_id", "eos_token_id", "pad_token_id"})
+_ENDS = frozenset({"bos_token_id", "pad_token_id"})
 """Names that a wrapper may state for its text part, if that does not."""
+_EOS = "eos_token_id"
+"""What a wrapper and its text part state of it both ends a reply: one may be the end of a text, one that of a turn."""
 _OTHER_WEIGHTS = frozenset({"quantization_config", "compression_config", "transformers_weights"})
 _BY_LAYER = "per_layer_config"
 """Number of a layer -> the settings in which it differs, as transformers 5.17 and later write them."""
@@ -94,8 +96,17 @@ def _text_part(path: Path, wrapper: object, settings: dict[str, Any]) -> tuple[o
     if family is None:
         raise ModelFileError(f"{path}: text_config: model_type: the file does not say it")
     ends = {name: settings[name] for name in _ENDS & settings.keys()}
+    stated = [number for part in (settings, text) for number in _listed(part.get(_EOS))]
+    if stated:
+        text[_EOS] = list(dict.fromkeys(stated))
     head = {name: settings[name] for name in {"tie_word_embeddings"} & settings.keys()}  # the head is the wrapper's
     return family, {**ends, **text, **head}
+
+
+def _listed(value: object) -> list[object]:
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
 
 
 def check_generation(path: Path) -> None:

@@ -20,7 +20,7 @@ from stratakv.runtime.layers.tiered import tiered_layers
 from stratakv.runtime.sessions import session
 from stratakv.storage import CorruptPageError
 
-HYBRIDS = ["lfm2"]
+HYBRIDS = ["lfm2", "qwen3_5_moe_text"]
 TEXT = np.random.default_rng(3).integers(3, VOCABULARY, 500).astype(np.uint32)
 READ = 300
 CLOSE = 1e-4

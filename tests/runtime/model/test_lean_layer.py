@@ -63,7 +63,7 @@ def outputs(model: Model, hidden: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     ("family", "dtype"),
     [
         (family, dtype) for family in FAMILIES for dtype in TOLERANCE
-        if not SUPPORTED[family.split("-")[0]].form.recurrent  # whose layers are modules' in decode, too
+        if not SUPPORTED[family.split("-")[0]].form.mixer  # whose layers are modules' in decode, too
         if dtype is torch.float32 or not has_experts(family)  # rounded otherwise, a token may get another expert
     ],
     ids=str,
