@@ -7,6 +7,7 @@ the model's own.
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -60,7 +61,9 @@ def _needed_for_file(device: torch.device, dtype: str) -> str | None:
 def _has_experts(files: list[Path]) -> bool:
     from .gguf.directory import read_model
 
-    return FAMILIES[read_model(files).config["model_type"]].form.experts is not None
+    config = read_model(files).config
+    experts = FAMILIES[config["model_type"]].form.experts
+    return experts is not None and experts.are_there(SimpleNamespace(**config))
 
 
 def _is_read_there(files: list[Path], dtype: str) -> bool:

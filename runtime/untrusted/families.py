@@ -36,6 +36,7 @@ _SHARED_EXPERT = {
     "ffn_gate_inp_shexp": "mlp.shared_expert_gate", "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
     "ffn_up_shexp": "mlp.shared_expert.up_proj", "ffn_down_shexp": "mlp.shared_expert.down_proj",
 }  # fmt: skip
+_DENSE = {tensor: weight.replace("mlp.", "mlp.dense.") for tensor, weight in _MLP.items()}
 _LLAMA = {**_NORMS, **_ATTENTION, **_MLP}
 _ATTENTION_BIASES = {"attention_bias": tuple(_ATTENTION)}
 _ALL_BIASES = {**_ATTENTION_BIASES, "mlp_bias": tuple(_MLP)}
@@ -189,6 +190,20 @@ FAMILIES: dict[str, Family] = {
                 chosen="top_k_experts", renormalises=True, rounds_shares=False, switch="enable_moe_block",
                 are_beside=True,
             ),
+        ),
+        gguf=GgufNames(
+            architecture="gemma4",
+            layer=_ATTENTION | _MLP | _HEAD_NORMS | _NORMS_BEHIND | {
+                "attn_norm": "input_layernorm", "ffn_norm": "pre_feedforward_layernorm",
+                "layer_output_scale.weight": "layer_scalar",
+            },
+            with_experts=_DENSE | _EXPERTS | {
+                "ffn_gate_inp.scale": "mlp.router_scale", "ffn_down_exps.scale": "mlp.per_expert_scale",
+                "ffn_norm": "mlp.before_dense", "post_ffw_norm_1": "mlp.after_dense",
+                "pre_ffw_norm_2": "mlp.before_experts", "post_ffw_norm_2": "mlp.after_experts",
+            },
+            biases=_ATTENTION_BIASES, rope_tensors=_FREQUENCIES,
+            by_layer=frozenset({"attention.head_count_kv"}), reads=frozenset({"final_logit_softcapping"}),
         ),
     ),
     "phi3": Family(

@@ -123,7 +123,13 @@ class GgufNames:
     architecture: str
     """`general.architecture`."""
     layer: Mapping[str, str]
-    """Tensor of a block -> weight of a layer. `*`: those of all experts, one below the other."""
+    """Tensor of a block -> weight of a layer. `*`: those of all experts, one below the other. A weight without an
+    ending has the whole name of its tensor."""
+    with_experts: Mapping[str, str] = field(default_factory=dict)
+    """Tensors of a block of a model that has experts, where others of its family have none, besides those of `layer` or
+    in place of theirs."""
+    by_layer: frozenset[str] = frozenset()
+    """Keys that may be a list of numbers that differ, one for each layer."""
     biases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Name in config.json -> the tensors of a block that have biases if it is true; it is if any of them has one."""
     in_pairs: bool = False

@@ -94,6 +94,19 @@ def gemma3_rope(local: float = 10_000.0, **full: Any) -> dict[str, Any]:
     }
 
 
+def gemma4_rope(local: float) -> dict[str, Any]:
+    """The wide heads turned by a half."""
+    of_full = {"rope_type": "proportional", "rope_theta": 1e5, "partial_rotary_factor": 0.5}
+    return {
+        "rope_parameters": {
+            "full_attention": of_full, "sliding_attention": {"rope_type": "default", "rope_theta": local}
+        }
+    }  # fmt: skip
+
+
+GEMMA4_EXPERTS = {"enable_moe_block": True, "num_experts": 6, "top_k_experts": 2, "moe_intermediate_size": 32}
+
+
 def _gemma3_attention(factor: float, original: int) -> dict[str, Any]:
     """cos and sin of all layers multiplied, of those that see everything by what YaRN puts there as well."""
     ones = {"short_factor": [1.0] * 16, "long_factor": [1.0] * 16, "original_max_position_embeddings": 8192}
@@ -123,6 +136,22 @@ def _fused() -> Change:
     return change
 
 
+def _experts_fused() -> Change:
+    """Gate and up of all experts in one tensor, gate first."""
+    gates: dict[str, np.ndarray] = {}
+
+    def change(name: str, values: np.ndarray) -> Iterable[Entry]:
+        if "ffn_gate_exps" in name:
+            gates[name.replace("gate", "gate_up")] = values
+            return []
+        if "ffn_up_exps" in name:
+            fused = name.replace("up", "gate_up")
+            return [(fused, np.concatenate([gates[fused], values], 1))]
+        return [(name, values)]
+
+    return change
+
+
 def _scaled(names: tuple[str, ...]) -> Change:
     """Factors beside the weights, as NVFP4 files have them."""
 
@@ -138,6 +167,7 @@ ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
 FEED_FORWARD = ("ffn_gate", "ffn_up", "ffn_down")
 CHANGES: dict[str, Any] = {
     "fused": _fused,
+    "experts fused": _experts_fused,
     "scaled": lambda: _scaled(ATTENTION + FEED_FORWARD),
     "scaled attention": lambda: _scaled(ATTENTION),
 }
@@ -261,6 +291,16 @@ def cases(original: int) -> dict[str, Case]:
         ),
         "cohere2": Case("cohere2"),
         "cohere2, other base": Case("cohere2", rope("default", 5e4)),
+        "gemma4": Case("gemma4"),
+        "gemma4, values of their own, no cap": Case(
+            "gemma4", {"attention_k_eq_v": False, "num_global_key_value_heads": None, "final_logit_softcapping": None}
+        ),
+        "gemma4, cap and base that are not said": Case(
+            "gemma4", keys={"gemma4.final_logit_softcapping": None, "gemma4.rope.freq_base_swa": None}
+        ),
+        "gemma4, other bases": Case("gemma4", gemma4_rope(50_000.0)),
+        "gemma4, experts": Case("gemma4", GEMMA4_EXPERTS),
+        "gemma4, gate and up of experts in one": Case("gemma4", GEMMA4_EXPERTS, change="experts fused"),
         "glm4": Case("glm4"),
         "glm4, a quarter rotated, no biases": Case(
             "glm4", {**rope("default", partial_rotary_factor=0.25), "attention_bias": False}

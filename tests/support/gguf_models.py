@@ -63,6 +63,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "exaone4": ("Exaone4", {"sliding_window": None}),
     "glm4": ("Glm4", {"head_dim": 32}),
+    "gemma4": (  # the 31B model; with experts the 26B
+        "Gemma4",
+        {"head_dim": 32, "global_head_dim": 64, "num_global_key_value_heads": 1, "attention_k_eq_v": True,
+         "num_hidden_layers": 4, "sliding_window": 100, "final_logit_softcapping": 30.0,
+         "hidden_size_per_layer_input": 0, "tie_word_embeddings": True},
+    ),
     "cohere2": (
         "Cohere2",
         {"num_hidden_layers": 4, "sliding_window": 100, "logit_scale": 0.25, "tie_word_embeddings": True},
@@ -88,15 +94,20 @@ def random_model(family: str, seed: int = 0, **settings: Any) -> Any:
         prefix = _SLIDING.get(family, prefix)
     if prefix == "Exaone4" and "layer_types" not in settings:  # its class makes none where no layer slides
         settings["layer_types"] = ["full_attention"] * {**_COMMON, **settings}["num_hidden_layers"]
-    text = "Text" if prefix == "Gemma3" else ""
+    if prefix == "Gemma4" and "layer_types" not in settings:
+        count = {**_COMMON, **differs, **settings}["num_hidden_layers"]
+        settings["layer_types"] = [("sliding_attention", "full_attention")[at % 2] for at in range(count)]
+    text = "Text" if prefix in ("Gemma3", "Gemma4") else ""
     config = getattr(transformers, f"{prefix}{text}Config")(**{**_COMMON, **differs, **settings})
     model = getattr(transformers, f"{prefix}ForCausalLM")(config).float().eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, weight in model.named_parameters():
+        scalars = [(name, weight) for name, weight in model.named_buffers() if name.endswith("layer_scalar")]
+        for name, weight in [*model.named_parameters(), *scalars]:
             drawn = torch.randn(weight.shape, generator=generator)
-            if "norm" in name:
+            if "norm" in name or name.endswith(("scale", "scalar")):
                 drawn = 0.2 * drawn + (0.0 if family in _ONE_MORE else 1.0)
+                drawn = 0.15 * drawn if family == "gemma4" and "q_norm" in name else drawn  # scores are as they are
             elif weight.dim() == 1:
                 drawn = 0.3 * drawn
             elif "embed" not in name:
@@ -122,18 +133,35 @@ def keys_of(family: str, model: Any) -> dict[str, Any]:
     """What the converter writes of a model's configuration."""
     config = model.config
     heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    each = [config.per_layer_config[at] for at in range(config.num_hidden_layers)] if family == "gemma4" else [config]
+    width = getattr(each[-1], "head_dim", None) or config.hidden_size // heads
     rope = _rope(config)
     found = {
         "context_length": config.max_position_embeddings, "embedding_length": config.hidden_size,
         "block_count": config.num_hidden_layers, "feed_forward_length": config.intermediate_size,
-        "attention.head_count": heads, "attention.head_count_kv": config.num_key_value_heads,
+        "attention.head_count": heads, "attention.head_count_kv": each[0].num_key_value_heads,
         "vocab_size": config.vocab_size,
         "rope.freq_base": float(rope["rope_theta"]),
-        "rope.dimension_count": int(width * rope.get("partial_rotary_factor", 1.0)),
+        "rope.dimension_count": int(width * (1 if family == "gemma4" else rope.get("partial_rotary_factor", 1.0))),
     }  # fmt: skip
-    if width * heads != config.hidden_size or family in ("qwen3", "qwen3moe", "gemma3"):
+    if width * heads != config.hidden_size or family in ("qwen3", "qwen3moe", "gemma3", "gemma4"):
         found |= {"attention.key_length": width, "attention.value_length": width}
+    if family == "gemma4":
+        found |= {
+            "attention.key_length_swa": each[0].head_dim, "attention.value_length_swa": each[0].head_dim,
+            "rope.dimension_count_swa": each[0].head_dim, "attention.sliding_window": config.sliding_window,
+            "attention.head_count_kv": [one.num_key_value_heads for one in each],
+            "attention.sliding_window_pattern": [kind == "sliding_attention" for kind in config.layer_types],
+            "attention.shared_kv_layers": config.num_kv_shared_layers,
+            "embedding_length_per_layer_input": config.hidden_size_per_layer_input,
+            "final_logit_softcapping": config.final_logit_softcapping or 0.0,
+            "rope.freq_base_swa": float(config.rope_parameters["sliding_attention"]["rope_theta"]),
+        }  # fmt: skip
+        if config.enable_moe_block:
+            found |= {
+                "expert_count": config.num_experts, "expert_used_count": config.top_k_experts,
+                "expert_feed_forward_length": config.moe_intermediate_size,
+            }  # fmt: skip
     if family == "gemma3":
         found["attention.sliding_window"] = config.sliding_window
     if family == "cohere2":
@@ -207,15 +235,31 @@ def tensors_of(family: str, model: Any) -> dict[str, np.ndarray]:
     for name, weight in _parts(model):
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        called = names.get_name(name, (".weight", ".bias"))
+        called = _called(name) or names.get_name(name, (".weight", ".bias"))
         assert called, name
         if family in _ONE_MORE and "norm" in name:
             weight = weight + 1
         if family in _PAIRS and ".self_attn." in name and name.split(".")[-2] in ("q_proj", "k_proj"):
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
             weight = as_pairs(weight, heads)
-        found[called] = weight.squeeze(0).contiguous().numpy()  # a row stands as a vector
+        row = weight.squeeze(0) if weight.dim() > 1 else weight  # which stands as a vector
+        found[called] = row.contiguous().numpy()
     return found | _rope_tensors(model)
+
+
+_GEMMA4 = {
+    "layer_scalar": "layer_output_scale.weight", "router.scale": "ffn_gate_inp.scale",
+    "router.per_expert_scale": "ffn_down_exps.scale", "experts.gate_proj.weight": "ffn_gate_exps.weight",
+    "experts.up_proj.weight": "ffn_up_exps.weight",
+}  # fmt: skip
+"""Names that the library does not know."""
+
+
+def _called(name: str) -> str | None:
+    for ours, theirs in _GEMMA4.items():
+        if name.endswith(ours) and ".mlp." not in name:
+            return f"blk.{name.split('.')[2]}.{theirs}"
+    return None
 
 
 def as_pairs(rows: Tensor, heads: int) -> Tensor:
@@ -227,6 +271,10 @@ def _rope_tensors(model: Any) -> dict[str, np.ndarray]:
     rope = _rope(model.config)
     if rope["rope_type"] == "longrope":
         return {f"rope_factors_{name}.weight": np.float32(rope[f"{name}_factor"]) for name in ("long", "short")}
+    if rope["rope_type"] == "proportional":  # a part of the head is rotated, by factors that stop the rest
+        half = model.config.per_layer_config[model.config.num_hidden_layers - 1].head_dim // 2
+        turned = int(rope["partial_rotary_factor"] * half)
+        return {"rope_freqs.weight": np.float32([1.0] * turned + [1e30] * (half - turned))}
     if rope["rope_type"] == "llama3":
         scaled = model.model.rotary_emb.inv_freq.double()
         plain = rope["rope_theta"] ** -(torch.arange(len(scaled), dtype=torch.float64) / len(scaled))

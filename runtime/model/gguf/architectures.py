@@ -17,9 +17,10 @@ from ...api.errors import ModelFileError
 from ...untrusted.families import FAMILIES
 from ...untrusted.family import GgufNames
 from ...untrusted.numbers import shown
+from .by_kind import gemma4, kinds, pattern, rotated
 from .container import Contents
 from .kinds import check_is_model
-from .rope import plain_rope, read_rope
+from .rope import plain_rope, read_rope, share
 from .said import Said
 from .settings import WITHOUT_EFFECT, check_scale, common, no_window, window
 
@@ -56,16 +57,8 @@ def in_halves(weight: Tensor, heads: int) -> Tensor:
 _HEADS = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
 
 
-def _rotated(said: Said, config: Mapping[str, Any]) -> int:
-    """The number of elements of a head that are rotated, in families that rotate all."""
-    width: int = config["head_dim"]
-    if (found := said.whole("rope.dimension_count", default=width)) != width:
-        raise said.refuse("rope.dimension_count", found, f"the family rotates all {width} numbers of a head")
-    return width
-
-
 def _rope(said: Said, contents: Contents, config: Mapping[str, Any]) -> dict[str, Any]:
-    return read_rope(said, contents, _rotated(said, config), config["max_position_embeddings"])
+    return read_rope(said, contents, rotated(said, config["head_dim"]), config["max_position_embeddings"])
 
 
 def _own_head_dim(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,7 +173,7 @@ def _exaone4(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str
         window_and_kinds = _sliding(said, config)
     else:
         no_window(said, context, f"of EXAONE 4 the model of {_SLIDING_EXAONE} layers alone has layers that slide")
-        window_and_kinds = {"layer_types": _kinds([False] * layers), "sliding_window": None}
+        window_and_kinds = {"layer_types": kinds([False] * layers), "sliding_window": None}
     return {
         "rope_parameters": _rope(said, contents, config), **window_and_kinds, "hidden_act": "silu",
         **_own_head_dim(config),
@@ -197,24 +190,20 @@ def _cohere2(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str
 
 def _sliding(said: Said, config: Mapping[str, Any]) -> dict[str, Any]:
     """The window, and which layers slide: three of four, unless the file says otherwise."""
-    slides, _ = _pattern(said, config["num_hidden_layers"], 4)
+    slides, _ = pattern(said, config["num_hidden_layers"], 4)
     sees = min(said.whole("attention.sliding_window", "sliding_window"), config["max_position_embeddings"])
-    return {"layer_types": _kinds(slides), "sliding_window": sees}
-
-
-def _kinds(slides: list[bool]) -> list[str]:
-    return ["sliding_attention" if one else "full_attention" for one in slides]
+    return {"layer_types": kinds(slides), "sliding_window": sees}
 
 
 def _phi3(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
     """Phi-3: the window counts, though llama.cpp leaves it out, since the model's own directory has it."""
     width, context = config["head_dim"], config["max_position_embeddings"]
-    rotated = _rotated_part(said, width)
+    part = _rotated_part(said, width)
     check_scale(said, width)
-    rope = read_rope(said, contents, rotated, context, lists_only=True)
+    rope = read_rope(said, contents, part, context, lists_only=True)
     original = said.whole("rope.scaling.original_context_length", default=context) or context
     return {
-        "rope_parameters": {**rope, "partial_rotary_factor": _share(rotated, width)}, **_own_head_dim(config),
+        "rope_parameters": {**rope, "partial_rotary_factor": share(part, width)}, **_own_head_dim(config),
         "original_max_position_embeddings": rope.get("original_max_position_embeddings", original),
         "sliding_window": window(said, context), "hidden_act": "silu",
     }  # fmt: skip
@@ -223,11 +212,11 @@ def _phi3(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, A
 def _glm4(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
     """GLM-4: the first part of each head is rotated."""
     width, context = config["head_dim"], config["max_position_embeddings"]
-    rotated = _rotated_part(said, width)
+    part = _rotated_part(said, width)
     no_window(said, context)
     check_scale(said, width)
-    share = {"partial_rotary_factor": _share(rotated, width)}
-    return {"rope_parameters": {**read_rope(said, contents, rotated, context), **share}, "hidden_act": "silu"}
+    rope = {**read_rope(said, contents, part, context), "partial_rotary_factor": share(part, width)}
+    return {"rope_parameters": rope, "hidden_act": "silu"}
 
 
 def _rotated_part(said: Said, width: int) -> int:
@@ -238,12 +227,6 @@ def _rotated_part(said: Said, width: int) -> int:
     return rotated
 
 
-def _share(part: int, whole: int) -> float:
-    """The share part / whole, from which `int(whole * share)` makes `part` again."""
-    share = part / whole
-    return share if int(whole * share) == part else math.nextafter(share, 1.0)
-
-
 def _gemma3(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
     """Gemma 3: scaling is for the layers that see everything; the others have a base frequency of their own. The 27B
     model, known by its 62 layers, scales scores by its width, all others by their heads'."""
@@ -252,8 +235,7 @@ def _gemma3(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str,
     check_scale(said, scalar)
     # A window over all the model may read is one still: layers that slide have a base frequency of their own.
     sees = min(said.whole("attention.sliding_window", default=0), config["max_position_embeddings"]) or None
-    slides, pattern = _pattern(said, layers, 6)
-    kinds = ["sliding_attention" if sees is not None and slides[at] else "full_attention" for at in range(layers)]
+    slides, said_so = pattern(said, layers, 6)
     return {
         "rope_parameters": {
             "full_attention": _rope(said, contents, config),
@@ -261,31 +243,18 @@ def _gemma3(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str,
                 said, "rope.freq_base_swa", config["head_dim"], config["max_position_embeddings"]
             ),
         },
-        "layer_types": kinds, "sliding_window": sees, "query_pre_attn_scalar": scalar, **pattern,
+        "layer_types": kinds([sees is not None and one for one in slides]), "sliding_window": sees,
+        "query_pre_attn_scalar": scalar, **said_so,
         "hidden_activation": "gelu_pytorch_tanh", "use_bidirectional_attention": False,
         "attn_logit_softcapping": None, "final_logit_softcapping": None,
     }  # fmt: skip
-
-
-def _pattern(said: Said, layers: int, usual: int) -> tuple[list[bool], dict[str, int]]:
-    """Read which layers slide, from a list or from n (all but every n-th; the family's usual one where the file is
-    silent), and the setting by which config.json states n."""
-    name = "attention.sliding_window_pattern"
-    found = said.value(name, usual)
-    if isinstance(found, list):
-        if len(found) < layers or not all(one in (0, 1) for one in found):  # llama.cpp takes numbers, too
-            raise said.fail(name, found, f"expected true or false for each of {layers} layers")
-        return [bool(one) for one in found], {}
-    if type(found) is not int or not 0 <= found <= 512:
-        raise said.fail(name, found, "expected a whole number up to 512")
-    return [found == 0 or (at + 1) % found != 0 for at in range(layers)], {"_sliding_window_pattern": found}
 
 
 _SETTINGS: dict[str, Settings] = {
     "llama": _llama, "qwen2": _qwen2, "qwen3": _qwen, "gemma3_text": _gemma3, "phi3": _phi3, "olmo2": _olmo2,
     "smollm3": _smollm3, "olmo3": _olmo3, "granite": _granite, "exaone4": _exaone4, "cohere2": _cohere2,
     "ministral3": _ministral3, "qwen3_moe": _qwen3_moe, "qwen2_moe": _qwen2_moe, "mixtral": _mixtral,
-    "glm4": _glm4,
+    "glm4": _glm4, "gemma4_text": gemma4,
 }  # fmt: skip
 """Family -> what keys become in its config.json, where that is code."""
 _ENTRIES = [

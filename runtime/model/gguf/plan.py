@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
+from types import SimpleNamespace
 from typing import Any
 
 from ...api.errors import ModelFileError
@@ -15,7 +16,7 @@ from .architectures import OUTER, Architecture
 from .container import Contents
 from .number_types import Tensor
 
-_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
+_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 _BLOCK = re.compile(r"blk\.(\d+)\.")
 _EXPERT = re.compile(r"(.*\.experts\.)(\d+)(\..*)")
 _GATE_UP, _GATED = "ffn_gate_up_exps", ("ffn_gate_exps", "ffn_up_exps")
@@ -69,7 +70,10 @@ class _Plan:
         self, contents: Contents, entry: Architecture, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
     ) -> None:
         self._contents, self._entry, self._config, self._shapes = contents, entry, config, shapes
-        self._of_layer = {weight: tensor for tensor, weight in entry.names.layer.items()}
+        experts = FAMILIES[entry.family].form.experts
+        has_experts = experts is not None and experts.are_there(SimpleNamespace(**config))
+        named = {**entry.names.layer, **(entry.names.with_experts if has_experts else {})}
+        self._of_layer = {weight: tensor for tensor, weight in named.items()}
         self._outer = {weight: tensor for tensor, weight in OUTER.items()}
         self._used: set[str] = set(entry.names.rope_tensors)
 
@@ -86,7 +90,10 @@ class _Plan:
             stem, _, end = name.rpartition(".")
             tensor, prefix = self._outer[stem], ""
         else:
-            stem, prefix, end = at[2], f"blk.{at[1]}.", at[3]
+            prefix = f"blk.{at[1]}."
+            if at[2] in self._of_layer:
+                return Weight(name, shape, (self._part(f"{prefix}{self._of_layer[at[2]]}", shape),))
+            stem, _, end = at[2].rpartition(".")
             if (expert := _EXPERT.fullmatch(stem)) is not None:
                 tensor = self._of_layer[f"{expert[1]}*{expert[3]}"]
                 return Weight(name, shape, (self._of_expert(prefix, tensor, end, shape, int(expert[2])),))
@@ -100,18 +107,19 @@ class _Plan:
         """The parts of a weight: from the tensor of that name; or for q, k and v from one that has them all, or for all
         from each."""
         name = f"{prefix}{tensor}.{end}"
-        if shape[0] == 1 and name in self._contents.tensors and self._contents.tensors[name].shape == shape[1:]:
-            whole = self._part(name, shape[1:], 0, 1)  # a row may stand as a vector
+        flat = tuple(size for size in shape if size > 1)
+        if flat != shape and name in self._contents.tensors and self._contents.tensors[name].shape == flat:
+            whole = self._part(name, flat, 0, shape[0])  # a row may stand as a vector, and so on
             return (replace(whole, tensor=replace(whole.tensor, shape=shape)),)
         if name in self._contents.tensors:
             return (self._part(name, shape),)
         fused = f"{prefix}attn_qkv.{end}"
         if tensor in _FUSED and fused in self._contents.tensors:
-            heights = [self._rows(one) for one in _FUSED]
+            heights = [self._rows(one, prefix) for one in _FUSED]
             first = sum(heights[: _FUSED.index(tensor)])
             return (self._part(fused, (sum(heights), *shape[1:]), first, shape[0]),)
         if tensor == "attn_qkv" and f"{prefix}attn_q.{end}" in self._contents.tensors:
-            return tuple(self._part(f"{prefix}{one}.{end}", (self._rows(one), *shape[1:])) for one in _FUSED)
+            return tuple(self._part(f"{prefix}{one}.{end}", (self._rows(one, prefix), *shape[1:])) for one in _FUSED)
         if end == "bias":  # the family has all biases or none, a file only those that are not zero
             return ()
         raise self._fail(name, "the file does not have it; is it complete?")
@@ -129,7 +137,10 @@ class _Plan:
         whole = self._part(name, (count, each, columns))
         return replace(whole, tensor=replace(whole.tensor, shape=(count * each, columns)), first=first, rows=rows)
 
-    def _rows(self, tensor: str) -> int:
+    def _rows(self, tensor: str, prefix: str) -> int:
+        own = self._shapes.get(f"model.layers.{prefix[4:]}{self._entry.names.layer.get(tensor)}.weight")
+        if own is not None:
+            return own[0]
         heads = "num_attention_heads" if tensor == "attn_q" else "num_key_value_heads"
         width = self._config.get("head_dim") or self._config["hidden_size"] // self._config["num_attention_heads"]
         rows: int = self._config[heads] * width
@@ -147,7 +158,8 @@ class _Plan:
     def _scale(self, name: str) -> Tensor | None:
         """A number by which llama.cpp multiplies the product, for whatever type of numbers; None if there is none."""
         stem, _, end = name.rpartition(".")
-        scale = self._contents.tensors.get(f"{stem}.scale") if end == "weight" else None
+        is_other = stem.rpartition(".")[2] + ".scale" in self._of_layer.values()  # a weight by itself
+        scale = self._contents.tensors.get(f"{stem}.scale") if end == "weight" and not is_other else None
         if scale is not None:
             if scale.elements != 1:
                 raise self._fail(scale.name, f"{scale.elements} numbers, expected one for the whole weight; {_REMEDY}")

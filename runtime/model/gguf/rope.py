@@ -10,6 +10,7 @@ nothing but the divisors, and so no rounding comes between.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"
 TENSORS = (FREQUENCIES, SHORT, LONG)
 _KINDS = ("none", "linear", "yarn", "longrope")
 _MAX_THETA = _MAX_BETA = 1e15
+_STRETCHES = ("rope.scaling.factor", "rope.scale_linear", "rope.scaling.attn_factor")
+_STOPS = 1e20
+"""Divided by this, no frequency turns anything in a text of any length."""
 
 
 def read_rope(said: Said, contents: Contents, rotary: int, context: int, *, lists_only: bool = False) -> dict[str, Any]:
@@ -66,6 +70,29 @@ def plain_rope(said: Said, name: str, rotary: int, context: int) -> dict[str, An
         return {"rope_type": "default", "rope_theta": theta}
     ones = [1.0] * (rotary // 2)
     return _by_lists(theta, attention, context, context, ones, ones)
+
+
+def scattered_rope(said: Said, contents: Contents, width: int, context: int) -> dict[str, Any]:
+    """Make `rope_parameters` of layers whose frequencies are those of a whole head `width`, the last of which the file
+    stops: it divides them by so much that nothing turns."""
+    plain = read_rope(said, replace(contents, tensors={}), width, context)
+    if plain["rope_type"] != "default":
+        name = next(name for name in _STRETCHES if said.has(name))
+        raise said.refuse(name, said.value(name), "the family's positions are not stretched")
+    if FREQUENCIES not in contents.tensors:
+        raise ModelFileError(f"{contents.path}: {FREQUENCIES}: the file does not have it; is it complete?")
+    divisors = _read(contents, FREQUENCIES, width // 2)
+    turned = sum(one == 1 for one in divisors)
+    if turned == 0 or divisors[:turned] != [1.0] * turned or min(divisors[turned:], default=_STOPS) < _STOPS:
+        raise ModelFileError(f"{contents.path}: {FREQUENCIES}: expected ones, and then numbers from {_STOPS:g}; take "
+                             "another file of this model")  # fmt: skip
+    return {**plain, "rope_type": "proportional", "partial_rotary_factor": share(2 * turned, width)}
+
+
+def share(part: int, whole: int) -> float:
+    """The share part / whole, from which `int(whole * share)` makes `part` again."""
+    found = part / whole
+    return found if int(whole * found) == part else math.nextafter(found, 1.0)
 
 
 def _by_lists(

@@ -42,6 +42,19 @@ class Said:
             raise self.fail(name, found, "expected a whole number from 0")
         return found
 
+    def by_layer(self, name: str, field: str | None = None, default: int | None = None) -> list[int]:
+        """The whole numbers from 0 that a list has for each layer, or one for all; the largest has the bounds of
+        `field`. Arguments as in `whole`."""
+        found, layers = self._required(name, default), self.whole("block_count", "num_hidden_layers")
+        each = found if isinstance(found, list) else [found] * layers
+        if len(each) != layers:
+            raise self.fail(name, found, f"{len(each)} numbers, {self._full('block_count')} is {layers}")
+        if not all(type(one) is int and one >= 0 for one in each):
+            raise self.fail(name, found, "expected whole numbers from 0")
+        if field is not None:
+            check_number(self.path, self._full(name), field, max(each))
+        return each
+
     def number(self, name: str, default: float | None = None) -> float:
         """A finite number, or the one that a list has for every layer."""
         found = self._alike(name, self._required(name, default))

@@ -66,6 +66,8 @@ def common(said: Said, contents: Contents, family: Family) -> dict[str, Any]:
             hidden,
             f"expected a multiple of twice {said.architecture}.attention.head_count, {heads}",
         )
+    count_kv = ("attention.head_count_kv", "num_key_value_heads", heads)
+    kv_heads = max(said.by_layer(*count_kv)) if count_kv[0] in family.gguf.by_layer else said.whole(*count_kv)
     head_dim = said.whole("attention.key_length", "head_dim", hidden // heads)
     if (width := said.whole("attention.value_length", "head_dim", head_dim)) != head_dim:
         raise said.refuse("attention.value_length", width, f"keys have {head_dim}")
@@ -80,7 +82,7 @@ def common(said: Said, contents: Contents, family: Family) -> dict[str, Any]:
         "intermediate_size": said.whole("feed_forward_length", "intermediate_size"),
         "num_hidden_layers": layers - drafts,
         "num_attention_heads": heads,
-        "num_key_value_heads": said.whole("attention.head_count_kv", "num_key_value_heads", heads),
+        "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
         "max_position_embeddings": said.whole("context_length", "max_position_embeddings"),
         family.form.norm_eps: _epsilon(said, family.form.norm_eps),
@@ -90,8 +92,11 @@ def common(said: Said, contents: Contents, family: Family) -> dict[str, Any]:
 
 
 def _experts(said: Said, names: ExpertNames) -> dict[str, int]:
-    """The sizes of a mixture of experts."""
-    found = {names.count: said.whole("expert_count", names.count)}
+    """The sizes of a mixture of experts, and whether there is one in families that may have none."""
+    switch: dict[str, int] = {} if names.switch is None else {names.switch: bool(said.whole("expert_count", default=0))}
+    if names.switch is not None and not switch[names.switch]:
+        return switch
+    found = switch | {names.count: said.whole("expert_count", names.count)}
     if not said.has("expert_used_count"):
         raise said.fail("expert_count", found[names.count], "but not expert_used_count, of how many; is it complete?")
     found[names.chosen] = said.whole("expert_used_count", names.chosen)

@@ -45,6 +45,30 @@ ROPE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("divisors", "share"),
+    [
+        ([1.0] * 8 + [1e30] * 24, 0.25),
+        ([1.0] * 32, 1.0),
+        ([1.0] * 31 + [2.0], None),
+        ([1e30] * 32, None),
+        ([1.0, 1e30] * 16, None),
+        ([1.0] * 16, None),
+    ],
+    ids=str,
+)
+def test_a_part_of_a_wide_head_is_stopped(divisors: list[float], share: float | None, tmp_path: Path) -> None:
+    model = random_model("gemma4", num_hidden_layers=2)
+    held = tensors_of("gemma4", model) | {"rope_freqs.weight": np.float32(divisors)}
+    paths = write_raw(tmp_path / "m.gguf", "gemma4", keys_of("gemma4", model) | tokenizer_keys(), held.items())
+    if share is None:
+        with pytest.raises(ModelFileError, match=r"rope_freqs\.weight: "):
+            read_model(paths)
+        return
+    expected = {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": share}
+    assert read_model(paths).config["rope_parameters"]["full_attention"] == expected
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3", "olmo2", "smollm3"])
 @pytest.mark.parametrize("case", ROPE)
 def test_positions_are_scaled_as_the_file_says(case: str, family: str) -> None:

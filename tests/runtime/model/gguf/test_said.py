@@ -30,9 +30,21 @@ def test_a_list_that_says_the_same_for_every_layer_is_that_number() -> None:
     assert (found.whole("heads"), found.number("theta")) == (4, 0.5)
 
 
+def test_a_number_by_layer_is_the_list_or_the_one_of_all() -> None:
+    found = said(block_count=3, heads=[4, 0, 2], width=8)
+    assert found.by_layer("heads", "num_attention_heads") == [4, 0, 2]
+    assert (found.by_layer("width"), found.by_layer("other", default=1)) == ([8] * 3, [1] * 3)
+
+
 @pytest.mark.parametrize(
     ("keys", "ask", "problem"),
     [
+        ({"heads": [4, -1], "block_count": 2}, ("by_layer", "heads"),
+         r"llama.heads: \[4, -1\], expected whole numbers from 0"),
+        ({"heads": [4, 1025], "block_count": 2}, ("by_layer", "heads", "num_attention_heads"),
+         "llama.heads: 1025, expected a whole number from 1 to 1024"),
+        ({"heads": [4], "block_count": 2}, ("by_layer", "heads"),
+         r"llama.heads: \[4\], 1 numbers, llama.block_count is 2"),
         ({}, ("whole", "heads"), "not a readable GGUF model: llama.heads: the file does not say it"),
         ({"heads": -1}, ("whole", "heads"), "llama.heads: -1, expected a whole number from 0"),
         ({"heads": True}, ("whole", "heads"), "llama.heads: True, expected a whole number from 0"),

@@ -1,0 +1,89 @@
+"""How keys become config.json in families whose layers are of several kinds, each with sizes of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .container import Contents
+from .rope import plain_rope, scattered_rope
+from .said import Said
+from .settings import check_scale
+
+_NOT_YET = {
+    "attention.shared_kv_layers": "layers without keys of their own",
+    "embedding_length_per_layer_input": "embeddings by layer",
+    "nextn_predict_layers": "blocks that only draft",
+}
+"""Key -> what a model of Gemma 4's has that is not read, if it is not 0."""
+
+
+_ROTATED = "rope.dimension_count"
+
+
+def rotated(said: Said, width: int, name: str = _ROTATED) -> int:
+    """The number of elements of a head that are rotated, in families that rotate all `width`."""
+    if (found := said.whole(name, default=width)) != width:
+        raise said.refuse(name, found, f"the family rotates all {width} numbers of a head")
+    return width
+
+
+def kinds(slides: list[bool]) -> list[str]:
+    """`layer_types`, from which layers slide."""
+    return ["sliding_attention" if one else "full_attention" for one in slides]
+
+
+def pattern(said: Said, layers: int, usual: int | None) -> tuple[list[bool], dict[str, int]]:
+    """Read which layers slide, from a list or from n (all but every n-th; the family's usual one where the file is
+    silent), and the setting by which config.json states n."""
+    name = "attention.sliding_window_pattern"
+    found = said.value(name, usual)
+    if isinstance(found, list):
+        if len(found) < layers or not all(one in (0, 1) for one in found):  # llama.cpp takes numbers, too
+            raise said.fail(name, found, f"expected true or false for each of {layers} layers")
+        return [bool(one) for one in found], {}
+    if type(found) is not int or not 0 <= found <= 512:
+        raise said.fail(name, found, "expected a whole number up to 512")
+    return [found == 0 or (at + 1) % found != 0 for at in range(layers)], {"_sliding_window_pattern": found}
+
+
+_CAP = 30.0
+"""Gemma 4's of logits, where the file is silent."""
+
+
+def gemma4(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
+    """Gemma 4: layers that see everything have heads of their own size, fewer for keys, and perhaps no product for
+    values. Scores are as they are."""
+    layers, context = config["num_hidden_layers"], config["max_position_embeddings"]
+    check_scale(said, 1)
+    for name, what in _NOT_YET.items():
+        if found := said.whole(name, default=0):
+            raise said.refuse(name, found, what, "take a model that has none")
+    slides, _ = pattern(said, layers, None)
+    if slides[-1]:
+        raise said.refuse("attention.sliding_window_pattern", slides, "the family's last layer sees everything")
+    width, wide = said.whole("attention.key_length_swa", "head_dim"), config["head_dim"]
+    if (found := said.whole("attention.value_length_swa", "head_dim", width)) != width:
+        raise said.refuse("attention.value_length_swa", found, f"keys have {width}")
+    counts = said.by_layer("attention.head_count_kv", "num_key_value_heads")
+    each = {kind: {counts[at] for at in range(layers) if slides[at] == kind} for kind in (False, True)}
+    heads, of_sliding = max(each[False]), max(each[True] or each[False])
+    keys_are_values = f"blk.{slides.index(False)}.attn_v.weight" not in contents.tensors
+    if min(counts) == 0 or any(len(some) > 1 for some in each.values()) or not (keys_are_values or heads == of_sliding):
+        why = "layers of one kind are alike, and those that have a product for values are alike in all kinds"
+        raise said.refuse("attention.head_count_kv", counts, why)
+    sliding = rotated(said, width, f"{_ROTATED}_swa")
+    cap = said.number("final_logit_softcapping", _CAP)
+    if not 0 <= cap <= 1e6:
+        raise said.fail("final_logit_softcapping", cap, "expected a number from 0 to 1e6")
+    return {
+        "rope_parameters": {
+            "full_attention": scattered_rope(said, contents, rotated(said, wide), context),
+            "sliding_attention": plain_rope(said, "rope.freq_base_swa", sliding, context),
+        },
+        "layer_types": kinds(slides),
+        "sliding_window": min(said.whole("attention.sliding_window", "sliding_window"), context),
+        "head_dim": width, "global_head_dim": wide, "num_key_value_heads": of_sliding,
+        "num_global_key_value_heads": heads, "attention_k_eq_v": keys_are_values,
+        "final_logit_softcapping": cap or None, "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size_per_layer_input": 0,
+    }  # fmt: skip
