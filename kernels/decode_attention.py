@@ -1,9 +1,10 @@
 """Decode attention of one query over keys that lie in several runs (gathered pages, the tail).
 
-Shapes  q [G, R, D]   runs: list of (k [G, n_i, D], v [G, n_i, D])   out [G, R, D]   lse [G, R] fp32
+Shapes  q [G, R, D]   runs: list of (k [G, n_i, D], v [G, n_i, V])   out [G, R, V]   lse [G, R] fp32
 Formula one softmax over all runs: out = softmax(scale * q [k_1 .. k_m]^T) [v_1 .. v_m]
 Dtypes  fp16/bf16/fp32; scores, softmax and sum in fp32. Runs may be strided; none may be empty in
         total.
+Limits  Triton: D = V up to 256, two stages of which fit small cards; PyTorch elsewhere
 On CUDA the query heads of a KV head are the rows of one matrix product, so each key is read once; runs are cut into as
 many parts as fill the device, and the parts merged. Cuts follow from shapes and the device, never from memory.
 """
@@ -19,6 +20,7 @@ from .launch import block_of, cdiv, jit, launch, num_splits, tl, uses_triton
 from .merge_states import merge_partials
 
 Runs = Sequence[tuple[Tensor, Tensor]]
+_MOST_DIM = 256
 
 
 def decode_attention_reference(q: Tensor, runs: Runs, *, scale: float) -> tuple[Tensor, Tensor]:
@@ -132,7 +134,8 @@ def decode_attention(q: Tensor, runs: Runs, *, scale: float) -> tuple[Tensor, Te
     """Attention over all runs without concatenating them. Raises ValueError if the runs hold no key."""
     if not sum(k.shape[1] for k, _ in runs):
         raise ValueError("decode attention over no keys: at least the new token must be among them")
-    if uses_triton(q, *(t for run in runs for t in run)):
+    (dim, width) = (part.shape[-1] for part in runs[0])
+    if dim == width <= _MOST_DIM and uses_triton(q, *(t for run in runs for t in run)):
         return decode_attention_triton(q, runs, scale=scale)
     return _decode_attention_torch(q, runs, scale)
 
@@ -147,7 +150,7 @@ def _decode_attention_torch(q: Tensor, runs: Runs, scale: float) -> tuple[Tensor
     lse = scores.amax(-1).sub_(weights.amax(-1).log_())
     if len(runs) == 1:
         return torch.bmm(weights, runs[0][1].float()).to(q.dtype), lse
-    out = torch.zeros_like(scaled)
+    out = scaled.new_zeros(*scaled.shape[:2], runs[0][1].shape[-1])
     for (_, v), part in zip(runs, torch.split(weights, [k.shape[1] for k, _ in runs], -1), strict=True):
         out = torch.baddbmm(out, part, v.float())
     return out.to(q.dtype), lse

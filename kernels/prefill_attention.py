@@ -1,6 +1,6 @@
 """Attention of a run of queries over one block of keys, with the log-sum-exp to merge blocks.
 
-Shapes  q [H, T, D]   k, v [G, S, D]   out [H, T, D]   lse [H, T] fp32      (H = G*R)
+Shapes  q [H, T, D]   k [G, S, D]   v [G, S, V]   out [H, T, V]   lse [H, T] fp32      (H = G*R, V <= D)
 Formula out = softmax(scale * q k^T) v;  lse = log sum exp(scale * q k^T)
 Masks   causal: T == S and row t sees columns 0..t
 Dtypes  fp16/bf16/fp32; scores, softmax and lse in fp32
@@ -9,7 +9,11 @@ Dtypes  fp16/bf16/fp32; scores, softmax and lse in fp32
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+_MOST_FLASH = 256
+"""The widest heads that PyTorch's operator for CUDA takes."""
 
 
 def prefill_attention_reference(
@@ -31,20 +35,25 @@ def prefill_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, causal: 
 
     Raises ValueError on shapes that do not fit the contract.
     """
-    if k.shape != v.shape or q.shape[0] % k.shape[0] or q.shape[2] != k.shape[2]:
-        raise ValueError(f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}: expected [H,T,D], [G,S,D] twice")
+    dim, width = k.shape[2], v.shape[2]
+    if k.shape[:2] != v.shape[:2] or q.shape[0] % k.shape[0] or q.shape[2] != dim or width > dim:
+        raise ValueError(
+            f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}: expected [H,T,D], [G,S,D], [G,S,V], V up to D"
+        )
     if causal and q.shape[1] != k.shape[1]:
         raise ValueError(f"causal attention needs T == S, got {q.shape[1]} and {k.shape[1]}")
-    if q.is_cuda and q.dtype != torch.float32:
+    if width < dim:  # the fused operators know one width
+        v = F.pad(v, (0, dim - width))
+    if q.is_cuda and q.dtype != torch.float32 and dim <= _MOST_FLASH:
         repeats = q.shape[0] // k.shape[0]
         k, v = k.repeat_interleave(repeats, 0), v.repeat_interleave(repeats, 0)
         out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
             q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0), 0.0, causal, scale=scale
         )
-        return out[0], lse[0, :, : q.shape[1]]
+        return out[0, ..., :width], lse[0, :, : q.shape[1]]
     if q.device.type == "cpu" and q.dtype != torch.float16:
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0), 0.0, causal, scale=scale
         )
-        return out[0], lse[0]
-    return prefill_attention_reference(q, k, v, scale=scale, causal=causal)
+        return out[0, ..., :width], lse[0]
+    return prefill_attention_reference(q, k, v[..., :width], scale=scale, causal=causal)

@@ -72,6 +72,8 @@ class IndexOf(ABC, Generic[State]):
     """True if attention over the chosen tokens is exact; False if keys or weights are estimated as well."""
     attends_on_host: ClassVar[bool] = False
     """True if attention is computed on the CPU, where the pages lie; only its result goes to the device."""
+    reads_values_alone: ClassVar[bool] = False
+    """True if the index reads values without their keys: it has no use where keys contain the values."""
     needs_profile: ClassVar[bool] = False
     """True if the index cannot work without `IndexedLayer.profile`."""
 

@@ -1,9 +1,9 @@
 """Pages and their names.
 
 A *page* is a fixed run of `page_size` tokens of one layer: all KV heads, K and V side by side,
-laid out head-major as `[G, 2, L, D]` so that one head's keys are contiguous. Keys are stored with their
-positions applied, so that reading them takes no work. The store sees only `page_bytes` opaque bytes made of
-equal `parts`.
+laid out head-major as `[G, S, L, D]` so that one head's keys are contiguous. There are S = 2 sides, keys and values,
+or one: of latent attention, keys contain the values. Keys are stored with their positions applied, so that reading
+them takes no work. The store sees only `page_bytes` opaque bytes made of equal `parts`.
 
 A page's *key* is `(layer, chain)`, where `chain` hashes every token from the start of the sequence
 up to the page's end, rooted in nothing but those tokens: two conversations that begin with the same
@@ -14,8 +14,8 @@ settings too; their link in the chain is salted with those settings.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +33,13 @@ class PageLayout:
     head_dim: int
     dtype: str
     """Element type as torch spells it: `float32`, `bfloat16` or `float16`."""
+    value_dim: int | None = None
+    """A token's value is so many numbers, the last ones of its key; None: values stand beside the keys."""
+
+    @property
+    def sides(self) -> int:
+        """Keys and values, or keys that contain the values."""
+        return 2 if self.value_dim is None else 1
 
     @property
     def item_bytes(self) -> int:
@@ -40,12 +47,16 @@ class PageLayout:
 
     @property
     def page_bytes(self) -> int:
-        return 2 * self.num_heads * self.page_size * self.head_dim * self.item_bytes
+        return self.sides * self.num_heads * self.page_size * self.head_dim * self.item_bytes
 
     @property
     def token_bytes(self) -> int:
         """Bytes that K and V of one token take in one layer."""
         return self.page_bytes // self.page_size
+
+    def stated(self) -> dict[str, Any]:
+        """The layout as a store's identity states it: what older stores could not have differed in is left out."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def next_chain(previous: bytes, tokens: np.ndarray, salt: bytes = b"") -> bytes:

@@ -104,6 +104,7 @@ class ShadowKVIndex(IndexOf[LowRankKeys]):
     learns = True
     Options = ShadowKVOptions
     reads_exactly = False
+    reads_values_alone = True
 
     def fit(
         self, keys: Tensor, positions: Tensor, queries: Tensor | None = None, previous: LowRankKeys | None = None

@@ -7,7 +7,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -160,6 +160,7 @@ class Runtime(Loaded):
             num_heads=model.num_kv_heads,
             page_size=kv.page_size,
             head_dim=model.head_dim,
+            value_dim=model.value_dim,
             dtype=str(model.dtype).removeprefix("torch.") if kv.dtype == "auto" else kv.dtype,
         )
         folder = Path(os.path.expanduser(kv.path)) if kv.path is not None else cache_dir() / "kv"
@@ -342,7 +343,7 @@ def _open_store(
     if plan.disk_bytes:
         settings: dict[str, Any] = {
             "dtype": str(model.dtype),
-            "layout": {**asdict(layout), "keys_rotated": True},  # which every store says, for all keys are
+            "layout": {**layout.stated(), "keys_rotated": True},  # which every store says, for all keys are
         }
         if model.weights == "file":
             settings["products"] = "file"  # in fp32 with the file's numbers, whatever the dtype

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ...retrieval import Index, IndexedLayer, make_index
+from ...retrieval.registry import index_class
 from ..api.config import KVConfig
 from ..model.model import Model
 
@@ -18,8 +19,15 @@ def make_indexes(model: Model, config: KVConfig, profile: Mapping[int, Mapping[s
         profile: by layer, from `Profiles.needed`.
 
     Raises:
-        ValueError: an unknown index or setting, or it needs a profile and there is none.
+        ValueError: an unknown index or setting, one that is not for this model, or it needs a profile and there is
+            none.
     """
+    found, _ = index_class(config.index)
+    if model.value_dim is not None and found.reads_values_alone:
+        raise ValueError(
+            f"index {found.name!r} reads values without their keys, and this model's keys contain the values; take "
+            "another index, such as spectral"
+        )
     layers = []
     for number in model.tiered:
         known = {name: tensor.to(model.device) for name, tensor in profile.get(number, {}).items()}

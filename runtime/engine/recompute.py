@@ -51,15 +51,15 @@ def recompute(model: Model, store: TieredStore, layers: list[LayerKV], reach: in
 
 
 def _page(model: Model, layers: list[TieredLayer], reach: int, layer: int, start: int, tokens: np.ndarray) -> Tensor:
-    """K and V `[G, 2, L, D]` of the page of `layer` that begins at position `start`."""
+    """K and V `[G, S, L, D]` of the page of `layer` that begins at position `start`."""
     table = model.tables(start, start + len(tokens), reach)
     found: list[Tensor] = []
 
     def attend(at: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         q, k = model.rotate(at, q, k, table)
         if at == layer:
-            found.extend((k[0], v[0]))
-            return torch.zeros_like(q)
+            found.extend((k[0], v[0])[: layers[at].layout.sides])
+            return q.new_zeros(*q.shape[:-1], v.shape[-1])
         return layers[at].span.attend(q[0], k[0], v[0], start, scale).unsqueeze(0)
 
     hidden = model.embed_wide(tokens)

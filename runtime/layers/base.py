@@ -1,9 +1,10 @@
 """What one layer keeps of one sequence, as engine, sessions and evaluation see it: `LayerKV`.
 
-The layers of a model keep different things of a text. `tiered.TieredLayer` keeps all keys and values, as pages of the
-store with an index over them; `sliding.SlidingLayer` keeps those of the last tokens; `recurrent.RecurrentLayer` keeps a
-state that each token changes. A latent layer would keep one vector a token. Callers tell every layer of a sequence the
-same things in the same order, and a layer that a call means nothing to does nothing.
+The layers of a model keep different things of a text. `tiered.TieredLayer` keeps all keys and values, or of latent
+attention one vector a token that is both (`PageLayout.value_dim`), as pages of the store with an index over them;
+`sliding.SlidingLayer` keeps those of the last tokens; `recurrent.RecurrentLayer` keeps a state that each token changes.
+Callers tell every layer of a sequence the same things in the same order, and a layer that a call means nothing to does
+nothing.
 
     prefill   begin -> extend, extend, ... -> finish     once for each span; end_prefill after the last one
     decode    (look_ahead ->) step (-> seal)             one token; seal if it fills a page; undo_step takes it back
@@ -21,7 +22,8 @@ Results     of `extend`, `extend_known` and `step` are the caller's. `export`, `
 Failures    An exception leaves the layer in a state from which `rollback` to an earlier snapshot works; after a failed
             `step` before any `seal`, `undo_step` is enough. Nothing that was not whole was published by then.
 
-Shapes      G KV heads, H query heads (a multiple of G), T rows, L tokens a page, D head dim.
+Shapes      G KV heads, H query heads (a multiple of G), T rows, L tokens a page, D head dim. Values are D wide, too,
+            and so is what attention gives, but where keys contain the values: there both have the values' width.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class Lookahead:
         prefetcher = self._prefetcher
         if prefetcher is None:
             return
-        cache = next((cache for cache in self._reader.row_caches() if cache.sides == 2), None)
+        cache = next((cache for cache in self._reader.row_caches() if cache.sides == self._store.layout.sides), None)
         if cache is None and self._store.is_resident(self._pages.pids).all():
             return
         sealed = self._pages.sealed

@@ -1,6 +1,6 @@
 """Fetching the KV of one layer: from unit ids to rows of pages in the store.
 
-A page is laid out `[G, 2, L, D]`, so one head's keys of one unit are `unit * D` contiguous elements:
+A page is laid out `[G, S, L, D]`, so one head's keys of one unit are `unit * D` contiguous elements:
 one *part* of the page.
 """
 
@@ -12,14 +12,12 @@ import numpy as np
 from torch import Tensor
 
 from ...storage import CorruptPageError
-from .pages import LayerPages
+from .pages import LayerPages, keys_values
 from .row_cache import RowCache
 from .workspace import KEY_BLOCK, Workspace
 
 Recover = Callable[[list[int]], None]
 """Recompute damaged pages, given their page ids."""
-_SIDES = {1: np.array([1]), 2: np.array([0, 1])}
-"""Sides of a page (0 its keys, 1 its values) by how many are read: values alone, or both."""
 _ROOM = 2
 """Selections that a row cache holds, if the pool has room: what was read lately and is not now comes back soon."""
 
@@ -58,8 +56,7 @@ class PageReader:
             cache.begin_step()
 
     def keys_values(self, ids: Tensor, unit: int) -> tuple[Tensor, Tensor]:
-        kv = self._read(ids.cpu().numpy(), unit, 2)
-        return kv[0], kv[1]
+        return keys_values(self._read(ids.cpu().numpy(), unit, self._store.layout.sides), self._store.layout)
 
     def values(self, ids: Tensor, unit: int) -> Tensor:
         return self._read(ids.cpu().numpy(), unit, 1)[0]
@@ -68,8 +65,7 @@ class PageReader:
         """Keys and values `[G, n * L, D]` of whole pages, numbered from the sequence's first."""
         layout = self._store.layout
         ids = np.broadcast_to(pages, (layout.num_heads, len(pages))).copy()
-        kv = self._gather(self._workspace, ids, layout.page_size, 2, promote=True)
-        return kv[0], kv[1]
+        return keys_values(self._gather(self._workspace, ids, layout.page_size, layout.sides, promote=True), layout)
 
     def block(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
         """Keys and values `[G, end - begin, D]` by position, whole pages."""
@@ -82,7 +78,7 @@ class PageReader:
             return self._gather(self._workspace.on_host, ids, unit, sides, promote=False)
         cache = None if self._budget is None else self._row_cache(unit, sides, self._budget)
         if cache is None:
-            return self._gather(self._workspace, ids, unit, sides, promote=sides == 2)
+            return self._gather(self._workspace, ids, unit, sides, promote=sides == self._store.layout.sides)
         out = self._workspace.stage(sides * ids.size, unit * self._store.layout.head_dim)
         cache.read(ids, out, self._fetch)
         return self._shaped(self._workspace, out, sides, unit)
@@ -113,13 +109,13 @@ class PageReader:
         self, heads: np.ndarray, units: np.ndarray, unit: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray, Tensor]]:
         """Fetch keys and values that nobody waits for, a buffer at a time. Yields heads and units `[m]` and
-        `[2 * m, unit * D]`, side by side, which is good until the next. Raises CorruptPageError."""
-        width = unit * self._store.layout.head_dim
-        few = self._workspace.ahead.numel() // (2 * width)
+        `[S * m, unit * D]`, side by side, which is good until the next. Raises CorruptPageError."""
+        width, sides = unit * self._store.layout.head_dim, self._store.layout.sides
+        few = self._workspace.ahead.numel() // (sides * width)
         for start in range(0, len(units), few):
             some = slice(start, start + few)
-            out = self._workspace.ahead[: 2 * len(units[some]) * width].view(-1, width)
-            rows = self._rows_of(heads[some], units[some], unit, 2)
+            out = self._workspace.ahead[: sides * len(units[some]) * width].view(-1, width)
+            rows = self._rows_of(heads[some], units[some], unit, sides)
             self._store.gather(*rows, out, promote=False, ahead=True)
             yield heads[some], units[some], out
 
@@ -134,10 +130,10 @@ class PageReader:
         place[wanted] = 1
         distinct = np.flatnonzero(place)
         place[distinct] = np.arange(len(distinct))
-        runs = heads * 2 + _SIDES[sides][:, None]
+        runs = heads * layout.sides + np.arange(layout.sides - sides, layout.sides)[:, None]  # values come last
         parts_of = runs * parts_per_run + units % parts_per_run
         pages = np.broadcast_to(place[wanted], parts_of.shape)
-        return pids[distinct], pages.reshape(-1), parts_of.reshape(-1), 2 * layout.num_heads * parts_per_run
+        return pids[distinct], pages.reshape(-1), parts_of.reshape(-1), layout.sides * layout.num_heads * parts_per_run
 
     # Row caches
 

@@ -3,9 +3,9 @@
     position  0 ............ sealed ............ | tail
               pages in the store, any tier         the open page, in the compute tier
 
-A page is laid out `[G, 2, L, D]`.
+A page is laid out `[G, S, L, D]`.
 
-Shapes  G KV heads, L page size, D head dim.
+Shapes  G KV heads, S sides (keys and values, or keys that contain the values), L page size, D head dim.
 """
 
 from __future__ import annotations
@@ -16,12 +16,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...storage import OpenPage, TieredStore
+from ...storage import OpenPage, PageLayout, TieredStore
 from .standing import Run
 
 PUT_PAGES = 64
 """Pages handed to the store at a time: bounds the copy that lays them out."""
 _NONE = np.empty(0, dtype=np.int64)
+
+
+def keys_values(kv: Tensor, layout: PageLayout) -> tuple[Tensor, Tensor]:
+    """Keys `[.., D]` and values `[.., V]` of `kv` `[S, ..]`, views."""
+    return kv[0], kv[1] if layout.value_dim is None else kv[0, ..., -layout.value_dim :]
+
+
+def fill(kv: Tensor, k: Tensor, v: Tensor) -> None:
+    """Write keys, and values where they stand beside them, into `kv` `[S, ..]`."""
+    for side, numbers in zip(kv, (k, v), strict=False):
+        side[:] = numbers
 
 
 class LayerPages:
@@ -59,14 +70,11 @@ class LayerPages:
     @property
     def tail(self) -> tuple[Tensor, Tensor]:
         """K and V `[G, tail_len, D]` of the open page's tokens, views; there is at least one."""
-        kv = self.open_kv[:, :, : self.tail_len]
-        return kv[0], kv[1]
+        return keys_values(self.open_kv[:, :, : self.tail_len], self.layout)
 
     def add(self, k: Tensor, v: Tensor) -> None:
         """The next token; k and v `[G, D]`. Raises CapacityError if that needs a page and there is no room for it."""
-        kv = self._opened()
-        kv[0, :, self.tail_len] = k
-        kv[1, :, self.tail_len] = v
+        fill(self._opened()[:, :, self.tail_len], k, v)
         self.tail_len += 1
 
     def begin_step(self) -> tuple[Run, int]:
@@ -79,18 +87,18 @@ class LayerPages:
 
     @property
     def open_kv(self) -> Tensor:
-        """The open page `[2, G, L, D]`, a view; there is one."""
+        """The open page `[S, G, L, D]`, a view; there is one."""
         assert self._open is not None
         return self._kv
 
     def tail_copy(self) -> Tensor:
-        """K and V `[2, G, tail_len, D]` of the open page's tokens, a copy."""
+        """K and V `[S, G, tail_len, D]` of the open page's tokens, a copy."""
         if not self.tail_len:
-            return torch.empty((2, self.layout.num_heads, 0, self.layout.head_dim), dtype=self._dtype)
+            return torch.empty((self.layout.sides, self.layout.num_heads, 0, self.layout.head_dim), dtype=self._dtype)
         return self.open_kv[:, :, : self.tail_len].contiguous().clone()
 
     def set_tail(self, kv: Tensor) -> None:
-        """Hold `kv` `[2, G, n, D]`, n < L, in the open page and nothing else. A page that is open stays so: with full
+        """Hold `kv` `[S, G, n, D]`, n < L, in the open page and nothing else. A page that is open stays so: with full
         tiers there might be no room for another one."""
         if kv.shape[2]:
             self._opened()[:, :, : kv.shape[2]] = kv
@@ -106,7 +114,7 @@ class LayerPages:
     def _opened(self) -> Tensor:
         if self._open is None:
             self._open = self.store.open_page(self.layer)
-            shape = (self.layout.num_heads, 2, self.layout.page_size, self.layout.head_dim)
+            shape = (self.layout.num_heads, self.layout.sides, self.layout.page_size, self.layout.head_dim)
             with torch.inference_mode(False):  # who writes there later need not be in that mode
                 self._kv = self._open.bytes.view(self._dtype).view(shape).transpose(0, 1)
             self._run = None
@@ -126,12 +134,12 @@ class LayerPages:
         return keys
 
     def put(self, chains: list[bytes], tokens: np.ndarray, kv: Tensor) -> None:
-        """Whole pages `kv` `[2, G, pages * L, D]` go to the store. Raises CapacityError; some may be there then."""
+        """Whole pages `kv` `[S, G, pages * L, D]` go to the store. Raises CapacityError; some may be there then."""
         size = self.layout.page_size
         for first in range(0, len(chains), PUT_PAGES):
             some = slice(first, first + PUT_PAGES)
             part = kv[:, :, first * size : (first + PUT_PAGES) * size]
-            pages = part.reshape(2, part.shape[1], -1, size, part.shape[3]).permute(2, 1, 0, 3, 4).flatten(1)
+            pages = part.reshape(len(part), part.shape[1], -1, size, part.shape[3]).permute(2, 1, 0, 3, 4).flatten(1)
             pids = self.store.put(self.layer, chains[some], tokens[some], pages.view(torch.uint8))
             self.pids = np.concatenate([self.pids, pids])
 

@@ -38,7 +38,8 @@ class RowCache:
     """Entries of `unit` tokens for every KV head, in `slots` of the gpu pool.
 
     Args:
-        sides: how many of K and V an entry holds. slots: from `TieredStore.reserve`, given back by `close`.
+        sides: how many of a page's sides an entry holds, the last ones.
+        slots: from `TieredStore.reserve`, given back by `close`.
     """
 
     def __init__(self, store: TieredStore, layer: int, unit: int, sides: int, slots: np.ndarray) -> None:
@@ -46,7 +47,7 @@ class RowCache:
         layout = store.layout
         self.store, self.layer, self.unit, self.sides, self.slots = store, layer, unit, sides, slots
         self.groups = layout.num_heads
-        parts = 2 * self.groups * layout.page_size // unit
+        parts = layout.sides * self.groups * layout.page_size // unit
         self.num_entries = len(slots) * parts // (sides * self.groups)
         self.entry_bytes = sides * unit * layout.head_dim * layout.item_bytes
         self._rows = store.gpu.rows(parts).view(getattr(torch, layout.dtype))
@@ -59,7 +60,7 @@ class RowCache:
     @classmethod
     def reserve(cls, store: TieredStore, layer: int, unit: int, sides: int, entries: int) -> RowCache | None:
         """As close to `entries` of every head as the pool has room for; None where it has none."""
-        per_page = 2 * store.layout.page_size // (sides * unit)
+        per_page = store.layout.sides * store.layout.page_size // (sides * unit)
         slots = store.reserve(layer, -(-entries // per_page))
         return cls(store, layer, unit, sides, slots) if len(slots) else None
 

@@ -10,7 +10,7 @@ Pages are published only by whoever has held the model's turn without a break si
 when all of them have: the buffer is shared, and what another caller wrote there would be stored for good under these
 tokens' name.
 
-Shapes  G KV heads, H query heads, T rows, D head dim.
+Shapes  G KV heads, S sides (`pages`), H query heads, T rows, D head dim.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ...kernels.merge_states import merge_states
 from ...kernels.prefill_attention import prefill_attention
 from ..api.errors import ConversationError
 from .page_reader import PageReader
-from .pages import LayerPages
+from .pages import LayerPages, fill, keys_values
 from .workspace import KEY_BLOCK, Workspace
 
 
@@ -38,12 +38,10 @@ class Span:
         self._workspace.turns.require()
         self._turn, self._arrived = self._workspace.turns.number, 0
         if self._pages.tail_len:
-            keys, values = self._pages.tail
-            rows = self.rows(0, self._pages.tail_len)
-            rows[0], rows[1] = keys, values
+            fill(self.rows(0, self._pages.tail_len), *self._pages.tail)
 
     def rows(self, first: int, count: int) -> Tensor:
-        """Where K and V of the rows `first .. first + count` belong, `[2, G, count, D]`: those that come next.
+        """Where K and V of the rows `first .. first + count` belong, `[S, G, count, D]`: those that come next.
         Raises ConversationError if another call has come between, or rows are left out."""
         self._workspace.turns.require()
         if self._turn != self._workspace.turns.number or first != self._arrived:
@@ -52,7 +50,7 @@ class Span:
         return self._workspace.span[:, :, first : first + count]
 
     def whole(self, length: int) -> Tensor:
-        """K and V `[2, G, length, D]` of all rows, the tail's first. Raises ConversationError if there are fewer, or
+        """K and V `[S, G, length, D]` of all rows, the tail's first. Raises ConversationError if there are fewer, or
         another call has come between."""
         self.rows(length, 0)
         return self._workspace.span[:, :, :length]
@@ -75,10 +73,9 @@ class Span:
         Good until the next read of this or another layer."""
         sealed, span = self._pages.sealed, self._workspace.span
         if begin >= sealed:
-            here = span[:, :, begin - sealed : end - sealed]
-            return here[0], here[1]
+            return keys_values(span[:, :, begin - sealed : end - sealed], self._pages.layout)
         keys, values = self._reader.block(begin, min(end, sealed))
         if end <= sealed:
             return keys, values
-        rest = span[:, :, : end - sealed]
-        return torch.cat([keys, rest[0].to(keys.dtype)], 1), torch.cat([values, rest[1].to(keys.dtype)], 1)
+        rest = keys_values(span[:, :, : end - sealed].to(keys.dtype), self._pages.layout)
+        return torch.cat([keys, rest[0]], 1), torch.cat([values, rest[1]], 1)

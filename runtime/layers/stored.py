@@ -49,8 +49,8 @@ def check_window(
 
 
 def check_kv(field: str, kv: Tensor | None, count: int, layout: PageLayout, dtype: torch.dtype) -> None:
-    """Raise RecordError unless `kv` is K and V `[2, G, count, D]` of that dtype, all of it finite."""
-    shape = (2, layout.num_heads, count, layout.head_dim)
+    """Raise RecordError unless `kv` is K and V `[S, G, count, D]` of that dtype, all of it finite."""
+    shape = (layout.sides, layout.num_heads, count, layout.head_dim)
     if kv is None or kv.dtype != dtype or tuple(kv.shape) != shape:
         found = "nothing" if kv is None else f"{kv.dtype} {tuple(kv.shape)}"
         raise RecordError(f"{field}: {found}, expected {dtype} {shape}")

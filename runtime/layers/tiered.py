@@ -28,7 +28,7 @@ from .attend_rows import Attending
 from .base import LayerKV
 from .lookahead import Lookahead
 from .page_reader import PageReader, Recover
-from .pages import LayerPages
+from .pages import LayerPages, fill
 from .prefetch import Prefetcher
 from .span import Span
 from .standing import Run, Standing
@@ -47,7 +47,7 @@ class LayerPoint(NamedTuple):
 
     num_pages: int
     tail: Tensor
-    """`[2, G, n, D]`, a copy."""
+    """`[S, G, n, D]`, a copy."""
     upkeep: IndexPoint
 
 
@@ -87,8 +87,7 @@ class TieredLayer(LayerKV):
         self.upkeep.begin_span()
 
     def extend(self, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float) -> Tensor:
-        rows = self.span.rows(start - self.pages.sealed, q.shape[1])
-        rows[0], rows[1] = k, v
+        fill(self.span.rows(start - self.pages.sealed, q.shape[1]), k, v)
         queries, size = self.upkeep.queries, self.layout.page_size
         if queries.is_wanted:
             queries.note(q[:, -(start + 1) % size :: size], scale)
@@ -127,7 +126,7 @@ class TieredLayer(LayerKV):
         query = q.view(self.layout.num_heads, -1, self.layout.head_dim)
         ids, unit, out, lse = self._attend_chosen(query, scale)
         self._tell(query, scale, ids, unit, out, lse)
-        return out.reshape(q.shape)
+        return out.flatten(0, 1)
 
     def _tell(
         self, query: Tensor, scale: float, ids: Tensor | None, unit: int, out: Tensor, lse: Tensor

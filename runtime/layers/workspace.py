@@ -19,7 +19,8 @@ AHEAD_TOKENS = 512
 
 
 class Workspace:
-    """The span buffer (K, V of the rows being prefilled) and the staging areas (gathered pages; rows fetched ahead).
+    """The span buffer (K, V of the rows being prefilled) and the staging areas (gathered pages; rows fetched ahead). K
+    and V are two sides, or one (`PageLayout.sides`).
 
     Args:
         span_tokens: rows of one prefill span; the buffer also holds the tail before them.
@@ -32,11 +33,11 @@ class Workspace:
         self.turns = turns or Turns("the workspace")
         self.dtype: torch.dtype = getattr(torch, layout.dtype)
         self.span_tokens, self._layout, self._device = span_tokens, layout, device
-        shape = (2, layout.num_heads, span_tokens + layout.page_size, layout.head_dim)
+        shape = (layout.sides, layout.num_heads, span_tokens + layout.page_size, layout.head_dim)
         self.span = torch.empty(shape, dtype=self.dtype, device=device)
-        stage = 2 * layout.num_heads * KEY_BLOCK * layout.head_dim
+        stage = layout.sides * layout.num_heads * KEY_BLOCK * layout.head_dim
         self._stage = torch.empty(stage, dtype=self.dtype, device=device)
-        ahead = max(AHEAD_TOKENS, layout.page_size) * 2 * layout.num_heads * layout.head_dim
+        ahead = max(AHEAD_TOKENS, layout.page_size) * layout.sides * layout.num_heads * layout.head_dim
         self.ahead = torch.empty(ahead, dtype=self.dtype, device=device)
         self._wide = torch.empty(stage, dtype=torch.float32, device=device) if self._widens(device) else None
 

@@ -20,6 +20,7 @@ from ..untrusted.families import FAMILIES
 from ..untrusted.family import Form
 from .delta_net import DeltaNet
 from .head_shapes import head_shape
+from .latent import LatentAttention
 from .mlp import MLP, is_mixture, mixture_of_experts, stated
 from .norm import Norm
 from .products import Linear
@@ -124,13 +125,14 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.family: str = config.model_type
         self.is_parallel, self.factor = form.is_parallel, factor(config, form.residual_factor)
+        self.in_pairs = stated(form.in_pairs, config)
         self._mixer: str | None = None
         if is_recurrent(config, at):
             assert form.mixer is not None
             self._mixer, make = _MIXERS[form.mixer]
             setattr(self, self._mixer, make(config, at))
         else:
-            self.self_attn = Attention(config, form, at)
+            self.self_attn = (LatentAttention if form.is_latent else Attention)(config, form, at)
         self.mlp = mixture_of_experts(config, form) if is_mixture(config, at) else MLP(config, form)
         has_own_norms = getattr(self.mlp, "has_own_norms", False)
         self._norms = form.norms._replace(before_mlp=None) if has_own_norms else form.norms

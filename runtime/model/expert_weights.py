@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .mlp import Experts, ExpertsBesideMLP, Mixture
+from .mlp import Experts, ExpertsBesideMLP, Mixture, SigmoidExperts
 from .products import Product, Strip
 
 Make = Callable[[list[Any]], Product]
@@ -55,7 +55,9 @@ class LayerExperts:
 
     @classmethod
     def of(cls, experts: Experts, router: Product, product: Make) -> LayerExperts | None:
-        """None where compiled steps do not know their weights."""
+        """None where compiled steps do not know their weights, or how they are chosen."""
+        if isinstance(experts, SigmoidExperts):
+            return None
         each = [
             ExpertWeight.of([product([getattr(expert, name)]) for expert in experts.experts])
             for name in ("gate_proj", "up_proj", "down_proj")

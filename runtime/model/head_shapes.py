@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ..api.errors import ModelFileError
 from ..untrusted.families import FAMILIES
+from .latent import Latent
 
 
 class HeadShape(NamedTuple):
@@ -22,6 +23,8 @@ class HeadShape(NamedTuple):
 def head_shape(config: Any, layer: int) -> HeadShape:
     """That of a layer of a model."""
     heads: int = config.num_attention_heads
+    if (latent := Latent.of(config)) is not None:
+        return HeadShape(heads, 1, latent.width)
     said = config.per_layer_config[layer] if FAMILIES[config.model_type].form.has_heads_by_kind else config
     dim = getattr(said, "head_dim", None) or config.hidden_size // heads
     return HeadShape(heads, said.num_key_value_heads, dim)
@@ -47,8 +50,16 @@ def check_alike(path: Path, config: Any) -> None:
 
 
 def head_dims(config: Any, tables: Iterable[str]) -> dict[str, int]:
-    """The width of the heads that each rotary table turns."""
-    first, known = head_shape(config, 0).dim, {}
+    """The width of the heads, or of their part that is rotated where the other one is a latent, that each rotary table
+    turns."""
+    latent = Latent.of(config)
+    first, known = head_shape(config, 0).dim if latent is None else latent.rotated, {}
     if FAMILIES[config.model_type].form.has_heads_by_kind:
         known = {kind: shape.dim for kind, shape in zip(kinds_of(config), head_shapes(config), strict=True)}
     return {table: known.get(table, first) for table in tables}
+
+
+def value_dim(config: Any) -> int | None:
+    """The width of values where keys contain them; None: values have keys' width."""
+    latent = Latent.of(config)
+    return None if latent is None else latent.rank

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ..untrusted.families import FAMILIES
 from ..untrusted.family import Form
 from .expert_weights import LayerExperts, Make
+from .latent import Latent, by_head
 from .mlp import MLP, Experts, ExpertsBesideMLP
 from .products import Linear, Product
 
@@ -82,24 +83,19 @@ class LeanLayer:
         self, layer: Any, form: Form, heads: int, kv_heads: int, dim: int, *, is_rotated: bool, product: Make
     ) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        self.is_parallel, self.in_pairs = form.is_parallel, form.in_pairs and is_rotated
+        self.is_parallel = form.is_parallel
+        self.in_pairs = bool(getattr(layer, "in_pairs", form.in_pairs)) and is_rotated
         self.factor = float(getattr(layer, "factor", getattr(layer, "residual_multiplier", 1.0)))
         """Of what is added to the hidden state."""
         self.heads, self.kv_heads, self.dim, self.is_rotated = heads, kv_heads, dim, is_rotated
         self.scale = float(attention.scaling)
-        of_qkv = ("qkv_proj",) if form.fuses_qkv else ("q_proj", "k_proj", "v_proj")
-        parts = [getattr(attention, name, None) for name in of_qkv]
-        self.qkv = product([part for part in parts if part is not None])
         self.out = product([attention.o_proj])
+        self._take(attention, form, product)
         self.experts: Experts | None = mlp if isinstance(mlp, Experts) else None
         """In place of `gate_up` and `down`, or besides them: those are the shared expert's then, or the dense MLP's."""
         self.beside = _Beside(mlp) if isinstance(mlp, ExpertsBesideMLP) else None
         self.shared_gate: Product | None = None
-        """Of the shared expert's share."""
-        self.keys_are_values = form.keys_are_values is not None and getattr(attention, "v_proj", None) is None
-        """v is k before its norm: `qkv` has no rows for it."""
-        self.value_eps = float(attention.v_norm.eps) if form.norms_values else None
-        """Of the norm of each head of v, which has no weight; None: it is not normed."""
+        """Of the shared expert's share; None: it has none."""
         self.scalar: Tensor | None = layer.layer_scalar if form.has_layer_scalar else None
         """`[1]`, by which all that the layer leaves is multiplied."""
         if self.experts is not None:
@@ -108,7 +104,9 @@ class LeanLayer:
             self.act, self.router = first.act_fn, product([self.experts.gate])
         self.has_mlp = self.experts is None or self.experts.has_shared or self.beside is not None
         if self.experts is not None and self.experts.has_shared:
-            mlp, self.shared_gate = self.experts.shared_expert, product([self.experts.shared_expert_gate])
+            mlp = self.experts.shared_expert
+            if self.experts.shared_expert_gate is not None:
+                self.shared_gate = product([self.experts.shared_expert_gate])
         elif isinstance(mlp, ExpertsBesideMLP):
             mlp = mlp.dense
         if self.has_mlp:
@@ -120,10 +118,20 @@ class LeanLayer:
         of_form = form.norms if self.beside is None else form.norms._replace(before_mlp=None)
         norms = [None if name is None else Norm(getattr(layer, f"{name}_layernorm")) for name in of_form]
         self.before_attention, self.after_attention, self.before_mlp, self.after_mlp = norms
+
+    def _take(self, attention: Any, form: Form, product: Make) -> None:
+        """The parts of attention before `out`."""
+        of_qkv = ("qkv_proj",) if form.fuses_qkv else ("q_proj", "k_proj", "v_proj")
+        parts = [getattr(attention, name, None) for name in of_qkv]
+        self.qkv = product([part for part in parts if part is not None])
+        self.keys_are_values = form.keys_are_values is not None and getattr(attention, "v_proj", None) is None
+        """v is k before its norm: `qkv` has no rows for it."""
+        self.value_eps = float(attention.v_norm.eps) if form.norms_values else None
+        """Of the norm of each head of v, which has no weight; None: it is not normed."""
         self.head_norm: HeadNorm | None = None
         self.wide_norms: tuple[Norm, Norm] | None = None
         if form.head_norm == "head":
-            self.head_norm = HeadNorm(attention.q_norm, attention.k_norm, heads, kv_heads)
+            self.head_norm = HeadNorm(attention.q_norm, attention.k_norm, self.heads, self.kv_heads)
         elif form.head_norm == "all":
             self.wide_norms = Norm(attention.q_norm), Norm(attention.k_norm)
 
@@ -179,8 +187,11 @@ class LeanLayer:
             mixed = self.experts.mixed(self.beside.before_experts(x), self.router(self.beside.router(x)))
             dense = self._dense(self.beside.before_dense(x))
             return self.beside.after_dense(dense) + self.beside.after_experts(mixed)
-        mixed = self.experts.mixed(x, self.router(x))
-        return mixed if self.shared_gate is None else mixed + torch.sigmoid(self.shared_gate(x)) * self._dense(x)
+        mixed = self.experts.mixed(x, self.router(x.to(self.router.dtype)))  # some are fp32 in every dtype
+        if not self.has_mlp:
+            return mixed
+        shared = self._dense(x)
+        return mixed + (shared if self.shared_gate is None else torch.sigmoid(self.shared_gate(x)) * shared)
 
     def _dense(self, normed: Tensor) -> Tensor:
         gate, up = self.gate_up(normed).chunk(2, -1)
@@ -188,6 +199,47 @@ class LeanLayer:
 
     def _scaled(self, x: Tensor) -> Tensor:
         return x if self.factor == 1 else x * self.factor
+
+
+class LeanLatent(LeanLayer):
+    """The lean form of a layer with latent attention (`latent`): q `[B, H, D]`, k `[B, 1, D]`, v `[B, 1, rank]`."""
+
+    def _take(self, attention: Any, form: Form, product: Make) -> None:
+        self.latent: Latent = attention.latent
+        of_q = attention.q_proj if self.latent.query_rank is None else attention.q_a_proj
+        self.qkv = product([of_q, attention.kv_a_proj_with_mqa])
+        self.of_latent = Norm(attention.kv_a_layernorm)
+        self.of_query: tuple[Norm, Product] | None = None
+        if self.latent.query_rank is not None:
+            self.of_query = Norm(attention.q_a_layernorm), product([attention.q_b_proj])
+        self.of_keys, self.of_values = by_head(attention.kv_b_proj.weight, self.latent)
+
+    def before(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        normed, sizes = hidden if self.before_attention is None else self.before_attention(hidden), self.latent
+        both = self.qkv(normed)
+        before = both.shape[-1] - sizes.rank - sizes.rotated
+        q, latent, shared = torch.split(both, [before, sizes.rank, sizes.rotated], -1)
+        if self.of_query is not None:
+            norm, product = self.of_query
+            q = product(norm(q))
+        latent = self.of_latent(latent).unsqueeze(1)
+        each = q.view(-1, self.heads, sizes.head)
+        plain, rotated = torch.split(each, [sizes.plain, sizes.rotated], -1)
+        turned = torch.cat([rotated, shared.unsqueeze(1)], 1)
+        if self.in_pairs:
+            turned = in_halves(turned, sizes.rotated)
+        turned = turn(turned, cos[..., : sizes.rotated], sin)
+        absorbed = torch.bmm(plain.transpose(0, 1), self.of_keys).transpose(0, 1)
+        q = torch.cat([turned[:, : self.heads], absorbed], -1)
+        return q, torch.cat([turned[:, self.heads :], latent], -1), latent
+
+    def after(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        made = torch.bmm(attended.transpose(0, 1), self.of_values.transpose(1, 2)).transpose(0, 1)
+        return super().after(hidden, made)
+
+    @property
+    def can_compile(self) -> bool:
+        return False
 
 
 def fused(of: type[Product]) -> Make:
@@ -207,13 +259,13 @@ def lean_layer(
         return None
     parts = dict(layer.named_children()), dict(attention.named_children()), dict(mlp.named_children())
     norms = frozenset(parts[0]) - {"self_attn", "mlp"} - _DROPOUTS
-    has_values = getattr(attention, "v_proj", None) is not None
-    if (norms, frozenset(parts[1]), frozenset(parts[2])) != _parts_of(form, type(mlp), has_values=has_values):
+    if (norms, frozenset(parts[1]), frozenset(parts[2])) != _parts_of(form, type(mlp), frozenset(parts[1])):
         return None
     products = [part for some in parts for name, part in some.items() if name.endswith("_proj")]
     if not all(isinstance(part, nn.Linear) and _is_plain(part) for part in products):
         return None
-    return LeanLayer(layer, form, heads, kv_heads, dim, is_rotated=is_rotated, product=product or fused(Product))
+    lean = LeanLatent if form.is_latent else LeanLayer
+    return lean(layer, form, heads, kv_heads, dim, is_rotated=is_rotated, product=product or fused(Product))
 
 
 def act_name(act: nn.Module) -> str:
@@ -242,18 +294,23 @@ def _form(layer: nn.Module) -> Form | None:
 
 
 def _parts_of(
-    form: Form, kind: type[nn.Module], *, has_values: bool
+    form: Form, kind: type[nn.Module], there: frozenset[str]
 ) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
-    """Norms of a decoder layer of that form, parts of its attention, and of its MLP, which is of that kind."""
+    """Norms of a decoder layer of that form, parts of its attention, and of its MLP, which is of that kind. `there`:
+    the parts that a layer's attention has, of which some are had by some layers of a form only."""
     norms = form.norms
     attention, mlp = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_proj", "up_proj", "down_proj", "act_fn"}
     if form.fuses_qkv:
         attention = {"qkv_proj", "o_proj"}
+    if form.is_latent:
+        of_q = {"q_proj"} if "q_proj" in there else {"q_a_proj", "q_a_layernorm", "q_b_proj"}
+        attention = of_q | {"kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj", "o_proj"}
     if form.fuses_mlp:
         mlp = {"gate_up_proj", "down_proj", "activation_fn"}
     if issubclass(kind, Experts):
         assert form.experts is not None
         mlp = {"gate", "experts"} | ({"shared_expert", "shared_expert_gate"} if form.experts.shared else set())
+        mlp |= {"shared_expert"} if form.experts.shared_count else set()
         if form.experts.are_beside:
             mlp |= {"dense", "router_norm", "before_dense", "after_dense", "before_experts", "after_experts"}
             norms = norms._replace(before_mlp=None)
@@ -261,7 +318,7 @@ def _parts_of(
         attention |= {"q_norm", "k_norm"}
     if form.norms_values:
         attention.add("v_norm")
-    if form.keys_are_values is not None and not has_values:
+    if form.keys_are_values is not None and "v_proj" not in there:
         attention.remove("v_proj")
     return norms.names, frozenset(attention), frozenset(mlp)
 

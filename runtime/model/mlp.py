@@ -18,6 +18,9 @@ from ..untrusted.family import Form
 from .norm import Norm
 from .products import Linear
 
+_NEARLY_NOTHING = 1e-20
+"""Added to a sum of sigmoids that something is divided by."""
+
 
 class MLP(nn.Module):
     def __init__(self, config: Any, form: Form, inner: int | None = None) -> None:
@@ -67,6 +70,8 @@ class Mixture:
             return None
         count, chosen, width = (int(getattr(config, name)) for name in (names.count, names.chosen, names.width))
         shared = 0 if names.shared is None else int(getattr(config, names.shared))
+        if names.shared_count is not None:
+            shared = width * int(getattr(config, names.shared_count))
         return cls(count, chosen, width, stated(names.renormalises, config), names.rounds_shares, shared)
 
 
@@ -83,6 +88,9 @@ def is_mixture(config: Any, at: int) -> bool:
     """Whether a layer has experts."""
     if Mixture.of(config) is None:
         return False
+    kinds = getattr(config, "mlp_layer_types", None)
+    if kinds is not None:
+        return bool(kinds[at] == "sparse")
     dense, every = getattr(config, "mlp_only_layers", None) or (), getattr(config, "decoder_sparse_step", 1)
     return at not in dense and (at + 1) % every == 0
 
@@ -93,27 +101,32 @@ class Experts(nn.Module):
 
     has_own_norms: ClassVar[bool] = False
     """It takes what the layer adds to, not the norm of that."""
+    router: ClassVar[type[Linear]] = Linear
 
     def __init__(self, config: Any, form: Form) -> None:
         super().__init__()
         mixture = Mixture.of(config)
         assert mixture is not None
+        assert form.experts is not None
         self.mixture = mixture
-        self.gate = Linear(config.hidden_size, mixture.count, bias=False)
+        self.gate = self.router(config.hidden_size, mixture.count, bias=False)
         self.experts = nn.ModuleList(MLP(config, form, mixture.width) for _ in range(mixture.count))
         self.has_shared = mixture.shared > 0
         if self.has_shared:
             self.shared_expert = MLP(config, form, mixture.shared)
-            self.shared_expert_gate = Linear(config.hidden_size, 1, bias=False)
+        has_share = self.has_shared and form.experts.shared is not None
+        self.shared_expert_gate = Linear(config.hidden_size, 1, bias=False) if has_share else None
+        """Of the shared expert's share; None: it has none."""
         self.multiply: Callable[[Linear, Tensor], Tensor] = multiply
         """Multiplies with the weights of an expert, which are never widened, nor all together in memory."""
 
     def forward(self, x: Tensor) -> Tensor:
         """What they make of `[.., C]`, together with the shared one."""
         out = self.mixed(x, self.gate(x))
-        if self.has_shared:
-            out = out + torch.sigmoid(self.shared_expert_gate(x)) * self.shared_expert(x)
-        return out
+        if not self.has_shared:
+            return out
+        shared: Tensor = self.shared_expert(x)
+        return out + (shared if self.shared_expert_gate is None else torch.sigmoid(self.shared_expert_gate(x)) * shared)
 
     def mixed(self, x: Tensor, logits: Tensor) -> Tensor:
         """What the chosen experts make of `[.., C]`, by the router's logits `[.., E]`."""
@@ -164,10 +177,63 @@ class ExpertsBesideMLP(Experts):
         return shares * self.per_expert_scale[chosen], chosen
 
 
+class ExactRouter(Linear):
+    """A router whose weights and products are fp32 whatever the model's dtype, and the bias by which it chooses."""
+
+    def __init__(self, width: int, count: int, *, bias: bool) -> None:
+        super().__init__(width, count, bias=bias)
+        self.e_score_correction_bias = nn.Parameter(torch.empty(count, dtype=torch.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.float(), self.weight.float())
+
+
+class SigmoidExperts(Experts):
+    """Experts whose shares are each the sigmoid of its logit, times a factor; those are chosen whose sum with a bias
+    is highest, in the groups of them that are best."""
+
+    router = ExactRouter
+
+    def __init__(self, config: Any, form: Form) -> None:
+        super().__init__(config, form)
+        assert form.experts is not None
+        groups = form.experts.groups
+        self.groups, self.chosen_groups = (1, 1) if groups is None else (int(getattr(config, name)) for name in groups)
+        self.share_factor = 1.0 if form.experts.factor is None else float(getattr(config, form.experts.factor))
+
+    def route(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        all_shares = torch.sigmoid(logits.float())
+        assert isinstance(self.gate, ExactRouter)
+        allowed = self._allowed(all_shares + self.gate.e_score_correction_bias)
+        chosen = torch.topk(allowed, self.mixture.chosen, -1)[1]
+        shares = all_shares.gather(1, chosen)
+        if self.mixture.renormalises:
+            shares = shares / (shares.sum(-1, keepdim=True) + _NEARLY_NOTHING)
+        shares = shares * self.share_factor
+        return shares.to(logits.dtype) if self.mixture.rounds_shares else shares, chosen
+
+    def _allowed(self, scores: Tensor) -> Tensor:
+        """Scores `[T, E]`, minus infinity outside the groups whose two best experts have the highest sums."""
+        if self.chosen_groups >= self.groups:
+            return scores
+        groups = scores.view(len(scores), self.groups, -1)
+        best = groups.topk(2, -1)[0].sum(-1).topk(self.chosen_groups, -1)[1]
+        outside = torch.ones(groups.shape[:2], dtype=torch.bool, device=scores.device).scatter_(1, best, False)
+        return groups.masked_fill(outside.unsqueeze(-1), -torch.inf).flatten(1)
+
+
+def kept_exact(model: nn.Module) -> frozenset[str]:
+    """The names of a model's weights that stay fp32 whatever its dtype."""
+    routers = [(name, part) for name, part in model.named_modules() if isinstance(part, ExactRouter)]
+    return frozenset(f"{name}.{weight}" for name, part in routers for weight in part.state_dict())
+
+
 def mixture_of_experts(config: Any, form: Form) -> Experts:
     """The experts of a layer of such a form."""
     assert form.experts is not None
-    return (ExpertsBesideMLP if form.experts.are_beside else Experts)(config, form)
+    if form.experts.are_beside:
+        return ExpertsBesideMLP(config, form)
+    return (SigmoidExperts if form.experts.scores == "sigmoid" else Experts)(config, form)
 
 
 def multiply(layer: Linear, x: Tensor) -> Tensor:

@@ -33,11 +33,12 @@ from .captured import CapturedLayer, Graphs
 from .decoder import apply_rotary_pos_emb, factor, rotates
 from .ends import well_known_ends
 from .head import Head
-from .head_shapes import head_shapes, kinds_of
+from .head_shapes import head_shapes, kinds_of, value_dim
+from .layer_rotation import LayerRotation
 from .lean_layer import LeanLayer, fused, in_halves, lean_layer
-from .mlp import Experts
+from .mlp import Experts, stated
 from .model_files import check_vocabulary, own_modules, read_configuration, rope_of, transformers_modules
-from .products import ALL_KNOWN, INT8_EXPERTS, PRODUCTS, Product
+from .products import INT8_EXPERTS, PRODUCTS, Product
 from .rotary import QUERIES, Rotary, RotaryTables
 from .step_tables import KeptTables, StepTables
 from .template import Template
@@ -93,10 +94,12 @@ class Model:
         self.tiered = [at for at, window in enumerate(self.windows) if window is None and self.states[at] is None]
         _, self.num_kv_heads, self.head_dim = self.shapes[self.tiered[0] if self.tiered else 0]
         """Of the layers whose KV is in pages."""
+        self.value_dim = value_dim(config)
+        """The width of values where keys contain them; None: values have keys' width."""
         family = sys.modules[type(self.inner.layers[0]).__module__]
         form = FAMILIES[config.model_type].form
-        self._in_pairs, self._embedding_factor = form.in_pairs, factor(config, form.embedding_factor)
-        is_theirs_alike = not form.in_pairs and not form.has_heads_by_kind
+        self._in_pairs, self._embedding_factor = stated(form.in_pairs, config), factor(config, form.embedding_factor)
+        is_theirs_alike = not self._in_pairs and not form.has_heads_by_kind
         self._apply_rotary = family.apply_rotary_pos_emb if is_theirs_alike else apply_rotary_pos_emb
         rotary_dtype = form.rotary_dtype
         self._rotary = Rotary(
@@ -128,7 +131,7 @@ class Model:
             for layer, shape, is_rotated in zip(self.inner.layers, self.shapes, self._rotated, strict=True)
         ]
         if weights != "own" and None in self._lean:
-            raise ValueError(f"weights={weights} {ALL_KNOWN}")
+            raise ValueError(f"weights={weights} is for models whose layers are all known; leave it out")
         self.use_graphs(Graphs() if self.device.type == "cuda" else None)
         head = self.hf.lm_head
         exact = fused(Product) if self._in_file is None else product
@@ -269,7 +272,11 @@ class Model:
 
     def rotation(self, layer: int, reach: int = 0) -> LayerRotation:
         """The positions of one layer in texts of that reach, for indexes that work on un-rotated keys."""
-        return LayerRotation(self, layer, reach)
+        kind = self.kinds[layer]
+        return LayerRotation(
+            lambda positions: self.rotary(positions, torch.float32, reach)[kind],
+            lambda keys, table: self.turn(layer, keys, keys, {kind: table})[1],
+        )
 
     def layer(self, layer: int, *, prefill: bool) -> torch.nn.Module:
         """The module of a decoder layer; for prefill, a copy in `prefill_dtype` where that is another dtype, or the
@@ -367,32 +374,6 @@ class _Found(Exception):
     def __init__(self, query: Tensor) -> None:
         super().__init__()
         self.query = query
-
-
-class LayerRotation:
-    """The way one layer of a model applies positions to keys, as a `retrieval.layer.Rotation`."""
-
-    def __init__(self, model: Model, layer: int, reach: int) -> None:
-        self._model, self._layer, self._reach = model, layer, reach
-
-    def rotate(self, keys: Tensor, positions: Tensor) -> Tensor:
-        """Rotate un-rotated keys `[G, n, D]` at positions `[n]` or `[G, n]`. Returns fp32."""
-        return self._apply(keys, self._table(keys, positions))
-
-    def unrotate(self, keys: Tensor, positions: Tensor) -> Tensor:
-        """Undo `rotate`. Tables may scale besides rotating (YaRN): cos^2 + sin^2 need not be 1."""
-        cos, sin = self._table(keys, positions)
-        square = cos * cos + sin * sin
-        return self._apply(keys, (cos / square, -sin / square))
-
-    def _table(self, keys: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        rows = positions.to(keys.device)
-        tables = self._model.rotary(rows if rows.dim() == 2 else rows.unsqueeze(0), torch.float32, self._reach)
-        return tables[self._model.kinds[self._layer]]
-
-    def _apply(self, keys: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-        each = keys.float().unsqueeze(1)  # a batch of KV heads, each with positions of its own
-        return self._model.turn(self._layer, each, each, {self._model.kinds[self._layer]: table})[1].squeeze(1)
 
 
 def _grown(q: Tensor, tables: StepTables) -> Tensor:

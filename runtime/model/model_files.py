@@ -18,6 +18,7 @@ from ..untrusted.rope import NAMES, Rope, Table, for_transformers, read_rope
 from ..untrusted.settings import read_config
 from .decoder import Decoder, is_recurrent
 from .head_shapes import HeadShape, check_alike, head_dims, head_shapes
+from .latent import Latent
 from .mlp import Mixture, dense_width, is_mixture
 from .tensors import account
 
@@ -135,6 +136,8 @@ def transformers_modules(directory: Path, config: Any, dtype: torch.dtype) -> An
             f"{directory}: transformers' recurrent layers keep their states to themselves, so its {config.model_type} "
             "cannot be run over a store; run it with our layers"
         )
+    if Latent.of(config) is not None:
+        raise ModelFileError(f"{directory}: {config.model_type} runs with our own layers only: it attends to latents")
     config._experts_implementation = "eager"  # the order of sums that ours have
     account(directory, Decoder(config))
     with without_progress_bar():
@@ -164,6 +167,7 @@ def _check_config(config: Any, directory: Path, *, has_weights: bool) -> None:
     if getattr(config, "use_bidirectional_attention", False) not in (None, False, "vision"):  # of pictures alone
         raise ModelFileError(f"{directory}: use_bidirectional_attention is not supported")
     _check_experts(config, directory / "config.json")
+    _check_latent(config, directory / "config.json")
     check_alike(directory / "config.json", config)
     sizes = _sizes(config)
     for shape in head_shapes(config):
@@ -172,7 +176,7 @@ def _check_config(config: Any, directory: Path, *, has_weights: bool) -> None:
         return
     weights = check_weights(directory)
     check_allocation(
-        directory / "config.json", sizes, weights.elements, len(weights.shapes), num_attending(config)
+        directory / "config.json", sizes, weights.elements, len(weights.shapes), num_with_heads(config)
     )  # fmt: skip
 
 
@@ -186,6 +190,22 @@ def _check_experts(config: Any, path: Path) -> None:
     count, chosen = getattr(config, names.count), getattr(config, names.chosen)
     if chosen > count:
         raise ModelFileError(f"{path}: {names.chosen}: {chosen}, of {count} experts")
+    if names.groups is not None:
+        groups, some = (getattr(config, name) for name in names.groups)
+        each = count // groups
+        if count % groups or some > groups or (groups > 1 and (each < 2 or chosen > some * each)):
+            raise ModelFileError(f"{path}: {names.groups[0]}: {some} of {groups}, of {count} experts")
+    kinds, layers = getattr(config, "mlp_layer_types", None), config.num_hidden_layers
+    if kinds is not None and (len(kinds) != layers or set(kinds) - {"dense", "sparse"}):
+        raise ModelFileError(f"{path}: mlp_layer_types: expected dense or sparse for each of {layers} layers")
+
+
+def _check_latent(config: Any, path: Path) -> None:
+    if Latent.of(config) is None:
+        return
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    if heads != kv_heads:
+        raise ModelFileError(f"{path}: num_key_value_heads: {kv_heads}, but each of {heads} heads has keys of its own")
 
 
 def check_vocabulary(tokenizer: Any, size: int, directory: Path) -> None:
@@ -201,8 +221,10 @@ def check_vocabulary(tokenizer: Any, size: int, directory: Path) -> None:
         raise ModelFileError(f"{directory / 'tokenizer.json'}: vocabulary: token {largest}, the model has {size}")
 
 
-def num_attending(config: Any) -> int:
-    """The number of layers that attend."""
+def num_with_heads(config: Any) -> int:
+    """The number of layers that have weights for each head's q, k and v."""
+    if Latent.of(config) is not None:
+        return 0
     return sum(not is_recurrent(config, at) for at in range(config.num_hidden_layers))
 
 

@@ -11,12 +11,13 @@ from ..untrusted.family import Form
 
 
 class Norm(nn.Module):
-    """A root mean square norm, or one around the mean, as `Form.norm` says. `width` None: one without a weight."""
+    """A root mean square norm, or one around the mean, as `Form.norm` says. `width` None: one without a weight. `eps`
+    None: it is what the model's other norms have."""
 
-    def __init__(self, width: int | None, config: Any, form: Form) -> None:
+    def __init__(self, width: int | None, config: Any, form: Form, eps: float | None = None) -> None:
         super().__init__()
         self.weight = None if width is None else nn.Parameter(torch.empty(width))
-        self.eps, self.kind = getattr(config, form.norm_eps), form.norm
+        self.eps, self.kind = getattr(config, form.norm_eps) if eps is None else eps, form.norm
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()

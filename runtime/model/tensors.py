@@ -18,6 +18,7 @@ from ..api.errors import ModelFileError
 from ..untrusted.directory import check_weights
 from ..untrusted.families import FAMILIES
 from ..untrusted.numbers import shown
+from .mlp import Mixture
 
 logger = logging.getLogger(__name__)
 
@@ -37,14 +38,15 @@ _NO_EFFECT = {
     r"(model\.)?mtp\..*": "a part that predicts several tokens at once, which is not asked to",
 }  # fmt: skip
 """Tensors that a text's logits do not depend on, each with what it is."""
+_OF_EXPERTS = r".*(expert|moe|router|mlp\.gate\.).*"
 _LEFT_OVER = {
     r".*(lora_|base_layer\.|modules_to_save\.).*": "it is of an adapter; merge that into the model first",
     r".*(scales?|scale_inv|zeros|g_idx|qweight|absmax|quant_map|quant_state.*|weight_packed|weight_shape|SCB)":
         "its weights are quantised; take the model's plain files or a GGUF",
-    r".*(expert|moe|router|mlp\.gate\.).*": "it is of a mixture of experts, which this family is not",
+    _OF_EXPERTS: "it is of a mixture of experts, which this family is not",
 }  # fmt: skip
 """Other tensors with what they are likely to be, the most telling first."""
-_ANY = r".*"
+_ANY, _NOTHING = r".*", r"(?!)"
 _LAYER = r"(?:.*\.)?layers\.(\d{1,9})\..*"
 
 
@@ -60,7 +62,9 @@ def account(directory: Path, decoder: Any) -> dict[str, str]:
     spelled = FAMILIES[decoder.config.model_type].spelled
     names = _names(directory, shapes.keys(), wanted.keys(), spelled)
     left = sorted(name for name in shapes if name not in names and not _COMPUTED.fullmatch(name))
-    for pattern, what in _NO_EFFECT.items():
+    layers, drafts = decoder.config.num_hidden_layers, getattr(decoder.config, "num_nextn_predict_layers", None) or 0
+    drafting = rf"(.*\.)?layers\.({'|'.join(map(str, range(layers, layers + drafts)))})\..*" if drafts else _NOTHING
+    for pattern, what in {**_NO_EFFECT, drafting: "layers that only draft"}.items():
         some = [name for name in left if re.fullmatch(pattern, name, re.DOTALL)]
         left = [name for name in left if name not in set(some)]
         if some:
@@ -131,6 +135,8 @@ def _told(directory: Path, left: list[str], config: Any) -> str:
     """One line about the most telling of the tensors that are left."""
     layers = config.num_hidden_layers
     for pattern, what in {**_LEFT_OVER, _LAYER: f"num_hidden_layers is {layers}", _ANY: "it would be left out"}.items():
+        if pattern == _OF_EXPERTS and Mixture.of(config) is not None:
+            continue
         for name in left:
             found = re.fullmatch(pattern, name, re.DOTALL)
             if found is not None and (pattern != _LAYER or int(found[1]) >= layers):

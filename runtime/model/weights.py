@@ -18,6 +18,7 @@ from torch import Tensor
 from ..untrusted.directory import weight_files
 from ..untrusted.numbers import check_complete, shown
 from .decoder import Decoder
+from .mlp import kept_exact
 from .tensors import account, split_experts
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ def load_decoder(directory: Path, config: Any, dtype: torch.dtype) -> Decoder:
     (`tensors.account`); whatever torch and safetensors raise if they cannot be read."""
     decoder = Decoder(config)
     names = account(directory, decoder)
-    found = _read(directory, names, dtype)
+    found = _read(directory, names, dtype, kept_exact(decoder))
     is_tied = config.tie_word_embeddings and _tie(found, directory)
     check_complete(directory, {"missing_keys": decoder.state_dict().keys() - found.keys()})
     decoder.load_state_dict(found, assign=True)
@@ -39,14 +40,15 @@ def load_decoder(directory: Path, config: Any, dtype: torch.dtype) -> Decoder:
     return decoder.eval()
 
 
-def _read(directory: Path, names: dict[str, str], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Read the tensors under the model's names; `names` maps the files' names to those."""
+def _read(directory: Path, names: dict[str, str], dtype: torch.dtype, exact: frozenset[str]) -> dict[str, Tensor]:
+    """Read the tensors under the model's names; `names` maps the files' names to those. `exact`: in fp32."""
     found: dict[str, Tensor] = {}
     for path in weight_files(directory):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a dict
                 if name in names:
-                    found |= split_experts(names[name], _cast(file.get_tensor(name), dtype, name))
+                    kind = torch.float32 if names[name] in exact else dtype
+                    found |= split_experts(names[name], _cast(file.get_tensor(name), kind, name))
     return found
 
 

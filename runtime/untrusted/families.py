@@ -298,6 +298,22 @@ FAMILIES: dict[str, Family] = {
             },
         ),
     ),
+    "glm4_moe_lite": Family(
+        names=_COMMON - _LAYERS_THAT_SLIDE - {"head_dim"} | {
+            "first_k_dense_replace", "kv_lora_rank", "mlp_layer_types", "moe_intermediate_size", "n_group",
+            "n_routed_experts", "n_shared_experts", "norm_topk_prob", "num_experts_per_tok",
+            "num_nextn_predict_layers", "pretraining_tp", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim",
+            "rope_interleave", "routed_scaling_factor", "topk_group", "v_head_dim",
+        },
+        spelled={"shared_expert": "shared_experts"},
+        form=Form(
+            is_latent=True, qkv_bias="attention_bias", out_bias="attention_bias", in_pairs="rope_interleave",
+            experts=ExpertNames(
+                count="n_routed_experts", shared_count="n_shared_experts", scores="sigmoid",
+                groups=("n_group", "topk_group"), factor="routed_scaling_factor", rounds_shares=False,
+            ),
+        ),
+    ),
     "smollm3": Family(
         names=_COMMON | _WINDOWS | {"no_rope_layers", "no_rope_layer_interval"},
         thetas={EVERY_LAYER: 2_000_000.0},
@@ -319,13 +335,6 @@ FAMILIES: dict[str, Family] = {
             "gate_proj": "w1", "up_proj": "w3", "down_proj": "w2",
         },
         form=Form(head_norm="head", norm_eps="norm_eps", act=None, mixer="conv"),
-        gguf=GgufNames(
-            architecture="lfm2", final_norm="token_embd_norm", by_layer=frozenset({"attention.head_count_kv"}),
-            layer=_LLAMA | _HEAD_NORMS | {
-                "shortconv.in_proj": "conv.in_proj", "shortconv.conv": "conv.conv",
-                "shortconv.out_proj": "conv.out_proj",
-            },
-        ),
     ),
     "qwen3_5_text": Family(
         names=_COMMON - {"sliding_window"} | _OF_DELTA_NETS,

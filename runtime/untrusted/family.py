@@ -23,6 +23,15 @@ class ExpertNames:
     """Whether the shares of the chosen experts are divided by their sum, or the name of that."""
     shared: str | None = None
     """The width of an MLP that every token has besides, times a share of its own."""
+    shared_count: str | None = None
+    """In place of that: such an MLP is as wide as so many experts, and has no share."""
+    scores: str = "softmax"
+    """`softmax`: shares are a softmax over all experts. `sigmoid`: each is the sigmoid of its logit, in fp32 with the
+    router; those are chosen whose sum with a bias of the expert's own is highest."""
+    groups: tuple[str, str] | None = None
+    """The number of groups that experts stand in, and of those that a token's may come from."""
+    factor: str | None = None
+    """What shares are multiplied by."""
     rounds_shares: bool = True
     """Shares have the model's dtype."""
     switch: str | None = None
@@ -98,7 +107,9 @@ class Form:
     """Name in `config.json` of which layers rotate; None: all do."""
     rotates_in_windows: bool = False
     """Where layers slide, they alone rotate."""
-    in_pairs: bool = False
+    is_latent: bool = False
+    """Keys and values are made from one vector a token (`model.latent`)."""
+    in_pairs: str | bool = False
     """Numbers (2i, 2i + 1) of the part of q and k that is rotated belong together, not (i, i + half of it)."""
     has_heads_by_kind: bool = False
     """Layers of different kinds differ in the width and the number of their KV heads."""
@@ -128,8 +139,6 @@ class GgufNames:
     with_experts: Mapping[str, str] = field(default_factory=dict)
     """Tensors of a block of a model that has experts, where others of its family have none, besides those of `layer` or
     in place of theirs."""
-    final_norm: str = "output_norm"
-    """The tensor of the norm behind all layers."""
     by_layer: frozenset[str] = frozenset()
     """Keys that may be a list of numbers that differ, one for each layer."""
     biases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

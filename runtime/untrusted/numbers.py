@@ -47,19 +47,28 @@ BOUNDS: dict[str, int] = {
     "linear_value_head_dim": 1024,
     "block_ff_dim": 1 << 20,
     "block_multiple_of": 1 << 16,
+    "n_routed_experts": 1 << 12,
+    "n_shared_experts": 1 << 8,
+    "n_group": 1 << 8,
+    "topk_group": 1 << 8,
+    "kv_lora_rank": 1 << 14,
+    "q_lora_rank": 1 << 16,
+    "qk_nope_head_dim": 4096,
+    "qk_rope_head_dim": 4096,
+    "v_head_dim": 4096,
 }
 """Name in `config.json` -> largest value; the smallest is 1, or 0 in `MAY_BE_0`. Each is several times what any known
 model has."""
 NULLABLE = frozenset({
     "head_dim", "num_key_value_heads", "sliding_window", "num_labels", "global_head_dim", "num_global_key_value_heads",
-    "num_experts", "moe_intermediate_size", "top_k_experts", "block_ff_dim", "full_attention_interval",
+    "num_experts", "moe_intermediate_size", "top_k_experts", "block_ff_dim", "full_attention_interval", "q_lora_rank",
 })  # fmt: skip
 MAY_BE_0 = frozenset({"num_kv_shared_layers", "hidden_size_per_layer_input"})
 FRACTIONS = frozenset({"partial_rotary_factor"})
 """Numbers above 0 and up to 1: of the head's width, how much is rotated."""
 FACTORS = frozenset({
     "attention_multiplier", "block_ffn_dim_multiplier", "embedding_multiplier", "final_logit_softcapping",
-    "logit_scale", "logits_scaling", "residual_multiplier",
+    "logit_scale", "logits_scaling", "residual_multiplier", "routed_scaling_factor",
 })  # fmt: skip
 """Numbers above 0 that others are multiplied with, or divided by. A missing cap may be stated as null."""
 _MOST_FACTOR = 1e6
@@ -81,7 +90,7 @@ def check_number(path: Path, field: str, name: str, value: object) -> None:
         bound, least = BOUNDS[name], int(name not in MAY_BE_0)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= bound:
             raise ModelFileError(f"{path}: {field}: {shown(value)}, expected a whole number from {least} to {bound}")
-        if name in ("head_dim", "global_head_dim") and value % 2:
+        if name in ("head_dim", "global_head_dim", "qk_rope_head_dim") and value % 2:
             raise ModelFileError(f"{path}: {field}: {value}, expected an even number: rotation works in pairs")
 
 
@@ -103,19 +112,20 @@ def check_shape(path: Path, numbers: Mapping[str, int]) -> None:
         raise ModelFileError(f"{path}: head_dim: {head_dim}, expected an even number from 2")
 
 
-def check_allocation(path: Path, numbers: Mapping[str, int], elements: int, tensors: int, attending: int) -> None:
+def check_allocation(path: Path, numbers: Mapping[str, int], elements: int, tensors: int, with_heads: int) -> None:
     """Raise ModelFileError if a model of these sizes has more weights than the file holds.
 
     Args:
         numbers: by their names in `config.json`; all of `BOUNDS` that decide a weight's shape.
         elements: number of elements of the file's tensors together.
-        attending: layers that have heads; others have other weights in their place, which are not counted.
+        with_heads: layers that have weights for each head's q, k and v; others have other weights in their place, which
+            are not counted.
     """
     layers, hidden = numbers["num_hidden_layers"], numbers["hidden_size"]
     if layers > tensors:
         raise ModelFileError(f"{path}: num_hidden_layers: {layers}, but the weights are only {tensors} tensors")
     heads = 2 * numbers["num_attention_heads"] + 2 * numbers["num_key_value_heads"]
-    in_layers = layers * 3 * numbers["intermediate_size"] + attending * heads * numbers["head_dim"]
+    in_layers = layers * 3 * numbers["intermediate_size"] + with_heads * heads * numbers["head_dim"]
     needed = hidden * (numbers["vocab_size"] + in_layers)
     if needed > elements:
         raise ModelFileError(

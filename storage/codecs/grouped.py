@@ -4,7 +4,8 @@ Idea   Outliers of keys stay in the same channels, so a channel's tokens share a
        such channels, so runs of a token's channels share one.
 Bytes  fp16 scales and minima of keys `[G, D, ceil(L/32)]`, then of values `[G, L, ceil(D/64)]`, then the
        codes of keys and of values `[G, L, D]`: a byte each, or two to a byte, the first one low. Groups are the
-       fewest of at most 32 tokens or 64 channels, equally long but for the last.
+       fewest of at most 32 tokens or 64 channels, equally long but for the last. Of pages whose keys contain the
+       values there are those of keys only.
 Error  At most half a scale, and the rounding of the result to its dtype. The minimum is rounded to fp16
        downwards and the scale upwards, so that the steps reach from the least number to the largest.
 Safety A payload has one size, given by the layout, and scales and minima only such values as are written.
@@ -19,6 +20,7 @@ from ..page import PageLayout
 
 _TOKENS, _CHANNELS = 32, 64
 """The most tokens of a key's channel, and the most channels of a token's value, that share a scale."""
+_MOST = (_TOKENS, _CHANNELS)
 _LIMIT = 2.0**15
 """Numbers beyond this are refused: a result rounded up might not fit fp16."""
 
@@ -35,10 +37,11 @@ class GroupedCodec:
         heads, tokens, channels = layout.num_heads, layout.page_size, layout.head_dim
         self._dtype, self._page_bytes = layout.dtype, layout.page_bytes
         self._shape = (heads, tokens, channels)
-        self._tables = (heads, channels, -(-tokens // _TOKENS)), (heads, tokens, -(-channels // _CHANNELS))
+        tables = (heads, channels, -(-tokens // _TOKENS)), (heads, tokens, -(-channels // _CHANNELS))
+        self._tables, self._sides = tables[: layout.sides], layout.sides
         self._last = 2**self.bits - 1
         table_bytes = sum(4 * int(np.prod(shape)) for shape in self._tables)
-        self.payload_bytes = table_bytes + 2 * heads * tokens * channels * self.bits // 8
+        self.payload_bytes = table_bytes + layout.sides * heads * tokens * channels * self.bits // 8
         """Bytes of one payload, the same for every page."""
 
     def accepts(self, raw: np.ndarray) -> bool:
@@ -49,12 +52,11 @@ class GroupedCodec:
         if not (np.abs(numbers) <= _LIMIT).all():
             raise ValueError(f"{self.name} holds finite numbers up to {_LIMIT:.0f} and the page has others")
         heads, tokens, channels = self._shape
-        pages = numbers.reshape(heads, 2, tokens, channels)
-        keys, *key_tables = self._quantized(pages[:, 0].transpose(0, 2, 1), _TOKENS)
-        values, *value_tables = self._quantized(pages[:, 1], _CHANNELS)
-        codes = np.concatenate([keys.transpose(0, 2, 1).ravel(), values.ravel()])
+        pages = numbers.reshape(heads, self._sides, tokens, channels)
+        each = [self._quantized(_by_group(at, pages[:, at]), _MOST[at]) for at in range(self._sides)]
+        codes = np.concatenate([_by_group(at, found).ravel() for at, (found, *_) in enumerate(each)])
         packed = codes if self.bits == 8 else codes[::2] | codes[1::2] << 4
-        tables = [table.astype("<f2").tobytes() for table in (*key_tables, *value_tables)]
+        tables = [table.astype("<f2").tobytes() for _, *both in each for table in both]
         return b"".join([*tables, packed.tobytes()])
 
     def decode(self, payload: memoryview, out: np.ndarray) -> None:
@@ -63,17 +65,17 @@ class GroupedCodec:
                 f"payload: {len(payload)} bytes for a page of {out.nbytes}; "
                 f"{self.name} has {self.payload_bytes} for {self._page_bytes}"
             )
-        keys, values = (int(np.prod(shape)) for shape in self._tables)
-        halves = np.frombuffer(payload, dtype="<f2", count=2 * (keys + values))
-        key_scale, key_least = halves[: 2 * keys].reshape(2, *self._tables[0])
-        scale, least = halves[2 * keys :].reshape(2, *self._tables[1])
-        if not (self._is_written(key_scale, key_least) and self._is_written(scale, least)):
+        ends = np.cumsum([2 * int(np.prod(shape)) for shape in self._tables])
+        halves = np.frombuffer(payload, dtype="<f2", count=int(ends[-1]))
+        parts = np.split(halves, ends[:-1])
+        tables = [part.reshape(2, *shape) for part, shape in zip(parts, self._tables, strict=True)]
+        if not all(self._is_written(scale, least) for scale, least in tables):
             raise RecordError(f"payload: a scale or minimum that {self.name} does not write")
         codes = self._unpacked(np.frombuffer(payload, dtype=np.uint8, offset=halves.nbytes))
         heads, tokens, channels = self._shape
-        pages = np.empty((heads, 2, tokens, channels), dtype=np.float32)
-        pages[:, 0] = _restored(codes[0].transpose(0, 2, 1), key_scale, key_least).transpose(0, 2, 1)
-        pages[:, 1] = _restored(codes[1], scale, least)
+        pages = np.empty((heads, self._sides, tokens, channels), dtype=np.float32)
+        for at, (scale, least) in enumerate(tables):
+            pages[:, at] = _by_group(at, _restored(_by_group(at, codes[at]), scale, least))
         _narrow(pages, self._dtype, out)
 
     def _quantized(self, numbers: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -89,12 +91,12 @@ class GroupedCodec:
         return np.clip(np.rint(steps / divisor), 0, self._last).astype(np.uint8), scale, least
 
     def _unpacked(self, packed: np.ndarray) -> np.ndarray:
-        """The codes of keys and values, uint8 `[2, G, L, D]`."""
+        """The codes of each side, uint8 `[S, G, L, D]`."""
         if self.bits == 4:
             both = np.empty((len(packed), 2), dtype=np.uint8)
             both[:, 0], both[:, 1] = packed & self._last, packed >> 4
             packed = both
-        return packed.reshape(2, *self._shape)
+        return packed.reshape(self._sides, *self._shape)
 
     def _is_written(self, scale: np.ndarray, least: np.ndarray) -> bool:
         """True if everything that these scales and minima restore is finite in every dtype."""
@@ -102,6 +104,12 @@ class GroupedCodec:
             return False
         largest = least.astype(np.float32) + self._last * scale.astype(np.float32)
         return bool(((scale >= 0) & (least >= -_LIMIT) & (largest <= 1.01 * _LIMIT)).all())
+
+
+def _by_group(side: int, numbers: np.ndarray) -> np.ndarray:
+    """A side `[G, L, D]` with the numbers that share a scale along the last axis, or back: keys by channel, values by
+    token as they are."""
+    return numbers.transpose(0, 2, 1) if side == 0 else numbers
 
 
 def _restored(codes: np.ndarray, scale: np.ndarray, least: np.ndarray) -> np.ndarray:

@@ -56,6 +56,17 @@ def test_against_a_slow_loop(kernel: Any, lengths: list[int], repeats: int) -> N
     assert_close("lse", lse, expected_lse)
 
 
+@pytest.mark.parametrize("lengths", [[9], [3, 5]], ids=str)
+def test_values_that_are_part_of_their_keys(lengths: list[int]) -> None:
+    q, runs = draw(lengths, 1, 5, 24, torch.float32)
+    runs = [(keys, keys[..., -16:]) for keys, _ in runs]
+    out, lse = decode_attention(q, runs, scale=0.3)
+    expected, expected_lse = decode_attention_reference(q, runs, scale=0.3)
+    assert out.shape == (1, 5, 16)
+    assert_close("out", out, expected)
+    assert_close("lse", lse, expected_lse)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("repeats", "dim"), HEAD_SHAPES)
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)

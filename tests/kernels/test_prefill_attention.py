@@ -49,6 +49,19 @@ def test_against_a_slow_loop(kernel: Any, rows: int, keys: int, causal: bool, re
     assert_close("lse", lse, expected_lse)
 
 
+@pytest.mark.parametrize("dim", [24, 576])
+def test_values_narrower_than_keys(dim: int) -> None:
+    """Of latent attention; wider than some operators take."""
+    q, k, _ = draw(4, 1, 5, 5, dim, torch.float32)
+    values = k[..., -16:]
+    for causal in (True, False):
+        out, lse = prefill_attention(q, k, values, scale=0.2, causal=causal)
+        expected, expected_lse = prefill_attention_reference(q, k, values, scale=0.2, causal=causal)
+        assert out.shape == (4, 5, 16)
+        assert_close("out", out, expected)
+        assert_close("lse", lse, expected_lse)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("repeats", "dim"), HEAD_SHAPES)
 @pytest.mark.parametrize(

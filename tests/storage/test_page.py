@@ -78,3 +78,12 @@ def test_layout_counts_keys_and_values_of_every_head(dtype: str, item: int) -> N
     layout = PageLayout(num_heads=3, page_size=16, head_dim=80, dtype=dtype)
     assert layout.page_bytes == 2 * 3 * 16 * 80 * item
     assert layout.token_bytes * layout.page_size == layout.page_bytes
+
+
+def test_keys_that_contain_the_values_take_half_and_older_layouts_are_stated_as_ever() -> None:
+    """GLM-4.7-Flash: 576 numbers of two bytes a token."""
+    apart = PageLayout(num_heads=1, page_size=16, head_dim=576, dtype="bfloat16")
+    latent = PageLayout(num_heads=1, page_size=16, head_dim=576, dtype="bfloat16", value_dim=512)
+    assert (latent.token_bytes, apart.token_bytes) == (1152, 2304)
+    assert apart.stated() == {"num_heads": 1, "page_size": 16, "head_dim": 576, "dtype": "bfloat16"}
+    assert latent.stated() == {**apart.stated(), "value_dim": 512}

@@ -102,6 +102,22 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
          "logit_scale": 0.3},
     ),
     "glm4": ("Glm4", {"head_dim": 16}),
+    "glm4_moe_lite": (
+        "Glm4MoeLite",
+        {"num_key_value_heads": 6, "kv_lora_rank": 32, "q_lora_rank": 24, "qk_nope_head_dim": 12,
+         "qk_rope_head_dim": 8, "v_head_dim": 20, "n_routed_experts": 6, "n_shared_experts": 1,
+         "num_experts_per_tok": 2, "moe_intermediate_size": 32, "rms_norm_eps": 1e-2},
+    ),
+    "glm4_moe_lite-groups": (
+        "Glm4MoeLite",
+        {"num_key_value_heads": 6, "kv_lora_rank": 32, "q_lora_rank": None, "qk_nope_head_dim": 12,
+         "qk_rope_head_dim": 8, "v_head_dim": 12, "n_routed_experts": 8, "n_shared_experts": 2, "n_group": 4,
+         "topk_group": 2, "num_experts_per_tok": 3, "moe_intermediate_size": 16, "norm_topk_prob": False,
+         "rope_interleave": False, "mlp_layer_types": ["sparse", "dense", "sparse"],
+         "rope_parameters": {
+             "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64,
+             "mscale": 0.7, "mscale_all_dim": 0.9}},
+    ),
     "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0, 1]}),
     "qwen3_5_text": ("Qwen3_5Text", _DELTA_NETS),
     "qwen3_5_moe_text": (

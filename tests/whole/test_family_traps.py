@@ -13,9 +13,10 @@ from tiny_models import VOCABULARY, moved, reference_model, save_tiny_model, tol
 
 from stratakv.runtime.layers.base import Advance
 from stratakv.runtime.layers.recurrent import RecurrentLayer
-from stratakv.runtime.model import delta_net, model, model_files
+from stratakv.runtime.model import delta_net, latent, model, model_files
 from stratakv.runtime.model.delta_net import DeltaNet
 from stratakv.runtime.model.head import Head
+from stratakv.runtime.model.mlp import Experts
 from stratakv.runtime.model.model import Model
 from stratakv.runtime.untrusted.families import FAMILIES
 from stratakv.runtime.untrusted.family import ExpertNames
@@ -76,7 +77,33 @@ def _in_one_piece(self: DeltaNet, hidden: torch.Tensor) -> tuple[torch.Tensor, .
     return torch.cat([q, k, v], -1), z, *self.in_proj_ba(hidden).chunk(2, -1)
 
 
+def experts(family: str, **changes: Any) -> Patch:
+    """The family's mixtures compute otherwise."""
+    names = FAMILIES[family].form.experts
+    assert names is not None
+    return form(family, experts=replace(names, **changes))
+
+
+def _mixture(**changes: Any) -> Patch:
+    """Parts of each layer's mixture are as said; in `gate` the bias by which it chooses is 0."""
+
+    def change(layer: Any) -> None:
+        if isinstance(layer.mlp, Experts) and changes:
+            vars(layer.mlp).update(changes)
+        elif isinstance(layer.mlp, Experts):
+            layer.mlp.gate.e_score_correction_bias.zero_()
+
+    return later(change)
+
+
 TRAPS: dict[str, Patch] = {
+    "glm4_moe_lite: epsilon inside": lambda patch: patch.setattr(latent, "_EPS", 1e-2),
+    "glm4_moe_lite: pairs": form("glm4_moe_lite", in_pairs=False),
+    "glm4_moe_lite: factor of experts": experts("glm4_moe_lite", factor=None),
+    "glm4_moe_lite: bias that chooses": _mixture(),
+    "glm4_moe_lite: shared expert": _mixture(has_shared=False),
+    "glm4_moe_lite-groups: stretched scores": lambda patch: patch.setattr(latent, "_stretch", lambda rope: 1.0),
+    "glm4_moe_lite-groups: groups": experts("glm4_moe_lite", groups=None),
     "granite: scores": form("granite", score_scale=None),
     "granite: embeddings": form("granite", embedding_factor=None),
     "granite: what layers add": form("granite", residual_factor=None),

@@ -14,7 +14,7 @@ import torch
 from ...untrusted.families import FAMILIES
 from ...untrusted.numbers import check_allocation, check_shape, reading
 from ..decoder import Decoder
-from ..model_files import make_configuration, narrowest, num_attending
+from ..model_files import make_configuration, narrowest, num_with_heads
 from .architectures import read_settings
 from .container import Contents, read_gguf
 from .plan import Weight, plan_weights
@@ -48,8 +48,8 @@ def read_model(paths: Sequence[Path]) -> ModelFile:
     entry, config = read_settings(contents)
     sizes, elements = _sizes(config), sum(tensor.elements for tensor in contents.tensors.values())
     check_shape(contents.path, sizes)
-    attending = num_attending(SimpleNamespace(**config))
-    check_allocation(contents.path, sizes, elements, len(contents.tensors), attending)
+    with_heads = num_with_heads(SimpleNamespace(**config))
+    check_allocation(contents.path, sizes, elements, len(contents.tensors), with_heads)
     with reading(contents.path, "a readable GGUF model"):
         shapes = _shapes(config)
     return ModelFile(contents, config, plan_weights(contents, entry, config, shapes))

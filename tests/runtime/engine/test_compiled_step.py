@@ -22,9 +22,10 @@ def _switched_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STRATAKV_COMPILED", "1")
 
 
-@pytest.fixture(
-    scope="module", params=[name for name in FAMILIES if not SUPPORTED[name.split("-")[0]].form.recurrent]
-)  # fmt: skip
+COMPILED = [name for name in FAMILIES if not (form := SUPPORTED[name.split("-")[0]].form).mixer and not form.is_latent]
+
+
+@pytest.fixture(scope="module", params=COMPILED)
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("model"), request.param, max_position_embeddings=2048)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from stratakv.runtime import KVConfig, Runtime
 from stratakv.runtime.engine.engine import Engine
@@ -55,7 +56,11 @@ def test_queries_are_kept_where_that_is_asked_for(pasts: Pasts) -> None:
     assert keeps_queries(pasts.instead_of(pasts.new(keep_queries=True), 71)) == [True] * 3
 
 
-def test_pasts_of_one_reach_share_indexes_that_know_its_positions(pasts: Pasts) -> None:
+def test_pasts_of_one_reach_share_indexes_that_know_its_positions(
+    pasts: Pasts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, rotary = [], pasts.model.rotary
+    monkeypatch.setattr(pasts.model, "rotary", lambda *what: asked.append(what[2]) or rotary(*what))
     own, far = indexes(pasts.new()), pasts.new(71)
     assert own == [*pasts.indexes.values()]
     assert indexes(pasts.new(71)) == indexes(far), "a state can be copied between two of them"
@@ -63,7 +68,8 @@ def test_pasts_of_one_reach_share_indexes_that_know_its_positions(pasts: Pasts) 
     for layer in tiered_layers(far.layers):
         its = pasts.indexes[layer.layer]
         assert (layer.index.identity, layer.index.layer.number) == (its.identity, layer.layer)
-        assert layer.index.layer.rotation._reach == 71
+        layer.index.layer.rotation.rotate(torch.ones(2, 1, 8), torch.zeros(1, dtype=torch.long))
+    assert asked == [71, 71, 71]
 
 
 def test_indexes_of_the_last_few_reaches_are_kept(pasts: Pasts) -> None:

@@ -9,9 +9,14 @@ import torch
 from as_transformers import assert_equal
 from tiny_models import FAMILIES, moved, save_tiny_model
 
+from stratakv.runtime.untrusted.families import FAMILIES as SUPPORTED
+
+ALIKE = [name for name in FAMILIES if not SUPPORTED[name.split("-")[0]].form.is_latent]
+"""Latent attention is computed in another order than transformers' (docs/decisions/0046)."""
+
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALIKE)
 def test_a_family_equals_transformers_to_the_bit(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
     assert_equal(moved(save_tiny_model(tmp_path, family)), dtype)
 

@@ -43,7 +43,7 @@ def outputs(model: Model, hidden: Tensor) -> tuple[list[Tensor], list[Tensor]]:
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         found.extend([q, k, v, torch.tensor([scale])])
-        return q * v.repeat_interleave(q.shape[1] // v.shape[1], 1)
+        return q[..., -v.shape[-1] :] * v.repeat_interleave(q.shape[1] // v.shape[1], 1)
 
     sides = []
     tables = model.step_tables([5, 900, 31])

@@ -39,31 +39,6 @@ def test_layers_slide_where_the_familys_class_has_them_slide(
     assert Model.load(folder, CPU, torch.float32).windows == windows
 
 
-def test_keys_of_an_index_are_rotated_as_the_models_and_back(model: Model) -> None:
-    keys, positions = torch.randn(2, 5, 8), torch.tensor([0, 3, 99, 1000, 4000])
-    rotation = model.rotation(1)
-    rotated = rotation.rotate(keys, positions)
-    tables = model.rotary(positions.unsqueeze(0), torch.float32)
-    assert torch.equal(rotated, model.rotate(1, keys[None], keys[None], tables)[1][0])
-    assert not torch.allclose(rotated[:, 1:], keys[:, 1:])
-    torch.testing.assert_close(rotation.unrotate(rotated, positions), keys)
-    each = positions.repeat(2, 1)
-    each[1] += 1
-    by_head = rotation.rotate(keys, each)
-    assert torch.equal(by_head[0], rotated[0])
-    assert torch.equal(by_head[1], rotation.rotate(keys, positions + 1)[1])
-
-
-def test_a_table_that_scales_is_undone_too(tmp_path: Path) -> None:
-    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 1024}
-    folder = save_tiny_model(tmp_path, rope_parameters=yarn, num_hidden_layers=1)
-    rotation = Model.load(folder, CPU, torch.float32).rotation(0)
-    keys, positions = torch.randn(2, 5, 8), torch.arange(900, 905)
-    rotated = rotation.rotate(keys, positions)
-    assert float((rotated.norm(dim=-1) / keys.norm(dim=-1)).min()) > 1.1
-    torch.testing.assert_close(rotation.unrotate(rotated, positions), keys)
-
-
 def test_tables_of_a_part_of_a_text_are_those_of_its_positions(model: Model) -> None:
     for kind, table in model.tables(30, 33, 0).items():
         for mine, expected in zip(table, model.rotary(torch.tensor([[30, 31, 32]]), torch.float32)[kind], strict=True):

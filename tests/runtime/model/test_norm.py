@@ -19,3 +19,9 @@ def test_a_norm_without_a_weight_divides_alone() -> None:
     with torch.no_grad():
         weighted.weight.fill_(3)
     torch.testing.assert_close(weighted(x), 3 * plain(x))
+
+
+def test_what_is_added_is_the_models_unless_said_otherwise() -> None:
+    x, config = torch.randn(3, 8), SimpleNamespace(rms_norm_eps=1e-5)
+    own = Norm(None, config, Form(), 2.0)
+    torch.testing.assert_close(own(x), F.rms_norm(x, (8,), None, 2.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -172,3 +173,12 @@ def test_the_largest_numbers_stay_finite(codec: type[GroupedCodec], dtype: str) 
     shape = layout(dtype=dtype)
     raw = raw_of(np.where(np.random.default_rng(0).random((2, 2, 16, 64)) < 0.5, 2.0**15, -(2.0**15)), shape)
     np.testing.assert_allclose(numbers_of(there_and_back(codec(shape), raw), shape), numbers_of(raw, shape), rtol=0.01)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_pages_of_keys_alone_are_as_the_keys_of_others(codec: type[GroupedCodec]) -> None:
+    both, keys = layout(dtype="bfloat16"), replace(layout(dtype="bfloat16"), value_dim=48)
+    page = numbers_of(raw_of(np.random.default_rng(3).standard_normal((2, 2, 16, 64)), both), both)
+    found = there_and_back(codec(keys), raw_of(page[:, 0], keys))
+    expected = numbers_of(there_and_back(codec(both), raw_of(page, both)), both)
+    np.testing.assert_array_equal(found, raw_of(expected[:, 0], keys))
