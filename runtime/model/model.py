@@ -38,7 +38,7 @@ from .layer_rotation import LayerRotation
 from .lean_layer import LeanLayer, fused, in_halves, lean_layer
 from .mlp import Experts, stated
 from .model_files import check_vocabulary, own_modules, read_configuration, rope_of, transformers_modules
-from .products import INT8_EXPERTS, PRODUCTS, Product
+from .products import ALL_KNOWN, INT8_EXPERTS, PRODUCTS, Product
 from .rotary import QUERIES, Rotary, RotaryTables
 from .step_tables import KeptTables, StepTables
 from .template import Template
@@ -131,7 +131,7 @@ class Model:
             for layer, shape, is_rotated in zip(self.inner.layers, self.shapes, self._rotated, strict=True)
         ]
         if weights != "own" and None in self._lean:
-            raise ValueError(f"weights={weights} is for models whose layers are all known; leave it out")
+            raise ValueError(f"weights={weights} {ALL_KNOWN}")
         self.use_graphs(Graphs() if self.device.type == "cuda" else None)
         head = self.hf.lm_head
         exact = fused(Product) if self._in_file is None else product

@@ -21,6 +21,8 @@ _MULTIPLE = 64
 """Weights must have multiples of this many rows and columns: PyTorch's 8-bit product reads beyond rows of other
 widths."""
 _STEPS = 127
+ALL_KNOWN = "is for models whose layers are all known; leave it out"
+"""Said of weights other than a model's own, where decode has no form of ours for some layers."""
 
 
 class Linear(nn.Linear):

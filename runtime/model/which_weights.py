@@ -14,7 +14,7 @@ import torch
 from ..process import compiled
 from ..untrusted.families import FAMILIES
 from .locate import gguf_here
-from .products import INT8_EXPERTS, WEIGHTS
+from .products import ALL_KNOWN, INT8_EXPERTS, WEIGHTS
 
 AUTO = "auto"
 _ASKED = (AUTO, *WEIGHTS)
@@ -37,8 +37,8 @@ def which_weights(asked: str, model: str, device: torch.device, dtype: str, kv_d
         needed = "a numba that can be used here"
     if asked == "file" and needed is not None:
         raise ValueError(f"weights=file needs {needed}; leave it out, or use weights=own")
-    if asked == "int8" and (files := gguf_here(model)) and _has_experts(files):
-        raise ValueError(INT8_EXPERTS)  # before it is converted for nothing
+    if asked in ("int8", "file") and (files := gguf_here(model)):
+        _check_layers(asked, files)  # before it is converted for nothing
     if asked != AUTO:
         return asked
     if needed is not None or kv_dtype == "float16":  # PyTorch would compute each step, from weights made for it
@@ -58,12 +58,16 @@ def _needed_for_file(device: torch.device, dtype: str) -> str | None:
     return None
 
 
-def _has_experts(files: list[Path]) -> bool:
+def _check_layers(asked: str, files: list[Path]) -> None:
+    """Raise ValueError if the layers of a GGUF file's model cannot have such weights."""
     from .gguf.directory import read_model
 
     config = read_model(files).config
-    experts = FAMILIES[config["model_type"]].form.experts
-    return experts is not None and experts.are_there(SimpleNamespace(**config))
+    form = FAMILIES[config["model_type"]].form
+    if asked == "int8" and form.experts is not None and form.experts.are_there(SimpleNamespace(**config)):
+        raise ValueError(INT8_EXPERTS)
+    if form.mixer is not None:
+        raise ValueError(f"weights={asked} {ALL_KNOWN}")
 
 
 def _is_read_there(files: list[Path], dtype: str) -> bool:
@@ -71,5 +75,8 @@ def _is_read_there(files: list[Path], dtype: str) -> bool:
     from .file_weights import can_stay
     from .gguf.directory import read_model
 
-    matrices = [weight for weight in read_model(files).weights if len(weight.shape) > 1]
+    found = read_model(files)
+    if FAMILIES[found.config["model_type"]].form.mixer is not None:  # steps have no form of ours
+        return False
+    matrices = [weight for weight in found.weights if len(weight.shape) > 1]
     return can_stay(matrices, getattr(torch, dtype))

@@ -335,6 +335,13 @@ FAMILIES: dict[str, Family] = {
             "gate_proj": "w1", "up_proj": "w3", "down_proj": "w2",
         },
         form=Form(head_norm="head", norm_eps="norm_eps", act=None, mixer="conv"),
+        gguf=GgufNames(
+            architecture="lfm2", final_norm="token_embd_norm", by_layer=frozenset({"attention.head_count_kv"}),
+            layer=_LLAMA | _HEAD_NORMS | {
+                "shortconv.in_proj": "conv.in_proj", "shortconv.conv": "conv.conv",
+                "shortconv.out_proj": "conv.out_proj",
+            },
+        ),
     ),
     "qwen3_5_text": Family(
         names=_COMMON - {"sliding_window"} | _OF_DELTA_NETS,

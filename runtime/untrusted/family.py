@@ -139,6 +139,8 @@ class GgufNames:
     with_experts: Mapping[str, str] = field(default_factory=dict)
     """Tensors of a block of a model that has experts, where others of its family have none, besides those of `layer` or
     in place of theirs."""
+    final_norm: str = "output_norm"
+    """The tensor of the norm behind all layers."""
     by_layer: frozenset[str] = frozenset()
     """Keys that may be a list of numbers that differ, one for each layer."""
     biases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -65,7 +65,9 @@ def test_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tensors() -> None:
     found = {name for (cell,) in rows("Tensors")[1:] for name in code(cell)}
     layers = {
-        name for entry in ARCHITECTURES.values() for name in (*entry.names.layer, *entry.names.with_experts, *OUTER)
+        name
+        for entry in ARCHITECTURES.values()
+        for name in (*entry.names.layer, *entry.names.with_experts, entry.names.final_norm, *OUTER.values())
     }
     layers = {name.removesuffix(".weight") for name in layers}
     of_rope = {name.removesuffix(".weight") for name in TENSORS}

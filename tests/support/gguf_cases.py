@@ -301,6 +301,10 @@ def cases(original: int) -> dict[str, Case]:
         "gemma4, other bases": Case("gemma4", gemma4_rope(50_000.0)),
         "gemma4, experts": Case("gemma4", GEMMA4_EXPERTS),
         "gemma4, gate and up of experts in one": Case("gemma4", GEMMA4_EXPERTS, change="experts fused"),
+        "lfm2": Case("lfm2"),
+        "lfm2, other base, four taps": Case(
+            "lfm2", {**rope("default", 5e4), "conv_L_cache": 4, "num_hidden_layers": 4}
+        ),
         "glm4": Case("glm4"),
         "glm4, a quarter rotated, no biases": Case(
             "glm4", {**rope("default", partial_rotary_factor=0.25), "attention_bias": False}

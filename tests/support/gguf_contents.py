@@ -27,7 +27,7 @@ _FOLDER = TemporaryDirectory(prefix="gguf-")
 def contents_of(family: str) -> Contents:
     """Of the plain file. Its tensors can be read."""
     path = Path(_FOLDER.name) / f"{family}.gguf"
-    settings = {"num_hidden_layers": 2} if family in ("gemma3", "gemma4") else {"num_hidden_layers": 1}
+    settings = {"num_hidden_layers": 2} if family in ("gemma3", "gemma4", "lfm2") else {"num_hidden_layers": 1}
     write_gguf(path, random_model(family, **settings), family)
     return read_gguf([path])
 

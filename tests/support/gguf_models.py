@@ -69,6 +69,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
          "num_hidden_layers": 4, "sliding_window": 100, "final_logit_softcapping": 30.0,
          "hidden_size_per_layer_input": 0, "tie_word_embeddings": True},
     ),
+    "lfm2": ("Lfm2", {"block_auto_adjust_ff_dim": False, "tie_word_embeddings": True}),
     "cohere2": (
         "Cohere2",
         {"num_hidden_layers": 4, "sliding_window": 100, "logit_scale": 0.25, "tie_word_embeddings": True},
@@ -94,9 +95,10 @@ def random_model(family: str, seed: int = 0, **settings: Any) -> Any:
         prefix = _SLIDING.get(family, prefix)
     if prefix == "Exaone4" and "layer_types" not in settings:  # its class makes none where no layer slides
         settings["layer_types"] = ["full_attention"] * {**_COMMON, **settings}["num_hidden_layers"]
-    if prefix == "Gemma4" and "layer_types" not in settings:
+    if prefix in ("Gemma4", "Lfm2") and "layer_types" not in settings:
         count = {**_COMMON, **differs, **settings}["num_hidden_layers"]
-        settings["layer_types"] = [("sliding_attention", "full_attention")[at % 2] for at in range(count)]
+        kinds = ("conv" if prefix == "Lfm2" else "sliding_attention", "full_attention")
+        settings["layer_types"] = [kinds[at % 2] for at in range(count)]
     text = "Text" if prefix in ("Gemma3", "Gemma4") else ""
     config = getattr(transformers, f"{prefix}{text}Config")(**{**_COMMON, **differs, **settings})
     model = getattr(transformers, f"{prefix}ForCausalLM")(config).float().eval()
@@ -167,7 +169,12 @@ def keys_of(family: str, model: Any) -> dict[str, Any]:
     if family == "cohere2":
         found |= {"attention.layer_norm_epsilon": config.layer_norm_eps, "logit_scale": config.logit_scale}
     else:
-        found["attention.layer_norm_rms_epsilon"] = config.rms_norm_eps
+        found["attention.layer_norm_rms_epsilon"] = config.norm_eps if family == "lfm2" else config.rms_norm_eps
+    if family == "lfm2":
+        found |= {
+            "shortconv.l_cache": config.conv_L_cache,
+            "attention.head_count_kv": [config.num_key_value_heads * (kind != "conv") for kind in config.layer_types],
+        }  # fmt: skip
     if family == "qwen2moe":
         found["expert_shared_feed_forward_length"] = config.shared_expert_intermediate_size
     if family in ("qwen2moe", "qwen3moe"):
@@ -243,6 +250,7 @@ def tensors_of(family: str, model: Any) -> dict[str, np.ndarray]:
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
             weight = as_pairs(weight, heads)
         row = weight.squeeze(0) if weight.dim() > 1 else weight  # which stands as a vector
+        row = row.squeeze(1) if "shortconv.conv" in called else row
         found[called] = row.contiguous().numpy()
     return found | _rope_tensors(model)
 

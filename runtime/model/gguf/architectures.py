@@ -17,7 +17,7 @@ from ...api.errors import ModelFileError
 from ...untrusted.families import FAMILIES
 from ...untrusted.family import GgufNames
 from ...untrusted.numbers import shown
-from .by_kind import gemma4, kinds, pattern, rotated
+from .by_kind import gemma4, kinds, lfm2, pattern, rotated
 from .container import Contents
 from .kinds import check_is_model
 from .rope import plain_rope, read_rope, share
@@ -29,7 +29,8 @@ Settings = Callable[[Said, Contents, dict[str, Any]], dict[str, Any]]
 name is spelled out, such as `max_window_layers` where nothing slides, is as transformers writes it: a store knows its
 model by what config.json says, and one from before stays that model's."""
 
-OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+OUTER = {"model.embed_tokens": "token_embd", "lm_head": "output"}
+"""The tensors of weights that are in no layer, besides `GgufNames.final_norm`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -254,7 +255,7 @@ _SETTINGS: dict[str, Settings] = {
     "llama": _llama, "qwen2": _qwen2, "qwen3": _qwen, "gemma3_text": _gemma3, "phi3": _phi3, "olmo2": _olmo2,
     "smollm3": _smollm3, "olmo3": _olmo3, "granite": _granite, "exaone4": _exaone4, "cohere2": _cohere2,
     "ministral3": _ministral3, "qwen3_moe": _qwen3_moe, "qwen2_moe": _qwen2_moe, "mixtral": _mixtral,
-    "glm4": _glm4, "gemma4_text": gemma4,
+    "glm4": _glm4, "gemma4_text": gemma4, "lfm2": lfm2,
 }  # fmt: skip
 """Family -> what keys become in its config.json, where that is code."""
 _ENTRIES = [

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from .container import Contents
-from .rope import plain_rope, scattered_rope
+from .rope import plain_rope, read_rope, scattered_rope
 from .said import Said
-from .settings import check_scale
+from .settings import check_scale, no_window
 
 _NOT_YET = {
     "attention.shared_kv_layers": "layers without keys of their own",
     "embedding_length_per_layer_input": "embeddings by layer",
-    "nextn_predict_layers": "blocks that only draft",
 }
 """Key -> what a model of Gemma 4's has that is not read, if it is not 0."""
 
@@ -50,11 +49,18 @@ _CAP = 30.0
 """Gemma 4's of logits, where the file is silent."""
 
 
+def _no_drafts(said: Said) -> None:
+    """Raise ModelFileError for blocks that only draft, which would have kinds, too."""
+    if found := said.whole("nextn_predict_layers", default=0):
+        raise said.refuse("nextn_predict_layers", found, "no block of the family only drafts")
+
+
 def gemma4(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
     """Gemma 4: layers that see everything have heads of their own size, fewer for keys, and perhaps no product for
     values. Scores are as they are."""
     layers, context = config["num_hidden_layers"], config["max_position_embeddings"]
     check_scale(said, 1)
+    _no_drafts(said)
     for name, what in _NOT_YET.items():
         if found := said.whole(name, default=0):
             raise said.refuse(name, found, what, "take a model that has none")
@@ -86,4 +92,22 @@ def gemma4(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, 
         "num_global_key_value_heads": heads, "attention_k_eq_v": keys_are_values,
         "final_logit_softcapping": cap or None, "hidden_activation": "gelu_pytorch_tanh",
         "hidden_size_per_layer_input": 0,
+    }  # fmt: skip
+
+
+def lfm2(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
+    """LFM2: layers without heads for keys are convolutions."""
+    hidden, heads, width = config["hidden_size"], config["num_attention_heads"], config["head_dim"]
+    context = config["max_position_embeddings"]
+    no_window(said, context)
+    check_scale(said, width)
+    _no_drafts(said)
+    counts = said.by_layer("attention.head_count_kv")
+    if len(set(counts) - {0}) != 1:
+        raise said.refuse("attention.head_count_kv", counts, "some layers attend, all with as many heads")
+    return {
+        "rope_parameters": read_rope(said, contents, rotated(said, width), context),
+        "layer_types": ["full_attention" if count else "conv" for count in counts],
+        "conv_L_cache": said.whole("shortconv.l_cache", "conv_L_cache"), "conv_bias": False,
+        "block_auto_adjust_ff_dim": False, "head_dim": None if hidden == heads * width else width,
     }  # fmt: skip

@@ -74,7 +74,7 @@ class _Plan:
         has_experts = experts is not None and experts.are_there(SimpleNamespace(**config))
         named = {**entry.names.layer, **(entry.names.with_experts if has_experts else {})}
         self._of_layer = {weight: tensor for tensor, weight in named.items()}
-        self._outer = {weight: tensor for tensor, weight in OUTER.items()}
+        self._outer = {**OUTER, "model.norm": entry.names.final_norm}
         self._used: set[str] = set(entry.names.rope_tensors)
 
     def made(self) -> list[Weight]:

@@ -147,7 +147,10 @@ def _token(contents: Contents, said: Said, name: str, key: str) -> int | None:
     return found if found is not None and found < _vocabulary(contents) else None
 
 
-_EPSILONS = {"rms_norm_eps": "attention.layer_norm_rms_epsilon", "layer_norm_eps": "attention.layer_norm_epsilon"}
+_EPSILONS = {
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon", "norm_eps": "attention.layer_norm_rms_epsilon",
+    "layer_norm_eps": "attention.layer_norm_epsilon",
+}  # fmt: skip
 
 
 def _epsilon(said: Said, name: str) -> float:

@@ -70,6 +70,16 @@ def test_int8_is_refused_before_a_mixture_is_converted(tmp_path: Path) -> None:
         assert which_weights("int8", str(tmp_path / "m.gguf"), CPU, "bfloat16", "auto") == "int8"
 
 
+def test_a_model_whose_layers_are_not_all_known_has_its_own(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", random_model("lfm2", num_hidden_layers=2), "lfm2")
+    assert chosen(str(tmp_path / "m.gguf"), "float32") == "own"
+    for asked in ("int8", "file"):
+        with pytest.raises(
+            ValueError, match=f"^weights={asked} is for models whose layers are all known; leave it out"
+        ):
+            which_weights(asked, str(tmp_path / "m.gguf"), CPU, "float32", "auto")
+
+
 @pytest.mark.parametrize(("is_scaled", "weights"), [(False, "file"), (True, "own")])
 def test_a_matrix_with_a_factor_beside_it_is_converted(is_scaled: bool, weights: str, tmp_path: Path) -> None:
     in_blocks = typed(["Q8_0"])

@@ -22,7 +22,7 @@ NAMED = {
 }
 """Files that name a family, and why."""
 
-WITHOUT_GGUF = {"mistral", "lfm2", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "glm4_moe_lite"}
+WITHOUT_GGUF = {"mistral", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "glm4_moe_lite"}
 """The first has files of another family's architecture; those of others are not read yet."""
 
 

@@ -19,6 +19,16 @@ def test_gemmas_kinds_have_heads_of_their_own() -> None:
     assert {name: found[name] for name in expected} == expected
 
 
+def test_layers_of_lfm2_without_heads_for_keys_are_convolutions() -> None:
+    keys = {"attention.head_count_kv": [0, 2, 0], "block_count": 3, "shortconv.l_cache": 4}
+    found = read_settings(changed("lfm2", keys))[1]
+    expected = {
+        "layer_types": ["conv", "full_attention", "conv"], "conv_L_cache": 4, "num_key_value_heads": 2,
+        "block_auto_adjust_ff_dim": False, "norm_eps": pytest.approx(1e-5),
+    }  # fmt: skip
+    assert {name: found[name] for name in expected} == expected
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "shared keys": ({"attention.shared_kv_layers": 1}, "attention.shared_kv_layers: 1 is not supported"),
     "embeddings by layer": (
@@ -44,6 +54,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"attention.value_length_swa": 16}, "attention.value_length_swa: 16 is not supported: keys have 32"
     ),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("counts", "problem"), [([0, 0], "0, expected a whole number"), ([2, 1], "[2, 1] is not supported: some layers")]
+)
+def test_what_lfm2_cannot_be_is_refused(counts: list[int], problem: str) -> None:
+    said = refusal(read_settings, changed("lfm2", {"attention.head_count_kv": counts}))
+    assert f"attention.head_count_kv: {problem}" in said
 
 
 @pytest.mark.parametrize("case", REFUSED)
