@@ -56,10 +56,14 @@ class KVConfig:
     group of them (docs/decisions/0013). `adaptive`: lossless while reading pages back could hide behind computing, else
     as many of them as int4 as would make reads fit. Lossy pages are exact in memory and approximate once they have left
     it: answers then depend on what was spilled and when, and no longer repeat to the bit."""
+    state_every: int | None = None
+    """Tokens between the places in a prompt where layers without pages (sliding, recurrent) leave their state for other
+    conversations: whole pages and multiples of 64. 0: only where a prompt ends. None: so many that states add at most a
+    quarter to what pages take on disk (docs/decisions/0048). Models whose layers all have pages leave none."""
 
     def __post_init__(self) -> None:
         _take(self, typed.real, "gpu_gb", "host_gb", "disk_gb")
-        _take(self, typed.whole, "sink", "local", "page_size")
+        _take(self, typed.whole, "sink", "local", "page_size", "state_every")
         _take(self, typed.text, "index", "prefetch", "codec")
         _take(self, typed.named, "dtype")
         _take(self, typed.path, "path", "profile")
@@ -71,6 +75,11 @@ class KVConfig:
         for name, least in (("sink", 0), ("local", 0), ("page_size", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is a number of tokens from {least}, not {getattr(self, name)}")
+        if self.state_every is not None and (self.state_every < 0 or self.state_every % math.lcm(64, self.page_size)):
+            raise ValueError(
+                f"state_every is a multiple of {math.lcm(64, self.page_size)} tokens (whole pages, and of 64) or 0, "
+                f"not {self.state_every}"
+            )
         if self.host_gb == 0 or self.gpu_gb == 0:
             raise ValueError("gpu_gb and host_gb are more than 0; leave them out for the default")
         self._check_index()

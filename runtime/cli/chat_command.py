@@ -22,6 +22,7 @@ from .options import (
     PathOption,
     PrefetchOption,
     ProfileOption,
+    StateEveryOption,
     WeightsOption,
     kv_config,
     real,
@@ -47,6 +48,7 @@ def chat(
     profile: ProfileOption = None,
     codec: CodecOption = "zstd",
     prefetch: PrefetchOption = "auto",
+    state_every: StateEveryOption = None,
     file: Annotated[
         list[Path] | None, typer.Option("-f", "--file", help="Read this document first; repeatable; -: stdin.")
     ] = None,
@@ -88,6 +90,7 @@ def chat(
     kv = kv_config(
         gpu_gb=gpu_kv_gb, host_gb=host_kv_gb, disk_gb=disk_kv_gb, path=kv_dir, index=index, budget=budget,
         dtype=kv_dtype, profile=profile, codec=codec, prefetch=prefetch,
+        state_every=state_every,
     )  # fmt: skip
     generation = _given(
         max_new_tokens=n_predict, top_p=top_p, top_k=top_k, min_p=min_p, repetition_penalty=repeat_penalty, seed=seed,

@@ -101,6 +101,14 @@ PrefetchOption = Annotated[
     str,
     typer.Option("--prefetch", help="Move what is read soon ahead of time: on, off; auto: where it is seen to pay."),
 ]
+StateEveryOption = Annotated[
+    int | None,
+    whole(
+        "--state-every",
+        help="Tokens between states that sliding and recurrent layers leave in a prompt for other conversations; 0: at "
+        "its end only. Default: as many as add at most a quarter to the pages on disk.",
+    ),
+]
 ProfileOption = Annotated[
     Path | None, path("--profile", help="What calibrate wrote with --out. Default: where calibrate puts it.")
 ]

@@ -86,7 +86,7 @@ class Engine:
         if model.weights != "own":
             settings["weights"] = model.weights
         learns = any(index.uses_queries for index in indexes)
-        self.prefixes = StoredPrefixes(model, store, self.index_identity, learns_from_queries=learns)
+        self.prefixes = StoredPrefixes(model, store, config, self.index_identity, learns_from_queries=learns)
         self.salt = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).digest()
 
     @property
@@ -232,16 +232,16 @@ class Engine:
             with self.turn():
                 cache.end_prefill()
         with self.turn():
-            self.prefixes.leave_state(sequence, total - cached)
+            self.prefixes.leave_at_end(sequence, total - cached)
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)  # callers tell how long it took: all of it
         return Prefilled(logits, cached, total - cached)
 
     def _span_ends(self, start: int, count: int) -> Iterator[int]:
-        """Ends of spans, on the chunk grid except for the last."""
-        end = start + count
+        """Ends of spans, on the chunk grid or where states are left, except for the last."""
+        end, most = start + count, self.workspace.span_tokens
         while start < end:
-            start = min(end, (start + self.workspace.span_tokens) // self.chunk * self.chunk)
+            start = min(end, (start + most) // self.chunk * self.chunk, self.prefixes.next_place(start))
             yield start
 
     def _span(
@@ -274,6 +274,7 @@ class Engine:
                 cache.finish(named.chains, named.tokens, sequence.tail_len + count)
         sequence.commit(named)
         with self.turn():
+            self.prefixes.leave_inside(sequence)
             return model.logits(hidden[:, -1])[0] if want_logits else None
 
     def _attend(self, cache: LayerKV, start: int, table: RotaryTables) -> Attend:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import logging
+import sys
+from itertools import islice
 
 import numpy as np
 import safetensors.torch
 from torch import Tensor
 
 from ...storage import StorageFullError, TieredStore
+from ...storage.codecs.compression import usual_ratio
+from ..api.config import KVConfig
 from ..layers.stored import stored_state
 from ..model.model import Model
 from .sequence import PROMPT, Sequence
+from .state_interval import state_bytes, state_interval
 
 logger = logging.getLogger(__name__)
 
-STATE_EVERY = 256
+_LEAST_READ = 256
 """A prefill of at least this many tokens leaves for later prefixes what pages alone do not tell."""
+_MOST_LOOKED_AT = 4
+"""So many of the states of a prefix are looked through for what an index learned: they may be large."""
 
 
 class StoredPrefixes:
@@ -27,9 +34,18 @@ class StoredPrefixes:
         learns_from_queries: it has an index that does, so that what it learned is worth looking for.
     """
 
-    def __init__(self, model: Model, store: TieredStore, identity: str, *, learns_from_queries: bool) -> None:
+    def __init__(
+        self, model: Model, store: TieredStore, config: KVConfig, identity: str, *, learns_from_queries: bool
+    ) -> None:  # fmt: skip
         self.model, self.store = model, store
         self.identity, self._learns = identity, learns_from_queries
+        layout, item_bytes = store.layout, model.dtype.itemsize
+        state = state_bytes(model.windows, model.states, model.shapes, layout.page_size, item_bytes)
+        token = layout.token_bytes * len(model.tiered) * usual_ratio(config.codec, layout)
+        default = state_interval(state, token, layout.page_size)
+        self.state_every = default if config.state_every is None or not state else config.state_every
+        """Tokens between the places where states are left; 0: only where a prompt ends."""
+        self._least_read = max(_LEAST_READ, int(state / token) if token else 0)
 
     def adopt(self, sequence: Sequence, tokens: np.ndarray, *, want_logits: bool) -> int:
         """Adopt stored pages that continue the sequence with prompt `tokens`; returns how many of those they cover."""
@@ -65,11 +81,26 @@ class StoredPrefixes:
                 return count, {name: tensor for name, tensor in state[0].items() if not _is_learned(name)}
         return 0, {}
 
-    def leave_state(self, sequence: Sequence, computed: int) -> None:
-        """Store, after a prefill that computed so many tokens, what pages alone do not tell whoever goes on from the
-        last page's end (`LayerKV.leave`), under that page's chain."""
+    def next_place(self, start: int) -> int:
+        """The first place behind `start` where states are left in a prompt that is longer. Rows are computed in groups
+        that end there, so that whoever goes on from there computes the same groups."""
+        return (start // self.state_every + 1) * self.state_every if self.state_every else sys.maxsize
+
+    def leave_inside(self, sequence: Sequence) -> None:
+        """A part of a prompt was computed: leave the states at its end if that is a place for them."""
+        if self.state_every and sequence.num_tokens % self.state_every == 0:
+            self._leave(sequence, 0)
+
+    def leave_at_end(self, sequence: Sequence, computed: int) -> None:
+        """A prompt was read and so many tokens of it computed: leave what whoever goes on from the last page's end
+        needs, and what an index learned. Not for few: states would take more room than the pages."""
+        if computed >= self._least_read:
+            self._leave(sequence, computed)
+
+    def _leave(self, sequence: Sequence, computed: int) -> None:
+        """Store what pages alone do not tell (`LayerKV.leave`) under the last page's chain."""
         disk = self.store.disk
-        if computed < STATE_EVERY or disk is None or self.store.disk_error or not sequence.chains:
+        if disk is None or self.store.disk_error or not sequence.chains:
             return
         states: dict[str, Tensor] = {}
         for cache in sequence.layers:
@@ -90,10 +121,11 @@ class StoredPrefixes:
         disk = self.store.disk
         if disk is None or not self._learns:
             return {}
-        for chain in reversed(chains):
-            state = stored_state(disk, chain, [], 0)
-            if state is not None and state[1] == self.identity:
-                return {name: tensor for name, tensor in state[0].items() if _is_learned(name)}
+        left = (state for chain in reversed(chains) if (state := stored_state(disk, chain, [], 0)) is not None)
+        for tensors, identity in islice(left, _MOST_LOOKED_AT):
+            learned = {name: tensor for name, tensor in tensors.items() if _is_learned(name)}
+            if learned and identity == self.identity:
+                return learned
         return {}
 
 

@@ -30,7 +30,7 @@ import numpy as np
 import xxhash
 
 from ..page import PageLayout
-from . import CODECS, LOSSLESS, Codec, Int4Codec, ZstdCodec, make_codec
+from . import CODECS, LOSSLESS, Codec, Int4Codec, Int8Codec, ZstdCodec, make_codec
 
 _WEIGHT = 1 / 16
 """Weight of the newest read in every average."""
@@ -202,6 +202,14 @@ def check_compression(name: str) -> None:
 def is_lossy(name: str) -> bool:
     """True if pages written with this compression may come back approximate."""
     return name not in LOSSLESS
+
+
+def usual_ratio(name: str, layout: PageLayout) -> float:
+    """Stored bytes per raw byte of pages in one of `COMPRESSIONS`; of `adaptive` where it has to be quick."""
+    if name in LOSSLESS:
+        return 1.0 if name == "raw" else _USUAL_LOSSLESS
+    quantised = Int8Codec(layout) if name == Int8Codec.name else Int4Codec(layout)
+    return quantised.payload_bytes / layout.page_bytes
 
 
 def make_compression(name: str, layout: PageLayout) -> Compression:

@@ -43,6 +43,13 @@ def test_the_least_budget_is_what_is_always_read_in_whole_pages_and_two_more(
         KVConfig(**changes, budget=least - 1)
 
 
+def test_states_lie_where_pages_end_and_a_text_can_be_cut() -> None:
+    assert [KVConfig(state_every=every).state_every for every in (None, 0, 64, 4096)] == [None, 0, 64, 4096]
+    for page, every, least in ((16, 96, 64), (48, 64, 192), (16, -64, 64)):
+        with pytest.raises(ValueError, match=f"state_every is a multiple of {least} tokens .* not {every}"):
+            KVConfig(page_size=page, state_every=every)
+
+
 def test_arguments_win_over_the_base_and_defaults_do_not() -> None:
     base = GenerationConfig(top_k=7, seed=3, stop_strings=("a",))
     found = GenerationConfig.from_kwargs(base, max_tokens=5, stop="b")

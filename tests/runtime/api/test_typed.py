@@ -78,6 +78,7 @@ TAKEN: dict[tuple[type[Any], str], list[Any]] = {
     ],
     **{(KVConfig, name): [None, *REAL, 3, np.int32(3)] for name in ("gpu_gb", "host_gb", "disk_gb")},
     **{(KVConfig, name): WHOLE for name in ("sink", "local", "page_size")},
+    (KVConfig, "state_every"): [None, 0, 64, 128.0, np.int64(192)],
     (KVConfig, "budget"): [512, 512.0, np.int64(512), 0.25, np.float32(0.25)],
     (KVConfig, "path"): [None, "x", Path("x"), Folder(), "a b", os.fsdecode(b"\xff"), "~"],
     (KVConfig, "profile"): [None, "x", Path("x"), Folder()],
@@ -104,6 +105,7 @@ REFUSED: dict[tuple[type[Any], str], list[Any]] = {
     **{(KVConfig, name): [*NO_NUMBER, -1, float("nan"), float("inf"), 1 << 2000]
        for name in ("gpu_gb", "host_gb", "disk_gb")},
     **{(KVConfig, name): [*NO_NUMBER, *HUGE, None, -1, 7.5] for name in ("sink", "local", "page_size")},
+    (KVConfig, "state_every"): [*NO_NUMBER, *HUGE, -64, 7, 64.5],
     (KVConfig, "budget"): [*NO_NUMBER, *HUGE, None, 0, -1, 1.5, float("nan"), float("inf")],
     **{(KVConfig, name): [5, b"x", ["x"], "", "a\0b", "\ud800", "~nobody-of-this-name/x"]
        for name in ("path", "profile")},

@@ -1,4 +1,5 @@
-"""What an index learned from a prompt's queries serves whoever reads the same prompt later."""
+"""What a prompt leaves besides pages serves whoever begins with the same tokens later: states, and what an index
+learned from queries."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def settings(folder: Path, **changes: object) -> KVConfig:
-    return KVConfig(path=folder, index="spectral", budget=144, **changes)
+    return KVConfig(path=folder, index="spectral", budget=144, state_every=128, **changes)
 
 
 def read(engine: Engine, tokens: np.ndarray) -> tuple[Sequence, int, torch.Tensor]:
@@ -72,6 +73,18 @@ def test_another_index_does_not_take_it(model: Path, tmp_path: Path) -> None:
         second, cached, _ = read(other, TOKENS)
         assert cached > 0
         assert not same(first, second, {"moment"}), "its own: nothing was learned from queries"
+
+
+def test_who_leaves_a_prompt_early_goes_on_from_the_state_before(model: Path, tmp_path: Path) -> None:
+    other = np.concatenate([TOKENS[:400], TOKENS[:100]])
+    with Runtime.load(model, dtype="float32", kv=settings(tmp_path)) as runtime:
+        engine, sequence, fresh = runtime.engine, runtime.engine.new_sequence(), runtime.engine.new_sequence()
+        read(engine, TOKENS)
+        found, expected = engine.prefill(sequence, other), engine.prefill(fresh, other, reuse=False)
+        assert found.num_cached == (400 if all(layer.is_paged for layer in sequence.layers) else 384)
+        assert found.logits is not None
+        assert expected.logits is not None
+        assert (found.logits - expected.logits).abs().max() <= 1e-4 * expected.logits.abs().max()
 
 
 def test_a_session_remembers_what_was_learned(model: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from stratakv.storage.codecs.compression import (
     balanced_share,
     is_lossy,
     make_compression,
+    usual_ratio,
 )
 
 
@@ -271,3 +272,9 @@ def test_unknown_names_are_refused() -> None:
 
 def test_which_names_are_lossy() -> None:
     assert [name for name in COMPRESSIONS if is_lossy(name)] == ["int8", "int4", "adaptive"]
+
+
+def test_the_usual_size_of_a_page_is_that_of_its_codec() -> None:
+    int4 = Int4Codec(LAYOUT).payload_bytes / LAYOUT.page_bytes
+    assert [usual_ratio(name, LAYOUT) for name in ("raw", "zstd", "int4", "adaptive")] == [1.0, 0.8, int4, int4]
+    assert int4 < usual_ratio("int8", LAYOUT) < 1
