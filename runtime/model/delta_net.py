@@ -35,6 +35,7 @@ class DeltaNet(nn.Module):
         self.key_heads, self.key_dim = config.linear_num_key_heads, config.linear_key_head_dim
         self.heads, self.dim = config.linear_num_value_heads, config.linear_value_head_dim
         keys, values = self.key_heads * self.key_dim, self.heads * self.dim
+        self.are_tiled = bool(getattr(config, "linear_value_heads_are_tiled", False))
         self.parts, self.scale = [keys, keys, values], self.key_dim**-0.5
         self.by_key_head = by_key_head
         if by_key_head:
@@ -76,7 +77,8 @@ class DeltaNet(nn.Module):
         convolved, columns = self.conv1d(mixed, state["columns"])
         q, k, v = torch.split(F.silu(convolved).float(), self.parts, -1)
         q, k = (of_length_one(part.reshape(-1, self.key_heads, self.key_dim)) for part in (q, k))
-        q, k = (for_each(part, self.heads // self.key_heads) for part in (q * self.scale, k))
+        each = self.heads // self.key_heads
+        q, k = (for_each(part, each, are_tiled=self.are_tiled) for part in (q * self.scale, k))
         v = v.reshape(-1, self.heads, self.dim)
         out, matrix = delta_rule(q, k, v, g, beta.float(), state["matrix"])
         return out.to(mixed.dtype), {"columns": columns, "matrix": matrix}
@@ -87,9 +89,10 @@ def of_length_one(rows: Tensor) -> Tensor:
     return rows * torch.rsqrt((rows * rows).sum(-1, keepdim=True) + _LENGTH_EPS)
 
 
-def for_each(heads: Tensor, count: int) -> Tensor:
-    """Key heads `[T, G, K]`, each for so many neighbouring value heads: `[T, N, K]`."""
-    return heads.repeat_interleave(count, 1)
+def for_each(heads: Tensor, count: int, *, are_tiled: bool) -> Tensor:
+    """Key heads `[T, G, K]`, each for so many value heads: `[T, N, K]`. These are neighbours, or `are_tiled`: every
+    G-th."""
+    return heads.repeat(1, count, 1) if are_tiled else heads.repeat_interleave(count, 1)
 
 
 class GatedNorm(nn.Module):

@@ -59,8 +59,9 @@ _OF_EXPERTS = frozenset({
 })  # fmt: skip
 _OF_DELTA_NETS = frozenset({
     "full_attention_interval", "linear_conv_kernel_dim", "linear_key_head_dim", "linear_num_key_heads",
-    "linear_num_value_heads", "linear_value_head_dim",
+    "linear_num_value_heads", "linear_value_head_dim", "linear_value_heads_are_tiled",
 })  # fmt: skip
+"""The last one is our own, for GGUF files, where value head j has key head j modulo their number."""
 
 _GATED = Form(
     norm="offset",
@@ -71,6 +72,17 @@ _GATED = Form(
     mixer="delta",
 )
 """Layers of Qwen's hybrids."""
+_GATED_NAMES = GgufNames(
+    architecture="qwen35",
+    layer=_ATTENTION | _MLP | _HEAD_NORMS | {
+        "attn_norm": "input_layernorm", "post_attention_norm": "post_attention_layernorm",
+        "attn_qkv": "linear_attn.in_proj_qkv", "attn_gate": "linear_attn.in_proj_z",
+        "ssm_alpha": "linear_attn.in_proj_a", "ssm_beta": "linear_attn.in_proj_b", "ssm_conv1d": "linear_attn.conv1d",
+        "ssm_a": "linear_attn.A_log", "ssm_dt.bias": "linear_attn.dt_bias", "ssm_norm": "linear_attn.norm",
+        "ssm_out": "linear_attn.out_proj",
+    },
+    norm_offset=-1.0, plain_norms=frozenset({"ssm_norm"}), decays=frozenset({"ssm_a"}),
+)  # fmt: skip
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(
@@ -347,6 +359,7 @@ FAMILIES: dict[str, Family] = {
         names=_COMMON - {"sliding_window"} | _OF_DELTA_NETS,
         turned=0.25,
         form=_GATED,
+        gguf=_GATED_NAMES,
     ),
     "qwen3_5_moe_text": Family(
         names=_COMMON - {"intermediate_size", "sliding_window"} | _OF_DELTA_NETS | {
@@ -354,12 +367,21 @@ FAMILIES: dict[str, Family] = {
         },
         turned=0.25,
         form=replace(_GATED, experts=ExpertNames(renormalises=True, shared="shared_expert_intermediate_size")),
+        gguf=replace(
+            _GATED_NAMES, architecture="qwen35moe", layer={**_GATED_NAMES.layer, **_EXPERTS, **_SHARED_EXPERT}
+        ),
     ),
     "qwen3_next": Family(
         names=_COMMON - {"sliding_window"} | _OF_DELTA_NETS | _OF_EXPERTS | {"shared_expert_intermediate_size"},
         turned=0.25,
         form=replace(
             _GATED, mixer="delta_by_key_head", experts=ExpertNames(shared="shared_expert_intermediate_size")
+        ),
+        gguf=replace(
+            _GATED_NAMES, architecture="qwen3next",
+            layer={**_GATED_NAMES.layer, **_EXPERTS, **_SHARED_EXPERT} | {
+                "ssm_in": "linear_attn.in_proj_qkvz", "ssm_ba": "linear_attn.in_proj_ba",
+            },
         ),
     ),
 }  # fmt: skip

@@ -148,7 +148,10 @@ class GgufNames:
     in_pairs: bool = False
     """Rows of q and k stand as numbers (2i, 2i + 1) that are rotated together, not as halves of a head."""
     norm_offset: float = 0.0
-    """The number added to every norm: a file stores norms as they are used."""
+    """The number added to every norm but `plain_norms`: a file stores norms as they are used."""
+    plain_norms: frozenset[str] = frozenset()
+    decays: frozenset[str] = frozenset()
+    """Tensors that hold minus the exponential of their weight."""
     rope_tensors: tuple[str, ...] = ()
     """Tensors about positions that it may have."""
     only_with: str | None = None

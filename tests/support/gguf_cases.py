@@ -302,6 +302,16 @@ def cases(original: int) -> dict[str, Case]:
         "gemma4, experts": Case("gemma4", GEMMA4_EXPERTS),
         "gemma4, gate and up of experts in one": Case("gemma4", GEMMA4_EXPERTS, change="experts fused"),
         "lfm2": Case("lfm2"),
+        "qwen35": Case("qwen35"),
+        "qwen35, yarn": Case("qwen35", yarn(original)),
+        "qwen35, every third layer attends": Case(
+            "qwen35", {"layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"]},
+            {"qwen35.attention.recurrent_layers": None, "qwen35.full_attention_interval": 3},
+        ),
+        "qwen35, as many value heads": Case("qwen35", {"linear_num_value_heads": 2, "tie_word_embeddings": True}),
+        "qwen35moe": Case("qwen35moe"),
+        "qwen35moe, gate and up of experts in one": Case("qwen35moe", change="experts fused"),
+        "qwen3next": Case("qwen3next"),
         "lfm2, other base, four taps": Case(
             "lfm2", {**rope("default", 5e4), "conv_L_cache": 4, "num_hidden_layers": 4}
         ),

@@ -20,6 +20,7 @@ from stratakv.runtime.model.gguf.directory import read_model
 from stratakv.runtime.model.gguf.keys import Keys
 from stratakv.runtime.model.gguf.weights_file import write_weights
 
+_OF_TWO_KINDS = ("gemma3", "gemma4", "lfm2", "qwen35", "qwen35moe", "qwen3next")
 _FOLDER = TemporaryDirectory(prefix="gguf-")
 
 
@@ -27,7 +28,7 @@ _FOLDER = TemporaryDirectory(prefix="gguf-")
 def contents_of(family: str) -> Contents:
     """Of the plain file. Its tensors can be read."""
     path = Path(_FOLDER.name) / f"{family}.gguf"
-    settings = {"num_hidden_layers": 2} if family in ("gemma3", "gemma4", "lfm2") else {"num_hidden_layers": 1}
+    settings = {"num_hidden_layers": 2} if family in _OF_TWO_KINDS else {"num_hidden_layers": 1}
     write_gguf(path, random_model(family, **settings), family)
     return read_gguf([path])
 

@@ -28,6 +28,13 @@ _COMMON: dict[str, Any] = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 8192, "bos_token_id": 0,
     "eos_token_id": 2, "pad_token_id": None, "tie_word_embeddings": False, "attn_implementation": "sdpa",
 }  # fmt: skip
+_DELTA_NETS: dict[str, Any] = {
+    "head_dim": 32, "num_hidden_layers": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 6,
+    "linear_key_head_dim": 32, "linear_value_head_dim": 32, "linear_conv_kernel_dim": 4, "num_key_value_heads": 2,
+}  # fmt: skip
+_GATED_EXPERTS: dict[str, Any] = {
+    "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 64,
+}  # fmt: skip
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "qwen2": ("Qwen2", {}),
@@ -70,6 +77,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
          "hidden_size_per_layer_input": 0, "tie_word_embeddings": True},
     ),
     "lfm2": ("Lfm2", {"block_auto_adjust_ff_dim": False, "tie_word_embeddings": True}),
+    "qwen35": ("Qwen3_5", _DELTA_NETS),
+    "qwen35moe": ("Qwen3_5Moe", {**_DELTA_NETS, **_GATED_EXPERTS}),
+    "qwen3next": ("Qwen3Next", {**_DELTA_NETS, **_GATED_EXPERTS}),
     "cohere2": (
         "Cohere2",
         {"num_hidden_layers": 4, "sliding_window": 100, "logit_scale": 0.25, "tie_word_embeddings": True},
@@ -80,7 +90,8 @@ _SLIDING = {"olmo2": "Olmo3"}
 """Architecture -> transformers' class prefix of models with a window."""
 _PAIRS = frozenset({"llama", "smollm3", "granite", "mistral3"})
 """Rotated in consecutive pairs: the rows of q and k stand in another order than in transformers' half-split form."""
-_ONE_MORE = frozenset({"gemma3"})
+_HYBRIDS = frozenset({"qwen35", "qwen35moe", "qwen3next"})
+ONE_MORE = frozenset({"gemma3"}) | _HYBRIDS
 """Norms are stored as they are used, 1 more than transformers' weight."""
 
 
@@ -99,7 +110,10 @@ def random_model(family: str, seed: int = 0, **settings: Any) -> Any:
         count = {**_COMMON, **differs, **settings}["num_hidden_layers"]
         kinds = ("conv" if prefix == "Lfm2" else "sliding_attention", "full_attention")
         settings["layer_types"] = [kinds[at % 2] for at in range(count)]
-    text = "Text" if prefix in ("Gemma3", "Gemma4") else ""
+    if prefix.startswith("Qwen3") and family in _HYBRIDS and "layer_types" not in settings:
+        count = {**_COMMON, **differs, **settings}["num_hidden_layers"]
+        settings["layer_types"] = ["full_attention" if at % 4 == 1 else "linear_attention" for at in range(count)]
+    text = "Text" if prefix in ("Gemma3", "Gemma4", "Qwen3_5", "Qwen3_5Moe") else ""
     config = getattr(transformers, f"{prefix}{text}Config")(**{**_COMMON, **differs, **settings})
     model = getattr(transformers, f"{prefix}ForCausalLM")(config).float().eval()
     generator = torch.Generator().manual_seed(seed)
@@ -108,7 +122,7 @@ def random_model(family: str, seed: int = 0, **settings: Any) -> Any:
         for name, weight in [*model.named_parameters(), *scalars]:
             drawn = torch.randn(weight.shape, generator=generator)
             if "norm" in name or name.endswith(("scale", "scalar")):
-                drawn = 0.2 * drawn + (0.0 if family in _ONE_MORE else 1.0)
+                drawn = 0.2 * drawn + (0.0 if family in ONE_MORE and "linear_attn" not in name else 1.0)
                 drawn = 0.15 * drawn if family == "gemma4" and "q_norm" in name else drawn  # scores are as they are
             elif weight.dim() == 1:
                 drawn = 0.3 * drawn
@@ -140,7 +154,8 @@ def keys_of(family: str, model: Any) -> dict[str, Any]:
     rope = _rope(config)
     found = {
         "context_length": config.max_position_embeddings, "embedding_length": config.hidden_size,
-        "block_count": config.num_hidden_layers, "feed_forward_length": config.intermediate_size,
+        "block_count": config.num_hidden_layers,
+        "feed_forward_length": getattr(config, "intermediate_size", None),
         "attention.head_count": heads, "attention.head_count_kv": each[0].num_key_value_heads,
         "vocab_size": config.vocab_size,
         "rope.freq_base": float(rope["rope_theta"]),
@@ -175,9 +190,17 @@ def keys_of(family: str, model: Any) -> dict[str, Any]:
             "shortconv.l_cache": config.conv_L_cache,
             "attention.head_count_kv": [config.num_key_value_heads * (kind != "conv") for kind in config.layer_types],
         }  # fmt: skip
-    if family == "qwen2moe":
+    if family in _HYBRIDS:
+        found |= {
+            "ssm.conv_kernel": config.linear_conv_kernel_dim, "ssm.state_size": config.linear_key_head_dim,
+            "ssm.group_count": config.linear_num_key_heads, "ssm.time_step_rank": config.linear_num_value_heads,
+            "ssm.inner_size": config.linear_num_value_heads * config.linear_value_head_dim,
+            "full_attention_interval": 4, "rope.dimension_sections": [3, 3, 2, 0],
+            "attention.recurrent_layers": [kind == "linear_attention" for kind in config.layer_types],
+        }  # fmt: skip
+    if family in ("qwen2moe", "qwen35moe", "qwen3next"):
         found["expert_shared_feed_forward_length"] = config.shared_expert_intermediate_size
-    if family in ("qwen2moe", "qwen3moe"):
+    if family in ("qwen2moe", "qwen3moe", "qwen35moe", "qwen3next"):
         found |= {"expert_count": config.num_experts, "expert_feed_forward_length": config.moe_intermediate_size}
     if hasattr(config, "num_local_experts") and family == "llama":
         found["expert_count"] = config.num_local_experts
@@ -221,7 +244,37 @@ def _scaling(rope: Mapping[str, Any], model: Any) -> dict[str, Any]:
     return found
 
 
-def _parts(model: Any) -> Iterable[tuple[str, Tensor]]:
+def of_delta_net(family: str, name: str, weight: Tensor, config: Any) -> Iterable[tuple[str, Tensor]]:
+    """A delta net's weight as the converter leaves it: value heads tiled, or rows by key head taken apart."""
+    groups, heads = config.linear_num_key_heads, config.linear_num_value_heads
+    keys, width = groups * config.linear_key_head_dim, config.linear_value_head_dim
+
+    def tiled(rows: Tensor, size: int) -> Tensor:
+        """Value heads of neighbouring key heads: first those that are the first of theirs."""
+        of_each = rows.unflatten(0, (groups, heads // groups, size))
+        return of_each.transpose(0, 1).flatten(0, 2) if family != "qwen3next" else rows
+
+    part = name.split("linear_attn.")[1]
+    if part == "in_proj_qkvz.weight":
+        sizes = [keys // groups, keys // groups, heads // groups * width, heads // groups * width]
+        *qkv, z = weight.unflatten(0, (groups, -1)).split(sizes, 1)
+        yield name.replace("qkvz", "qkv"), torch.cat([rows.flatten(0, 1) for rows in qkv])
+        yield name.replace("qkvz", "z"), z.flatten(0, 1)
+    elif part in ("in_proj_qkv.weight", "conv1d.weight"):
+        yield name, torch.cat([weight[: 2 * keys], tiled(weight[2 * keys :], width)]).squeeze(1)
+    elif part == "in_proj_z.weight":
+        yield name, tiled(weight, width)
+    elif part == "out_proj.weight":
+        yield name, tiled(weight.T, width).T
+    elif part == "A_log":
+        yield name, -tiled(weight, 1).exp()
+    elif part in ("dt_bias", "in_proj_a.weight", "in_proj_b.weight"):
+        yield name, tiled(weight, 1)
+    else:
+        yield name, weight
+
+
+def _parts(family: str, model: Any) -> Iterable[tuple[str, Tensor]]:
     """The model's weights; gate and up of experts, which transformers has in one, apart."""
     for name, weight in model.state_dict().items():
         if name.endswith("experts.gate_up_proj"):
@@ -229,6 +282,8 @@ def _parts(model: Any) -> Iterable[tuple[str, Tensor]]:
                 yield name.replace("gate_up_proj", f"{part}.weight"), half
         elif name.endswith("experts.down_proj"):
             yield f"{name}.weight", weight
+        elif ".linear_attn." in name:
+            yield from of_delta_net(family, name, weight, model.config)
         else:
             yield name, weight
 
@@ -239,12 +294,12 @@ def tensors_of(family: str, model: Any) -> dict[str, np.ndarray]:
     arch = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == family)
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     found: dict[str, np.ndarray] = {}
-    for name, weight in _parts(model):
+    for name, weight in _parts(family, model):
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         called = _called(name) or names.get_name(name, (".weight", ".bias"))
         assert called, name
-        if family in _ONE_MORE and "norm" in name:
+        if family in ONE_MORE and "norm" in name and "linear_attn" not in name:
             weight = weight + 1
         if family in _PAIRS and ".self_attn." in name and name.split(".")[-2] in ("q_proj", "k_proj"):
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
@@ -255,16 +310,16 @@ def tensors_of(family: str, model: Any) -> dict[str, np.ndarray]:
     return found | _rope_tensors(model)
 
 
-_GEMMA4 = {
+_NAMES = {
     "layer_scalar": "layer_output_scale.weight", "router.scale": "ffn_gate_inp.scale",
     "router.per_expert_scale": "ffn_down_exps.scale", "experts.gate_proj.weight": "ffn_gate_exps.weight",
-    "experts.up_proj.weight": "ffn_up_exps.weight",
+    "experts.up_proj.weight": "ffn_up_exps.weight", "dt_bias": "ssm_dt.bias",
 }  # fmt: skip
 """Names that the library does not know."""
 
 
 def _called(name: str) -> str | None:
-    for ours, theirs in _GEMMA4.items():
+    for ours, theirs in _NAMES.items():
         if name.endswith(ours) and ".mlp." not in name:
             return f"blk.{name.split('.')[2]}.{theirs}"
     return None

@@ -159,7 +159,7 @@ TRAPS: dict[str, Patch] = {
         only="linear_attn",
     ),
     "qwen3_5_text: a key head serves neighbours": lambda patch: patch.setattr(
-        delta_net, "for_each", lambda heads, count: heads.repeat(1, count, 1)
+        delta_net, "for_each", lambda heads, count, are_tiled: heads.repeat(1, count, 1)
     ),
     "qwen3_5_text: keys have length one": lambda patch: patch.setattr(delta_net, "of_length_one", lambda rows: rows),
     "qwen3_5_text: queries have a scale": later(

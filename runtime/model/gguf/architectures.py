@@ -17,7 +17,7 @@ from ...api.errors import ModelFileError
 from ...untrusted.families import FAMILIES
 from ...untrusted.family import GgufNames
 from ...untrusted.numbers import shown
-from .by_kind import gemma4, kinds, lfm2, pattern, rotated
+from .by_kind import gemma4, kinds, lfm2, pattern, qwen_hybrid, rotated, rotated_part
 from .container import Contents
 from .kinds import check_is_model
 from .rope import plain_rope, read_rope, share
@@ -199,7 +199,7 @@ def _sliding(said: Said, config: Mapping[str, Any]) -> dict[str, Any]:
 def _phi3(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
     """Phi-3: the window counts, though llama.cpp leaves it out, since the model's own directory has it."""
     width, context = config["head_dim"], config["max_position_embeddings"]
-    part = _rotated_part(said, width)
+    part = rotated_part(said, width)
     check_scale(said, width)
     rope = read_rope(said, contents, part, context, lists_only=True)
     original = said.whole("rope.scaling.original_context_length", default=context) or context
@@ -213,19 +213,22 @@ def _phi3(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, A
 def _glm4(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
     """GLM-4: the first part of each head is rotated."""
     width, context = config["head_dim"], config["max_position_embeddings"]
-    part = _rotated_part(said, width)
+    part = rotated_part(said, width)
     no_window(said, context)
     check_scale(said, width)
     rope = {**read_rope(said, contents, part, context), "partial_rotary_factor": share(part, width)}
     return {"rope_parameters": rope, "hidden_act": "silu"}
 
 
-def _rotated_part(said: Said, width: int) -> int:
-    """The number of elements of a head that are rotated, in families that may rotate a part."""
-    rotated = said.whole("rope.dimension_count", default=width)
-    if not 2 <= rotated <= width or rotated % 2:
-        raise said.fail("rope.dimension_count", rotated, f"expected an even number from 2 to {width}")
-    return rotated
+def _qwen3_next(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
+    """Qwen3-Next: the shares of its experts are divided by their sum, which no key says; no layer is dense."""
+    return {
+        **qwen_hybrid(said, contents, config), "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [],
+    }  # fmt: skip
+
+
+def _qwen3_5(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
+    return {**qwen_hybrid(said, contents, config), "linear_value_heads_are_tiled": True}
 
 
 def _gemma3(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
@@ -256,6 +259,7 @@ _SETTINGS: dict[str, Settings] = {
     "smollm3": _smollm3, "olmo3": _olmo3, "granite": _granite, "exaone4": _exaone4, "cohere2": _cohere2,
     "ministral3": _ministral3, "qwen3_moe": _qwen3_moe, "qwen2_moe": _qwen2_moe, "mixtral": _mixtral,
     "glm4": _glm4, "gemma4_text": gemma4, "lfm2": lfm2,
+    "qwen3_5_text": _qwen3_5, "qwen3_5_moe_text": _qwen3_5, "qwen3_next": _qwen3_next,
 }  # fmt: skip
 """Family -> what keys become in its config.json, where that is code."""
 _ENTRIES = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .container import Contents
-from .rope import plain_rope, read_rope, scattered_rope
+from .rope import plain_rope, read_rope, scattered_rope, share
 from .said import Said
 from .settings import check_scale, no_window
 
@@ -24,6 +24,14 @@ def rotated(said: Said, width: int, name: str = _ROTATED) -> int:
     if (found := said.whole(name, default=width)) != width:
         raise said.refuse(name, found, f"the family rotates all {width} numbers of a head")
     return width
+
+
+def rotated_part(said: Said, width: int) -> int:
+    """The number of elements of a head that are rotated, in families that may rotate a part."""
+    rotated = said.whole(_ROTATED, default=width)
+    if not 2 <= rotated <= width or rotated % 2:
+        raise said.fail(_ROTATED, rotated, f"expected an even number from 2 to {width}")
+    return rotated
 
 
 def kinds(slides: list[bool]) -> list[str]:
@@ -111,3 +119,39 @@ def lfm2(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, An
         "conv_L_cache": said.whole("shortconv.l_cache", "conv_L_cache"), "conv_bias": False,
         "block_auto_adjust_ff_dim": False, "head_dim": None if hidden == heads * width else width,
     }  # fmt: skip
+
+
+def qwen_hybrid(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
+    """Qwen3.5 and Qwen3-Next: layers that do not attend are delta nets."""
+    width, context = config["head_dim"], config["max_position_embeddings"]
+    no_window(said, context)
+    check_scale(said, width)
+    part = rotated_part(said, width)
+    groups, heads = (
+        said.whole(f"ssm.{name}", f"linear_num_{whose}_heads")
+        for name, whose in (("group_count", "key"), ("time_step_rank", "value"))
+    )
+    inner = said.whole("ssm.inner_size")
+    if heads % groups or inner % heads:
+        names = f"{said.architecture}.ssm.time_step_rank is {heads}, {said.architecture}.ssm.group_count {groups}"
+        raise said.fail("ssm.inner_size", inner, f"{names}: each key head serves as many value heads")
+    return {
+        "rope_parameters": {**read_rope(said, contents, part, context), "partial_rotary_factor": share(part, width)},
+        "layer_types": _recurrent(said, config["num_hidden_layers"]), "hidden_act": "silu",
+        "linear_num_key_heads": groups, "linear_num_value_heads": heads, "linear_value_head_dim": inner // heads,
+        "linear_key_head_dim": said.whole("ssm.state_size", "linear_key_head_dim"),
+        "linear_conv_kernel_dim": said.whole("ssm.conv_kernel", "linear_conv_kernel_dim"),
+    }  # fmt: skip
+
+
+def _recurrent(said: Said, layers: int) -> list[str]:
+    """`layer_types`, from a list of which layers are recurrent, or from n: every n-th attends."""
+    name = "attention.recurrent_layers"
+    found, every = said.value(name), said.whole("full_attention_interval", "full_attention_interval", 4)
+    if found is None:
+        if not every:
+            raise said.fail("full_attention_interval", every, "expected a whole number from 1")
+        found = [(at + 1) % every != 0 for at in range(layers)]
+    if not isinstance(found, list) or len(found) < layers or not all(one in (0, 1) for one in found):
+        raise said.fail(name, found, f"expected true or false for each of {said.architecture}.block_count, {layers}")
+    return ["linear_attention" if one else "full_attention" for one in found[:layers]]

@@ -46,6 +46,8 @@ class Weight:
     pairs: int = 0
     """The number of heads whose rows stand in pairs in the file (`architectures.in_halves`); 0: they stand as in the
     family."""
+    is_decay: bool = False
+    """The file has minus the exponential of the numbers."""
 
     @property
     def elements(self) -> int:
@@ -92,13 +94,16 @@ class _Plan:
         else:
             prefix = f"blk.{at[1]}."
             if at[2] in self._of_layer:
-                return Weight(name, shape, (self._part(f"{prefix}{self._of_layer[at[2]]}", shape),))
+                tensor = self._of_layer[at[2]]
+                part = self._part(f"{prefix}{tensor}", shape)
+                return Weight(name, shape, (part,), is_decay=tensor in self._entry.names.decays)
             stem, _, end = at[2].rpartition(".")
             if (expert := _EXPERT.fullmatch(stem)) is not None:
                 tensor = self._of_layer[f"{expert[1]}*{expert[3]}"]
                 return Weight(name, shape, (self._of_expert(prefix, tensor, end, shape, int(expert[2])),))
             tensor = self._of_layer[stem]
-        offset = self._entry.names.norm_offset if len(shape) == 1 and "norm" in tensor and end == "weight" else 0.0
+        is_moved = len(shape) == 1 and "norm" in tensor and tensor not in self._entry.names.plain_norms
+        offset = self._entry.names.norm_offset if is_moved and end == "weight" else 0.0
         parts = self._parts(prefix, tensor, end, shape)
         heads = self._entry.paired.get(tensor)
         return Weight(name, shape, parts, offset, 0 if heads is None else self._config[heads])
@@ -120,9 +125,26 @@ class _Plan:
             return (self._part(fused, (sum(heights), *shape[1:]), first, shape[0]),)
         if tensor == "attn_qkv" and f"{prefix}attn_q.{end}" in self._contents.tensors:
             return tuple(self._part(f"{prefix}{one}.{end}", (self._rows(one, prefix), *shape[1:])) for one in _FUSED)
+        if tensor == "ssm_in":
+            return self._by_key_head(prefix, end, shape)
         if end == "bias":  # the family has all biases or none, a file only those that are not zero
             return ()
         raise self._fail(name, "the file does not have it; is it complete?")
+
+    def _by_key_head(self, prefix: str, end: str, shape: tuple[int, ...]) -> tuple[TensorRows, ...]:
+        """Rows of q, k, v and z, which are those of each key head together in the model, from tensors of all rows of q,
+        then of k and v, and of all of z."""
+        heads, key = self._config["linear_num_key_heads"], self._config["linear_key_head_dim"]
+        value = self._config["linear_num_value_heads"] * self._config["linear_value_head_dim"] // heads
+        qkv, gate = ((2 * key + value) * heads, *shape[1:]), (value * heads, *shape[1:])
+        return tuple(
+            part for at in range(heads) for part in (
+                self._part(f"{prefix}attn_qkv.{end}", qkv, at * key, key),
+                self._part(f"{prefix}attn_qkv.{end}", qkv, (heads + at) * key, key),
+                self._part(f"{prefix}attn_qkv.{end}", qkv, 2 * heads * key + at * value, value),
+                self._part(f"{prefix}attn_gate.{end}", gate, at * value, value),
+            )
+        )  # fmt: skip
 
     def _of_expert(self, prefix: str, tensor: str, end: str, shape: tuple[int, ...], number: int) -> TensorRows:
         """An expert's rows of a tensor that has those of all; gate and up may stand in one, gate first."""

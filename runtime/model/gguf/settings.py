@@ -13,6 +13,7 @@ from .said import Said
 WITHOUT_EFFECT = {
     "vocab_size": "the vocabulary's own length counts",
     "tensor_data_layout": "says who wrote the file; the order of rows is llama.cpp's in all files",
+    "rope.dimension_sections": "of pictures, whose places have more than one number",
     "rope.scaling.finetuned": "says how the model was trained",
     "rope.scaling.yarn_ext_factor": "YaRN is mixed in in full wherever its type is stated",
     "rope.scaling.yarn_attn_factor": "YaRN's own, which follows from its factor",
@@ -79,7 +80,7 @@ def common(said: Said, contents: Contents, family: Family) -> dict[str, Any]:
         **(_experts(said, family.form.experts) if family.form.experts is not None else {}),
         "vocab_size": _vocabulary(contents),
         "hidden_size": hidden,
-        "intermediate_size": said.whole("feed_forward_length", "intermediate_size"),
+        "intermediate_size": _width(said, family),
         "num_hidden_layers": layers - drafts,
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
@@ -89,6 +90,12 @@ def common(said: Said, contents: Contents, family: Family) -> dict[str, Any]:
         "tie_word_embeddings": "output.weight" not in contents.tensors,
         **{f"{name}_token_id": _token(contents, said, name, key) for name, key in _TOKENS.items()},
     }
+
+
+def _width(said: Said, family: Family) -> int:
+    """Of a plain MLP, which families whose layers all have experts need not say."""
+    default = None if "intermediate_size" in family.names else 0
+    return said.whole("feed_forward_length", "intermediate_size", default)
 
 
 def _experts(said: Said, names: ExpertNames) -> dict[str, int]:

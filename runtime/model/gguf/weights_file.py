@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,18 +43,19 @@ def pieces(weight: Weight, dtype: torch.dtype) -> Iterator[Tensor]:
         yield torch.zeros(weight.shape, dtype=dtype)
     elif not weight.pairs:
         for part in weight.parts:
-            yield from rows_of(part, weight.offset, dtype)
+            yield from rows_of(part, weight.offset, dtype, is_decay=weight.is_decay)
     else:
         whole = torch.cat([rows for part in weight.parts for rows in rows_of(part, weight.offset, dtype)])
         yield in_halves(whole.view(weight.shape), weight.pairs)
 
 
-def rows_of(part: TensorRows, offset: float, dtype: torch.dtype) -> Iterator[Tensor]:
-    """Yield a part's rows in `dtype`. Factor and offset are applied before the numbers are rounded."""
+def rows_of(part: TensorRows, offset: float, dtype: torch.dtype, *, is_decay: bool = False) -> Iterator[Tensor]:
+    """Yield a part's rows in `dtype`. Factor, offset and logarithm are applied before the numbers are rounded."""
     scale = None if part.scale is None else float(next(values(part.scale))[0, 0])
     is_vector = len(part.tensor.shape) == 1
     for found in values(part.tensor) if is_vector else values(part.tensor, part.first, part.rows):
         rows = found if scale is None else found * found.dtype.type(scale)
         rows = rows + found.dtype.type(offset) if offset else rows
+        rows = np.log(-rows) if is_decay else rows
         rows = rows[:, part.first : part.first + part.rows].ravel() if is_vector else rows
         yield torch.from_numpy(rows if rows.flags.writeable else rows.copy()).to(dtype)

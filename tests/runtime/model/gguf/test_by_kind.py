@@ -68,3 +68,30 @@ def test_what_lfm2_cannot_be_is_refused(counts: list[int], problem: str) -> None
 def test_what_gemma_cannot_be_is_refused(case: str) -> None:
     keys, problem = REFUSED[case]
     assert problem in refusal(read_settings, changed("gemma4", keys))
+
+
+REFUSED_HYBRIDS: dict[str, tuple[dict[str, Any], str]] = {
+    "value heads that no key head serves": (
+        {"ssm.time_step_rank": 3}, "ssm.time_step_rank is 3, qwen35.ssm.group_count 2: each key head"
+    ),
+    "too few kinds": (
+        {"attention.recurrent_layers": [True]}, "attention.recurrent_layers: [True], expected true or false for each"
+    ),
+    "no interval": (
+        {"attention.recurrent_layers": None, "full_attention_interval": 0}, "full_attention_interval: 0, expected"
+    ),
+    "more than a head": ({"rope.dimension_count": 34}, "rope.dimension_count: 34, expected an even number"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED_HYBRIDS)
+def test_what_a_hybrid_cannot_be_is_refused(case: str) -> None:
+    keys, problem = REFUSED_HYBRIDS[case]
+    assert problem in refusal(read_settings, changed("qwen35", keys))
+
+
+def test_layers_of_a_hybrid_are_those_before_the_drafts() -> None:
+    """The list counts blocks that only draft, as layers that attend."""
+    keys = {"block_count": 3, "nextn_predict_layers": 1, "attention.recurrent_layers": [True, False, False]}
+    _, config = read_settings(changed("qwen35", keys))
+    assert config["layer_types"] == ["linear_attention", "full_attention"]
