@@ -6,6 +6,7 @@ That its logits are transformers' is in `test_families`.
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ import pytest
 import torch
 from tiny_models import VOCABULARY, moved, reference_model, save_tiny_model
 
-from stratakv.runtime import KVConfig, Runtime
+from stratakv.runtime import KVConfig, Runtime, SessionError
 from stratakv.runtime.engine.sequence import Sequence
 from stratakv.runtime.layers.tiered import tiered_layers
 from stratakv.runtime.layers.workspace import Workspace
 from stratakv.runtime.sessions import session
+from stratakv.runtime.sessions.saved import describe, store_folders
+from stratakv.storage import PageLayout
 from stratakv.storage.page import page_key
 
 PAGE, BUDGET = 8, 96
@@ -95,6 +98,29 @@ def test_a_saved_conversation_and_a_fork_go_on_as_it_would_have(model: Path, tmp
         assert torch.equal(torch.stack(decoded(runtime, sequence, 20)), expected)
         other = runtime.engine.new_sequence()
         assert runtime.engine.prefill(other, TOKENS[: TURNS[0]]).num_computed < 2 * PAGE
+
+
+def test_a_store_of_another_layout_is_another_store(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pages of other tokens, or such as hold values beside keys, are never read for these."""
+    with load(model, tmp_path) as runtime:
+        session.save(runtime.engine, read(runtime)[0], "kept", {})
+    (own,) = store_folders(tmp_path)
+    said = describe(own)["layout"]
+    assert said.pop("value_dim") == 32
+    with load(model, tmp_path, page_size=16) as runtime:
+        assert runtime.sessions() == []
+    with monkeypatch.context() as before:
+        before.setattr(
+            PageLayout, "stated", lambda layout: {name: said[name] for name in asdict(layout) if name in said}
+        )
+        with load(model, tmp_path) as runtime, pytest.raises(SessionError, match="no session 'kept'"):
+            session.load(runtime.engine, "kept")
+    assert len(store_folders(tmp_path)) == 3
+    with load(model, tmp_path) as runtime:
+        sequence, _, computed = session.load(runtime.engine, "kept")
+        assert (len(sequence.tokens), computed) == (sum(TURNS) + 9, 0)
 
 
 @pytest.mark.parametrize("index", ["bounds", "leoam", "magicpig", "oracle", "spectral"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,14 @@ def test_keys_and_values_of_another_kind_are_refused(found: Tensor | None, said:
     check_kv("tail", kv(3), 3, SMALL, torch.float32)
     with pytest.raises(RecordError, match=f"^tail: {said}"):
         check_kv("tail", found, 3, SMALL, torch.float32)
+
+
+def test_keys_that_contain_the_values_have_one_side() -> None:
+    latent = replace(SMALL, value_dim=6)
+    check_kv("tail", kv(3)[:1], 3, latent, torch.float32)
+    for found, layout in ((kv(3), latent), (kv(3)[:1], SMALL)):
+        with pytest.raises(RecordError, match=r"^tail: torch\.float32"):
+            check_kv("tail", found, 3, layout, torch.float32)
 
 
 @pytest.mark.parametrize(("num_tokens", "held"), [(100, range(5, 10)), (7, range(5, 8)), (2, range(2, 3))])
