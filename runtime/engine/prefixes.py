@@ -113,8 +113,9 @@ class StoredPrefixes:
             packed = safetensors.torch.save(payload, {"index": self.identity})
             try:
                 disk.put_state(sequence.chains[-1], packed)
-            except StorageFullError as error:
-                logger.warning("what this prompt leaves for later ones is not stored: %s", error)
+            except StorageFullError as error:  # where the cap is reached, nothing is displaced for it
+                level = logging.INFO if error.is_at_cap else logging.WARNING
+                logger.log(level, "what this prompt leaves for later ones is not stored: %s", error)
 
     def _learned(self, chains: list[bytes]) -> dict[str, Tensor]:
         """Find what the index learned when it last read the longest of these prefixes; empty if nothing was left."""

@@ -2,7 +2,7 @@
 
 Invariants  (1) a record is visible only after its transaction committed
             (2) every read is verified (`record.unpack`); damage is an error, never data
-            (3) a sweep takes the least recently used records first and none that may be in use (`uses`)
+            (3) a sweep takes the least recently used records first and no pages that may be in use (`sweeping`)
 Crash       process kill: every committed record survives, others vanish whole; nothing to repair.
             Power loss: the same, because commits are synchronous (LMDB's default).
 Threads     read anywhere; write transactions are serialised by LMDB. Never used across fork.
@@ -18,7 +18,6 @@ import json
 import logging
 import os
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,15 +27,16 @@ import lmdb
 from ..errors import LaterVersionError, RecordError, StorageFullError, StoreUnavailableError, store_unavailable
 from ..files.private import private_file, private_folder
 from ..page import CHAIN_BYTES
-from . import pieces, record
+from . import record
 from .folder_lease import FolderLease
-from .lmdb_file import PAGES, STATES, USES, LmdbFile
+from .lmdb_file import PAGES, STATES, LmdbFile
 from .lmdb_format import refuse_later
 from .reserve import with_reserve
 from .sessions import SessionShelf
 from .share import DATA, Share
 from .stored_records import StoredRecords
-from .uses import Use, Uses
+from .sweeping import sweep
+from .uses import Uses
 
 if TYPE_CHECKING:
     import numpy as np
@@ -310,34 +310,10 @@ class DiskTier(SessionShelf):
         """Delete pages and states for which `is_live(key)` is false; returns how many.
 
         Args:
-            num_bytes: stop when records of so many bytes are gone; None: take all. Prefixes that were used
-                longest ago go first, and of one prefix its end: what precedes it can still be found.
+            num_bytes: stop when records of so many bytes are gone, those that were used longest ago (`sweeping`); then
+                states of live chains may be among them. None: take all.
         """
-        dead: dict[bytes, int] = defaultdict(int)
-        for database in (PAGES, STATES):
-            for key, size in self._records.sizes(database):
-                if not is_live(key):
-                    dead[key[-CHAIN_BYTES:]] += size
-        doomed = self._uses.oldest(dead, num_bytes)
-        return with_reserve(self.folder, lambda: self._remove(doomed, is_live)) if doomed else 0
-
-    def _remove(self, doomed: dict[bytes, Use], is_live: Callable[[bytes], bool]) -> int:
-        """Delete the records of these chains in small transactions: each must rewrite its part of the tree in the room
-        that is kept free. A chain used meanwhile is spared. Returns how many records were deleted."""
-        removed = 0
-        at_once = max(1, self._records.kept_free // (4 * self._file.page_bytes))
-        for database in (PAGES, STATES, USES):
-            keys = [key for key in self._records.keys(database) if key[-CHAIN_BYTES:] in doomed and not is_live(key)]
-            for start in range(0, len(keys), at_once):
-                with self._records.writing() as transaction:
-                    for key in keys[start : start + at_once]:
-                        if self._uses.of(transaction, key[-CHAIN_BYTES:]) == doomed[key[-CHAIN_BYTES:]]:
-                            removed += pieces.delete(self._file, transaction, database, key) and database != USES
-        if removed:
-            # NOTE: LMDB reuses what a transaction freed only in the next but one, and counts no empty ones.
-            with self._records.writing() as transaction:
-                transaction.put(b"sweep", removed.to_bytes(8, "little"), db=self._file.handle(USES))
-        return removed
+        return sweep(self._records, self._uses, is_live, num_bytes)
 
     def compact(self) -> bool:
         """Give the room of deleted records back to the file system. Returns False if another tier has the store open.

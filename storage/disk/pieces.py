@@ -49,5 +49,10 @@ def delete(file: LmdbFile, transaction: lmdb.Transaction, database: str, key: by
     return bool(transaction.delete(key, db=file.handle(database)))
 
 
+def key_in(database: str, name: bytes) -> bytes:
+    """The key of the record in `database` that a piece called `name` is of; empty if it is of another's."""
+    return name[2:-4] if name[:2] == database[:2].encode() else b""
+
+
 def _name(database: str, key: bytes, number: int) -> bytes:
     return database[:2].encode() + key + number.to_bytes(4, "big")

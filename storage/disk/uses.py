@@ -4,8 +4,8 @@ A *use number* is drawn for every prompt. Chains are stamped with it in the tran
 records or finds them, so no other process's sweep can come in between; chains found in memory are stamped
 with whatever is written next. The machine's clocks are not involved.
 
-Order       by number, oldest first; within one number the end of a prefix first: what precedes it can still
-            be found without it, but not the other way round
+Order       by number, oldest first; within one number states before pages, and the end of a prefix first: what
+            precedes it can still be found without it, but not the other way round
 Claimed     what a living tier has used since it opened (`lease`) may be in use by it. The caller names what
             this tier itself uses
 Rows        in database `uses`: chain -> number, place in its prefix (8 bytes each, little-endian);
@@ -21,11 +21,13 @@ import threading
 import lmdb
 
 from .folder_lease import FolderLease
-from .lmdb_file import USES, LmdbFile
+from .lmdb_file import STATES, USES, LmdbFile
 
 logger = logging.getLogger(__name__)
 
 Use = tuple[int, int]
+Place = tuple[str, bytes]
+"""A database and a chain: all records that are there under it."""
 _CLOCK = b"clock"
 _ROW = struct.Struct("<QQ")
 _UNKNOWN: Use = (0, 0)
@@ -74,21 +76,21 @@ class Uses:
         row = transaction.get(chain, db=self._file.handle(USES))
         return _ROW.unpack(row) if row is not None and len(row) == _ROW.size else _UNKNOWN
 
-    def oldest(self, sizes: dict[bytes, int], num_bytes: int | None) -> dict[bytes, Use]:
-        """The last uses of those chains in `sizes` to remove so that `num_bytes` come free, oldest first (None: all
-        that may go)."""
+    def oldest(self, sizes: dict[Place, int], num_bytes: int | None) -> dict[Place, Use]:
+        """The last uses of those in `sizes` to remove so that `num_bytes` come free, oldest first (None: all that may
+        go)."""
         with self._file.reading() as transaction:
-            uses = {chain: self.of(transaction, chain) for chain in sizes}
+            uses = {place: self.of(transaction, place[1]) for place in sizes}
         claimed_from = min(self._lease.others(), default=None)
-        doomed: dict[bytes, Use] = {}
+        doomed: dict[Place, Use] = {}
         freed = 0
-        for chain in sorted(sizes, key=lambda chain: (uses[chain][0], -uses[chain][1])):
-            if claimed_from is not None and uses[chain][0] >= claimed_from:
+        for place in sorted(sizes, key=lambda place: (uses[place][0], place[0] != STATES, -uses[place][1])):
+            if claimed_from is not None and uses[place][0] >= claimed_from:
                 break
             if num_bytes is not None and freed >= num_bytes:
                 break
-            doomed[chain] = uses[chain]
-            freed += sizes[chain]
+            doomed[place] = uses[place]
+            freed += sizes[place]
         return doomed
 
     def _clock(self, transaction: lmdb.Transaction) -> int:

@@ -43,6 +43,12 @@ def tiny_gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("tiny-gemma"), "gemma3_text")
 
 
+@pytest.fixture(scope="session")
+def tiny_hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a random LFM2 of one full and two recurrent layers."""
+    return save_tiny_model(tmp_path_factory.mktemp("tiny-hybrid"), "lfm2")
+
+
 @pytest.fixture
 def savers(tiny_llama: Path) -> Iterator[Savers]:
     found = Savers(tiny_llama)

@@ -39,7 +39,7 @@ PARTS = (1, 2 * LARGE.num_heads, 2 * LARGE.num_heads * LARGE.page_size)
 RESERVED = 1000
 HOST_CAP, GPU_CAP, DISK_CAP = 7 * PAGE + 4321, 4 * PAGE + RESERVED + 99, (3 << 19) + 1234
 """Not multiples of anything. All texts together have some three times as many bytes."""
-MOST_SEQUENCES, MOST_SESSIONS, LARGEST_SESSION = 20, 5, 50_000
+MOST_SEQUENCES, MOST_SESSIONS, LARGEST_SESSION, LARGEST_STATE = 20, 5, 50_000, 60_000
 MOST_ABOVE_LIVE, MOST_COMPACTED = 1.3, 1.05
 """Times the live bytes: on average, since what a session frees stays in the file until it is used again."""
 Name = tuple[int, bytes]
@@ -90,6 +90,8 @@ class Workload:
         self.sequences: list[Sequence] = []
         self.sessions: dict[str, tuple[int, int, bytes]] = {}
         """Name -> text, pages, payload."""
+        self.states: dict[bytes, bytes] = {}
+        """Chain -> payload of what may be there; it goes when its room is needed."""
         self.counts: Counter[str] = Counter()
         self.ratios: list[float] = []
         """Of the file to what is alive in it, whenever it was at its cap."""
@@ -266,6 +268,35 @@ class Workload:
         assert self.adopt(text, count) == count, f"session {name} lost a page"
         self.read_of(self.sequences[-1], 1, 12)
 
+    # States
+
+    def leave(self) -> None:
+        """Stored while there is room: nothing makes way for it."""
+        sequence = self.pick(self.sequences)
+        if not len(sequence):
+            return
+        chain = self.book.texts[sequence.text].chains[len(sequence) - 1]
+        payload = self.rng.bytes(int(self.rng.integers(1, LARGEST_STATE)))
+        pages = self.disk.num_pages
+        try:
+            self.disk.put_state(chain, payload)
+        except StorageFullError as error:
+            if not error.is_at_cap:
+                raise
+            self.counts["states refused"] += 1
+            return
+        assert self.disk.num_pages >= pages
+        self.states[chain] = payload
+
+    def find(self) -> None:
+        """As it was left, or not at all."""
+        for chain, payload in list(self.states.items()):
+            found = self.disk.get_state(chain)
+            assert found in (payload, None)
+            if found is None:
+                del self.states[chain]
+                self.counts["states gone"] += 1
+
     def reopen(self) -> None:
         """What was closed writes what it still can; sessions are whole."""
         self.store.close()
@@ -288,6 +319,7 @@ class Workload:
         operations: list[tuple[Callable[[], None], float]] = [
             (self.grow, 28), (self.write_one, 14), (self.read, 24), (self.begin, 10), (self.fork, 6), (self.drop, 4),
             (self.save, 5), (self.load, 4), (self.delete, 2.5), (self.reopen, 0.3),
+            (self.leave, 5), (self.find, 1),
         ]  # fmt: skip
         weights = np.array([weight for _, weight in operations])
         operation, _ = operations[self.rng.choice(len(operations), p=weights / weights.sum())]
@@ -317,10 +349,12 @@ def test_no_tier_is_ever_above_its_cap(tmp_path: Path, figures: list[str]) -> No
         workload.step()
     workload.reopen()
     disk, counts, ratios = workload.disk, workload.counts, workload.ratios
-    assert list(disk.damaged_pages()) == []
+    assert list(disk.damaged_pages()) == list(disk.damaged_states()) == []
     assert len(ratios) > OPERATIONS / 2, "the disk's cap was hardly ever reached"
     assert counts["refused by memory"]
     assert counts["refused by the disk"]
+    assert counts["states refused"]
+    assert counts["states gone"]
     assert fmean(ratios) <= MOST_ABOVE_LIVE
     assert disk.compact()
     compacted = os.stat(workload.folder / "data.mdb").st_size / disk.used_bytes

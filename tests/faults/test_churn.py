@@ -1,4 +1,4 @@
-"""Sessions come and go for a long time: the file stays near what is alive in it, and nothing is lost."""
+"""Sessions and states come and go for a long time: the file stays near what is alive in it, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from faults import num_faults
 from kv_pages import FINGERPRINT, LARGE, disk_tier, text
 
-from stratakv.storage import DiskTier, next_chain, page_key
+from stratakv.storage import CHAIN_BYTES, DiskTier, next_chain, page_key
 from stratakv.storage.disk import record
 
 ROUNDS = num_faults(default=40)
@@ -37,7 +37,10 @@ class Churn:
             batch = [(key, self.packed(key)) for key in keys[start : start + 16]]
             self.disk.write_pages(batch)
         self.disk.put_session(f"s{self.number}", self.rng.randbytes(self.rng.randint(300_000, 900_000)))
-        self.sessions[self.number] = keys
+        states = [chain] * (self.number % 2)
+        for state in states:
+            self.disk.put_state(state, self.rng.randbytes(self.rng.randint(5_000, 200_000)))
+        self.sessions[self.number] = [*keys, *states]
 
     def packed(self, key: bytes) -> bytes:
         size = self.rng.randint(6_000, 16_000)
@@ -48,6 +51,10 @@ class Churn:
         number = self.rng.choice(sorted(self.sessions))
         assert self.disk.delete_session(f"s{number}")
         return len(self.sessions.pop(number)) // LAYERS
+
+    def states(self) -> list[bytes]:
+        """Chains of those that there should be."""
+        return [key for keys in self.sessions.values() for key in keys if len(key) == CHAIN_BYTES]
 
     def sweep(self) -> None:
         live = {key for keys in self.sessions.values() for key in keys}
@@ -78,7 +85,10 @@ def test_the_file_stays_near_its_live_bytes(tmp_path: Path, figures: list[str]) 
     assert disk.file_bytes < before / 2
     assert disk.session_names() == sorted(f"s{number}" for number in churn.sessions)
     assert list(disk.damaged_pages()) == []
-    assert disk.num_pages == sum(map(len, churn.sessions.values()))
+    assert list(disk.damaged_states()) == []
+    assert churn.states()
+    assert all(disk.get_state(chain) is not None for chain in churn.states())
+    assert disk.num_pages == sum(map(len, churn.sessions.values())) - len(churn.states())
     churn.add(9)
     disk.check_integrity()
     figures.append(

@@ -90,21 +90,40 @@ def test_a_flipped_bit_in_a_session_is_refused_by_name(tiny_llama: Path, tmp_pat
         runtime.chat(session="s")
 
 
-def test_a_flipped_bit_in_a_sliding_layers_state_costs_a_prefill(
-    tiny_gemma: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("kind", ["tiny_gemma", "tiny_hybrid"])
+def test_a_flipped_bit_in_a_state_costs_what_is_behind_the_one_before(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The prefix cannot be reused without it; it can be read again."""
-    text = "The keeper hid the letter under the lamp. " * 12
+    """Of sliding and of recurrent layers: the prefix is reused up to the newest state that is sound."""
+    model, text = request.getfixturevalue(kind), "The keeper hid the letter under the lamp. " * 12
 
-    def num_cached() -> int:
-        with load(tiny_gemma, tmp_path / "kv") as runtime:
-            return runtime.chat().read_text(text).cached
+    def read() -> tuple[int, list[bytes]]:
+        with load(model, tmp_path / "kv") as runtime:
+            chat = runtime.chat()
+            return chat.read_text(text).cached, list(chat._sequence.chains)
 
-    assert num_cached() == 0
-    assert num_cached() > 400
+    def places() -> dict[int, tuple[int, int]]:
+        """Of states in the file, by the tokens before them."""
+        found = record_offsets(folder, "states")
+        return {16 * number: found[chain] for number, chain in enumerate(chains, 1) if chain in found}
+
+    cached, chains = read()
+    assert cached == 0
     (folder,) = store_folders(tmp_path / "kv")
-    for offset, length in record_offsets(folder, "states").values():
-        flip_bit(folder, offset + length // 2, 5)
-    assert num_cached() == 0
+    *_, before, newest = sorted(places())
+    assert read()[0] == newest > 400
+    rng = random.Random(3)
+    for _ in range(5):
+        offset, length = places()[newest]
+        place, bit = offset + rng.randrange(length), rng.randrange(8)
+        flip_bit(folder, place, bit)
+        with StoreFolder(folder) as opened:
+            assert [line[:5] for line in opened.damage()] == ["state"]
+        flip_bit(folder, place, bit)
+    flip_bit(folder, offset + length // 2, 5)
+    assert read()[0] == before
     assert "is damaged (checksum" in caplog.text
-    assert num_cached() > 400
+    for offset, length in places().values():
+        flip_bit(folder, offset + length - 1, 5)
+    assert read()[0] == 0
+    assert read()[0] > 400

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from stratakv.runtime import Chat, KVConfig, Runtime
+from stratakv.runtime.layers.tiered import tiered_layers
 
 NUM_TURNS = 4
 _WORDS = [
@@ -29,7 +30,7 @@ _WORDS = [
     "signal",
     "door",
 ]
-_SETTINGS: dict[str, Any] = {"index": "bounds", "budget": 112, "local": 32}
+_SETTINGS: dict[str, Any] = {"index": "bounds", "budget": 112, "local": 32, "state_every": 128}
 HOST_GB = 0.0009
 """Room for fewer pages than a conversation has: it is written behind and read back all the time."""
 
@@ -68,11 +69,11 @@ class State:
 
 
 def pages_of(chat: Chat) -> np.ndarray:
-    """Every sealed page of every layer, read through the store: uint8 `[layers, pages, page_bytes]`."""
+    """Every sealed page of every layer that has pages, read through the store: uint8 `[layers, pages, page_bytes]`."""
     sequence, store = chat._sequence, chat._runtime.store
     layers = []
-    for layer in sequence.layers:
-        pids = np.asarray(layer.pids)  # type: ignore[union-attr]
+    for layer in tiered_layers(sequence.layers):
+        pids = layer.pids
         out = torch.empty(len(pids), store.layout.page_bytes, dtype=torch.uint8)
         for start in range(0, len(pids), 8):  # few at a time: the host tier may be small
             some = pids[start : start + 8]

@@ -54,6 +54,12 @@ def test_a_record_of_any_length_comes_back(file: LmdbFile, length: int, more: in
     assert len(rest(file)) == more
 
 
+def test_a_piece_says_which_record_it_is_of(file: LmdbFile) -> None:
+    put(file, STATES, b"a", packed(2 * PIECE_BYTES))
+    (name,) = rest(file)
+    assert (pieces.key_in(STATES, name), pieces.key_in(SESSIONS, name)) == (b"a", b"")
+
+
 def test_records_of_one_key_in_two_databases_are_two(file: LmdbFile) -> None:
     for seed, database in enumerate((SESSIONS, STATES)):
         put(file, database, b"a", packed(2 * PIECE_BYTES, seed))

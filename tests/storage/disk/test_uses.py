@@ -9,11 +9,16 @@ from pathlib import Path
 import pytest
 
 from stratakv.storage.disk.folder_lease import FolderLease
-from stratakv.storage.disk.lmdb_file import USES, LmdbFile
+from stratakv.storage.disk.lmdb_file import PAGES, STATES, USES, LmdbFile
 from stratakv.storage.disk.uses import Uses
 
 A, B, C, D = (bytes([letter]) * 16 for letter in b"abcd")
-SIZES = dict.fromkeys((A, B, C, D), 10)
+
+
+def oldest(uses: Uses, chains: tuple[bytes, ...] = (A, B, C, D), num_bytes: int | None = None) -> list[bytes]:
+    """Chains of pages alone, of 10 bytes each."""
+    sizes = {(PAGES, chain): 10 for chain in chains}
+    return [chain for _, chain in uses.oldest(sizes, num_bytes)]
 
 
 class Tiers:
@@ -52,16 +57,24 @@ def test_the_oldest_use_goes_first_and_of_one_use_its_end(tiers: Tiers) -> None:
     uses = tiers.open()
     tiers.use(uses, A, B)
     tiers.use(uses, C, D)
-    assert list(uses.oldest(SIZES, None)) == [B, A, D, C]
+    assert oldest(uses) == [B, A, D, C]
     tiers.use(uses, A, B)
-    assert list(uses.oldest(SIZES, None)) == [D, C, B, A]
+    assert oldest(uses) == [D, C, B, A]
+
+
+def test_of_one_use_states_go_before_pages(tiers: Tiers) -> None:
+    uses = tiers.open()
+    tiers.use(uses, A, B)
+    tiers.use(uses, C)
+    sizes = dict.fromkeys([(PAGES, A), (STATES, A), (PAGES, B), (STATES, C), (PAGES, C)], 10)
+    assert list(uses.oldest(sizes, None)) == [(STATES, A), (PAGES, B), (PAGES, A), (STATES, C), (PAGES, C)]
 
 
 def test_no_more_goes_than_is_asked_for(tiers: Tiers) -> None:
     uses = tiers.open()
     tiers.use(uses, A, B, C)
     for num_bytes, expected in ((0, []), (10, [C]), (11, [C, B]), (100, [C, B, A])):
-        assert list(uses.oldest({A: 10, B: 10, C: 10}, num_bytes)) == expected
+        assert oldest(uses, (A, B, C), num_bytes) == expected
 
 
 def test_what_was_found_in_memory_is_stamped_with_what_is_written_next(tiers: Tiers) -> None:
@@ -70,9 +83,9 @@ def test_what_was_found_in_memory_is_stamped_with_what_is_written_next(tiers: Ti
     tiers.use(uses, B)
     uses.begin()
     uses.touch([A])
-    assert list(uses.oldest({A: 1, B: 1}, None)) == [A, B]
+    assert oldest(uses, (A, B)) == [A, B]
     tiers.stamp(uses, C)
-    assert list(uses.oldest({A: 1, B: 1, C: 1}, None)) == [B, C, A]
+    assert oldest(uses, (A, B, C)) == [B, C, A]
 
 
 def test_a_number_is_drawn_for_each_use_and_not_for_each_stamp(tiers: Tiers) -> None:
@@ -80,8 +93,8 @@ def test_a_number_is_drawn_for_each_use_and_not_for_each_stamp(tiers: Tiers) -> 
     tiers.use(uses, A)
     tiers.stamp(uses, B)
     tiers.use(uses, C)
-    found = uses.oldest(SIZES, None)
-    assert {chain: number for chain, (number, _) in found.items()} == {A: 1, B: 1, C: 2, D: 0}
+    found = uses.oldest(dict.fromkeys([(PAGES, chain) for chain in (A, B, C, D)], 1), None)
+    assert {chain: number for (_, chain), (number, _) in found.items()} == {A: 1, B: 1, C: 2, D: 0}
 
 
 def test_what_another_has_used_since_it_opened_stays(tiers: Tiers) -> None:
@@ -90,10 +103,10 @@ def test_what_another_has_used_since_it_opened_stays(tiers: Tiers) -> None:
     other = tiers.open()
     tiers.use(mine, B)
     tiers.use(other, C)
-    assert list(mine.oldest(SIZES, None)) == [D, A]
-    assert list(other.oldest(SIZES, None)) == [D], "the one who came first may be using more"
+    assert oldest(mine) == [D, A]
+    assert oldest(other) == [D], "the one who came first may be using more"
     other._lease.release()
-    assert list(mine.oldest(SIZES, None)) == [D, A, B, C]
+    assert oldest(mine) == [D, A, B, C]
 
 
 def test_damage_changes_the_order_alone(tiers: Tiers) -> None:
@@ -101,6 +114,6 @@ def test_damage_changes_the_order_alone(tiers: Tiers) -> None:
     tiers.use(uses, A, B)
     tiers.write(A, b"short")
     tiers.write(b"clock", b"long" * 4)
-    assert list(uses.oldest({A: 1, B: 1}, None)) == [A, B]
+    assert oldest(uses, (A, B)) == [A, B]
     tiers.use(uses, C)
-    assert uses.oldest({C: 1}, None)[C][0] == 1
+    assert uses.oldest({(PAGES, C): 1}, None)[PAGES, C][0] == 1
