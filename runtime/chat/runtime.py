@@ -27,6 +27,7 @@ from ..api.stats import Stats, TierStats
 from ..engine.batch import check_open_pages, within_memory
 from ..engine.engine import Engine
 from ..engine.generate import generate, read_prompt
+from ..engine.held import held_by
 from ..engine.indexes import make_indexes
 from ..engine.planner import Plan, make_plan
 from ..engine.profile import Profiles
@@ -164,7 +165,8 @@ class Runtime(Loaded):
             dtype=str(model.dtype).removeprefix("torch.") if kv.dtype == "auto" else kv.dtype,
         )
         folder = Path(os.path.expanduser(kv.path)) if kv.path is not None else cache_dir() / "kv"
-        plan = with_disk(make_plan(kv, layout, len(model.tiered), where, _CHUNK[where.type]), kv, folder)
+        held = held_by(model, layout)
+        plan = with_disk(make_plan(kv, layout, len(model.tiered), where, _CHUNK[where.type], held), kv, folder)
         if kv.disk_gb is None and not plan.disk_bytes:
             logger.warning("going on without a disk tier, nothing is kept: to keep something %s", plan.disk_knob)
         try:
@@ -354,14 +356,14 @@ def _open_store(
             former=lambda: former_identity(directory, settings),
         )  # fmt: skip
         disk = open_disk(home, plan.disk_bytes, plan.disk_knob)
-    workspace_cap = plan.workspace_bytes
+    reserved = plan.reserved_bytes
     cuda = device.type == "cuda"
     cpu = torch.device("cpu")
     gpu = None
     if plan.gpu_bytes is not None:
-        gpu = Arena("gpu", plan.gpu_bytes, layout.page_bytes, device, reserved_bytes=workspace_cap)
-        workspace_cap = 0
-    host = Arena("host", plan.host_bytes, layout.page_bytes, cpu, pin=cuda, reserved_bytes=workspace_cap)
+        gpu = Arena("gpu", plan.gpu_bytes, layout.page_bytes, device, reserved_bytes=reserved)
+        reserved = 0
+    host = Arena("host", plan.host_bytes, layout.page_bytes, cpu, pin=cuda, reserved_bytes=reserved)
     store = TieredStore(layout, len(model.tiered), host=host, gpu=gpu, disk=disk, codec=kv.codec)
     if disk is not None:
         store.chains_to_keep = lambda: needed_chains(disk)

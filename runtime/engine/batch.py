@@ -6,18 +6,25 @@ from bisect import bisect_left
 
 from ...storage import Arena, TieredStore
 from ..api.errors import DoesNotFitError
-from .planner import Plan
+from .planner import GB, Plan, free_memory
 
 
 def check_open_pages(plan: Plan, store: TieredStore, prompts: int) -> None:
     """Raises DoesNotFitError unless the compute tier can hold one open page per prompt and layer: the page that a
-    sequence writes stays where attention reads."""
+    sequence writes stays where attention reads. What sequences hold beside pages is planned for one; the device must
+    have room for the others'."""
     tier, spare, needed = store.compute, num_spare(store, store.compute), prompts * plan.num_tiered
     if needed > spare:
         raise DoesNotFitError(
             f"the batch does not fit: {prompts} prompts x {plan.num_tiered} layers = {needed} open pages, but the "
             f"{tier.name} tier has {spare} to spare of its {tier.num_slots}, enough for {spare // plan.num_tiered} "
             f"prompts; give fewer at a time, or raise {tier.name}_gb"
+        )
+    held = (prompts - 1) * plan.held.sequence_bytes
+    if held and held > (free := free_memory(tier.data.device)):
+        raise DoesNotFitError(
+            f"the batch does not fit: {prompts} prompts hold {plan.held.named} of {plan.held.sequence_bytes / GB:.3g} "
+            f"GB each, and {free / GB:.3g} GB of memory are free; give fewer at a time"
         )
 
 

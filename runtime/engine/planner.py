@@ -14,10 +14,13 @@ from ...storage import PageLayout
 from ..api.config import KVConfig
 from ..api.errors import DoesNotFitError
 from ..layers.workspace import Workspace
+from .held import NOTHING, Held
 from .machine_caps import check_caps
 
 GB = 10**9
 _DEFAULT_SPAN = 4096
+FREE_SHARE = 0.8
+"""Of a GPU's free memory, where no cap is given: indexes' states and activations have the rest."""
 _PAGES_PER_LAYER = 4
 """Fewest slots per tiered layer in the compute tier: the open page and a few to read."""
 _RECORD_OVERHEAD = 1.2
@@ -37,6 +40,8 @@ class Plan:
     """The disk tier's cap: how much of the store this model may come to have."""
     span_tokens: int
     """Rows of one layer-major prefill span."""
+    held: Held = NOTHING
+    """What a sequence holds beside its pages, in the compute tier: there is room for that of one."""
     store_bytes: int = 0
     """The cap of the store, in which other models may have folders, too."""
     disk_knob: str = "raise disk_gb"
@@ -52,9 +57,14 @@ class Plan:
         return Workspace.bytes_for(self.layout, self.span_tokens)
 
     @property
+    def reserved_bytes(self) -> int:
+        """Bytes of the compute tier that are not for pages."""
+        return self.workspace_bytes + self.held.sequence_bytes
+
+    @property
     def compute_pool_bytes(self) -> int:
-        """Bytes that the compute tier has left for pages beside the workspace."""
-        return (self.gpu_bytes if self.gpu_bytes is not None else self.host_bytes) - self.workspace_bytes
+        """Bytes that the compute tier has left for pages."""
+        return (self.gpu_bytes if self.gpu_bytes is not None else self.host_bytes) - self.reserved_bytes
 
     @property
     def host_pool_bytes(self) -> int:
@@ -103,40 +113,49 @@ class Plan:
         """(tier, cap, tokens whose pages it holds), for people."""
         found = []
         if self.gpu_bytes is not None:
-            pool = self.compute_pool_bytes
-            found.append(
-                ("gpu", _gb(self.gpu_bytes), f"{pool // self.token_bytes} + {_gb(self.workspace_bytes)} workspace")
-            )
-        found.append(("host", _gb(self.host_bytes), f"{self.host_pool_bytes // self.token_bytes}"))
-        found.append(("disk", _gb(self.disk_bytes), f"{int(self.disk_bytes / _RECORD_OVERHEAD) // self.token_bytes}"))
+            beside = f"{_gb(self.workspace_bytes)} workspace"
+            if self.held.sequence_bytes:
+                beside += f" + {_gb(self.held.sequence_bytes)} {self.held.named}"
+            found.append(("gpu", _gb(self.gpu_bytes), f"{self._tokens(self.compute_pool_bytes)} + {beside}"))
+        found.append(("host", _gb(self.host_bytes), self._tokens(self.host_pool_bytes)))
+        found.append(("disk", _gb(self.disk_bytes), self._tokens(int(self.disk_bytes / _RECORD_OVERHEAD))))
         return found
 
+    def _tokens(self, pages_bytes: int) -> str:
+        return f"{pages_bytes // self.token_bytes}" if self.token_bytes else "any number of"
 
-def make_plan(config: KVConfig, layout: PageLayout, num_tiered: int, device: torch.device, chunk: int) -> Plan:
+
+def make_plan(
+    config: KVConfig, layout: PageLayout, num_tiered: int, device: torch.device, chunk: int, held: Held = NOTHING
+) -> Plan:  # fmt: skip
     """The memory tiers' caps from the configuration, or from what is free now. `sessions.store_cap` adds the disk tier.
 
     Raises:
         ValueError: a cap is more than the machine has.
-        DoesNotFitError: the compute tier cannot hold its workspace and a few pages per layer.
+        DoesNotFitError: the compute tier cannot hold its workspace, what a sequence holds beside pages, and a few pages
+            per layer.
     """
     check_caps(config, torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None)
     gpu = None
     if config.gpu_gb is not None:
         gpu = int(config.gpu_gb * GB)
     elif device.type == "cuda":
-        gpu = int(torch.cuda.mem_get_info(device)[0] * 0.8)
+        gpu = int(free_memory(device) * FREE_SHARE)
     host = int(config.host_gb * GB) if config.host_gb is not None else available_memory() // 2
     compute = gpu if gpu is not None else host
     pages = _PAGES_PER_LAYER * num_tiered * layout.page_bytes
-    spare = compute - pages - Workspace.bytes_for(layout, 0)
+    spare = compute - pages - Workspace.bytes_for(layout, 0) - held.sequence_bytes
     span = max(chunk, min(_DEFAULT_SPAN, spare // 2 // layout.token_bytes // chunk * chunk))
-    plan = Plan(layout=layout, num_tiered=num_tiered, gpu_bytes=gpu, host_bytes=host, disk_bytes=0, span_tokens=span)
+    plan = Plan(
+        layout=layout, num_tiered=num_tiered, gpu_bytes=gpu, host_bytes=host, disk_bytes=0, span_tokens=span, held=held
+    )  # fmt: skip
     if plan.compute_pool_bytes < pages:
         name, knob = ("device", "gpu_gb") if gpu is not None else ("host", "host_gb")
+        beside = f"{_gb(held.sequence_bytes)} {held.named} + " if held.sequence_bytes else ""
         raise DoesNotFitError(
-            f"{name} cap {_gb(compute)} is too small: {_gb(plan.workspace_bytes)} workspace + "
+            f"{name} cap {_gb(compute)} is too small: {_gb(plan.workspace_bytes)} workspace + {beside}"
             f"{_PAGES_PER_LAYER} pages x {num_tiered} layers x {layout.page_bytes} bytes = "
-            f"{_gb(plan.workspace_bytes + pages)}; raise {knob}"
+            f"{_gb(plan.reserved_bytes + pages)}; raise {knob}"
         )
     if plan.host_pool_bytes < 2 * num_tiered * layout.page_bytes:
         raise DoesNotFitError(
@@ -144,6 +163,11 @@ def make_plan(config: KVConfig, layout: PageLayout, num_tiered: int, device: tor
             f"{_gb(2 * num_tiered * layout.page_bytes)}; raise host_gb"
         )
     return plan
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of a device's memory that can be taken now."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else available_memory()
 
 
 def available_memory() -> int:

@@ -11,6 +11,7 @@ Shapes  T tokens, L tokens a page
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, NamedTuple, NoReturn
 
@@ -21,6 +22,9 @@ from torch import Tensor
 from ...storage import RecordError
 from .attend_rows import Attending
 from .base import Advance, LayerKV, State
+
+MOST_STATES = 3
+"""Held of a sequence at a time. Points of a conversation refer to others."""
 
 
 class RecurrentPoint(NamedTuple):
@@ -47,6 +51,11 @@ class RecurrentLayer(LayerKV):
         self._shapes = dict(shapes)
         zeros = {name: torch.zeros(shape, dtype=torch.float32, device=device) for name, shape in self._shapes.items()}
         self._hold(RecurrentPoint(0, zeros))
+
+    @staticmethod
+    def bytes_for(shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """Bytes of one state."""
+        return sum(math.prod(shape) for shape in shapes.values()) * torch.float32.itemsize
 
     def _hold(self, now: RecurrentPoint, page: RecurrentPoint | None = None) -> None:
         """Be at the point `now`; `page` is that of the last page's end, where it is known."""

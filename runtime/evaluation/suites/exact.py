@@ -352,7 +352,8 @@ def _tiers(
     with setting.open(model, path=folder / "probe", disk_gb=0) as runtime:
         plan, chunk = runtime.plan, runtime.engine.chunk
     page = plan.layout.page_bytes * plan.num_tiered
-    compute, host = Workspace.bytes_for(plan.layout, chunk) + 20 * page, 24 * page
+    reserved = Workspace.bytes_for(plan.layout, chunk) + plan.held.sequence_bytes
+    compute, host = reserved + 20 * page, 24 * page
     tight = {"gpu_gb": compute / 1e9, "host_gb": host / 1e9, "disk_gb": 4.0}
     places: list[tuple[str, str, dict[str, Any]]] = [
         ("memory and disk", "a", {"disk_gb": 4.0}),

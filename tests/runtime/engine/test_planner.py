@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from stratakv.runtime import DoesNotFitError, KVConfig
+from stratakv.runtime.engine.held import Held
 from stratakv.runtime.engine.planner import GB, Plan, available_memory, make_plan
 from stratakv.runtime.layers.workspace import Workspace
 from stratakv.storage import PageLayout
@@ -126,6 +127,25 @@ def test_people_read_what_each_tier_holds() -> None:
         ("disk", "2 GB", str(int(2 * GB / 1.2) // TOKEN)),
     ]
     assert [tier for tier, *_ in PLAN.rows()] == ["host", "disk"]
+
+
+def test_what_a_sequence_holds_beside_pages_is_no_room_for_pages() -> None:
+    held = Held(state_bytes=100, window_bytes=24)
+    least = Workspace.bytes_for(LAYOUT, CHUNK) + 4 * LAYERS * LAYOUT.page_bytes + held.sequence_bytes
+
+    def planned_with(**caps: float) -> Plan:
+        return make_plan(KVConfig(disk_gb=0, **caps), LAYOUT, LAYERS, CPU, CHUNK, held)
+
+    plan = planned_with(gpu_gb=least / GB, host_gb=1)
+    assert plan.compute_pool_bytes == 4 * LAYERS * LAYOUT.page_bytes
+    assert plan.host_pool_bytes == GB
+    assert plan.rows()[0][2].endswith("GB workspace + 3.24e-07 GB 3 states and windows")
+    with pytest.raises(
+        DoesNotFitError, match=r"workspace \+ 3.24e-07 GB 3 states and windows \+ 4 pages .* raise host_gb"
+    ):
+        planned_with(host_gb=(least - 1) / GB)
+    windows_alone = replace(plan, num_tiered=0)
+    assert [tokens.split(" + ")[0] for _, _, tokens in windows_alone.rows()] == ["any number of"] * 3
 
 
 def test_a_limit_of_the_process_bounds_the_default_of_the_host_tier(monkeypatch: pytest.MonkeyPatch) -> None:
