@@ -214,7 +214,7 @@ class Bench:
         if "dense" in asked:
             for dtype in subject.dense_dtypes:
                 name = f"dense {str(dtype).removeprefix('torch.')}"
-                reason = self._too_large(dtype, batch * tokens)
+                reason = self._too_large(dtype, batch, tokens)
                 if reason:
                     left_out[name] = reason
                 else:
@@ -231,12 +231,12 @@ class Bench:
             gguf = [] if self.options.shape is not None else gguf_of(self.options.model)
             yield "llama.cpp", partial(LlamaCpp, gguf, batch, tokens, subject.model.config.vocab_size)
 
-    def _too_large(self, dtype: torch.dtype, tokens: int) -> str | None:
+    def _too_large(self, dtype: torch.dtype, batch: int, tokens: int) -> str | None:
         """The reason why dense attention cannot be had here, if there is one: weights and the whole cache are in memory
         at once."""
         if not self.subject.has_room_for(dtype, self.options):
             return "no memory for the weights a second time"
-        cap, needed = self.options.gpu_memory_cap, needed_bytes(self.subject, dtype, tokens)
+        cap, needed = self.options.gpu_memory_cap, needed_bytes(self.subject, dtype, batch, tokens)
         if cap is None or needed <= 1e9 * cap:
             return None
         return f"model and cache need {needed / 1e9:.3g} GB, the card has {cap:g} GB"

@@ -14,14 +14,14 @@ import torch
 from ..api.config import KVConfig
 from ..chat.documents import read_text_file
 from ..chat.runtime import Runtime
-from ..engine.planner import available_memory
+from ..engine.planner import free_memory
 from ..engine.profile import Profiles
 from ..model.locate import locate
 from ..model.model import Model
-from ..model.model_files import ATTENTION
+from ..model.weights import decoder_over
 from ..process.devices import pick_device, pick_dtype
 from .options import BenchOptions
-from .shapes import random_model
+from .shapes import random_weights
 
 _ROWS = 512
 """Prompt tokens that transformers is given at a time: this bounds the scores that are in memory at once."""
@@ -33,14 +33,16 @@ class Subject:
     """One model, in memory once: everybody who is timed reads its weights.
 
     Args:
+        hf: transformers' model. tokenizer: its own; None: it has none.
         text: token ids to draw from, over and over; None: random ones.
     """
 
-    def __init__(self, name: str, model: Model, directory: Path, text: np.ndarray | None) -> None:
-        self.name, self.model, self.text = name, model, text
+    def __init__(self, name: str, hf: Any, tokenizer: Any, directory: Path, text: np.ndarray | None) -> None:
+        self.name, self.text, self._hf = name, text, hf
+        self.model = Model(decoder_over(hf), tokenizer)
         self._directory, self._profiles = directory, Profiles(directory, name)
         self._references: dict[torch.dtype, Reference] = {}
-        self._by_weights = {model.weights: model}
+        self._by_weights = {self.model.weights: self.model}
 
     @classmethod
     def load(cls, options: BenchOptions, folder: Path, positions: int, log: Callable[[str], None]) -> Subject:
@@ -49,15 +51,15 @@ class Subject:
         kind = pick_dtype(options.dtype, device)
         dtype: torch.dtype = getattr(torch, kind)
         if options.shape is not None:
-            model = random_model(options.shape, folder, device, dtype, positions, options.layers)
-            found = cls(options.shape, model, folder, None)
+            hf = random_weights(options.shape, folder, device, dtype, positions, options.layers)
+            found = cls(options.shape, hf, None, folder, None)
         else:
             why = "once: transformers multiplies with the same weights"
             directory = locate(options.model, kind, on_convert=lambda name: log(f"converting {name} {why}"))
             model = Model.load(directory, device, dtype, modules="transformers")
             text = read_text_file(options.text or _bundled_text())
             ids = model.tokenizer(text, add_special_tokens=False).input_ids
-            found = cls(options.model, model, directory, np.array(ids, dtype=np.uint32))
+            found = cls(options.model, model.hf, model.tokenizer, directory, np.array(ids, dtype=np.uint32))
         log(f"{found.name}: {found.weights_bytes / 1e9:.3g} GB of {kind} weights on {device}")
         return found
 
@@ -96,13 +98,13 @@ class Subject:
         """Our model and transformers' in that dtype."""
         if dtype == self.model.dtype:
             return self.model, self.reference(dtype)
-        hf = _twin(self.model.hf, dtype, ATTENTION)
-        return Model(hf, self.model.tokenizer), Reference(_twin(hf, dtype, "sdpa"), dtype, self.model.device)
+        hf = _twin(self._hf, dtype)
+        return Model(decoder_over(hf), self.model.tokenizer), Reference(hf, dtype, self.model.device)
 
     def reference(self, dtype: torch.dtype) -> Reference:
         """transformers' model in that dtype; made once."""
         if dtype not in self._references:
-            self._references[dtype] = Reference(_twin(self.model.hf, dtype, "sdpa"), dtype, self.model.device)
+            self._references[dtype] = Reference(_twin(self._hf, dtype), dtype, self.model.device)
         return self._references[dtype]
 
     @property
@@ -114,11 +116,9 @@ class Subject:
         """True if weights in `dtype` beside ours take at most half of the memory that is free."""
         if dtype == self.model.dtype or dtype in self._references:
             return True
-        free = available_memory()
-        if self.model.device.type == "cuda":
-            free = torch.cuda.mem_get_info(self.model.device)[0]
-            if options.gpu_memory_cap is not None:
-                free = min(free, int(1e9 * options.gpu_memory_cap) - self.weights_bytes)
+        free = free_memory(self.model.device)
+        if self.model.device.type == "cuda" and options.gpu_memory_cap is not None:
+            free = min(free, int(1e9 * options.gpu_memory_cap) - self.weights_bytes)
         return 2 * self.weights_bytes * dtype.itemsize // self.model.dtype.itemsize <= free
 
 
@@ -149,11 +149,11 @@ class Reference:
         return logits
 
 
-def _twin(hf: Any, dtype: torch.dtype, attention: str) -> Any:
-    """Make the same transformers model with another attention; it shares the weights, unless `dtype` is another."""
+def _twin(hf: Any, dtype: torch.dtype) -> Any:
+    """Make the same transformers model with SDPA attention; it shares the weights, unless `dtype` is another."""
     weights = {id(w): w if w.dtype == dtype else _cast(w, dtype) for w in hf.parameters()}
     found = copy.deepcopy(hf, weights)
-    found.set_attn_implementation(attention)
+    found.set_attn_implementation("sdpa")
     return found
 
 

@@ -54,17 +54,14 @@ class Transformers(Contestant):
         self._read.append(self._held)
 
     def facts(self, turn: TimedTurn) -> dict[str, Any]:
-        held = float(np.mean(self._read[-len(turn.step_s) :]))
-        traffic = self.traffic(self.batch * held * self._token_bytes)
+        dtype = self._reference.dtype
+        read = np.mean([_kv_bytes(self._subject, dtype, held) for held in self._read[-len(turn.step_s) :]])
+        traffic = self.traffic(self.batch * float(read))
         return {"roofline": traffic.against(self._bandwidths, turn.decode_s / len(turn.step_s))}
 
     def traffic(self, kv_bytes: float) -> Traffic:
         """The traffic of a step that reads so many bytes of KV."""
         return Traffic(weights=self._subject.read_per_step(self._reference.dtype.itemsize), kv=kv_bytes)
-
-    @property
-    def _token_bytes(self) -> int:
-        return _token_bytes(self._subject, self._reference.dtype)
 
     def close(self) -> None:
         self._cache = None
@@ -104,13 +101,19 @@ class Quantised(Transformers):
         return Traffic(weights=self._subject.read_per_step(self._reference.dtype.itemsize), kv=packed)
 
 
-def needed_bytes(subject: Subject, dtype: torch.dtype, tokens: int) -> int:
-    """Bytes of device memory for the model and the whole cache of `tokens` tokens over all sequences."""
-    return subject.weights_bytes + tokens * _token_bytes(subject, dtype)
+def needed_bytes(subject: Subject, dtype: torch.dtype, batch: int, tokens: int) -> int:
+    """Bytes of device memory for the model and the whole cache of `batch` sequences of `tokens` tokens."""
+    return subject.weights_bytes + batch * _kv_bytes(subject, dtype, tokens)
 
 
-def _token_bytes(subject: Subject, dtype: torch.dtype) -> int:
-    return sum(2 * shape.kv_heads * shape.dim for shape in subject.model.shapes) * dtype.itemsize
+def _kv_bytes(subject: Subject, dtype: torch.dtype, tokens: int) -> int:
+    """Bytes of keys and values of a sequence of `tokens` tokens: sliding layers have those of their window, recurrent
+    ones none."""
+    model, numbers = subject.model, 0
+    for shape, window, state in zip(model.shapes, model.windows, model.states, strict=True):
+        rows = 0 if state is not None else tokens if window is None else min(tokens, window)
+        numbers += 2 * shape.kv_heads * shape.dim * rows
+    return numbers * dtype.itemsize
 
 
 def _is_installed(package: str) -> bool:

@@ -29,7 +29,7 @@ from ..engine.engine import Engine
 from ..engine.generate import generate, read_prompt
 from ..engine.held import held_by
 from ..engine.indexes import make_indexes
-from ..engine.planner import Plan, make_plan
+from ..engine.planner import CHUNK, Plan, make_plan
 from ..engine.profile import Profiles
 from ..engine.sequence import Sequence
 from ..layers.prefetch import Prefetcher
@@ -55,9 +55,6 @@ from .loaded import Loaded
 from .long_texts import refuse_long
 
 logger = logging.getLogger(__name__)
-
-_CHUNK = {"cpu": 512, "cuda": 2048}
-"""Prefill rows per layer call, by device. They follow the grid of positions, so that results do not depend on caps."""
 
 
 class Runtime(Loaded):
@@ -157,16 +154,11 @@ class Runtime(Loaded):
         Raises as `load` does.
         """
         where, name = model.device, profiles.name
-        layout = PageLayout(
-            num_heads=model.num_kv_heads,
-            page_size=kv.page_size,
-            head_dim=model.head_dim,
-            value_dim=model.value_dim,
-            dtype=str(model.dtype).removeprefix("torch.") if kv.dtype == "auto" else kv.dtype,
-        )
+        dtype = str(model.dtype).removeprefix("torch.") if kv.dtype == "auto" else kv.dtype
+        layout = page_layout(model, kv.page_size, dtype)
         folder = Path(os.path.expanduser(kv.path)) if kv.path is not None else cache_dir() / "kv"
         held = held_by(model, layout)
-        plan = with_disk(make_plan(kv, layout, len(model.tiered), where, _CHUNK[where.type], held), kv, folder)
+        plan = with_disk(make_plan(kv, layout, len(model.tiered), where, CHUNK[where.type], held), kv, folder)
         if kv.disk_gb is None and not plan.disk_bytes:
             logger.warning("going on without a disk tier, nothing is kept: to keep something %s", plan.disk_knob)
         try:
@@ -179,7 +171,7 @@ class Runtime(Loaded):
         plan = replace(plan, disk_bytes=0 if store.disk is None else max(0, plan.disk_bytes - in_use))
         engine = Engine(
             model, store, make_indexes(model, kv, profiles.needed(kv)), kv,
-            Workspace(layout, plan.span_tokens, where, model.turns), _CHUNK[where.type],
+            Workspace(layout, plan.span_tokens, where, model.turns), CHUNK[where.type],
             None if kv.prefetch == "off" else Prefetcher(is_forced=kv.prefetch == "on"),
         )  # fmt: skip
         return cls(model, store, engine, plan, kv, as_text(name), profiles)
@@ -335,6 +327,14 @@ class Runtime(Loaded):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def page_layout(model: Model, page_size: int, dtype: str) -> PageLayout:
+    """The layout of a model's pages."""
+    return PageLayout(
+        num_heads=model.num_kv_heads, page_size=page_size, head_dim=model.head_dim, value_dim=model.value_dim,
+        dtype=dtype,
+    )  # fmt: skip
 
 
 def _open_store(

@@ -11,13 +11,11 @@ import signal
 import sys
 import threading
 from contextlib import suppress
-from dataclasses import replace
 from typing import Annotated
 
 import typer
 
 from ...storage.files.scratch import remove_all
-from ..api.typed_numbers import whole_number
 from ..process.terminal import escaped_bytes, printable
 from ..process.threads import choose
 from .bench_command import bench
@@ -25,17 +23,7 @@ from .chat_command import chat
 from .eval_command import calibrate, evaluation
 from .loading import LOADER
 from .one_line import EXIT_CODES, INTERRUPTED, OneLine, with_flags
-from .options import (
-    DeviceOption,
-    DiskOption,
-    DtypeOption,
-    GpuOption,
-    HostOption,
-    ModelOption,
-    PathOption,
-    kv_config,
-    reading,
-)
+from .plan_command import plan
 from .sessions_command import sessions
 
 _GC_EVERY = 100_000
@@ -58,6 +46,7 @@ app.add_typer(sessions, name="sessions")
 app.command()(bench)
 app.command()(calibrate)
 app.command(name="eval")(evaluation)
+app.command()(plan)
 
 
 def main() -> None:
@@ -148,46 +137,6 @@ def options(
     ] = False,
 ) -> None:
     """Chat with documents far larger than the GPU's memory."""
-
-
-def _length(text: str) -> int:
-    number = whole_number(text)
-    if number < 1:
-        raise ValueError(f"a number of tokens from 1, not {text}")
-    return number
-
-
-@app.command()
-def plan(
-    context: Annotated[
-        int, typer.Argument(help="Context length in tokens.", metavar="TOKENS", parser=reading(_length))
-    ],
-    model: ModelOption = "smollm2",
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    gpu_kv_gb: GpuOption = None,
-    host_kv_gb: HostOption = None,
-    disk_kv_gb: DiskOption = None,
-    kv_dir: PathOption = None,
-) -> None:
-    """Show what would live where, and whether a context of that length fits."""
-    from ..chat.runtime import Runtime
-    from ..sessions.saved import store_folders
-    from ..sessions.store_cap import told_about, with_disk
-    from .chat_setup import store_root
-
-    kv = kv_config(gpu_gb=gpu_kv_gb, host_gb=host_kv_gb, disk_gb=disk_kv_gb, path=kv_dir, budget=2048)
-    with Runtime.load(model, device=device, dtype=dtype, kv=replace(kv, disk_gb=0.0)) as runtime:
-        found = with_disk(runtime.plan, kv, store_root(kv))  # a plan need not touch the store
-        needed = f"{context * found.token_bytes / 1e9:.3g} GB"
-        print(f"{found.token_bytes} bytes of KV per token; {context} tokens need {needed}")
-        for tier, cap, tokens in found.rows():
-            print(f"  {tier:5} cap {cap:>8}  holds {tokens} tokens")
-        for line in told_about(store_folders(store_root(kv))):
-            print(f"  in the store {printable(line)}")
-        runtime.check_window(0, context, f"a context of {context} tokens")
-        found.check(context, f"a context of {context} tokens")
-        print("it fits")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from ...storage import PageLayout
 from ..layers.recurrent import MOST_STATES, RecurrentLayer
-from ..layers.sliding import SlidingLayer
+from ..layers.sliding import RUNS, SlidingLayer
 from ..model.model import Model
 
 
@@ -26,6 +26,11 @@ class Held(NamedTuple):
     def sequence_bytes(self) -> int:
         """The most that a sequence holds."""
         return MOST_STATES * self.state_bytes + self.window_bytes
+
+    @property
+    def left_bytes(self) -> int:
+        """The most that is left at one place of a text for later ones (`state_interval`)."""
+        return self.state_bytes + self.window_bytes // RUNS
 
     @property
     def named(self) -> str:

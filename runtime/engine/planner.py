@@ -18,12 +18,14 @@ from .held import NOTHING, Held
 from .machine_caps import check_caps
 
 GB = 10**9
+CHUNK = {"cpu": 512, "cuda": 2048}
+"""Prefill rows per layer call, by device. They follow the grid of positions, so that results do not depend on caps."""
 _DEFAULT_SPAN = 4096
 FREE_SHARE = 0.8
 """Of a GPU's free memory, where no cap is given: indexes' states and activations have the rest."""
 _PAGES_PER_LAYER = 4
 """Fewest slots per tiered layer in the compute tier: the open page and a few to read."""
-_RECORD_OVERHEAD = 1.2
+RECORD_OVERHEAD = 1.2
 """An incompressible page on disk against its raw bytes: header and LMDB's 4 KiB rounding."""
 
 
@@ -76,11 +78,11 @@ class Plan:
 
     def disk_tokens(self, disk_bytes: int) -> int:
         """Tokens that so many bytes of disk keep, compressible or not."""
-        return int(disk_bytes / _RECORD_OVERHEAD) // self.token_bytes if self.token_bytes else sys.maxsize
+        return int(disk_bytes / RECORD_OVERHEAD) // self.token_bytes if self.token_bytes else sys.maxsize
 
     def disk_need(self, tokens: int) -> int:
         """Bytes of disk that keep so many tokens, compressible or not."""
-        return int(tokens * self.token_bytes * _RECORD_OVERHEAD) + 1
+        return int(tokens * self.token_bytes * RECORD_OVERHEAD) + 1
 
     def host_tokens(self, num_taken: int = 0) -> int:
         """Tokens that host memory keeps beside `num_taken` pages that cannot leave it."""
@@ -102,7 +104,7 @@ class Plan:
         tiers = f"host {_gb(self.host_pool_bytes)}"
         if disk:
             beside = f", {_gb(self.store_bytes - disk)} more in other folders" if self.store_bytes > disk else ""
-            tiers = f"disk {_gb(disk)} (up to {_RECORD_OVERHEAD}x the raw bytes when incompressible{beside})"
+            tiers = f"disk {_gb(disk)} (up to {RECORD_OVERHEAD}x the raw bytes when incompressible{beside})"
         knob = self.disk_knob if disk else f"raise host_gb, or {self.disk_knob}"
         raise DoesNotFitError(
             f"{what} does not fit: {tokens} tokens x {self.token_bytes} bytes = {_gb(tokens * self.token_bytes)}, "
@@ -118,7 +120,7 @@ class Plan:
                 beside += f" + {_gb(self.held.sequence_bytes)} {self.held.named}"
             found.append(("gpu", _gb(self.gpu_bytes), f"{self._tokens(self.compute_pool_bytes)} + {beside}"))
         found.append(("host", _gb(self.host_bytes), self._tokens(self.host_pool_bytes)))
-        found.append(("disk", _gb(self.disk_bytes), self._tokens(int(self.disk_bytes / _RECORD_OVERHEAD))))
+        found.append(("disk", _gb(self.disk_bytes), self._tokens(int(self.disk_bytes / RECORD_OVERHEAD))))
         return found
 
     def _tokens(self, pages_bytes: int) -> str:
@@ -142,6 +144,13 @@ def make_plan(
     elif device.type == "cuda":
         gpu = int(free_memory(device) * FREE_SHARE)
     host = int(config.host_gb * GB) if config.host_gb is not None else available_memory() // 2
+    return plan_within(gpu, host, layout, num_tiered, chunk, held)
+
+
+def plan_within(
+    gpu: int | None, host: int, layout: PageLayout, num_tiered: int, chunk: int, held: Held = NOTHING
+) -> Plan:  # fmt: skip
+    """A plan under these caps in bytes, whatever the machine has. Raises DoesNotFitError as `make_plan`."""
     compute = gpu if gpu is not None else host
     pages = _PAGES_PER_LAYER * num_tiered * layout.page_bytes
     spare = compute - pages - Workspace.bytes_for(layout, 0) - held.sequence_bytes

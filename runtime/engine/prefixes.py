@@ -15,8 +15,9 @@ from ...storage.codecs.compression import usual_ratio
 from ..api.config import KVConfig
 from ..layers.stored import stored_state
 from ..model.model import Model
+from .held import held_by
 from .sequence import PROMPT, Sequence
-from .state_interval import state_bytes, state_interval
+from .state_interval import state_interval
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +40,8 @@ class StoredPrefixes:
     ) -> None:  # fmt: skip
         self.model, self.store = model, store
         self.identity, self._learns = identity, learns_from_queries
-        layout, item_bytes = store.layout, model.dtype.itemsize
-        state = state_bytes(model.windows, model.states, model.shapes, layout.page_size, item_bytes)
+        layout = store.layout
+        state = held_by(model, layout).left_bytes
         token = layout.token_bytes * len(model.tiered) * usual_ratio(config.codec, layout)
         default = state_interval(state, token, layout.page_size)
         self.state_every = default if config.state_every is None or not state else config.state_every

@@ -8,7 +8,6 @@ takes room, that of a large model's delta nets as much as the KV of thousands of
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
 
 LEAST_INTERVAL = 1024
 """States do not lie closer by default: to compute so many tokens takes little longer than to find out."""
@@ -16,26 +15,6 @@ GRID = 64
 """Delta nets take tokens 64 at a time: only there does a text that is cut have the bits of one that is not."""
 SHARE = 4
 """States between add at most 1 / `SHARE` to the bytes of pages."""
-
-
-def state_bytes(
-    windows: Sequence[int | None], states: Sequence[dict[str, tuple[int, ...]] | None],
-    shapes: Iterable[tuple[int, int, int]], page_size: int, item_bytes: int,
-) -> int:  # fmt: skip
-    """The most bytes of what the layers of a model leave together at one place.
-
-    Args:
-        windows: of each layer, None where it does not slide. states: shapes of a recurrent layer's state, None where it
-            is none. shapes: query heads, KV heads and their dim, of each layer.
-        item_bytes: of a number of a window; a state's are fp32.
-    """
-    total = 0
-    for window, state, (_, kv_heads, dim) in zip(windows, states, shapes, strict=True):
-        if state is not None:
-            total += 4 * sum(map(math.prod, state.values()))
-        elif window is not None:
-            total += 2 * kv_heads * dim * item_bytes * (window - 1 + page_size)
-    return total
 
 
 def state_interval(state_bytes: int, token_bytes: float, page_size: int) -> int:

@@ -21,7 +21,7 @@ from .base import LayerKV
 from .standing import NUM_ROWS, Run, Standing
 from .stored import check_window
 
-_RUNS = 2
+RUNS = 2
 """There is room for so many times the tokens that are held: they are moved to the front when it is full."""
 
 
@@ -34,7 +34,7 @@ class SlidingLayer(LayerKV):
     def __init__(self, layer: int, window: int, layout: PageLayout, dtype: torch.dtype, device: torch.device) -> None:
         self.layer, self.window, self.layout = layer, window, layout
         self.keep = window - 1 + layout.page_size
-        shape = (2, layout.num_heads, _RUNS * self.keep, layout.head_dim)
+        shape = (2, layout.num_heads, RUNS * self.keep, layout.head_dim)
         self._buffer = torch.empty(shape, dtype=dtype, device=device)
         self._count = 0
         self._end = 0
@@ -44,7 +44,7 @@ class SlidingLayer(LayerKV):
     @staticmethod
     def bytes_for(window: int, layout: PageLayout, dtype: torch.dtype) -> int:
         """Bytes that such a layer holds of a sequence, however short that is."""
-        return _RUNS * (window - 1 + layout.page_size) * 2 * layout.num_heads * layout.head_dim * dtype.itemsize
+        return RUNS * (window - 1 + layout.page_size) * 2 * layout.num_heads * layout.head_dim * dtype.itemsize
 
     # Prefill
 

@@ -349,13 +349,14 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _fuse(layers: list[Any]) -> tuple[Tensor, Tensor | None]:
-    """Join weight and bias of linear layers over the same input. Several layers become views of the joined weight."""
+    """Join weight and bias of linear layers over the same input. The weights of several, which other models may have as
+    well, become views of the joined one."""
     if len(layers) == 1:
         return layers[0].weight, layers[0].bias
     weight = torch.cat([layer.weight.detach() for layer in layers])
     rows = [layer.weight.shape[0] for layer in layers]
     for layer, part in zip(layers, torch.split(weight, rows), strict=True):
-        layer.weight = nn.Parameter(part, requires_grad=False)
+        layer.weight.data = part
     if all(layer.bias is None for layer in layers):
         return weight, None
     biases = [weight.new_zeros(n) if layer.bias is None else layer.bias for layer, n in zip(layers, rows, strict=True)]

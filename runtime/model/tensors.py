@@ -50,13 +50,16 @@ _ANY, _NOTHING = r".*", r"(?!)"
 _LAYER = r"(?:.*\.)?layers\.(\d{1,9})\..*"
 
 
-def account(directory: Path, decoder: Any) -> dict[str, str]:
+def account(directory: Path, decoder: Any, shapes: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, str]:
     """Map the names of tensors in the directory's files to the weights of `decoder`, some of which may be those of all
     experts of a layer together (`split_experts`).
 
+    Args:
+        shapes: of tensors that are in memory, in place of those in the files.
+
     Raises ModelFileError: a tensor that is no weight of the model and may change the result, or one of another shape.
     """
-    shapes = check_weights(directory).shapes
+    shapes = check_weights(directory).shapes if shapes is None else shapes
     wanted = {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}
     wanted |= _fused(wanted)
     spelled = FAMILIES[decoder.config.model_type].spelled

@@ -40,6 +40,21 @@ def load_decoder(directory: Path, config: Any, dtype: torch.dtype) -> Decoder:
     return decoder.eval()
 
 
+def decoder_over(hf: Any) -> Decoder:
+    """Make our decoder over the weights of a model of transformers: its parameters are ours, and of experts that lie
+    together in one, ours are views."""
+    decoder, there = Decoder(hf.config), hf.state_dict(keep_vars=True)
+    names = account(Path(hf.config.name_or_path), decoder, {name: tuple(found.shape) for name, found in there.items()})
+    found: dict[str, Tensor] = {}
+    for name, own in names.items():
+        found |= split_experts(own, there[name])
+    decoder.load_state_dict(found, assign=True)
+    if hf.lm_head.weight is hf.model.embed_tokens.weight:
+        decoder.lm_head.weight = decoder.model.embed_tokens.weight
+    decoder.generation_config = hf.generation_config
+    return decoder.requires_grad_(False).eval()
+
+
 def _read(directory: Path, names: dict[str, str], dtype: torch.dtype, exact: frozenset[str]) -> dict[str, Tensor]:
     """Read the tensors under the model's names; `names` maps the files' names to those. `exact`: in fp32."""
     found: dict[str, Tensor] = {}

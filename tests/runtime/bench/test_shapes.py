@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from bench_runs import TINY, silent
+from bench_runs import TINY, silent, small_probes
 
 from stratakv.runtime.api.errors import DoesNotFitError
 from stratakv.runtime.bench.options import BenchOptions
 from stratakv.runtime.bench.run import run_bench
-from stratakv.runtime.bench.shapes import SHAPES, random_model
+from stratakv.runtime.bench.shapes import SHAPES, Shape, configuration, model_without_weights, random_weights
+from stratakv.runtime.model.decoder import Decoder
 
 CPU = torch.device("cpu")
 
@@ -23,10 +24,12 @@ def test_layers_that_a_shape_has_not_and_weights_that_memory_has_no_room_for_are
 ) -> None:
     cpu = torch.device("cpu")
     with pytest.raises(ValueError, match=r"layers is at most 30 for smollm2-135m, not 31"):
-        random_model("smollm2-135m", tmp_path, cpu, torch.float32, 512, 31)
-    monkeypatch.setattr("stratakv.runtime.bench.shapes.available_memory", lambda: 10**5)
+        random_weights("smollm2-135m", tmp_path, cpu, torch.float32, 512, 31)
+    with pytest.raises(ValueError, match=r"none of the first 3 layers of qwen3.8-27b attends; ask for more layers"):
+        random_weights("qwen3.8-27b", tmp_path, cpu, torch.float32, 512, 3)
+    monkeypatch.setattr("stratakv.runtime.bench.shapes.free_memory", lambda _: 10**5)
     with pytest.raises(DoesNotFitError, match=r"tiny does not fit: 0\.000\d+ GB of weights, and 0\.0001 GB of memory"):
-        random_model("tiny", tmp_path, cpu, torch.float32, 512, None)
+        random_weights("tiny", tmp_path, cpu, torch.float32, 512, None)
 
 
 def test_an_unknown_shape_is_refused_with_those_known(tmp_path: Path) -> None:
@@ -37,33 +40,85 @@ def test_an_unknown_shape_is_refused_with_those_known(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "billions"),
     [("smollm2-135m", 0.1345), ("llama-3.2-1b", 1.236), ("llama-3.1-8b", 8.030), ("mistral-7b-v0.3", 7.248),
-     ("qwen2.5-7b", 7.616), ("qwen3-8b", 8.191)],
+     ("qwen2.5-7b", 7.616), ("qwen3-8b", 8.191), ("qwen3.8-27b", 26.90), ("gemma4-31b", 30.70),
+     ("ministral3-14b", 13.51)],
 )  # fmt: skip
-def test_shapes_are_those_of_the_models(name: str, billions: float) -> None:
-    """By the number of weights that their makers state."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def test_shapes_are_those_of_the_models(name: str, billions: float, tmp_path: Path) -> None:
+    """By the number of weights that their makers state, without parts for pictures."""
+    model = model_without_weights(name, tmp_path)
+    assert sum(weight.numel() for weight in model.hf.parameters()) / 1e9 == pytest.approx(billions, rel=1e-3)
+    assert model.num_layers == SHAPES[name].layers
 
-    config = AutoConfig.for_model(SHAPES[name].family, **SHAPES[name].settings(131072, None))
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    assert sum(weight.numel() for weight in model.parameters()) / 1e9 == pytest.approx(billions, rel=1e-3)
-    assert config.max_position_embeddings == 131072
+
+@pytest.mark.parametrize(
+    ("name", "first", "alike", "billions"), [("qwen3.6-35b-a3b", 0, 4, 34.66), ("glm-4.7-flash", 1, 1, 29.94)]
+)
+def test_a_large_mixture_is_that_of_the_model(
+    name: str, first: int, alike: int, billions: float, tmp_path: Path
+) -> None:
+    """By what a group of its layers has behind the `first` ones: all of it takes seconds to make."""
+    shape = SHAPES[name]
+    decoder = Decoder(configuration(name, tmp_path, 512, first + alike))
+    few = sum(weight.numel() for weight in decoder.parameters())
+    group = sum(weight.numel() for layer in decoder.model.layers[first:] for weight in layer.parameters())
+    assert (few + group * ((shape.layers - first) // alike - 1)) / 1e9 == pytest.approx(billions, rel=1e-3)
+
+
+HYBRID = replace(
+    SHAPES["qwen3.6-35b-a3b"], layers=4, hidden=64, heads=4, kv_heads=2, head_dim=16, vocabulary=259,
+    experts=(4, 2, 32),
+    more={
+        **SHAPES["qwen3.6-35b-a3b"].more, "shared_expert_intermediate_size": 32, "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+    },
+)  # fmt: skip
+SLIDING = replace(
+    SHAPES["gemma4-31b"], layers=6, hidden=64, intermediate=96, heads=4, kv_heads=2, head_dim=16, vocabulary=259,
+    more={**SHAPES["gemma4-31b"].more, "global_head_dim": 32, "num_global_key_value_heads": 1, "sliding_window": 64},
+)  # fmt: skip
+
+LATENT = replace(
+    SHAPES["glm-4.7-flash"], layers=2, hidden=64, intermediate=96, heads=4, kv_heads=4, vocabulary=259,
+    more={
+        **SHAPES["glm-4.7-flash"].more, "kv_lora_rank": 32, "q_lora_rank": 24, "qk_nope_head_dim": 12,
+        "qk_rope_head_dim": 8, "v_head_dim": 20, "n_routed_experts": 4, "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+    },
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [HYBRID, SLIDING, LATENT], ids=["hybrid", "sliding", "latent"])
+def test_models_of_several_kinds_of_layers_run_beside_transformers(
+    shape: Shape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits are compared before anything is timed, and weights are in memory once."""
+    small_probes(monkeypatch)
+    monkeypatch.setitem(SHAPES, "small", shape)
+    options = {**TINY, "shape": "small", "contexts": (200,), "steps": 2, "baselines": ("dense",)}
+    result = run_bench(BenchOptions(**options, kv_dir=tmp_path), silent)
+    assert result["logits_error"]["float32"] < 1e-4
+    assert [one["name"] for one in result["rows"][0]["contestants"]] == [
+        "stratakv bounds", "transformers dense float32",
+    ]  # fmt: skip
+    if shape is not LATENT:
+        with pytest.raises(ValueError, match="needs a model whose layers are all full attention; leave out random_kv"):
+            run_bench(BenchOptions(**options, random_kv=True, kv_dir=tmp_path), silent)
 
 
 def test_a_random_model_is_the_same_every_time_and_says_what_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(SHAPES, "tied", replace(SHAPES["tiny"], family="qwen2", is_tied=True))
-    one, other = (random_model("tied", tmp_path, CPU, torch.bfloat16, 512, 2) for _ in range(2))
-    for mine, theirs in zip(one.hf.parameters(), other.hf.parameters(), strict=True):
+    one, other = (random_weights("tied", tmp_path, CPU, torch.bfloat16, 512, 2) for _ in range(2))
+    for mine, theirs in zip(one.parameters(), other.parameters(), strict=True):
         assert torch.equal(mine, theirs)
-    assert (one.num_layers, one.max_positions, one.dtype, one.tokenizer) == (2, 512, torch.bfloat16, None)
-    assert one.hf.lm_head.weight is one.inner.embed_tokens.weight
+    assert (one.config.num_hidden_layers, one.config.max_position_embeddings, one.dtype) == (2, 512, torch.bfloat16)
+    assert one.lm_head.weight is one.model.embed_tokens.weight
     said = json.loads((tmp_path / "config.json").read_text())
     assert (said["model_type"], said["num_hidden_layers"], said["max_position_embeddings"]) == ("qwen2", 2, 512)
 
 
 def test_the_tiny_shape_may_have_more_layers_than_it_has(tmp_path: Path) -> None:
-    assert random_model("tiny", tmp_path, CPU, torch.float32, 512, 4).num_layers == 4
+    assert configuration("tiny", tmp_path, 512, 4).num_hidden_layers == 4
     with pytest.raises(ValueError, match="layers is at most 8 for tiny, not 9"):
-        random_model("tiny", tmp_path, CPU, torch.float32, 512, 9)
+        configuration("tiny", tmp_path, 512, 9)

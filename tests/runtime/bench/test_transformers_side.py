@@ -66,5 +66,7 @@ def test_who_cannot_take_part_says_why(subject: Subject, monkeypatch: pytest.Mon
 
 
 def test_weights_and_the_whole_cache_are_in_memory_at_once(subject: Subject) -> None:
-    assert needed_bytes(subject, torch.float32, 1000) == subject.weights_bytes + 1000 * PER_TOKEN
-    assert needed_bytes(subject, torch.bfloat16, 1000) == subject.weights_bytes + 1000 * PER_TOKEN // 2
+    assert needed_bytes(subject, torch.float32, 1, 1000) == subject.weights_bytes + 1000 * PER_TOKEN
+    assert needed_bytes(subject, torch.bfloat16, 2, 500) == subject.weights_bytes + 1000 * PER_TOKEN // 2
+    subject.model.windows[1], subject.model.states[2] = 100, {"columns": (3, 8)}
+    assert needed_bytes(subject, torch.float32, 2, 1000) == subject.weights_bytes + 2 * (1000 + 100) * PER_TOKEN // 3

@@ -11,8 +11,10 @@ from tiny_models import save_tiny_model
 from torch import Tensor
 
 from stratakv.runtime import DoesNotFitError, KVConfig, Runtime
+from stratakv.runtime.bench.shapes import model_without_weights
+from stratakv.runtime.chat.runtime import page_layout
 from stratakv.runtime.engine.batch import check_open_pages
-from stratakv.runtime.engine.held import Held
+from stratakv.runtime.engine.held import Held, held_by
 from stratakv.runtime.engine.sequence import Sequence
 
 
@@ -40,6 +42,8 @@ def test_a_sequence_holds_what_is_planned(family: str, parts: str, tmp_path: Pat
             runtime.engine.decode([sequence], [token])
         assert held(sequence) == plan.held.sequence_bytes > 0
         assert plan.held.named == parts
+        left = [layer.leave(sequence.tail_len, kv.page_size) for layer in sequence.layers if not layer.is_paged]
+        assert sum(tensor.nbytes for each in left for tensor in each.values()) <= plan.held.left_bytes
         assert runtime.store.host.reserved_bytes == plan.workspace_bytes + plan.held.sequence_bytes
         large = replace(plan, held=replace_bytes(plan.held, 10**15))
         check_open_pages(large, runtime.store, 1)
@@ -54,6 +58,15 @@ def replace_bytes(one: Held, times: int) -> Held:
 
 def test_a_model_of_tiered_layers_alone_holds_nothing_else() -> None:
     assert (Held().sequence_bytes, Held().named) == (0, "")
-    assert Held(10, 5) == (10, 5)
-    assert Held(10, 5).sequence_bytes == 35
-    assert Held(10, 5).named == "3 states and windows"
+    assert (Held(10, 6).sequence_bytes, Held(10, 6).left_bytes) == (36, 13)
+    assert Held(10, 6).named == "3 states and windows"
+
+
+def test_a_large_hybrid_and_a_large_model_of_windows_hold_what_their_sizes_say(tmp_path: Path) -> None:
+    """Of published sizes: 48 delta nets of 48 heads of 128 by 128, and 3 columns of 10,240; windows of 1,024 in 50
+    layers of 16 heads of 256, and a page."""
+    delta, sliding = (model_without_weights(name, tmp_path) for name in ("qwen3.8-27b", "gemma4-31b"))
+    state = 48 * 4 * (48 * 128 * 128 + 3 * 10240)
+    assert held_by(delta, page_layout(delta, 16, "bfloat16")) == Held(state_bytes=state)
+    left = 50 * 2 * 16 * 256 * 2 * (1023 + 16)
+    assert held_by(sliding, page_layout(sliding, 16, "bfloat16")) == Held(window_bytes=2 * left)

@@ -4,17 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stratakv.runtime.engine.state_interval import state_bytes, state_interval
-
-DELTA = {"columns": (3, 10240), "matrix": (48, 128, 128)}
-"""Of a layer of Qwen3.6-27B."""
-
-
-def test_a_state_is_what_all_layers_without_pages_leave() -> None:
-    heads = (8, 4, 256)
-    assert state_bytes([None] * 4, [DELTA] * 3 + [None], [heads] * 4, 16, 2) == 3 * 4 * (3 * 10240 + 48 * 128 * 128)
-    assert state_bytes([None, 1024], [None, None], [heads] * 2, 16, 2) == 2 * 4 * 256 * 2 * 1039
-    assert state_bytes([None], [None], [heads], 16, 2) == 0
+from stratakv.runtime.engine.state_interval import state_interval
 
 
 @pytest.mark.parametrize(
