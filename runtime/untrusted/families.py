@@ -325,6 +325,15 @@ FAMILIES: dict[str, Family] = {
                 groups=("n_group", "topk_group"), factor="routed_scaling_factor", rounds_shares=False,
             ),
         ),
+        gguf=GgufNames(
+            architecture="deepseek2",
+            layer=_NORMS | _MLP | _EXPERTS | _SHARED_EXPERT | {
+                "attn_q_a": "self_attn.q_a_proj", "attn_q_a_norm": "self_attn.q_a_layernorm",
+                "attn_q_b": "self_attn.q_b_proj", "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+                "attn_kv_a_norm": "self_attn.kv_a_layernorm", "attn_kv_b": "self_attn.kv_b_proj",
+                "attn_output": "self_attn.o_proj", "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
+            },
+        ),
     ),
     "smollm3": Family(
         names=_COMMON | _WINDOWS | {"no_rope_layers", "no_rope_layer_interval"},

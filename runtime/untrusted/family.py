@@ -125,6 +125,11 @@ class Form:
     """What layers are that keep a state in place of keys and values (`model.decoder`): all but those that
     `layer_types` calls full attention. None: there are none."""
 
+    @property
+    def has_compiled_steps(self) -> bool:
+        """Compiled steps, and so weights as they stand in a file, are for all of its layers."""
+        return self.mixer is None and not self.is_latent
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GgufNames:

@@ -315,6 +315,12 @@ def cases(original: int) -> dict[str, Case]:
         "lfm2, other base, four taps": Case(
             "lfm2", {**rope("default", 5e4), "conv_L_cache": 4, "num_hidden_layers": 4}
         ),
+        "deepseek2": Case("deepseek2"),
+        "deepseek2, groups of experts, shares as they come": Case(
+            "deepseek2",
+            {"n_routed_experts": 8, "n_group": 4, "topk_group": 2, "norm_topk_prob": False, "n_shared_experts": 2,
+             **rope("default", 5e4)},
+        ),
         "glm4": Case("glm4"),
         "glm4, a quarter rotated, no biases": Case(
             "glm4", {**rope("default", partial_rotary_factor=0.25), "attention_bias": False}

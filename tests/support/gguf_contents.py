@@ -20,7 +20,7 @@ from stratakv.runtime.model.gguf.directory import read_model
 from stratakv.runtime.model.gguf.keys import Keys
 from stratakv.runtime.model.gguf.weights_file import write_weights
 
-_OF_TWO_KINDS = ("gemma3", "gemma4", "lfm2", "qwen35", "qwen35moe", "qwen3next")
+_OF_TWO_KINDS = ("gemma3", "gemma4", "lfm2", "qwen35", "qwen35moe", "qwen3next", "deepseek2")
 _FOLDER = TemporaryDirectory(prefix="gguf-")
 
 

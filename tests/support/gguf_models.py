@@ -80,6 +80,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen35": ("Qwen3_5", _DELTA_NETS),
     "qwen35moe": ("Qwen3_5Moe", {**_DELTA_NETS, **_GATED_EXPERTS}),
     "qwen3next": ("Qwen3Next", {**_DELTA_NETS, **_GATED_EXPERTS}),
+    "deepseek2": (  # GLM-4.7-Flash; llama.cpp gives the norms inside the epsilon of the others
+        "Glm4MoeLite",
+        {"num_key_value_heads": 4, "q_lora_rank": 48, "kv_lora_rank": 64, "qk_nope_head_dim": 32,
+         "qk_rope_head_dim": 16, "v_head_dim": 24, "n_routed_experts": 6, "n_shared_experts": 1,
+         "num_experts_per_tok": 2, "moe_intermediate_size": 32, "routed_scaling_factor": 1.8, "rms_norm_eps": 1e-6},
+    ),
     "cohere2": (
         "Cohere2",
         {"num_hidden_layers": 4, "sliding_window": 100, "logit_scale": 0.25, "tie_word_embeddings": True},
@@ -118,7 +124,8 @@ def random_model(family: str, seed: int = 0, **settings: Any) -> Any:
     model = getattr(transformers, f"{prefix}ForCausalLM")(config).float().eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        scalars = [(name, weight) for name, weight in model.named_buffers() if name.endswith("layer_scalar")]
+        moved = ("layer_scalar", "correction_bias")
+        scalars = [(name, weight) for name, weight in model.named_buffers() if name.endswith(moved)]
         for name, weight in [*model.named_parameters(), *scalars]:
             drawn = torch.randn(weight.shape, generator=generator)
             if "norm" in name or name.endswith(("scale", "scalar")):
@@ -218,6 +225,19 @@ def keys_of(family: str, model: Any) -> dict[str, Any]:
         found["attention.sliding_window"] = config.sliding_window
     if family == "phi3":
         found["attention.sliding_window"] = config.sliding_window or 0
+    if family == "deepseek2":
+        found |= {
+            "attention.head_count_kv": 1, "attention.key_length": config.kv_lora_rank + config.qk_rope_head_dim,
+            "attention.value_length": config.kv_lora_rank, "attention.q_lora_rank": config.q_lora_rank,
+            "attention.kv_lora_rank": config.kv_lora_rank, "rope.dimension_count": config.qk_rope_head_dim,
+            "attention.key_length_mla": config.qk_nope_head_dim + config.qk_rope_head_dim,
+            "attention.value_length_mla": config.v_head_dim, "expert_count": config.n_routed_experts,
+            "expert_feed_forward_length": config.moe_intermediate_size, "expert_gating_func": 2,
+            "expert_shared_count": config.n_shared_experts, "expert_weights_scale": config.routed_scaling_factor,
+            "expert_weights_norm": config.norm_topk_prob, "expert_group_count": config.n_group,
+            "expert_group_used_count": config.topk_group,
+            "leading_dense_block_count": config.mlp_layer_types.count("dense"),
+        }  # fmt: skip
     found |= _scaling(rope, model)
     return {f"{family}.{name}": value for name, value in found.items()}
 
@@ -282,6 +302,12 @@ def _parts(family: str, model: Any) -> Iterable[tuple[str, Tensor]]:
                 yield name.replace("gate_up_proj", f"{part}.weight"), half
         elif name.endswith("experts.down_proj"):
             yield f"{name}.weight", weight
+        elif name.endswith("kv_b_proj.weight"):
+            config, stem = model.config, name.removesuffix("kv_b_proj.weight")
+            each = weight.unflatten(0, (config.num_attention_heads, -1))
+            keys, values = each.split([config.qk_nope_head_dim, config.v_head_dim], 1)
+            yield f"{stem}k_b_proj.weight", keys.transpose(1, 2)
+            yield f"{stem}v_b_proj.weight", values
         elif ".linear_attn." in name:
             yield from of_delta_net(family, name, weight, model.config)
         else:
@@ -314,13 +340,14 @@ _NAMES = {
     "layer_scalar": "layer_output_scale.weight", "router.scale": "ffn_gate_inp.scale",
     "router.per_expert_scale": "ffn_down_exps.scale", "experts.gate_proj.weight": "ffn_gate_exps.weight",
     "experts.up_proj.weight": "ffn_up_exps.weight", "dt_bias": "ssm_dt.bias",
+    ".mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
 }  # fmt: skip
 """Names that the library does not know."""
 
 
 def _called(name: str) -> str | None:
     for ours, theirs in _NAMES.items():
-        if name.endswith(ours) and ".mlp." not in name:
+        if name.endswith(ours) and (".mlp." in ours or ".mlp." not in name):
             return f"blk.{name.split('.')[2]}.{theirs}"
     return None
 

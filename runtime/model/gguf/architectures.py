@@ -20,6 +20,7 @@ from ...untrusted.numbers import shown
 from .by_kind import gemma4, kinds, lfm2, pattern, qwen_hybrid, rotated, rotated_part
 from .container import Contents
 from .kinds import check_is_model
+from .latent import glm4_moe_lite
 from .rope import plain_rope, read_rope, share
 from .said import Said
 from .settings import WITHOUT_EFFECT, check_scale, common, no_window, window
@@ -260,6 +261,7 @@ _SETTINGS: dict[str, Settings] = {
     "ministral3": _ministral3, "qwen3_moe": _qwen3_moe, "qwen2_moe": _qwen2_moe, "mixtral": _mixtral,
     "glm4": _glm4, "gemma4_text": gemma4, "lfm2": lfm2,
     "qwen3_5_text": _qwen3_5, "qwen3_5_moe_text": _qwen3_5, "qwen3_next": _qwen3_next,
+    "glm4_moe_lite": glm4_moe_lite,
 }  # fmt: skip
 """Family -> what keys become in its config.json, where that is code."""
 _ENTRIES = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from ...untrusted.families import FAMILIES
 from ...untrusted.numbers import check_allocation, check_shape, reading
 from ..decoder import Decoder
+from ..mlp import kept_exact
 from ..model_files import make_configuration, narrowest, num_with_heads
 from .architectures import read_settings
 from .container import Contents, read_gguf
@@ -51,8 +52,9 @@ def read_model(paths: Sequence[Path]) -> ModelFile:
     with_heads = num_with_heads(SimpleNamespace(**config))
     check_allocation(contents.path, sizes, elements, len(contents.tensors), with_heads)
     with reading(contents.path, "a readable GGUF model"):
-        shapes = _shapes(config)
-    return ModelFile(contents, config, plan_weights(contents, entry, config, shapes))
+        decoder = _decoder(config)
+    exact, planned = kept_exact(decoder), plan_weights(contents, entry, config, _shapes(decoder))
+    return ModelFile(contents, config, [replace(weight, is_exact=weight.name in exact) for weight in planned])
 
 
 def write_model(found: ModelFile, dtype: torch.dtype | None, target: Path) -> None:
@@ -72,9 +74,12 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
     return {**{name: config[name] for name in names}, **widths, "head_dim": head_dim}
 
 
-def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The shape of every weight that the model has, taken from the model itself."""
+def _decoder(config: Mapping[str, Any]) -> Decoder:
+    """The model without weights, which knows those that it has."""
     family = config["model_type"]
     settings = {name: value for name, value in config.items() if name in FAMILIES[family].names}
-    decoder = Decoder(make_configuration(family, settings))
+    return Decoder(make_configuration(family, settings))
+
+
+def _shapes(decoder: Decoder) -> dict[str, tuple[int, ...]]:
     return {name: tuple(weight.shape) for name, weight in decoder.state_dict().items()}

@@ -33,6 +33,8 @@ class TensorRows:
     first: int
     rows: int
     scale: Tensor | None
+    is_turned: bool = False
+    """They are the columns of the part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,8 @@ class Weight:
     family."""
     is_decay: bool = False
     """The file has minus the exponential of the numbers."""
+    is_exact: bool = False
+    """It is fp32 whatever the model's dtype."""
 
     @property
     def elements(self) -> int:
@@ -127,6 +131,8 @@ class _Plan:
             return tuple(self._part(f"{prefix}{one}.{end}", (self._rows(one, prefix), *shape[1:])) for one in _FUSED)
         if tensor == "ssm_in":
             return self._by_key_head(prefix, end, shape)
+        if tensor == "attn_kv_b":
+            return self._of_latent(prefix, end)
         if end == "bias":  # the family has all biases or none, a file only those that are not zero
             return ()
         raise self._fail(name, "the file does not have it; is it complete?")
@@ -145,6 +151,18 @@ class _Plan:
                 self._part(f"{prefix}attn_gate.{end}", gate, at * value, value),
             )
         )  # fmt: skip
+
+    def _of_latent(self, prefix: str, end: str) -> tuple[TensorRows, ...]:
+        """The rows of each head that make its key, which stand as columns, and those that make its value."""
+        heads, rank = self._config["num_attention_heads"], self._config["kv_lora_rank"]
+        plain, value = self._config["qk_nope_head_dim"], self._config["v_head_dim"]
+        keys = self._part(f"{prefix}attn_k_b.{end}", (heads, rank, plain))
+        values = self._part(f"{prefix}attn_v_b.{end}", (heads, value, rank))
+        k = replace(keys, tensor=replace(keys.tensor, shape=(heads * rank, plain)), rows=rank, is_turned=True)
+        v = replace(values, tensor=replace(values.tensor, shape=(heads * value, rank)), rows=value)
+        return tuple(
+            part for at in range(heads) for part in (replace(k, first=at * rank), replace(v, first=at * value))
+        )
 
     def _of_expert(self, prefix: str, tensor: str, end: str, shape: tuple[int, ...], number: int) -> TensorRows:
         """An expert's rows of a tensor that has those of all; gate and up may stand in one, gate first."""

@@ -72,13 +72,19 @@ def plain_rope(said: Said, name: str, rotary: int, context: int) -> dict[str, An
     return _by_lists(theta, attention, context, context, ones, ones)
 
 
-def scattered_rope(said: Said, contents: Contents, width: int, context: int) -> dict[str, Any]:
-    """Make `rope_parameters` of layers whose frequencies are those of a whole head `width`, the last of which the file
-    stops: it divides them by so much that nothing turns."""
-    plain = read_rope(said, replace(contents, tensors={}), width, context)
+def unstretched_rope(said: Said, contents: Contents, rotary: int, context: int) -> dict[str, Any]:
+    """Make `rope_parameters` of families whose positions are never stretched. Raises ModelFileError if they are."""
+    plain = read_rope(said, replace(contents, tensors={}), rotary, context)
     if plain["rope_type"] != "default":
         name = next(name for name in _STRETCHES if said.has(name))
         raise said.refuse(name, said.value(name), "the family's positions are not stretched")
+    return plain
+
+
+def scattered_rope(said: Said, contents: Contents, width: int, context: int) -> dict[str, Any]:
+    """Make `rope_parameters` of layers whose frequencies are those of a whole head `width`, the last of which the file
+    stops: it divides them by so much that nothing turns."""
+    plain = unstretched_rope(said, contents, width, context)
     if FREQUENCIES not in contents.tensors:
         raise ModelFileError(f"{contents.path}: {FREQUENCIES}: the file does not have it; is it complete?")
     divisors = _read(contents, FREQUENCIES, width // 2)

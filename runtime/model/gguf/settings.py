@@ -70,7 +70,7 @@ def common(said: Said, contents: Contents, family: Family) -> dict[str, Any]:
     count_kv = ("attention.head_count_kv", "num_key_value_heads", heads)
     kv_heads = max(said.by_layer(*count_kv)) if count_kv[0] in family.gguf.by_layer else said.whole(*count_kv)
     head_dim = said.whole("attention.key_length", "head_dim", hidden // heads)
-    if (width := said.whole("attention.value_length", "head_dim", head_dim)) != head_dim:
+    if not family.form.is_latent and (width := said.whole("attention.value_length", "head_dim", head_dim)) != head_dim:
         raise said.refuse("attention.value_length", width, f"keys have {head_dim}")
     for name, (allowed, why) in _NEUTRAL.items():
         if name not in factors.keys() | own and (value := said.value(name)) is not None and value not in allowed:
@@ -111,6 +111,8 @@ def _experts(said: Said, names: ExpertNames) -> dict[str, int]:
         found[names.width] = said.whole("expert_feed_forward_length", names.width)
     if names.shared is not None:
         found[names.shared] = said.whole("expert_shared_feed_forward_length", names.shared)
+    if names.shared_count is not None:
+        found[names.shared_count] = said.whole("expert_shared_count", names.shared_count)
     if found[names.chosen] > found[names.count]:
         raise said.fail("expert_used_count", found[names.chosen], f"of {found[names.count]} experts")
     return found

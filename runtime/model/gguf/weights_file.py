@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +26,16 @@ def write_weights(path: Path, weights: list[Weight], dtype: torch.dtype) -> None
     listed: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
     for weight in weights:
-        end = at + weight.elements * dtype.itemsize
-        listed[weight.name] = {"dtype": _NAMES[dtype], "shape": list(weight.shape), "data_offsets": [at, end]}
+        own = torch.float32 if weight.is_exact else dtype
+        end = at + weight.elements * own.itemsize
+        listed[weight.name] = {"dtype": _NAMES[own], "shape": list(weight.shape), "data_offsets": [at, end]}
         at = end
     text = json.dumps(listed, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data is aligned
     with path.open("xb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for weight in weights:
-            for piece in pieces(weight, dtype):
+            for piece in pieces(weight, torch.float32 if weight.is_exact else dtype):
                 file.write(piece.contiguous().view(torch.uint8).numpy().data)
 
 
@@ -53,6 +55,9 @@ def rows_of(part: TensorRows, offset: float, dtype: torch.dtype, *, is_decay: bo
     """Yield a part's rows in `dtype`. Factor, offset and logarithm are applied before the numbers are rounded."""
     scale = None if part.scale is None else float(next(values(part.scale))[0, 0])
     is_vector = len(part.tensor.shape) == 1
+    if part.is_turned:
+        yield torch.cat(list(rows_of(replace(part, is_turned=False), offset, dtype))).T.contiguous()
+        return
     for found in values(part.tensor) if is_vector else values(part.tensor, part.first, part.rows):
         rows = found if scale is None else found * found.dtype.type(scale)
         rows = rows + found.dtype.type(offset) if offset else rows

@@ -22,7 +22,7 @@ def _switched_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STRATAKV_COMPILED", "1")
 
 
-COMPILED = [name for name in FAMILIES if not (form := SUPPORTED[name.split("-")[0]].form).mixer and not form.is_latent]
+COMPILED = [name for name in FAMILIES if SUPPORTED[name.split("-")[0]].form.has_compiled_steps]
 
 
 @pytest.fixture(scope="module", params=COMPILED)

@@ -22,7 +22,7 @@ NAMED = {
 }
 """Files that name a family, and why."""
 
-WITHOUT_GGUF = {"mistral", "glm4_moe_lite"}
+WITHOUT_GGUF = {"mistral"}
 """The first has files of another family's architecture; those of the other are not read yet."""
 
 

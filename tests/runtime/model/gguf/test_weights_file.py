@@ -41,7 +41,9 @@ def test_weights_are_those_that_the_file_was_written_from(
     made = weights_of(write_gguf(tmp_path / "m.gguf", model, family), tmp_path, dtype)
     found = {_spelled(name, spelled): weight for name, weight in made.items()}
     expected = {
-        name: as_read(family, name, weight, model.config).to(dtype)
+        name: as_read(family, name, weight, model.config).to(
+            torch.float32 if family == "deepseek2" and ".mlp.gate." in name else dtype
+        )
         for whole, numbers in model.state_dict().items()
         for name, weight in split_experts(whole, numbers).items()
         if not (model.config.tie_word_embeddings and name == "lm_head.weight")
