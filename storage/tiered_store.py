@@ -171,16 +171,9 @@ class TieredStore:
             self._require_open()
             self._intake.replace(pid, data)
 
-    def describe(self, pid: int) -> tuple[np.ndarray, str]:
-        """A page's token ids (uint32 `[L]`) and its key in hexadecimal."""
-        return self._table.tokens[pid].copy(), self._table.keys[pid].hex()
-
-    def delete_damaged(self, pids: list[int]) -> str:
-        """Remove damaged records from disk, so that no later prefix finds them; returns their names."""
-        assert self.disk is not None
-        keys = [self._table.keys[pid] for pid in pids]
-        self.disk.delete_pages(keys)
-        return ", ".join(key.hex() for key in keys)
+    def describe(self, pid: int) -> tuple[np.ndarray, bytes]:
+        """A page's token ids (uint32 `[L]`) and its key."""
+        return self._table.tokens[pid].copy(), self._table.keys[pid]
 
     # Sharing
 

@@ -34,6 +34,10 @@ class Stats(TypedDict):
     pages_written: int
     pages_shared: int
     pages_recomputed: int
+    states: int
+    """What texts have left on disk besides pages, for other conversations that begin alike."""
+    state_every: int
+    """Tokens between the places in a text where layers without pages leave their state; 0 where there are none."""
     stall_s: float
     codec: str
     int4_share: float

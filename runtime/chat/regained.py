@@ -47,8 +47,8 @@ def _return_to_question(engine: Engine, sequence: Sequence, unfed: list[int]) ->
         unfed: the reply's tokens that the sequence lacks.
 
     Returns the logits at its end then, fp32 `[vocabulary]`, and the tokens of the reply. All pages before stay as they
-    are; with sliding-window or recurrent layers, whose past is gone, they are computed again. Raises as
-    `Engine.prefill`; the sequence is as it was then.
+    are; with sliding-window or recurrent layers they are computed again, but for a beginning whose state is stored.
+    Raises as `Engine.prefill`; the sequence is as it was then.
     """
     prompt = np.flatnonzero(sequence.origins != GENERATED)
     start = int(prompt[-1]) + 1 if len(prompt) else 0

@@ -299,6 +299,8 @@ class Runtime(Loaded):
             "pages_written": counters.pages_written,
             "pages_shared": counters.pages_shared,
             "pages_recomputed": counters.pages_recomputed,
+            "states": 0 if self.store.disk is None else self.store.disk.num_states,
+            "state_every": self.engine.prefixes.state_every,
             "stall_s": counters.stall_s,
             "codec": self.config.codec,
             "int4_share": self.store.compression.share,

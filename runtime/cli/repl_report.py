@@ -44,6 +44,11 @@ def stats(console: Console, runtime: Runtime, chat: Chat) -> None:
         f"{edge.removesuffix('_bytes').replace('_', ' ')} {n / 1e6:.1f} MB" for edge, n in found["edges"].items()
     )
     console.print(f"moved: {moved}")
+    if found["state_every"]:
+        console.print(
+            f"{found['states']} states on disk for other conversations that begin alike; a prompt leaves one every "
+            f"{found['state_every']} tokens"
+        )
     if found["codec"] == "adaptive":
         console.print(f"{found['int4_share']:.0%} of new pages are written to disk as int4")
     console.print(

@@ -102,6 +102,7 @@ def sessions_show(
         "tokens": saved.num_tokens,
         "pages": f"{len(saved.chains)} per layer, {layout.get('page_size', '?')} tokens each",
         "bytes": f"{found.num_bytes} ({_size(found.num_bytes)}), pages shared with other sessions included",
+        "states": f"{found.state_bytes} ({_size(found.state_bytes)}) for other conversations; they give way first",
         "messages": len(saved.messages),
         "saved": _date(saved.saved_at),
         "last use": _date(saved.used_at),

@@ -11,6 +11,7 @@ from typing import Protocol
 from ...retrieval import Index
 from ...storage import TieredStore
 from ..api.config import KVConfig
+from ..layers.base import LayerKV
 from ..layers.prefetch import Prefetcher
 from ..layers.recurrent import RecurrentLayer
 from ..layers.sliding import SlidingLayer
@@ -52,17 +53,11 @@ class Pasts:
     def new(self, reach: int = 0, *, keep_queries: bool = False) -> Past:
         """Make an empty past. With `keep_queries` it also keeps the queries that indexes learn from."""
         past = Past(reach)
-        layout, model = self.store.layout, self.model
-        for layer, (window, state) in enumerate(zip(model.windows, model.states, strict=True)):
-            if state is not None:
-                past.layers.append(RecurrentLayer(layer, state, layout.page_size, model.device))
+        for layer in range(self.model.num_layers):
+            if (other := self.without_pages(layer)) is not None:
+                past.layers.append(other)
                 continue
-            if window is not None:
-                _, kv_heads, dim = model.shapes[layer]
-                layout = replace(self.store.layout, num_heads=kv_heads, head_dim=dim)
-                past.layers.append(SlidingLayer(layer, window, layout, model.dtype, model.device))
-                continue
-            recover = partial(recompute, self.model, self.store, past.layers, reach, layer)
+            recover = partial(recompute, self.model, self.store, past.layers, self.without_pages, reach, layer)
             tiered = TieredLayer(
                 layer, self.store, self._index(layer, reach), self.workspace, self.config.budget_tokens, recover,
                 repeats=self.model.num_heads // self.model.num_kv_heads, prefetcher=self.prefetcher,
@@ -70,6 +65,18 @@ class Pasts:
             )  # fmt: skip
             past.layers.append(tiered)
         return past
+
+    def without_pages(self, layer: int) -> LayerKV | None:
+        """Make a sliding or recurrent layer that has seen nothing; None: the layer of that number has pages."""
+        layout, model = self.store.layout, self.model
+        window, state = model.windows[layer], model.states[layer]
+        if state is not None:
+            return RecurrentLayer(layer, state, layout.page_size, model.device)
+        if window is not None:
+            _, kv_heads, dim = model.shapes[layer]
+            layout = replace(layout, num_heads=kv_heads, head_dim=dim)
+            return SlidingLayer(layer, window, layout, model.dtype, model.device)
+        return None
 
     def instead_of(self, past: Past, reach: int) -> Past:
         """Make an empty past for the same sequence. Either gives its pages up as soon as nothing leads back to it."""

@@ -46,7 +46,8 @@ class StoredPrefixes:
         default = state_interval(state, token, layout.page_size)
         self.state_every = default if config.state_every is None or not state else config.state_every
         """Tokens between the places where states are left; 0: only where a prompt ends."""
-        self._least_read = max(_LEAST_READ, int(state / token) if token else 0)
+        self._worth = max(_LEAST_READ, int(state / token) if token else 0)
+        """Tokens whose pages take as much room as a state."""
 
     def adopt(self, sequence: Sequence, tokens: np.ndarray, *, want_logits: bool) -> int:
         """Adopt stored pages that continue the sequence with prompt `tokens`; returns how many of those they cover."""
@@ -94,8 +95,10 @@ class StoredPrefixes:
 
     def leave_at_end(self, sequence: Sequence, computed: int) -> None:
         """A prompt was read and so many tokens of it computed: leave what whoever goes on from the last page's end
-        needs, and what an index learned. Not for few: states would take more room than the pages."""
-        if computed >= self._least_read:
+        needs, and what an index learned. Behind generated tokens, where only the same session can come again, this has
+        to be worth its room."""
+        is_behind_a_reply = bool(sequence.origins[: sequence.num_sealed].any())
+        if computed >= (self._worth if is_behind_a_reply else _LEAST_READ):
             self._leave(sequence, computed)
 
     def _leave(self, sequence: Sequence, computed: int) -> None:

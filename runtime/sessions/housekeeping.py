@@ -105,11 +105,13 @@ class Found:
     num_bytes: int
     """Bytes of its record and its pages, including pages that other sessions share."""
     error: RecordError | None = None
+    state_bytes: int = 0
+    """Bytes of the states under its pages, which serve other conversations that begin alike."""
 
 
 def sessions_in(folder: Path) -> Iterator[Found]:
     with StoreFolder(folder) as store:
-        sizes = store.chain_bytes()
+        sizes, states = store.chain_bytes(), store.disk.state_sizes()
         for name in store.disk.session_names():
             try:
                 saved = store.session(name)
@@ -117,8 +119,10 @@ def sessions_in(folder: Path) -> Iterator[Found]:
                 yield Found(folder, name, None, 0, error)
                 continue
             if saved is not None:
-                num_bytes = saved.record_bytes + sum(sizes.get(chain, 0) for chain in set(saved.chains))
-                yield Found(folder, name, saved, num_bytes)
+                chains = set(saved.chains)
+                num_bytes = saved.record_bytes + sum(sizes.get(chain, 0) for chain in chains)
+                state_bytes = sum(states.get(chain, 0) for chain in chains)
+                yield Found(folder, name, saved, num_bytes, state_bytes=state_bytes)
 
 
 def find_session(folders: list[Path], name: str, everywhere: list[Path]) -> Found:

@@ -35,7 +35,7 @@ from .reserve import with_reserve
 from .sessions import SessionShelf
 from .share import DATA, Share
 from .stored_records import StoredRecords
-from .sweeping import sweep
+from .sweeping import state_sizes, sweep
 from .uses import Uses
 
 if TYPE_CHECKING:
@@ -275,10 +275,6 @@ class DiskTier(SessionShelf):
         except RecordError:
             return None
 
-    def delete_pages(self, keys: list[bytes]) -> None:
-        """Delete the records of pages, except those that a later version wrote."""
-        self._records.delete(PAGES, keys)
-
     def damaged_pages(self) -> Iterator[tuple[bytes, str]]:
         """Read every page. Yields the keys of those that cannot be used, and why."""
         return self._records.damaged(PAGES, record.PAGE)
@@ -303,6 +299,15 @@ class DiskTier(SessionShelf):
 
     def get_state(self, chain: bytes) -> bytes | None:
         return self._records.get(STATES, chain, record.STATE, chain)
+
+    def state_sizes(self) -> dict[bytes, int]:
+        """Bytes of all states, by chain."""
+        return state_sizes(self._records)
+
+    @property
+    def num_states(self) -> int:
+        """Number of stored states; 0 while the file cannot be opened."""
+        return self._num_entries(STATES)
 
     # Space
 
@@ -353,9 +358,12 @@ class DiskTier(SessionShelf):
     @property
     def num_pages(self) -> int:
         """Number of stored pages; 0 while the file cannot be opened."""
+        return self._num_entries(PAGES)
+
+    def _num_entries(self, database: str) -> int:
         try:
             with self._file.reading() as transaction:
-                return int(transaction.stat(self._file.handle(PAGES))["entries"])
+                return int(transaction.stat(self._file.handle(database))["entries"])
         except (StoreUnavailableError, lmdb.Error):
             return 0
 

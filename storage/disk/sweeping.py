@@ -16,18 +16,18 @@ from . import pieces
 from .lmdb_file import PAGES, PIECES, STATES, USES
 from .reserve import with_reserve
 from .stored_records import StoredRecords
-from .uses import Place, Use, Uses
+from .uses import Group, Use, Uses
 
 
 def sweep(records: StoredRecords, uses: Uses, is_live: Callable[[bytes], bool], num_bytes: int | None) -> int:
     """As `DiskTier.sweep`."""
-    dead: dict[Place, int] = defaultdict(int)
+    dead: dict[Group, int] = defaultdict(int)
     has_pages: set[bytes] = set()
     for key, size in records.sizes(PAGES):
         has_pages.add(key[-CHAIN_BYTES:])
         if not is_live(key):
             dead[PAGES, key[-CHAIN_BYTES:]] += size
-    for chain, size in _state_sizes(records).items():
+    for chain, size in state_sizes(records).items():
         if num_bytes is not None or not is_live(chain):
             dead[STATES, chain] = size
     doomed = uses.oldest(dead, num_bytes)
@@ -39,8 +39,8 @@ def sweep(records: StoredRecords, uses: Uses, is_live: Callable[[bytes], bool], 
     return with_reserve(records.folder, lambda: _remove(records, uses, doomed, is_live))
 
 
-def _state_sizes(records: StoredRecords) -> dict[bytes, int]:
-    """Bytes of each state, all of its pieces: it is they that make it large."""
+def state_sizes(records: StoredRecords) -> dict[bytes, int]:
+    """Bytes of each state by its chain, all of its pieces: it is they that make it large."""
     sizes = dict(records.sizes(STATES))
     for name, size in records.sizes(PIECES):
         chain = pieces.key_in(STATES, name)
@@ -49,7 +49,7 @@ def _state_sizes(records: StoredRecords) -> dict[bytes, int]:
     return sizes
 
 
-def _remove(records: StoredRecords, uses: Uses, doomed: dict[Place, Use], is_live: Callable[[bytes], bool]) -> int:
+def _remove(records: StoredRecords, uses: Uses, doomed: dict[Group, Use], is_live: Callable[[bytes], bool]) -> int:
     """Delete these records in small transactions: each must rewrite its part of the tree in the room that is kept
     free. Returns how many records were deleted."""
     removed, file = 0, records.file

@@ -26,7 +26,7 @@ from .lmdb_file import STATES, USES, LmdbFile
 logger = logging.getLogger(__name__)
 
 Use = tuple[int, int]
-Place = tuple[str, bytes]
+Group = tuple[str, bytes]
 """A database and a chain: all records that are there under it."""
 _CLOCK = b"clock"
 _ROW = struct.Struct("<QQ")
@@ -76,21 +76,21 @@ class Uses:
         row = transaction.get(chain, db=self._file.handle(USES))
         return _ROW.unpack(row) if row is not None and len(row) == _ROW.size else _UNKNOWN
 
-    def oldest(self, sizes: dict[Place, int], num_bytes: int | None) -> dict[Place, Use]:
+    def oldest(self, sizes: dict[Group, int], num_bytes: int | None) -> dict[Group, Use]:
         """The last uses of those in `sizes` to remove so that `num_bytes` come free, oldest first (None: all that may
         go)."""
         with self._file.reading() as transaction:
-            uses = {place: self.of(transaction, place[1]) for place in sizes}
+            uses = {group: self.of(transaction, group[1]) for group in sizes}
         claimed_from = min(self._lease.others(), default=None)
-        doomed: dict[Place, Use] = {}
+        doomed: dict[Group, Use] = {}
         freed = 0
-        for place in sorted(sizes, key=lambda place: (uses[place][0], place[0] != STATES, -uses[place][1])):
-            if claimed_from is not None and uses[place][0] >= claimed_from:
+        for group in sorted(sizes, key=lambda group: (uses[group][0], group[0] != STATES, -uses[group][1])):
+            if claimed_from is not None and uses[group][0] >= claimed_from:
                 break
             if num_bytes is not None and freed >= num_bytes:
                 break
-            doomed[place] = uses[place]
-            freed += sizes[place]
+            doomed[group] = uses[group]
+            freed += sizes[group]
         return doomed
 
     def _clock(self, transaction: lmdb.Transaction) -> int:

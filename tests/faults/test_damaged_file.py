@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from children import Say, child
 from faults import num_faults
-from kv_pages import FINGERPRINT, SMALL, disk_tier, text
+from kv_pages import FINGERPRINT, SMALL, delete_pages, disk_tier, text
 from records import record_offsets
 
 from stratakv.storage import StorageError, StoreUnavailableError, page_key
@@ -37,7 +37,7 @@ def made(folder: Path) -> bytes:
     for start in range(0, 400, 40):
         disk.write_pages([(KEYS[i], packed(i)) for i in range(start, start + 40)])
     disk.put_session("s", rng.randbytes(9000))
-    disk.delete_pages(rng.sample(KEYS, 30))
+    delete_pages(disk, rng.sample(KEYS, 30))
     disk.close()
     return (folder / "data.mdb").read_bytes()
 

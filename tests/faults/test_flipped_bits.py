@@ -33,13 +33,16 @@ def saved(model: Path, store: Path, codec: str = "zstd") -> tuple[list[int], np.
         return chat._sequence.tokens.tolist(), pages_of(chat).view(np.float32)
 
 
-@pytest.mark.parametrize("codec", ["zstd", "raw"])
+@pytest.mark.parametrize(
+    ("kind", "codec"), [("tiny_llama", "zstd"), ("tiny_llama", "raw"), ("tiny_gemma", "zstd"), ("tiny_hybrid", "zstd")]
+)
 def test_every_flipped_bit_is_found_named_and_computed_again(
-    tiny_llama: Path, tmp_path: Path, codec: str, figures: list[str], caplog: pytest.LogCaptureFixture
-) -> None:
-    """Also where the codec has no checksum of its own."""
-    rng, started = random.Random(1), time.monotonic()
-    tokens, pages = saved(tiny_llama, tmp_path / "kv", codec)
+    kind: str, codec: str, tmp_path: Path, request: pytest.FixtureRequest, figures: list[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """Also where the codec has no checksum of its own, and where layers below have no pages to compute it from."""
+    rng, started, model = random.Random(1), time.monotonic(), request.getfixturevalue(kind)
+    tokens, pages = saved(model, tmp_path / "kv", codec)
     (folder,) = store_folders(tmp_path / "kv")
     with StoreFolder(folder) as opened:
         session = opened.session("s")
@@ -56,7 +59,7 @@ def test_every_flipped_bit_is_found_named_and_computed_again(
             offset, length = places[key]
             flip_bit(copy / folder.name, offset + rng.randrange(length), rng.randrange(8))
         caplog.clear()
-        with caplog.at_level(logging.WARNING), load(tiny_llama, copy, index="dense") as runtime:
+        with caplog.at_level(logging.WARNING), load(model, copy, index="dense") as runtime:
             chat = runtime.chat(session="s")
             take_turn(chat, SEED, 1)
             assert chat._sequence.tokens.tolist() == tokens, "the answer changed"
@@ -69,7 +72,7 @@ def test_every_flipped_bit_is_found_named_and_computed_again(
             assert list(opened.damage()) == [], "the pages computed again were stored again"
         shutil.rmtree(copy)
     figures.append(
-        f"flipped bits: {flipped} in page records ({codec}), {named} found and named, "
+        f"flipped bits: {flipped} in page records ({kind}, {codec}), {named} found and named, "
         f"{flipped - named} missed, every answer unchanged, {time.monotonic() - started:.0f} s"
     )
 

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from kv_pages import SMALL, arena, disk_tier, read_back, text
+from kv_pages import SMALL, arena, delete_pages, disk_tier, read_back, text
 from tickets import begin, end, finish
 
 from stratakv.storage import CapacityError, OpenPage, TieredStore, page_key
@@ -302,7 +302,7 @@ class StoreMachine(RuleBasedStateMachine):
             pids = self.store.adopt(layer, [chain], of.tokens[of.chains.index(chain)][None])
             np.testing.assert_array_equal(read_back(self.store, pids).numpy()[0], self.book[layer, chain])
             self.store.release(pids)
-        self.store.disk.delete_pages([page_key(*name) for name in on_disk - self.durable])
+        delete_pages(self.store.disk, [page_key(*name) for name in on_disk - self.durable])
         self.store.close()
         self.start()
         self.book = {name: self.book[name] for name in self.durable}

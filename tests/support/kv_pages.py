@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stratakv.storage import ROOT, Arena, DiskTier, PageLayout, TieredStore, next_chain
+from stratakv.storage.disk.lmdb_file import PAGES
 
 FINGERPRINT = bytes(range(16))
 SMALL = PageLayout(num_heads=2, page_size=4, head_dim=8, dtype="float32")
@@ -60,3 +61,14 @@ def read_back(store: TieredStore, pids: np.ndarray) -> Tensor:
     out = torch.empty(len(pids), store.layout.page_bytes, dtype=torch.uint8)
     store.gather(pids, np.arange(len(pids)), np.zeros(len(pids), dtype=np.int64), 1, out)
     return out
+
+
+def delete_pages(disk: DiskTier, keys: list[bytes]) -> None:
+    """Take records out of a store behind its back, except those of a later version."""
+    disk._records.delete(PAGES, keys)
+
+
+def lose_pages(store: TieredStore, pids: list[int] | np.ndarray) -> None:
+    """The same with the records of pages that have ids."""
+    assert store.disk is not None
+    delete_pages(store.disk, [store._table.keys[pid] for pid in pids])

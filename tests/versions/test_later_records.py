@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from kv_pages import SMALL, disk_tier, random_pages, read_back, store_on, text
+from kv_pages import SMALL, disk_tier, lose_pages, random_pages, read_back, store_on, text
 from records import change_records, resealed, stored
 
 from stratakv.storage import CorruptPageError, LaterVersionError, RecordError, TieredStore, page_key
@@ -108,7 +108,7 @@ def test_a_page_that_is_found_to_be_theirs_is_not_replaced_or_deleted(tmp_path: 
     pids = store.adopt(0, TEXT.chains, TEXT.tokens)
     with pytest.raises(CorruptPageError, match="version: 2, this program reads 1"):
         read_back(store, pids)
-    store.delete_damaged(pids.tolist())
+    lose_pages(store, pids)
     for pid, page in zip(pids.tolist(), PAGES, strict=True):
         store.replace(pid, page)
     store.flush()

@@ -48,6 +48,11 @@ def test_another_conversation_goes_on_from_the_newest_state_that_both_share(fami
         with pytest.raises(KeyboardInterrupt):
             engine.prefill(first, TEXT, on_progress=stop)
         assert engine.prefill(first, TEXT).num_cached == EVERY, "what was broken off is gone on with"
+        stats, disk = runtime.stats(), runtime.store.disk
+        assert (stats["states"], stats["state_every"]) == (4, EVERY), "at three places, and at the end"
+        runtime.store.flush()
+        assert disk is not None
+        assert sum(disk.state_sizes().values()) <= sum(size for _, size in disk.page_sizes()) / 4
     with loaded(folder) as runtime:
         engine, second, fresh = runtime.engine, runtime.engine.new_sequence(), runtime.engine.new_sequence()
         found, expected = engine.prefill(second, OTHER), engine.prefill(fresh, OTHER, reuse=False)

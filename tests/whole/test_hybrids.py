@@ -13,12 +13,8 @@ from torch import Tensor
 
 from stratakv.runtime import KVConfig, Runtime
 from stratakv.runtime.engine.engine import Engine
-from stratakv.runtime.engine.recompute import recompute
 from stratakv.runtime.engine.sequence import Sequence
-from stratakv.runtime.layers.recurrent import RecurrentLayer
-from stratakv.runtime.layers.tiered import tiered_layers
 from stratakv.runtime.sessions import session
-from stratakv.storage import CorruptPageError
 
 HYBRIDS = ["lfm2", "qwen3_5_moe_text"]
 TEXT = np.random.default_rng(3).integers(3, VOCABULARY, 500).astype(np.uint32)
@@ -131,14 +127,3 @@ def test_a_step_that_fails_leaves_every_state_as_it_was(folder: Path, monkeypatc
             engine.decode([sequence], [5])
         monkeypatch.undo()
         assert torch.equal(engine.decode([sequence], [5]), engine.decode([twin], [5]))
-
-
-def test_a_damaged_page_asks_for_the_text_again(folder: Path) -> None:
-    """As where layers slide: the states before it are gone."""
-    with loaded(folder, index="dense") as runtime:
-        sequence = runtime.engine.new_sequence()
-        runtime.engine.prefill(sequence, TEXT[:100], reuse=False)
-        assert any(isinstance(layer, RecurrentLayer) for layer in sequence.layers)
-        (tiered,) = tiered_layers(sequence.layers)
-        with runtime.engine.turn(), pytest.raises(CorruptPageError, match="recurrent layers; start a new conversation"):
-            recompute(runtime.model, runtime.store, sequence.layers, 0, tiered.layer, [int(tiered.pids[2])])

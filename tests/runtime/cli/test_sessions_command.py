@@ -82,6 +82,7 @@ def test_show_tells_what_a_session_is(made: tuple[Path, Path, Path]) -> None:
     assert int(rows["tokens"]) > 700
     assert int(rows["pages"].split()[0]) == int(rows["tokens"]) // 16
     assert int(rows["bytes"].split()[0]) > 100_000
+    assert rows["states"] == "0 (0.0 MB) for other conversations; they give way first"
     assert rows["index"].startswith("bounds")
     assert rows["saved"].startswith("20")
     assert rows["last use"] == "never"

@@ -10,16 +10,14 @@ import numpy as np
 import pytest
 import torch
 from kv_pages import read_back
-from tiny_models import VOCABULARY
+from tiny_models import VOCABULARY, moved, save_tiny_model
 from torch import Tensor
 
 from stratakv.runtime import KVConfig, Runtime
 from stratakv.runtime.engine.recompute import recompute
 from stratakv.runtime.engine.sequence import Sequence
-from stratakv.runtime.layers.sliding import SlidingLayer
 from stratakv.runtime.layers.tiered import tiered_layers
-from stratakv.storage import CorruptPageError
-from stratakv.storage.page import page_key
+from stratakv.storage.disk.lmdb_file import STATES
 
 PAGE = 8
 LENGTH = 12 * PAGE
@@ -55,7 +53,8 @@ def pages(runtime: Runtime, sequence: Sequence, layer: int) -> Tensor:
 def again(runtime: Runtime, sequence: Sequence, layer: int, page: int) -> None:
     with runtime.engine.turn():
         pid = int(tiered_layers(sequence.layers)[layer].pids[page])
-        recompute(runtime.model, runtime.store, sequence.layers, 0, layer, [pid])
+        fresh = runtime.engine.pasts.without_pages
+        recompute(runtime.model, runtime.store, sequence.layers, fresh, 0, layer, [pid])
 
 
 @pytest.mark.parametrize("layer", [0, 2])
@@ -90,19 +89,49 @@ def test_generated_tokens_are_read_exactly(runtime: Runtime) -> None:
         each.close()
 
 
-def test_beside_a_window_whose_past_is_gone_the_records_are_deleted(runtime: Runtime) -> None:
-    """Whoever reads the text again computes them."""
-    sequence, store = made(runtime, 7), runtime.store
-    key = page_key(1, sequence.chains[3])
-    assert store.disk is not None
-    assert store.disk.contains(key)
-    window = SlidingLayer(0, 20, store.layout, torch.float32, torch.device("cpu"))
-    pid = int(tiered_layers(sequence.layers)[1].pids[3])
-    says = (
-        rf"1 stored page\(s\) of layer 1 are damaged \({key.hex()}\) and cannot be recomputed alone .* new conversation"
-    )
-    with pytest.raises(CorruptPageError, match=says) as caught:
-        recompute(runtime.model, store, [window, *sequence.layers[1:]], 0, 1, [pid])
-    assert caught.value.pages == [pid]
-    assert not store.disk.contains(key)
-    sequence.close()
+@pytest.mark.parametrize("family", ["qwen3_5_moe_text", "gemma4_text"])
+def test_layers_without_pages_go_through_the_text_from_the_nearest_state(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or from its beginning where there is none; those of the sequence stay where they are."""
+    folder = moved(save_tiny_model(tmp_path / "model", family), 0.3)
+    kv = KVConfig(path=tmp_path / "kv", index="dense", state_every=64, host_gb=0.05, disk_gb=0.1)
+    tokens = np.random.default_rng(1).integers(3, VOCABULARY, 330).astype(np.uint32)
+    passed: list[int] = []
+    with Runtime.load(folder, dtype="float32", kv=kv) as runtime:
+        sequence, twin = runtime.engine.new_sequence(), runtime.engine.new_sequence()
+        for each in (sequence, twin):
+            runtime.engine.prefill(each, tokens, reuse=False)
+        runtime.store.flush()
+        layer = tiered_layers(sequence.layers)[-1].layer
+        disk, pids = runtime.store.disk, tiered_layers(sequence.layers)[-1].pids
+        assert disk is not None
+        before = read_back(runtime.store, pids)
+        embed = runtime.model.embed_wide
+
+        def embed_wide(tokens: np.ndarray) -> Tensor:
+            passed.append(len(tokens))
+            return embed(tokens)
+
+        monkeypatch.setattr(runtime.model, "embed_wide", embed_wide)
+        for chains, expected in ((sequence.chains, [48, 16, 32, 16]), ([], [112, 16, 96, 16])):
+            if not chains:
+                disk._records.delete(STATES, sequence.chains)
+            for page in (7, 14):
+                slots = runtime.store._table.host_slot[pids[page:]]
+                runtime.store.host.data[torch.from_numpy(slots)] = 0xFF  # no number
+            passed.clear()
+            with runtime.engine.turn():
+                recompute(
+                    runtime.model, runtime.store, sequence.layers, runtime.engine.pasts.without_pages, 0, layer,
+                    [int(pids[14]), int(pids[7])],
+                )  # fmt: skip
+            assert passed == [*expected]
+            found = read_back(runtime.store, pids).view(torch.float32)
+            for page in (7, 14):
+                torch.testing.assert_close(found[page], before.view(torch.float32)[page], rtol=1e-4, atol=1e-4)
+            runtime.store.flush()
+        slots = runtime.store._table.host_slot[pids]
+        runtime.store.host.data[torch.from_numpy(slots)] = before
+        step, same = (runtime.engine.decode([each], [5]) for each in (sequence, twin))
+        assert torch.equal(step, same)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from kv_pages import SMALL
+from kv_pages import SMALL, lose_pages
 from layer_kv import KV, PAGES, SIZE, filled, no_damage, opened, reader_of, spilled, workspace_of
 from torch import Tensor
 
@@ -65,7 +65,7 @@ def test_values_alone_move_no_key() -> None:
 def test_damaged_pages_are_recovered_and_read_once_more(tmp_path: Path, is_mended: bool) -> None:
     with spilled(tmp_path / "s", 5) as pages:
         store, asked = pages.store, []
-        store.delete_damaged([pages.pids[2]])
+        lose_pages(store, [pages.pids[2]])
 
         def recover(pids: list[int]) -> None:
             asked.append(pids)

@@ -85,6 +85,16 @@ def test_a_session_has_the_bytes_of_its_record_and_of_its_pages(made: list[Path]
     }
 
 
+def test_states_under_its_pages_are_counted_apart(folders: list[Path]) -> None:
+    with StoreFolder(folders[0]) as opened:
+        for chain in (*chains("bx"),):
+            opened.disk.put_state(chain, bytes(100_000))
+        assert opened.disk.num_states == 2
+    found = {found.name: found.state_bytes for found in sessions_in(folders[0])}
+    assert found["b"] == 0
+    assert 100_000 < found["a"] < 101_000
+
+
 def test_a_damaged_session_is_listed_with_its_error(folders: list[Path]) -> None:
     with StoreFolder(folders[0]) as opened:
         opened.disk.put_session("a", b"damaged")

@@ -14,7 +14,7 @@ import batch_writer
 import numpy as np
 import pytest
 import torch
-from kv_pages import FINGERPRINT, LARGE, SMALL, disk_tier, read_back, store_on, text
+from kv_pages import FINGERPRINT, LARGE, SMALL, disk_tier, lose_pages, read_back, store_on, text
 from large_pages import PAGES, TEXT, adopted, overwrite, write_pages
 
 from stratakv.storage import CorruptPageError, page_key
@@ -122,7 +122,7 @@ def test_a_damaged_page_is_named_and_can_be_replaced(tmp_path: Path, damage: str
     store.check_integrity()
 
     tokens, name = store.describe(int(pids[3]))
-    assert (tokens.tolist(), name) == (TEXT.tokens[3].tolist(), key.hex())
+    assert (tokens.tolist(), name) == (TEXT.tokens[3].tolist(), key)
     store.replace(int(pids[3]), PAGES[3])
     assert torch.equal(read_back(store, pids), PAGES[:12])
     store.check_integrity()
@@ -146,7 +146,7 @@ def test_a_damaged_page_leaves_the_others_readable(tmp_path: Path) -> None:
         assert store.host.num_free + store.host.num_pages == store.host.num_slots, "a failed read kept a slot"
     rest = [i for i in range(12) if i not in (2, 9)]
     assert torch.equal(read_back(store, pids[rest]), PAGES[rest])
-    store.delete_damaged(caught.value.pages)
+    lose_pages(store, caught.value.pages)
     store.release(pids)
     assert store.num_known(TEXT.chains[:12], [0]) == 2
     store.check_integrity()

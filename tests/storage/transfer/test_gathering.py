@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from kv_pages import LARGE, disk_tier, read_back, store_on
+from kv_pages import LARGE, disk_tier, lose_pages, read_back, store_on
 from large_pages import adopted, write_pages
 from put_pages import PAGES, put
 
@@ -88,7 +88,7 @@ def test_a_page_that_cannot_be_read_is_named_and_holds_nothing(tmp_path: Path) -
     write_pages(tmp_path / "s", 4)
     store, pids = adopted(tmp_path / "s", 4, gpu=2)
     assert store.gpu is not None
-    store.delete_damaged([pids[1]])
+    lose_pages(store, [pids[1]])
     with pytest.raises(CorruptPageError, match=r"1 stored page\(s\) cannot be used") as told:
         read_back(store, pids[:2])
     assert told.value.pages == [pids[1]]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from kv_pages import LARGE, disk_tier, random_pages, read_back, store_on, text
+from kv_pages import LARGE, disk_tier, lose_pages, random_pages, read_back, store_on, text
 
 from stratakv.storage import TieredStore
 from stratakv.storage.transfer import clock
@@ -90,7 +90,7 @@ def test_a_prefetch_takes_the_place_of_nothing_it_wants(tmp_path: Path) -> None:
 def test_a_prefetch_leaves_damage_to_the_reader(tmp_path: Path) -> None:
     store, pids = spilled(tmp_path / "s", host=8)
     assert store.disk is not None
-    store.disk.delete_pages([store._table.keys[pids[1]]])
+    lose_pages(store, [pids[1]])
     store.prefetch(pids[:3], lambda: False)
     assert store.is_resident(pids[:3]).tolist() == [True, False, True]
     store.check_integrity()

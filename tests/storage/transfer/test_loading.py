@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kv_pages import LARGE, disk_tier, random_pages, read_back, store_on, text
+from kv_pages import LARGE, disk_tier, lose_pages, random_pages, read_back, store_on, text
 from tickets import begin, end, finish
 
 from stratakv.storage import ClosedError, CorruptPageError, DiskTier, TieredStore
@@ -114,8 +114,8 @@ def test_a_released_page_keeps_its_id_while_it_is_loaded(folder: Path) -> None:
 
 
 def test_damage_is_named_and_the_rest_is_loaded(folder: Path) -> None:
-    store, disk, pids = opened(folder, host=6)
-    disk.delete_pages([store._table.keys[pids[1]]])
+    store, _, pids = opened(folder, host=6)
+    lose_pages(store, [pids[1]])
     with pytest.raises(CorruptPageError) as caught:
         finish(store, begin(store, pids[:4]))
     assert caught.value.pages == [pids[1]]
