@@ -19,6 +19,7 @@ from .record import (
     H_DIM,
     H_EPS,
     H_FACTORS,
+    H_GATED,
     H_GROUPS,
     H_HEADS,
     H_KEYS_ARE_VALUES,
@@ -52,6 +53,9 @@ def heads(row: int, item: int, scratch: int) -> None:
         there = queries + groups
         if head >= there:
             given = head - groups
+    elif op[H_GATED] != 0:
+        there = each + queries
+        given = 2 * head if head < queries else head + queries
     qkv = floats(op[H_QKV], (op[H_BATCH], there, dim))
     x, turned = floats(scratch, dim), floats(scratch + 4 * dim, dim)
     for i in range(dim):

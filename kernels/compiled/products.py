@@ -32,6 +32,9 @@ from .record import (
     P_DIM,
     P_EPS,
     P_FACTOR,
+    P_GATE_DIM,
+    P_GATE_STRIDE,
+    P_GATES,
     P_GROUPS,
     P_INPUT,
     P_KIND,
@@ -82,6 +85,8 @@ def make(op: Any, scratch: int) -> None:
                 x[b, i] = given[b, i]
         if op[P_INPUT] == SUM:
             _sum(op, x)
+    if op[P_GATES] != 0:
+        _let_through(op, x)
 
 
 @loop
@@ -114,6 +119,17 @@ def _sum(op: Any, x: Any) -> None:
             scale = root(x[b], eps)
             for i in range(columns):
                 x[b, i] = x[b, i] * scale * weight[i]
+
+
+@loop
+def _let_through(op: Any, x: Any) -> None:
+    """Multiply x by the sigmoid of gates, which stand behind as many other numbers."""
+    dim = op[P_GATE_DIM]
+    for b in range(op[P_BATCH]):
+        gates = floats(op[P_GATES] + 4 * b * op[P_GATE_STRIDE], 2 * op[P_COLUMNS])
+        for head in range(op[P_COLUMNS] // dim):
+            for i in range(dim):
+                x[b, head * dim + i] /= float32(1) + exp(-gates[2 * head * dim + i])
 
 
 @loop

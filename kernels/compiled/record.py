@@ -13,7 +13,7 @@ Shapes  B sequences, C columns of a matrix, N its rows, H query heads, G KV head
 
 from __future__ import annotations
 
-WIDTH = 40
+WIDTH = 48
 """Columns of the table."""
 OPERATION, ITEMS, BARRIER, MARK, PREPARE, MEMORY = range(6)
 """OPERATION: address of what is done to an item; PREPARE: of what every thread does for itself before, or 0.
@@ -58,6 +58,9 @@ from the beginning of a thread's memory to room for the rows of an item). `toget
 times the sigmoid of what is at P_NORM_D [B], where they are not 0."""
 P_TOTAL = 37
 """Of SUM."""
+P_GATES, P_GATE_STRIDE, P_GATE_DIM = range(38, 41)
+"""Of PLAIN and MERGED: x is multiplied by the sigmoid of what stands at P_GATES + 4 * b * P_GATE_STRIDE, P_GATE_DIM
+numbers and as many that are none of them. 0: by nothing."""
 SILU, GELU_TANH = range(2)
 F32, BF16, I8, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K = range(11)
 """Kinds of weights."""
@@ -119,6 +122,36 @@ H_PAIRS: of the first so many numbers of q and k in H_QKV (2i, 2i + 1) belong to
 H_NORMS_VALUES, H_KEYS_ARE_VALUES = range(21, 23)
 """H_NORMS_VALUES: each head of v is normed, without a weight. H_KEYS_ARE_VALUES: v is k before its norm, and H_QKV,
 [B, H + G, D], has no rows for it."""
+H_GATED = 23
+"""H_QKV is [B, 2 H + 2 G, D]: behind each head of q stands its gate."""
+
+# DELTA: a delta net's token (`kernels.delta_rule`): convolution, rule, and the gated norm of what it reads. An item is
+# one value head of one sequence.
+D_BATCH, D_HEADS, D_KEY, D_VALUE, D_CHANNELS, D_TAPS = range(6, 12)
+"""B, N, the widths of keys and values; K taps of each channel."""
+D_IN, D_STRIDE = range(12, 14)
+"""What products left, of sequence b at D_IN + 4 * b * D_STRIDE."""
+D_PLACES = 14
+"""int64 [N, 10], of each head: where in there its q, k, v, z, b and a begin; the channels of its q, k and v; 1: it is
+the first with that key."""
+D_STATES = 15
+"""int64 [B, 4]: the addresses of columns [K - 1, channels] before and behind this token, of the matrices [N, D_KEY,
+D_VALUE] before and behind."""
+D_WEIGHTS, D_RATES, D_STEPS = range(16, 19)
+"""[channels, K], the last one is the present token's; [N], minus how fast a head forgets; [N], what is added to a."""
+D_NORM, D_EPS, D_SCALE = range(19, 22)
+"""[D_VALUE]; of queries."""
+D_OUT = 22
+"""[B, N, D_VALUE]."""
+
+# CONVOLVE: a short convolution's token, gated before and behind. An item is K_CHUNK channels of one sequence.
+K_BATCH, K_CHANNELS, K_TAPS, K_CHUNK = range(6, 10)
+K_IN, K_OUT = range(10, 12)
+"""[B, 3, channels]: gate before, gate behind, x; [B, channels]."""
+K_STATES = 12
+"""int64 [B, 2]: the addresses of columns [K - 1, channels] before and behind this token."""
+K_WEIGHTS, K_BIAS = range(13, 15)
+"""[channels, K]; [channels], or 0."""
 
 # Of one sequence and layer: what to read of G * L-token pages, or of one run of rows.
 # `score_bounds`: scores of S_SPAN units an item, of one KV head; items are G times the parts of S_UNITS.

@@ -118,7 +118,10 @@ class CompiledStep:
         form.turn(tables.lean)
         attending = self._attending(rows, sequences)
         for b, sequence in enumerate(sequences):
-            rows.places[:, b] = sequence.past.rows.begin_step(sequence.layers, attending[b])
+            layers = [sequence.layers[number] for number in rows.attends]
+            rows.places[:, b] = sequence.past.rows.begin_step(layers, attending[b])
+            for number, addresses in rows.states.items():
+                sequence.layers[number].begin_mix(addresses[b])
         with self._store.still():
             is_filled = self._fill(form, sequences)
             if is_filled:
@@ -128,8 +131,8 @@ class CompiledStep:
         if is_filled:
             for b, sequence in enumerate(sequences):
                 if sequence.tail_len + 1 == sequence.page_size:
-                    for layer, at in zip(sequence.layers, attending[b], strict=True):
-                        layer.end_page(at)
+                    for number, at in zip(rows.attends, attending[b], strict=True):
+                        sequence.layers[number].end_page(at)
         else:
             self._layer_by_layer(form, sequences, attending, ahead)
         return model.step_logits.scaled(rows.logits.clone())
@@ -179,14 +182,14 @@ class CompiledStep:
     ) -> None:  # fmt: skip
         rows = form.rows
         begin, own = 0, np.zeros((ROW_SPACE, rows.table.shape[1]), dtype=np.int64)
-        for layer in range(len(rows.scales)):
+        for layer, number in enumerate(rows.attends):
             here = rows.attending(layer)
             self._work(rows.table[begin : here.start])
-            ahead(layer + 1, (rows.input if layer else rows.hidden).to(self._model.step_dtype))
+            ahead(number + 1, (rows.input if number else rows.hidden).to(self._model.step_dtype))
             begin = here.stop
             are_parts = True
             for b, sequence in enumerate(sequences):
-                parts = sequence.layers[layer].attend(own, attending[b][layer], self._work)
+                parts = sequence.layers[number].attend(own, attending[b][layer], self._work)
                 are_parts = parts is not None
                 rows.parts[layer, b] = parts or 0
             if are_parts:

@@ -145,6 +145,14 @@ class LayerKV(ABC):
         state before. The same in one piece, in several, and token by token, up to rounding."""
         raise AssertionError("a layer that attends has no state to advance")
 
+    def begin_mix(self, addresses: np.ndarray) -> None:
+        """Count one token in, as `mix` does, whose state the caller computes by address.
+
+        Args:
+            addresses: int64 `[2 S]`, to be filled in: of each of S tensors, where it lies and where the next one goes.
+        """
+        raise AssertionError("a layer that attends has no state to advance")
+
     # What the store and sessions keep
 
     @abstractmethod

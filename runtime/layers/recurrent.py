@@ -77,6 +77,15 @@ class RecurrentLayer(LayerKV):
             outs.append(out)
         return torch.cat(outs) if len(outs) > 1 else outs[0]
 
+    def begin_mix(self, addresses: np.ndarray) -> None:
+        state = self._now.state
+        behind = {name: torch.empty_like(tensor) for name, tensor in state.items()}
+        assert all(tensor.is_contiguous() for tensor in state.values())
+        addresses[:] = [one[name].data_ptr() for name in self._shapes for one in (state, behind)]
+        self._before, self._now = self._now, RecurrentPoint(self._now.end + 1, behind)
+        if self._now.end % self.page_size == 0:
+            self._page = self._now
+
     def undo_step(self, tail_len: int, num_tokens: int) -> None:
         if self._now.end > num_tokens:
             self._now = self._before

@@ -143,18 +143,20 @@ class DecoderLayer(nn.Module):
             self.layer_scalar = nn.Parameter(torch.empty(1))
 
     @property
+    def mixer(self) -> Any:
+        """What mixes tokens in a recurrent layer; None in one that attends."""
+        return None if self._mixer is None else getattr(self, self._mixer)
+
+    @property
     def state_shapes(self) -> dict[str, tuple[int, ...]] | None:
         """The shapes of a recurrent layer's state, by name; None in a layer that attends."""
-        return None if self._mixer is None else dict(getattr(self, self._mixer).shapes)
+        return None if self._mixer is None else dict(self.mixer.shapes)
 
     def forward(self, hidden: Tensor, *, strata_attend: Any, strata_mix: Any = None, **_: Any) -> Tensor:
         """Run the layer on `[B, T, C]`. The other arguments are those that transformers' layers take."""
         norms = self._norms
         normed = self._normed(norms.before_attention, hidden)
-        if self._mixer is None:
-            out = self.self_attn(normed, strata_attend)
-        else:
-            out = getattr(self, self._mixer)(normed, strata_mix)
+        out = self.self_attn(normed, strata_attend) if self._mixer is None else self.mixer(normed, strata_mix)
         if self.is_parallel:
             parallel: Tensor = hidden + out + self.mlp(normed)
             return parallel

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -54,6 +55,32 @@ class DeltaNet(nn.Module):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of the state."""
         return {"columns": self.conv1d.columns, "matrix": (self.heads, self.key_dim, self.dim)}
+
+    @property
+    def in_projections(self) -> list[Linear]:
+        """Those that make what is mixed."""
+        if self.by_key_head:
+            return [self.in_proj_qkvz, self.in_proj_ba]
+        return [self.in_proj_qkv, self.in_proj_z, self.in_proj_b, self.in_proj_a]
+
+    @property
+    def places(self) -> np.ndarray:
+        """int64 `[N, 10]`: where among what `in_projections` make the q, k, v, z, b and a of each value head begin; of
+        which channels its q, k and v are the first ones; 1 if it is the first that its key head serves."""
+        each, (keys, _, values) = self.heads // self.key_heads, self.parts
+        head = np.arange(self.heads)
+        by, within = (head % self.key_heads, head // self.key_heads) if self.are_tiled else divmod(head, each)
+        channels = by * self.key_dim, keys + by * self.key_dim, 2 * keys + head * self.dim
+        if self.by_key_head:
+            rows, pairs = 2 * self.key_dim + 2 * each * self.dim, 2 * keys + 2 * values + 2 * each * by + within
+            q = by * rows
+            v = q + 2 * self.key_dim + within * self.dim
+            given = q, q + self.key_dim, v, v + each * self.dim, pairs, pairs + each
+        else:
+            z = 2 * keys + values
+            b = z + values + head
+            given = *channels, z + head * self.dim, b, b + self.heads
+        return np.ascontiguousarray(np.stack([*given, *channels, within == 0], 1, dtype=np.int64))
 
     def forward(self, hidden: Tensor, mix: Any) -> Tensor:
         """Mix `[B, T, C]`."""

@@ -8,28 +8,25 @@ two pure functions of static shapes with attention between them:
     after(hidden, attended) -> hidden        output product, norms, one product for gate and up, down product
 
 Weights that are multiplied with the same vector lie together; the module's own parameters become views of them,
-so nothing is held twice. `lean_layer` gives None for any layer that is not known to its last part: its
-module serves that one.
+so nothing is held twice. A layer that is not known to its last part has no such form (`lean_forms`): its module serves
+that one.
 
 Shapes  B sequences, C hidden size, H query heads, G KV heads, D head dim
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..untrusted.families import FAMILIES
 from ..untrusted.family import Form
 from .expert_weights import LayerExperts, Make
 from .latent import Latent, by_head
 from .mlp import MLP, Experts, ExpertsBesideMLP
-from .products import Linear, Product
-
-_DROPOUTS = frozenset({"resid_attn_dropout", "resid_mlp_dropout"})
+from .products import Product
 
 
 class Norm:
@@ -76,21 +73,24 @@ class _Beside:
 
 
 class LeanLayer:
-    """A decoder layer in the lean form described above. `layer` is a module that `lean_layer` knows; it goes on
+    """A decoder layer in the lean form described above. `layer` is a module that `lean_forms` knows; it goes on
     working."""
+
+    has_halves: ClassVar[bool] = True
+    """It has `before` and `after`; otherwise it is for compiled steps alone."""
+    is_gated: bool = False
+    """Behind each head of q, `qkv` makes a gate of what attention gives."""
 
     def __init__(
         self, layer: Any, form: Form, heads: int, kv_heads: int, dim: int, *, is_rotated: bool, product: Make
     ) -> None:
-        attention, mlp = layer.self_attn, layer.mlp
+        mlp = layer.mlp
         self.is_parallel = form.is_parallel
         self.in_pairs = bool(getattr(layer, "in_pairs", form.in_pairs)) and is_rotated
         self.factor = float(getattr(layer, "factor", getattr(layer, "residual_multiplier", 1.0)))
         """Of what is added to the hidden state."""
         self.heads, self.kv_heads, self.dim, self.is_rotated = heads, kv_heads, dim, is_rotated
-        self.scale = float(attention.scaling)
-        self.out = product([attention.o_proj])
-        self._take(attention, form, product)
+        self._take(layer, form, product)
         self.experts: Experts | None = mlp if isinstance(mlp, Experts) else None
         """In place of `gate_up` and `down`, or besides them: those are the shared expert's then, or the dense MLP's."""
         self.beside = _Beside(mlp) if isinstance(mlp, ExpertsBesideMLP) else None
@@ -119,8 +119,11 @@ class LeanLayer:
         norms = [None if name is None else Norm(getattr(layer, f"{name}_layernorm")) for name in of_form]
         self.before_attention, self.after_attention, self.before_mlp, self.after_mlp = norms
 
-    def _take(self, attention: Any, form: Form, product: Make) -> None:
-        """The parts of attention before `out`."""
+    def _take(self, layer: Any, form: Form, product: Make) -> None:
+        """The parts of attention."""
+        attention = layer.self_attn
+        self.scale, self.out = float(attention.scaling), product([attention.o_proj])
+        self.is_gated = form.gates_attention
         of_qkv = ("qkv_proj",) if form.fuses_qkv else ("q_proj", "k_proj", "v_proj")
         parts = [getattr(attention, name, None) for name in of_qkv]
         self.qkv = product([part for part in parts if part is not None])
@@ -145,6 +148,8 @@ class LeanLayer:
             q, k, v = torch.split(qkv, [heads * self.dim, self.kv_heads * self.dim, self.kv_heads * self.dim], -1)
             qkv = torch.cat([self.wide_norms[0](q), self.wide_norms[1](k), v], -1)
         each = qkv.view(len(hidden), -1, self.dim)
+        if self.is_gated:
+            each = torch.cat([each[:, : 2 * heads : 2], each[:, 2 * heads :]], 1)
         qk, v = each[:, :both], each[:, -self.kv_heads :]
         if self.value_eps is not None:
             v = F.rms_norm(v, v.shape[-1:], None, self.value_eps)
@@ -204,7 +209,9 @@ class LeanLayer:
 class LeanLatent(LeanLayer):
     """The lean form of a layer with latent attention (`latent`): q `[B, H, D]`, k `[B, 1, D]`, v `[B, 1, rank]`."""
 
-    def _take(self, attention: Any, form: Form, product: Make) -> None:
+    def _take(self, layer: Any, form: Form, product: Make) -> None:
+        attention = layer.self_attn
+        self.scale, self.out = float(attention.scaling), product([attention.o_proj])
         self.latent: Latent = attention.latent
         of_q = attention.q_proj if self.latent.query_rank is None else attention.q_a_proj
         self.qkv = product([of_q, attention.kv_a_proj_with_mqa])
@@ -242,30 +249,15 @@ class LeanLatent(LeanLayer):
         return False
 
 
+class LeanGated(LeanLayer):
+    """The lean form of a layer whose attention has gates, which only compiled steps multiply by."""
+
+    has_halves = False
+
+
 def fused(of: type[Product]) -> Make:
     """The products of a class, with weights that lie together."""
     return lambda layers: of(*_fuse(layers))
-
-
-def lean_layer(
-    layer: nn.Module, heads: int, kv_heads: int, dim: int, *, is_rotated: bool, product: Make | None = None
-) -> LeanLayer | None:
-    """Make the lean form of `layer`; None unless every part of it is one that its family has."""
-    form = _form(layer)
-    if form is None or form.gates_attention:
-        return None
-    attention, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
-    if attention is None or mlp is None:
-        return None
-    parts = dict(layer.named_children()), dict(attention.named_children()), dict(mlp.named_children())
-    norms = frozenset(parts[0]) - {"self_attn", "mlp"} - _DROPOUTS
-    if (norms, frozenset(parts[1]), frozenset(parts[2])) != _parts_of(form, type(mlp), frozenset(parts[1])):
-        return None
-    products = [part for some in parts for name, part in some.items() if name.endswith("_proj")]
-    if not all(isinstance(part, nn.Linear) and _is_plain(part) for part in products):
-        return None
-    lean = LeanLatent if form.is_latent else LeanLayer
-    return lean(layer, form, heads, kv_heads, dim, is_rotated=is_rotated, product=product or fused(Product))
 
 
 def act_name(act: nn.Module) -> str:
@@ -274,53 +266,6 @@ def act_name(act: nn.Module) -> str:
         return "silu"
     is_tanh = getattr(act, "approximate", None) == "tanh" or type(act).__name__ == "GELUTanh"
     return "gelu_tanh" if is_tanh else ""
-
-
-def _is_plain(part: nn.Linear) -> bool:
-    """True if the layer's weight holds plain numbers: other classes keep quantised ones."""
-    return type(part) in (nn.Linear, Linear) and part.weight.is_floating_point()
-
-
-def _form(layer: nn.Module) -> Form | None:
-    """The form of the family of a layer, ours (`decoder`) or transformers'; None if it is neither."""
-    package = type(layer).__module__
-    if package == f"{__package__}.decoder":
-        name = str(getattr(layer, "family", ""))
-    else:
-        name = type(layer).__name__.removesuffix("DecoderLayer").removesuffix("Text").lower()
-        name = name if package.startswith("transformers.") else ""
-    family = FAMILIES.get(name) or FAMILIES.get(f"{name}_text")
-    return None if family is None else family.form
-
-
-def _parts_of(
-    form: Form, kind: type[nn.Module], there: frozenset[str]
-) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
-    """Norms of a decoder layer of that form, parts of its attention, and of its MLP, which is of that kind. `there`:
-    the parts that a layer's attention has, of which some are had by some layers of a form only."""
-    norms = form.norms
-    attention, mlp = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_proj", "up_proj", "down_proj", "act_fn"}
-    if form.fuses_qkv:
-        attention = {"qkv_proj", "o_proj"}
-    if form.is_latent:
-        of_q = {"q_proj"} if "q_proj" in there else {"q_a_proj", "q_a_layernorm", "q_b_proj"}
-        attention = of_q | {"kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj", "o_proj"}
-    if form.fuses_mlp:
-        mlp = {"gate_up_proj", "down_proj", "activation_fn"}
-    if issubclass(kind, Experts):
-        assert form.experts is not None
-        mlp = {"gate", "experts"} | ({"shared_expert", "shared_expert_gate"} if form.experts.shared else set())
-        mlp |= {"shared_expert"} if form.experts.shared_count else set()
-        if form.experts.are_beside:
-            mlp |= {"dense", "router_norm", "before_dense", "after_dense", "before_experts", "after_experts"}
-            norms = norms._replace(before_mlp=None)
-    if form.head_norm:
-        attention |= {"q_norm", "k_norm"}
-    if form.norms_values:
-        attention.add("v_norm")
-    if form.keys_are_values is not None and "v_proj" not in there:
-        attention.remove("v_proj")
-    return norms.names, frozenset(attention), frozenset(mlp)
 
 
 def for_lean(cos: Tensor, sin: Tensor, dim: int) -> tuple[Tensor, Tensor]:

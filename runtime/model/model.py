@@ -35,7 +35,8 @@ from .ends import well_known_ends
 from .head import Head
 from .head_shapes import head_shapes, kinds_of, value_dim
 from .layer_rotation import LayerRotation
-from .lean_layer import LeanLayer, fused, in_halves, lean_layer
+from .lean_forms import lean_layer
+from .lean_layer import LeanLayer, fused, in_halves
 from .mlp import Experts, stated
 from .model_files import check_vocabulary, own_modules, read_configuration, rope_of, transformers_modules
 from .products import ALL_KNOWN, INT8_EXPERTS, PRODUCTS, Product
@@ -130,7 +131,7 @@ class Model:
             lean_layer(layer, *shape, is_rotated=is_rotated, product=product)
             for layer, shape, is_rotated in zip(self.inner.layers, self.shapes, self._rotated, strict=True)
         ]
-        if weights != "own" and None in self._lean:
+        if weights != "own" and not all(lean is not None and lean.has_halves for lean in self._lean):
             raise ValueError(f"weights={weights} {ALL_KNOWN}")
         self.use_graphs(Graphs() if self.device.type == "cuda" else None)
         head = self.hf.lm_head
@@ -149,8 +150,11 @@ class Model:
         asked on the host, so layers with experts are called."""
         self._graphs = graphs
         self._halves: list[LeanLayer | CapturedLayer | None] = [
-            CapturedLayer(lean, graphs) if graphs and lean and lean.experts is None else lean for lean in self._lean
-        ]
+            None if lean is None or not lean.has_halves
+            else CapturedLayer(lean, graphs) if graphs and lean.experts is None
+            else lean
+            for lean in self._lean
+        ]  # fmt: skip
 
     def _legacy_window(self, config: Any) -> int | None:
         """The window of models such as Mistral and Phi-3, which give it to every layer without naming layer types."""

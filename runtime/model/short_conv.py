@@ -57,6 +57,11 @@ class ShortConv(nn.Module):
         """Of the state."""
         return {"columns": self.conv.columns}
 
+    @property
+    def in_projections(self) -> list[Linear]:
+        """Those that make what is mixed."""
+        return [self.in_proj]
+
     def forward(self, hidden: Tensor, mix: Any) -> Tensor:
         """Mix `[B, T, C]`."""
         before, after, x = self.in_proj(hidden).chunk(3, -1)

@@ -1,6 +1,7 @@
 """A model's share of a decode step as rows of a table (`kernels.compiled.record`), and the buffers between them.
 
     layer     QKV | HEADS | room for what attends, filled in by the engine at every step | OUT | GATE_UP | DOWN
+    recurrent QKV | MIX | OUT | GATE_UP | DOWN
     last      HEAD
 
 Hidden states are fp32 throughout; weights are used as `LeanLayer` has them. A residual is added where the next product
@@ -26,6 +27,7 @@ from .expert_weights import LayerExperts
 from .head import Head
 from .head_shapes import HeadShape
 from .lean_layer import LeanLayer, Norm
+from .lean_recurrent import LeanRecurrent
 from .products import Product, Strip
 from .rotary import QUERIES
 from .strip_rows import fill_products
@@ -60,9 +62,14 @@ class StepRows:
 
     def __init__(self, lean: list[LeanLayer], rotated: list[bool], head: Head, batch: int) -> None:
         first = lean[0]
-        self.scales = [layer.scale for layer in lean]
+        self.mixes = {number: layer for number, layer in enumerate(lean) if isinstance(layer, LeanRecurrent)}
+        """The recurrent layers. Whatever else is said by layer is of those that attend, one behind the other."""
+        self.attends = [number for number in range(len(lean)) if number not in self.mixes]
+        """The others' numbers."""
+        attending = [lean[number] for number in self.attends]
+        self.scales = [layer.scale for layer in attending]
         """Of each layer's attention."""
-        self.shapes = [HeadShape(layer.heads, layer.kv_heads, layer.dim) for layer in lean]
+        self.shapes = [HeadShape(layer.heads, layer.kv_heads, layer.dim) for layer in attending]
         """Each layer's heads."""
         self.batch = batch
         width = first.qkv.weight.shape[1]
@@ -71,7 +78,8 @@ class StepRows:
         products = [some for layer in lean for some in layer.products]
         count = sum(len(self._strips(product)) for product in (*products, head.product))
         count += sum(NUM_ROWS + (layer.beside is not None) for layer in lean if layer.layer_experts is not None)
-        self.table = np.zeros((count + (1 + space) * len(lean), r.WIDTH), dtype=np.int64)
+        count += (1 + space) * len(attending) + len(self.mixes)
+        self.table = np.zeros((count, r.WIDTH), dtype=np.int64)
         self._filled = 0
         self._heads_rows: list[int] = []
         """Where HEADS is, of each layer; what attends comes behind it."""
@@ -81,21 +89,26 @@ class StepRows:
         """The embedded tokens `[B, C]`, to be filled in; `[B, V]`, what comes out."""
         self.q = [fp32(batch, heads, dim) for heads, _, dim in self.shapes]
         """Every layer's rotated queries."""
-        self._attended = fp32(batch * max(heads * dim for heads, _, dim in self.shapes))
-        self.places = np.zeros((len(lean), batch, 4), dtype=np.int64)
+        self._attended = fp32(batch * max(layer.out.weight.shape[1] for layer in lean))
+        self.places = np.zeros((len(attending), batch, 4), dtype=np.int64)
         """Where each layer's new k and v go, for HEADS."""
-        self.parts = np.zeros((len(lean), batch), dtype=np.int64)
+        self.states = {
+            number: np.zeros((batch, 2 * len(layer.mixer.shapes)), dtype=np.int64)
+            for number, layer in self.mixes.items()
+        }
+        """Where each recurrent layer's states lie (`LayerKV.begin_mix`)."""
+        self.parts = np.zeros((len(attending), batch), dtype=np.int64)
         """Parts that each layer's attention leaves."""
         self._merging: dict[int, tuple[int, int]] = {}
         """What OUT's input of each layer is, for `merges`."""
         self._kept: list[Tensor] = []
         sums, outs = [fp32(batch, width) for _ in "ab"], [fp32(batch, width) for _ in "ab"]
         qkvs = fp32(batch * max(layer.qkv.weight.shape[0] for layer in lean))
-        inner = fp32(batch, max((layer.gate_up.weight.shape[0] for layer in lean if layer.has_mlp), default=0))
+        inners = fp32(batch * max((layer.gate_up.weight.shape[0] for layer in lean if layer.has_mlp), default=0))
         mixtures = {layer.layer_experts.mixture for layer in lean if layer.layer_experts is not None}
         self._experts = {mixture: ExpertBuffers(mixture, batch) for mixture in mixtures}
         shared = fp32(batch, width), fp32(batch, 1), fp32(batch, width)
-        self._kept += [*sums, *outs, qkvs, inner, *shared]
+        self._kept += [*sums, *outs, qkvs, inners, *shared]
         above = _Added(self.hidden)
         for number, layer in enumerate(lean):
             rows = layer.qkv.weight.shape[0]
@@ -103,13 +116,15 @@ class StepRows:
             row = self._products(layer.qkv, qkv, r.M_QKV)
             self._sum(row, above, sums[0], layer.before_attention)
             base = self.hidden if number == 0 else sums[0]
-            self._heads_rows.append(self._filled)
-            if layer.in_pairs:
-                self._in_pairs.add(self._filled)
-            self._heads(self._next(1)[0], layer, number, qkv, is_rotated=rotated[number])
-            self._next(space)
-            self._products(layer.out, outs[0], r.M_OUT)
-            self.merges(number)
+            if isinstance(layer, LeanRecurrent):
+                (row,) = self._next(1)
+                layer.mix(row, batch, qkv, self._attended, self.states[number], self._keep)
+                row = self._products(layer.out, outs[0], r.M_OUT)
+                row[[r.P_INPUT, r.P_A]] = r.PLAIN, self._attended.data_ptr()
+            else:
+                self._attention(layer, qkv, outs[0], is_rotated=rotated[number])
+            count = layer.gate_up.weight.shape[0] if layer.has_mlp else 0
+            inner = inners[: batch * count].view(batch, count)
             added = _Added(base, outs[0], layer.after_attention, layer.factor)
             if layer.layer_experts is not None:
                 self._mixture(layer, layer.layer_experts, added, sums[1], outs[1], inner, shared)
@@ -126,6 +141,19 @@ class StepRows:
         assert self._filled == len(self.table)
         self.input = self.last = sums[0]
         """`[B, C]`: what a layer but the first begins with, once its QKV is there; and what the last one leaves."""
+
+    def _attention(self, layer: LeanLayer, qkv: Tensor, out: Tensor, *, is_rotated: bool) -> None:
+        """The next rows, from HEADS to OUT."""
+        number = len(self._heads_rows)
+        self._heads_rows.append(self._filled)
+        if layer.in_pairs:
+            self._in_pairs.add(self._filled)
+        self._heads(self._next(1)[0], layer, number, qkv, is_rotated=is_rotated)
+        self._next(ROW_SPACE * self.batch)
+        row = self._products(layer.out, out, r.M_OUT)
+        if layer.is_gated:
+            row[[r.P_GATES, r.P_GATE_STRIDE, r.P_GATE_DIM]] = qkv.data_ptr() + 4 * layer.dim, qkv.shape[1], layer.dim
+        self.merges(number)
 
     def attended(self, layer: int) -> Tensor:
         """fp32 `[B, H * D]`: what attends elsewhere leaves a layer's result here."""
@@ -156,7 +184,7 @@ class StepRows:
         """Use these rotary tables of `for_lean`, by layer kind, in all layers that rotate."""
         self._tables = {kind: tuple(table.float().contiguous() for table in both) for kind, both in tables.items()}
         for kind, (cos, sin) in self._tables.items():
-            here = [row for row, its in zip(self._heads_rows, kinds, strict=True) if its == kind]
+            here = [row for row, at in zip(self._heads_rows, self.attends, strict=True) if kinds[at] == kind]
             self.table[here, r.H_COS], self.table[here, r.H_SIN] = cos.data_ptr(), sin.data_ptr()
             rotated = [row for row in here if self.table[row, r.H_ROTARY]]
             self.table[rotated, r.H_ROTARY] = sin.shape[-1]
@@ -234,6 +262,7 @@ class StepRows:
         row[r.H_ROTARY] = int(is_rotated)
         row[r.H_PAIRS] = max(strip.pairs for strip in self._strips(layer.qkv))
         row[[r.H_NORMS_VALUES, r.H_KEYS_ARE_VALUES]] = layer.value_eps is not None, layer.keys_are_values
+        row[r.H_GATED] = layer.is_gated
         if layer.head_norm is not None:
             row[[r.H_NORM, r.H_EPS]] = self._wide(layer.head_norm.weight), bits(layer.head_norm.eps)
         elif layer.wide_norms is not None:
@@ -242,5 +271,9 @@ class StepRows:
 
     def _wide(self, numbers: Tensor) -> int:
         """The address of these numbers as fp32, which are kept."""
-        self._kept.append(numbers.detach().float().contiguous())
+        return self._keep(numbers.float())
+
+    def _keep(self, numbers: Tensor) -> int:
+        """The address of these numbers, which are kept."""
+        self._kept.append(numbers.detach().contiguous())
         return self._kept[-1].data_ptr()

@@ -66,7 +66,7 @@ def _check_layers(asked: str, files: list[Path]) -> None:
     form = FAMILIES[config["model_type"]].form
     if asked == "int8" and form.experts is not None and form.experts.are_there(SimpleNamespace(**config)):
         raise ValueError(INT8_EXPERTS)
-    if not form.has_compiled_steps:
+    if not form.has_other_weights:
         raise ValueError(f"weights={asked} {ALL_KNOWN}")
 
 
@@ -76,7 +76,7 @@ def _is_read_there(files: list[Path], dtype: str) -> bool:
     from .gguf.directory import read_model
 
     found = read_model(files)
-    if not FAMILIES[found.config["model_type"]].form.has_compiled_steps:
+    if not FAMILIES[found.config["model_type"]].form.has_other_weights:
         return False
     matrices = [weight for weight in found.weights if len(weight.shape) > 1]
     return can_stay(matrices, getattr(torch, dtype))

@@ -126,8 +126,9 @@ class Form:
     `layer_types` calls full attention. None: there are none."""
 
     @property
-    def has_compiled_steps(self) -> bool:
-        """Compiled steps, and so weights as they stand in a file, are for all of its layers."""
+    def has_other_weights(self) -> bool:
+        """Decode can multiply with rounded weights, or as they stand in a file: all of its layers have a form for that,
+        in compiled steps and others."""
         return self.mixer is None and not self.is_latent
 
 

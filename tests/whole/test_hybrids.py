@@ -116,14 +116,21 @@ def test_pieces_steps_and_batches_give_what_one_piece_gives(folder: Path) -> Non
             assert (batch[3] - engine.decode([fork], [token])[0]).abs().max() <= CLOSE * batch[3].abs().max()
 
 
-def test_a_step_that_fails_leaves_every_state_as_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("compiled", ["0", "1"])
+def test_a_step_that_fails_leaves_every_state_as_it_was(
+    compiled: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STRATAKV_COMPILED", compiled)
     with loaded(folder, index="dense") as runtime:
         engine = runtime.engine
         sequence = engine.new_sequence()
         engine.prefill(sequence, TEXT[:100], reuse=False)
         twin = engine.fork(sequence)
-        monkeypatch.setattr(engine.model, "step_logits", lambda hidden: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            engine.decode([sequence], [5])
-        monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            if engine.compiled is None:
+                patch.setattr(engine.model, "step_logits", lambda hidden: 1 / 0)
+            else:
+                patch.setattr(engine.compiled, "_work", lambda some: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                engine.decode([sequence], [5])
         assert torch.equal(engine.decode([sequence], [5]), engine.decode([twin], [5]))

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import FAMILIES, save_tiny_model
-from torch import Tensor, nn
+from torch import Tensor
 
-from stratakv.runtime.model.lean_layer import lean_layer
 from stratakv.runtime.model.model import Model
 from stratakv.runtime.untrusted.families import FAMILIES as SUPPORTED
 
@@ -90,19 +89,3 @@ def test_weights_are_held_once(tiny_llama: Path) -> None:
         assert lean is not None
         held = {part.untyped_storage().data_ptr() for part in layer.parameters()}
         assert {weight.untyped_storage().data_ptr() for weight in (lean.qkv.weight, lean.gate_up.weight)} <= held
-
-
-def test_a_layer_with_a_part_that_is_not_known_is_left_to_transformers(tiny_llama: Path) -> None:
-    model = Model.load(tiny_llama, torch.device("cpu"), torch.float32)
-    shape = (model.num_heads, model.num_kv_heads, model.head_dim)
-    layer = model.inner.layers[0]
-    assert lean_layer(layer, *shape, is_rotated=True) is not None
-    layer.self_attn.gate_proj = nn.Linear(4, 4)
-    assert lean_layer(layer, *shape, is_rotated=True) is None
-    del layer.self_attn.gate_proj
-
-    class Quantised(nn.Linear):
-        """Whose weight means something else."""
-
-    layer.mlp.up_proj = Quantised(4, 4)
-    assert lean_layer(layer, *shape, is_rotated=True) is None
