@@ -6,7 +6,7 @@
     both       y[b] = norm(x[b]) + norm(d[b]), where a dense MLP stands beside them
 
 x is made as for products (`products.make`), and weights are rows of numbers or of blocks as there, so an expert's
-result has the bits that it would have alone.
+result has the bits that it would have alone. Experts may have biases, which are added to W x.
 
 Shapes  B sequences, C columns, N rows, E experts, K of them for each sequence
 """
@@ -28,6 +28,7 @@ from .record import (
     F32,
     P_A,
     P_BATCH,
+    P_BIAS,
     P_CHOSEN,
     P_CHUNK,
     P_CODE,
@@ -97,8 +98,17 @@ def route(row: int, item: int, scratch: int) -> None:
 
 
 @loop
-def _rows(op: Any, weight: int, scratch: int, number: int, begin: int, end: int, y: int) -> None:
-    """Some rows of a weight with x number `number`, to fp32 at y, which is where row 0 would be."""
+def _rows(op: Any, expert: int, scratch: int, number: int, begin: int, end: int, y: int) -> None:
+    """Some rows of an expert's weight with x number `number`, to fp32 at y, which is where row 0 would be."""
+    _multiplied(op, longs(op[P_WEIGHT], expert + 1)[expert], scratch, number, begin, end, y)
+    if op[P_BIAS] != 0:
+        bias, out = floats(longs(op[P_BIAS], expert + 1)[expert], end), floats(y, end)
+        for r in range(begin, end):
+            out[r] += bias[r]
+
+
+@loop
+def _multiplied(op: Any, weight: int, scratch: int, number: int, begin: int, end: int, y: int) -> None:
     columns = op[P_COLUMNS]
     if op[P_CODE] != 0:
         x = arranged(scratch, op[P_BATCH], columns)
@@ -121,8 +131,7 @@ def each(row: int, item: int, scratch: int) -> None:
     pair, begin = item // chunks, item % chunks * op[P_CHUNK]
     end = min(begin + op[P_CHUNK], op[P_ROWS])
     expert = longs(op[P_IDS], pair + 1)[pair]
-    weight = longs(op[P_WEIGHT], expert + 1)[expert]
-    _rows(op, weight, scratch, pair // op[P_CHOSEN], begin, end, op[P_Y] + 4 * pair * op[P_STRIDE])
+    _rows(op, expert, scratch, pair // op[P_CHOSEN], begin, end, op[P_Y] + 4 * pair * op[P_STRIDE])
 
 
 @operation
@@ -135,8 +144,7 @@ def together(row: int, item: int, scratch: int) -> None:
     ids, shares, some = longs(op[P_IDS], pairs), floats(op[P_SHARES], pairs), floats(room, end - begin)
     y = floats(op[P_Y], (pairs // chosen, op[P_STRIDE]))
     for pair in range(pairs):
-        weight = longs(op[P_WEIGHT], ids[pair] + 1)[ids[pair]]
-        _rows(op, weight, scratch, pair, begin, end, room - 4 * begin)
+        _rows(op, ids[pair], scratch, pair, begin, end, room - 4 * begin)
         share, out = shares[pair], y[pair // chosen, begin:end]
         if pair % chosen == 0 and op[P_D] != 0:
             b = pair // chosen

@@ -18,6 +18,7 @@ from .native import exp, floats, longs, loop, real
 from .operation import operation, preparation
 from .record import (
     BF16,
+    CLAMPED,
     F32,
     GATED,
     MERGED,
@@ -38,6 +39,7 @@ from .record import (
     P_GROUPS,
     P_INPUT,
     P_KIND,
+    P_LIMIT,
     P_NORM,
     P_NORM_D,
     P_PARALLEL,
@@ -45,6 +47,7 @@ from .record import (
     P_ROOM,
     P_ROWS,
     P_SAME,
+    P_SLOPE,
     P_STRIDE,
     P_SUM,
     P_TOTAL,
@@ -75,7 +78,7 @@ def make(op: Any, scratch: int) -> None:
     batch, columns = op[P_BATCH], op[P_COLUMNS]
     x = floats(scratch, (batch, columns))
     if op[P_INPUT] == GATED:
-        _gate(floats(op[P_A], (batch, 2 * columns)), x, op[P_ACT])
+        _gate(op, floats(op[P_A], (batch, 2 * columns)), x)
     elif op[P_INPUT] == MERGED:
         _merge(op, x)
     else:
@@ -153,13 +156,18 @@ def centre(x: Any) -> None:
 
 
 @loop
-def _gate(given: Any, x: Any, act: int) -> None:
-    batch, columns = x.shape
+def _gate(op: Any, given: Any, x: Any) -> None:
+    (batch, columns), act = x.shape, op[P_ACT]
+    limit, slope = float32(real(op[P_LIMIT])), float32(real(op[P_SLOPE]))
     for b in range(batch):
         if act == SILU:
             for i in range(columns):
                 gate = given[b, i]
                 x[b, i] = gate / (float32(1) + exp(-gate)) * given[b, columns + i]
+        elif act == CLAMPED:
+            for i in range(columns):
+                gate, up = min(given[b, i], limit), min(max(given[b, columns + i], -limit), limit)
+                x[b, i] = gate / (float32(1) + exp(-slope * gate)) * (up + float32(1))
         else:  # 1 + tanh(z) = 2 / (1 + exp(-2 z))
             for i in range(columns):
                 gate = given[b, i]
@@ -179,8 +187,12 @@ def _merge(op: Any, x: Any) -> None:
             for r in range(repeats):
                 out = x[b, (g * repeats + r) * dim : (g * repeats + r + 1) * dim]
                 top, mass = float32(-math.inf), float32(0)
+                if op[P_D] != 0:
+                    top = floats(op[P_D], groups * repeats)[g * repeats + r]
                 for p in range(parts):
                     top = max(top, given[g, p, r, 0])
+                if op[P_D] != 0:
+                    mass = exp(floats(op[P_D], groups * repeats)[g * repeats + r] - top)
                 for i in range(dim):
                     out[i] = float32(0)
                 for p in range(parts):

@@ -38,8 +38,9 @@ PLAIN   x = A [B, C]
 SUM     x = norm(A + norm(D))   norms and D where they are not 0; where D is not, the sum goes to P_SUM [B, C] as well.
         P_FACTOR: what D is multiplied by where it is not normed. P_CENTRED: the outer norm is around the mean.
         P_PARALLEL: x = norm(A), whatever the sum. P_TOTAL: what the sum is multiplied by, otherwise
-GATED   x = act(A[:, :C]) * A[:, C:]
-MERGED  x = the parts that ATTEND left, put together: A + 4 * b * P_ROOM is [G, P_PARTS[b], R, 2 + D]
+GATED   x = act(A[:, :C]) * A[:, C:], as P_ACT says
+MERGED  x = the parts that ATTEND left, put together: A + 4 * b * P_ROOM is [G, P_PARTS[b], R, 2 + D]. P_D: [H], the
+        scores of one part more for each head, whose value is zero; 0: there is none
 """
 PLAIN, SUM, GATED, MERGED = range(4)
 P_A, P_D, P_SUM, P_NORM, P_NORM_D, P_EPS = range(17, 23)
@@ -53,15 +54,18 @@ P_CODE, P_ROUNDED = range(29, 31)
 P_FACTOR, P_CENTRED, P_PARALLEL = range(31, 34)
 P_IDS, P_SHARES, P_CHOSEN = range(34, 37)
 """Of experts: int64 [B, K] and [B, K], as ROUTE leaves them; K. P_WEIGHT is then int64 [E], the address of each one's
-weight, and y is [B, K, P_STRIDE] (`each`) or [B, P_STRIDE] (`together`: P_BATCH is B * K there, and P_ROOM the bytes
-from the beginning of a thread's memory to room for the rows of an item). `together` adds what is at P_D [B, P_ROWS],
-times the sigmoid of what is at P_NORM_D [B], where they are not 0."""
+weight, and so is P_BIAS where it is not 0; y is [B, K, P_STRIDE] (`each`) or [B, P_STRIDE] (`together`: P_BATCH is
+B * K there, and P_ROOM the bytes from the beginning of a thread's memory to room for the rows of an item). `together`
+adds what is at P_D [B, P_ROWS], times the sigmoid of what is at P_NORM_D [B], where they are not 0."""
 P_TOTAL = 37
 """Of SUM."""
 P_GATES, P_GATE_STRIDE, P_GATE_DIM = range(38, 41)
 """Of PLAIN and MERGED: x is multiplied by the sigmoid of what stands at P_GATES + 4 * b * P_GATE_STRIDE, P_GATE_DIM
 numbers and as many that are none of them. 0: by nothing."""
-SILU, GELU_TANH = range(2)
+P_LIMIT, P_SLOPE = range(41, 43)
+"""Of CLAMPED."""
+SILU, GELU_TANH, CLAMPED = range(3)
+"""CLAMPED: x = min(g, limit), x * sigmoid(slope * x) * (1 + u within the limit) of g = A[:, :C] and u = A[:, C:]."""
 F32, BF16, I8, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K = range(11)
 """Kinds of weights."""
 BLOCKS = {

@@ -61,7 +61,7 @@ class Pasts:
             tiered = TieredLayer(
                 layer, self.store, self._index(layer, reach), self.workspace, self.config.budget_tokens, recover,
                 repeats=self.model.num_heads // self.model.num_kv_heads, prefetcher=self.prefetcher,
-                keep_queries=keep_queries,
+                keep_queries=keep_queries, sinks=self.model.sinks[layer],
             )  # fmt: skip
             past.layers.append(tiered)
         return past
@@ -75,7 +75,7 @@ class Pasts:
         if window is not None:
             _, kv_heads, dim = model.shapes[layer]
             layout = replace(layout, num_heads=kv_heads, head_dim=dim)
-            return SlidingLayer(layer, window, layout, model.dtype, model.device)
+            return SlidingLayer(layer, window, layout, model.dtype, model.device, model.sinks[layer])
         return None
 
     def instead_of(self, past: Past, reach: int) -> Past:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.prefill_attention import prefill_attention
+from ...kernels.sinks import with_sinks
 from ...retrieval.structures.codebook import MAX_CODEWORDS, learn_codebooks, query_metric, score_error
 from ...storage import PageLayout
 from ...storage.files.file_names import as_text
@@ -177,7 +178,7 @@ def _captured(
     grams: list[Tensor] = []
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        window = model.windows[layer]
+        window, sinks = model.windows[layer], model.sinks[layer]
         if window is None:
             keys.append(k[0])
             far = model.rotation(layer, reach).rotate(q[0], turned).reshape(k.shape[1], -1, k.shape[3])
@@ -185,9 +186,10 @@ def _captured(
         q, k = model.rotate(layer, q, k, tables)
         if window is not None:
             layout = PageLayout(num_heads=k.shape[1], page_size=_PAGE_SIZE, head_dim=k.shape[3], dtype=dtype)
-            sliding = SlidingLayer(layer, window, layout, k.dtype, device)
+            sliding = SlidingLayer(layer, window, layout, k.dtype, device, sinks)
             return sliding.extend(q[0], k[0], v[0], 0, scale).unsqueeze(0)
-        return prefill_attention(q[0], k[0], v[0], scale=scale, causal=True)[0].unsqueeze(0)
+        out, lse = prefill_attention(q[0], k[0], v[0], scale=scale, causal=True)
+        return (out if sinks is None else with_sinks(out, lse, sinks.unsqueeze(-1))).unsqueeze(0)
 
     def mix(layer: int, inputs: tuple[Tensor, ...], advance: Advance) -> Tensor:
         state = RecurrentLayer(layer, model.states[layer] or {}, _PAGE_SIZE, device)

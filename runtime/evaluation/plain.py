@@ -104,4 +104,7 @@ class PlainModel:
         repeats = q.shape[0] // self.keys[layer].shape[0]
         keys, values, seen = (t.repeat_interleave(repeats, 0) for t in (self.keys[layer], self.values[layer], seen))
         scores = (q @ keys.transpose(1, 2) * scale).masked_fill(~seen, float("-inf"))
+        if (sinks := self.model.sinks[layer]) is not None:  # one more score, of a value that is zero
+            scores = torch.cat([scores, sinks.to(scores)[:, None, None].expand(-1, scores.shape[1], 1)], -1)
+            values = torch.cat([values, torch.zeros_like(values[:, :1])], 1)
         return scores.softmax(-1) @ values

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...kernels.compiled.record import WIDTH
 from ...kernels.decode_attention import decode_attention
+from ...kernels.sinks import with_sinks
 from ...storage import PageLayout
 from .attend_rows import Attending, num_parts
 from .base import LayerKV
@@ -23,16 +24,21 @@ from .stored import check_window
 
 RUNS = 2
 """There is room for so many times the tokens that are held: they are moved to the front when it is full."""
+_ALIGNED = 8
+"""Fused attention is for heads of multiples of this."""
 
 
 class SlidingLayer(LayerKV):
     """A sliding-window layer: it holds the last `window - 1` tokens, and up to a page more so that its state at the
-    last page's end can be cut out."""
+    last page's end can be cut out. `sinks` `[H]`: learned ones (`kernels.sinks`)."""
 
     is_paged: ClassVar[bool] = False
 
-    def __init__(self, layer: int, window: int, layout: PageLayout, dtype: torch.dtype, device: torch.device) -> None:
-        self.layer, self.window, self.layout = layer, window, layout
+    def __init__(
+        self, layer: int, window: int, layout: PageLayout, dtype: torch.dtype, device: torch.device,
+        sinks: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        self.layer, self.window, self.layout, self._sinks = layer, window, layout, sinks
         self.keep = window - 1 + layout.page_size
         shape = (2, layout.num_heads, RUNS * self.keep, layout.head_dim)
         self._buffer = torch.empty(shape, dtype=dtype, device=device)
@@ -59,11 +65,14 @@ class SlidingLayer(LayerKV):
         query = torch.arange(past, past + rows, device=q.device).unsqueeze(1)
         key = torch.arange(past + rows, device=q.device).unsqueeze(0)
         seen = (key <= query) & (query - key < self.window)
-        visible = (keys[:, held - past :].unsqueeze(0), values[:, held - past :].unsqueeze(0))
-        out = F.scaled_dot_product_attention(q.unsqueeze(0), *visible, attn_mask=seen, scale=scale, enable_gqa=True)
+        visible = q, keys[:, held - past :], values[:, held - past :], seen
+        if self._sinks is not None:
+            visible = _and_sinks(*visible, self._sinks / scale)
+        query, key, value, mask = (part.unsqueeze(0) for part in visible)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=True)
         kept = min(self.keep, held + rows)
         self._hold(torch.stack([keys[:, held + rows - kept :], values[:, held + rows - kept :]]), start + rows)
-        return out[0]
+        return out[0, ..., : q.shape[-1]]
 
     def finish(self, chains: list[bytes], tokens: np.ndarray, length: int) -> None:
         """There are no pages to publish."""
@@ -82,7 +91,10 @@ class SlidingLayer(LayerKV):
         row[0], row[1] = k, v
         here = self._seen()
         query = q.view(self.layout.num_heads, -1, self.layout.head_dim)
-        return decode_attention(query, [(here[0], here[1])], scale=scale)[0].view_as(q)
+        out, lse = decode_attention(query, [(here[0], here[1])], scale=scale)
+        if self._sinks is not None:
+            out = with_sinks(out, lse, self._sinks.view(lse.shape))
+        return out.view_as(q)
 
     def _count_in(self) -> None:
         """One more token, whose K and V belong into the last of the rows that count."""
@@ -184,3 +196,14 @@ class SlidingLayer(LayerKV):
         """Hold `kv` `[2, G, n, D]`, the last n of `end` tokens."""
         self._count, self._end = kv.shape[2], end
         self._buffer[:, :, : self._count] = kv
+
+
+def _and_sinks(
+    q: Tensor, keys: Tensor, values: Tensor, seen: Tensor, sinks: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """With one key more, before all others, that every row sees: its value is zero, and it is zero but for a dimension
+    that no other key has, in which queries have their heads' `sinks`. Rows become _ALIGNED numbers longer."""
+    dim = q.shape[-1]
+    q, keys, values = F.pad(q, (0, _ALIGNED)), F.pad(keys, (0, _ALIGNED, 1, 0)), F.pad(values, (0, _ALIGNED, 1, 0))
+    q[..., dim], keys[:, 0, dim] = sinks.unsqueeze(-1).to(q.dtype), 1
+    return q, keys, values, F.pad(seen, (1, 0), value=True)

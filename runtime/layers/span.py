@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ...kernels.merge_states import merge_states
 from ...kernels.prefill_attention import prefill_attention
+from ...kernels.sinks import with_sinks
 from ..api.errors import ConversationError
 from .page_reader import PageReader
 from .pages import LayerPages, fill, keys_values
@@ -27,10 +28,12 @@ from .workspace import KEY_BLOCK, Workspace
 
 
 class Span:
-    """One layer's use of the workspace's span buffer."""
+    """One layer's use of the workspace's span buffer. `sinks` `[H]`: see `kernels.sinks`."""
 
-    def __init__(self, pages: LayerPages, reader: PageReader, workspace: Workspace) -> None:
-        self._pages, self._reader, self._workspace = pages, reader, workspace
+    def __init__(
+        self, pages: LayerPages, reader: PageReader, workspace: Workspace, sinks: Tensor | None = None
+    ) -> None:  # fmt: skip
+        self._pages, self._reader, self._workspace, self._sinks = pages, reader, workspace, sinks
         self._turn = self._arrived = 0
 
     def begin(self) -> None:
@@ -65,7 +68,8 @@ class Span:
             out, lse = prefill_attention(q, keys.to(q.dtype), values.to(q.dtype), scale=scale, causal=False)
             outs.append(out)
             lses.append(lse)
-        return merge_states(outs, lses)[0]
+        out, lse = merge_states(outs, lses)
+        return out if self._sinks is None else with_sinks(out, lse, self._sinks.unsqueeze(-1))
 
     def block(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
         """K and V `[G, end - begin, D]` by position, from the store, the span buffer, or both.

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.decode_attention import decode_attention
+from ...kernels.sinks import with_sinks
 from ...retrieval.index import Index
 from ...retrieval.reading import read_exactly
 from ...retrieval.stored import Geometry
@@ -60,6 +61,7 @@ class TieredLayer(LayerKV):
         repeats: query heads per KV head.
         prefetcher: brings up what look-ahead guesses; None: nothing is guessed.
         keep_queries: also keep the queries that indexes learn from, for `follow`ers with another index.
+        sinks: `[H]`, learned ones (`kernels.sinks`). They are part of the attention whatever an index chooses.
     """
 
     is_paged: ClassVar[bool] = True
@@ -67,12 +69,14 @@ class TieredLayer(LayerKV):
     def __init__(
         self, layer: int, store: TieredStore, index: Index, workspace: Workspace, budget_of: Callable[[int], int],
         recover: Recover, *, repeats: int, prefetcher: Prefetcher | None = None, keep_queries: bool = False,
+        sinks: Tensor | None = None,
     ) -> None:  # fmt: skip
+        self._sinks = sinks
         self.layer, self.store, self.index, self.workspace = layer, store, index, workspace
         self.layout, self.budget_of = store.layout, budget_of
         self.pages = LayerPages(store, layer)
         self.reader = PageReader(self.pages, workspace, recover, chosen_on_host=index.attends_on_host)
-        self.span = Span(self.pages, self.reader, workspace)
+        self.span = Span(self.pages, self.reader, workspace, sinks)
         geometry = Geometry(workspace.span[0, :, :0], 0, repeats)
         self.upkeep = IndexUpkeep(index, self.pages, self.reader, geometry, keep_queries=keep_queries)
         self.rows = TieredRows(self.pages, self.reader, index)
@@ -126,6 +130,8 @@ class TieredLayer(LayerKV):
         query = q.view(self.layout.num_heads, -1, self.layout.head_dim)
         ids, unit, out, lse = self._attend_chosen(query, scale)
         self._tell(query, scale, ids, unit, out, lse)
+        if self._sinks is not None:
+            out = with_sinks(out, lse, self._sinks.view(lse.shape))
         return out.flatten(0, 1)
 
     def _tell(

@@ -96,6 +96,8 @@ class Attention(nn.Module):
             self.q_norm, self.k_norm = (Norm(width, config, form) for width in widths)
         if form.norms_values:
             self.v_norm = Norm(None, config, form)
+        if form.has_sinks:  # whoever attends has them from here (`Model.sinks`)
+            self.sinks = nn.Parameter(torch.empty(heads))
 
     def forward(self, hidden: Tensor, attend: Any) -> Tensor:
         if hasattr(self, "qkv_proj"):

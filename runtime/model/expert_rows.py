@@ -20,7 +20,7 @@ from ..process.apart import fp32
 from .expert_weights import ExpertWeight, LayerExperts
 from .mlp import Mixture
 from .products import Strip
-from .strip_rows import chunk_of
+from .strip_rows import bits, chunk_of
 
 NUM_ROWS = 4
 """Rows besides the router's product."""
@@ -39,7 +39,7 @@ class ExpertBuffers:
         """Fill NUM_ROWS rows, all but what x of `gate` is made of, which is the router's.
 
         Args:
-            y: fp32 `[B, C]`. act: of `record`.
+            y: fp32 `[B, C]`. act: of `record`, where the mixture has none of its own.
         """
         route, gate, up, down = table
         route[[r.OPERATION, r.ITEMS, r.BARRIER]] = experts.route.address, batch, 1
@@ -58,6 +58,8 @@ class ExpertBuffers:
         down[[r.OPERATION, r.ITEMS, r.BARRIER]] = experts.together.address, -(-of.down.like.rows // chunk), 1
         down[[r.MARK, r.P_Y, r.P_STRIDE]] = r.M_DOWN, y.data_ptr(), y.shape[1]
         down[[r.P_INPUT, r.P_A, r.P_ACT]] = r.GATED, self.inner.data_ptr(), act
+        if of.mixture.clamp is not None:
+            down[[r.P_ACT, r.P_LIMIT, r.P_SLOPE]] = r.CLAMPED, *map(bits, of.mixture.clamp)
 
     def _weight(self, row: np.ndarray, weight: ExpertWeight, vectors: int, mixture: Mixture) -> int:
         """Fill in what a row multiplies with. Returns the rows of an item."""
@@ -68,6 +70,7 @@ class ExpertBuffers:
         row[r.MEMORY] = row[r.P_ROOM] + 4 * chunk
         row[[r.P_BATCH, r.P_ROWS, r.P_COLUMNS, r.P_CHUNK]] = vectors, like.rows, like.columns, chunk
         row[[r.P_KIND, r.P_WEIGHT]] = like.kind, weight.addresses.ctypes.data
+        row[r.P_BIAS] = weight.bias_addresses.ctypes.data if weight.biases else 0
         row[[r.P_IDS, r.P_SHARES, r.P_CHOSEN]] = self.ids.data_ptr(), self.shares.data_ptr(), mixture.chosen
         if has_blocks:
             row[[r.P_CODE, r.P_ROUNDED]] = blocks.rows(like.kind, rounded=like.rounds).address, like.rounds

@@ -24,6 +24,10 @@ class ExpertWeight:
     """That of the first one; all are written so."""
     addresses: np.ndarray
     """int64 `[E]`."""
+    biases: tuple[Tensor, ...]
+    """fp32 `[rows]` of each; or none."""
+    bias_addresses: np.ndarray
+    """int64 `[E]`; or none."""
     owners: tuple[object, ...]
     """Keep the memory."""
 
@@ -31,14 +35,18 @@ class ExpertWeight:
     def of(cls, each: list[Product]) -> ExpertWeight | None:
         """None where they are not all alike, or need more than a product with plain rows or blocks."""
         strips = [product.strips for product in each]
-        if any(len(some) != 1 or some[0].scale is not None or some[0].bias is not None for some in strips):
+        if any(len(some) != 1 or some[0].scale is not None for some in strips):
             return None
         first = strips[0][0]
-        form = first.kind, first.rows, first.columns, first.rounds, 0
-        if any((one.kind, one.rows, one.columns, one.rounds, one.pairs) != form for (one,) in strips):
-            return None
+        form = first.kind, first.rows, first.columns, first.rounds, 0, first.bias is None
+        for (one,) in strips:
+            if (one.kind, one.rows, one.columns, one.rounds, one.pairs, one.bias is None) != form:
+                return None
         addresses = np.array([one.address for (one,) in strips], dtype=np.int64)
-        return cls(first, addresses, tuple({id(one.owner): one.owner for (one,) in strips}.values()))
+        biases = tuple(one.bias.detach().float().contiguous() for (one,) in strips if one.bias is not None)
+        bias_addresses = np.array([bias.data_ptr() for bias in biases], dtype=np.int64)
+        owners = tuple({id(one.owner): one.owner for (one,) in strips}.values())
+        return cls(first, addresses, biases, bias_addresses, owners)
 
 
 @dataclass(frozen=True, slots=True)

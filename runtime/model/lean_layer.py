@@ -131,6 +131,8 @@ class LeanLayer:
         """v is k before its norm: `qkv` has no rows for it."""
         self.value_eps = float(attention.v_norm.eps) if form.norms_values else None
         """Of the norm of each head of v, which has no weight; None: it is not normed."""
+        self.sinks: Tensor | None = attention.sinks if form.has_sinks else None
+        """`[H]`, of which whoever attends knows."""
         self.head_norm: HeadNorm | None = None
         self.wide_norms: tuple[Norm, Norm] | None = None
         if form.head_norm == "head":

@@ -23,9 +23,9 @@ _NEARLY_NOTHING = 1e-20
 
 
 class MLP(nn.Module):
-    def __init__(self, config: Any, form: Form, inner: int | None = None) -> None:
+    def __init__(self, config: Any, form: Form, inner: int | None = None, *, bias: bool | None = None) -> None:
         super().__init__()
-        hidden, bias = config.hidden_size, stated(form.mlp_bias, config)
+        hidden, bias = config.hidden_size, stated(form.mlp_bias, config) if bias is None else bias
         inner = dense_width(config) if inner is None else inner
         if form.fuses_mlp:
             self.gate_up_proj = Linear(hidden, 2 * inner, bias=bias)
@@ -43,9 +43,27 @@ class MLP(nn.Module):
             gate, up = self.gate_up_proj(x).chunk(2, -1)
             inner = self.activation_fn(gate) * up
         else:
-            inner = self.act_fn(self.gate_proj(x)) * self.up_proj(x)
+            inner = self.gated(self.gate_proj(x), self.up_proj(x))
         out: Tensor = self.down_proj(inner)
         return out
+
+    def gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        """What `down_proj` multiplies with."""
+        made: Tensor = self.act_fn(gate) * up
+        return made
+
+
+class ClampedMLP(MLP):
+    """An expert of `ExpertNames.clamp`."""
+
+    def __init__(self, config: Any, form: Form, mixture: Mixture) -> None:
+        super().__init__(config, form, mixture.width, bias=True)
+        assert mixture.clamp is not None
+        self.limit, self.slope = mixture.clamp
+
+    def gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        gate = gate.clamp(max=self.limit)
+        return (up.clamp(-self.limit, self.limit) + 1) * (gate * torch.sigmoid(gate * self.slope))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +79,8 @@ class Mixture:
     """Shares have the model's dtype."""
     shared: int
     """The width of the expert that every token has besides; 0: there is none."""
+    clamp: tuple[float, float] | None
+    """The numbers of `ExpertNames.clamp`."""
 
     @classmethod
     def of(cls, config: Any) -> Mixture | None:
@@ -72,7 +92,11 @@ class Mixture:
         shared = 0 if names.shared is None else int(getattr(config, names.shared))
         if names.shared_count is not None:
             shared = width * int(getattr(config, names.shared_count))
-        return cls(count, chosen, width, stated(names.renormalises, config), names.rounds_shares, shared)
+        clamp = None
+        if names.clamp is not None:
+            limit, slope = (float(getattr(config, name, usual)) for name, usual in names.clamp.items())
+            clamp = limit, slope
+        return cls(count, chosen, width, stated(names.renormalises, config), names.rounds_shares, shared, clamp)
 
 
 def dense_width(config: Any) -> int:
@@ -109,8 +133,11 @@ class Experts(nn.Module):
         assert mixture is not None
         assert form.experts is not None
         self.mixture = mixture
-        self.gate = self.router(config.hidden_size, mixture.count, bias=False)
-        self.experts = nn.ModuleList(MLP(config, form, mixture.width) for _ in range(mixture.count))
+        self.gate = self.router(config.hidden_size, mixture.count, bias=mixture.clamp is not None)
+        self.experts = nn.ModuleList(
+            MLP(config, form, mixture.width) if mixture.clamp is None else ClampedMLP(config, form, mixture)
+            for _ in range(mixture.count)
+        )
         self.has_shared = mixture.shared > 0
         if self.has_shared:
             self.shared_expert = MLP(config, form, mixture.shared)
@@ -136,7 +163,7 @@ class Experts(nn.Module):
         for number in torch.unique(chosen).tolist():
             token, place = torch.where(chosen == number)
             expert, some = self.experts[number], rows[token]
-            inner = expert.act_fn(self.multiply(expert.gate_proj, some)) * self.multiply(expert.up_proj, some)
+            inner = expert.gated(self.multiply(expert.gate_proj, some), self.multiply(expert.up_proj, some))
             made = self.multiply(expert.down_proj, inner) * shares[token, place, None]
             out.index_add_(0, token, made.to(out.dtype))
         return out.view(x.shape)
@@ -175,6 +202,14 @@ class ExpertsBesideMLP(Experts):
     def route(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         shares, chosen = super().route(logits)
         return shares * self.per_expert_scale[chosen], chosen
+
+
+class ChoosingExperts(Experts):
+    """Experts whose shares are a softmax over the chosen alone, in the model's dtype."""
+
+    def route(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        best, chosen = torch.topk(logits, self.mixture.chosen, -1)
+        return F.softmax(best, -1), chosen
 
 
 class ExactRouter(Linear):
@@ -228,17 +263,21 @@ def kept_exact(model: nn.Module) -> frozenset[str]:
     return frozenset(f"{name}.{weight}" for name, part in routers for weight in part.state_dict())
 
 
+_BY_SCORES = {"softmax": Experts, "sigmoid": SigmoidExperts, "chosen": ChoosingExperts}
+
+
 def mixture_of_experts(config: Any, form: Form) -> Experts:
     """The experts of a layer of such a form."""
     assert form.experts is not None
     if form.experts.are_beside:
         return ExpertsBesideMLP(config, form)
-    return (SigmoidExperts if form.experts.scores == "sigmoid" else Experts)(config, form)
+    return _BY_SCORES[form.experts.scores](config, form)
 
 
 def multiply(layer: Linear, x: Tensor) -> Tensor:
-    """The product of a linear layer in the dtype of x."""
-    return F.linear(x, layer.weight.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype))
+    """The product of a linear layer in the dtype of x, rounded to it before a bias is added."""
+    out = F.linear(x, layer.weight.to(x.dtype))
+    return out if layer.bias is None else out + layer.bias.to(x.dtype)
 
 
 def stated(answer: str | bool, config: Any) -> bool:

@@ -8,9 +8,7 @@ knows the layer (`lean_layer`).
 Importing transformers' models takes seconds; what of it is imported, where and why not more, is said in `decoder`,
 `llama_config` and `tokens`.
 
-Supported are families whose whole forward pass is: embed, decoder layers, norm, head. Others scale
-or mix in between; they are refused by name rather than run wrong. `tests/whole/test_families.py`
-compares every family listed here with transformers' own logits.
+Supported are families whose whole forward pass is: embed, decoder layers, norm, head. Others are refused by name.
 """
 
 from __future__ import annotations
@@ -92,6 +90,8 @@ class Model:
         """The window of each layer in tokens; None also where no text is longer, as in Phi-3's long models."""
         self.states = [getattr(layer, "state_shapes", None) for layer in self.inner.layers]
         """Those of each recurrent layer's state (`DecoderLayer.state_shapes`); None: the layer attends."""
+        self.sinks = [getattr(getattr(layer, "self_attn", None), "sinks", None) for layer in self.inner.layers]
+        """`[H]` of each layer (`kernels.sinks`); None: it has none."""
         self.tiered = [at for at, window in enumerate(self.windows) if window is None and self.states[at] is None]
         _, self.num_kv_heads, self.head_dim = self.shapes[self.tiered[0] if self.tiered else 0]
         """Of the layers whose KV is in pages."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..untrusted.families import FAMILIES
 from ..untrusted.numbers import check_allocation, check_complete, check_family, check_shape
 from ..untrusted.rope import NAMES, Rope, Table, for_transformers, read_rope
 from ..untrusted.settings import read_config
+from . import mxfp4
 from .decoder import Decoder, is_recurrent
 from .head_shapes import HeadShape, check_alike, head_dims, head_shapes
 from .latent import Latent
@@ -131,6 +133,11 @@ def transformers_modules(directory: Path, config: Any, dtype: torch.dtype) -> An
     from transformers.modeling_utils import AttentionInterface
 
     AttentionInterface.register(ATTENTION, attention)
+    if FAMILIES[config.model_type].form.has_sinks:
+        raise ModelFileError(
+            f"{directory}: transformers' {config.model_type} asks for rotary tables of half a head, and unpacks its "
+            "weights by code of its own; run it with our layers"
+        )
     if FAMILIES[config.model_type].form.mixer is not None:
         raise ModelFileError(
             f"{directory}: transformers' recurrent layers keep their states to themselves, so its {config.model_type} "
@@ -175,9 +182,10 @@ def _check_config(config: Any, directory: Path, *, has_weights: bool) -> None:
     if not has_weights:
         return
     weights = check_weights(directory)
-    check_allocation(
-        directory / "config.json", sizes, weights.elements, len(weights.shapes), num_with_heads(config)
-    )  # fmt: skip
+    elements = weights.elements
+    if FAMILIES[config.model_type].packed is not None:
+        elements += sum(prod(shape) for name, shape in weights.shapes.items() if name.endswith(mxfp4.BLOCKS))
+    check_allocation(directory / "config.json", sizes, elements, len(weights.shapes), num_with_heads(config))
 
 
 def _check_experts(config: Any, path: Path) -> None:

@@ -30,7 +30,7 @@ from .lean_layer import LeanLayer, Norm
 from .lean_recurrent import LeanRecurrent
 from .products import Product, Strip
 from .rotary import QUERIES
-from .strip_rows import fill_products
+from .strip_rows import bits, fill_products
 
 ROW_SPACE = 4
 """Rows of a sequence in a layer: what chooses, and what attends."""
@@ -45,11 +45,6 @@ class _Added(NamedTuple):
     norm: Norm | None = None
     factor: float = 1.0
     whole: float = 1.0
-
-
-def bits(number: float) -> int:
-    """A number as a row holds it."""
-    return int(np.float64(number).view(np.int64))
 
 
 class StepRows:
@@ -151,6 +146,8 @@ class StepRows:
         self._heads(self._next(1)[0], layer, number, qkv, is_rotated=is_rotated)
         self._next(ROW_SPACE * self.batch)
         row = self._products(layer.out, out, r.M_OUT)
+        if layer.sinks is not None:
+            row[r.P_D] = self._wide(layer.sinks)
         if layer.is_gated:
             row[[r.P_GATES, r.P_GATE_STRIDE, r.P_GATE_DIM]] = qkv.data_ptr() + 4 * layer.dim, qkv.shape[1], layer.dim
         self.merges(number)

@@ -17,7 +17,9 @@ from torch import Tensor
 from ..api.errors import ModelFileError
 from ..untrusted.directory import check_weights
 from ..untrusted.families import FAMILIES
+from ..untrusted.family import Family
 from ..untrusted.numbers import shown
+from . import mxfp4
 from .mlp import Mixture
 
 logger = logging.getLogger(__name__)
@@ -26,8 +28,8 @@ _MARK = "layers.0.post_attention_layernorm.weight"
 """Ends a name in every family's decoder; of other parts, in those for pictures and sound alone. The text before it is
 before all names of the decoder."""
 _HEAD = "lm_head.weight"
-EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight")
-"""Matches the name of an expert's weight: the layer's experts, the number, the weight."""
+_EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.(weight|bias)")
+"""Matches the name of an expert's weight or bias: the layer's experts, the number, the product, what of it."""
 _GATE_UP = ("gate_proj", "up_proj")
 _COMPUTED = re.compile(r"(.*\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)", re.DOTALL)
 """Matches tensors of old files that are computed from `config.json` since."""
@@ -61,8 +63,9 @@ def account(directory: Path, decoder: Any, shapes: Mapping[str, tuple[int, ...]]
     """
     shapes = check_weights(directory).shapes if shapes is None else shapes
     wanted = {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}
-    wanted |= _fused(wanted)
-    spelled = FAMILIES[decoder.config.model_type].spelled
+    family = FAMILIES[decoder.config.model_type]
+    wanted |= _fused(wanted, family)
+    spelled = family.spelled
     names = _names(directory, shapes.keys(), wanted.keys(), spelled)
     left = sorted(name for name in shapes if name not in names and not _COMPUTED.fullmatch(name))
     layers, drafts = decoder.config.num_hidden_layers, getattr(decoder.config, "num_nextn_predict_layers", None) or 0
@@ -83,25 +86,40 @@ def account(directory: Path, decoder: Any, shapes: Mapping[str, tuple[int, ...]]
     return names
 
 
-def _fused(wanted: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def _fused(wanted: dict[str, tuple[int, ...]], family: Family) -> dict[str, tuple[int, ...]]:
     """The names and shapes of tensors in which a file may have the same weight of all experts of a layer."""
     found: dict[str, tuple[int, ...]] = {}
     for name, shape in wanted.items():
-        if (expert := EXPERT.fullmatch(name)) is not None:
-            together = "gate_up_proj" if expert[3] in _GATE_UP else expert[3]
-            rows = 2 * shape[0] if expert[3] in _GATE_UP else shape[0]
-            found[f"{expert[1]}.{together}"] = int(expert[2]) + 1, rows, shape[1]
+        if (expert := _EXPERT.fullmatch(name)) is None:
+            continue
+        count, together = int(expert[2]) + 1, "gate_up_proj" if expert[3] in _GATE_UP else expert[3]
+        rows, at = 2 * shape[0] if expert[3] in _GATE_UP else shape[0], f"{expert[1]}.{together}"
+        if expert[4] == "bias":
+            found[f"{at}_bias"] = count, rows
+            continue
+        is_turned = family.form.experts is not None and family.form.experts.clamp is not None
+        found[at] = (count, shape[1], rows) if is_turned else (count, rows, shape[1])
+        if family.packed == "mxfp4" and shape[1] % mxfp4.NUMBERS == 0:
+            blocks = count, rows, shape[1] // mxfp4.NUMBERS
+            found[f"{at}{mxfp4.BLOCKS}"], found[f"{at}{mxfp4.SCALES}"] = (*blocks, mxfp4.NUMBERS // 2), blocks
     return found
 
 
-def split_experts(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """The weights of single experts in one of `account`'s weights: views; of any other, itself."""
+def split_experts(name: str, tensor: Tensor, *, is_turned: bool = False) -> dict[str, Tensor]:
+    """The weights of single experts in one of `account`'s weights: views, unless they are turned
+    (`ExpertNames.clamp`); of any other weight, itself."""
     stem, _, last = name.rpartition(".")
     if not stem.endswith(".experts"):
         return {name: tensor}
-    parts = dict(zip(_GATE_UP, tensor.chunk(2, 1), strict=True)) if last == "gate_up_proj" else {last: tensor}
+    together, end = last.removesuffix("_bias"), "bias" if last.endswith("_bias") else "weight"
+    if is_turned and end == "weight":
+        tensor = tensor.transpose(1, 2)
+    parts = {together: tensor}
+    if together == "gate_up_proj":
+        halves = (tensor[:, ::2], tensor[:, 1::2]) if is_turned else tensor.chunk(2, 1)
+        parts = dict(zip(_GATE_UP, halves, strict=True))
     return {
-        f"{stem}.{number}.{part}.weight": weight for part, weights in parts.items()
+        f"{stem}.{number}.{part}.{end}": weight.contiguous() for part, weights in parts.items()
         for number, weight in enumerate(weights)
     }  # fmt: skip
 

@@ -16,7 +16,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..untrusted.directory import weight_files
+from ..untrusted.families import FAMILIES
 from ..untrusted.numbers import check_complete, shown
+from . import mxfp4
 from .decoder import Decoder
 from .mlp import kept_exact
 from .tensors import account, split_experts
@@ -31,7 +33,7 @@ def load_decoder(directory: Path, config: Any, dtype: torch.dtype) -> Decoder:
     (`tensors.account`); whatever torch and safetensors raise if they cannot be read."""
     decoder = Decoder(config)
     names = account(directory, decoder)
-    found = _read(directory, names, dtype, kept_exact(decoder))
+    found = _read(directory, names, dtype, kept_exact(decoder), is_turned=_is_turned(config))
     is_tied = config.tie_word_embeddings and _tie(found, directory)
     check_complete(directory, {"missing_keys": decoder.state_dict().keys() - found.keys()})
     decoder.load_state_dict(found, assign=True)
@@ -47,7 +49,7 @@ def decoder_over(hf: Any) -> Decoder:
     names = account(Path(hf.config.name_or_path), decoder, {name: tuple(found.shape) for name, found in there.items()})
     found: dict[str, Tensor] = {}
     for name, own in names.items():
-        found |= split_experts(own, there[name])
+        found |= split_experts(own, there[name], is_turned=_is_turned(hf.config))
     decoder.load_state_dict(found, assign=True)
     if hf.lm_head.weight is hf.model.embed_tokens.weight:
         decoder.lm_head.weight = decoder.model.embed_tokens.weight
@@ -55,15 +57,35 @@ def decoder_over(hf: Any) -> Decoder:
     return decoder.requires_grad_(False).eval()
 
 
-def _read(directory: Path, names: dict[str, str], dtype: torch.dtype, exact: frozenset[str]) -> dict[str, Tensor]:
-    """Read the tensors under the model's names; `names` maps the files' names to those. `exact`: in fp32."""
+def _is_turned(config: Any) -> bool:
+    """Whether tensors of all experts together are as `ExpertNames.clamp` says."""
+    experts = FAMILIES[config.model_type].form.experts
+    return experts is not None and experts.clamp is not None
+
+
+def _read(
+    directory: Path, names: dict[str, str], dtype: torch.dtype, exact: frozenset[str], *, is_turned: bool
+) -> dict[str, Tensor]:
+    """Read the tensors under the model's names; `names` maps the files' names to those. `exact`: in fp32. `is_turned`:
+    see `split_experts`."""
     found: dict[str, Tensor] = {}
+    packed: dict[str, dict[str, Tensor]] = {}
     for path in weight_files(directory):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a dict
-                if name in names:
-                    kind = torch.float32 if names[name] in exact else dtype
-                    found |= split_experts(names[name], _cast(file.get_tensor(name), kind, name))
+                if name not in names:
+                    continue
+                stem, part = mxfp4.part_of(names[name])
+                if not part:
+                    kind = torch.float32 if stem in exact else dtype
+                    found |= split_experts(stem, _cast(file.get_tensor(name), kind, name), is_turned=is_turned)
+                    continue
+                parts = packed.setdefault(stem, {})
+                parts[part] = file.get_tensor(name)
+                if len(parts) == 2:
+                    numbers = mxfp4.expanded(parts[mxfp4.BLOCKS], parts[mxfp4.SCALES], dtype).transpose(1, 2)
+                    found |= split_experts(stem, numbers, is_turned=is_turned)
+                    parts.clear()
     return found
 
 

@@ -27,13 +27,18 @@ class ExpertNames:
     """In place of that: such an MLP is as wide as so many experts, and has no share."""
     scores: str = "softmax"
     """`softmax`: shares are a softmax over all experts. `sigmoid`: each is the sigmoid of its logit, in fp32 with the
-    router; those are chosen whose sum with a bias of the expert's own is highest."""
+    router; those are chosen whose sum with a bias of the expert's own is highest. `chosen`: a softmax over the chosen
+    alone, in the model's dtype."""
     groups: tuple[str, str] | None = None
     """The number of groups that experts stand in, and of those that a token's may come from."""
     factor: str | None = None
     """What shares are multiplied by."""
     rounds_shares: bool = True
     """Shares have the model's dtype."""
+    clamp: Mapping[str, float] | None = None
+    """Names of c and a, and what they are where a file is silent: of its gate g and up u an expert makes (1 + u within
+    c) * x * sigmoid(a * x), with x = min(g, c). The router and all products of such experts have biases, and tensors
+    that have those of all together stand [E, columns, rows], rows of gate at even places and of up at odd ones."""
     switch: str | None = None
     """Name in `config.json` of whether there are any; None: there are."""
     are_beside: bool = False
@@ -117,6 +122,8 @@ class Form:
     """Name in `config.json` of whether layers that see everything have no product for v: it is k, before its norm."""
     norms_values: bool = False
     """Each head of v is normed, without a weight."""
+    has_sinks: bool = False
+    """Each query head has a learned sink: a score of its own in the softmax, of a value that is zero."""
     has_layer_scalar: bool = False
     """What a layer leaves, all of it, is multiplied by a number of its own, which is among the weights."""
     gates_attention: bool = False
@@ -183,7 +190,8 @@ class Family:
     """Name in `config.json` of the base frequency of layers that slide, where they have a table."""
     rope_kinds: tuple[str, ...] = ROPE_KINDS
     usual_tables: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
-    """Kind of layer -> its rotary table where the file says nothing of it, if that is not the default kind."""
+    """Kind of layer -> its rotary table where the file says nothing of it, or its base frequency alone; of others that
+    is the default kind."""
     needs_window: bool = False
     """Its layers of some kind slide, so `sliding_window` is a number."""
     turned: float | None = None
@@ -200,6 +208,8 @@ class Family:
     looks for other files first."""
     spelled: Mapping[str, str] = field(default_factory=dict)
     """Part of a weight's name, as in Llama -> how published files spell it. Where transformers takes both, so do we."""
+    packed: str | None = None
+    """The one `quant_method` that its files may name: tensors of experts may be packed so."""
     form: Form
     gguf: GgufNames | None = None
     """None: its files are of another family's architecture, or are not read."""

@@ -68,7 +68,7 @@ FRACTIONS = frozenset({"partial_rotary_factor"})
 """Numbers above 0 and up to 1: of the head's width, how much is rotated."""
 FACTORS = frozenset({
     "attention_multiplier", "block_ffn_dim_multiplier", "embedding_multiplier", "final_logit_softcapping",
-    "logit_scale", "logits_scaling", "residual_multiplier", "routed_scaling_factor",
+    "logit_scale", "logits_scaling", "residual_multiplier", "routed_scaling_factor", "swiglu_alpha", "swiglu_limit",
 })  # fmt: skip
 """Numbers above 0 that others are multiplied with, or divided by. A missing cap may be stated as null."""
 _MOST_FACTOR = 1e6

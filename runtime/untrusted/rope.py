@@ -76,8 +76,8 @@ def read_rope(path: Path, family: str, settings: Mapping[str, Any]) -> dict[str,
     for kind, theta in known.thetas.items():
         said = list(_said(path, family, settings, kind))
         table = _merged(path, iter(said))
-        if all(value is None for _, _, value in said):
-            table |= known.usual_tables.get(kind, {})
+        if all(value is None or place == "rope_theta" for place, _, value in said):
+            table = {**known.usual_tables.get(kind, {}), **table}
         table.setdefault("rope_type", "default")
         if "yarn" not in known.rope_kinds and table["rope_type"] == "yarn" and "short_factor" in table:
             table["rope_type"] = "longrope"  # as Phi-3's first files have it

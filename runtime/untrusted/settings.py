@@ -24,6 +24,8 @@ _ENDS = frozenset({"bos_token_id", "pad_token_id"})
 _EOS = "eos_token_id"
 """What a wrapper and its text part state of it both ends a reply: one may be the end of a text, one that of a turn."""
 _OTHER_WEIGHTS = frozenset({"quantization_config", "compression_config", "transformers_weights"})
+_PACKED = "quantization_config"
+"""Says how weights are packed, which some families' tensors show."""
 _BY_LAYER = "per_layer_config"
 """Number of a layer -> the settings in which it differs, as transformers 5.17 and later write them."""
 _MAY_DIFFER = frozenset({"head_dim", "num_key_value_heads"})
@@ -60,6 +62,8 @@ def read_config(path: Path) -> tuple[str, dict[str, Any]]:
     may_slide = "use_sliding_window" not in known.names or settings.get("use_sliding_window")
     if settings.get("sliding_window") == 0 and not may_slide:
         settings["sliding_window"] = None  # which transformers writes so for Qwen's mixtures of experts
+    if known.packed is not None and _method(settings.get(_PACKED)) == known.packed:
+        del settings[_PACKED]
     _refuse(path, {name: value for name, value in settings.items() if name != "auto_map"})
     if settings.get(_BY_LAYER) is None:
         settings.pop(_BY_LAYER, None)  # transformers would take it for a statement that layers are alike
@@ -68,6 +72,10 @@ def read_config(path: Path) -> tuple[str, dict[str, Any]]:
     dropped = sorted(settings.keys() - known.names)
     logger.debug("%s: not used: %s", path, ", ".join(dropped))
     return family, {name: value for name, value in settings.items() if name in known.names}
+
+
+def _method(packing: object) -> object:
+    return packing.get("quant_method") if isinstance(packing, dict) else None
 
 
 def _check_by_layer(path: Path, family: str, settings: object) -> None:

@@ -75,6 +75,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
          "hidden_size_per_layer_input": 0, "enable_moe_block": True, "num_experts": 6, "top_k_experts": 2,
          "moe_intermediate_size": 32, "layer_types": ["sliding_attention", "full_attention", "full_attention"]},
     ),
+    "gpt_oss": (
+        "GptOss",
+        {"head_dim": 16, "num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 32,
+         "swiglu_limit": 1.5, "sliding_window": 40,
+         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    ),
     "phi3": ("Phi3", {"partial_rotary_factor": 0.5, "sliding_window": None}),
     "olmo2": ("Olmo2", {}),
     "olmo3": (
@@ -137,7 +143,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }  # fmt: skip
 """Name -> (transformers class prefix, what differs from the common shape)."""
-FORMS = ("llama", "gemma3_text", "gemma4_text", "phi3", "olmo3", "cohere2", "ministral3", "qwen2_moe")
+FORMS = ("llama", "gemma3_text", "gemma4_text", "phi3", "olmo3", "cohere2", "ministral3", "qwen2_moe", "gpt_oss")
 """Families that have between them every part that a layer may have (`test_families`), for what takes long."""
 
 
@@ -194,4 +200,5 @@ def reference_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """transformers' own model, dense SDPA attention."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").eval()
+    attention = "eager" if "gpt_oss" in (folder / "config.json").read_text() else "sdpa"  # which has no sinks
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention).eval()

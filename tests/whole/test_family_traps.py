@@ -19,7 +19,6 @@ from stratakv.runtime.model.head import Head
 from stratakv.runtime.model.mlp import Experts
 from stratakv.runtime.model.model import Model
 from stratakv.runtime.untrusted.families import FAMILIES
-from stratakv.runtime.untrusted.family import ExpertNames
 from stratakv.runtime.untrusted.rope import Rope
 
 SEEN = 1e-3
@@ -96,6 +95,16 @@ def _mixture(**changes: Any) -> Patch:
     return later(change)
 
 
+def _rounded_bounds(patch: pytest.MonkeyPatch) -> None:
+    read = model_files.read_rope
+    rounded = {"truncate": True}
+    patch.setattr(model_files, "read_rope", lambda *said: {kind: one | rounded for kind, one in read(*said).items()})
+
+
+def of_experts(change: Callable[[Any], object]) -> Patch:
+    return later(lambda layer: [change(expert) for expert in layer.mlp.experts])
+
+
 TRAPS: dict[str, Patch] = {
     "glm4_moe_lite: epsilon inside": lambda patch: patch.setattr(latent, "_EPS", 1e-2),
     "glm4_moe_lite: pairs": form("glm4_moe_lite", in_pairs=False),
@@ -137,6 +146,16 @@ TRAPS: dict[str, Patch] = {
     "gemma4_text-experts: the norm behind the dense MLP": later(
         lambda layer: layer.mlp.after_dense.weight.data.fill_(1)
     ),
+    "gpt_oss: sinks": later(lambda layer: layer.self_attn.sinks.fill_(-torch.inf)),
+    "gpt_oss: shares of the chosen alone": experts("gpt_oss", scores="softmax", renormalises=False),
+    "gpt_oss: clamps": of_experts(lambda expert: setattr(expert, "limit", 1e9)),
+    "gpt_oss: a steeper sigmoid": of_experts(lambda expert: setattr(expert, "slope", 1.0)),
+    "gpt_oss: biases of experts": of_experts(lambda expert: expert.down_proj.bias.zero_()),
+    "gpt_oss: gate and up in turn": of_experts(
+        lambda expert: expert.gate_proj.weight.copy_(torch.cat([expert.gate_proj.weight, expert.up_proj.weight])[::2])
+    ),
+    "gpt_oss: a bias of the router": later(lambda layer: layer.mlp.gate.bias.zero_()),
+    "gpt_oss: bounds of YaRN are not rounded": _rounded_bounds,
     "smollm3: some layers do not rotate": form("smollm3", rotated_layers=None),
     "lfm2: its own norm of heads": later(lambda layer: setattr(layer.self_attn, "head_norm", None), only="self_attn"),
     "lfm2: what is gated before and what behind": later(
@@ -165,10 +184,7 @@ TRAPS: dict[str, Patch] = {
     "qwen3_5_text: queries have a scale": later(
         lambda layer: setattr(layer.linear_attn, "scale", 1.0), only="linear_attn"
     ),
-    "qwen3_5_moe_text: shares have the sum 1": form(
-        "qwen3_5_moe_text",
-        experts=replace(FAMILIES["qwen3_5_moe_text"].form.experts or ExpertNames(), renormalises=False),
-    ),
+    "qwen3_5_moe_text: shares have the sum 1": experts("qwen3_5_moe_text", renormalises=False),
     "qwen3_next: rows by key head": lambda patch: patch.setattr(DeltaNet, "_projected", _in_one_piece),
 }
 
@@ -184,7 +200,11 @@ def off(folder: Path) -> float:
         q, k = ours.rotate(layer, q, k, tables)
         distance = torch.arange(len(tokens))[:, None] - torch.arange(len(tokens))
         seen = (distance >= 0) & (distance < (ours.windows[layer] or len(tokens)))
-        return torch.nn.functional.scaled_dot_product_attention(q, k, v, seen, scale=scale, enable_gqa=True)
+        k, v = (part.repeat_interleave(q.shape[1] // part.shape[1], 1) for part in (k, v))
+        scores = (q @ k.transpose(2, 3) * scale).masked_fill(~seen, -torch.inf)
+        if (sinks := ours.sinks[layer]) is not None:
+            scores = torch.cat([scores, sinks[:, None, None].expand(1, -1, len(tokens), 1)], -1)
+        return scores.softmax(-1)[..., : len(tokens)] @ v
 
     def mix(layer: int, inputs: tuple[torch.Tensor, ...], advance: Advance) -> torch.Tensor:
         state = RecurrentLayer(layer, ours.states[layer] or {}, 16, torch.device("cpu"))

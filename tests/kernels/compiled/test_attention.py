@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from stratakv.kernels.compiled import record as r
 from stratakv.kernels.compiled.attention import attend, attend_bytes
 from stratakv.kernels.decode_attention import decode_attention_reference
+from stratakv.kernels.sinks import with_sinks
 
 drawn = settings(max_examples=40, derandomize=True, deadline=None)
 PAGE, SPAN = 16, 32
@@ -69,7 +70,12 @@ def test_attention_is_one_softmax(
     merge[[r.P_DIM, r.P_GROUPS]] = dim, groups
     work(row, merge)
     runs = [(chosen[0], chosen[1]), (behind[0], behind[1])]
-    expected, _ = decode_attention_reference(q, runs, scale=0.3)
+    expected, lse = decode_attention_reference(q, runs, scale=0.3)
+    torch.testing.assert_close(merged.view(groups, repeats, dim), expected, rtol=1e-4, atol=1e-5)
+    sinks = 9 * torch.randn(groups, repeats, generator=torch.Generator().manual_seed(1))
+    merge[r.P_D] = sinks.data_ptr()
+    work(merge)
+    expected = with_sinks(expected, lse, sinks)
     torch.testing.assert_close(merged.view(groups, repeats, dim), expected, rtol=1e-4, atol=1e-5)
 
     one_by_one, again = row.copy(), nothing_yet(*out.shape)

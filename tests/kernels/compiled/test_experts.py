@@ -63,21 +63,24 @@ def test_of_equal_ones_the_first_and_no_number_last() -> None:
     assert shares[2].sum() == pytest.approx(1)
 
 
+BIASES = torch.arange(COUNT * ROWS, dtype=torch.float32).view(COUNT, ROWS)
+
+
 def weights(kind: int) -> Tensor:
     draw = torch.Generator().manual_seed(kind)
     return torch.randint(-9, 10, (COUNT, ROWS, COLUMNS), generator=draw).to(KINDS[kind])
 
 
 def expert_row(weight: Tensor, kind: int, ids: Tensor, vectors: int) -> tuple[np.ndarray, np.ndarray]:
-    """All but what x is, what is done and where it goes; and the addresses of weights, the last expert's first."""
-    there = np.array([one.data_ptr() for one in weight], dtype=np.int64)
+    """All but what x is, what is done and where it goes; and the addresses of weights, and of BIASES."""
+    there = np.array([[one.data_ptr() for one in some] for some in (weight, BIASES)], dtype=np.int64)
     row = np.zeros(r.WIDTH, dtype=np.int64)
     form = block_products if kind == r.I8 else products
     row[[r.PREPARE, r.BARRIER, r.P_FACTOR]] = form.prepare.address, 1, bits(1)
     row[r.P_ROOM] = experts.vectors_bytes(vectors, COLUMNS)
     row[r.MEMORY] = row[r.P_ROOM] + 4 * CHUNK
     row[[r.P_BATCH, r.P_ROWS, r.P_COLUMNS, r.P_CHUNK]] = vectors, ROWS, COLUMNS, CHUNK
-    row[[r.P_KIND, r.P_WEIGHT, r.P_IDS]] = kind, there.ctypes.data, ids.data_ptr()
+    row[[r.P_KIND, r.P_WEIGHT, r.P_IDS]] = kind, there[0].ctypes.data, ids.data_ptr()
     row[r.P_CHOSEN] = ids.shape[1]
     if kind == r.I8:
         row[r.P_CODE] = rows(kind, rounded=False).address
@@ -97,7 +100,9 @@ def test_each_sequence_has_its_own(batch: int, kind: int) -> None:
     expected = torch.einsum("bkrc,bc->bkr", weight.float()[ids], x)
     assert torch.equal(y[..., :ROWS], expected)
     assert y[..., ROWS:].isnan().all()
-    assert len(there) == COUNT
+    row[r.P_BIAS] = there[1].ctypes.data
+    work(row)
+    assert torch.equal(y[..., :ROWS], expected + BIASES[ids])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -112,6 +117,7 @@ def test_what_they_make_is_added_by_shares(has_shared: bool, batch: int, chosen:
     row, there = expert_row(weight, kind, ids, batch * chosen)
     row[[r.OPERATION, r.ITEMS]] = experts.together.address, -(-ROWS // CHUNK)
     row[[r.P_A, r.P_Y, r.P_STRIDE, r.P_SHARES]] = x.data_ptr(), y.data_ptr(), ROWS + 2, shares.data_ptr()
+    row[r.P_BIAS] = there[1].ctypes.data
     shared, gate = torch.randint(-9, 10, (batch, ROWS), generator=draw).float(), 100.0 * (torch.arange(batch) - 0.5)
     row[[r.P_D, r.P_NORM_D]] = (shared.data_ptr(), gate.data_ptr()) if has_shared else 0
     scratch = Buffer(int(row[r.MEMORY]), np.uint8)
@@ -120,8 +126,7 @@ def test_what_they_make_is_added_by_shares(has_shared: bool, batch: int, chosen:
     for item in (1, 2, 0):
         experts.together(row.ctypes.data, item, scratch.address)
     scratch.check()
-    made = torch.einsum("bkrc,bkc->bkr", weight.float()[ids], x.view(batch, chosen, COLUMNS))
+    made = torch.einsum("bkrc,bkc->bkr", weight.float()[ids], x.view(batch, chosen, COLUMNS)) + BIASES[ids]
     expected = (made * shares[..., None]).sum(1) + (gate.sigmoid()[:, None] * shared if has_shared else 0)
     torch.testing.assert_close(y[:, :ROWS], expected, rtol=1e-6, atol=1e-6)
     assert y[:, ROWS:].isnan().all()
-    assert len(there) == COUNT

@@ -105,6 +105,17 @@ def test_gates(act: int, function: Callable[[Tensor], Tensor]) -> None:
     torch.testing.assert_close(y, expected @ weight.T, rtol=1e-5, atol=1e-4)
 
 
+def test_gates_that_are_clamped() -> None:
+    given_, weight, y = 4 * torch.randn(2, 2 * 19), torch.randn(7, 19), nothing_yet(2, 7)
+    given_[0, :3] = given_[0, 19:22] = torch.tensor([-90.0, 90.0, 0.0])
+    row = product_row(weight, y, given_, r.F32)
+    row[[r.P_INPUT, r.P_ACT, r.P_LIMIT, r.P_SLOPE]] = r.GATED, r.CLAMPED, bits(3.0), bits(1.702)
+    work(row)
+    gate, up = given_[:, :19].clamp(max=3), given_[:, 19:].clamp(-3, 3)
+    expected = gate * torch.sigmoid(1.702 * gate) * (up + 1)
+    torch.testing.assert_close(y, expected @ weight.T, rtol=1e-5, atol=1e-4)
+
+
 def test_what_is_made_once_serves_the_product_behind_it() -> None:
     a, first, second = torch.randn(2, 16), torch.randn(5, 16), torch.randn(9, 16)
     left, right = nothing_yet(2, 5), nothing_yet(2, 9)

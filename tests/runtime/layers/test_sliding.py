@@ -60,6 +60,19 @@ def test_each_token_attends_to_its_window(way: Callable[..., Tensor], cuts: tupl
     assert_close("out", stepped(grown, TOKENS, TOKENS + 3), expected(TOKENS, TOKENS + 3))
 
 
+@pytest.mark.parametrize("way", [extended, stepped, known])
+def test_sinks_join_every_softmax(way: Callable[..., Tensor]) -> None:
+    sinks = torch.linspace(-2, 4, len(QUERIES))
+    layer = SlidingLayer(3, WINDOW, SMALL, torch.float32, torch.device("cpu"), sinks)
+    keys = KV[0].double().repeat_interleave(REPEATS, 0)
+    scores = QUERIES.double() @ keys.transpose(1, 2) * SCALE
+    behind = torch.arange(TOKENS)[:, None] - torch.arange(TOKENS)
+    lse = scores[:, :TOKENS, :TOKENS].masked_fill((behind < 0) | (behind >= WINDOW), -torch.inf).logsumexp(-1)
+    share = torch.sigmoid(lse - sinks[:, None]).unsqueeze(-1)
+    found = torch.cat([way(layer, start, end) for start, end in ((0, 1), (1, 9), (9, TOKENS))], 1)
+    assert_close("out", found, expected(0, TOKENS) * share)
+
+
 def test_how_many_are_held_changes_no_bit() -> None:
     """Behind the same tokens, one has just what the window needs and one a page more."""
     long = after(20)

@@ -35,9 +35,9 @@ def make(store: TieredStore) -> Make:
     """Layers over one store, in one workspace."""
     workspace, params = workspace_of(TOKENS), IndexParams(page_size=SIZE, sink=4, local=4)
 
-    def layer(name: str = "bounds", budget: int = BUDGET) -> TieredLayer:
+    def layer(name: str = "bounds", budget: int = BUDGET, sinks: Tensor | None = None) -> TieredLayer:
         index = make_index(name, params)
-        return TieredLayer(0, store, index, workspace, lambda _: budget, no_damage, repeats=REPEATS)
+        return TieredLayer(0, store, index, workspace, lambda _: budget, no_damage, repeats=REPEATS, sinks=sinks)
 
     return layer
 
@@ -76,6 +76,27 @@ def test_spans_and_steps_that_read_everything_are_exact(make: Make) -> None:
         start = end
     assert_close("out", decode(layer, 30, TOKENS), attended(30, TOKENS))
     assert (layer.sealed, layer.tail_len, layer.indexed) == (40, 1, 40)
+
+
+@pytest.mark.parametrize("name", ["bounds", "magicpig", "shadowkv"])
+def test_sinks_are_part_of_attention_whatever_is_chosen(name: str, make: Make) -> None:
+    """A prefill's, and a step's with any index: the share that its own softmax leaves them."""
+    sinks = torch.linspace(-2, 4, len(QUERIES))
+    steps: list[Step] = []
+    plain, layer = make(name), make(name, sinks=sinks)
+    outs = []
+    for one in (plain, layer):
+        one.watch = lambda _, step: steps.append(step)
+        outs.append((prefill(one, 0, 30), decode(one, 30, TOKENS)))
+    raw = attended(0, 30)
+    keys = KV[0, :, :30].double().repeat_interleave(REPEATS, 0)
+    scores = QUERIES[:, :30].double() @ keys.transpose(1, 2) * SCALE
+    lse = scores.masked_fill(torch.arange(30) > torch.arange(30)[:, None], -torch.inf).logsumexp(-1)
+    assert_close("out", outs[1][0], raw * torch.sigmoid(lse - sinks[:, None]).unsqueeze(-1))
+    of_steps = torch.stack([step.lse.flatten() for step in steps[TOKENS - 30 :]], 1)
+    assert_close("out", outs[1][1], outs[0][1] * torch.sigmoid(of_steps - sinks[:, None]).unsqueeze(-1))
+    for one, other in zip(steps[: TOKENS - 30], steps[TOKENS - 30 :], strict=True):
+        assert torch.equal(one.out, other.out)  # whoever watches sees what was read
 
 
 def test_a_step_attends_to_the_units_that_its_watcher_is_told_and_no_others(make: Make) -> None:

@@ -36,7 +36,16 @@ def test_addresses_are_those_of_the_weights() -> None:
     assert found is not None
     assert found.addresses.tolist() == [weight.data_ptr() for weight in each]
     assert (found.like.rows, found.like.columns) == (4, 8)
+    assert found.biases == ()
     assert {id(owner) for owner in found.owners} == {id(weight) for weight in each}
+
+
+def test_biases_stand_for_themselves_in_fp32() -> None:
+    biases = [torch.randn(4).bfloat16() for _ in range(3)]
+    found = ExpertWeight.of([Product(torch.randn(4, 8), bias) for bias in biases])
+    assert found is not None
+    assert all(torch.equal(one, bias.float()) for one, bias in zip(found.biases, biases, strict=True))
+    assert found.bias_addresses.tolist() == [one.data_ptr() for one in found.biases]
 
 
 @pytest.mark.parametrize(

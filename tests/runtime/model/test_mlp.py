@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stratakv.runtime.model.mlp import Experts, activation, is_mixture
+from stratakv.runtime.model.mlp import Experts, activation, is_mixture, mixture_of_experts
 from stratakv.runtime.untrusted.families import FAMILIES
 
 CONFIG: dict[str, Any] = {
@@ -47,6 +47,24 @@ def test_a_shared_expert_is_added_by_a_share_of_its_own() -> None:
     gate, up, down = (getattr(experts.shared_expert, f"{name}_proj").weight for name in ("gate", "up", "down"))
     shared = (F.silu(x @ gate.T) * (x @ up.T)) @ down.T * torch.sigmoid(x @ experts.shared_expert_gate.weight.T)
     torch.testing.assert_close(experts(x) - experts.mixed(x, experts.gate(x)), shared, rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_experts_that_are_clamped_have_biases_and_a_softmax_of_the_chosen() -> None:
+    torch.manual_seed(0)
+    of_family = {"model_type": "gpt_oss", "num_local_experts": 5, "intermediate_size": 24, "swiglu_limit": 1.5}
+    experts: Any = mixture_of_experts(SimpleNamespace(**CONFIG | of_family), FAMILIES["gpt_oss"].form)
+    for parameter in experts.parameters():
+        parameter.normal_()
+    x = torch.randn(9, 16)
+    best, chosen = experts.gate(x).topk(2)
+    expected = torch.zeros_like(x)
+    for t, k in torch.cartesian_prod(torch.arange(9), torch.arange(2)):
+        one = experts.experts[chosen[t, k]]
+        gate, up = one.gate_proj(x[t]).clamp(max=1.5), one.up_proj(x[t]).clamp(-1.5, 1.5)
+        expected[t] += best.softmax(-1)[t, k] * one.down_proj(gate * torch.sigmoid(1.702 * gate) * (1 + up))
+    torch.testing.assert_close(experts(x), expected, rtol=1e-4, atol=1e-4)
+    assert all(one.bias is not None for one in (experts.gate, experts.experts[0].gate_proj))
 
 
 @pytest.mark.parametrize(

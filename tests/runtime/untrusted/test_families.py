@@ -22,7 +22,7 @@ NAMED = {
 }
 """Files that name a family, and why."""
 
-WITHOUT_GGUF = {"mistral"}
+WITHOUT_GGUF = {"mistral", "gpt_oss"}
 """The first has files of another family's architecture; those of the other are not read yet."""
 
 

@@ -98,6 +98,20 @@ def test_defaults_are_the_familys() -> None:
     ] == 4096  # fmt: skip
 
 
+def test_a_usual_table_is_that_of_a_file_that_says_its_base_or_nothing() -> None:
+    usual = {
+        "rope_type": "yarn", "rope_theta": 150_000.0, "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0,
+        "truncate": False, "original_max_position_embeddings": 4096,
+    }  # fmt: skip
+    for said in ({}, {"rope_scaling": None}, {"rope_parameters": None}):
+        assert rope("gpt_oss", said).tables["every_layer"] == usual
+    assert rope("gpt_oss", {"rope_theta": 1e4, "rope_scaling": None}).tables["every_layer"] == usual | {
+        "rope_theta": 1e4
+    }
+    plain = rope("gpt_oss", {"rope_parameters": {"rope_type": "default"}}).tables["every_layer"]
+    assert plain == {"rope_type": "default", "rope_theta": 150_000.0}
+
+
 def saying(folder: Path, **changes: Any) -> Path:
     """A model's directory whose `config.json` says that about positions, and nothing else."""
     path = folder / "config.json"
