@@ -11,7 +11,7 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils
 
-from .record import BLOCKS, I8, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0
+from .record import BLOCKS, I8, MXFP4, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0
 
 _I8, _I16, _I32, I64, F32 = (*(ir.IntType(bits) for bits in (8, 16, 32, 64)), ir.FloatType())
 _BYTES, NUMBERS_16 = ir.VectorType(_I8, 32), ir.VectorType(_I16, 16)
@@ -213,9 +213,20 @@ def _of_8_bits(code: Code, block: Any, room: Any) -> Any:
     return (lambda part: code.load(TWO, code.past(room, 8 * part))), None
 
 
+def _power_of_two(code: Code, block: Any, room: Any) -> Any:
+    """A byte, of which 2 to the power of (it - 128) is made: numbers are twice what they stand for."""
+    b, octet = code.b, code.take(code.load(ir.VectorType(_I8, 1), block), [0] * 8)
+    power = b.zext(octet, _WORDS)
+    normal = b.shl(b.sub(power, code.same(1, _WORDS)), code.same(23, _WORDS))
+    small = b.shl(code.same(1 << 21, _WORDS), b.and_(power, code.same(1, _WORDS)))  # of 0 and 1
+    bits = b.select(b.icmp_unsigned("<", power, code.same(2, _WORDS)), small, normal)
+    scale = b.bitcast(bits, FLOATS)
+    return (lambda part: scale), None
+
+
 SCALES: dict[int, Callable[[Code, Any, Any], Any]] = {
     I8: _no_scale, Q8_0: _one_scale, Q4_0: _one_scale, Q4_1: _scale_and_minimum, Q5_0: _one_scale,
-    Q5_1: _scale_and_minimum, Q4_K: _of_6_bits, Q5_K: _of_6_bits, Q6_K: _of_8_bits,
+    Q5_1: _scale_and_minimum, Q4_K: _of_6_bits, Q5_K: _of_6_bits, Q6_K: _of_8_bits, MXFP4: _power_of_two,
 }  # fmt: skip
 """Of each kind: the scale of each 32 numbers of the block at an address (one after the other, since they are read again
 from memory), once or eight times, or both where each 16 have one, or None where there is none; and the minima, to be
@@ -274,10 +285,22 @@ def _q6_k(code: Code, block: Any) -> list[Any]:
     return parts
 
 
+def _mxfp4(code: Code, block: Any) -> list[Any]:
+    """Of 8 steps 0, 1, 2, 3, 4, 6, 8, 12, with a sign before them: a step, those that it is above the fourth again, and
+    2 more for the last."""
+    b, four = code.b, code.halves(code.past(block, 1))
+    step = b.and_(four, code.same(7))
+    above = b.select(b.icmp_unsigned(">", step, code.same(4)), b.sub(step, code.same(4)), code.same(0))
+    last = b.select(b.icmp_unsigned("==", step, code.same(7)), code.same(2), code.same(0))
+    size = b.add(b.add(step, above), last)
+    return [b.select(b.icmp_unsigned(">", four, code.same(7)), b.sub(code.same(0), size), size)]
+
+
 _NUMBERS: dict[int, Callable[[Code, Any], list[Any]]] = {
     I8: _i8, Q8_0: _q8_0, Q4_0: _q4_0, Q4_1: _q4_1, Q5_0: _q5_0, Q5_1: _q5_1, Q4_K: _q4_k, Q5_K: _q5_k, Q6_K: _q6_k,
+    MXFP4: _mxfp4,
 }  # fmt: skip
-_SIGNED = (I8, Q8_0, Q4_0, Q5_0, Q6_K)
+_SIGNED = (I8, Q8_0, Q4_0, Q5_0, Q6_K, MXFP4)
 
 
 def numbers(kind: int, code: Code, block: Any) -> list[list[Any]]:

@@ -66,12 +66,12 @@ P_LIMIT, P_SLOPE = range(41, 43)
 """Of CLAMPED."""
 SILU, GELU_TANH, CLAMPED = range(3)
 """CLAMPED: x = min(g, limit), x * sigmoid(slope * x) * (1 + u within the limit) of g = A[:, :C] and u = A[:, C:]."""
-F32, BF16, I8, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K = range(11)
+F32, BF16, I8, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K, MXFP4 = range(12)
 """Kinds of weights."""
 BLOCKS = {
     F32: (1, 4), BF16: (1, 2), I8: (32, 32),
     Q8_0: (32, 34), Q4_0: (32, 18), Q4_1: (32, 20), Q5_0: (32, 22), Q5_1: (32, 24),
-    Q4_K: (256, 144), Q5_K: (256, 176), Q6_K: (256, 210),
+    Q4_K: (256, 144), Q5_K: (256, 176), Q6_K: (256, 210), MXFP4: (32, 17),
 }  # fmt: skip
 """The numbers of a block of each kind, and its bytes. GGUF's own kinds have several with a common scale; a row of I8
 has one."""

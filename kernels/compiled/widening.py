@@ -13,13 +13,14 @@ from typing import Any
 
 from numba import float32, int32, uint32
 
-from .native import floats, halves, longs, loop, octets, signed_octets, wholes, widen_half
+from .native import as_float, floats, halves, longs, loop, octets, signed_octets, wholes, widen_half
 from .native import widen as to_float
 from .operation import Operation, operation
 from .record import (
     BF16,
     BLOCKS,
     F32,
+    MXFP4,
     Q4_0,
     Q4_1,
     Q4_K,
@@ -74,6 +75,8 @@ def widen(kind: int) -> Operation:
                     _q5_k(block, out)
                 elif kind == Q6_K:
                     _q6_k(block, out)
+                elif kind == MXFP4:
+                    _mxfp4(block, out)
                 elif kind == BF16:
                     out[0] = to_float(halves(block, 1)[0])
                 elif kind == F32:
@@ -178,3 +181,20 @@ def _q6_k(block: int, out: Any) -> None:
             for i in range(16 * side, 16 * side + 16):
                 four = (int32(fours[i]) >> int32(low)) & int32(15)
                 some[i] = d * float32((four | (((int32(twos[i]) >> int32(high)) & int32(3)) << int32(4))) - 32)
+
+
+@loop
+def _mxfp4(block: int, out: Any) -> None:
+    power, fours = int32(octets(block, 1)[0]), octets(block + 1, 16)
+    scale = as_float(int32(1 << 21) << power if power < int32(2) else (power - int32(1)) << int32(23))
+    for i in range(16):
+        out[i] = scale * float32(_twice(int32(fours[i]) & int32(15)))
+        out[i + 16] = scale * float32(_twice(int32(fours[i]) >> int32(4)))
+
+
+@loop
+def _twice(four: int) -> int:
+    """Twice the number that four bits stand for."""
+    step = four & 7
+    size = step if step < 5 else 2 * step - 4 if step < 7 else 12
+    return -size if four > 7 else size

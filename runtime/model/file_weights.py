@@ -36,6 +36,7 @@ from .strip_rows import fill_products, operations_of, widening
 _KINDS = {
     Gguf.F32: r.F32, Gguf.BF16: r.BF16, Gguf.Q8_0: r.Q8_0, Gguf.Q4_0: r.Q4_0, Gguf.Q4_1: r.Q4_1, Gguf.Q5_0: r.Q5_0,
     Gguf.Q5_1: r.Q5_1, Gguf.Q4_K: r.Q4_K, Gguf.Q5_K: r.Q5_K, Gguf.Q6_K: r.Q6_K,
+    Gguf.MXFP4: r.MXFP4,
 }  # fmt: skip
 """Types of numbers that compiled loops read where they stand."""
 _ALIGNMENT = 4

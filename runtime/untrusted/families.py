@@ -200,6 +200,13 @@ FAMILIES: dict[str, Family] = {
                 clamp={"swiglu_limit": 7.0, "swiglu_alpha": 1.702},
             ),
         ),
+        gguf=GgufNames(
+            architecture="gpt-oss", biases=ATTENTION_BIASES,
+            layer=ATTENTION | EXPERTS | {
+                "attn_norm": "input_layernorm", "post_attention_norm": "post_attention_layernorm",
+                "attn_sinks.weight": "self_attn.sinks",
+            },
+        ),
     ),
     "phi3": Family(
         names=COMMON - {"layer_types"} | {"embd_pdrop", "resid_pdrop"},

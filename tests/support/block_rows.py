@@ -15,7 +15,7 @@ from stratakv.kernels.compiled.operation import Operation
 
 Array = np.ndarray[Any, Any]
 
-NAMES = ["I8", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"]
+NAMES = ["I8", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K", "MXFP4"]
 SCALES = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
 """Where the fp16 of a block stand; of the others at its beginning."""
 KINDS = pytest.mark.parametrize("name", NAMES)
@@ -41,6 +41,9 @@ def draw_rows(rng: np.random.Generator, name: str, count: int, columns: int, siz
     if name == "I8":
         return weight
     blocks = weight.reshape(-1, BLOCK_BYTES[kind])
+    if name == "MXFP4":
+        blocks[:, 0] = rng.integers(112, 132, len(blocks))
+        return weight
     for at in SCALES.get(name, (0,)):
         drawn = rng.standard_normal(len(blocks)) if sizes is None else rng.choice(sizes, len(blocks))
         blocks[:, at : at + 2] = drawn.astype(np.float16)[:, None].view(np.uint8)

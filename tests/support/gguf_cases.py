@@ -302,6 +302,8 @@ def cases(original: int) -> dict[str, Case]:
         "gemma4, experts": Case("gemma4", GEMMA4_EXPERTS),
         "gemma4, gate and up of experts in one": Case("gemma4", GEMMA4_EXPERTS, change="experts fused"),
         "lfm2": Case("lfm2"),
+        "gpt-oss": Case("gpt-oss", unlike_llama_cpp="it rounds the bounds of YaRN's ramp"),
+        "gpt-oss, not stretched": Case("gpt-oss", rope("default", 150_000.0)),
         "qwen35": Case("qwen35"),
         "qwen35, yarn": Case("qwen35", yarn(original)),
         "qwen35, every third layer attends": Case(

@@ -76,6 +76,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
          "num_hidden_layers": 4, "sliding_window": 100, "final_logit_softcapping": 30.0,
          "hidden_size_per_layer_input": 0, "tie_word_embeddings": True},
     ),
+    "gpt-oss": (
+        "GptOss",
+        {"head_dim": 32, "num_local_experts": 6, "num_experts_per_tok": 2, "num_hidden_layers": 4,
+         "sliding_window": 100, "attn_implementation": "eager", "rope_parameters": {
+             "rope_type": "yarn", "rope_theta": 150_000.0, "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0,
+             "truncate": False, "original_max_position_embeddings": 256}},
+    ),
     "lfm2": ("Lfm2", {"block_auto_adjust_ff_dim": False, "tie_word_embeddings": True}),
     "qwen35": ("Qwen3_5", _DELTA_NETS),
     "qwen35moe": ("Qwen3_5Moe", {**_DELTA_NETS, **_GATED_EXPERTS}),
@@ -209,8 +216,12 @@ def keys_of(family: str, model: Any) -> dict[str, Any]:
         found["expert_shared_feed_forward_length"] = config.shared_expert_intermediate_size
     if family in ("qwen2moe", "qwen3moe", "qwen35moe", "qwen3next"):
         found |= {"expert_count": config.num_experts, "expert_feed_forward_length": config.moe_intermediate_size}
-    if hasattr(config, "num_local_experts") and family == "llama":
+    if hasattr(config, "num_local_experts") and family in ("llama", "gpt-oss"):
         found["expert_count"] = config.num_local_experts
+    if family == "gpt-oss":
+        found |= {
+            "expert_feed_forward_length": config.intermediate_size, "attention.sliding_window": config.sliding_window,
+        }  # fmt: skip
     if hasattr(config, "num_experts_per_tok"):
         found["expert_used_count"] = config.num_experts_per_tok
     if family == "mistral3":
@@ -297,7 +308,13 @@ def of_delta_net(family: str, name: str, weight: Tensor, config: Any) -> Iterabl
 def _parts(family: str, model: Any) -> Iterable[tuple[str, Tensor]]:
     """The model's weights; gate and up of experts, which transformers has in one, apart."""
     for name, weight in model.state_dict().items():
-        if name.endswith("experts.gate_up_proj"):
+        if family == "gpt-oss" and ".experts." in name:
+            rows = weight if name.endswith("_bias") else weight.transpose(1, 2)
+            stem, end = name.removesuffix("_bias"), "bias" if name.endswith("_bias") else "weight"
+            gates = {"gate_proj": rows[:, ::2], "up_proj": rows[:, 1::2]} if "gate_up" in stem else {"down_proj": rows}
+            for part, some in gates.items():
+                yield f"{stem.rpartition('.')[0]}.{part}.{end}", some
+        elif name.endswith("experts.gate_up_proj"):
             for part, half in zip(("gate_proj", "up_proj"), weight.chunk(2, 1), strict=True):
                 yield name.replace("gate_up_proj", f"{part}.weight"), half
         elif name.endswith("experts.down_proj"):
@@ -341,6 +358,7 @@ _NAMES = {
     "router.per_expert_scale": "ffn_down_exps.scale", "experts.gate_proj.weight": "ffn_gate_exps.weight",
     "experts.up_proj.weight": "ffn_up_exps.weight", "dt_bias": "ssm_dt.bias",
     ".mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
+    "self_attn.sinks": "attn_sinks.weight",
 }  # fmt: skip
 """Names that the library does not know."""
 

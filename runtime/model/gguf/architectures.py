@@ -182,6 +182,16 @@ def _exaone4(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str
     }  # fmt: skip
 
 
+def _gpt_oss(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
+    """gpt-oss: every second layer sees everything. The bounds of YaRN's ramp are not rounded, which no key says and
+    llama.cpp does otherwise: the model's own directory has it so."""
+    check_scale(said, config["head_dim"])
+    rope = _rope(said, contents, config)
+    if rope["rope_type"] == "yarn":
+        rope |= {"beta_fast": rope.get("beta_fast", 32.0), "beta_slow": rope.get("beta_slow", 1.0), "truncate": False}
+    return {"rope_parameters": rope, **_sliding(said, config, 2), "hidden_act": "silu"}
+
+
 def _cohere2(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:
     check_scale(said, config["head_dim"])
     return {
@@ -190,9 +200,9 @@ def _cohere2(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str
     }  # fmt: skip
 
 
-def _sliding(said: Said, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The window, and which layers slide: three of four, unless the file says otherwise."""
-    slides, _ = pattern(said, config["num_hidden_layers"], 4)
+def _sliding(said: Said, config: Mapping[str, Any], usual: int = 4) -> dict[str, Any]:
+    """The window, and which layers slide: all but every `usual`-th, unless the file says otherwise."""
+    slides, _ = pattern(said, config["num_hidden_layers"], usual)
     sees = min(said.whole("attention.sliding_window", "sliding_window"), config["max_position_embeddings"])
     return {"layer_types": kinds(slides), "sliding_window": sees}
 
@@ -259,7 +269,7 @@ _SETTINGS: dict[str, Settings] = {
     "llama": _llama, "qwen2": _qwen2, "qwen3": _qwen, "gemma3_text": _gemma3, "phi3": _phi3, "olmo2": _olmo2,
     "smollm3": _smollm3, "olmo3": _olmo3, "granite": _granite, "exaone4": _exaone4, "cohere2": _cohere2,
     "ministral3": _ministral3, "qwen3_moe": _qwen3_moe, "qwen2_moe": _qwen2_moe, "mixtral": _mixtral,
-    "glm4": _glm4, "gemma4_text": gemma4, "lfm2": lfm2,
+    "glm4": _glm4, "gemma4_text": gemma4, "lfm2": lfm2, "gpt_oss": _gpt_oss,
     "qwen3_5_text": _qwen3_5, "qwen3_5_moe_text": _qwen3_5, "qwen3_next": _qwen3_next,
     "glm4_moe_lite": glm4_moe_lite,
 }  # fmt: skip

@@ -166,7 +166,7 @@ class _Plan:
 
     def _of_expert(self, prefix: str, tensor: str, end: str, shape: tuple[int, ...], number: int) -> TensorRows:
         """An expert's rows of a tensor that has those of all; gate and up may stand in one, gate first."""
-        rows, columns = shape
+        rows, *columns = shape
         name, first, each = f"{prefix}{tensor}.{end}", number * rows, rows
         fused = f"{prefix}{_GATE_UP}.{end}"
         if tensor in _GATED and name not in self._contents.tensors and fused in self._contents.tensors:
@@ -174,8 +174,8 @@ class _Plan:
         names = FAMILIES[self._entry.family].form.experts
         assert names is not None
         count = self._config[names.count]
-        whole = self._part(name, (count, each, columns))
-        return replace(whole, tensor=replace(whole.tensor, shape=(count * each, columns)), first=first, rows=rows)
+        whole = self._part(name, (count, each, *columns))
+        return replace(whole, tensor=replace(whole.tensor, shape=(count * each, *columns)), first=first, rows=rows)
 
     def _rows(self, tensor: str, prefix: str) -> int:
         own = self._shapes.get(f"model.layers.{prefix[4:]}{self._entry.names.layer.get(tensor)}.weight")

@@ -109,6 +109,12 @@ def _experts(said: Said, names: ExpertNames) -> dict[str, int]:
     found[names.chosen] = said.whole("expert_used_count", names.chosen)
     if names.width != "intermediate_size":
         found[names.width] = said.whole("expert_feed_forward_length", names.width)
+    else:
+        dense = said.whole("feed_forward_length", names.width)
+        if (width := said.whole("expert_feed_forward_length", default=0)) not in (0, dense):
+            raise said.refuse(
+                "expert_feed_forward_length", width, f"{said.architecture}.feed_forward_length says {dense}"
+            )
     if names.shared is not None:
         found[names.shared] = said.whole("expert_shared_feed_forward_length", names.shared)
     if names.shared_count is not None:

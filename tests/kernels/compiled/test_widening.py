@@ -11,7 +11,7 @@ from stratakv.kernels.compiled.widening import widen
 
 KINDS = {
     r.Q8_0: "Q8_0", r.Q4_0: "Q4_0", r.Q4_1: "Q4_1", r.Q5_0: "Q5_0", r.Q5_1: "Q5_1", r.Q4_K: "Q4_K", r.Q5_K: "Q5_K",
-    r.Q6_K: "Q6_K",
+    r.Q6_K: "Q6_K", r.MXFP4: "MXFP4",
 }  # fmt: skip
 
 
