@@ -10,8 +10,8 @@ from places import ROOT
 
 _MAKERS = {"empty", "zeros", "ones", "rand", "randn", "linspace", "eye"}
 _MEANT = {
-    "runtime/model/decoder.py", "runtime/model/delta_net.py", "runtime/model/mlp.py", "runtime/model/norm.py",
-    "runtime/model/short_conv.py",
+    "runtime/model/decoder.py", "runtime/model/delta_net.py", "runtime/model/layer_inputs.py", "runtime/model/mlp.py",
+    "runtime/model/norm.py", "runtime/model/short_conv.py",
 }  # fmt: skip
 """Whoever makes a module's parameters says their dtype around it, as transformers does."""
 FILES = [

@@ -34,8 +34,8 @@ from stratakv.runtime import KVConfig, Runtime
 from stratakv.runtime.engine.engine import Engine
 from stratakv.runtime.engine.sequence import Sequence
 from stratakv.runtime.layers.lookahead import MORE
+from stratakv.runtime.layers.paged import PagedLayer
 from stratakv.runtime.layers.step import Step
-from stratakv.runtime.layers.tiered import TieredLayer
 from stratakv.runtime.model.step_tables import StepTables
 from stratakv.runtime.process.hardware import hardware
 from stratakv.storage.files.scratch import scratch_folder
@@ -57,13 +57,13 @@ class Watched(Engine):
             name: {layer: [] for layer in layers} for name in ("last step", "layer below")
         }
         for cache in sequence.layers:
-            if isinstance(cache, TieredLayer) and cache.layer in layers:
+            if isinstance(cache, PagedLayer) and cache.layer in layers:
                 cache.watch = self._note
 
     def _look_ahead(self, sequences: list[Sequence], layer: int, hidden: Tensor, tables: StepTables) -> None:
         self.below[layer] = (hidden.clone(), tables)
 
-    def _note(self, cache: TieredLayer, step: Step) -> None:
+    def _note(self, cache: PagedLayer, step: Step) -> None:
         assert step.ids is not None
         layer, query = cache.layer, step.query.float() * step.scale
         queries = {"last step": self.last.get(layer, query), "layer below": self.model.query(layer, *self.below[layer])}

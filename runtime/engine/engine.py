@@ -14,11 +14,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -29,13 +28,11 @@ from ...storage import TieredStore
 from ...storage.transfer import clock
 from ..api.config import KVConfig
 from ..api.progress import OnProgress, Progress
-from ..layers.base import LayerKV
 from ..layers.lookahead import FIRST_GUESSED
 from ..layers.prefetch import Prefetcher
 from ..layers.recurrent import mixing
 from ..layers.workspace import Workspace
-from ..model.model import Attend, Model
-from ..model.rotary import RotaryTables
+from ..model.model import Model
 from ..model.step_tables import StepTables
 from ..process.apart import apart
 from ..process.interrupt import Interrupts
@@ -45,7 +42,8 @@ from .known_tokens import append_known
 from .pasts import Pasts
 from .prefixes import StoredPrefixes
 from .reaching import in_reach, within_reach
-from .sequence import GENERATED, PROMPT, Sequence, Snapshot, StepPoint
+from .sequence import GENERATED, Sequence, Snapshot, StepPoint
+from .span_run import run_span
 
 logger = logging.getLogger(__name__)
 
@@ -226,7 +224,12 @@ class Engine:
         for stop in self._span_ends(sequence.num_tokens, total - cached):
             span = tokens[done : done + stop - sequence.num_tokens]
             is_last = done + len(span) == total
-            logits = self._span(sequence, span, last_group, want_logits and is_last, report)
+            logits = run_span(
+                self.model, sequence, span, self.chunk, last_group, turn=self.turn, check=self.interrupts.check,
+                report=report, want_logits=want_logits and is_last,
+            )  # fmt: skip
+            with self.turn():
+                self.prefixes.leave_inside(sequence)
             done += len(span)
         for cache in sequence.layers:
             with self.turn():
@@ -243,46 +246,6 @@ class Engine:
         while start < end:
             start = min(end, (start + most) // self.chunk * self.chunk, self.prefixes.next_place(start))
             yield start
-
-    def _span(
-        self,
-        sequence: Sequence,
-        tokens: np.ndarray,
-        last_group: int,
-        want_logits: bool,
-        report: Callable[[float], None],
-    ) -> Tensor | None:
-        """Append `tokens`, layer by layer, in groups of rows that end on the chunk grid or begin at `last_group`."""
-        start, count = sequence.num_tokens, len(tokens)
-        model = self.model
-        named = sequence.name_pages(tokens, PROMPT)
-        hidden = model.embed_wide(tokens)
-        grid = range((start // self.chunk + 1) * self.chunk, start + count, self.chunk)
-        inside = {last_group} & set(range(start + 1, start + count))
-        chunks = list(pairwise([start, *sorted({*grid} | inside), start + count]))
-        tables, mix = [model.tables(a, b, sequence.past.reach) for a, b in chunks], mixing([sequence.layers])
-        for layer, cache in enumerate(sequence.layers):
-            with self.turn():
-                cache.begin()
-                module = model.layer(layer, prefill=True)
-                for (a, b), table in zip(chunks, tables, strict=True):
-                    self.interrupts.check()
-                    rows = slice(a - start, b - start)
-                    hidden[:, rows] = model.run_layer(module, hidden[:, rows], self._attend(cache, a, table), mix)
-                    report((layer + (b - start) / count) / model.num_layers)
-                named.require_right(sequence)
-                cache.finish(named.chains, named.tokens, sequence.tail_len + count)
-        sequence.commit(named)
-        with self.turn():
-            self.prefixes.leave_inside(sequence)
-            return model.logits(hidden[:, -1])[0] if want_logits else None
-
-    def _attend(self, cache: LayerKV, start: int, table: RotaryTables) -> Attend:
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-            q, k = self.model.rotate(layer, q, k, table)
-            return cache.extend(q[0], k[0], v[0], start, scale).unsqueeze(0)
-
-        return attend
 
     # Decode
 
@@ -334,10 +297,12 @@ class Engine:
                     with self.threads.lent() as threads:
                         logits = self.compiled.run(sequences, tokens, tables, ahead, threads)
                 else:
-                    hidden = model.embed(torch.tensor(tokens, device=model.device))
+                    ids = torch.tensor(tokens, device=model.device)
+                    hidden = model.embed(ids)
+                    inputs = model.inputs(ids, hidden)
                     for layer in range(model.num_layers):
                         ahead(layer + 1, hidden)
-                        hidden = model.step_layer(layer, hidden, tables, attend, mix)
+                        hidden = model.step_layer(layer, hidden, tables, attend, mix, inputs.of(layer))
                     logits = model.step_logits(hidden)
             for sequence, new in zip(sequences, named, strict=True):
                 sequence.seal(new)
@@ -388,12 +353,18 @@ class Engine:
                     with self._in_reach([sequence]):
                         count = within_reach(self.model.rope, sequence, len(tokens))
                         with self.turn():
-                            found.append(append_known(self.model, sequence, tokens[:count], self.interrupts.check))
+                            found.append(self._append_known(sequence, tokens[:count]))
                     tokens = tokens[count:]
                 return torch.cat(found)
             except BaseException:
                 self.rollback(sequence, point)
                 raise
+
+    def _append_known(self, sequence: Sequence, tokens: np.ndarray) -> Tensor:
+        """One by one where layers share: what they attend to must not be ahead of them."""
+        if self.model.num_writing == self.model.num_layers:
+            return append_known(self.model, sequence, tokens, self.interrupts.check)
+        return torch.cat([self._step([sequence], [int(token)]) for token in tokens])
 
     def _in_reach(self, sequences: list[Sequence]) -> AbstractContextManager[None]:
         return in_reach(self.model.rope, sequences, self._read_again)

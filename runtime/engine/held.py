@@ -44,10 +44,11 @@ NOTHING = Held()
 
 def held_by(model: Model, layout: PageLayout) -> Held:
     """What a sequence of a model holds whose pages have that layout."""
-    states = [RecurrentLayer.bytes_for(shapes) for shapes in model.states if shapes is not None]
+    own = slice(model.num_writing)  # layers that share hold nothing
+    states = [RecurrentLayer.bytes_for(shapes) for shapes in model.states[own] if shapes is not None]
     windows = [
         SlidingLayer.bytes_for(window, replace(layout, num_heads=shape.kv_heads, head_dim=shape.dim), model.dtype)
-        for window, shape, state in zip(model.windows, model.shapes, model.states, strict=True)
+        for window, shape, state in zip(model.windows[own], model.shapes[own], model.states[own], strict=True)
         if window is not None and state is None
     ]
     return Held(sum(states), sum(windows))

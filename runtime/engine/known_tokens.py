@@ -29,9 +29,10 @@ def append_known(model: Model, sequence: Sequence, tokens: np.ndarray, check: Ca
         return out.unsqueeze(0)
 
     hidden, mix = model.embed_wide(tokens), mixing([sequence.layers])
+    inputs = model.inputs(tokens[None], hidden)
     for layer in range(model.num_layers):
         check()
-        hidden = model.run_layer(model.layer(layer, prefill=True), hidden, attend, mix)
+        hidden = model.run_layer(model.layer(layer, prefill=True), hidden, attend, mix, inputs.of(layer))
     named.require_right(sequence)
     sequence.commit(named)
     return model.logits(hidden[0])

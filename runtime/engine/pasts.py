@@ -14,6 +14,7 @@ from ..api.config import KVConfig
 from ..layers.base import LayerKV
 from ..layers.prefetch import Prefetcher
 from ..layers.recurrent import RecurrentLayer
+from ..layers.sharing import sharing
 from ..layers.sliding import SlidingLayer
 from ..layers.tiered import TieredLayer, tiered_layers
 from ..layers.workspace import Workspace
@@ -53,7 +54,11 @@ class Pasts:
     def new(self, reach: int = 0, *, keep_queries: bool = False) -> Past:
         """Make an empty past. With `keep_queries` it also keeps the queries that indexes learn from."""
         past = Past(reach)
-        for layer in range(self.model.num_layers):
+        for layer, source in enumerate(self.model.sources):
+            if source != layer:
+                recover = partial(recompute, self.model, self.store, past.layers, self.without_pages, reach, source)
+                past.layers.append(sharing(layer, past.layers[source], recover))
+                continue
             if (other := self.without_pages(layer)) is not None:
                 past.layers.append(other)
                 continue

@@ -117,7 +117,9 @@ class _Way:
             return self.layers[layer].extend(q[0], k[0], v[0], start, scale).unsqueeze(0)
 
         hidden = self.model.embed_wide(tokens)
+        inputs = self.model.inputs(tokens[None], hidden)
         for layer in range(self.cache.layer):
-            hidden = self.model.run_layer(self.model.layer(layer, prefill=True), hidden, attend, mix)
+            module, more = self.model.layer(layer, prefill=True), inputs.of(layer)
+            hidden = self.model.run_layer(module, hidden, attend, mix, more)
         self.position += len(tokens)
         return hidden

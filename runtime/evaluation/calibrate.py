@@ -174,6 +174,7 @@ def _captured(
     turned = torch.full((size,), distance, device=device)
     dtype = str(model.prefill_dtype).removeprefix("torch.")
     hidden = [model.embed(torch.from_numpy(ids).to(device).unsqueeze(0)).to(model.prefill_dtype) for ids in contexts]
+    inputs = [model.inputs(ids[None], rows) for ids, rows in zip(contexts, hidden, strict=True)]
     keys: list[Tensor] = []
     grams: list[Tensor] = []
 
@@ -200,7 +201,7 @@ def _captured(
         ticker.advance(f"layer {layer}")
         module = model.layer(layer, prefill=True)
         for place, rows in enumerate(hidden):
-            hidden[place] = model.run_layer(module, rows, run, mix)
+            hidden[place] = model.run_layer(module, rows, run, mix, inputs[place].of(layer))
         if keys:
             yield layer, torch.cat(keys, 1), torch.stack(grams)
             keys.clear()

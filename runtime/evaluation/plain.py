@@ -68,6 +68,10 @@ class PlainModel:
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
             q, k = model.rotate(layer, q, k, table)
+            if model.sources[layer] != layer:
+                self.keys[layer], self.values[layer] = (kept[model.sources[layer]] for kept in (self.keys, self.values))
+                seen = self._seen(layer, start, count, (chosen or {}).get(layer))
+                return self._attention(q[0], layer, seen, scale).unsqueeze(0)
             self.keys[layer] = torch.cat([self.keys[layer].to(k), k[0]], 1) if start else k[0].clone()
             self.values[layer] = torch.cat([self.values[layer].to(v), v[0]], 1) if start else v[0].clone()
             seen = self._seen(layer, start, count, (chosen or {}).get(layer))
@@ -78,9 +82,11 @@ class PlainModel:
             found: Tensor = out.unsqueeze(0)
             return found
 
-        hidden = model.embed(torch.from_numpy(tokens.astype(np.int64)).to(model.device).unsqueeze(0))
+        ids = torch.from_numpy(tokens.astype(np.int64)).to(model.device).unsqueeze(0)
+        hidden = model.embed(ids)
+        inputs = model.inputs(ids, hidden)
         for layer in range(model.num_layers):
-            hidden = model.run_layer(model.layer(layer, prefill=True), hidden, attend, mix)
+            hidden = model.run_layer(model.layer(layer, prefill=True), hidden, attend, mix, inputs.of(layer))
         self.length += count
         return hidden[0]
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ...kernels.topk_pages import group_scores
 from ..engine.sequence import Sequence
+from ..layers.paged import PagedLayer, paged_layers
 from ..layers.step import Step
-from ..layers.tiered import TieredLayer, tiered_layers
 from ..layers.workspace import KEY_BLOCK
 
 
@@ -25,7 +25,7 @@ class Probe:
     def __init__(self, every: int | None) -> None:
         self.every = every
         self._read, self._steps = 0, 0
-        self._layer: TieredLayer | None = None
+        self._layer: PagedLayer | None = None
         self._waiting: list[tuple[int, int, Step]] = []
         """Numbers of sealed tokens and of all tokens at waiting steps of `_layer`, and what each step did."""
         self._mass: list[float] = []
@@ -33,7 +33,7 @@ class Probe:
         self._recall: list[float] = []
 
     def attach(self, sequence: Sequence) -> None:
-        for layer in tiered_layers(sequence.layers):
+        for layer in paged_layers(sequence.layers):
             layer.watch = self._see
 
     def result(self) -> dict[str, float]:
@@ -47,7 +47,7 @@ class Probe:
         read = {"tokens_read": self._read / self._steps} if self._steps else {}
         return read | {name: sum(values) / len(values) for name, values in means.items() if values}
 
-    def _see(self, layer: TieredLayer, step: Step) -> None:
+    def _see(self, layer: PagedLayer, step: Step) -> None:
         self._read += layer.tokens_read
         self._steps += 1
         length = layer.sealed + layer.tail_len
@@ -85,7 +85,7 @@ class Probe:
             self._recall += _share_found(layer, step, group_scores(scores[:, rows, :sealed]), read)
 
 
-def _blocks(layer: TieredLayer) -> Iterator[tuple[Tensor, Tensor]]:
+def _blocks(layer: PagedLayer) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield keys and values `[G, n, D]` of all tokens, in order; each is good until the next."""
     for begin in range(0, layer.sealed, KEY_BLOCK):
         yield layer.reader.block(begin, min(begin + KEY_BLOCK, layer.sealed))
@@ -101,7 +101,7 @@ def _read(step: Step, sealed: int) -> Tensor:
     return torch.zeros(len(units), sealed, dtype=torch.bool, device=units.device).scatter_(1, tokens, True)
 
 
-def _share_found(layer: TieredLayer, step: Step, scores: Tensor, read: Tensor) -> list[float]:
+def _share_found(layer: PagedLayer, step: Step, scores: Tensor, read: Tensor) -> list[float]:
     """The share of the oracle's choice that was read; `scores` `[G, sealed]` are the oracle's. Empty if nothing but
     sinks and window was read."""
     assert step.ids is not None

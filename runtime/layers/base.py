@@ -3,8 +3,8 @@
 The layers of a model keep different things of a text. `tiered.TieredLayer` keeps all keys and values, or of latent
 attention one vector a token that is both (`PageLayout.value_dim`), as pages of the store with an index over them;
 `sliding.SlidingLayer` keeps those of the last tokens; `recurrent.RecurrentLayer` keeps a state that each token changes.
-Callers tell every layer of a sequence the same things in the same order, and a layer that a call means nothing to does
-nothing.
+Layers of `sharing` keep nothing: they read what another layer keeps, which comes before them. Callers tell every layer
+of a sequence the same things in the same order, and a layer that a call means nothing to does nothing.
 
     prefill   begin -> extend, extend, ... -> finish     once for each span; end_prefill after the last one
     decode    (look_ahead ->) step (-> seal)             one token; seal if it fills a page; undo_step takes it back

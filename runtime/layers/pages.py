@@ -83,6 +83,12 @@ class LayerPages:
         if self._open is None or self._run is None:
             self._run = Run(self._opened())
         self.tail_len += 1
+        return self.run
+
+    @property
+    def run(self) -> tuple[Run, int]:
+        """The open page as a run of tokens, and how many there are, after `begin_step`."""
+        assert self._run is not None
         return self._run, self.tail_len
 
     @property

@@ -28,6 +28,25 @@ _ALIGNED = 8
 """Fused attention is for heads of multiples of this."""
 
 
+class StandingWindow:
+    """What attention over a window reads, the same rows for as long as the same attends.
+
+    Args:
+        window: in tokens.
+    """
+
+    def __init__(self, window: int) -> None:
+        self._window = window
+        self._known: tuple[Attending, Standing] | None = None
+
+    def of(self, at: Attending) -> Standing:
+        if self._known is None or self._known[0] is not at:
+            rows = np.zeros((NUM_ROWS, WIDTH), dtype=np.int64)
+            at.row(rows[-1], unit=1, page=1)
+            self._known = at, Standing(rows, self._window)
+        return self._known[1]
+
+
 class SlidingLayer(LayerKV):
     """A sliding-window layer: it holds the last `window - 1` tokens, and up to a page more so that its state at the
     last page's end can be cut out. `sinks` `[H]`: learned ones (`kernels.sinks`)."""
@@ -45,7 +64,7 @@ class SlidingLayer(LayerKV):
         self._count = 0
         self._end = 0
         self._run: Run | None = None
-        self._standing: tuple[Attending, Standing] | None = None
+        self._standing = StandingWindow(window)
 
     @staticmethod
     def bytes_for(window: int, layout: PageLayout, dtype: torch.dtype) -> int:
@@ -62,17 +81,31 @@ class SlidingLayer(LayerKV):
         keys = torch.cat([self._buffer[0, :, :held], k], 1)
         values = torch.cat([self._buffer[1, :, :held], v], 1)
         past = min(held, self.window - 1)  # so that how many more are held changes no bit
-        query = torch.arange(past, past + rows, device=q.device).unsqueeze(1)
-        key = torch.arange(past + rows, device=q.device).unsqueeze(0)
-        seen = (key <= query) & (query - key < self.window)
-        visible = q, keys[:, held - past :], values[:, held - past :], seen
-        if self._sinks is not None:
-            visible = _and_sinks(*visible, self._sinks / scale)
-        query, key, value, mask = (part.unsqueeze(0) for part in visible)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=True)
+        out = self._within(q, keys[:, held - past :], values[:, held - past :], past, scale)
         kept = min(self.keep, held + rows)
         self._hold(torch.stack([keys[:, held + rows - kept :], values[:, held + rows - kept :]]), start + rows)
+        return out
+
+    def _within(self, q: Tensor, keys: Tensor, values: Tensor, past: int, scale: float) -> Tensor:
+        """Rows q `[H, T, D]` against themselves and `past` tokens before: keys and values `[G, past + T, D]`."""
+        query = torch.arange(past, past + q.shape[1], device=q.device).unsqueeze(1)
+        key = torch.arange(past + q.shape[1], device=q.device).unsqueeze(0)
+        visible = q, keys, values, (key <= query) & (query - key < self.window)
+        if self._sinks is not None:
+            visible = _and_sinks(*visible, self._sinks / scale)
+        queries, keys, values, seen = (part.unsqueeze(0) for part in visible)
+        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen, scale=scale, enable_gqa=True)
         return out[0, ..., : q.shape[-1]]
+
+    def attend_last(self, q: Tensor, start: int, scale: float) -> Tensor:
+        """The exact attention `[H, T, D]` of the last rows that are held, at positions `start ..`: at most a page;
+        q `[H, T, D]`."""
+        rows = q.shape[1]
+        assert start + rows == self._end, "not the last rows"
+        assert rows <= self.layout.page_size, "their windows begin before what is held"
+        past = min(self._count - rows, self.window - 1)
+        here = self._buffer[:, :, self._count - rows - past : self._count].to(q.dtype)
+        return self._within(q, here[0], here[1], past, scale)
 
     def finish(self, chains: list[bytes], tokens: np.ndarray, length: int) -> None:
         """There are no pages to publish."""
@@ -89,6 +122,10 @@ class SlidingLayer(LayerKV):
         self._count_in()
         row = self._buffer[:, :, self._count - 1]
         row[0], row[1] = k, v
+        return self.attend_newest(q, scale)
+
+    def attend_newest(self, q: Tensor, scale: float) -> Tensor:
+        """The attention `[H, D]` of the newest token's q `[H, D]`."""
         here = self._seen()
         query = q.view(self.layout.num_heads, -1, self.layout.head_dim)
         out, lse = decode_attention(query, [(here[0], here[1])], scale=scale)
@@ -112,11 +149,13 @@ class SlidingLayer(LayerKV):
         self._count_in()
         if self._run is None:
             self._run = Run(self._buffer)
-        if self._standing is None or self._standing[0] is not at:
-            rows = np.zeros((NUM_ROWS, WIDTH), dtype=np.int64)
-            at.row(rows[-1], unit=1, page=1)
-            self._standing = at, Standing(rows, self.window)
-        return self._run, self._count, self._standing[1]
+        return *self.run, self._standing.of(at)
+
+    @property
+    def run(self) -> tuple[Run, int]:
+        """What it holds as a run of tokens, and how many there are, after `begin_step`."""
+        assert self._run is not None
+        return self._run, self._count
 
     def attend(self, rows: np.ndarray, at: Attending, run: Callable[[np.ndarray], None]) -> int:
         seen = self._seen()

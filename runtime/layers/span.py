@@ -15,6 +15,8 @@ Shapes  G KV heads, S sides (`pages`), H query heads, T rows, D head dim.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,21 @@ from ..api.errors import ConversationError
 from .page_reader import PageReader
 from .pages import LayerPages, fill, keys_values
 from .workspace import KEY_BLOCK, Workspace
+
+
+def attend_exactly(
+    q: Tensor, k: Tensor, v: Tensor, start: int, scale: float, block: Callable[[int, int], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Rows `start ..` against themselves and all keys before them, which come as `block(begin, end)`: `[H, T, D]` and
+    lse `[H, T]`; q `[H, T, D]`, k and v `[G, T, D]`."""
+    out, lse = prefill_attention(q, k, v, scale=scale, causal=True)
+    outs, lses = [out], [lse]
+    for begin in range(0, start, KEY_BLOCK):
+        keys, values = block(begin, min(begin + KEY_BLOCK, start))
+        out, lse = prefill_attention(q, keys.to(q.dtype), values.to(q.dtype), scale=scale, causal=False)
+        outs.append(out)
+        lses.append(lse)
+    return merge_states(outs, lses)
 
 
 class Span:
@@ -61,14 +78,7 @@ class Span:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float) -> Tensor:
         """Rows `start ..` against all keys before them, block by block, and against themselves: `[H, T, D]`;
         q `[H, T, D]`, k and v `[G, T, D]`."""
-        out, lse = prefill_attention(q, k, v, scale=scale, causal=True)
-        outs, lses = [out], [lse]
-        for begin in range(0, start, KEY_BLOCK):
-            keys, values = self.block(begin, min(begin + KEY_BLOCK, start))
-            out, lse = prefill_attention(q, keys.to(q.dtype), values.to(q.dtype), scale=scale, causal=False)
-            outs.append(out)
-            lses.append(lse)
-        out, lse = merge_states(outs, lses)
+        out, lse = attend_exactly(q, k, v, start, scale, self.block)
         return out if self._sinks is None else with_sinks(out, lse, self._sinks.unsqueeze(-1))
 
     def block(self, begin: int, end: int) -> tuple[Tensor, Tensor]:

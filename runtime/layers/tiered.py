@@ -13,29 +13,24 @@ Shapes  G KV heads, R query heads each (H = G*R), L page size, D head dim.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...kernels.decode_attention import decode_attention
-from ...kernels.sinks import with_sinks
 from ...retrieval.index import Index
-from ...retrieval.reading import read_exactly
 from ...retrieval.stored import Geometry
 from ...storage import TieredStore
 from .attend_rows import Attending
 from .base import LayerKV
-from .lookahead import Lookahead
 from .page_reader import PageReader, Recover
+from .paged import PagedLayer
 from .pages import LayerPages, fill
 from .prefetch import Prefetcher
 from .span import Span
 from .standing import Run, Standing
-from .step import Step
 from .stored import check_kv, tensors_under
-from .tiered_rows import TieredRows
 from .upkeep import IndexPoint, IndexUpkeep
 from .workspace import Workspace
 
@@ -52,7 +47,7 @@ class LayerPoint(NamedTuple):
     upkeep: IndexPoint
 
 
-class TieredLayer(LayerKV):
+class TieredLayer(PagedLayer):
     """A layer that may attend to every token before.
 
     Args:
@@ -64,25 +59,17 @@ class TieredLayer(LayerKV):
         sinks: `[H]`, learned ones (`kernels.sinks`). They are part of the attention whatever an index chooses.
     """
 
-    is_paged: ClassVar[bool] = True
-
     def __init__(
         self, layer: int, store: TieredStore, index: Index, workspace: Workspace, budget_of: Callable[[int], int],
         recover: Recover, *, repeats: int, prefetcher: Prefetcher | None = None, keep_queries: bool = False,
         sinks: Tensor | None = None,
     ) -> None:  # fmt: skip
-        self._sinks = sinks
-        self.layer, self.store, self.index, self.workspace = layer, store, index, workspace
-        self.layout, self.budget_of = store.layout, budget_of
-        self.pages = LayerPages(store, layer)
-        self.reader = PageReader(self.pages, workspace, recover, chosen_on_host=index.attends_on_host)
-        self.span = Span(self.pages, self.reader, workspace, sinks)
+        pages = LayerPages(store, layer)
+        reader = PageReader(pages, workspace, recover, chosen_on_host=index.attends_on_host)
         geometry = Geometry(workspace.span[0, :, :0], 0, repeats)
-        self.upkeep = IndexUpkeep(index, self.pages, self.reader, geometry, keep_queries=keep_queries)
-        self.rows = TieredRows(self.pages, self.reader, index)
-        self.lookahead = Lookahead(self.pages, self.reader, index, prefetcher)
-        self.watch: Callable[[TieredLayer, Step], None] | None = None
-        """Told of every step, for evaluation and tests."""
+        upkeep = IndexUpkeep(index, pages, reader, geometry, keep_queries=keep_queries)
+        super().__init__(layer, pages, reader, upkeep, workspace, budget_of, prefetcher, sinks)
+        self.store, self.span = store, Span(pages, reader, workspace, sinks)
 
     # Prefill
 
@@ -126,76 +113,17 @@ class TieredLayer(LayerKV):
             queries.drop(0)
             queries.note(q.unsqueeze(1), scale)
 
-    def _attend(self, q: Tensor, scale: float) -> Tensor:
-        query = q.view(self.layout.num_heads, -1, self.layout.head_dim)
-        ids, unit, out, lse = self._attend_chosen(query, scale)
-        self._tell(query, scale, ids, unit, out, lse)
-        if self._sinks is not None:
-            out = with_sinks(out, lse, self._sinks.view(lse.shape))
-        return out.flatten(0, 1)
-
-    def _tell(
-        self, query: Tensor, scale: float, ids: Tensor | None, unit: int, out: Tensor, lse: Tensor
-    ) -> None:  # fmt: skip
-        self.tokens_read = (ids.shape[1] * unit if ids is not None else 0) + self.pages.tail_len
-        if self.watch is not None:  # the query is a copy: a graph may write there again (`captured`)
-            self.watch(self, Step(query.clone(), scale, None if ids is None else ids.cpu().numpy(), unit, out, lse))
-
-    def _attend_chosen(self, query: Tensor, scale: float) -> tuple[Tensor | None, int, Tensor, Tensor]:
-        """Unit ids `[G, n]` (None when nothing is sealed yet), tokens per unit, out and lse."""
-        tail, sealed, reader = self.pages.tail, self.pages.sealed, self.reader
-        self.lookahead.begin_step()
-        if not sealed:
-            return None, 1, *decode_attention(query, [tail], scale=scale)
-        budget, state = self._budget, self.upkeep.state
-        if budget >= sealed:
-            reader.begin_step(None)
-            size = self.layout.page_size
-            pages = torch.arange(sealed // size).expand(self.layout.num_heads, -1)
-            return pages, size, *read_exactly(query, pages, size, reader, tail, scale)
-        chosen = self.index.select(state, query.float() * scale, sealed, budget)
-        reader.begin_step(max(budget, chosen.num_tokens))  # the yardstick `dense` reads beyond its budget
-        if self.index.attends_on_host:
-            tail = (tail[0].cpu(), tail[1].cpu())
-            out, lse = self.index.attend(state, query.cpu(), chosen, reader, tail, scale)
-            out, lse = out.to(query.device), lse.to(query.device)
-        else:
-            out, lse = self.index.attend(state, query, chosen, reader, tail, scale)
-        return chosen.ids, chosen.unit, out, lse
-
     def begin_step(self, at: Attending) -> tuple[Run, int, Standing | None]:
         self.upkeep.catch_up()
         run, tokens = self.pages.begin_step()
-        standing = None if self.watch is not None else self.rows.standing(at, self.upkeep.state, self._budget)
-        if standing is not None:
-            self.lookahead.begin_step()
-            self.tokens_read = standing.counts.units * standing.unit + tokens
-        return run, tokens, standing
+        return run, tokens, self._standing(at)
 
     def attend(self, rows: np.ndarray, at: Attending, run: Callable[[np.ndarray], None]) -> int | None:
-        self.lookahead.begin_step()
         self._note_query(at.q, at.scale)
-        if not self.rows.are_exact:
-            at.out.copy_(self._attend(at.q, at.scale).view(-1))
-            return None
-        ids, unit, parts = self.rows.attend(rows, at, self.upkeep.state, self._budget, run)
-        query = at.q.view(self.layout.num_heads, -1, self.layout.head_dim)
-        out, lse = at.merged(parts) if self.watch is not None else (at.q, at.q)
-        self._tell(query, at.scale, ids, unit, out, lse)
-        return parts
+        return super().attend(rows, at, run)
 
     def end_page(self, at: Attending) -> None:
         self._note_query(at.q, at.scale)
-
-    def look_ahead(self, query: Callable[[], Tensor]) -> None:
-        if self.upkeep.indexed == self.pages.sealed > 0:
-            self.lookahead.guess(query, self.upkeep.state, self._budget)
-
-    @property
-    def _budget(self) -> int:
-        """Sealed tokens that a step reads."""
-        tail_len = self.pages.tail_len
-        return self.budget_of(self.pages.sealed + tail_len) - tail_len
 
     def undo_step(self, tail_len: int, num_tokens: int) -> None:
         self.pages.tail_len = tail_len
@@ -275,38 +203,6 @@ class TieredLayer(LayerKV):
         self.reader.close()
         self.pages.close()
         self.upkeep.close()
-
-    # What evaluation and benchmarks look at
-
-    @property
-    def pids(self) -> np.ndarray:
-        """Page ids of the sealed pages, int64, in order."""
-        return self.pages.pids
-
-    @property
-    def sealed(self) -> int:
-        """Tokens in sealed pages."""
-        return self.pages.sealed
-
-    @property
-    def tail_len(self) -> int:
-        """Tokens after them."""
-        return self.pages.tail_len
-
-    @property
-    def tail(self) -> tuple[Tensor, Tensor]:
-        """K and V `[G, tail_len, D]` of those, views; there is at least one."""
-        return self.pages.tail
-
-    @property
-    def state(self) -> Any:
-        """The index's state."""
-        return self.upkeep.state
-
-    @property
-    def indexed(self) -> int:
-        """Sealed tokens that it holds."""
-        return self.upkeep.indexed
 
 
 def tiered_layers(layers: Iterable[LayerKV]) -> list[TieredLayer]:

@@ -118,10 +118,10 @@ class CapturedLayer:
     def __init__(self, lean: LeanLayer, graphs: Graphs) -> None:
         self.scale = lean.scale
         self._before = Captured(lean.before, graphs)
-        self._after = Captured(lambda hidden, attended: (lean.after(hidden, attended),), graphs)
+        self._after = Captured(lambda *given: (lean.after(*given),), graphs)
 
     def before(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
         return self._before(hidden, cos, sin)
 
-    def after(self, hidden: Tensor, attended: Tensor) -> Tensor:
-        return self._after(hidden, attended)[0]
+    def after(self, hidden: Tensor, attended: Tensor, *more: Tensor) -> Tensor:
+        return self._after(hidden, attended, *more)[0]

@@ -21,9 +21,11 @@ from ..untrusted.family import Form
 from .delta_net import DeltaNet
 from .head_shapes import head_shape
 from .latent import LatentAttention
-from .mlp import MLP, is_mixture, mixture_of_experts, stated
+from .layer_inputs import LayerTables
+from .mlp import MLP, activation, dense_width, is_mixture, mixture_of_experts, stated
 from .norm import Norm
 from .products import Linear
+from .sharing import doubles_mlp, num_writing
 from .short_conv import ShortConv
 
 _MIXERS: dict[str, tuple[str, Any]] = {
@@ -55,6 +57,9 @@ class _Inner(nn.Module):
         self.embed_tokens = embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, form, at) for at in range(config.num_hidden_layers))
         self.norm = Norm(config.hidden_size, config, form)
+        if width := inputs_width(config):
+            assert form.layer_vocabulary is not None
+            self.inputs = LayerTables(config, form, getattr(config, form.layer_vocabulary), width)
 
 
 class Embedding(nn.Embedding):
@@ -79,22 +84,26 @@ class Attention(nn.Module):
         self.layer_idx = at
         self.scaling = score_scale(config, form, self.dim)
         self.rows = [heads * self.dim, kv_heads * self.dim, kv_heads * self.dim]
-        self.keys_are_values = keys_are_values(config, at)
+        self.keys_are_values, self.shares = keys_are_values(config, at), at >= num_writing(config)
         bias = stated(form.qkv_bias, config)
         self.is_gated = form.gates_attention
         if form.fuses_qkv:
             self.qkv_proj = Linear(hidden, sum(self.rows), bias=bias)
         else:
             rows = [2 * self.rows[0] if self.is_gated else self.rows[0], *self.rows[1:]]
-            self.q_proj, self.k_proj = (Linear(hidden, count, bias=bias) for count in rows[:2])
-            if not self.keys_are_values:
+            self.q_proj = Linear(hidden, rows[0], bias=bias)
+            if not self.shares:
+                self.k_proj = Linear(hidden, rows[1], bias=bias)
+            if not self.shares and not self.keys_are_values:
                 self.v_proj = Linear(hidden, rows[2], bias=bias)
         self.o_proj = Linear(self.rows[0], hidden, bias=stated(form.out_bias, config))
         self.head_norm = form.head_norm
         if form.head_norm:
             widths = self.rows[:2] if form.head_norm == "all" else [self.dim, self.dim]
-            self.q_norm, self.k_norm = (Norm(width, config, form) for width in widths)
-        if form.norms_values:
+            self.q_norm = Norm(widths[0], config, form)
+            if not self.shares:
+                self.k_norm = Norm(widths[1], config, form)
+        if form.norms_values and not self.shares:
             self.v_norm = Norm(None, config, form)
         if form.has_sinks:  # whoever attends has them from here (`Model.sinks`)
             self.sinks = nn.Parameter(torch.empty(heads))
@@ -102,6 +111,9 @@ class Attention(nn.Module):
     def forward(self, hidden: Tensor, attend: Any) -> Tensor:
         if hasattr(self, "qkv_proj"):
             q, k, v = torch.split(self.qkv_proj(hidden), self.rows, -1)
+        elif self.shares:
+            q = self.q_proj(hidden)
+            k = v = q.new_empty(*hidden.shape[:-1], 0)
         else:
             q, k = self.q_proj(hidden), self.k_proj(hidden)
             v = k if self.keys_are_values else self.v_proj(hidden)
@@ -111,9 +123,9 @@ class Attention(nn.Module):
             q, gate = (part.flatten(-2) for part in both)
         if self.head_norm == "all":
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = (part.view(*hidden.shape[:-1], -1, self.dim) for part in (q, k, v))
+        q, k, v = (part.view(*part.shape[:-1], part.shape[-1] // self.dim, self.dim) for part in (q, k, v))
         if self.head_norm == "head":
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = self.q_norm(q), k if self.shares else self.k_norm(k)
         if hasattr(self, "v_norm"):
             v = self.v_norm(v)
         out = attend(self.layer_idx, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), self.scaling)
@@ -135,12 +147,21 @@ class DecoderLayer(nn.Module):
             setattr(self, self._mixer, make(config, at))
         else:
             self.self_attn = (LatentAttention if form.is_latent else Attention)(config, form, at)
-        self.mlp = mixture_of_experts(config, form) if is_mixture(config, at) else MLP(config, form)
+        self.mlp: nn.Module
+        if is_mixture(config, at):
+            self.mlp = mixture_of_experts(config, form)
+        else:
+            self.mlp = MLP(config, form, dense_width(config) * (2 if doubles_mlp(config, at) else 1))
         has_own_norms = getattr(self.mlp, "has_own_norms", False)
         self._norms = form.norms._replace(before_mlp=None) if has_own_norms else form.norms
         for name in self._norms:
             if name is not None:
                 setattr(self, f"{name}_layernorm", Norm(config.hidden_size, config, form))
+        if width := inputs_width(config):
+            self.input_gate = Linear(config.hidden_size, width, bias=False)
+            self.input_projection = Linear(width, config.hidden_size, bias=False)
+            self.after_input_layernorm = Norm(config.hidden_size, config, form)
+            self.act_fn = activation("silu" if form.act is None else getattr(config, form.act))
         if form.has_layer_scalar:
             self.layer_scalar = nn.Parameter(torch.empty(1))
 
@@ -154,8 +175,17 @@ class DecoderLayer(nn.Module):
         """The shapes of a recurrent layer's state, by name; None in a layer that attends."""
         return None if self._mixer is None else dict(self.mixer.shapes)
 
-    def forward(self, hidden: Tensor, *, strata_attend: Any, strata_mix: Any = None, **_: Any) -> Tensor:
-        """Run the layer on `[B, T, C]`. The other arguments are those that transformers' layers take."""
+    def forward(
+        self,
+        hidden: Tensor,
+        *,
+        strata_attend: Any,
+        strata_mix: Any = None,
+        per_layer_input: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """Run the layer on `[B, T, C]`, and on what it reads besides. The other arguments are those that transformers'
+        layers take."""
         norms = self._norms
         normed = self._normed(norms.before_attention, hidden)
         out = self.self_attn(normed, strata_attend) if self._mixer is None else self.mixer(normed, strata_mix)
@@ -165,6 +195,9 @@ class DecoderLayer(nn.Module):
         hidden = hidden + self._scaled(self._normed(norms.after_attention, out))
         made = self.mlp(self._normed(norms.before_mlp, hidden))
         hidden = hidden + self._scaled(self._normed(norms.after_mlp, made))
+        if per_layer_input is not None:
+            gated = self.act_fn(self.input_gate(hidden)) * per_layer_input
+            hidden = hidden + self.after_input_layernorm(self.input_projection(gated))
         return hidden * self.layer_scalar if hasattr(self, "layer_scalar") else hidden
 
     def _scaled(self, x: Tensor) -> Tensor:
@@ -202,6 +235,12 @@ def score_scale(config: Any, form: Form, dim: int) -> float:
         return float(getattr(config, form.score_scale))
     width: int = getattr(config, form.score_width) if form.score_width else dim
     return float(width**-0.5)
+
+
+def inputs_width(config: Any) -> int:
+    """How many numbers each layer reads of a token besides the hidden state."""
+    name = FAMILIES[config.model_type].form.layer_inputs
+    return 0 if name is None else int(getattr(config, name))
 
 
 def keys_are_values(config: Any, at: int) -> bool:

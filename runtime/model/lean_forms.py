@@ -16,6 +16,7 @@ from .mlp import Experts
 from .products import Linear, Product
 
 _DROPOUTS = frozenset({"resid_attn_dropout", "resid_mlp_dropout"})
+_INPUTS = frozenset({"input_gate", "input_projection", "after_input_layernorm", "act_fn"})
 
 
 def lean_layer(
@@ -32,6 +33,8 @@ def lean_layer(
         return None
     parts = dict(layer.named_children()), dict(attention.named_children()), dict(mlp.named_children())
     norms = frozenset(parts[0]) - {"self_attn", "mlp"} - _DROPOUTS
+    if norms.issuperset(_INPUTS):
+        norms -= _INPUTS
     if (norms, frozenset(parts[1]), frozenset(parts[2])) != _parts_of(form, type(mlp), frozenset(parts[1])):
         return None
     products = [part for some in parts for name, part in some.items() if name.endswith("_proj")]
@@ -85,4 +88,6 @@ def _parts_of(
         attention.add("v_norm")
     if form.keys_are_values is not None and "v_proj" not in there:
         attention.remove("v_proj")
+    if form.sharing_layers is not None and "k_proj" not in there:
+        attention -= {"k_proj", "k_norm", "v_norm"}
     return norms.names, frozenset(attention), frozenset(mlp)

@@ -50,13 +50,13 @@ class Norm:
 
 
 class HeadNorm:
-    """`Norm` of each head `[B, N, D]`, the first `num_queries` with one weight, the others with another."""
+    """`Norm` of each head `[B, N, D]`: first the queries', then the keys', if there are any."""
 
-    def __init__(self, of_q: Any, of_k: Any, num_queries: int, num_keys: int) -> None:
-        norms = Norm(of_q), Norm(of_k)
-        self.eps, self.is_offset = norms[0].eps, norms[0].is_offset
-        counts = num_queries, num_keys
-        self.weight = torch.cat([norm.weight.expand(n, -1) for norm, n in zip(norms, counts, strict=True)])
+    def __init__(self, *each: tuple[Any, int]) -> None:
+        """`each`: modules, and of how many heads."""
+        norms = [(Norm(module), count) for module, count in each]
+        self.eps, self.is_offset = norms[0][0].eps, norms[0][0].is_offset
+        self.weight = torch.cat([norm.weight.expand(count, -1) for norm, count in norms])
 
     def __call__(self, x: Tensor) -> Tensor:
         normed = F.rms_norm(x.float() if self.is_offset else x, x.shape[-1:], None, self.eps)
@@ -72,6 +72,14 @@ class _Beside:
         self.before_experts, self.after_experts = Norm(experts.before_experts), Norm(experts.after_experts)
 
 
+class _Inputs:
+    """What a layer does with the numbers that it reads of a token besides."""
+
+    def __init__(self, layer: Any, product: Make) -> None:
+        self.gate, self.projection = product([layer.input_gate]), product([layer.input_projection])
+        self.after = Norm(layer.after_input_layernorm)
+
+
 class LeanLayer:
     """A decoder layer in the lean form described above. `layer` is a module that `lean_forms` knows; it goes on
     working."""
@@ -80,6 +88,8 @@ class LeanLayer:
     """It has `before` and `after`; otherwise it is for compiled steps alone."""
     is_gated: bool = False
     """Behind each head of q, `qkv` makes a gate of what attention gives."""
+    shares: bool = False
+    """It attends to keys and values of another layer: `qkv` makes queries alone."""
 
     def __init__(
         self, layer: Any, form: Form, heads: int, kv_heads: int, dim: int, *, is_rotated: bool, product: Make
@@ -91,6 +101,7 @@ class LeanLayer:
         """Of what is added to the hidden state."""
         self.heads, self.kv_heads, self.dim, self.is_rotated = heads, kv_heads, dim, is_rotated
         self._take(layer, form, product)
+        self.inputs = _Inputs(layer, product) if hasattr(layer, "input_gate") else None
         self.experts: Experts | None = mlp if isinstance(mlp, Experts) else None
         """In place of `gate_up` and `down`, or besides them: those are the shared expert's then, or the dense MLP's."""
         self.beside = _Beside(mlp) if isinstance(mlp, ExpertsBesideMLP) else None
@@ -123,36 +134,39 @@ class LeanLayer:
         """The parts of attention."""
         attention = layer.self_attn
         self.scale, self.out = float(attention.scaling), product([attention.o_proj])
-        self.is_gated = form.gates_attention
+        self.is_gated, self.shares = form.gates_attention, bool(getattr(attention, "shares", False))
         of_qkv = ("qkv_proj",) if form.fuses_qkv else ("q_proj", "k_proj", "v_proj")
         parts = [getattr(attention, name, None) for name in of_qkv]
         self.qkv = product([part for part in parts if part is not None])
-        self.keys_are_values = form.keys_are_values is not None and getattr(attention, "v_proj", None) is None
+        has_values = self.shares or getattr(attention, "v_proj", None) is not None
+        self.keys_are_values = form.keys_are_values is not None and not has_values
         """v is k before its norm: `qkv` has no rows for it."""
-        self.value_eps = float(attention.v_norm.eps) if form.norms_values else None
+        self.value_eps = float(attention.v_norm.eps) if form.norms_values and not self.shares else None
         """Of the norm of each head of v, which has no weight; None: it is not normed."""
         self.sinks: Tensor | None = attention.sinks if form.has_sinks else None
         """`[H]`, of which whoever attends knows."""
         self.head_norm: HeadNorm | None = None
         self.wide_norms: tuple[Norm, Norm] | None = None
         if form.head_norm == "head":
-            self.head_norm = HeadNorm(attention.q_norm, attention.k_norm, self.heads, self.kv_heads)
+            of_keys = () if self.shares else ((attention.k_norm, self.kv_heads),)
+            self.head_norm = HeadNorm((attention.q_norm, self.heads), *of_keys)
         elif form.head_norm == "all":
             self.wide_norms = Norm(attention.q_norm), Norm(attention.k_norm)
 
     def before(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute q `[B, H, D]` and k `[B, G, D]`, both rotated, and v `[B, G, D]` from `hidden` `[B, C]`, with tables
-        of `for_lean` `[B, 1, D]`."""
+        of `for_lean` `[B, 1, D]`. k and v have no heads where the layer shares another one's."""
         normed = hidden if self.before_attention is None else self.before_attention(hidden)
         qkv = self.qkv(normed)
-        both, heads = self.heads + self.kv_heads, self.heads
+        own = 0 if self.shares else self.kv_heads
+        both, heads = self.heads + own, self.heads
         if self.wide_norms is not None:
             q, k, v = torch.split(qkv, [heads * self.dim, self.kv_heads * self.dim, self.kv_heads * self.dim], -1)
             qkv = torch.cat([self.wide_norms[0](q), self.wide_norms[1](k), v], -1)
         each = qkv.view(len(hidden), -1, self.dim)
         if self.is_gated:
             each = torch.cat([each[:, : 2 * heads : 2], each[:, 2 * heads :]], 1)
-        qk, v = each[:, :both], each[:, -self.kv_heads :]
+        qk, v = each[:, :both], each[:, each.shape[1] - own :]
         if self.value_eps is not None:
             v = F.rms_norm(v, v.shape[-1:], None, self.value_eps)
         if self.head_norm is not None:
@@ -163,8 +177,9 @@ class LeanLayer:
             qk = turn(qk, cos, sin)
         return qk[:, :heads], qk[:, heads:], v
 
-    def after(self, hidden: Tensor, attended: Tensor) -> Tensor:
-        """Compute the layer's output `[B, C]` from its input `[B, C]` and from the result of attention `[B, H, D]`."""
+    def after(self, hidden: Tensor, attended: Tensor, more: Tensor | None = None) -> Tensor:
+        """Compute the layer's output `[B, C]` from its input `[B, C]`, from the result of attention `[B, H, D]`, and
+        from what it reads besides, `[B, P]`."""
         out = self.out(attended.reshape(hidden.shape[0], -1))
         if self.is_parallel:
             assert self.before_attention is not None
@@ -172,6 +187,9 @@ class LeanLayer:
         hidden = hidden + self._scaled(out if self.after_attention is None else self.after_attention(out))
         down = self._mlp(hidden if self.before_mlp is None else self.before_mlp(hidden))
         out = hidden + self._scaled(down if self.after_mlp is None else self.after_mlp(down))
+        if self.inputs is not None and more is not None:
+            made = self.inputs.projection(self.act(self.inputs.gate(out)).mul_(more))
+            out = out + self.inputs.after(made)
         return out if self.scalar is None else out * self.scalar
 
     @property
@@ -185,7 +203,8 @@ class LeanLayer:
     @property
     def can_compile(self) -> bool:
         """A compiled step knows all of its parts."""
-        return bool(self.act_name) and (self.experts is None or self.layer_experts is not None)
+        is_known = self.inputs is None and not self.shares
+        return is_known and bool(self.act_name) and (self.experts is None or self.layer_experts is not None)
 
     def _mlp(self, x: Tensor) -> Tensor:
         if self.experts is None:
@@ -242,9 +261,9 @@ class LeanLatent(LeanLayer):
         q = torch.cat([turned[:, : self.heads], absorbed], -1)
         return q, torch.cat([turned[:, self.heads :], latent], -1), latent
 
-    def after(self, hidden: Tensor, attended: Tensor) -> Tensor:
+    def after(self, hidden: Tensor, attended: Tensor, more: Tensor | None = None) -> Tensor:
         made = torch.bmm(attended.transpose(0, 1), self.of_values.transpose(1, 2)).transpose(0, 1)
-        return super().after(hidden, made)
+        return super().after(hidden, made, more)
 
     @property
     def can_compile(self) -> bool:

@@ -32,6 +32,7 @@ from .decoder import apply_rotary_pos_emb, factor, rotates
 from .ends import well_known_ends
 from .head import Head
 from .head_shapes import head_shapes, kinds_of, value_dim
+from .layer_inputs import LayerInputs
 from .layer_rotation import LayerRotation
 from .lean_forms import lean_layer
 from .lean_layer import LeanLayer, fused, in_halves
@@ -39,6 +40,7 @@ from .mlp import Experts, stated
 from .model_files import check_vocabulary, own_modules, read_configuration, rope_of, transformers_modules
 from .products import ALL_KNOWN, INT8_EXPERTS, PRODUCTS, Product
 from .rotary import QUERIES, Rotary, RotaryTables
+from .sharing import num_writing, sources
 from .step_tables import KeptTables, StepTables
 from .template import Template
 from .tokens import load_tokenizer
@@ -92,7 +94,9 @@ class Model:
         """Those of each recurrent layer's state (`DecoderLayer.state_shapes`); None: the layer attends."""
         self.sinks = [getattr(getattr(layer, "self_attn", None), "sinks", None) for layer in self.inner.layers]
         """`[H]` of each layer (`kernels.sinks`); None: it has none."""
-        self.tiered = [at for at, window in enumerate(self.windows) if window is None and self.states[at] is None]
+        self.sources, self.num_writing = sources(config), num_writing(config)
+        """The layer whose keys and values each attends to; the first so many layers have their own, or a state."""
+        self.tiered = [at for at in range(self.num_writing) if self.windows[at] is None and self.states[at] is None]
         _, self.num_kv_heads, self.head_dim = self.shapes[self.tiered[0] if self.tiered else 0]
         """Of the layers whose KV is in pages."""
         self.value_dim = value_dim(config)
@@ -241,6 +245,10 @@ class Model:
         ids = torch.from_numpy(tokens.astype(np.int64)).to(self.device)
         return self.embed(ids.unsqueeze(0)).to(self.prefill_dtype)
 
+    def inputs(self, ids: Tensor | np.ndarray, embedded: Tensor) -> LayerInputs:
+        """What layers read of token ids `[.., T]`, embedded as `[.., T, hidden]`, besides the hidden state."""
+        return LayerInputs(getattr(self.inner, "inputs", None), ids, embedded)
+
     def tables(self, start: int, stop: int, reach: int) -> RotaryTables:
         """The tables of `rotary` for positions `start .. stop` of a text whose KV has that reach, in
         `prefill_dtype`."""
@@ -290,8 +298,12 @@ class Model:
             return module
         return self._widened(module)
 
-    def run_layer(self, module: torch.nn.Module, hidden: Tensor, attend: Attend, mix: Mix | None = None) -> Tensor:
-        """Run a decoder layer on `[B, T, hidden]`; its attention is `attend`, or it mixes tokens by `mix`."""
+    def run_layer(
+        self, module: torch.nn.Module, hidden: Tensor, attend: Attend, mix: Mix | None = None,
+        more: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Run a decoder layer on `[B, T, hidden]`, and on `more` (`inputs`); its attention is `attend`, or it mixes
+        tokens by `mix`."""
         out: Tensor | tuple[Tensor, ...] = module(
             hidden,
             position_embeddings=self._identity(module, hidden.dtype) if hasattr(module, "self_attn") else None,
@@ -301,6 +313,7 @@ class Model:
             shared_kv_states={},  # of Gemma 4's: it puts the keys there that other layers have no own ones for
             strata_attend=attend,
             strata_mix=mix,
+            per_layer_input=more,
         )
         return out[0] if isinstance(out, tuple) else out
 
@@ -316,21 +329,23 @@ class Model:
         return tables._replace(lean={kind: self._graphs.held(kind, table) for kind, table in tables.lean.items()})
 
     def step_layer(
-        self, layer: int, hidden: Tensor, tables: StepTables, attend: AttendOne, mix: Mix | None = None
-    ) -> Tensor:
-        """Run a decoder layer on one new token of each sequence, `[B, hidden]`; its attention is `attend`, or it mixes
-        tokens by `mix`."""
+        self, layer: int, hidden: Tensor, tables: StepTables, attend: AttendOne, mix: Mix | None = None,
+        more: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Run a decoder layer on one new token of each sequence, `[B, hidden]`, and on `more` `[B, P]`; its attention
+        is `attend`, or it mixes tokens by `mix`."""
         halves = self._halves[layer]
         if halves is not None:
             q, k, v = halves.before(hidden, *tables.lean[self.kinds[layer]])
             q = _grown(q, tables)
-            return halves.after(hidden, attend(layer, q, k, v, halves.scale))
+            return halves.after(hidden, attend(layer, q, k, v, halves.scale), *(() if more is None else (more,)))
 
         def attend_all(at: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
             q, k = self.rotate(at, q, k, tables.rotary)
             return attend(at, q[:, :, 0], k[:, :, 0], v[:, :, 0], scale).unsqueeze(2)
 
-        return self.run_layer(self.layer(layer, prefill=False), hidden.unsqueeze(1), attend_all, mix)[:, 0]
+        module, each = self.layer(layer, prefill=False), None if more is None else more.unsqueeze(1)
+        return self.run_layer(module, hidden.unsqueeze(1), attend_all, mix, each)[:, 0]
 
     @property
     def can_compile(self) -> bool:

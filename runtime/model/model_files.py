@@ -18,17 +18,13 @@ from ..untrusted.numbers import check_allocation, check_complete, check_family, 
 from ..untrusted.rope import NAMES, Rope, Table, for_transformers, read_rope
 from ..untrusted.settings import read_config
 from . import mxfp4
-from .decoder import Decoder, is_recurrent
+from .decoder import Decoder, inputs_width, is_recurrent
 from .head_shapes import HeadShape, check_alike, head_dims, head_shapes
 from .latent import Latent
 from .mlp import Mixture, dense_width, is_mixture
+from .sharing import check_sharing, num_writing
 from .tensors import account
 
-_NOT_YET = {
-    "num_kv_shared_layers": "layers without keys of their own are not supported; take a model that has none",
-    "hidden_size_per_layer_input": "embeddings by layer are not supported; take a model without them",
-}
-"""Name in `config.json` -> why a model that has it is refused."""
 ATTENTION = "stratakv"
 """Our name among transformers' attention functions."""
 
@@ -145,6 +141,10 @@ def transformers_modules(directory: Path, config: Any, dtype: torch.dtype) -> An
         )
     if Latent.of(config) is not None:
         raise ModelFileError(f"{directory}: {config.model_type} runs with our own layers only: it attends to latents")
+    if num_writing(config) < config.num_hidden_layers or inputs_width(config):
+        raise ModelFileError(
+            f"{directory}: {config.model_type} runs with our own layers only where layers share keys or read embeddings"
+        )
     config._experts_implementation = "eager"  # the order of sums that ours have
     account(directory, Decoder(config))
     with without_progress_bar():
@@ -168,9 +168,8 @@ def _check_config(config: Any, directory: Path, *, has_weights: bool) -> None:
     slides = FAMILIES[config.model_type].needs_window or "sliding_attention" in kinds
     if slides and getattr(config, "sliding_window", None) is None:
         raise ModelFileError(f"{directory / 'config.json'}: sliding_window: null, but the model has layers that slide")
-    for name, what in _NOT_YET.items():
-        if getattr(config, name, None):
-            raise ModelFileError(f"{directory / 'config.json'}: {name}: {getattr(config, name)}, {what}")
+    check_sharing(directory / "config.json", config)
+    _check_inputs(config, directory / "config.json")
     if getattr(config, "use_bidirectional_attention", False) not in (None, False, "vision"):  # of pictures alone
         raise ModelFileError(f"{directory}: use_bidirectional_attention is not supported")
     _check_experts(config, directory / "config.json")
@@ -216,6 +215,12 @@ def _check_latent(config: Any, path: Path) -> None:
         raise ModelFileError(f"{path}: num_key_value_heads: {kv_heads}, but each of {heads} heads has keys of its own")
 
 
+def _check_inputs(config: Any, path: Path) -> None:
+    name = FAMILIES[config.model_type].form.layer_vocabulary
+    if inputs_width(config) and name is not None and getattr(config, name) < config.vocab_size:
+        raise ModelFileError(f"{path}: {name}: {getattr(config, name)}, of {config.vocab_size} tokens")
+
+
 def check_vocabulary(tokenizer: Any, size: int, directory: Path) -> None:
     """Raise ModelFileError for a token beyond `size`.
 
@@ -233,7 +238,7 @@ def num_with_heads(config: Any) -> int:
     """The number of layers that have weights for each head's q, k and v."""
     if Latent.of(config) is not None:
         return 0
-    return sum(not is_recurrent(config, at) for at in range(config.num_hidden_layers))
+    return sum(not is_recurrent(config, at) for at in range(num_writing(config)))
 
 
 def narrowest(config: Any) -> int:

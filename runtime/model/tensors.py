@@ -21,6 +21,7 @@ from ..untrusted.family import Family
 from ..untrusted.numbers import shown
 from . import mxfp4
 from .mlp import Mixture
+from .sharing import num_writing
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.(wei
 _GATE_UP = ("gate_proj", "up_proj")
 _COMPUTED = re.compile(r"(.*\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)", re.DOTALL)
 """Matches tensors of old files that are computed from `config.json` since."""
+_OF_KEYS = re.compile(r"(?:.*\.)?layers\.(\d{1,9})\.self_attn\.(?:k_proj|v_proj|k_norm|v_norm)\.(?:weight|bias)")
 _NO_EFFECT = {
     r"(model\.)?(visual|vision_tower|vision_model|multi_modal_projector|mm_projector|image_newline|embed_vision)(\..*)?":
         "the part for pictures, and only text is read",
@@ -68,6 +70,7 @@ def account(directory: Path, decoder: Any, shapes: Mapping[str, tuple[int, ...]]
     spelled = family.spelled
     names = _names(directory, shapes.keys(), wanted.keys(), spelled)
     left = sorted(name for name in shapes if name not in names and not _COMPUTED.fullmatch(name))
+    left = [name for name in left if not _is_of_sharing(name, num_writing(decoder.config))]
     layers, drafts = decoder.config.num_hidden_layers, getattr(decoder.config, "num_nextn_predict_layers", None) or 0
     drafting = rf"(.*\.)?layers\.({'|'.join(map(str, range(layers, layers + drafts)))})\..*" if drafts else _NOTHING
     for pattern, what in {**_NO_EFFECT, drafting: "layers that only draft"}.items():
@@ -84,6 +87,12 @@ def account(directory: Path, decoder: Any, shapes: Mapping[str, tuple[int, ...]]
                 f"{list(wanted[own])}"
             )
     return names
+
+
+def _is_of_sharing(name: str, writing: int) -> bool:
+    """Whether a tensor is for keys or values of a layer that attends to another one's: published files have them."""
+    found = _OF_KEYS.fullmatch(name)
+    return found is not None and int(found[1]) >= writing
 
 
 def _fused(wanted: dict[str, tuple[int, ...]], family: Family) -> dict[str, tuple[int, ...]]:

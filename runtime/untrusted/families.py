@@ -141,21 +141,24 @@ FAMILIES: dict[str, Family] = {
         refused=dict.fromkeys(
             ("rope_scaling", "rope_theta"), "which layers it is about is not said; state it in rope_parameters, by kind"
         ),
-        needs_window=True,
-        thetas={"full_attention": 1_000_000.0, "sliding_attention": 10_000.0},
+        needs_window=True, thetas={"full_attention": 1_000_000.0, "sliding_attention": 10_000.0},
         usual_tables={"full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25}},
         rope_kinds=("default", "linear", "proportional"),
         spelled={
-            "mlp.gate": "router.proj", "mlp.router_scale": "router.scale",
-            "mlp.per_expert_scale": "router.per_expert_scale", "mlp.experts": "experts", "mlp.dense": "mlp",
-            "mlp.before_dense": "pre_feedforward_layernorm", "mlp.after_dense": "post_feedforward_layernorm_1",
-            "mlp.before_experts": "pre_feedforward_layernorm_2",
+            "inputs.table": "embed_tokens_per_layer.weight", "inputs.projection": "per_layer_model_projection",
+            "inputs.norm": "per_layer_projection_norm", "input_gate": "per_layer_input_gate", "mlp.gate": "router.proj",
+            "input_projection": "per_layer_projection", "after_input_layernorm": "post_per_layer_input_norm",
+            "mlp.router_scale": "router.scale", "mlp.per_expert_scale": "router.per_expert_scale",
+            "mlp.experts": "experts", "mlp.dense": "mlp", "mlp.before_dense": "pre_feedforward_layernorm",
+            "mlp.after_dense": "post_feedforward_layernorm_1", "mlp.before_experts": "pre_feedforward_layernorm_2",
             "mlp.after_experts": "post_feedforward_layernorm_2",
         },
         form=Form(
             norms=AROUND, norm="wide", head_norm="head", qkv_bias="attention_bias", out_bias="attention_bias",
             act="hidden_activation", scales_embedding=True, score_scale=1.0, logit_cap="final_logit_softcapping",
             has_heads_by_kind=True, keys_are_values="attention_k_eq_v", norms_values=True, has_layer_scalar=True,
+            sharing_layers="num_kv_shared_layers", doubles_sharing_mlp="use_double_wide_mlp",
+            layer_inputs="hidden_size_per_layer_input", layer_vocabulary="vocab_size_per_layer_input",
             experts=ExpertNames(
                 chosen="top_k_experts", renormalises=True, rounds_shares=False, switch="enable_moe_block",
                 are_beside=True,

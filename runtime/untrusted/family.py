@@ -124,6 +124,14 @@ class Form:
     """Each head of v is normed, without a weight."""
     has_sinks: bool = False
     """Each query head has a learned sink: a score of its own in the softmax, of a value that is zero."""
+    sharing_layers: str | None = None
+    """Name in `config.json` of how many layers, the last ones, attend to keys and values of an earlier layer."""
+    doubles_sharing_mlp: str | None = None
+    """Name in `config.json` of whether those have an MLP of twice the width."""
+    layer_inputs: str | None = None
+    """Name in `config.json` of how many numbers each layer reads of a token besides the hidden state; 0: none."""
+    layer_vocabulary: str | None = None
+    """Name in `config.json` of how many tokens have such numbers."""
     has_layer_scalar: bool = False
     """What a layer leaves, all of it, is multiplied by a number of its own, which is among the weights."""
     gates_attention: bool = False

@@ -59,10 +59,15 @@ def outputs(model: Model, tables: Callable[[Model, Tensor], RotaryTables]) -> li
     return [*found, model.logits(hidden[:, -1])]
 
 
+def with_shared(forward: Callable[..., object], shared: dict[str, object]) -> Callable[..., object]:
+    """A layer's `forward` that finds and leaves keys and values for other layers in `shared`."""
+    return lambda *given, **named: forward(*given, **{**named, "shared_kv_states": shared})
+
+
 def assert_layers_equal(folder: Path, dtype: torch.dtype) -> Model:
-    """The same of models whose layers in transformers keep states to themselves, or take other tables than ours: a text
-    from its beginning, layer by layer, each from what transformers' gave. A delta net forgets to other bits
-    (`delta_rule`)."""
+    """The same of models whose layers in transformers keep states or shared keys to themselves, or take other tables
+    than ours: a text from its beginning, layer by layer, each from what transformers' gave. A delta net forgets to
+    other bits (`delta_rule`)."""
     from transformers import AutoModelForCausalLM
     from transformers.modeling_utils import AttentionInterface
 
@@ -72,8 +77,12 @@ def assert_layers_equal(folder: Path, dtype: torch.dtype) -> Model:
     for kind in own.kinds if own.config.model_type == "gpt_oss" else ():  # whose tables are of half a head
         half = torch.ones(1, 1, own.head_dim // 2, dtype=dtype)
         own._identities[kind, dtype] = half, torch.zeros_like(half)
+    kept: dict[int, Tensor] = {}
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        if v.shape[1]:
+            kept[layer] = v
+        v = kept[own.sources[layer]]
         return (q * scale) * v.repeat_interleave(q.shape[1] // v.shape[1], 1)
 
     def mix(layer: int, inputs: tuple[Tensor, ...], advance: Advance) -> Tensor:
@@ -81,11 +90,23 @@ def assert_layers_equal(folder: Path, dtype: torch.dtype) -> Model:
         return state.mix(tuple(rows[0] for rows in inputs), advance).unsqueeze(0)
 
     with torch.inference_mode():
-        hidden = own.embed(torch.arange(90).view(1, 90))
-        assert torch.equal(hidden, theirs.model.embed_tokens(torch.arange(90).view(1, 90)))
+        ids = torch.arange(90).view(1, 90)
+        hidden = own.embed(ids)
+        assert torch.equal(hidden, theirs.model.embed_tokens(ids))
+        inputs = own.inputs(ids, hidden)
+        shared: dict[str, object] = {}
+        if has_inputs := inputs.of(0) is not None:
+            table = theirs.model.get_per_layer_inputs(ids, hidden)
+            their_inputs = theirs.model.project_per_layer_inputs(hidden, table)
         for layer, module in enumerate(theirs.model.layers):
-            expected = own.run_layer(module, hidden, attend)
-            found = own.run_layer(own.layer(layer, prefill=False), hidden, attend, mix)
+            more = inputs.of(layer)
+            if has_inputs:
+                assert more is not None
+                assert (more - their_inputs[:, :, layer]).abs().max() <= 2 * torch.finfo(dtype).eps * more.abs().max()
+                more = their_inputs[:, :, layer]
+            module.forward = with_shared(module.forward, shared)
+            expected = own.run_layer(module, hidden, attend, more=more)
+            found = own.run_layer(own.layer(layer, prefill=False), hidden, attend, mix, more)
             off = float((found - expected).abs().max() / expected.abs().max())
             is_delta = own.states[layer] is not None and "matrix" in own.states[layer]
             assert off <= (ROUNDED[dtype] if is_delta else 0.0), (layer, off)
@@ -95,8 +116,9 @@ def assert_layers_equal(folder: Path, dtype: torch.dtype) -> Model:
 
 
 def assert_equal(folder: Path, dtype: torch.dtype = torch.float32) -> Model:
-    form = FAMILIES[json.loads((folder / "config.json").read_text())["model_type"]].form
-    if form.mixer or form.has_sinks:
+    config = json.loads((folder / "config.json").read_text())
+    form = FAMILIES[config["model_type"]].form
+    if form.mixer or form.has_sinks or config.get("num_kv_shared_layers"):
         return assert_layers_equal(folder, dtype)
     with torch.inference_mode():
         own, theirs = (Model.load(folder, CPU, dtype, modules=modules) for modules in ("own", "transformers"))

@@ -99,6 +99,22 @@ HUB: dict[str, dict[str, Any]] = {
         "use_bidirectional_attention": "vision", "use_double_wide_mlp": False, "vocab_size": 262144,
         "vocab_size_per_layer_input": 262144,
     },
+    "gemma-4-E2B": {
+        "architectures": ["Gemma4ForConditionalGeneration"], "model_type": "gemma4_text", "attention_bias": False,
+        "attention_dropout": 0.0, "attention_k_eq_v": False, "bos_token_id": 2, "dtype": "bfloat16",
+        "enable_moe_block": False, "eos_token_id": [1, 106], "final_logit_softcapping": 30.0, "global_head_dim": 512,
+        "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 1536,
+        "hidden_size_per_layer_input": 256, "intermediate_size": 6144, "max_position_embeddings": 131072,
+        "layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 7, "moe_intermediate_size": None,
+        "num_attention_heads": 8, "num_experts": None, "num_global_key_value_heads": None, "num_hidden_layers": 35,
+        "num_key_value_heads": 1, "num_kv_shared_layers": 20, "rms_norm_eps": 1e-06, "rope_parameters": {
+            "full_attention": {"partial_rotary_factor": 0.25, "rope_theta": 1000000.0, "rope_type": "proportional"},
+            "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+        },
+        "sliding_window": 512, "tie_word_embeddings": True, "top_k_experts": None, "use_cache": True,
+        "use_bidirectional_attention": None, "use_double_wide_mlp": True, "vocab_size": 262144,
+        "vocab_size_per_layer_input": 262144,
+    },
     "Phi-3.5-mini": {
         "_name_or_path": "Phi-3.5-mini-instruct", "architectures": ["Phi3ForCausalLM"], "attention_bias": False,
         "attention_dropout": 0.0, "bos_token_id": 1, "embd_pdrop": 0.0, "eos_token_id": 32000, "hidden_act": "silu",

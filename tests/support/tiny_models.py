@@ -68,6 +68,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
          "hidden_size_per_layer_input": 0,
          "layer_types": ["sliding_attention", "full_attention", "full_attention"]},
     ),
+    "gemma4_text-shared": (  # E2B: the last layers have no keys of their own
+        "Gemma4Text",
+        {"head_dim": 16, "num_key_value_heads": 2, "global_head_dim": 32, "num_hidden_layers": 6,
+         "sliding_window": 40, "final_logit_softcapping": 30.0, "hidden_size_per_layer_input": 12,
+         "vocab_size_per_layer_input": VOCABULARY, "num_kv_shared_layers": 2, "use_double_wide_mlp": True,
+         "layer_types": ["sliding_attention", "full_attention"] * 3},
+    ),
     "gemma4_text-experts": (
         "Gemma4Text",
         {"head_dim": 16, "num_key_value_heads": 3, "global_head_dim": 32, "num_global_key_value_heads": 2,

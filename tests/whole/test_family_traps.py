@@ -16,6 +16,7 @@ from stratakv.runtime.layers.recurrent import RecurrentLayer
 from stratakv.runtime.model import delta_net, latent, model, model_files
 from stratakv.runtime.model.delta_net import DeltaNet
 from stratakv.runtime.model.head import Head
+from stratakv.runtime.model.layer_inputs import LayerInputs, LayerTables
 from stratakv.runtime.model.mlp import Experts
 from stratakv.runtime.model.model import Model
 from stratakv.runtime.untrusted.families import FAMILIES
@@ -105,6 +106,24 @@ def of_experts(change: Callable[[Any], object]) -> Patch:
     return later(lambda layer: [change(expert) for expert in layer.mlp.experts])
 
 
+def _first_sources(config: Any) -> list[int]:
+    """The first layer of each kind in place of the last that has keys."""
+    return [config.layer_types.index(kind) for kind in config.layer_types]
+
+
+def _inputs(change: Callable[[LayerTables], object]) -> Patch:
+    """What all layers read of a token besides comes from changed weights."""
+    load = model_files.own_modules
+
+    def changed(*given: Any) -> Any:
+        decoder = load(*given)
+        with torch.no_grad():
+            change(decoder.model.inputs)
+        return decoder
+
+    return lambda patch: patch.setattr(model, "own_modules", changed)
+
+
 TRAPS: dict[str, Patch] = {
     "glm4_moe_lite: epsilon inside": lambda patch: patch.setattr(latent, "_EPS", 1e-2),
     "glm4_moe_lite: pairs": form("glm4_moe_lite", in_pairs=False),
@@ -139,6 +158,17 @@ TRAPS: dict[str, Patch] = {
     "gemma4_text: a number for the whole layer": later(lambda layer: layer.layer_scalar.data.fill_(1)),
     "gemma4_text: a quarter of a wide head rotates": _proportion,
     "gemma4_text: logits have a cap": lambda patch: patch.setattr(Head, "scaled", lambda _, products: products),
+    "gemma4_text-shared: the last layer with keys": lambda patch: patch.setattr(model, "sources", _first_sources),
+    "gemma4_text-shared: what a layer reads besides": lambda patch: patch.setattr(
+        LayerInputs, "of", lambda *_: torch.zeros(1, 120, 12)
+    ),
+    "gemma4_text-shared: the table of tokens": _inputs(lambda own: own.table.zero_()),
+    "gemma4_text-shared: the root of its width": _inputs(lambda own: own.table.mul_(own.width**-0.5)),
+    "gemma4_text-shared: the embedded token": _inputs(lambda own: own.projection.weight.zero_()),
+    "gemma4_text-shared: its norm": _inputs(lambda own: own.norm.weight.fill_(1)),
+    "gemma4_text-shared: the norm behind what is read": later(
+        lambda layer: layer.after_input_layernorm.weight.data.fill_(1)
+    ),
     "gemma4_text-experts: a factor of each expert": later(lambda layer: layer.mlp.per_expert_scale.data.fill_(1)),
     "gemma4_text-experts: a weight before the router": later(lambda layer: layer.mlp.router_scale.data.fill_(1)),
     "gemma4_text-experts: the root of the width": later(lambda layer: setattr(layer.mlp, "router_root", 1.0)),
@@ -196,8 +226,12 @@ def off(folder: Path) -> float:
     ours = Model.load(folder, torch.device("cpu"), torch.float32)
     tables = ours.tables(0, len(tokens), ours.rope.reach(len(tokens)))
 
+    kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
     def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
         q, k = ours.rotate(layer, q, k, tables)
+        kept.setdefault(ours.sources[layer], (k, v))
+        k, v = kept[ours.sources[layer]]
         distance = torch.arange(len(tokens))[:, None] - torch.arange(len(tokens))
         seen = (distance >= 0) & (distance < (ours.windows[layer] or len(tokens)))
         k, v = (part.repeat_interleave(q.shape[1] // part.shape[1], 1) for part in (k, v))
@@ -211,8 +245,9 @@ def off(folder: Path) -> float:
         return state.mix(tuple(rows[0] for rows in inputs), advance).unsqueeze(0)
 
     hidden = ours.embed(tokens[None])
+    inputs = ours.inputs(tokens[None], hidden)
     for layer in range(ours.num_layers):
-        hidden = ours.run_layer(ours.layer(layer, prefill=True), hidden, attend, mix)
+        hidden = ours.run_layer(ours.layer(layer, prefill=True), hidden, attend, mix, inputs.of(layer))
     expected = reference_model(folder)(tokens[None]).logits[0]
     return float((ours.logits(hidden[0]) - expected).abs().max() / expected.abs().max())
 

@@ -1,5 +1,5 @@
-"""Models whose layers are partly recurrent: a conversation survives a restart, branches off, goes back and is found
-again, and nothing of it is computed twice."""
+"""Models whose layers are partly recurrent, or without keys of their own: a conversation survives a restart, branches
+off, goes back and is found again, and nothing of it is computed twice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stratakv.runtime.engine.engine import Engine
 from stratakv.runtime.engine.sequence import Sequence
 from stratakv.runtime.sessions import session
 
-HYBRIDS = ["lfm2", "qwen3_5_moe_text"]
+HYBRIDS = ["lfm2", "qwen3_5_moe_text", "gemma4_text-shared"]
 TEXT = np.random.default_rng(3).integers(3, VOCABULARY, 500).astype(np.uint32)
 READ = 300
 CLOSE = 1e-4

@@ -28,8 +28,8 @@ from ...chat.runtime import Runtime
 from ...engine.engine import Engine
 from ...engine.profile import Profiles
 from ...engine.sequence import Sequence
+from ...layers.paged import PagedLayer, paged_layers
 from ...layers.step import Step
-from ...layers.tiered import TieredLayer, tiered_layers
 from ...layers.workspace import KEY_BLOCK, Workspace
 from ...model.model import Model
 from ...sessions import session
@@ -257,14 +257,14 @@ def _part(runtime: Runtime, index: str, tokens: np.ndarray, prefilled: Callable[
 
 
 class _Watcher:
-    """Notes which positions each tiered layer read, and checks them against a state made anew."""
+    """Notes which positions each layer read that an index chooses for, and checks them against a state made anew."""
 
     def __init__(self, engine: Engine, plain: PlainModel) -> None:
         self.engine, self.plain = engine, plain
         self.positions: dict[int, Tensor] = {}
         self.broken = 0
         self._steps: dict[int, Step] = {}
-        self._layers: dict[int, TieredLayer] = {}
+        self._layers: dict[int, PagedLayer] = {}
         self._sealed = 0
         self._chosen = self._other = 0
 
@@ -277,10 +277,10 @@ class _Watcher:
         return self._other / max(1, self._chosen)
 
     def attach(self, sequence: Sequence) -> None:
-        for layer in tiered_layers(sequence.layers):
+        for layer in paged_layers(sequence.layers):
             layer.watch = self._see
 
-    def _see(self, layer: TieredLayer, step: Step) -> None:
+    def _see(self, layer: PagedLayer, step: Step) -> None:
         self._steps[layer.layer], self._layers[layer.layer], self._sealed = step, layer, layer.sealed
         length = layer.sealed + layer.tail_len
         tail = torch.arange(layer.sealed, length).expand(step.query.shape[0], -1)
@@ -303,7 +303,7 @@ class _Watcher:
             budget = budget_of(self.plain.length) - (self.plain.length - self._sealed)
             if step.ids is None or budget >= self._sealed:
                 continue
-            index = self.engine.indexes[layer]
+            index = self.engine.indexes[self.plain.model.sources[layer]]
             state = index.copy(self._layers[layer].state)  # with its learned numbers
             index.truncate(state, 0)
             index.append(state, self.plain.keys[layer][:, : self._sealed])

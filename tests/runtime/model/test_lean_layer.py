@@ -26,7 +26,8 @@ def has_experts(family: str) -> bool:
 def loaded(family: str, folder: Path, dtype: torch.dtype, **changes: Any) -> Model:
     """A tiny model whose vectors are random as well: a weight of one would hide which norm it belongs to."""
     saved = save_tiny_model(folder, family, **changes)
-    modules = "own" if has_experts(family) else "transformers"  # which has them in another form
+    shares = family == "gemma4_text-shared"
+    modules = "own" if has_experts(family) or shares else "transformers"  # which has them in another form
     model = Model.load(saved, torch.device("cpu"), dtype, modules=modules)
     draw = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -40,19 +41,23 @@ def loaded(family: str, folder: Path, dtype: torch.dtype, **changes: Any) -> Mod
 def outputs(model: Model, hidden: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """What every layer hands to attention and gives: by the lean form, and by transformers' module."""
 
+    kept: dict[int, Tensor] = {}
+
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        found.extend([q, k, v, torch.tensor([scale])])
+        found.extend([q, torch.tensor([scale]), *([k, v] if k.numel() else [])])
+        v = kept.setdefault(model.sources[layer], v)
         return q[..., -v.shape[-1] :] * v.repeat_interleave(q.shape[1] // v.shape[1], 1)
 
-    sides = []
+    sides, inputs = [], model.inputs(torch.arange(3, 3 + BATCH), hidden)
     tables = model.step_tables([5, 900, 31])
     lean = model._halves
     with torch.inference_mode():
         for layers in (lean, [None] * model.num_layers):
+            kept.clear()
             found: list[Tensor] = []
             model._halves = list(layers)
             for layer in range(model.num_layers):
-                found.append(model.step_layer(layer, hidden, tables, attend))
+                found.append(model.step_layer(layer, hidden, tables, attend, more=inputs.of(layer)))
             sides.append(found)
     model._halves = lean
     return sides[0], sides[1]

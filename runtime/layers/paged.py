@@ -1,0 +1,157 @@
+"""Steps of a layer over pages that an index chooses from: its own (`tiered`), or those of another one (`sharing`).
+
+Shapes  G KV heads, R query heads each (H = G*R), L page size, D head dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...kernels.decode_attention import decode_attention
+from ...kernels.sinks import with_sinks
+from ...retrieval.reading import read_exactly
+from .attend_rows import Attending
+from .base import LayerKV
+from .lookahead import Lookahead
+from .page_reader import PageReader
+from .pages import LayerPages
+from .prefetch import Prefetcher
+from .standing import Standing
+from .step import Step
+from .tiered_rows import TieredRows
+from .upkeep import IndexUpkeep
+from .workspace import Workspace
+
+
+class PagedLayer(LayerKV):
+    """A layer whose steps read some of the pages there are, and the open one.
+
+    Args:
+        pages, upkeep: what it reads, and the index over that.
+        reader: of these pages, its own.
+        budget_of: the tokens that one step may read of a context of so many.
+        prefetcher: brings up what look-ahead guesses; None: nothing is guessed.
+        sinks: `[H]`, learned ones (`kernels.sinks`). They are part of the attention whatever an index chooses.
+    """
+
+    is_paged: ClassVar[bool] = True
+
+    def __init__(
+        self, layer: int, pages: LayerPages, reader: PageReader, upkeep: IndexUpkeep, workspace: Workspace,
+        budget_of: Callable[[int], int], prefetcher: Prefetcher | None, sinks: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        self.layer, self.pages, self.reader, self.upkeep = layer, pages, reader, upkeep
+        self.index, self.layout, self.workspace, self.budget_of = upkeep.index, pages.layout, workspace, budget_of
+        self._sinks = sinks
+        self.rows = TieredRows(pages, reader, upkeep.index)
+        self.lookahead = Lookahead(pages, reader, upkeep.index, prefetcher)
+        self.watch: Callable[[PagedLayer, Step], None] | None = None
+        """Told of every step, for evaluation and tests."""
+
+    def _attend(self, q: Tensor, scale: float) -> Tensor:
+        query = q.view(self.layout.num_heads, -1, self.layout.head_dim)
+        ids, unit, out, lse = self._attend_chosen(query, scale)
+        self._tell(query, scale, ids, unit, out, lse)
+        if self._sinks is not None:
+            out = with_sinks(out, lse, self._sinks.view(lse.shape))
+        return out.flatten(0, 1)
+
+    def _tell(
+        self, query: Tensor, scale: float, ids: Tensor | None, unit: int, out: Tensor, lse: Tensor
+    ) -> None:  # fmt: skip
+        self.tokens_read = (ids.shape[1] * unit if ids is not None else 0) + self.pages.tail_len
+        if self.watch is not None:  # the query is a copy: a graph may write there again (`captured`)
+            self.watch(self, Step(query.clone(), scale, None if ids is None else ids.cpu().numpy(), unit, out, lse))
+
+    def _attend_chosen(self, query: Tensor, scale: float) -> tuple[Tensor | None, int, Tensor, Tensor]:
+        """Unit ids `[G, n]` (None when nothing is sealed yet), tokens per unit, out and lse."""
+        tail, sealed, reader = self.pages.tail, self.pages.sealed, self.reader
+        self.lookahead.begin_step()
+        if not sealed:
+            return None, 1, *decode_attention(query, [tail], scale=scale)
+        budget, state = self._budget, self.upkeep.state
+        if budget >= sealed:
+            reader.begin_step(None)
+            size = self.layout.page_size
+            pages = torch.arange(sealed // size).expand(self.layout.num_heads, -1)
+            return pages, size, *read_exactly(query, pages, size, reader, tail, scale)
+        chosen = self.index.select(state, query.float() * scale, sealed, budget)
+        reader.begin_step(max(budget, chosen.num_tokens))  # the yardstick `dense` reads beyond its budget
+        if self.index.attends_on_host:
+            tail = (tail[0].cpu(), tail[1].cpu())
+            out, lse = self.index.attend(state, query.cpu(), chosen, reader, tail, scale)
+            out, lse = out.to(query.device), lse.to(query.device)
+        else:
+            out, lse = self.index.attend(state, query, chosen, reader, tail, scale)
+        return chosen.ids, chosen.unit, out, lse
+
+    def _standing(self, at: Attending) -> Standing | None:
+        """As `begin_step` gives it, of pages where the new token is counted in."""
+        standing = None if self.watch is not None else self.rows.standing(at, self.upkeep.state, self._budget)
+        if standing is not None:
+            self.lookahead.begin_step()
+            self.tokens_read = standing.counts.units * standing.unit + self.pages.tail_len
+        return standing
+
+    def attend(self, rows: np.ndarray, at: Attending, run: Callable[[np.ndarray], None]) -> int | None:
+        self.lookahead.begin_step()
+        if not self.rows.are_exact:
+            at.out.copy_(self._attend(at.q, at.scale).view(-1))
+            return None
+        ids, unit, parts = self.rows.attend(rows, at, self.upkeep.state, self._budget, run)
+        query = at.q.view(self.layout.num_heads, -1, self.layout.head_dim)
+        out, lse = at.merged(parts) if self.watch is not None else (at.q, at.q)
+        self._tell(query, at.scale, ids, unit, out, lse)
+        return parts
+
+    def look_ahead(self, query: Callable[[], Tensor]) -> None:
+        if self.upkeep.indexed == self.pages.sealed > 0:
+            self.lookahead.guess(query, self.upkeep.state, self._budget)
+
+    @property
+    def _budget(self) -> int:
+        """Sealed tokens that a step reads."""
+        tail_len = self.pages.tail_len
+        return self.budget_of(self.pages.sealed + tail_len) - tail_len
+
+    # What evaluation and benchmarks look at
+
+    @property
+    def pids(self) -> np.ndarray:
+        """Page ids of the sealed pages, int64, in order."""
+        return self.pages.pids
+
+    @property
+    def sealed(self) -> int:
+        """Tokens in sealed pages."""
+        return self.pages.sealed
+
+    @property
+    def tail_len(self) -> int:
+        """Tokens after them."""
+        return self.pages.tail_len
+
+    @property
+    def tail(self) -> tuple[Tensor, Tensor]:
+        """K and V `[G, tail_len, D]` of those, views; there is at least one."""
+        return self.pages.tail
+
+    @property
+    def state(self) -> Any:
+        """The index's state."""
+        return self.upkeep.state
+
+    @property
+    def indexed(self) -> int:
+        """Sealed tokens that it holds."""
+        return self.upkeep.indexed
+
+
+def paged_layers(layers: Iterable[LayerKV]) -> list[PagedLayer]:
+    """Those of `layers` whose steps an index chooses for, in order."""
+    return [layer for layer in layers if isinstance(layer, PagedLayer)]
