@@ -96,6 +96,14 @@ _GLM47_FLASH = {
     "n_group": 1, "topk_group": 1, "norm_topk_prob": True, "routed_scaling_factor": 1.8, "rope_interleave": True,
 }  # fmt: skip
 
+_GPT_OSS_20B = {
+    "num_local_experts": 32, "num_experts_per_tok": 4, "sliding_window": 128, "swiglu_limit": 7.0,
+    "attention_bias": True, "rope_parameters": {
+        "rope_type": "yarn", "rope_theta": 150_000.0, "factor": 32.0, "original_max_position_embeddings": 4096,
+        "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+    },
+}  # fmt: skip
+
 SHAPES = {
     "tiny": Shape("llama", 3, 48, 80, 6, 2, 8, 259, 1e4, most_layers=8),
     "smollm2-135m": Shape("llama", 30, 576, 1536, 9, 3, 64, 49152, 1e5, is_tied=True),
@@ -112,6 +120,7 @@ SHAPES = {
         more={**_delta_nets(32), "shared_expert_intermediate_size": 512},
     ),
     "gemma4-31b": Shape("gemma4_text", 60, 5376, 21504, 32, 16, 256, 262144, 1e6, is_tied=True, more=_GEMMA4_31B),
+    "gpt-oss-20b": Shape("gpt_oss", 24, 2880, 2880, 64, 8, 64, 201088, 150_000, more=_GPT_OSS_20B),
     "ministral3-14b": Shape("ministral3", 40, 5120, 16384, 32, 8, 128, 131072, 1e6, more=_MINISTRAL3_14B),
     "glm-4.7-flash": Shape("glm4_moe_lite", 47, 2048, 10240, 20, 20, 64, 154880, 1e6, more=_GLM47_FLASH),
 }  # fmt: skip

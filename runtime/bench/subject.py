@@ -150,10 +150,11 @@ class Reference:
 
 
 def _twin(hf: Any, dtype: torch.dtype) -> Any:
-    """Make the same transformers model with SDPA attention; it shares the weights, unless `dtype` is another."""
+    """Make the same transformers model with SDPA attention, or plain where it has none. It shares the weights, unless
+    `dtype` is another."""
     weights = {id(w): w if w.dtype == dtype else _cast(w, dtype) for w in hf.parameters()}
     found = copy.deepcopy(hf, weights)
-    found.set_attn_implementation("sdpa")
+    found.set_attn_implementation("sdpa" if found._supports_sdpa else "eager")
     return found
 
 

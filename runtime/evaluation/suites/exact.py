@@ -203,9 +203,7 @@ def _their_logits(fed: Tensor, directory: Path, device: torch.device) -> Tensor:
     from transformers import AutoModelForCausalLM
 
     with readable_path(directory) as path:
-        reference = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
-        ).to(device)
+        reference = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True).to(device)
     with torch.inference_mode():
         logits: Tensor = reference.eval()(fed.to(device), logits_to_keep=_GREEDY + 1).logits[0].float()
         return logits

@@ -51,7 +51,8 @@ def test_shapes_are_those_of_the_models(name: str, billions: float, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("name", "first", "alike", "billions"), [("qwen3.6-35b-a3b", 0, 4, 34.66), ("glm-4.7-flash", 1, 1, 29.94)]
+    ("name", "first", "alike", "billions"),
+    [("qwen3.6-35b-a3b", 0, 4, 34.66), ("glm-4.7-flash", 1, 1, 29.94), ("gpt-oss-20b", 0, 2, 20.91)],
 )
 def test_a_large_mixture_is_that_of_the_model(
     name: str, first: int, alike: int, billions: float, tmp_path: Path
@@ -87,7 +88,13 @@ LATENT = replace(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("shape", [HYBRID, SLIDING, LATENT], ids=["hybrid", "sliding", "latent"])
+SINKS = replace(
+    SHAPES["gpt-oss-20b"], layers=2, hidden=64, intermediate=32, heads=4, kv_heads=2, head_dim=16, vocabulary=259,
+    more={**SHAPES["gpt-oss-20b"].more, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 64},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [HYBRID, SLIDING, LATENT, SINKS], ids=["hybrid", "sliding", "latent", "sinks"])
 def test_models_of_several_kinds_of_layers_run_beside_transformers(
     shape: Shape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

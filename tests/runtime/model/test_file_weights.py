@@ -17,7 +17,7 @@ from stratakv.runtime.api.errors import SessionError
 from stratakv.runtime.process import compiled
 from stratakv.runtime.sessions.elsewhere import names_by_settings
 
-TYPES = ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K", "F32", "F16", "BF16"]
+TYPES = ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K", "F32", "F16", "BF16", "MXFP4"]
 PROMPT = "A text that is read before, of some tokens: 0123456789." * 3
 
 
@@ -57,7 +57,7 @@ def assert_same(path: Path, **settings: Any) -> Runtime:
 
 @pytest.mark.parametrize("name", ["llama", "llama, biases", "llama, fused", "llama, scaled", "qwen2", "qwen3",
                                   "gemma3", "phi3", "olmo2", "smollm3", "mistral3", "granite", "cohere2", "glm4",
-                                  "qwen2moe", "gemma4, experts"])  # fmt: skip
+                                  "qwen2moe", "gemma4, experts", "gpt-oss"])  # fmt: skip
 def test_every_family(name: str, tmp_path: Path) -> None:
     case = cases(64)[name]
     inner = CHANGES[case.change]() if case.change else None
@@ -78,7 +78,9 @@ def test_every_type_side_by_side_and_several_sequences(kinds: list[str], tmp_pat
     assert held == 0 if "F16" not in kinds else 0 < held < 2 * matrices, "what can stay in the file is in memory"
 
 
-@pytest.mark.parametrize("kinds", [["Q8_0"], ["Q4_K", "Q6_K", "Q8_0"], ["BF16", "Q5_1", "F32"], ["F16"]], ids=",".join)
+@pytest.mark.parametrize(
+    "kinds", [["Q8_0"], ["Q4_K", "Q6_K", "Q8_0"], ["BF16", "Q5_1", "F32"], ["F16"], ["MXFP4"]], ids=",".join
+)
 def test_experts_of_every_kind_and_several_sequences(kinds: list[str], tmp_path: Path) -> None:
     """Gate, up and down are of several types, and sequences have experts of their own."""
     sizes = {**WIDE, "moe_intermediate_size": 256, "num_hidden_layers": 2, "num_experts_per_tok": 3}
