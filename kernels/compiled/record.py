@@ -13,6 +13,14 @@ Shapes  B sequences, C columns of a matrix, N its rows, H query heads, G KV head
 
 from __future__ import annotations
 
+import numpy as np
+
+
+def bits(number: float) -> int:
+    """A number as a row holds it."""
+    return int(np.float64(number).view(np.int64))
+
+
 WIDTH = 48
 """Columns of the table."""
 OPERATION, ITEMS, BARRIER, MARK, PREPARE, MEMORY = range(6)

@@ -94,7 +94,7 @@ class Attending:
     @property
     def scale_bits(self) -> int:
         """The scale as a row holds it."""
-        return int(np.float64(self.scale).view(np.int64))
+        return r.bits(self.scale)
 
     def merged(self, parts: int) -> tuple[Tensor, Tensor]:
         """Out fp32 `[G, R, D]` and lse fp32 `[G, R]` from the parts, for whoever watches."""

@@ -20,7 +20,7 @@ from ..process.apart import fp32
 from .expert_weights import ExpertWeight, LayerExperts
 from .mlp import Mixture
 from .products import Strip
-from .strip_rows import bits, chunk_of
+from .strip_rows import chunk_of
 
 NUM_ROWS = 4
 """Rows besides the router's product."""
@@ -59,7 +59,7 @@ class ExpertBuffers:
         down[[r.MARK, r.P_Y, r.P_STRIDE]] = r.M_DOWN, y.data_ptr(), y.shape[1]
         down[[r.P_INPUT, r.P_A, r.P_ACT]] = r.GATED, self.inner.data_ptr(), act
         if of.mixture.clamp is not None:
-            down[[r.P_ACT, r.P_LIMIT, r.P_SLOPE]] = r.CLAMPED, *map(bits, of.mixture.clamp)
+            down[[r.P_ACT, r.P_LIMIT, r.P_SLOPE]] = r.CLAMPED, *map(r.bits, of.mixture.clamp)
 
     def _weight(self, row: np.ndarray, weight: ExpertWeight, vectors: int, mixture: Mixture) -> int:
         """Fill in what a row multiplies with. Returns the rows of an item."""

@@ -63,7 +63,7 @@ def _delta(
     )  # fmt: skip
     row[[r.D_WEIGHTS, r.D_NORM]] = keep(net.conv1d.weight[:, 0].float()), keep(net.norm.weight.float())
     row[[r.D_RATES, r.D_STEPS]] = keep(-net.A_log.float().exp()), keep(net.dt_bias.float())
-    row[[r.D_EPS, r.D_SCALE]] = _bits(net.norm.eps), _bits(net.scale)
+    row[[r.D_EPS, r.D_SCALE]] = r.bits(net.norm.eps), r.bits(net.scale)
     row[r.D_PLACES] = keep(torch.from_numpy(net.places))
 
 
@@ -79,7 +79,3 @@ def _convolve(
     row[[r.K_IN, r.K_OUT, r.K_STATES]] = given.data_ptr(), out.data_ptr(), states.ctypes.data
     row[r.K_WEIGHTS] = keep(mixer.conv.weight[:, 0].float())
     row[r.K_BIAS] = 0 if mixer.conv.bias is None else keep(mixer.conv.bias.float())
-
-
-def _bits(number: float) -> int:
-    return int(np.float64(number).view(np.int64))

@@ -30,7 +30,7 @@ class SharpenRow:
         row[r.MEMORY] = sharpen_bytes(strip.columns, count)
         row[[r.T_BATCH, r.T_ROWS, r.T_COLUMNS, r.T_COUNT]] = len(logits), strip.rows, strip.columns, count
         row[[r.T_LOGITS, r.T_HIDDEN, r.T_NORM]] = logits.data_ptr(), hidden.data_ptr(), wide[0].data_ptr()
-        row[r.T_EPS] = int(np.float64(norm.eps).view(np.int64))
+        row[r.T_EPS] = r.bits(norm.eps)
         row[[r.T_WEIGHT, r.T_KIND]] = strip.address, strip.kind
         row[r.T_CENTRED] = norm.is_centred
         row[r.T_BIAS] = 0 if linear.bias is None else wide[1].data_ptr()

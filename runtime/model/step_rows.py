@@ -30,7 +30,7 @@ from .lean_layer import LeanLayer, Norm
 from .lean_recurrent import LeanRecurrent
 from .products import Product, Strip
 from .rotary import QUERIES
-from .strip_rows import bits, fill_products
+from .strip_rows import fill_products
 
 ROW_SPACE = 4
 """Rows of a sequence in a layer: what chooses, and what attends."""
@@ -223,7 +223,7 @@ class StepRows:
         if beside is not None:
             (row,) = self._next(1)
             row[[r.OPERATION, r.ITEMS, r.BARRIER, r.MARK]] = both.address, self.batch, 1, r.M_DOWN
-            row[[r.P_COLUMNS, r.P_EPS]] = y.shape[1], bits(beside.after_dense.eps)
+            row[[r.P_COLUMNS, r.P_EPS]] = y.shape[1], r.bits(beside.after_dense.eps)
             row[[r.P_A, r.P_NORM]] = shared[0].data_ptr(), self._wide(beside.after_dense.weight)
             row[[r.P_D, r.P_NORM_D]] = shared[2].data_ptr(), self._wide(beside.after_experts.weight)
             row[r.P_Y] = y.data_ptr()
@@ -244,11 +244,11 @@ class StepRows:
         """The input of a product is the norm of a sum, which goes to `total`."""
         row[[r.P_INPUT, r.P_A, r.P_SUM]] = r.SUM, added.base.data_ptr(), total.data_ptr()
         row[r.P_D] = 0 if added.more is None else added.more.data_ptr()
-        row[[r.P_FACTOR, r.P_TOTAL]] = bits(added.factor), bits(added.whole)
+        row[[r.P_FACTOR, r.P_TOTAL]] = r.bits(added.factor), r.bits(added.whole)
         row[r.P_NORM_D] = 0 if added.norm is None else self._wide(added.norm.weight)
         row[r.P_NORM] = 0 if norm is None else self._wide(norm.weight)
         row[r.P_CENTRED] = norm is not None and norm.is_centred
-        row[r.P_EPS] = bits(next((n.eps for n in (norm, added.norm) if n is not None), 0.0))
+        row[r.P_EPS] = r.bits(next((n.eps for n in (norm, added.norm) if n is not None), 0.0))
 
     def _heads(self, row: np.ndarray, layer: LeanLayer, number: int, qkv: Tensor, *, is_rotated: bool) -> None:
         items = self.batch * (layer.heads + 2 * layer.kv_heads)
@@ -261,10 +261,10 @@ class StepRows:
         row[[r.H_NORMS_VALUES, r.H_KEYS_ARE_VALUES]] = layer.value_eps is not None, layer.keys_are_values
         row[r.H_GATED] = layer.is_gated
         if layer.head_norm is not None:
-            row[[r.H_NORM, r.H_EPS]] = self._wide(layer.head_norm.weight), bits(layer.head_norm.eps)
+            row[[r.H_NORM, r.H_EPS]] = self._wide(layer.head_norm.weight), r.bits(layer.head_norm.eps)
         elif layer.wide_norms is not None:
             weight = torch.cat([norm.weight.float() for norm in layer.wide_norms])
-            row[[r.H_NORM, r.H_EPS, r.H_WIDE]] = self._wide(weight), bits(layer.wide_norms[0].eps), 1
+            row[[r.H_NORM, r.H_EPS, r.H_WIDE]] = self._wide(weight), r.bits(layer.wide_norms[0].eps), 1
 
     def _wide(self, numbers: Tensor) -> int:
         """The address of these numbers as fp32, which are kept."""

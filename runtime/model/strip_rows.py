@@ -17,11 +17,6 @@ items for all threads to end at about the same time."""
 _LEAST_ROWS = 4
 
 
-def bits(number: float) -> int:
-    """A number that is not whole as a row holds it."""
-    return int(np.float64(number).view(np.int64))
-
-
 def chunk_of(strip: Strip) -> int:
     """Rows of an item."""
     size = min(max(strip.rows * strip.row_bytes // _ITEMS, _LEAST_BYTES), _MOST_BYTES)
