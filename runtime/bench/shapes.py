@@ -17,8 +17,10 @@ import torch
 from ..api.errors import DoesNotFitError
 from ..engine.planner import free_memory
 from ..model.decoder import Decoder, is_recurrent
+from ..model.head_shapes import head_shapes
 from ..model.model import Model
 from ..model.model_files import read_configuration
+from ..untrusted.families import FAMILIES
 
 _POSITIONS = 1 << 18
 """The window of a model that is only asked for its sizes."""
@@ -181,4 +183,7 @@ def random_weights(
     torch.manual_seed(0)
     with torch.device(device):
         hf = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    if FAMILIES[config.model_type].form.score_scale == 1.0:  # trained norms make up for it; else one key has all weight
+        for layer, heads in zip(hf.model.layers, head_shapes(config), strict=True):
+            layer.self_attn.q_norm.weight.data.mul_(heads.dim**-0.5)
     return hf.requires_grad_(False).to(device).eval()

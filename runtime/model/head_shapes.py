@@ -40,6 +40,19 @@ def kinds_of(config: Any) -> list[str]:
     return list(getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers)
 
 
+def windows_of(config: Any, longest: int) -> list[int | None]:
+    """The window of each layer in tokens. None: it sees everything, as it does where no text is longer than its window;
+    but where heads differ by kind of layer, one that slides has no pages whatever its window."""
+    kinds = getattr(config, "layer_types", None)
+    if not kinds:  # models such as Mistral and Phi-3 give it to every layer without naming layer types
+        windows = [getattr(config, "sliding_window", None)] * config.num_hidden_layers
+    else:
+        windows = [config.sliding_window if kind == "sliding_attention" else None for kind in kinds]
+    if FAMILIES[config.model_type].form.has_heads_by_kind:
+        return windows
+    return [None if window is None or window >= longest else window for window in windows]
+
+
 def check_alike(path: Path, config: Any) -> None:
     """Raise ModelFileError if layers of one kind differ in their heads: pages of all have one layout."""
     known: dict[str, HeadShape] = {}

@@ -31,7 +31,7 @@ from .captured import CapturedLayer, Graphs
 from .decoder import apply_rotary_pos_emb, factor, rotates
 from .ends import well_known_ends
 from .head import Head
-from .head_shapes import head_shapes, kinds_of, value_dim
+from .head_shapes import head_shapes, kinds_of, value_dim, windows_of
 from .layer_inputs import LayerInputs
 from .layer_rotation import LayerRotation
 from .lean_forms import lean_layer
@@ -85,10 +85,7 @@ class Model:
         self.max_positions: int = self.rope.window
         """The number of tokens that the model is meant for."""
         self.kinds = kinds_of(config)
-        windows = [
-            config.sliding_window if kind == "sliding_attention" else self._legacy_window(config) for kind in self.kinds
-        ]
-        self.windows = [None if window is None or window >= self.max_positions else window for window in windows]
+        self.windows = windows_of(config, self.max_positions)
         """The window of each layer in tokens; None also where no text is longer, as in Phi-3's long models."""
         self.states = [getattr(layer, "state_shapes", None) for layer in self.inner.layers]
         """Those of each recurrent layer's state (`DecoderLayer.state_shapes`); None: the layer attends."""
@@ -159,13 +156,6 @@ class Model:
             else lean
             for lean in self._lean
         ]  # fmt: skip
-
-    def _legacy_window(self, config: Any) -> int | None:
-        """The window of models such as Mistral and Phi-3, which give it to every layer without naming layer types."""
-        if getattr(config, "layer_types", None):
-            return None
-        window: int | None = getattr(config, "sliding_window", None)
-        return window
 
     @classmethod
     def load(

@@ -44,7 +44,7 @@ def load_decoder(directory: Path, config: Any, dtype: torch.dtype) -> Decoder:
 
 def decoder_over(hf: Any) -> Decoder:
     """Make our decoder over the weights of a model of transformers: its parameters are ours, and of experts that lie
-    together in one, ours are views."""
+    together in one, ours are views, unless they are turned (`split_experts`)."""
     decoder, there = Decoder(hf.config), hf.state_dict(keep_vars=True)
     names = account(Path(hf.config.name_or_path), decoder, {name: tuple(found.shape) for name, found in there.items()})
     found: dict[str, Tensor] = {}

@@ -27,6 +27,14 @@ def test_a_window_that_no_text_fills_is_none(tmp_path: Path) -> None:
     assert Model.load(folder, CPU, torch.float32).tiered == [0, 1, 2]
 
 
+def test_a_window_beyond_all_texts_stays_one_where_its_layers_pages_would_be_others(tmp_path: Path) -> None:
+    """Gemma 4's sliding layers have heads of another width than those whose KV is in pages."""
+    folder = save_tiny_model(tmp_path / "model", "gemma4_text", max_position_embeddings=32)
+    model = Model.load(folder, CPU, torch.float32)
+    assert [window is None for window in model.windows] == [kind == "full_attention" for kind in model.kinds]
+    assert max(window or 0 for window in model.windows) > model.max_positions
+
+
 @pytest.mark.parametrize(("family", "windows"), [("llama", [None] * 3), ("olmo2", [None] * 3), ("phi3", [40] * 3)])
 def test_layers_slide_where_the_familys_class_has_them_slide(
     family: str, windows: list[int | None], tmp_path: Path
