@@ -180,6 +180,20 @@ def test_a_weight_of_another_shape_is_told_with_both(modules: str, folder: Path)
         Model.load(folder, CPU, torch.float32, modules=modules)
 
 
+def test_keys_of_layers_that_share_anothers_are_left_out(tmp_path: Path) -> None:
+    """Published files have them, in a directory of several parts."""
+    folder = save_tiny_model(tmp_path / "model", "gemma4_text-shared")
+    plain, tensors = Model.load(folder, CPU, torch.float32), read(folder)
+    assert not any(".layers.5.self_attn.k_proj" in name for name in tensors)
+    inside = {name.replace("model.", "model.language_model.", 1): tensor for name, tensor in tensors.items()}
+    layer = "model.language_model.layers.5.self_attn."
+    unread = {f"{layer}{part}.weight": torch.zeros(4, 4) for part in ("k_proj", "v_proj", "k_norm")}
+    assert same(Model.load(write(folder, inside | unread), CPU, torch.float32), plain)
+    other = {"model.language_model.layers.3.self_attn.sinks.weight": torch.zeros(4)}
+    with pytest.raises(ModelFileError, match=r"layers\.3\.self_attn\.sinks"):
+        Model.load(write(folder, inside | other), CPU, torch.float32)
+
+
 def test_two_decoders_are_one_too_many(folder: Path) -> None:
     tensors = read(folder)
     write(folder, tensors | {f"draft.{name}": tensor.clone() for name, tensor in tensors.items()})
