@@ -89,7 +89,7 @@ def test_generated_tokens_are_read_exactly(runtime: Runtime) -> None:
         each.close()
 
 
-@pytest.mark.parametrize("family", ["qwen3_5_moe_text", "gemma4_text"])
+@pytest.mark.parametrize("family", ["qwen3_5_moe_text", "gemma4_text-shared"])
 def test_layers_without_pages_go_through_the_text_from_the_nearest_state(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
