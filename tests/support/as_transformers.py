@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from tiny_models import their_model
 from torch import Tensor
 
 from stratakv.runtime.layers.base import Advance
@@ -68,11 +69,10 @@ def assert_layers_equal(folder: Path, dtype: torch.dtype) -> Model:
     """The same of models whose layers in transformers keep states or shared keys to themselves, or take other tables
     than ours: a text from its beginning, layer by layer, each from what transformers' gave. A delta net forgets to
     other bits (`delta_rule`)."""
-    from transformers import AutoModelForCausalLM
     from transformers.modeling_utils import AttentionInterface
 
     AttentionInterface.register(ATTENTION, attention)
-    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=ATTENTION).eval()
+    theirs = their_model(folder, dtype, ATTENTION)
     own = Model.load(folder, CPU, dtype)
     for kind in own.kinds if own.config.model_type == "gpt_oss" else ():  # whose tables are of half a head
         half = torch.ones(1, 1, own.head_dim // 2, dtype=dtype)
