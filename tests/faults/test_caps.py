@@ -277,8 +277,9 @@ class Workload:
             return
         chain = self.book.texts[sequence.text].chains[len(sequence) - 1]
         payload = self.rng.bytes(int(self.rng.integers(1, LARGEST_STATE)))
-        pages = self.disk.num_pages
         try:
+            self.store.flush()  # pages that wait for the writer make others go
+            pages = self.disk.num_pages
             self.disk.put_state(chain, payload)
         except StorageFullError as error:
             if not error.is_at_cap:

@@ -16,11 +16,11 @@ from conversations import NUM_TURNS, load
 from faults import num_faults
 from savers import Savers, Tally, check
 
-TRIALS = num_faults(default=6)
+TRIALS = num_faults(default=4)
 TRIALS_PER_STORE = 10
 
 
-@pytest.mark.parametrize(("kind", "trials"), [("tiny_llama", TRIALS), ("tiny_hybrid", max(3, TRIALS // 4))])
+@pytest.mark.parametrize(("kind", "trials"), [("tiny_llama", TRIALS), ("tiny_hybrid", max(2, TRIALS // 4))])
 def test_what_was_reported_saved_survives_a_kill_at_any_moment(
     kind: str, trials: int, tmp_path: Path, request: pytest.FixtureRequest, figures: list[str]
 ) -> None:
