@@ -32,6 +32,10 @@ def tiered(store: TieredStore, budget: int) -> TieredLayer:
 
 
 def sliding(store: TieredStore, budget: int) -> SlidingLayer:
+    return window()
+
+
+def window() -> SlidingLayer:
     return SlidingLayer(0, WINDOW, SMALL, torch.float32, torch.device("cpu"))
 
 
@@ -80,7 +84,7 @@ def test_a_step_reads_what_the_source_would_read(make: Callable[[TieredStore, in
 
 
 def test_a_window_reaches_back_a_page_at_most() -> None:
-    source = sliding(None, 0)  # type: ignore[arg-type]
+    source = window()
     source.extend(QUERIES[:, :TOKENS], *KV[:, :, :TOKENS], 0, SCALE)
     layer, rows = sharing(3, source, no_damage), slice(TOKENS - SIZE, TOKENS)
     found = layer.extend(QUERIES[:, rows], NONE, NONE, rows.start, SCALE)

@@ -14,8 +14,11 @@ from torch import Tensor
 from stratakv.kernels.compiled import record as r
 from stratakv.runtime.layers.recurrent import RecurrentLayer
 from stratakv.runtime.model.delta_net import DeltaNet
+from stratakv.runtime.model.lean_layer import fused
 from stratakv.runtime.model.lean_recurrent import LeanRecurrent
+from stratakv.runtime.model.products import Product
 from stratakv.runtime.model.short_conv import ShortConv
+from stratakv.runtime.untrusted.families import FAMILIES
 
 HIDDEN, BATCH, BEFORE = 24, 2, 5
 DELTA = {
@@ -44,7 +47,7 @@ def test_a_token_is_mixed_as_by_the_module(name: str) -> None:
     layers = [RecurrentLayer(0, mixer.shapes, 16, torch.device("cpu")) for _ in range(BATCH)]
     twins = [RecurrentLayer(0, mixer.shapes, 16, torch.device("cpu")) for _ in range(BATCH)]
     lean = LeanRecurrent.__new__(LeanRecurrent)
-    lean._take(SimpleNamespace(mixer=mixer), None, lambda some: some)  # type: ignore[arg-type, return-value]
+    lean._take(SimpleNamespace(mixer=mixer), FAMILIES["lfm2"].form, fused(Product))
     kept: list[Tensor] = []
 
     def mix(some: list[RecurrentLayer]) -> Any:
@@ -62,7 +65,7 @@ def test_a_token_is_mixed_as_by_the_module(name: str) -> None:
             mixer(torch.randn(BATCH, BEFORE, HIDDEN), mix(some))
         hidden = torch.randn(BATCH, HIDDEN)
         expected = mixer(hidden.unsqueeze(1), mix(twins))[:, 0]
-        given, out = torch.cat([layer(hidden) for layer in lean.qkv], -1), nothing_yet(BATCH, lean.width)
+        given, out = lean.qkv(hidden), nothing_yet(BATCH, lean.width)
         states, row = np.zeros((BATCH, 2 * len(mixer.shapes)), dtype=np.int64), np.zeros(r.WIDTH, dtype=np.int64)
         for b, layer in enumerate(layers):
             layer.begin_mix(states[b])

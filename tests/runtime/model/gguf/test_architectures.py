@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from gguf_contents import FAMILIES, changed
-from gguf_models import as_pairs
+from gguf_weights import as_pairs
 
 from stratakv.runtime.model.gguf.architectures import ARCHITECTURES, in_halves, read_settings
 

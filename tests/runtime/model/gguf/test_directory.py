@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from gguf_contents import weights_of
-from gguf_models import keys_of, random_model, tensors_of, tokenizer_keys, write_gguf, write_raw
+from gguf_models import keys_of, random_model, tokenizer_keys, write_gguf, write_raw
+from gguf_weights import tensors_of
 
 from stratakv.runtime.api.errors import ModelFileError
 from stratakv.runtime.model.gguf import number_types

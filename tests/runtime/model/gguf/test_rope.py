@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf_contents import changed
-from gguf_models import keys_of, random_model, tensors_of, tokenizer_keys, write_raw
+from gguf_models import keys_of, random_model, tokenizer_keys, write_raw
+from gguf_weights import tensors_of
 
 from stratakv.runtime.api.errors import ModelFileError
 from stratakv.runtime.model.gguf.architectures import read_settings

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from gguf_contents import FAMILIES, contents_of, weights_of
-from gguf_models import ONE_MORE, of_delta_net, random_model, write_gguf, write_raw
+from gguf_models import random_model, write_gguf, write_raw
+from gguf_weights import ONE_MORE, of_delta_net
 from torch import Tensor
 
 from stratakv.runtime.model.gguf import number_types
