@@ -36,6 +36,10 @@ KINDS: dict[str, tuple[str, Changes, Changes]] = {
         {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "shared_expert_intermediate_size": 256},
     ),
     "sliding": ("gemma4-31b", {"layers": 6, "heads": 8, "kv_heads": 4}, {"num_global_key_value_heads": 1}),
+    "sharing": (
+        "gemma4-e2b", {"layers": 10, "sharing": 5},
+        {"hidden_size_per_layer_input": 64, "vocab_size_per_layer_input": NARROW["vocabulary"]},
+    ),
     "latent": ("glm-4.7-flash", {"layers": 2}, {"n_routed_experts": 16, "moe_intermediate_size": 256}),
     "sliding with sinks": ("gpt-oss-20b", {"layers": 4, "heads": 8, "kv_heads": 1}, {"num_local_experts": 8}),
     "full": ("ministral3-14b", {"layers": 4, "heads": 8, "kv_heads": 2}, {}),

@@ -45,13 +45,18 @@ class Shape:
     """The layers that it may be asked for, where they are more than it has."""
     experts: tuple[int, int, int] | None = None
     """How many there are, how many a token has, and their width."""
+    kinds: tuple[str, ...] = ()
+    """Those of the first layers, which come again and again. Empty: the family's own."""
+    sharing: int = 0
+    """The layers, the last ones, that have no keys of their own. Fewer layers are the first of all."""
     more: Mapping[str, Any] = field(default_factory=dict)
     """Settings that only such families have, or that they have otherwise, as in `config.json`."""
 
     def settings(self, positions: int, layers: int | None) -> dict[str, Any]:
         """Settings as in the family's `config.json`, with a window of at least `positions`."""
+        count = self.layers if layers is None else layers
         found = {
-            "num_hidden_layers": self.layers if layers is None else layers,
+            "num_hidden_layers": count,
             "hidden_size": self.hidden, "intermediate_size": self.intermediate,
             "num_attention_heads": self.heads, "num_key_value_heads": self.kv_heads, "head_dim": self.head_dim,
             "vocab_size": self.vocabulary, "tie_word_embeddings": self.is_tied, "max_position_embeddings": positions,
@@ -65,6 +70,10 @@ class Shape:
                 zip(("num_experts", "num_experts_per_tok", "moe_intermediate_size"), self.experts, strict=True)
             )
             found["norm_topk_prob"] = True
+        if self.kinds:
+            found["layer_types"] = [self.kinds[at % len(self.kinds)] for at in range(count)]
+        if self.sharing:
+            found["num_kv_shared_layers"] = max(0, count - (self.layers - self.sharing))
         return {**found, **self.more}
 
 
@@ -77,14 +86,20 @@ def _delta_nets(value_heads: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-_GEMMA4_31B = {
-    "layer_types": None, "global_head_dim": 512, "num_global_key_value_heads": 4, "attention_k_eq_v": True,
-    "sliding_window": 1024, "final_logit_softcapping": 30.0, "hidden_activation": "gelu_pytorch_tanh",
-    "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0,
+_GEMMA4 = {
+    "global_head_dim": 512, "final_logit_softcapping": 30.0, "hidden_activation": "gelu_pytorch_tanh",
     "rope_parameters": {
         "full_attention": {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.25},
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
     },
+}  # fmt: skip
+_GEMMA4_31B = {
+    **_GEMMA4, "layer_types": None, "num_global_key_value_heads": 4, "attention_k_eq_v": True, "sliding_window": 1024,
+    "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0,
+}  # fmt: skip
+_GEMMA4_E2B = {
+    **_GEMMA4, "num_global_key_value_heads": None, "attention_k_eq_v": False, "sliding_window": 512,
+    "hidden_size_per_layer_input": 256, "vocab_size_per_layer_input": 262144, "use_double_wide_mlp": True,
 }  # fmt: skip
 _MINISTRAL3_14B = {
     "rope_parameters": {
@@ -122,6 +137,10 @@ SHAPES = {
         more={**_delta_nets(32), "shared_expert_intermediate_size": 512},
     ),
     "gemma4-31b": Shape("gemma4_text", 60, 5376, 21504, 32, 16, 256, 262144, 1e6, is_tied=True, more=_GEMMA4_31B),
+    "gemma4-e2b": Shape(
+        "gemma4_text", 35, 1536, 6144, 8, 1, 256, 262144, 1e6, is_tied=True, more=_GEMMA4_E2B,
+        kinds=("sliding_attention",) * 4 + ("full_attention",), sharing=20,
+    ),
     "gpt-oss-20b": Shape("gpt_oss", 24, 2880, 2880, 64, 8, 64, 201088, 150_000, more=_GPT_OSS_20B),
     "ministral3-14b": Shape("ministral3", 40, 5120, 16384, 32, 8, 128, 131072, 1e6, more=_MINISTRAL3_14B),
     "glm-4.7-flash": Shape("glm4_moe_lite", 47, 2048, 10240, 20, 20, 64, 154880, 1e6, more=_GLM47_FLASH),

@@ -107,8 +107,8 @@ def needed_bytes(subject: Subject, dtype: torch.dtype, batch: int, tokens: int) 
 
 
 def _kv_bytes(subject: Subject, dtype: torch.dtype, tokens: int) -> int:
-    """Bytes of keys and values of a sequence of `tokens` tokens: sliding layers have those of their window, recurrent
-    ones none."""
+    """Bytes of keys and values of a sequence of `tokens` tokens that a step reads: sliding layers have those of their
+    window, recurrent ones none; layers that share read another one's once more."""
     model, numbers = subject.model, 0
     for shape, window, state in zip(model.shapes, model.windows, model.states, strict=True):
         rows = 0 if state is not None else tokens if window is None else min(tokens, window)

@@ -104,8 +104,10 @@ def _show_sequence(model: Model, layout: PageLayout, context: int) -> None:
         print(f"{count} recurrent layers: a state of {size}, up to {MOST_STATES} at a time, and those that a "
               "conversation can go back to")  # fmt: skip
     if held.window_bytes:
-        count = sum(window is not None for window in model.windows)
+        count = sum(window is not None for window in model.windows[: model.num_writing])
         print(f"{count} sliding layers: windows of {_gb(held.window_bytes)}")
+    if shared := model.num_layers - model.num_writing:
+        print(f"{shared} layers attend to what others keep")
     if every := state_interval(held.left_bytes, token_bytes * usual_ratio(KVConfig().codec, layout), layout.page_size):
         print(f"on disk {_gb(held.left_bytes)} every {every} tokens, for other conversations that begin alike")
 

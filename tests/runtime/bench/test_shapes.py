@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from bench_runs import TINY, silent, small_probes
+from hub_configs import HUB
 
 from stratakv.runtime.api.errors import DoesNotFitError
 from stratakv.runtime.bench.options import BenchOptions
@@ -41,13 +42,23 @@ def test_an_unknown_shape_is_refused_with_those_known(tmp_path: Path) -> None:
     ("name", "billions"),
     [("smollm2-135m", 0.1345), ("llama-3.2-1b", 1.236), ("llama-3.1-8b", 8.030), ("mistral-7b-v0.3", 7.248),
      ("qwen2.5-7b", 7.616), ("qwen3-8b", 8.191), ("qwen3.8-27b", 26.90), ("gemma4-31b", 30.70),
-     ("ministral3-14b", 13.51)],
+     ("gemma4-e2b", 4.629), ("ministral3-14b", 13.51)],
 )  # fmt: skip
 def test_shapes_are_those_of_the_models(name: str, billions: float, tmp_path: Path) -> None:
     """By the number of weights that their makers state, without parts for pictures."""
     model = model_without_weights(name, tmp_path)
     assert sum(weight.numel() for weight in model.hf.parameters()) / 1e9 == pytest.approx(billions, rel=1e-3)
     assert model.num_layers == SHAPES[name].layers
+
+
+def test_layers_that_share_are_the_published_ones() -> None:
+    """Fewer layers are the first ones, which share less or not at all."""
+    shape, published = SHAPES["gemma4-e2b"], HUB["gemma-4-E2B"]
+    found = shape.settings(131072, None)
+    same = found.keys() & published.keys() - {"bos_token_id", "eos_token_id"}
+    assert len(same) > 15
+    assert {name: found[name] for name in same} == {name: published[name] for name in same}
+    assert [shape.settings(512, layers)["num_kv_shared_layers"] for layers in (12, 18, 35)] == [0, 3, 20]
 
 
 @pytest.mark.parametrize(
@@ -78,6 +89,14 @@ SLIDING = replace(
     more={**SHAPES["gemma4-31b"].more, "global_head_dim": 32, "num_global_key_value_heads": 1, "sliding_window": 64},
 )  # fmt: skip
 
+SHARING = replace(
+    SHAPES["gemma4-e2b"], layers=10, sharing=5, hidden=64, intermediate=96, heads=4, head_dim=16, vocabulary=259,
+    more={
+        **SHAPES["gemma4-e2b"].more, "global_head_dim": 32, "sliding_window": 64, "hidden_size_per_layer_input": 12,
+        "vocab_size_per_layer_input": 259,
+    },
+)  # fmt: skip
+
 LATENT = replace(
     SHAPES["glm-4.7-flash"], layers=2, hidden=64, intermediate=96, heads=4, kv_heads=4, vocabulary=259,
     more={
@@ -94,7 +113,9 @@ SINKS = replace(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("shape", [HYBRID, SLIDING, LATENT, SINKS], ids=["hybrid", "sliding", "latent", "sinks"])
+@pytest.mark.parametrize(
+    "shape", [HYBRID, SLIDING, SHARING, LATENT, SINKS], ids=["hybrid", "sliding", "sharing", "latent", "sinks"]
+)
 def test_models_of_several_kinds_of_layers_run_beside_transformers(
     shape: Shape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,11 @@ from stratakv.runtime.cli.app import app
             "50 sliding layers: windows of 1.7 GB",
             "   24 GB  bf16  61.4 GB       nothing: the weights alone are larger",
         ]),
+        ("gemma4-e2b", [
+            "6144 bytes of KV per token; 131072 tokens need 0.805 GB of host memory, or up to 0.966 GB of disk",
+            "12 sliding layers: windows of 0.013 GB",
+            "20 layers attend to what others keep",
+        ]),
     ],
 )  # fmt: skip
 def test_a_shape_needs_no_weights(shape: str, lines: list[str]) -> None:
