@@ -79,8 +79,8 @@ class TieredStore:
         host: the host tier. Without `gpu` it is also where attention reads.
         gpu: the device pool, or None.
         disk: the disk tier, or None (then nothing can leave host memory).
-        codec: the encoding of pages on the disk edge: `zstd` or `raw`, which are lossless, or `int8`, `int4` or
-            `adaptive`, which are not (see `compression`).
+        codec: the encoding of pages on the disk edge: `zstd` or `raw`, which are lossless, or the spec of a codec that
+            is not (see `codecs.registry`), or `adaptive` (see `codecs.compression`).
     """
 
     def __init__(

@@ -16,6 +16,7 @@ import torch
 
 from ...storage import Arena, PageLayout, TieredStore
 from ...storage.codecs.compression import is_lossy
+from ...storage.codecs.registry import plain_spec
 from ...storage.errors import NoRoomError
 from ...storage.files.file_names import as_text
 from ...storage.transfer import clock
@@ -352,7 +353,7 @@ def _open_store(
         if model.weights == "file":
             settings["products"] = "file"  # in fp32 with the file's numbers, whatever the dtype
         if is_lossy(kv.codec):
-            settings["codec"] = kv.codec  # its pages may be approximate: no other run may find them
+            settings["codec"] = plain_spec(kv.codec)  # its pages may be approximate: no other run may find them
         home = find_home(
             folder, name, identity_of(directory, settings), {"gguf": gguf_digest(directory)},
             former=lambda: former_identity(directory, settings),

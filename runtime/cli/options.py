@@ -95,7 +95,11 @@ IndexOption = Annotated[
 KvDtypeOption = Annotated[str, typer.Option("--kv-dtype", help="Element type of the cache; auto: the model's.")]
 CodecOption = Annotated[
     str,
-    typer.Option("--codec", help="How pages are written to disk: zstd, raw (lossless); int8, int4, adaptive (lossy)."),
+    typer.Option(
+        "--codec",
+        help="How pages are written to disk: zstd, raw (lossless); int8, int4, kivi, adaptive (lossy), or "
+        "name:setting=value.",
+    ),
 ]
 PrefetchOption = Annotated[
     str,

@@ -30,16 +30,15 @@ import numpy as np
 import xxhash
 
 from ..page import PageLayout
-from . import CODECS, LOSSLESS, Codec, Int4Codec, Int8Codec, ZstdCodec, make_codec
+from .codec import Codec
+from .int4 import Int4Codec
+from .registry import ADAPTIVE, CODECS, LOSSLESS, codec_class, make_codec
+from .zstd import ZstdCodec
 
 _WEIGHT = 1 / 16
 """Weight of the newest read in every average."""
 _LONGEST_GAP = 32
 """The longest gap that counts, in usual gaps: the rest of a longer pause is somebody thinking, not computing."""
-_USUAL_LOSSLESS = 0.8
-"""Stored bytes per raw byte, until a lossless page was read."""
-COMPRESSIONS = (*CODECS, "adaptive")
-"""The names that a user may ask for."""
 
 
 class Compression(Protocol):
@@ -62,9 +61,9 @@ class Compression(Protocol):
 class OneCodec:
     """Writes every page with one codec, or losslessly where that codec cannot hold the page."""
 
-    def __init__(self, name: str, layout: PageLayout) -> None:
-        self.readers = _all_codecs(layout)
-        self._codec, self._lossless = make_codec(name, layout), ZstdCodec(layout)
+    def __init__(self, spec: str, layout: PageLayout) -> None:
+        self._codec, self._lossless = make_codec(spec, layout), ZstdCodec(layout)
+        self.readers = _all_codecs(layout) | {self._codec.code: self._codec}
         self.share = float(self._codec.code == Int4Codec.code)
 
     def codec_for(self, key: bytes, raw: np.ndarray) -> Codec:
@@ -83,6 +82,7 @@ class AdaptiveCompression:
         self._lossless, self._int4 = ZstdCodec(layout), Int4Codec(layout)
         self._meters = {code: _Metered(codec, clock) for code, codec in _all_codecs(layout).items()}
         self.readers: dict[int, Codec] = dict(self._meters)
+        self._raw_bytes = layout.page_bytes
         self._int4_ratio = self._int4.payload_bytes / layout.page_bytes
         self._gap, self._disk, self._lossless_ratio = _Rate(), _Rate(), _Rate()
         self._decoding = {code: _Rate() for code in self._meters}
@@ -126,7 +126,10 @@ class AdaptiveCompression:
             decode=(lossless, self._decoding[Int4Codec.code].per_unit(lossless)),
             transfer=tuple(
                 self._disk.per_unit(0.0) * ratio
-                for ratio in (self._lossless_ratio.per_unit(_USUAL_LOSSLESS), self._int4_ratio)
+                for ratio in (
+                    self._lossless_ratio.per_unit(self._lossless.payload_bytes / self._raw_bytes),
+                    self._int4_ratio,
+                )
             ),
         )
 
@@ -193,37 +196,34 @@ class _Metered:
         self.here.raw_bytes += out.nbytes
 
 
-def check_compression(name: str) -> None:
-    """Raises ValueError for a name that is not in `COMPRESSIONS`."""
-    if name not in COMPRESSIONS:
-        raise ValueError(f"codec is one of {', '.join(COMPRESSIONS)}, not {name!r}")
+def check_compression(spec: str) -> None:
+    """Raises ValueError for what `make_compression` cannot make."""
+    if spec != ADAPTIVE:
+        codec_class(spec)
 
 
-def is_lossy(name: str) -> bool:
+def is_lossy(spec: str) -> bool:
     """True if pages written with this compression may come back approximate."""
-    return name not in LOSSLESS
+    return spec not in LOSSLESS
 
 
-def usual_ratio(name: str, layout: PageLayout) -> float:
-    """Stored bytes per raw byte of pages in one of `COMPRESSIONS`; of `adaptive` where it has to be quick."""
-    if name in LOSSLESS:
-        return 1.0 if name == "raw" else _USUAL_LOSSLESS
-    quantised = Int8Codec(layout) if name == Int8Codec.name else Int4Codec(layout)
-    return quantised.payload_bytes / layout.page_bytes
+def usual_ratio(spec: str, layout: PageLayout) -> float:
+    """Stored bytes per raw byte of pages of a compression; of `adaptive` where it has to be quick."""
+    codec = Int4Codec(layout) if spec == ADAPTIVE else make_codec(spec, layout)
+    return codec.payload_bytes / layout.page_bytes
 
 
-def make_compression(name: str, layout: PageLayout) -> Compression:
-    """Make the compression of that name, one of `COMPRESSIONS`. Raises ValueError for any other name."""
-    check_compression(name)
-    return AdaptiveCompression(layout) if name == "adaptive" else OneCodec(name, layout)
+def make_compression(spec: str, layout: PageLayout) -> Compression:
+    """Make the compression of a codec's spec (see `registry`), or `adaptive`. Raises ValueError for any other."""
+    check_compression(spec)
+    return AdaptiveCompression(layout) if spec == ADAPTIVE else OneCodec(spec, layout)
 
 
 def _all_codecs(layout: PageLayout) -> dict[int, Codec]:
-    codecs = [make_codec(name, layout) for name in CODECS]
-    return {codec.code: codec for codec in codecs}
+    return {codec.code: codec for codec in (make_codec(name, layout) for name in CODECS)}
 
 
 __all__ = [
-    "COMPRESSIONS", "AdaptiveCompression", "Compression", "OneCodec", "balanced_share", "check_compression", "is_lossy",
+    "AdaptiveCompression", "Compression", "OneCodec", "balanced_share", "check_compression", "is_lossy",
     "make_compression",
 ]  # fmt: skip

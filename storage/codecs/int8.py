@@ -8,4 +8,5 @@ from .grouped import GroupedCodec
 class Int8Codec(GroupedCodec):
     """Encodes numbers as steps from 0 to 255, one to a byte."""
 
-    code, name, bits = 3, "int8", 8
+    name, code, bits = "int8", 3, 8
+    serves = "less than bf16 itself costs, in 58 % of its room"

@@ -1,4 +1,4 @@
-"""The identity codec."""
+"""The identity codec: a page's bytes as they are."""
 
 from __future__ import annotations
 
@@ -6,15 +6,22 @@ import numpy as np
 
 from ..errors import RecordError
 from ..page import PageLayout
+from .codec import NoOptions, Profile
 
 
 class RawCodec:
-    """Stores a page's bytes as they are."""
+    """Idea   nothing is encoded.
+    Cost   a copy.
+    """
 
-    code = 0
+    name, code = "raw", 0
+    paper = ""
+    serves = "disks faster than a core decodes"
+    Options = NoOptions
+    needs_profile = False
 
-    def __init__(self, layout: PageLayout) -> None:
-        del layout
+    def __init__(self, layout: PageLayout, options: NoOptions | None = None, profile: Profile | None = None) -> None:
+        self.payload_bytes = layout.page_bytes
 
     def accepts(self, raw: np.ndarray) -> bool:
         return True

@@ -15,7 +15,7 @@ from faults import FailingDisk
 from kv_pages import FINGERPRINT, LARGE, disk_tier, random_pages, text
 
 from stratakv.storage import DiskTier, StorageFullError, page_key
-from stratakv.storage.codecs import RawCodec
+from stratakv.storage.codecs.raw import RawCodec
 from stratakv.storage.disk import record
 from stratakv.storage.disk.lmdb_file import LmdbFile
 

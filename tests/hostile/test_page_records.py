@@ -16,6 +16,7 @@ from kv_pages import disk_tier
 
 from stratakv.storage import PageLayout, page_key
 from stratakv.storage.codecs import CODECS, make_codec
+from stratakv.storage.disk import record
 
 LAYOUT = PageLayout(num_heads=1, page_size=16, head_dim=8, dtype="float32")
 """1,024 bytes a page."""
@@ -62,9 +63,9 @@ def shifted(count: int) -> bytes:
 
 
 def flipped(place: int) -> bytes:
-    record = bytearray(page("raw"))
-    record[place] ^= 1
-    return bytes(record)
+    changed = bytearray(page("raw"))
+    changed[place] ^= 1
+    return bytes(changed)
 
 
 RECORDS = {
@@ -102,7 +103,7 @@ RECORDS = {
     "other-tokens-under-the-same-hash": (page(tokens=TOKENS[::-1]), "tokens"),
     "a-token-declared-payload": (shifted(2), "tokens"),
     "payload-declared-a-token": (shifted(4), "tokens"),
-    "codec-unknown": (page(codec=4), "codec"),
+    "codec-unknown": (page(codec=record.LAST_CODEC + 1), "codec"),
     "codec-largest": (page(codec=255), "codec"),
     "raw-bytes-0": (page(raw=0), "raw bytes"),
     "raw-bytes-smaller": (page(raw=1020), "raw bytes"),

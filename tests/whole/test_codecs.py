@@ -25,11 +25,11 @@ def load(model: Path, folder: Path, codec: str, host_gb: float = TINY_HOST) -> R
 
 
 def test_an_unknown_codec_is_refused_before_anything_is_loaded() -> None:
-    with pytest.raises(ValueError, match="codec is one of raw, zstd, int8, int4, adaptive, not 'gzip'"):
+    with pytest.raises(ValueError, match=r"codec is one of raw, zstd, .*, adaptive, not 'gzip'"):
         KVConfig(codec="gzip")
     found = CliRunner().invoke(app, ["chat", "--codec", "gzip", "-p", "Hello?"])
     assert found.exit_code == 2
-    assert found.stderr == "stratakv: codec is one of raw, zstd, int8, int4, adaptive, not 'gzip'\n"
+    assert found.stderr.startswith("stratakv: codec is one of raw, zstd, ")
 
 
 def test_the_command_line_passes_it_on(tiny_llama: Path, tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_only_a_run_with_the_same_lossy_codec_finds_its_pages(tiny_llama: Path, 
             assert bool(runtime.chat().read_text(TEXT).cached) == cached, codec
 
 
-@pytest.mark.parametrize("codec", ["int8", "int4"])
+@pytest.mark.parametrize("codec", ["int4", "kivi:bits=4"])
 def test_a_chat_over_lossy_pages_resumes(codec: str, tiny_llama: Path, tmp_path: Path) -> None:
     with load(tiny_llama, tmp_path, codec) as runtime:
         chat = runtime.chat()

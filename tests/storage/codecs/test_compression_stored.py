@@ -13,11 +13,12 @@ from half_pages import COUNT, INT4, KEYS, LAYOUT, LOSSY, PAGES, TEXT, ZSTD, Cloc
 from kv_pages import FINGERPRINT, arena, disk_tier, read_back
 
 from stratakv.storage import TieredStore
-from stratakv.storage.codecs import Int4Codec, make_codec
+from stratakv.storage.codecs import make_codec
 from stratakv.storage.codecs.compression import (
     AdaptiveCompression,
     make_compression,
 )
+from stratakv.storage.codecs.int4 import Int4Codec
 from stratakv.storage.disk import record
 
 

@@ -7,41 +7,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
+from codecs_under_test import DTYPES, layout, numbers_of, raw_of, there_and_back
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stratakv.storage import PageLayout
-from stratakv.storage.codecs import Int4Codec, Int8Codec
 from stratakv.storage.codecs.grouped import GroupedCodec
+from stratakv.storage.codecs.int4 import Int4Codec
+from stratakv.storage.codecs.int8 import Int8Codec
 
 CODECS: list[type[GroupedCodec]] = [Int8Codec, Int4Codec]
-DTYPES = ["float32", "bfloat16", "float16"]
 ROUNDING = {"float32": 2.0**-23, "bfloat16": 2.0**-8, "float16": 2.0**-10}
 """Of a number to its dtype, relative."""
-
-
-def layout(heads: int = 2, tokens: int = 16, channels: int = 64, dtype: str = "float32") -> PageLayout:
-    return PageLayout(num_heads=heads, page_size=tokens, head_dim=channels, dtype=dtype)
-
-
-def raw_of(numbers: np.ndarray, shape: PageLayout) -> np.ndarray:
-    page = torch.from_numpy(np.ascontiguousarray(numbers, dtype=np.float32)).to(getattr(torch, shape.dtype))
-    return page.reshape(-1).view(torch.uint8).numpy().copy()
-
-
-def numbers_of(raw: np.ndarray, shape: PageLayout) -> np.ndarray:
-    """float64 `[G, 2, L, D]`."""
-    flat = torch.from_numpy(raw).view(getattr(torch, shape.dtype)).double().numpy()
-    return flat.reshape(shape.num_heads, 2, shape.page_size, shape.head_dim)
-
-
-def there_and_back(codec: GroupedCodec, raw: np.ndarray) -> np.ndarray:
-    out = np.full(raw.nbytes, 0xAA, dtype=np.uint8)
-    payload = codec.encode(raw)
-    assert len(payload) == codec.payload_bytes
-    codec.decode(memoryview(payload), out)
-    return out
 
 
 def allowed(numbers: np.ndarray, most: int, dtype: str, steps: int) -> np.ndarray:

@@ -1,0 +1,62 @@
+"""All lossy codecs, for the contract that each must keep, and pages to put through them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from stratakv.storage import PageLayout
+from stratakv.storage.codecs.codec import NamedCodec
+
+LOSSY = {
+    "int8": (9.25, 0.006),
+    "int4": (5.25, 0.10),
+    "kivi": (3.5, 0.41),
+    "kivi:bits=4": (5.5, 0.09),
+}
+"""Spec -> bits per number, tables and settings included, at 16 tokens of 64 channels; and the largest error of pages of
+normal numbers, root mean square over root mean square. One line per codec and number of bits."""
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def layout(heads: int = 2, tokens: int = 16, channels: int = 64, dtype: str = "float32", sides: int = 2) -> PageLayout:
+    return PageLayout(
+        num_heads=heads, page_size=tokens, head_dim=channels, dtype=dtype, value_dim=None if sides == 2 else channels
+    )
+
+
+def raw_of(numbers: np.ndarray, shape: PageLayout) -> np.ndarray:
+    """A page's bytes of numbers `[G, S, L, D]`."""
+    page = torch.from_numpy(np.ascontiguousarray(numbers, dtype=np.float32)).to(getattr(torch, shape.dtype))
+    return page.reshape(-1).view(torch.uint8).numpy().copy()
+
+
+def numbers_of(raw: np.ndarray, shape: PageLayout) -> np.ndarray:
+    """float64 `[G, S, L, D]`."""
+    flat = torch.from_numpy(raw).view(getattr(torch, shape.dtype)).double().numpy()
+    return flat.reshape(shape.num_heads, shape.sides, shape.page_size, shape.head_dim)
+
+
+def there_and_back(codec: NamedCodec, raw: np.ndarray) -> np.ndarray:
+    out = np.full(raw.nbytes, 0xAA, dtype=np.uint8)
+    payload = codec.encode(raw)
+    assert len(payload) == codec.payload_bytes
+    codec.decode(memoryview(payload), out)
+    return out
+
+
+def normal(shape: PageLayout, seed: int = 0) -> np.ndarray:
+    """Normal numbers `[G, S, L, D]`, float64."""
+    size = (shape.num_heads, shape.sides, shape.page_size, shape.head_dim)
+    return np.random.default_rng(seed).standard_normal(size)
+
+
+def error(codec: NamedCodec, numbers: np.ndarray, shape: PageLayout) -> np.ndarray:
+    """What comes back of numbers `[G, S, L, D]`, less what was put in; float64."""
+    raw = raw_of(numbers, shape)
+    return numbers_of(there_and_back(codec, raw), shape) - numbers_of(raw, shape)
+
+
+def relative(off: np.ndarray, numbers: np.ndarray) -> float:
+    """Root mean square over root mean square."""
+    return float(np.sqrt(np.square(off).mean() / np.square(numbers).mean()))
