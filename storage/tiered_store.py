@@ -35,8 +35,8 @@ A page's life
 Invariants  (1) a page with references is in host memory, or stored on disk, or both
             (2) host evicts only pages whose disk record is committed; gpu copies are always spare
             (3) no tier holds a byte above its cap: slots are counted before they are handed out
-            (4) reads return exactly the bytes that were put, or raise CorruptPageError. The codecs `int8`, `int4`
-                and `adaptive` give this up for the pages that they quantise: such a page is exact until it
+            (4) reads return exactly the bytes that were put, or raise CorruptPageError. Lossy codecs and
+                `adaptive` give this up for the pages that they quantise: such a page is exact until it
                 has left memory and approximate when it comes back, so results depend on what was spilled.
                 A page that came back is never encoded again: errors do not add up
 Threads     one thread brings pages in; any thread may load, gather and hold. Bookkeeping is under one lock.
