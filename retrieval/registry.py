@@ -7,10 +7,10 @@ checked before a tensor library is loaded. A *spec* is a name, or a name with se
 
 from __future__ import annotations
 
-from dataclasses import fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from . import specs
 from .params import IndexParams
 
 if TYPE_CHECKING:
@@ -41,11 +41,10 @@ def index_names() -> list[str]:
 def split_spec(spec: str) -> tuple[str, dict[str, str]]:
     """Split a spec into the index's name, with `auto` resolved, and its settings as text. Raises ValueError for an
     unknown name."""
-    name, *settings = spec.split(":")
+    name, given = specs.split_spec(spec)
     if name not in index_names():
         raise ValueError(f"index is one of {', '.join(index_names())}; not {name!r}")
-    pairs = (setting.partition("=") for setting in settings)
-    return AUTO if name == "auto" else name, {key.strip(): value.strip() for key, _, value in pairs}
+    return AUTO if name == "auto" else name, given
 
 
 def index_class(spec: str) -> tuple[type[Index], Any]:
@@ -53,24 +52,7 @@ def index_class(spec: str) -> tuple[type[Index], Any]:
     range."""
     name, given = split_spec(spec)
     found: type[Index] = getattr(import_module(f".indexes.{name}", __package__), INDEXES[name])
-    defaults: dict[str, Any] = {field.name: field.default for field in fields(found.Options)}
-    unknown = sorted(set(given) - set(defaults))
-    if unknown:
-        known = ", ".join(defaults) or "none"
-        raise ValueError(f"index {name!r} has no setting {', '.join(map(repr, unknown))}; its settings: {known}")
-    try:
-        values = {key: _number(key, text, defaults[key]) for key, text in given.items()}
-        return found, found.Options(**values)
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"index {spec!r}: {error}") from None
-
-
-def _number(name: str, text: str, default: float) -> int | float:
-    try:
-        return int(text) if isinstance(default, int) else float(text)
-    except ValueError:
-        kind = "a whole number" if isinstance(default, int) else "a number"
-        raise ValueError(f"{name} is {kind}, not {text!r}") from None
+    return found, specs.read_options("index", spec, found.Options, given)
 
 
 def make_index(spec: str, params: IndexParams, layer: IndexedLayer | None = None) -> Index:

@@ -334,6 +334,12 @@ class TieredStore:
         with self._lock:
             self._residency.unreserve(layer, slots)
 
+    def rank(self, pids: np.ndarray, cold: np.ndarray) -> None:
+        """Of these pages those that are `cold`, bool `[p]`, give way before others when room is needed. Until they are
+        ranked anew; pages begin as equals."""
+        with self._lock:
+            self._table.cold[pids] = cold
+
     def is_resident(self, pids: np.ndarray) -> np.ndarray:
         """True for each page that needs no disk read now, bool `[p]`."""
         return self._table.is_resident(pids)

@@ -56,6 +56,7 @@ ROOMS = {
     },
     "retrieval": {
         "__init__": {"index", "layer", "params", "registry"},
+        "specs": set(),
         "layer": set(),
         "params": set(),
         "stored": set(),
@@ -64,7 +65,10 @@ ROOMS = {
         "index": {"layer", "params", "reading", "scoring", "stored"},
         "structures": {"structures", "index"},
         "indexes": {"indexes", "structures", "index", "layer", "params", "reading", "scoring", "stored"},
-        "registry": {"index", "indexes", "layer", "params"},
+        "registry": {"index", "indexes", "layer", "params", "specs"},
+        "placement": {"index", "params"},
+        "placements": {"placements", "placement", "params"},
+        "placement_registry": {"placement", "placements", "params", "specs"},
     },
 }
 """Folder -> room, or file beside the rooms -> which of them it may import."""

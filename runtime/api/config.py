@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from ...retrieval import IndexParams, split_spec
+from ...retrieval.placement_registry import PlacementSpec, placement_spec
 from ...storage.codecs.compression import check_compression
 from . import typed
 from .typed import DTYPES, shown
@@ -34,6 +35,9 @@ class KVConfig:
     """Store folder. None: `stratakv/kv` in the user's cache directory."""
     index: str = "auto"
     """The way to find the tokens that matter; see `stratakv.retrieval`."""
+    placement: str | None = None
+    """Which tokens are worth a place near, such as `snapkv:keep=0.1,mode=hot`; see `stratakv.retrieval.placement`. In
+    the mode `visible` steps read what it keeps, and `index` and `budget` mean nothing. None: all are equals."""
     profile: str | os.PathLike[str] | None = None
     """Profile for an index that needs one. None: where `stratakv calibrate` puts it."""
     budget: int | float = 2048
@@ -65,7 +69,7 @@ class KVConfig:
     def __post_init__(self) -> None:
         _take(self, typed.real, "gpu_gb", "host_gb", "disk_gb")
         _take(self, typed.whole, "sink", "local", "page_size", "state_every")
-        _take(self, typed.text, "index", "prefetch", "codec")
+        _take(self, typed.text, "index", "placement", "prefetch", "codec")
         _take(self, typed.named, "dtype")
         _take(self, typed.path, "path", "profile")
         object.__setattr__(self, "budget", _whole_or_real("budget", self.budget))
@@ -101,6 +105,17 @@ class KVConfig:
 
             index_class(self.index)
 
+        if (placing := self.placing) is not None and placing.settings:
+            from ..process.threads import import_torch
+
+            import_torch()
+            placing.load()
+
+    @property
+    def placing(self) -> PlacementSpec | None:
+        """What `placement` says. Raises ValueError for an unknown name, or a value of `keep` or `mode` out of range."""
+        return None if self.placement is None else placement_spec(self.placement)
+
     def _check_budget(self) -> None:
         if isinstance(self.budget, float):
             if not 0 < self.budget < 1:
@@ -129,7 +144,10 @@ class KVConfig:
 
     def retrieval_settings(self) -> dict[str, Any]:
         """The settings that the KV of generated tokens depends on."""
-        return {name: getattr(self, name) for name in ("index", "budget", "sink", "local", "page_size")}
+        found = {name: getattr(self, name) for name in ("index", "budget", "sink", "local", "page_size")}
+        if (placing := self.placing) is not None and placing.is_visible:
+            found["placement"] = self.placement
+        return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -40,6 +40,7 @@ from ..process.spare_cores import FittingThreads
 from .compiled_form import compiled_step
 from .known_tokens import append_known
 from .pasts import Pasts
+from .placing import is_placed, make_placements, place
 from .prefixes import StoredPrefixes
 from .reaching import in_reach, within_reach
 from .sequence import GENERATED, Sequence, Snapshot, StepPoint
@@ -75,7 +76,8 @@ class Engine:
         self.workspace, self.chunk, self.prefetcher = workspace, chunk, prefetcher
         self.interrupts, self.turns = Interrupts(), model.turns
         self.threads = FittingThreads.on(model.device)
-        self.pasts = Pasts(model, store, self.indexes, config, workspace, prefetcher)
+        self.placing, self.placements = config.placing, make_placements(model.tiered, config)
+        self.pasts = Pasts(model, store, self.indexes, config, workspace, prefetcher, self.placements)
         self.compiled = compiled_step(model, store)
         """Decode in compiled loops; None: PyTorch's operations, one by one."""
         self.num_steps = 0
@@ -93,17 +95,19 @@ class Engine:
 
     @property
     def index_identity(self) -> str:
-        """The index and everything its states depend on besides the tokens."""
-        return "; ".join(sorted({index.identity for index in self.indexes.values()}))
+        """The index and everything its states depend on besides the tokens; and what a placement's do."""
+        placed = [self.placing.identity] if self.placing is not None else []
+        return "; ".join([*sorted({index.identity for index in self.indexes.values()}), *placed])
 
-    def new_sequence(self, *, keep_queries: bool = False, reach: int = 0) -> Sequence:
-        """Make an empty sequence. With `keep_queries` it also keeps the queries that indexes learn from, for forks by
-        other engines.
+    def new_sequence(self, *, keep_queries: bool = False, keep_rows: bool = False, reach: int = 0) -> Sequence:
+        """Make an empty sequence. With `keep_queries` it also keeps the queries that indexes learn from, and with
+        `keep_rows` all of a prompt's, for forks by other engines: with another index, or with a placement.
 
         Args:
             reach: of the KV that it will get from elsewhere (`Rope.reach`).
         """
-        return Sequence(self.pasts.new(reach, keep_queries=keep_queries), self.config.page_size, self.salt)
+        past = self.pasts.new(reach, keep_queries=keep_queries, keep_rows=keep_rows)
+        return Sequence(past, self.config.page_size, self.salt)
 
     def fork(self, sequence: Sequence) -> Sequence:
         """Make an independent sequence with the same past; pages are shared, not copied.
@@ -117,6 +121,7 @@ class Engine:
         try:
             with self.turn():
                 twin.follow(sequence)
+                self._place(twin)
         except BaseException:
             twin.close()
             raise
@@ -207,7 +212,7 @@ class Engine:
         self, sequence: Sequence, tokens: np.ndarray, want_logits: bool, reuse: bool, on_progress: OnProgress | None
     ) -> Prefilled:
         started, total, cached = clock.now(), len(tokens), 0
-        if reuse:
+        if reuse and not self._must_see_rows:
             with self.turn():
                 cached = self.prefixes.adopt(sequence, tokens, want_logits=want_logits)
         done, logits = cached, None
@@ -235,10 +240,24 @@ class Engine:
             with self.turn():
                 cache.end_prefill()
         with self.turn():
+            self._place(sequence, is_anew=True)
             self.prefixes.leave_at_end(sequence, total - cached)
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)  # callers tell how long it took: all of it
         return Prefilled(logits, cached, total - cached)
+
+    @property
+    def _must_see_rows(self) -> bool:
+        """Whether answers depend on how a prompt's rows attend, so that none may be taken from the store."""
+        return (
+            self.placing is not None and self.placing.is_visible and any(one.rows for one in self.placements.values())
+        )
+
+    def _place(self, sequence: Sequence, *, is_anew: bool = False) -> None:
+        """A prompt, or the whole past of a fork, is here: keep what the placement wants to keep of it. A fork of its
+        own kind has done so already, unless the text `is_anew`."""
+        if self.placing is not None and sequence.num_tokens and (is_anew or not is_placed(sequence.layers)):
+            place(sequence.layers, self.placing, sequence.num_tokens)
 
     def _span_ends(self, start: int, count: int) -> Iterator[int]:
         """Ends of spans, on the chunk grid or where states are left, except for the last."""

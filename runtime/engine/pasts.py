@@ -9,6 +9,7 @@ from functools import partial
 from typing import Protocol
 
 from ...retrieval import Index
+from ...retrieval.placement import Placement
 from ...storage import TieredStore
 from ..api.config import KVConfig
 from ..layers.base import LayerKV
@@ -43,7 +44,9 @@ class Pasts:
         config: KVConfig,
         workspace: Workspace,
         prefetcher: Prefetcher | None,
+        placements: dict[int, Placement],
     ) -> None:
+        self.placements = placements
         self.model, self.store, self.indexes, self.config = model, store, indexes, config
         self.workspace, self.prefetcher = workspace, prefetcher
         self.abandoned: deque[Closeable] = deque()
@@ -51,9 +54,11 @@ class Pasts:
         to: the next turn gives their pages up. A garbage collector may come at any moment, also while the store is in
         the middle of something."""
 
-    def new(self, reach: int = 0, *, keep_queries: bool = False) -> Past:
-        """Make an empty past. With `keep_queries` it also keeps the queries that indexes learn from."""
-        past = Past(reach)
+    def new(self, reach: int = 0, *, keep_queries: bool = False, keep_rows: bool = False) -> Past:
+        """Make an empty past. With `keep_queries` it also keeps the queries that indexes learn from, and with
+        `keep_rows` all of a prompt's, for placements."""
+        past, placing = Past(reach), self.config.placing
+        is_visible = placing is not None and placing.is_visible
         for layer, source in enumerate(self.model.sources):
             if source != layer:
                 recover = partial(recompute, self.model, self.store, past.layers, self.without_pages, reach, source)
@@ -66,7 +71,8 @@ class Pasts:
             tiered = TieredLayer(
                 layer, self.store, self._index(layer, reach), self.workspace, self.config.budget_tokens, recover,
                 repeats=self.model.num_heads // self.model.num_kv_heads, prefetcher=self.prefetcher,
-                keep_queries=keep_queries, sinks=self.model.sinks[layer],
+                keep_queries=keep_queries, keep_rows=keep_rows, sinks=self.model.sinks[layer],
+                placement=self.placements.get(layer), is_visible=is_visible,
             )  # fmt: skip
             past.layers.append(tiered)
         return past

@@ -20,6 +20,7 @@ from .base import LayerKV
 from .lookahead import Lookahead
 from .page_reader import PageReader
 from .pages import LayerPages
+from .placed import Placed
 from .prefetch import Prefetcher
 from .standing import Standing
 from .step import Step
@@ -37,6 +38,7 @@ class PagedLayer(LayerKV):
         budget_of: the tokens that one step may read of a context of so many.
         prefetcher: brings up what look-ahead guesses; None: nothing is guessed.
         sinks: `[H]`, learned ones (`kernels.sinks`). They are part of the attention whatever an index chooses.
+        placed: what a placement keeps of the text; None: there is no placement.
     """
 
     is_paged: ClassVar[bool] = True
@@ -44,7 +46,9 @@ class PagedLayer(LayerKV):
     def __init__(
         self, layer: int, pages: LayerPages, reader: PageReader, upkeep: IndexUpkeep, workspace: Workspace,
         budget_of: Callable[[int], int], prefetcher: Prefetcher | None, sinks: Tensor | None = None,
+        placed: Placed | None = None,
     ) -> None:  # fmt: skip
+        self.placed = placed
         self.layer, self.pages, self.reader, self.upkeep = layer, pages, reader, upkeep
         self.index, self.layout, self.workspace, self.budget_of = upkeep.index, pages.layout, workspace, budget_of
         self._sinks = sinks
@@ -74,6 +78,9 @@ class PagedLayer(LayerKV):
         self.lookahead.begin_step()
         if not sealed:
             return None, 1, *decode_attention(query, [tail], scale=scale)
+        if self.placed is not None and self.placed.chooses:
+            ids, out, lse = self.placed.attend(query, tail, scale, reader)
+            return ids, 1, out, lse
         budget, state = self._budget, self.upkeep.state
         if budget >= sealed:
             reader.begin_step(None)
@@ -92,15 +99,22 @@ class PagedLayer(LayerKV):
 
     def _standing(self, at: Attending) -> Standing | None:
         """As `begin_step` gives it, of pages where the new token is counted in."""
-        standing = None if self.watch is not None else self.rows.standing(at, self.upkeep.state, self._budget)
+        if self.watch is not None or self._waits_for_query:
+            return None
+        standing = self.rows.standing(at, self.upkeep.state, self._budget)
         if standing is not None:
             self.lookahead.begin_step()
             self.tokens_read = standing.counts.units * standing.unit + self.pages.tail_len
         return standing
 
+    @property
+    def _waits_for_query(self) -> bool:
+        """Whether what a step reads is not in rows, or its query is looked at."""
+        return self.placed is not None and (self.placed.chooses or self.placed.watches_steps)
+
     def attend(self, rows: np.ndarray, at: Attending, run: Callable[[np.ndarray], None]) -> int | None:
         self.lookahead.begin_step()
-        if not self.rows.are_exact:
+        if not self.rows.are_exact or (self.placed is not None and self.placed.chooses):
             at.out.copy_(self._attend(at.q, at.scale).view(-1))
             return None
         ids, unit, parts = self.rows.attend(rows, at, self.upkeep.state, self._budget, run)
@@ -110,12 +124,16 @@ class PagedLayer(LayerKV):
         return parts
 
     def look_ahead(self, query: Callable[[], Tensor]) -> None:
+        if self.placed is not None and self.placed.is_visible:
+            return
         if self.upkeep.indexed == self.pages.sealed > 0:
             self.lookahead.guess(query, self.upkeep.state, self._budget)
 
     @property
     def _budget(self) -> int:
-        """Sealed tokens that a step reads."""
+        """Sealed tokens that a step reads: of a text that a placement has kept whole, all."""
+        if self.placed is not None and self.placed.is_visible:
+            return self.pages.sealed
         tail_len = self.pages.tail_len
         return self.budget_of(self.pages.sealed + tail_len) - tail_len
 

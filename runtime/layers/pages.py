@@ -154,6 +154,10 @@ class LayerPages:
         self.drop_tail()
         self.pids = np.concatenate([self.pids, self.store.adopt(self.layer, chains, tokens)])
 
+    def rank(self, cold: np.ndarray) -> None:
+        """Those of the sealed pages that are `cold`, bool `[pages]`, give way before others in every tier."""
+        self.store.rank(self.pids, cold)
+
     def share(self, other: LayerPages) -> None:
         """Hold the sealed pages of `other`, too. There are none here yet."""
         self.store.retain(other.pids)

@@ -105,7 +105,9 @@ class SharingPages(Sharing, PagedLayer):
 
     def __init__(self, layer: int, source: PagedLayer, recover: Recover) -> None:
         reader = PageReader(source.pages, source.workspace, recover, chosen_on_host=source.index.attends_on_host)
-        super().__init__(layer, source.pages, reader, source.upkeep, source.workspace, source.budget_of, None)
+        super().__init__(
+            layer, source.pages, reader, source.upkeep, source.workspace, source.budget_of, None, placed=source.placed
+        )
 
     def extend(self, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float) -> Tensor:
         keys, values = (side.to(q.dtype) for side in self._block(start, start + q.shape[1]))

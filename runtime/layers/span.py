@@ -81,13 +81,17 @@ class Span:
         out, lse = attend_exactly(q, k, v, start, scale, self.block)
         return out if self._sinks is None else with_sinks(out, lse, self._sinks.unsqueeze(-1))
 
+    def new(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        """K and V `[G, end - begin, D]` of rows of the span, the tail's first. Good as long as the span is."""
+        return keys_values(self._workspace.span[:, :, begin:end], self._pages.layout)
+
     def block(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
         """K and V `[G, end - begin, D]` by position, from the store, the span buffer, or both.
 
         Good until the next read of this or another layer."""
         sealed, span = self._pages.sealed, self._workspace.span
         if begin >= sealed:
-            return keys_values(span[:, :, begin - sealed : end - sealed], self._pages.layout)
+            return self.new(begin - sealed, end - sealed)
         keys, values = self._reader.block(begin, min(end, sealed))
         if end <= sealed:
             return keys, values

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ...retrieval.index import Index
+from ...retrieval.placement import Placement
 from ...retrieval.stored import Geometry
 from ...storage import TieredStore
 from .attend_rows import Attending
@@ -27,6 +28,7 @@ from .base import LayerKV
 from .page_reader import PageReader, Recover
 from .paged import PagedLayer
 from .pages import LayerPages, fill
+from .placed import Kept, Placed
 from .prefetch import Prefetcher
 from .span import Span
 from .standing import Run, Standing
@@ -45,6 +47,7 @@ class LayerPoint(NamedTuple):
     tail: Tensor
     """`[S, G, n, D]`, a copy."""
     upkeep: IndexPoint
+    kept: Kept | None
 
 
 class TieredLayer(PagedLayer):
@@ -56,19 +59,27 @@ class TieredLayer(PagedLayer):
         repeats: query heads per KV head.
         prefetcher: brings up what look-ahead guesses; None: nothing is guessed.
         keep_queries: also keep the queries that indexes learn from, for `follow`ers with another index.
+        keep_rows: also keep all queries of prompts, for `follow`ers with a placement.
         sinks: `[H]`, learned ones (`kernels.sinks`). They are part of the attention whatever an index chooses.
+        placement: judges the tokens; None: all are kept, as equals. is_visible: steps read what it keeps, and nothing
+            else.
     """
 
     def __init__(
         self, layer: int, store: TieredStore, index: Index, workspace: Workspace, budget_of: Callable[[int], int],
         recover: Recover, *, repeats: int, prefetcher: Prefetcher | None = None, keep_queries: bool = False,
-        sinks: Tensor | None = None,
+        keep_rows: bool = False, sinks: Tensor | None = None, placement: Placement | None = None,
+        is_visible: bool = False,
     ) -> None:  # fmt: skip
         pages = LayerPages(store, layer)
         reader = PageReader(pages, workspace, recover, chosen_on_host=index.attends_on_host)
         geometry = Geometry(workspace.span[0, :, :0], 0, repeats)
         upkeep = IndexUpkeep(index, pages, reader, geometry, keep_queries=keep_queries)
-        super().__init__(layer, pages, reader, upkeep, workspace, budget_of, prefetcher, sinks)
+        placed = None
+        if placement is not None:
+            placed = Placed(placement, pages, reader, geometry, is_visible=is_visible)
+        super().__init__(layer, pages, reader, upkeep, workspace, budget_of, prefetcher, sinks, placed)
+        self._rows_kept: list[Tensor] | None = [] if keep_rows else None
         self.store, self.span = store, Span(pages, reader, workspace, sinks)
 
     # Prefill
@@ -76,13 +87,20 @@ class TieredLayer(PagedLayer):
     def begin(self) -> None:
         self.span.begin()
         self.upkeep.begin_span()
+        if self.placed is not None:
+            self.placed.begin_span()
 
     def extend(self, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float) -> Tensor:
         fill(self.span.rows(start - self.pages.sealed, q.shape[1]), k, v)
         queries, size = self.upkeep.queries, self.layout.page_size
         if queries.is_wanted:
             queries.note(q[:, -(start + 1) % size :: size], scale)
-        return self.span.attend(q, k, v, start, scale)
+        out = self.span.attend(q, k, v, start, scale)
+        if self.placed is not None:
+            self.placed.extend(q, start, scale, self.span.new)
+        if self._rows_kept is not None:
+            self._rows_kept.append(q.float().reshape(self.layout.num_heads, -1, *q.shape[1:]) * scale)
+        return out
 
     def finish(self, chains: list[bytes], tokens: np.ndarray, length: int) -> None:
         kv, filled = self.span.whole(length), len(chains) * self.layout.page_size
@@ -93,6 +111,8 @@ class TieredLayer(PagedLayer):
 
     def end_prefill(self) -> None:
         self.upkeep.catch_up()
+        if self.placed is not None:
+            self.placed.end_prefill()
 
     # Decode
 
@@ -107,7 +127,9 @@ class TieredLayer(PagedLayer):
         self.upkeep.catch_up()  # does something only after a prefill that was interrupted
 
     def _note_query(self, q: Tensor, scale: float) -> None:
-        """The query `[H, D]` of a page's last token is what indexes learn from."""
+        """The query `[H, D]` of a page's last token is what indexes learn from; a placement may learn from each."""
+        if self.placed is not None:
+            self.placed.note(q, scale)
         queries = self.upkeep.queries
         if queries.is_wanted and self.pages.is_full:
             queries.drop(0)
@@ -127,11 +149,15 @@ class TieredLayer(PagedLayer):
 
     def undo_step(self, tail_len: int, num_tokens: int) -> None:
         self.pages.tail_len = tail_len
+        if self.placed is not None:
+            self.placed.undo_step(tail_len)
 
     def seal(self, chain: bytes, tokens: np.ndarray) -> None:
         self.workspace.turns.require()
         self.lookahead.stop()
         self.upkeep.add(self.pages.seal(chain, tokens))
+        if self.placed is not None:
+            self.placed.seal()
 
     def extend_known(
         self, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float, chains: list[bytes], tokens: np.ndarray
@@ -156,17 +182,20 @@ class TieredLayer(PagedLayer):
     def adopt(self, chains: list[bytes], tokens: np.ndarray, num_tokens: int, left: dict[str, Tensor]) -> None:
         self.pages.adopt(chains, tokens)
         self.upkeep.adopt(tensors_under(f"{self.layer}.", left))
+        if self.placed is not None:
+            self.placed.adopt()
 
     def export(self) -> dict[str, Tensor]:
         self.upkeep.catch_up()
         state = {f"index.{name}": tensor for name, tensor in self.upkeep.export().items()}
-        return {"tail": self.pages.tail_copy(), **state}
+        placed = {} if self.placed is None else self.placed.export()
+        return {"tail": self.pages.tail_copy(), **state, **{f"placed.{name}": t for name, t in placed.items()}}
 
     def check_exported(self, prefix: str, tensors: dict[str, Tensor], num_tokens: int) -> set[str]:
         name = f"{prefix}tail"
         count = num_tokens % self.layout.page_size
         check_kv(name, tensors.get(name), count, self.layout, self.workspace.dtype)
-        return {name} | {name for name in tensors if name.startswith(f"{prefix}index.")}
+        return {name} | {name for name in tensors if name.startswith((f"{prefix}index.", f"{prefix}placed."))}
 
     def restore(
         self, tensors: dict[str, Tensor], chains: list[bytes], tokens: np.ndarray, num_tokens: int, *, has_state: bool
@@ -175,11 +204,14 @@ class TieredLayer(PagedLayer):
         if not (has_state and chains and self.upkeep.restore(tensors_under("index.", tensors))):
             self.upkeep.add_stored()
         self.pages.set_tail(tensors["tail"])
+        if self.placed is not None:
+            self.placed.restore(tensors_under("placed.", tensors) if has_state else {}, num_tokens)
 
     # Points and copies
 
     def snapshot(self) -> LayerPoint:
-        return LayerPoint(len(self.pages.pids), self.pages.tail_copy(), self.upkeep.snapshot())
+        kept = None if self.placed is None else self.placed.kept
+        return LayerPoint(len(self.pages.pids), self.pages.tail_copy(), self.upkeep.snapshot(), kept)
 
     def rollback(self, point: LayerPoint) -> None:
         self.lookahead.stop()
@@ -187,16 +219,26 @@ class TieredLayer(PagedLayer):
         self.pages.cut(point.num_pages)
         self.upkeep.rollback(point.upkeep)
         self.pages.set_tail(point.tail)
+        if self.placed is not None and point.kept is not None:
+            self.placed.kept = point.kept
+        if self._rows_kept:
+            self._rows_kept = [torch.cat(self._rows_kept, 2)[:, :, : self.pages.sealed + self.pages.tail_len]]
 
     def truncate(self, num_pages: int) -> None:
         point = self.snapshot()
         indexed = min(point.upkeep.indexed, num_pages * self.layout.page_size)
-        self.rollback(LayerPoint(num_pages, point.tail[:, :, :0], point.upkeep._replace(indexed=indexed)))
+        self.rollback(point._replace(
+            num_pages=num_pages, tail=point.tail[:, :, :0], upkeep=point.upkeep._replace(indexed=indexed)
+        ))  # fmt: skip
+        if self.placed is not None:
+            self.placed.truncate(num_pages * self.layout.page_size)
 
     def follow(self, other: TieredLayer) -> None:
         self.pages.share(other.pages)
         self.upkeep.follow(other.upkeep)
         self.pages.set_tail(other.pages.tail_copy())
+        if self.placed is not None:
+            self.placed.follow(other.placed, other._rows_kept)
 
     def close(self) -> None:
         self.lookahead.stop()

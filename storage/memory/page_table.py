@@ -7,7 +7,7 @@ import numpy as np
 from ..page import page_key
 
 NO_SLOT = -1
-_COLUMNS = ("host_slot", "gpu_slot", "stored", "kept_out", "ahead", "refs", "layer", "tokens")
+_COLUMNS = ("host_slot", "gpu_slot", "stored", "kept_out", "ahead", "cold", "refs", "layer", "tokens")
 
 
 class PageTable:
@@ -15,8 +15,8 @@ class PageTable:
 
     `host_slot`, `gpu_slot`: where the page lies in memory, or NO_SLOT. `stored`: its record on disk is committed.
     `kept_out`: it cannot be, since a later version's record has its key. `ahead`: it came up before anybody asked, and
-    nobody has read it since. `refs`: sequences and open tickets that hold it. `layer`,
-    `tokens` uint32 `[L]`: what it is of. `keys` by id and `pids` by key: its name. Ids of removed pages are given out
+    nobody has read it since. `cold`: others are worth more room. `refs`: sequences and open tickets that hold it.
+    `layer`, `tokens` uint32 `[L]`: what it is of. `keys` by id and `pids` by key: its name. Ids of removed pages are given out
     again.
     """
 
@@ -26,6 +26,7 @@ class PageTable:
         self.stored = np.zeros(1024, dtype=bool)
         self.kept_out = np.zeros(1024, dtype=bool)
         self.ahead = np.zeros(1024, dtype=bool)
+        self.cold = np.zeros(1024, dtype=bool)
         self.refs = np.zeros(1024, dtype=np.int32)
         self.layer = np.zeros(1024, dtype=np.int32)
         self.tokens = np.zeros((1024, page_size), dtype=np.uint32)
@@ -55,7 +56,7 @@ class PageTable:
                 column = getattr(self, name)
                 setattr(self, name, np.concatenate([column, np.zeros_like(column)]))
         self.host_slot[pid] = self.gpu_slot[pid] = NO_SLOT
-        self.stored[pid] = self.kept_out[pid] = self.ahead[pid] = False
+        self.stored[pid] = self.kept_out[pid] = self.ahead[pid] = self.cold[pid] = False
         self.refs[pid] = 1
         self.layer[pid] = layer
         self.tokens[pid] = tokens

@@ -68,7 +68,8 @@ class Residency:
         if len(slots) == count:
             return slots
         evictable = self.table.stored[arena.page] if arena is self.host else np.ones(arena.num_slots, dtype=bool)
-        gone = victims(arena, count - len(slots), evictable, layer, self.num_layers, force=force)
+        cold = self.table.cold[arena.page]
+        gone = victims(arena, count - len(slots), evictable, cold, layer, self.num_layers, force=force)
         if len(gone):
             self.evict(arena, gone)
             slots = np.concatenate([slots, arena.take(len(gone), layer)])

@@ -27,7 +27,7 @@ def filled(num_slots: int, pages: list[tuple[int, int]]) -> Arena:
 
 def victims(pool: Arena, count: int, *, layer: int = 0, num_layers: int = 2, force: bool = False) -> list[int]:
     everything = np.ones(pool.num_slots, dtype=bool)
-    return choose(pool, count, everything, layer, num_layers, force=force).tolist()
+    return choose(pool, count, everything, ~everything, layer, num_layers, force=force).tolist()
 
 
 def test_slots_are_counted_under_the_cap() -> None:

@@ -28,15 +28,16 @@ class Case:
         self.pool.lease(filled[rng.random(len(filled)) < 0.1])
         self.evictable = rng.random(num_slots) < 0.8
         self.layer = int(rng.integers(0, LAYERS))
+        self.cold = rng.random(num_slots) < 0.4
 
     def victims(self, count: int, *, force: bool) -> list[int]:
-        return victims(self.pool, count, self.evictable, self.layer, LAYERS, force=force).tolist()
+        return victims(self.pool, count, self.evictable, self.cold, self.layer, LAYERS, force=force).tolist()
 
     def expected(self, force: bool) -> list[int]:
         """The order, slot by slot: a plain rendering of the rules in `eviction`."""
         may_go = [s for s in range(self.pool.num_slots) if self.pool.state[s] == 2
                   and not self.pool.leases[s] and self.evictable[s]]  # fmt: skip
-        by_age = sorted(may_go, key=lambda slot: self.pool.last_use[slot])
+        by_age = sorted(may_go, key=lambda slot: (not self.cold[slot], self.pool.last_use[slot]))
         share = self.pool.num_slots // LAYERS
         excess = [int(np.sum((self.pool.state == 2) & (self.pool.layer == i))) - share for i in range(LAYERS)]
         first = []
@@ -69,3 +70,19 @@ def test_the_store_evicts_the_oldest_page() -> None:
     assert store.gpu is not None
     assert sorted(store.gpu.page.tolist()) == sorted(set(pids.tolist()) - {int(pids[0])})
     store.check_integrity()
+
+
+def test_the_store_evicts_cold_pages_first() -> None:
+    """Of four pages the newest is cold: it goes before the oldest, and no longer once it is ranked anew."""
+    of = text(SMALL, 6)
+    store = TieredStore(SMALL, 1, host=arena("host", SMALL, 8), gpu=arena("gpu", SMALL, 4))
+    pids = store.put(0, of.chains, of.tokens, torch.zeros(6, SMALL.page_bytes, dtype=torch.uint8))
+    assert store.gpu is not None
+    for pid in pids[:4]:
+        read_back(store, np.array([pid]))
+    store.rank(pids[:4], np.array([False, False, False, True]))
+    read_back(store, pids[4:5])
+    assert sorted(store.gpu.page.tolist()) == [*pids[[0, 1, 2, 4]].tolist()]
+    store.rank(pids[:1], np.array([False]))
+    read_back(store, pids[5:])
+    assert sorted(store.gpu.page.tolist()) == [*pids[[1, 2, 4, 5]].tolist()]

@@ -1,0 +1,172 @@
+"""The second waist of `stratakv.retrieval`: which tokens of a text are worth a place near, and how many of them?
+
+A `Placement` serves one layer, as an index does. It judges tokens when they come and by the attention that they get,
+not by a query that wants something now; so it can be asked once, at a prompt's end, for all steps after it. Its answer
+is used in one of two ways (`mode` of a spec):
+
+    visible   as the methods were published: a step reads what was kept and nothing else. The rest stays in the store,
+              but this conversation never sees it again.
+    hot       what was kept stays in the fastest tier, the rest goes down first when room is needed, and an index finds
+              whatever a step needs. No output changes, only what moves.
+
+The order of calls, for one layer of one sequence:
+
+    prompt   start -> enter, enter, ...      keys and values of the next tokens, in order, each once
+                      observe                query rows: each chunk's, or the last ones of the prompt (`rows`)
+                      wish -> divide         what each layer asks for -> tokens for each layer
+                      keep                   which tokens stay
+    reply    enter -> observe -> keep        at each whole page, where `prunes` (otherwise all of a reply is kept)
+
+A token that was not kept is never judged again, in either mode: what a placement knows has one number for each token
+that is still kept, a *column*. Sinks, the local window and the unsealed tail always stay.
+
+Shapes   G KV heads, R query heads each, m tokens that are kept (columns), n new tokens, D head dim.
+Position -1 in a column is no token: heads that keep fewer than others are padded at the front.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from .index import NoOptions
+from .params import IndexParams
+
+State = dict[str, Tensor]
+"""What a placement knows of one layer of one sequence. A tensor named in `columns` has a column for each kept token,
+`[G, m, ..]`. No tensor is written again: each call makes new ones, so that going back is holding on to the old."""
+EVERY = -1
+"""`rows` of a placement that looks at every query row of a prompt."""
+ROWS = 128
+"""Query rows whose attention is computed at a time: with a block of keys they take some megabytes, whatever the text's
+length."""
+Change = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(logits `[G, R, n, b]`, positions of the rows `[n]` and of the columns `[G, b]`) -> other logits."""
+
+
+class Text(Protocol):
+    """The tokens that are kept, as a placement may see them."""
+
+    @property
+    def positions(self) -> Tensor:
+        """int64 `[G, m]`, ascending behind the padding."""
+        ...
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Columns, and their rotated keys and values, each fp32 `[G, b, D]`, a block at a time. A block is good until
+        the next."""
+        ...
+
+
+class Rows(NamedTuple):
+    """Query rows of consecutive tokens that are the last ones of `text`."""
+
+    queries: Tensor
+    """Rotated and scaled, fp32 `[G, R, n, D]`."""
+    start: int
+    """Position of the first."""
+    text: Text
+
+    def weights(self, change: Change | None = None) -> Iterator[tuple[Tensor, slice, Tensor]]:
+        """How the rows attend to what is kept: the rows' positions `[n]`, columns, and weights `[G, R, n, b]` that add
+        up to 1 over all columns; at most `ROWS` rows and a block of columns at a time. `change` is given the logits
+        before the softmax."""
+        for begin in range(0, self.queries.shape[2], ROWS):
+            some = self.queries[:, :, begin : begin + ROWS]
+            at = self.start + begin + torch.arange(some.shape[2], device=some.device)
+            lses = [logits.logsumexp(-1) for _, logits in self._logits(some, at, change)]
+            lse = torch.stack(lses).logsumexp(0).unsqueeze(-1)
+            for columns, logits in self._logits(some, at, change):
+                yield at, columns, torch.exp(logits - lse)
+
+    def _logits(self, some: Tensor, at: Tensor, change: Change | None) -> Iterator[tuple[slice, Tensor]]:
+        for columns, keys, _ in self.text.blocks():
+            positions = self.text.positions[:, columns]
+            logits = some @ keys.unsqueeze(1).transpose(2, 3)
+            if change is not None:
+                logits = change(logits, at, positions)
+            seen = (positions[:, None] <= at[:, None]) & (positions[:, None] >= 0)
+            yield columns, logits.masked_fill(~seen.unsqueeze(1), -torch.inf)
+
+
+class Placement(ABC):
+    """One way to tell which tokens matter."""
+
+    name: ClassVar[str]
+    Options: ClassVar[type[Any]] = NoOptions
+    """Frozen dataclass of int and float settings, as of an index."""
+    columns: ClassVar[tuple[str, ...]] = ()
+    """Names of what is known of each token."""
+    prunes: ClassVar[bool] = False
+    """True if a reply keeps to the budget, too: what was kept goes as new pages come. False: all of a reply is kept."""
+
+    def __init__(self, params: IndexParams, layer: int, options: Any) -> None:
+        self.params, self.layer, self.options = params, layer, options
+
+    @property
+    def rows(self) -> int:
+        """The last query rows of a prompt that `observe` is to be given; `EVERY`: all, as they come; 0: none. Of a
+        reply it is given each, a page at a time, if `prunes`."""
+        return 0
+
+    def start(self) -> State:
+        """What is known before the first token, besides columns."""
+        return {}
+
+    def enter(self, keys: Tensor, values: Tensor, positions: Tensor) -> State:
+        """The columns of new tokens: keys and values `[G, n, D]`, positions `[n]`. Unless a method has more to say,
+        each begins at 0."""
+        return {name: keys.new_zeros(keys.shape[:2], dtype=torch.float32) for name in self.columns}
+
+    def observe(self, state: State, rows: Rows) -> State:
+        """What changes in `state` now that these rows have attended; only what changes need be given."""
+        return {}
+
+    @abstractmethod
+    def scores(self, state: State, text: Text) -> Tensor:
+        """How much each token matters, fp32 `[G, m]`: the highest stay. Padding may have any score."""
+
+    def recent(self, budget: int) -> int:
+        """How many of the last tokens stay whatever their scores."""
+        return self.params.local
+
+    def keep(self, state: State, text: Text, budget: int) -> Tensor:
+        """Which columns stay, bool `[G, m]`: at most `budget` of each head where forced ones leave room."""
+        forced = self.forced(text, budget)
+        scores = self.scores(state, text).masked_fill(forced, torch.inf).masked_fill(text.positions < 0, -torch.inf)
+        order = scores.sort(dim=-1, descending=True, stable=True).indices
+        kept = torch.zeros_like(forced).scatter_(1, order[:, :budget], True)
+        return (kept | forced) & (text.positions >= 0)
+
+    def forced(self, text: Text, budget: int) -> Tensor:
+        """The columns that stay in any case, bool `[G, m]`: sinks and recent tokens."""
+        end = text.positions[:, -1:] + 1
+        recent = max(self.params.local, self.recent(budget))
+        at = text.positions
+        return (at >= 0) & ((at < self.params.sink) | (at >= end - recent))
+
+    def wish(self, state: State, text: Text) -> Tensor:
+        """What this layer says to `divide`."""
+        return torch.zeros(0)
+
+    def divide(self, wishes: Sequence[Tensor], budget: int) -> list[int]:
+        """How many tokens each layer may keep of each head, from what all layers wish, in order. Their mean is
+        `budget`, up to rounding."""
+        return [budget] * len(wishes)
+
+
+def pooled(scores: Tensor, width: int) -> Tensor:
+    """The mean over each column and its neighbours, `width` columns (odd) of `[G, m]`: a token beside ones that matter
+    matters, too. At the ends what is missing counts as 0, as the methods' own code has it."""
+    return torch.nn.functional.avg_pool1d(scores.unsqueeze(0), width, 1, width // 2)[0]
+
+
+def shares(weights: Sequence[float], budget: int, least: int) -> list[int]:
+    """Divide `budget` for each of so many layers in proportion to `weights`, none below `least`."""
+    total, left = math.fsum(weights) or 1.0, max(0, budget - least) * len(weights)
+    return [least + int(left * weight / total) for weight in weights]

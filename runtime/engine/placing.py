@@ -1,0 +1,34 @@
+"""The placements of a model, one for each tiered layer, and the moment at which all of them have seen a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ...retrieval.placement import Placement
+from ...retrieval.placement_registry import PlacementSpec
+from ..api.config import KVConfig
+from ..layers.base import LayerKV
+from ..layers.tiered import tiered_layers
+
+
+def make_placements(layers: Iterable[int], config: KVConfig) -> dict[int, Placement]:
+    """Make the placement of each of these layers, as `config` says; none if it says nothing. Raises ValueError for a
+    setting that is unknown or out of range."""
+    spec = config.placing
+    return {} if spec is None else {layer: spec.make(config.index_params(), layer) for layer in layers}
+
+
+def place(layers: list[LayerKV], spec: PlacementSpec, num_tokens: int) -> None:
+    """A prompt has come to `num_tokens` tokens, in every layer: divide what may be kept among the layers, and keep
+    that."""
+    placed = [layer.placed for layer in tiered_layers(layers) if layer.placed is not None]
+    if not placed:
+        return
+    budgets = placed[0].placement.divide([one.wish() for one in placed], spec.tokens(num_tokens))
+    for one, budget in zip(placed, budgets, strict=True):
+        one.place(budget, num_tokens if spec.is_share else 0)
+
+
+def is_placed(layers: list[LayerKV]) -> bool:
+    """Whether that has happened to the text in `layers`."""
+    return all(layer.placed is None or layer.placed.kept.budget is not None for layer in tiered_layers(layers))

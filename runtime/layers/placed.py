@@ -1,0 +1,365 @@
+"""What a placement knows of one layer of one sequence, and the tokens it keeps (`retrieval.placement`).
+
+    prompt  extend, extend, ... -> end_prefill -> place      place: once all layers have said what they wish
+    reply   note -> (seal)                                   a whole page at a time
+
+All of its tensors are made anew when they change, so a point to go back to is what `snapshot` holds on to.
+
+Shapes  G KV heads, R query heads each (H = G*R), m columns: tokens that are kept, D head dim.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...kernels.decode_attention import decode_attention
+from ...kernels.merge_states import merge_states
+from ...retrieval.placement import EVERY, Placement, Rows, State
+from ...retrieval.reading import Run, read_exactly
+from ...retrieval.stored import Geometry
+from .page_reader import PageReader
+from .pages import LayerPages
+from .workspace import KEY_BLOCK
+
+logger = logging.getLogger(__name__)
+
+Block = Callable[[int, int], tuple[Tensor, Tensor]]
+"""Keys and values `[G, end - begin, D]` of the tokens from `begin` to `end` after the sealed pages."""
+
+
+class Kept(NamedTuple):
+    """A point of a layer's past, for `rollback`."""
+
+    positions: Tensor
+    """int64 `[G, m]`, ascending; -1 in front where a head keeps fewer than others."""
+    state: State
+    end: int
+    """Position behind the last token that has a column."""
+    budget: int | None
+    """Tokens of each head to keep; None: nobody has said yet."""
+    length: int
+    """Tokens of the text of which that is a share; 0: it is a number that stays the same."""
+    last: Tensor | None
+    """The last query rows of the prompt that is coming in, `[G, R, n, D]`."""
+    steps: tuple[Tensor, ...]
+    """The queries of a reply since its last page, `[G, R, 1, D]` each."""
+
+
+class KeptText(NamedTuple):
+    """The `retrieval.placement.Text` of a layer: sealed tokens come from the store, the others from `rest`."""
+
+    positions: Tensor
+    num_sealed: int
+    """Columns of sealed tokens: the first ones."""
+    reader: PageReader
+    rest: Block
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        self.reader.begin_step(None)
+        for begin in range(0, self.num_sealed, KEY_BLOCK):
+            some = slice(begin, min(begin + KEY_BLOCK, self.num_sealed))
+            keys, values = self.reader.keys_values(self.positions[:, some].clamp(min=0), 1)
+            yield some, keys.float(), values.float()
+        count = self.positions.shape[1] - self.num_sealed
+        for begin in range(0, count, KEY_BLOCK):
+            end = min(begin + KEY_BLOCK, count)
+            keys, values = self.rest(begin, end)
+            yield slice(self.num_sealed + begin, self.num_sealed + end), keys.float(), values.float()
+
+
+class Placed:
+    """A placement's work on one layer of one sequence.
+
+    Args:
+        is_visible: steps read what is kept, and nothing else.
+        of: the layer's geometry, with no token.
+    """
+
+    def __init__(
+        self, placement: Placement, pages: LayerPages, reader: PageReader, of: Geometry, *, is_visible: bool
+    ) -> None:
+        self.placement, self.is_visible = placement, is_visible
+        self._pages, self._reader, self._of = pages, reader, of
+        none = torch.empty((of.groups, 0), dtype=torch.int64, device=of.keys.device)
+        state = {**placement.enter(of.keys, of.keys, none[0]), **placement.start()}
+        self.kept = Kept(none, state, 0, None, 0, None, ())
+
+    @property
+    def watches_steps(self) -> bool:
+        """Whether each step's query must be noted."""
+        return self.placement.prunes
+
+    @property
+    def chooses(self) -> bool:
+        """Whether steps read what is kept: there is something else."""
+        return self.is_visible and self.kept.positions.shape[1] < self.kept.end
+
+    # A prompt
+
+    def begin_span(self) -> None:
+        """A span of a prompt begins: what it follows is all that has come."""
+        self._reach(self._pages.sealed + self._pages.tail_len)
+        self._observe_steps()
+
+    def extend(self, q: Tensor, start: int, scale: float, rest: Block) -> None:
+        """Take in the next rows of a prompt, q `[H, T, D]`; `rest` has their keys and values."""
+        first = start - self._pages.sealed
+        self._enter(*rest(first, first + q.shape[1]), start)
+        queries = self._by_group(q, scale)
+        if self.placement.rows == EVERY:
+            self._observe(queries, start, rest)
+        elif self.placement.rows:
+            last = queries if self.kept.last is None else torch.cat([self.kept.last, queries], 2)
+            self.kept = self.kept._replace(last=last[:, :, -self.placement.rows :])
+
+    def end_prefill(self) -> None:
+        """All of a prompt is here: see what its last rows attend to."""
+        last, self.kept = self.kept.last, self.kept._replace(last=None)
+        if last is not None:
+            self._observe(last, self.kept.end - last.shape[2], self._tail)
+
+    def wish(self) -> Tensor:
+        """What `Placement.divide` is told of this layer."""
+        return self.placement.wish(self.kept.state, self._text(self._tail))
+
+    def place(self, budget: int, length: int) -> None:
+        """Keep `budget` tokens of each head from now on, or such a share of a text of `length` tokens; 0: no share. The
+        unsealed tail stays, and counts."""
+        self.kept = self.kept._replace(budget=budget, length=length)
+        self._prune(budget)
+
+    def _prune(self, budget: int) -> None:
+        text = self._text(self._tail)
+        chosen = self.placement.keep(self.kept.state, text, budget)
+        self._take(chosen | (text.positions >= self._pages.sealed))
+        if not self.is_visible:
+            self._pages.rank(self._cold(budget).cpu().numpy())
+
+    # A reply
+
+    def note(self, q: Tensor, scale: float) -> None:
+        """The next step's query `[H, D]`."""
+        if self.watches_steps:
+            self.kept = self.kept._replace(steps=(*self.kept.steps, self._by_group(q.unsqueeze(1), scale)))
+
+    def undo_step(self, tail_len: int) -> None:
+        """Forget the query of a step that failed, whether it was noted or not: `tail_len` tokens are left."""
+        count = self._pages.sealed + tail_len - self.kept.end
+        self.kept = self.kept._replace(steps=self.kept.steps[: max(0, count)])
+
+    def seal(self) -> None:
+        """A page is sealed: its tokens have columns now, and if a reply keeps to a budget, the least of all go."""
+        self._reach(self._pages.sealed)
+        self._observe_steps()
+        if self.placement.prunes and self.kept.budget is not None:
+            budget, length = self.kept.budget, self.kept.length
+            self._prune(-(-budget * self.kept.end // length) if length else budget)
+
+    def _observe_steps(self) -> None:
+        """All tokens have columns: look at the queries of those that a reply brought."""
+        steps, self.kept = self.kept.steps, self.kept._replace(steps=())
+        if steps:
+            self._observe(torch.cat(steps, 2), self.kept.end - len(steps), self._tail)
+
+    def attend(
+        self, query: Tensor, tail: Run, scale: float, reader: PageReader
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Attend with `[G, R, D]` to the sealed tokens that are kept, and the tail; `reader` is the asking layer's.
+        Returns their ids `[G, n]`, out and lse."""
+        ids = self.kept.positions[:, : self._num_sealed]
+        padding = (ids < 0).sum(1).tolist()
+        reader.begin_step(ids.shape[1])
+        if not any(padding):
+            return ids, *read_exactly(query, ids, 1, reader, tail, scale)
+        outs, lses = [], []
+        for begin in range(0, ids.shape[1], reader.max_tokens):
+            some = ids[:, begin : begin + reader.max_tokens]
+            keys, values = reader.keys_values(some.clamp(min=0), 1)
+            parts = [
+                decode_attention(query[g : g + 1], [(keys[g : g + 1, pad:], values[g : g + 1, pad:])], scale=scale)
+                if (pad := max(0, padding[g] - begin)) < some.shape[1] else _nothing(query[g : g + 1], values)
+                for g in range(len(query))
+            ]  # fmt: skip
+            outs.append(torch.cat([out for out, _ in parts]))
+            lses.append(torch.cat([lse for _, lse in parts]))
+        if tail[0].shape[1]:
+            out, lse = decode_attention(query, [tail], scale=scale)
+            outs, lses = [*outs, out], [*lses, lse]
+        return ids, *merge_states(outs, lses)
+
+    # What sessions keep
+
+    def export(self) -> dict[str, Tensor]:
+        """Everything as tensors, copies."""
+        kept = self.kept
+        at = torch.tensor([kept.end, -1 if kept.budget is None else kept.budget, kept.length])
+        steps = {"steps": torch.cat(kept.steps, 2)} if kept.steps else {}
+        known = {f"known.{name}": tensor.clone() for name, tensor in kept.state.items()}
+        return {"at": at, "positions": kept.positions.clone(), **steps, **known}
+
+    def _check(self, tensors: Mapping[str, Tensor], num_tokens: int) -> None:
+        """Raises ValueError unless `tensors` can be what `export` gave after `num_tokens` tokens; they may come from
+        anywhere."""
+        fresh = {f"known.{name}": tensor for name, tensor in self.kept.state.items()}
+        for name in sorted(({"at", "positions", *fresh} ^ tensors.keys()) - {"steps"}):
+            raise ValueError(f"{name[:60]!r}: {'unknown' if name in tensors else 'is not there'}")
+        at, positions = tensors["at"], tensors["positions"]
+        sealed = num_tokens - num_tokens % self._pages.layout.page_size
+        if at.dtype != torch.int64 or at.shape != (3,) or not sealed <= int(at[0]) <= num_tokens:
+            raise ValueError("'at': not where this text ends")
+        end, budget, length = at.tolist()
+        if not (-1 <= budget < 1 << 40 and 0 <= length <= num_tokens):
+            raise ValueError("'at': not a budget of this text")
+        if positions.dtype != torch.int64 or positions.ndim != 2 or len(positions) != self._of.groups:
+            raise ValueError("'positions': not those of this layer's heads")
+        is_inside = bool(((positions >= -1) & (positions < end)).all())
+        if not is_inside or bool(((positions.diff(dim=1) < 1) & (positions[:, 1:] >= 0)).any()):
+            raise ValueError("'positions': not ascending places of this text")
+        if bool(((positions >= sealed).sum(1) != end - sealed).any()):
+            raise ValueError("'positions': without tokens that no page has")
+        for name, like in fresh.items():
+            shape = like.shape
+            if self._is_column(name.removeprefix("known.")):
+                shape = torch.Size([like.shape[0], positions.shape[1], *like.shape[2:]])
+            self._check_numbers(name, tensors[name], like.dtype, shape)
+        if (steps := tensors.get("steps")) is not None:
+            count = num_tokens - end
+            shape = torch.Size([self._of.groups, self._of.repeats, count, self._of.dim])
+            self._check_numbers("steps", steps, torch.float32, shape)
+
+    def _check_numbers(self, name: str, tensor: Tensor, dtype: torch.dtype, shape: torch.Size) -> None:
+        if tensor.dtype != dtype or tensor.shape != shape:
+            found = f"{tensor.dtype} {tuple(tensor.shape)}"
+            raise ValueError(f"{name!r}: {found}, and {self.placement.name} keeps {dtype} {tuple(shape)}")
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name!r}: has a value that is not finite")
+
+    def restore(self, tensors: Mapping[str, Tensor], num_tokens: int) -> None:
+        """Be what `export` gave, if it is sound; it may come from anywhere. Otherwise, and where there is nothing, all
+        `num_tokens` tokens are kept. Pages are there already."""
+        try:
+            self._check(tensors, num_tokens)
+        except ValueError as error:
+            if tensors:
+                logger.warning("layer %d: what was kept is not known, so all of it is: %s", self._pages.layer, error)
+            self._reach(num_tokens)
+            return
+        here = {name: tensor.to(self._of.keys.device) for name, tensor in tensors.items()}
+        end, budget, length = here["at"].tolist()
+        state = {name.removeprefix("known."): tensor for name, tensor in here.items() if name.startswith("known.")}
+        steps = here["steps"].unsqueeze(3).unbind(2) if "steps" in here else ()
+        self.kept = Kept(here["positions"], state, end, None if budget < 0 else budget, length, None, tuple(steps))
+
+    # Points and copies
+
+    def adopt(self) -> None:
+        """Pages that the store had have come in the place of the tail. Nobody knows how their queries attended."""
+        self._reach(self._pages.sealed)
+
+    def truncate(self, num_tokens: int) -> None:
+        """Keep what is kept of the first `num_tokens` tokens, whole pages."""
+        self._take((self.kept.positions >= 0) & (self.kept.positions < num_tokens))
+        self.kept = self.kept._replace(end=min(self.kept.end, num_tokens), last=None, steps=())
+
+    def follow(self, other: Placed | None, rows: list[Tensor] | None) -> None:
+        """Know of the same pages what `other` knows, if it is of the same placement. Otherwise look at all of the text
+        as if it came now, with the queries `rows` of all of it, `[G, R, n, D]` each, where they are known."""
+        if other is not None and other.placement is self.placement:
+            self.kept = other.kept
+            return
+        self._reach(self._pages.sealed + self._pages.tail_len)
+        if rows is None or not self.placement.rows:
+            return
+        queries = torch.cat(rows, 2)
+        first = 0 if self.placement.rows == EVERY else max(0, queries.shape[2] - self.placement.rows)
+        self._observe(queries[:, :, first:], first, self._tail)
+
+    # Columns
+
+    @property
+    def _num_sealed(self) -> int:
+        """Columns of sealed tokens: the first ones, since nothing after the pages is ever dropped."""
+        return self.kept.positions.shape[1] - max(0, self.kept.end - self._pages.sealed)
+
+    def _text(self, rest: Block) -> KeptText:
+        return KeptText(self.kept.positions, self._num_sealed, self._reader, rest)
+
+    def _tail(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        keys, values = self._pages.tail
+        return keys[:, begin:end], values[:, begin:end]
+
+    def _by_group(self, q: Tensor, scale: float) -> Tensor:
+        """Queries `[H, n, D]` as fp32 `[G, R, n, D]`, scaled; a copy."""
+        return q.float().reshape(self._of.groups, -1, *q.shape[1:]) * scale
+
+    def _observe(self, queries: Tensor, start: int, rest: Block) -> None:
+        state = self.placement.observe(self.kept.state, Rows(queries, start, self._text(rest)))
+        self.kept = self.kept._replace(state={**self.kept.state, **state})
+
+    def _enter(self, keys: Tensor, values: Tensor, start: int) -> None:
+        """Columns for the next tokens, at positions `start ..`."""
+        positions = torch.arange(start, start + keys.shape[1], device=keys.device)
+        new = self.placement.enter(keys.float(), values.float(), positions)
+        state = {
+            name: torch.cat([tensor, new[name]], 1) if self._is_column(name) else tensor
+            for name, tensor in self.kept.state.items()
+        }
+        positions = torch.cat([self.kept.positions, positions.expand(self._of.groups, -1)], 1)
+        self.kept = self.kept._replace(positions=positions, state=state, end=start + keys.shape[1])
+
+    def _reach(self, end: int) -> None:
+        """Columns for the tokens before `end`, and for no other ones."""
+        if self.kept.end > end:
+            self.truncate(end)
+        sealed, size = self._pages.sealed, self._pages.layout.page_size
+        self._reader.begin_step(None)
+        while self.kept.end < min(end, sealed):
+            first = self.kept.end
+            begin = first // size * size
+            keys, values = self._reader.block(begin, min(begin + KEY_BLOCK // size * size, sealed))
+            self._enter(keys[:, first - begin :], values[:, first - begin :], first)
+        if end > self.kept.end:
+            self._enter(*self._tail(self.kept.end - sealed, end - sealed), self.kept.end)
+
+    def _take(self, chosen: Tensor) -> None:
+        """Keep these columns, bool `[G, m]`, and no others."""
+        if bool(chosen.all()):
+            return
+        most = int(chosen.sum(1).max()) if chosen.numel() else 0
+        order = chosen.to(torch.int8).sort(dim=1, stable=True).indices[:, chosen.shape[1] - most :]
+        positions = self.kept.positions.gather(1, order).masked_fill(~chosen.gather(1, order), -1)
+        state = {
+            name: _columns(tensor, order) if self._is_column(name) else tensor
+            for name, tensor in self.kept.state.items()
+        }
+        self.kept = self.kept._replace(positions=positions, state=state)
+
+    def _is_column(self, name: str) -> bool:
+        return name in self.placement.columns
+
+    def _cold(self, budget: int) -> Tensor:
+        """The sealed pages to which `budget` tokens do not reach, bool `[pages]`: a page holds all heads, so those come
+        first of which most tokens are kept, over all of them; of equals the latest."""
+        sealed, size = self.kept.positions[:, : self._num_sealed], self._pages.layout.page_size
+        pages = sealed[sealed >= 0].div(size, rounding_mode="floor")
+        held = torch.bincount(pages, minlength=self._pages.sealed // size)
+        cold = torch.ones_like(held, dtype=torch.bool)
+        best = held.flip(0).sort(descending=True, stable=True).indices[: -(-budget // size)]
+        cold[len(held) - 1 - best] = False
+        return cold
+
+
+def _columns(tensor: Tensor, order: Tensor) -> Tensor:
+    """The columns `order` `[G, m']` of `[G, m, ..]`."""
+    return tensor[torch.arange(len(tensor), device=tensor.device)[:, None], order]
+
+
+def _nothing(query: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Out and lse of attention to no token."""
+    out = query.new_zeros((*query.shape[:-1], values.shape[-1]))
+    return out, query.new_full(query.shape[:-1], -torch.inf, dtype=torch.float32)

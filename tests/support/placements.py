@@ -1,0 +1,8 @@
+"""The placements under contract: a new placement adds one line here and has the whole suite."""
+
+from __future__ import annotations
+
+PLACEMENT_CASES = [
+    "h2o",
+    "snapkv",
+]

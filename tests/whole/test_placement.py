@@ -1,0 +1,104 @@
+"""Placements on a tiny model: what is kept, what is read, and what comes back, whichever placement it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from placements import PLACEMENT_CASES
+from tiny_models import VOCABULARY, save_tiny_model
+
+from stratakv.runtime import KVConfig, Runtime
+from stratakv.runtime.engine.engine import Engine
+from stratakv.runtime.engine.sequence import Sequence
+from stratakv.runtime.layers.placed import Placed
+from stratakv.runtime.layers.tiered import tiered_layers
+from stratakv.runtime.sessions import session
+
+TOKENS = np.random.default_rng(3).integers(3, VOCABULARY, 700).astype(np.uint32)
+PROMPT, MORE, KNOWN = TOKENS[:600], TOKENS[600:640], TOKENS[640:690]
+KEEP = 144
+SETTINGS = KVConfig(sink=8, local=16, budget=144, disk_gb=0.1)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def runtime(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
+    kv = KVConfig(path=tmp_path_factory.mktemp("kv"), sink=8, local=16, budget=144, disk_gb=0.1)
+    with Runtime.load(model, dtype="float32", kv=kv) as runtime:
+        yield runtime
+        runtime.store.check_integrity()
+
+
+def engine_of(runtime: Runtime, placement: str | None, index: str = "spectral") -> Engine:
+    from dataclasses import replace
+
+    return runtime.reading(replace(runtime.config, placement=placement, index=index))
+
+
+def prefilled(engine: Engine, tokens: np.ndarray = PROMPT, *, reuse: bool = False) -> Sequence:
+    sequence = engine.new_sequence()
+    engine.prefill(sequence, tokens, want_logits=False, reuse=reuse)
+    return sequence
+
+
+def decoded(engine: Engine, sequence: Sequence, tokens: np.ndarray = KNOWN) -> torch.Tensor:
+    return torch.stack([engine.decode([sequence], [token])[0] for token in tokens.tolist()])
+
+
+def placed(sequence: Sequence) -> list[Placed]:
+    return [layer.placed for layer in tiered_layers(sequence.layers) if layer.placed is not None]
+
+
+@pytest.mark.parametrize("name", PLACEMENT_CASES)
+def test_a_placement_from_first_to_last(runtime: Runtime, name: str) -> None:
+    """The budget is kept, two runs agree, a fork, known tokens at once and a saved session go on alike, and a rollback
+    finds what was there."""
+    engine = engine_of(runtime, f"{name}:keep={KEEP}")
+    sequence = prefilled(engine)
+    kept = [one.kept for one in placed(sequence)]
+    counts = torch.stack([(one.positions >= 0).sum(1) for one in kept]).float()
+    assert counts.mean() <= KEEP
+    assert counts.max() < len(PROMPT), "nothing was let go of"
+    for one in kept:
+        for row in one.positions:
+            there = set(row[row >= 0].tolist())
+            assert {*range(8), *range(len(PROMPT) - 16, len(PROMPT))} <= there
+    session.save(engine, sequence, name, {})
+    point = sequence.snapshot()
+    fork, known = engine.fork(sequence), engine.fork(sequence)
+    expected = decoded(engine, sequence)
+    assert torch.equal(decoded(engine, fork), expected)
+    torch.testing.assert_close(engine.decode_known(known, KNOWN), expected, rtol=1e-4, atol=1e-4)
+    for one, other in zip(placed(fork), placed(sequence), strict=True):
+        assert torch.equal(one.kept.positions, other.kept.positions)
+    again = prefilled(engine)
+    assert torch.equal(decoded(engine, again), expected)
+    loaded, _, _ = session.load(engine, name)
+    assert torch.equal(decoded(engine, loaded), expected)
+    engine.rollback(sequence, point)
+    assert torch.equal(decoded(engine, sequence), expected)
+    engine.prefill(sequence, MORE, reuse=False)  # a second turn
+    total = torch.stack([(one.kept.positions >= 0).sum(1) for one in placed(sequence)]).float().mean()
+    assert total <= KEEP + 16
+    for each in (sequence, fork, known, again, loaded):
+        each.close()
+
+
+@pytest.mark.parametrize("name", PLACEMENT_CASES)
+def test_all_of_a_text_that_is_kept_whole_is_dense(runtime: Runtime, name: str) -> None:
+    """And `hot` changes no bit of what an index gives."""
+    dense, whole = engine_of(runtime, None, "dense"), engine_of(runtime, f"{name}:keep=1")
+    plain, hot = engine_of(runtime, None), engine_of(runtime, f"{name}:keep={KEEP},mode=hot")
+    for one, other in ((dense, whole), (plain, hot)):
+        of_one, of_other = prefilled(one), prefilled(other)
+        assert torch.equal(decoded(one, of_one), decoded(other, of_other))
+        of_one.close()
+        of_other.close()
