@@ -152,7 +152,7 @@ class Placement(ABC):
 
     def wish(self, state: State, text: Text) -> Tensor:
         """What this layer says to `divide`."""
-        return torch.zeros(0)
+        return torch.empty(0, dtype=torch.float32)
 
     def divide(self, wishes: Sequence[Tensor], budget: int) -> list[int]:
         """How many tokens each layer may keep of each head, from what all layers wish, in order. Their mean is

@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .params import IndexParams
-from .specs import read_options, split_spec
+from .registry import read_options, split_settings
 
 if TYPE_CHECKING:
     from .placement import Placement
@@ -71,7 +71,7 @@ class PlacementSpec:
 
 def placement_spec(spec: str) -> PlacementSpec:
     """Read a spec. Raises ValueError for an unknown name, or a value of `keep` or `mode` out of range."""
-    name, settings = split_spec(spec)
+    name, settings = split_settings(spec)
     if name not in PLACEMENTS:
         raise ValueError(f"placement is one of {', '.join(sorted(PLACEMENTS))}; not {name!r}")
     mode, given = settings.pop("mode", MODES[0]), settings.pop("keep", str(KEEP))

@@ -7,10 +7,11 @@ checked before a tensor library is loaded. A *spec* is a name, or a name with se
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import specs
 from .params import IndexParams
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def index_names() -> list[str]:
 def split_spec(spec: str) -> tuple[str, dict[str, str]]:
     """Split a spec into the index's name, with `auto` resolved, and its settings as text. Raises ValueError for an
     unknown name."""
-    name, given = specs.split_spec(spec)
+    name, given = split_settings(spec)
     if name not in index_names():
         raise ValueError(f"index is one of {', '.join(index_names())}; not {name!r}")
     return AUTO if name == "auto" else name, given
@@ -52,7 +53,7 @@ def index_class(spec: str) -> tuple[type[Index], Any]:
     range."""
     name, given = split_spec(spec)
     found: type[Index] = getattr(import_module(f".indexes.{name}", __package__), INDEXES[name])
-    return found, specs.read_options("index", spec, found.Options, given)
+    return found, read_options("index", spec, found.Options, given)
 
 
 def make_index(spec: str, params: IndexParams, layer: IndexedLayer | None = None) -> Index:
@@ -61,3 +62,32 @@ def make_index(spec: str, params: IndexParams, layer: IndexedLayer | None = None
 
     found, options = index_class(spec)
     return found(params, layer or IndexedLayer(), options)
+
+
+def split_settings(spec: str) -> tuple[str, dict[str, str]]:
+    """The name, and the settings as text. Settings may also be set apart by commas: `snapkv:window=32,keep=0.1`."""
+    name, *settings = spec.replace(",", ":").split(":")
+    pairs = (setting.partition("=") for setting in settings)
+    return name, {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def read_options(what: str, spec: str, kind: type[Any], given: Mapping[str, str]) -> Any:
+    """Fill the dataclass `kind` of int and float settings. Raises ValueError for a setting that is unknown or out of
+    range; `what` is what `spec` names."""
+    defaults: dict[str, Any] = {field.name: field.default for field in fields(kind)}
+    unknown = sorted(set(given) - set(defaults))
+    if unknown:
+        known, name = ", ".join(defaults) or "none", split_settings(spec)[0]
+        raise ValueError(f"{what} {name!r} has no setting {', '.join(map(repr, unknown))}; its settings: {known}")
+    try:
+        return kind(**{key: _number(key, text, defaults[key]) for key, text in given.items()})
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{what} {spec!r}: {error}") from None
+
+
+def _number(name: str, text: str, default: float) -> int | float:
+    try:
+        return int(text) if isinstance(default, int) else float(text)
+    except ValueError:
+        kind = "a whole number" if isinstance(default, int) else "a number"
+        raise ValueError(f"{name} is {kind}, not {text!r}") from None

@@ -56,7 +56,6 @@ ROOMS = {
     },
     "retrieval": {
         "__init__": {"index", "layer", "params", "registry"},
-        "specs": set(),
         "layer": set(),
         "params": set(),
         "stored": set(),
@@ -65,10 +64,10 @@ ROOMS = {
         "index": {"layer", "params", "reading", "scoring", "stored"},
         "structures": {"structures", "index"},
         "indexes": {"indexes", "structures", "index", "layer", "params", "reading", "scoring", "stored"},
-        "registry": {"index", "indexes", "layer", "params", "specs"},
+        "registry": {"index", "indexes", "layer", "params"},
         "placement": {"index", "params"},
         "placements": {"placements", "placement", "params"},
-        "placement_registry": {"placement", "placements", "params", "specs"},
+        "placement_registry": {"placement", "placements", "params", "registry"},
     },
 }
 """Folder -> room, or file beside the rooms -> which of them it may import."""

@@ -58,6 +58,7 @@ class BenchOptions:
     budget: int | float = 1024
     kv_dtype: str = "auto"
     codec: str = "zstd"
+    placement: str | None = None
     profile: Path | None = None
     kv_dir: Path | None = None
     """The folder in which stores are made; each is new, and removed. None: the system's folder for temporary files."""
@@ -120,6 +121,7 @@ class BenchOptions:
     def kv(self, folder: Path, index: str, caps: Caps, *, prefetch: str = "auto") -> KVConfig:
         return KVConfig(
             path=folder, index=index, budget=self.budget, dtype=self.kv_dtype, codec=self.codec,
+            placement=self.placement,
             profile=self.profile if index_class(index)[0].needs_profile else None,
             gpu_gb=caps.gpu_gb, host_gb=caps.host_gb, disk_gb=caps.disk_gb, prefetch=prefetch,
         )  # fmt: skip

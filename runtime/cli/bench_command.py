@@ -17,6 +17,7 @@ from .options import (
     DtypeOption,
     KvDtypeOption,
     ModelOption,
+    PlacementOption,
     ProfileOption,
     path,
     real,
@@ -54,6 +55,7 @@ def bench(
     ] = None,
     disk_gbps: Annotated[float | None, real("--disk-gbps", help="Slow disk reads down to so many GB a second.")] = None,
     kv_dtype: KvDtypeOption = "auto",
+    placement: PlacementOption = None,
     codec: CodecOption = "zstd",
     profile: ProfileOption = None,
     kv_dir: Annotated[
@@ -95,8 +97,9 @@ def bench(
         caps=crossed(_sizes(gpu_kv_gb), _sizes(host_kv_gb), _sizes(disk_kv_gb)),
         budget=int(budget) if float(budget).is_integer() else budget, gpu_memory_cap=gpu_memory_cap,
         link_gbps=link_gbps, disk_gbps=disk_gbps, kv_dtype=kv_dtype, codec=codec, profile=profile, kv_dir=kv_dir,
-        steps=steps, turn_tokens=turn_tokens, random_kv=random_kv, prefetch=_names(prefetch), breakdown=breakdown,
-        baselines={"all": BASELINES, "none": ()}.get(baselines, _names(baselines)), text=text, trace=trace,
+        placement=placement, steps=steps, turn_tokens=turn_tokens, random_kv=random_kv, prefetch=_names(prefetch),
+        breakdown=breakdown, baselines={"all": BASELINES, "none": ()}.get(baselines, _names(baselines)), text=text,
+        trace=trace,
     )  # fmt: skip
     result = run_bench(options, log=lambda line: print(line, file=sys.stderr))
     line = to_json(result, indent=2)

@@ -20,6 +20,7 @@ from .options import (
     KvDtypeOption,
     ModelOption,
     PathOption,
+    PlacementOption,
     PrefetchOption,
     ProfileOption,
     StateEveryOption,
@@ -44,6 +45,7 @@ def chat(
     kv_dir: PathOption = None,
     index: IndexOption = "auto",
     budget: BudgetOption = 2048,
+    placement: PlacementOption = None,
     kv_dtype: KvDtypeOption = "auto",
     profile: ProfileOption = None,
     codec: CodecOption = "zstd",
@@ -90,7 +92,7 @@ def chat(
     kv = kv_config(
         gpu_gb=gpu_kv_gb, host_gb=host_kv_gb, disk_gb=disk_kv_gb, path=kv_dir, index=index, budget=budget,
         dtype=kv_dtype, profile=profile, codec=codec, prefetch=prefetch,
-        state_every=state_every,
+        state_every=state_every, placement=placement,
     )  # fmt: skip
     generation = _given(
         max_new_tokens=n_predict, top_p=top_p, top_k=top_k, min_p=min_p, repetition_penalty=repeat_penalty, seed=seed,

@@ -92,6 +92,14 @@ PathOption = Annotated[Path | None, path("--kv-dir", help="Store folder. Default
 IndexOption = Annotated[
     str, typer.Option("--index", help="How tokens are found: auto, spectral, bounds, ..., or name:setting=value.")
 ]
+PlacementOption = Annotated[
+    str | None,
+    typer.Option(
+        "--placement",
+        help="Which tokens are worth a place near: snapkv, h2o, ..., or snapkv:keep=0.1,mode=hot. In the mode visible, "
+        "the default, steps read what is kept and nothing else.",
+    ),
+]
 KvDtypeOption = Annotated[str, typer.Option("--kv-dtype", help="Element type of the cache; auto: the model's.")]
 CodecOption = Annotated[
     str,

@@ -85,9 +85,13 @@ class Placed:
     ) -> None:
         self.placement, self.is_visible = placement, is_visible
         self._pages, self._reader, self._of = pages, reader, of
-        none = torch.empty((of.groups, 0), dtype=torch.int64, device=of.keys.device)
-        state = {**placement.enter(of.keys, of.keys, none[0]), **placement.start()}
-        self.kept = Kept(none, state, 0, None, 0, None, ())
+        self.kept = self._nothing()
+
+    def _nothing(self) -> Kept:
+        keys = self._of.keys.float()
+        none = torch.empty((self._of.groups, 0), dtype=torch.int64, device=keys.device)
+        state = {**self.placement.enter(keys, keys, none[0]), **self.placement.start()}
+        return Kept(none, state, 0, None, 0, None, ())
 
     @property
     def watches_steps(self) -> bool:
@@ -247,6 +251,7 @@ class Placed:
         except ValueError as error:
             if tensors:
                 logger.warning("layer %d: what was kept is not known, so all of it is: %s", self._pages.layer, error)
+            self.kept = self._nothing()
             self._reach(num_tokens)
             return
         here = {name: tensor.to(self._of.keys.device) for name, tensor in tensors.items()}

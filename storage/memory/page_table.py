@@ -16,8 +16,8 @@ class PageTable:
     `host_slot`, `gpu_slot`: where the page lies in memory, or NO_SLOT. `stored`: its record on disk is committed.
     `kept_out`: it cannot be, since a later version's record has its key. `ahead`: it came up before anybody asked, and
     nobody has read it since. `cold`: others are worth more room. `refs`: sequences and open tickets that hold it.
-    `layer`, `tokens` uint32 `[L]`: what it is of. `keys` by id and `pids` by key: its name. Ids of removed pages are given out
-    again.
+    `layer`, `tokens` uint32 `[L]`: what it is of. `keys` by id and `pids` by key: its name. Ids of removed pages are
+    given out again.
     """
 
     def __init__(self, page_size: int) -> None:

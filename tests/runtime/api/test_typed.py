@@ -83,6 +83,7 @@ TAKEN: dict[tuple[type[Any], str], list[Any]] = {
     (KVConfig, "path"): [None, "x", Path("x"), Folder(), "a b", os.fsdecode(b"\xff"), "~"],
     (KVConfig, "profile"): [None, "x", Path("x"), Folder()],
     (KVConfig, "index"): ["dense", "shadowkv:rank=64", np.str_("dense")],
+    (KVConfig, "placement"): [None, "h2o", "snapkv:keep=0.5,mode=hot", "snapkv:window=8:keep=100", np.str_("h2o")],
     (KVConfig, "dtype"): ["auto", "float32", Word.FLOAT32, torch.float32],
     (KVConfig, "prefetch"): ["auto", "on", "off"],
     (KVConfig, "codec"): ["zstd", "raw"],
@@ -110,6 +111,10 @@ REFUSED: dict[tuple[type[Any], str], list[Any]] = {
     **{(KVConfig, name): [5, b"x", ["x"], "", "a\0b", "\ud800", "~nobody-of-this-name/x"]
        for name in ("path", "profile")},
     **{(KVConfig, name): [5, None, ["x"], "no such thing", torch.float64] for name in ("dtype", "prefetch", "codec")},
+    (KVConfig, "placement"): [
+        5, "no such thing", "h2o:keep=0", "h2o:keep=1.5", "h2o:keep=nan", "h2o:mode=cold", "h2o:window=8",
+        "snapkv:pool=4",
+    ],
     (KVConfig, "index"): [
         5, None, "no such thing", "shadowkv:rank=x", "shadowkv:rank=-1", "shadowkv:no_such_setting=1", "bounds:rank=1",
     ],

@@ -166,7 +166,7 @@ def test_only_resident_unleased_allowed_slots_are_victims() -> None:
     pool.take(1, layer=0)
     pool.leases[0] += 1
     allowed = np.array([True, False, True, True, True])
-    assert choose(pool, 5, allowed, 0, 1, force=True).tolist() == [2, 3]
+    assert choose(pool, 5, allowed, ~allowed, 0, 1, force=True).tolist() == [2, 3]
 
 
 def test_a_layer_beyond_its_share_gives_first() -> None:
