@@ -60,6 +60,13 @@ class Matrix:
             _run(widening(strip, out[first : first + strip.rows]))
             first += strip.rows
 
+    def cut(self, rows: slice) -> Matrix:
+        """Some rows of a matrix of one strip."""
+        (strip,) = self.strips
+        first, end, _ = rows.indices(strip.rows)
+        some = replace(strip, address=strip.address + first * strip.row_bytes, rows=end - first)
+        return Matrix((some,))
+
     def take(self, ids: Tensor) -> Tensor:
         """Rows of a matrix of one strip, fp32 `[n, K]`."""
         (strip,) = self.strips
@@ -168,11 +175,24 @@ class FileWeights:
         rows = sum(layer.weight.shape[0] for layer in layers)
         return FileProduct(layers[0].weight.new_empty(rows, layers[0].weight.shape[1]), parts)
 
-    def multiply(self, layer: Linear, x: Tensor) -> Tensor:
-        """The product with a linear layer of its own, in the dtype of x."""
+    def multiply(self, layer: Linear, x: Tensor, some: slice = slice(None)) -> Tensor:
+        """The product of `[.., K]` with a linear layer of its own, in the dtype of x.
+
+        Args:
+            some: rows of the weight, of which the others are left out; of a matrix of one strip without bias.
+        """
         matrix = self.of(layer.weight)
         assert matrix is not None
-        return FileProduct(layer.weight, [(matrix, layer.bias)])(x).to(x.dtype)
+        if some != slice(None):
+            matrix = matrix.cut(some)
+        out = FileProduct(layer.weight, [(matrix, layer.bias)])(x.flatten(0, -2))
+        return out.view(*x.shape[:-1], -1).to(x.dtype)
+
+    def rows(self, parameter: Tensor, ids: Tensor) -> Tensor:
+        """The rows of a matrix that ids of any shape name, fp32 `[.., K]`."""
+        matrix = self.of(parameter)
+        assert matrix is not None
+        return matrix.take(ids.flatten()).view(*ids.shape, -1)
 
     def embedded(self, embedding: nn.Embedding, ids: Tensor) -> Tensor:
         """What an embedding makes of ids of any shape: fp32, of the rows that they name alone."""

@@ -8,7 +8,7 @@ Shapes  B sequences, T tokens, C hidden size, N layers, P numbers of a layer
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,16 @@ from torch import Tensor, nn
 from ..untrusted.family import Form
 from .norm import Norm
 from .products import Linear
+
+
+class Matrices(Protocol):
+    """Whoever has the numbers of parameters that have no memory (`file_weights`)."""
+
+    def rows(self, parameter: Tensor, ids: Tensor) -> Tensor:
+        """The rows that ids of any shape name, `[.., K]`."""
+
+    def multiply(self, layer: Linear, x: Tensor, some: slice) -> Tensor:
+        """The product of `[.., K]` with some rows of a linear layer's weight, in the dtype of x."""
 
 
 class LayerTables(nn.Module):
@@ -30,12 +40,17 @@ class LayerTables(nn.Module):
         self.projection = Linear(config.hidden_size, config.num_hidden_layers * width, bias=False)
         self.norm = Norm(width, config, form)
 
-    def forward(self, layer: int, ids: Tensor, embedded: Tensor) -> Tensor:
-        """Those of a layer, `[.., P]`, of tokens `[..]` that are embedded as `[.., C]`."""
+    def forward(self, layer: int, ids: Tensor, embedded: Tensor, in_file: Matrices | None = None) -> Tensor:
+        """Those of a layer, `[.., P]`, of tokens `[..]` that are embedded as `[.., C]`. `in_file` has the matrices, if
+        these have no memory."""
         own = slice(layer * self.width, (layer + 1) * self.width)
-        rows = self.table[:, own][ids] * self.width**0.5
-        made = F.linear(embedded, self.projection.weight[own].to(embedded.dtype)) * self.root
-        out: Tensor = (self.norm(made) + rows.to(embedded.dtype)) * 2**-0.5
+        if in_file is None:
+            rows = self.table[:, own][ids]
+            made = F.linear(embedded, self.projection.weight[own].to(embedded.dtype))
+        else:
+            rows = in_file.rows(self.table, ids)[..., own]
+            made = in_file.multiply(self.projection, embedded, own)
+        out: Tensor = (self.norm(made * self.root) + (rows * self.width**0.5).to(embedded.dtype)) * 2**-0.5
         return out
 
 
@@ -45,10 +60,13 @@ class LayerInputs:
     Args:
         tables: of the model; None: its layers read nothing besides.
         ids: `[.., T]`. embedded: `[.., T, C]`, of which a copy is kept.
+        in_file: has the model's matrices; None: it has them itself.
     """
 
-    def __init__(self, tables: LayerTables | None, ids: Tensor | np.ndarray, embedded: Tensor) -> None:
-        self._tables = tables
+    def __init__(
+        self, tables: LayerTables | None, ids: Tensor | np.ndarray, embedded: Tensor, in_file: Matrices | None = None
+    ) -> None:
+        self._tables, self._in_file = tables, in_file
         if tables is not None:
             there = torch.from_numpy(ids.astype(np.int64)) if isinstance(ids, np.ndarray) else ids
             self._ids, self._embedded = there.to(embedded.device), embedded.clone()
@@ -57,5 +75,5 @@ class LayerInputs:
         """What a layer reads of some rows, `[.., rows, P]`."""
         if self._tables is None:
             return None
-        found: Tensor = self._tables(layer, self._ids[..., rows], self._embedded[..., rows, :])
+        found: Tensor = self._tables(layer, self._ids[..., rows], self._embedded[..., rows, :], self._in_file)
         return found

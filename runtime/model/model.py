@@ -237,7 +237,7 @@ class Model:
 
     def inputs(self, ids: Tensor | np.ndarray, embedded: Tensor) -> LayerInputs:
         """What layers read of token ids `[.., T]`, embedded as `[.., T, hidden]`, besides the hidden state."""
-        return LayerInputs(getattr(self.inner, "inputs", None), ids, embedded)
+        return LayerInputs(getattr(self.inner, "inputs", None), ids, embedded, self._in_file)
 
     def tables(self, start: int, stop: int, reach: int) -> RotaryTables:
         """The tables of `rotary` for positions `start .. stop` of a text whose KV has that reach, in

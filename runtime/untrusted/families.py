@@ -168,7 +168,12 @@ FAMILIES: dict[str, Family] = {
             architecture="gemma4",
             layer=ATTENTION | MLP | HEAD_NORMS | NORMS_BEHIND | {
                 "attn_norm": "input_layernorm", "ffn_norm": "pre_feedforward_layernorm",
-                "layer_output_scale.weight": "layer_scalar",
+                "layer_output_scale.weight": "layer_scalar", "inp_gate": "input_gate", "proj": "input_projection",
+                "post_norm": "after_input_layernorm",
+            },
+            outside={
+                "per_layer_token_embd.weight": "inputs.table", "per_layer_model_proj": "inputs.projection",
+                "per_layer_proj_norm": "inputs.norm",
             },
             with_experts=DENSE | EXPERTS | {
                 "ffn_gate_inp.scale": "mlp.router_scale", "ffn_down_exps.scale": "mlp.per_expert_scale",
@@ -176,7 +181,8 @@ FAMILIES: dict[str, Family] = {
                 "pre_ffw_norm_2": "mlp.before_experts", "post_ffw_norm_2": "mlp.after_experts",
             },
             biases=ATTENTION_BIASES, rope_tensors=FREQUENCIES,
-            by_layer=frozenset({"attention.head_count_kv"}), reads=frozenset({"final_logit_softcapping"}),
+            by_layer=frozenset({"attention.head_count_kv", "feed_forward_length"}),
+            reads=frozenset({"final_logit_softcapping"}),
         ),
     ),
     "gpt_oss": Family(

@@ -162,6 +162,8 @@ class GgufNames:
     in place of theirs."""
     final_norm: str = "output_norm"
     """The tensor of the norm behind all layers."""
+    outside: Mapping[str, str] = field(default_factory=dict)
+    """Tensors of no block that some models of the family have -> weights without `model.`, as in `layer`."""
     by_layer: frozenset[str] = frozenset()
     """Keys that may be a list of numbers that differ, one for each layer."""
     biases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -39,7 +39,7 @@ OFTEN = [
     "llama, Mixtral", "llama, Llama 3.1's frequencies", "llama, yarn with betas", "llama, scaled", "qwen2, yarn",
     "qwen3, fused", "gemma3, linear", "phi3, window", "phi3, longrope", "olmo2", "olmo2, OLMo 3", "smollm3",
     "mistral3", "qwen2moe", "qwen3moe", "granite", "exaone4", "cohere2", "glm4",
-    "gemma4, experts", "deepseek2", "gpt-oss", "lfm2", "qwen35", "qwen35moe", "qwen3next",
+    "gemma4, experts", "gemma4, E2B", "deepseek2", "gpt-oss", "lfm2", "qwen35", "qwen35moe", "qwen3next",
 ]  # fmt: skip
 """At least one of each architecture."""
 

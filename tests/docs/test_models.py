@@ -67,7 +67,13 @@ def test_tensors() -> None:
     layers = {
         name
         for entry in ARCHITECTURES.values()
-        for name in (*entry.names.layer, *entry.names.with_experts, entry.names.final_norm, *OUTER.values())
+        for name in (
+            *entry.names.layer,
+            *entry.names.with_experts,
+            *entry.names.outside,
+            entry.names.final_norm,
+            *OUTER.values(),
+        )
     }
     layers = {name.removesuffix(".weight") for name in layers}
     of_rope = {name.removesuffix(".weight") for name in TENSORS}

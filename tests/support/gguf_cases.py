@@ -104,6 +104,11 @@ def gemma4_rope(local: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
+GEMMA4_E2B = {
+    "num_hidden_layers": 6, "num_kv_shared_layers": 2, "use_double_wide_mlp": True, "attention_k_eq_v": False,
+    "num_key_value_heads": 1, "num_global_key_value_heads": None, "hidden_size_per_layer_input": 32,
+    "vocab_size_per_layer_input": 261,
+}  # fmt: skip
 GEMMA4_EXPERTS = {"enable_moe_block": True, "num_experts": 6, "top_k_experts": 2, "moe_intermediate_size": 32}
 
 
@@ -300,6 +305,8 @@ def cases(original: int) -> dict[str, Case]:
         ),
         "gemma4, other bases": Case("gemma4", gemma4_rope(50_000.0)),
         "gemma4, experts": Case("gemma4", GEMMA4_EXPERTS),
+        "gemma4, E2B": Case("gemma4", GEMMA4_E2B),
+        "gemma4, E4B": Case("gemma4", {**GEMMA4_E2B, "num_key_value_heads": 2, "use_double_wide_mlp": False}),
         "gemma4, gate and up of experts in one": Case("gemma4", GEMMA4_EXPERTS, change="experts fused"),
         "lfm2": Case("lfm2"),
         "gpt-oss": Case("gpt-oss", unlike_llama_cpp="it rounds the bounds of YaRN's ramp"),

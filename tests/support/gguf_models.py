@@ -183,6 +183,8 @@ def keys_of(family: str, model: Any) -> dict[str, Any]:
             "final_logit_softcapping": config.final_logit_softcapping or 0.0,
             "rope.freq_base_swa": float(config.rope_parameters["sliding_attention"]["rope_theta"]),
         }  # fmt: skip
+        if config.use_double_wide_mlp:
+            found["feed_forward_length"] = [layer.mlp.gate_proj.out_features for layer in model.model.layers]
         if config.enable_moe_block:
             found |= {
                 "expert_count": config.num_experts, "expert_used_count": config.top_k_experts,

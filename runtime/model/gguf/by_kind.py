@@ -9,13 +9,6 @@ from .rope import plain_rope, read_rope, scattered_rope, share
 from .said import Said
 from .settings import check_scale, no_window
 
-_NOT_YET = {
-    "attention.shared_kv_layers": "layers without keys of their own",
-    "embedding_length_per_layer_input": "embeddings by layer",
-}
-"""Key -> what a model of Gemma 4's has that is not read, if it is not 0."""
-
-
 _ROTATED = "rope.dimension_count"
 
 
@@ -69,9 +62,6 @@ def gemma4(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, 
     layers, context = config["num_hidden_layers"], config["max_position_embeddings"]
     check_scale(said, 1)
     _no_drafts(said)
-    for name, what in _NOT_YET.items():
-        if found := said.whole(name, default=0):
-            raise said.refuse(name, found, what, "take a model that has none")
     slides, _ = pattern(said, layers, None)
     if slides[-1]:
         raise said.refuse("attention.sliding_window_pattern", slides, "the family's last layer sees everything")
@@ -98,9 +88,31 @@ def gemma4(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, 
         "sliding_window": min(said.whole("attention.sliding_window", "sliding_window"), context),
         "head_dim": width, "global_head_dim": wide, "num_key_value_heads": of_sliding,
         "num_global_key_value_heads": heads, "attention_k_eq_v": keys_are_values,
-        "final_logit_softcapping": cap or None, "hidden_activation": "gelu_pytorch_tanh",
-        "hidden_size_per_layer_input": 0,
+        "final_logit_softcapping": cap or None, "hidden_activation": "gelu_pytorch_tanh", **_sharing(said, config),
     }  # fmt: skip
+
+
+def _sharing(said: Said, config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of Gemma 4's small models: the last layers have no keys and perhaps a wider MLP, and all read
+    embeddings by layer."""
+    name = "attention.shared_kv_layers"
+    shared = said.whole(name, "num_kv_shared_layers", 0)
+    if shared >= config["num_hidden_layers"]:
+        raise said.fail(name, shared, f"of {config['num_hidden_layers']} layers")
+    widths, width = said.by_layer("feed_forward_length"), config["intermediate_size"]
+    first = len(widths) - shared
+    wide = set(widths[first:])
+    if set(widths[:first]) != {width} or len(wide) > 1 or not wide <= {width, 2 * width}:
+        why = "layers are alike, and those without keys of their own perhaps twice as wide"
+        raise said.refuse("feed_forward_length", widths, why)
+    found = {"hidden_size_per_layer_input": said.whole(
+        "embedding_length_per_layer_input", "hidden_size_per_layer_input", 0
+    )}  # fmt: skip
+    if found["hidden_size_per_layer_input"]:
+        found["vocab_size_per_layer_input"] = config["vocab_size"]
+    if shared:
+        found |= {"num_kv_shared_layers": shared, "use_double_wide_mlp": wide == {2 * width}}
+    return found
 
 
 def lfm2(said: Said, contents: Contents, config: dict[str, Any]) -> dict[str, Any]:

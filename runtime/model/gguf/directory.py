@@ -16,6 +16,7 @@ from ...untrusted.numbers import check_allocation, check_shape, reading
 from ..decoder import Decoder
 from ..mlp import kept_exact
 from ..model_files import make_configuration, narrowest, num_with_heads
+from ..sharing import check_sharing
 from .architectures import read_settings
 from .container import Contents, read_gguf
 from .plan import Weight, plan_weights
@@ -47,6 +48,7 @@ def read_model(paths: Sequence[Path]) -> ModelFile:
     """
     contents = read_gguf(paths)
     entry, config = read_settings(contents)
+    check_sharing(contents.path, SimpleNamespace(**config))
     sizes, elements = _sizes(config), sum(tensor.elements for tensor in contents.tensors.values())
     check_shape(contents.path, sizes)
     with_heads = num_with_heads(SimpleNamespace(**config))

@@ -12,6 +12,7 @@ from typing import Any
 from ...api.errors import ModelFileError
 from ...untrusted.families import FAMILIES
 from ...untrusted.numbers import shown
+from ..sharing import num_writing
 from .architectures import OUTER, Architecture
 from .container import Contents
 from .number_types import Tensor
@@ -19,6 +20,7 @@ from .number_types import Tensor
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 _BLOCK = re.compile(r"blk\.(\d+)\.")
 _EXPERT = re.compile(r"(.*\.experts\.)(\d+)(\..*)")
+_OF_KEYS = re.compile(r"blk\.(\d+)\.attn_(?:k|v|k_norm)\.(?:weight|bias)")
 _GATE_UP, _GATED = "ffn_gate_up_exps", ("ffn_gate_exps", "ffn_up_exps")
 _FUSED = ("attn_q", "attn_k", "attn_v")
 """The tensors whose rows `attn_qkv` has one after the other."""
@@ -80,7 +82,9 @@ class _Plan:
         has_experts = experts is not None and experts.are_there(SimpleNamespace(**config))
         named = {**entry.names.layer, **(entry.names.with_experts if has_experts else {})}
         self._of_layer = {weight: tensor for tensor, weight in named.items()}
-        self._outer = {**OUTER, "model.norm": entry.names.final_norm}
+        self._outside = {**OUTER, "model.norm": entry.names.final_norm}
+        self._outside |= {f"model.{weight}": tensor for tensor, weight in entry.names.outside.items()}
+        self._writing = num_writing(SimpleNamespace(**config))
         self._used: set[str] = set(entry.names.rope_tensors)
 
     def made(self) -> list[Weight]:
@@ -92,20 +96,15 @@ class _Plan:
     def _weight(self, name: str) -> Weight:
         shape = tuple(self._shapes[name])
         at = _LAYER.fullmatch(name)
-        if at is None:
-            stem, _, end = name.rpartition(".")
-            tensor, prefix = self._outer[stem], ""
-        else:
-            prefix = f"blk.{at[1]}."
-            if at[2] in self._of_layer:
-                tensor = self._of_layer[at[2]]
-                part = self._part(f"{prefix}{tensor}", shape)
-                return Weight(name, shape, (part,), is_decay=tensor in self._entry.names.decays)
-            stem, _, end = at[2].rpartition(".")
-            if (expert := _EXPERT.fullmatch(stem)) is not None:
-                tensor = self._of_layer[f"{expert[1]}*{expert[3]}"]
-                return Weight(name, shape, (self._of_expert(prefix, tensor, end, shape, int(expert[2])),))
-            tensor = self._of_layer[stem]
+        named, prefix, own = (self._outside, "", name) if at is None else (self._of_layer, f"blk.{at[1]}.", at[2])
+        if own in named:
+            part = self._part(f"{prefix}{named[own]}", shape)
+            return Weight(name, shape, (part,), is_decay=named[own] in self._entry.names.decays)
+        stem, _, end = own.rpartition(".")
+        if (expert := _EXPERT.fullmatch(stem)) is not None:
+            tensor = named[f"{expert[1]}*{expert[3]}"]
+            return Weight(name, shape, (self._of_expert(prefix, tensor, end, shape, int(expert[2])),))
+        tensor = named[stem]
         is_moved = len(shape) == 1 and "norm" in tensor and tensor not in self._entry.names.plain_norms
         offset = self._entry.names.norm_offset if is_moved and end == "weight" else 0.0
         parts = self._parts(prefix, tensor, end, shape)
@@ -213,7 +212,9 @@ class _Plan:
             block = _BLOCK.match(name)
             is_draft = block is not None and int(block[1]) >= layers and self._has_drafts
             is_for_rounding = name.endswith(".input_scale")  # scales of activations, which are not quantised here
-            if not (name in self._used or is_draft or is_for_rounding):
+            keys = _OF_KEYS.fullmatch(name)
+            is_of_sharing = keys is not None and int(keys[1]) >= self._writing  # the layer attends to another's
+            if not (name in self._used or is_draft or is_for_rounding or is_of_sharing):
                 raise self._fail(name, f"it is not supported: no part of a {self._entry.family} model; {_REMEDY}")
 
     @property

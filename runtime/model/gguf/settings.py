@@ -93,7 +93,10 @@ def common(said: Said, contents: Contents, family: Family) -> dict[str, Any]:
 
 
 def _width(said: Said, family: Family) -> int:
-    """Of a plain MLP, which families whose layers all have experts need not say."""
+    """Of a plain MLP, which families whose layers all have experts need not say; where widths differ, the first one."""
+    assert family.gguf is not None
+    if "feed_forward_length" in family.gguf.by_layer:
+        return said.by_layer("feed_forward_length", "intermediate_size")[0]
     default = None if "intermediate_size" in family.names else 0
     return said.whole("feed_forward_length", "intermediate_size", default)
 

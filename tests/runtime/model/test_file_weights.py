@@ -57,7 +57,7 @@ def assert_same(path: Path, **settings: Any) -> Runtime:
 
 @pytest.mark.parametrize("name", ["llama", "llama, biases", "llama, fused", "llama, scaled", "qwen2", "qwen3",
                                   "gemma3", "phi3", "olmo2", "smollm3", "mistral3", "granite", "cohere2", "glm4",
-                                  "qwen2moe", "gemma4, experts", "gpt-oss"])  # fmt: skip
+                                  "qwen2moe", "gemma4, experts", "gemma4, E2B", "gpt-oss"])  # fmt: skip
 def test_every_family(name: str, tmp_path: Path) -> None:
     case = cases(64)[name]
     inner = CHANGES[case.change]() if case.change else None

@@ -19,6 +19,19 @@ def test_gemmas_kinds_have_heads_of_their_own() -> None:
     assert {name: found[name] for name in expected} == expected
 
 
+@pytest.mark.parametrize(("widths", "is_wide"), [([96, 192], True), ([96, 96], False), (96, False)])
+def test_gemmas_last_layers_may_share_and_be_wider(widths: object, is_wide: bool) -> None:
+    keys = {
+        "attention.shared_kv_layers": 1, "embedding_length_per_layer_input": 8, "feed_forward_length": widths,
+    }  # fmt: skip
+    found = read_settings(changed("gemma4", keys))[1]
+    expected = {
+        "num_kv_shared_layers": 1, "use_double_wide_mlp": is_wide, "intermediate_size": 96,
+        "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": found["vocab_size"],
+    }  # fmt: skip
+    assert {name: found[name] for name in expected} == expected
+
+
 def test_layers_of_lfm2_without_heads_for_keys_are_convolutions() -> None:
     keys = {"attention.head_count_kv": [0, 2, 0], "block_count": 3, "shortconv.l_cache": 4}
     found = read_settings(changed("lfm2", keys))[1]
@@ -30,9 +43,13 @@ def test_layers_of_lfm2_without_heads_for_keys_are_convolutions() -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "shared keys": ({"attention.shared_kv_layers": 1}, "attention.shared_kv_layers: 1 is not supported"),
-    "embeddings by layer": (
-        {"embedding_length_per_layer_input": 8}, "embedding_length_per_layer_input: 8 is not supported"
+    "no keys at all": ({"attention.shared_kv_layers": 2}, "attention.shared_kv_layers: 2, of 2 layers"),
+    "a width of its own": (
+        {"attention.shared_kv_layers": 1, "feed_forward_length": [96, 128]},
+        "feed_forward_length: [96, 128] is not supported: layers are alike, and those without keys",
+    ),
+    "wider without sharing": (
+        {"feed_forward_length": [96, 192]}, "feed_forward_length: [96, 192] is not supported: layers are alike"
     ),
     "counts of one kind": (
         {"attention.head_count_kv": [2, 1, 2], "block_count": 3,

@@ -8,6 +8,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from gguf_cases import GEMMA4_E2B
 from gguf_contents import weights_of
 from gguf_models import keys_of, random_model, tokenizer_keys, write_gguf, write_raw
 from gguf_weights import tensors_of
@@ -49,6 +50,20 @@ def test_phi3_in_parts(tmp_path: Path) -> None:
     paths = write_raw(tmp_path / "m.gguf", "phi3", keys_of("phi3", model) | tokenizer_keys(), held.items())
     name = "model.layers.0.self_attn.qkv_proj.weight"
     assert torch.equal(weights_of(paths, tmp_path)[name], model.state_dict()[name])
+
+
+def test_layers_that_share_need_no_keys_and_have_a_source(tmp_path: Path) -> None:
+    """Published directories have keys that nobody reads, and so may a file of one."""
+    model = random_model("gemma4", **GEMMA4_E2B)
+    held, keys = tensors_of("gemma4", model), keys_of("gemma4", model) | tokenizer_keys()
+    for part in ("attn_k", "attn_v", "attn_k_norm"):
+        held[f"blk.5.{part}.weight"] = held[f"blk.3.{part}.weight"]
+    found = weights_of(write_raw(tmp_path / "m.gguf", "gemma4", keys, held.items()), tmp_path)
+    assert torch.equal(found["model.inputs.table"], model.state_dict()["model.embed_tokens_per_layer.weight"])
+    assert not any(".5.self_attn.k" in name for name in found)
+    alone = keys | {"gemma4.attention.shared_kv_layers": 5, "gemma4.feed_forward_length": 96}
+    with pytest.raises(ModelFileError, match="num_kv_shared_layers: 5 of 6 layers, so none that are full_attention"):
+        read_model(write_raw(tmp_path / "alone.gguf", "gemma4", alone, held.items()))
 
 
 def test_parts_of_a_split_file_are_one_model(tmp_path: Path) -> None:
