@@ -111,7 +111,7 @@ class Placement(ABC):
     @property
     def rows(self) -> int:
         """The last query rows of a prompt that `observe` is to be given; `EVERY`: all, as they come; 0: none. Of a
-        reply it is given each, a page at a time, if `prunes`."""
+        reply it is given each, a page at a time, if `prunes`, but for a 0 here."""
         return 0
 
     def start(self) -> State:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 PLACEMENTS = {
     "h2o": "H2OPlacement",
+    "l2norm": "L2NormPlacement",
+    "lagkv": "LagKVPlacement",
     "snapkv": "SnapKVPlacement",
 }
 """Each placement's name, which is also its module's, and its class."""

@@ -96,7 +96,7 @@ class Placed:
     @property
     def watches_steps(self) -> bool:
         """Whether each step's query must be noted."""
-        return self.placement.prunes
+        return self.placement.prunes and self.placement.rows != 0
 
     @property
     def chooses(self) -> bool:

@@ -4,5 +4,7 @@ from __future__ import annotations
 
 PLACEMENT_CASES = [
     "h2o",
+    "l2norm",
+    "lagkv:lag=32",
     "snapkv",
 ]
