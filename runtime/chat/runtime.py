@@ -182,14 +182,17 @@ class Runtime(Loaded):
         sink, local); its tiers are this runtime's. Sequences of one can be forked by the other.
 
         Args:
-            like: an engine that differs in its budget only. Both then share the index objects, so that a
-                fork copies the index's state instead of building it again.
+            like: an engine that differs in its budget only, or in how much its placement keeps. Both then share the
+                index and placement objects, so that a fork copies what they know instead of learning it again.
         """
         engine = self.engine
         indexes = (
             make_indexes(self.model, kv, self.profiles.needed(kv)) if like is None else list(like.indexes.values())
         )
-        return Engine(engine.model, engine.store, indexes, kv, engine.workspace, engine.chunk, engine.prefetcher)
+        return Engine(
+            engine.model, engine.store, indexes, kv, engine.workspace, engine.chunk, engine.prefetcher,
+            None if like is None else like.placements,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         return f"<Runtime of {self.name} on {self.model.device}>"

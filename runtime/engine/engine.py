@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ...retrieval import Index, split_spec
+from ...retrieval.placement import Placement
 from ...storage import TieredStore
 from ...storage.transfer import clock
 from ..api.config import KVConfig
@@ -70,13 +71,15 @@ class Engine:
         workspace: Workspace,
         chunk: int,
         prefetcher: Prefetcher | None = None,
+        placements: dict[int, Placement] | None = None,
     ) -> None:
         self.model, self.store, self.config = model, store, config
         self.indexes = dict(zip(model.tiered, indexes, strict=True))
         self.workspace, self.chunk, self.prefetcher = workspace, chunk, prefetcher
         self.interrupts, self.turns = Interrupts(), model.turns
         self.threads = FittingThreads.on(model.device)
-        self.placing, self.placements = config.placing, make_placements(model.tiered, config)
+        self.placing = config.placing
+        self.placements = make_placements(model.tiered, config) if placements is None else placements
         self.pasts = Pasts(model, store, self.indexes, config, workspace, prefetcher, self.placements)
         self.compiled = compiled_step(model, store)
         """Decode in compiled loops; None: PyTorch's operations, one by one."""
@@ -109,11 +112,14 @@ class Engine:
         past = self.pasts.new(reach, keep_queries=keep_queries, keep_rows=keep_rows)
         return Sequence(past, self.config.page_size, self.salt)
 
-    def fork(self, sequence: Sequence) -> Sequence:
+    def fork(self, sequence: Sequence, *, places: bool = True) -> Sequence:
         """Make an independent sequence with the same past; pages are shared, not copied.
 
         `sequence` may be another engine's over the same store: one prefill then serves several
         indexes and budgets.
+
+        Args:
+            places: False leaves it to a fork of the fork to keep only what this engine's placement would.
 
         Raises CapacityError if there is no room for its open pages; nothing is held then.
         """
@@ -121,7 +127,8 @@ class Engine:
         try:
             with self.turn():
                 twin.follow(sequence)
-                self._place(twin)
+                if places:
+                    self._place(twin)
         except BaseException:
             twin.close()
             raise

@@ -1,6 +1,7 @@
 """One model, one prefill per context, and every variant reading from a fork of it.
 
-dense prefill, queries kept  ->  per index, a fork that builds its states  ->  per variant, a fork that copies them
+dense prefill, queries kept  ->  per index or placement, a fork that builds its states  ->  per variant, a fork that
+copies them, and keeps of the text what its placement does
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ class Harness:
         self.runtime, self.variants, self.question_sparse = runtime, variants, question_sparse
         self._prefilling = runtime.reading(replace(runtime.config, index=DENSE))
         self.engines = _engines(runtime, variants)
-        self._learns = any(index.uses_queries for engine in self.engines.values() for index in engine.indexes.values())
+        self._judges = any(one.rows for engine in self.engines.values() for one in engine.placements.values())
+        self._learns = self._judges or any(
+            index.uses_queries for engine in self.engines.values() for index in engine.indexes.values()
+        )
         self._twins: dict[Sequence, dict[str, Sequence]] = {}
         """A fork for each open context and index, whose states are built: the forks of all budgets copy it."""
         self._probes = {variant: Probe(every=None) for variant in variants}
@@ -85,10 +89,10 @@ class Harness:
     def prefilled(self, ids: np.ndarray) -> Iterator[Sequence]:
         """Prefill a context that every variant can fork. Prefill is exact, whatever the variants.
 
-        Where an index learns from queries nothing is taken from the store: a prompt's queries are not kept there,
-        and a chat's index has seen those of its own prompt.
+        Where an index or a placement learns from queries nothing is taken from the store: a prompt's queries are not
+        kept there, and a chat's index has seen those of its own prompt.
         """
-        sequence = self._prefilling.new_sequence(keep_queries=self._learns)
+        sequence = self._prefilling.new_sequence(keep_queries=self._learns, keep_rows=self._judges)
         self._twins[sequence] = {}
         try:
             self._prefilling.prefill(sequence, ids, want_logits=False, reuse=not self._learns)
@@ -110,7 +114,7 @@ class Harness:
         twins = self._twins.get(past)
         if twins is not None:
             if variant.index not in twins:
-                twins[variant.index] = engine.fork(past)
+                twins[variant.index] = engine.fork(past, places=False)
             past = twins[variant.index]
         sequence = engine.fork(past)
         self._probes[variant].attach(sequence)
@@ -129,7 +133,8 @@ class Harness:
         """Read earlier turns after the context, each (the user's words, the reply): the words are read exactly, as in a
         chat, and the reply passes through the index, as the model's own."""
         for place, (said, replied) in enumerate(turns):
-            self.extend(sequence, self.question(said, "", first=place == 0))
+            words = self.question(said, "", first=place == 0)
+            self.engines[variant].prefill(sequence, words, want_logits=False, reuse=False)
             self.read(variant, sequence, self.reply(replied))
 
     def read(self, variant: Variant, sequence: Sequence, ids: np.ndarray) -> Tensor:
@@ -166,11 +171,12 @@ def _engines(runtime: Runtime, variants: list[Variant]) -> dict[Variant, Engine]
 
 
 def index_bytes(sequence: Sequence) -> dict[str, float]:
-    """The size of an index: `index_bytes` per token and KV head, and `index_fixed_bytes` per KV head, which is learned
-    and does not grow. Means over layers."""
+    """The size of an index, or of what a placement knows: `index_bytes` per token and KV head, and `index_fixed_bytes`
+    per KV head, which is learned and does not grow. Means over layers."""
     layers = [layer for layer in tiered_layers(sequence.layers) if layer.indexed]
     heads = max(1, sum(layer.layout.num_heads for layer in layers))
     fixed = sum(tensor.nbytes for layer in layers for tensor in layer.upkeep.learned().values())
     kept = sum(layer.index.state_bytes(layer.state) for layer in layers)
+    kept += sum(layer.placed.num_bytes for layer in layers if layer.placed is not None)
     tokens = max(1, sum(layer.indexed * layer.layout.num_heads for layer in layers))
     return {"index_bytes": (kept - fixed) / tokens, "index_fixed_bytes": fixed / heads}

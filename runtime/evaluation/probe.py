@@ -98,7 +98,9 @@ def _read(step: Step, sealed: int) -> Tensor:
     assert step.ids is not None
     units = torch.from_numpy(step.ids.copy()).to(step.query.device)
     tokens = (units.unsqueeze(-1) * step.unit + torch.arange(step.unit, device=units.device)).flatten(1)
-    return torch.zeros(len(units), sealed, dtype=torch.bool, device=units.device).scatter_(1, tokens, True)
+    tokens = tokens.where(tokens >= 0, sealed)  # a head that keeps fewer than others is padded by -1
+    read = torch.zeros(len(units), sealed + 1, dtype=torch.bool, device=units.device).scatter_(1, tokens, True)
+    return read[:, :sealed]
 
 
 def _share_found(layer: PagedLayer, step: Step, scores: Tensor, read: Tensor) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -48,17 +49,17 @@ def evaluate(
         kv_dir: folder that keeps prefilled contexts, so that another run need not prefill them; None: none.
 
     Raises:
-        ValueError: an unknown suite or index, or a budget that cannot hold what is always read.
+        ValueError: an unknown suite, index or placement, or a budget that cannot hold what is always read.
         MissingTextError, ModelFileError, DoesNotFitError: nothing was run.
     """
     if suite not in SUITES:
         raise ValueError(f"suite is one of {', '.join(SUITES)}; not {suite!r}")
-    for index in indexes:
-        index_class(index)
-    for budget in budgets:
-        KVConfig(budget=budget)  # raises if no context could be read with it
+    for index, budget in itertools.product(indexes, budgets):
+        Variant(index, budget).config(KVConfig())  # raises for what is unknown, or if no context could be read with it
     started = clock.now()
     if suite == "exact":
+        for index in indexes:
+            index_class(index)
         found = exact.run(exact.Setting(model, device), indexes, options.seed, ticker)
         facts: dict[str, Any] = {"device": device, "dtype": "float32"}
     else:

@@ -103,6 +103,11 @@ class Placed:
         """Whether steps read what is kept: there is something else."""
         return self.is_visible and self.kept.positions.shape[1] < self.kept.end
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of memory that it occupies."""
+        return self.kept.positions.nbytes + sum(tensor.nbytes for tensor in self.kept.state.values())
+
     # A prompt
 
     def begin_span(self) -> None:

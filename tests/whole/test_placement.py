@@ -14,6 +14,8 @@ from tiny_models import VOCABULARY, save_tiny_model
 from stratakv.runtime import KVConfig, Runtime
 from stratakv.runtime.engine.engine import Engine
 from stratakv.runtime.engine.sequence import Sequence
+from stratakv.runtime.evaluation.harness import Harness
+from stratakv.runtime.evaluation.variants import Variant
 from stratakv.runtime.layers.placed import Placed
 from stratakv.runtime.layers.tiered import tiered_layers
 from stratakv.runtime.sessions import session
@@ -90,6 +92,24 @@ def test_a_placement_from_first_to_last(runtime: Runtime, name: str) -> None:
     assert total <= KEEP + 16
     for each in (sequence, fork, known, again, loaded):
         each.close()
+
+
+def test_a_fork_of_an_exact_prefill_keeps_as_if_it_had_prefilled_itself(runtime: Runtime) -> None:
+    """One prefill serves all placements and budgets: it keeps the prompt's queries."""
+    compared = [Variant(name, keep) for name in ("h2o", "snapkv:window=40") for keep in (96, 144)]
+    harness = Harness(runtime, compared)
+    with harness.prefilled(PROMPT[:300]) as base:
+        harness.extend(base, PROMPT[300:])
+        for variant in compared:
+            own = prefilled(harness.engines[variant])
+            with harness.fork(variant, base) as fork, harness.fork(variant, fork) as twin:
+                for one, other, third in zip(placed(fork), placed(own), placed(twin), strict=True):
+                    assert torch.equal(one.kept.positions, other.kept.positions)
+                    assert third.kept is one.kept
+                torch.testing.assert_close(decoded(harness.engines[variant], fork, KNOWN[:4]),
+                                           decoded(harness.engines[variant], own, KNOWN[:4]))  # fmt: skip
+                assert harness.tokens_read(variant) <= variant.budget + 16
+            own.close()
 
 
 @pytest.mark.parametrize("name", PLACEMENT_CASES)

@@ -176,6 +176,7 @@ def test_a_point_of_the_past_comes_back_whole(make: Make) -> None:
     assert of(layer).kept.end == 40
     assert of(layer).kept.positions.max() < 40
     assert of(layer).kept.state["mass"].shape == of(layer).kept.positions.shape
+    assert of(layer).num_bytes == of(layer).kept.positions.numel() * (8 + 4)
 
 
 @pytest.mark.parametrize(
