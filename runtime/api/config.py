@@ -57,10 +57,11 @@ class KVConfig:
     does it where that is seen to save more time than it takes. Changes no answer."""
     codec: str = "zstd"
     """The encoding of pages on disk, by name or as `name:setting=value`. `zstd`, `raw`: lossless. `int8`, `int4`: that
-    many bits a number and a scale per group of them (docs/decisions/0013). `kivi`: two, or `kivi:bits=4`; see
-    `stratakv.storage.codecs`. `adaptive`: lossless while reading pages back could hide behind computing, else
-    as many of them as int4 as would make reads fit. Lossy pages are exact in memory and approximate once they have left
-    it: answers then depend on what was spilled and when, and no longer repeat to the bit."""
+    many bits a number and a scale per group of them (docs/decisions/0013). `kivi`, `rotatekv`, `logquant`, `zipcache`:
+    published codecs of 2 bits and more, with settings such as `kivi:bits=4`. `adaptive`: lossless while reading pages
+    back could hide behind computing, else as many of them as int4 as would make reads fit. Lossy pages are exact in
+    memory and approximate once they have left it: answers then depend on what was spilled and when, and no longer
+    repeat to the bit."""
     state_every: int | None = None
     """Tokens between the places in a prompt where layers without pages (sliding, recurrent) leave their state for other
     conversations: whole pages and multiples of 64. 0: only where a prompt ends. None: so many that states add at most a

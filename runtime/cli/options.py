@@ -105,8 +105,8 @@ CodecOption = Annotated[
     str,
     typer.Option(
         "--codec",
-        help="How pages are written to disk: zstd, raw (lossless); int8, int4, kivi, adaptive (lossy), or "
-        "name:setting=value.",
+        help="How pages are written to disk: zstd, raw (lossless); int8, int4, kivi, rotatekv, logquant, zipcache, "
+        "adaptive (lossy), or name:setting=value.",
     ),
 ]
 PrefetchOption = Annotated[

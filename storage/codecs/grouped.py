@@ -20,35 +20,48 @@ TOKENS = 32
 """The most tokens of a key's channel that share a scale."""
 
 
+def grouped_parts(shape: tuple[int, int, int, int], bits: int, most: tuple[int, int]) -> list[Part]:
+    """The parts of numbers `[S, G, n, D]` in groups of at most `most`: (tokens of a key, channels of a value)."""
+    sides, heads, tokens, channels = shape
+    tables = (heads, channels, num_groups(tokens, most[0])), (heads, tokens, num_groups(channels, most[1]))
+    return [*(Part(kind, table) for table in tables[:sides] for kind in (SCALE, HALF)), Part(bits, shape)]
+
+
+def group(numbers: np.ndarray, bits: int, most: tuple[int, int]) -> list[np.ndarray]:
+    """The arrays of `grouped_parts` of fp32 `numbers`."""
+    keys, *tables = quantised(numbers[0].swapaxes(1, 2), most[0], bits)
+    codes = [keys.swapaxes(1, 2)]
+    for values in numbers[1:]:
+        found, *more = quantised(values, most[1], bits)
+        codes, tables = [*codes, found], [*tables, *more]
+    return [*tables, np.stack(codes)]
+
+
+def ungroup(arrays: list[np.ndarray]) -> np.ndarray:
+    """The numbers, fp32 `[S, G, n, D]`, of what `group` returned."""
+    codes = arrays[-1]
+    numbers = np.empty(codes.shape, dtype=np.float32)
+    numbers[0] = restored(codes[0].swapaxes(1, 2), *arrays[:2]).swapaxes(1, 2)
+    if len(codes) == 2:
+        numbers[1] = restored(codes[1], *arrays[2:4])
+    return numbers
+
+
 class GroupedCodec(LossyCodec):
     """A page as codes of `bits` bits; see the module."""
 
     paper = "KIVI, arXiv 2402.02750"
-
     bits: int
     """Bits of a code."""
     most: int = 64
     """The most channels of a token's value that share a scale."""
 
     def parts(self) -> list[Part]:
-        tables = (self.heads, self.channels, num_groups(self.tokens, TOKENS)), (
-            self.heads, self.tokens, num_groups(self.channels, self.most),
-        )  # fmt: skip
-        found = [Part(kind, shape) for shape in tables[: self.sides] for kind in (SCALE, HALF)]
-        return [*found, Part(self.bits, (self.sides, self.heads, self.tokens, self.channels))]
+        shape = self.sides, self.heads, self.tokens, self.channels
+        return grouped_parts(shape, self.bits, (TOKENS, self.most))
 
     def quantise(self, numbers: np.ndarray) -> list[np.ndarray]:
-        keys, *tables = quantised(numbers[0].swapaxes(1, 2), TOKENS, self.bits)
-        codes = [keys.swapaxes(1, 2)]
-        for values in numbers[1:]:
-            found, *more = quantised(values, self.most, self.bits)
-            codes, tables = [*codes, found], [*tables, *more]
-        return [*tables, np.stack(codes)]
+        return group(numbers, self.bits, (TOKENS, self.most))
 
     def restore(self, arrays: list[np.ndarray]) -> np.ndarray:
-        codes = arrays[-1]
-        numbers = np.empty(codes.shape, dtype=np.float32)
-        numbers[0] = restored(codes[0].swapaxes(1, 2), *arrays[:2]).swapaxes(1, 2)
-        if self.sides == 2:
-            numbers[1] = restored(codes[1], *arrays[2:4])
-        return numbers
+        return ungroup(arrays)

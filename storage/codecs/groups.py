@@ -18,6 +18,8 @@ def num_groups(length: int, most: int) -> int:
 def quantised(numbers: np.ndarray, most: int, bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Quantise fp32 `[.., n]`. Returns codes uint8 `[.., n]`, and scales and minima fp16 `[.., ceil(n / most)]`."""
     length, last = numbers.shape[-1], 2**bits - 1
+    if not length:
+        return numbers.astype(np.uint8), numbers, numbers
     width = -(-length // num_groups(length, most))
     starts = np.arange(0, length, width)
     least = rounded(np.minimum.reduceat(numbers, starts, -1), -np.inf)
@@ -37,8 +39,9 @@ def restored(codes: np.ndarray, scale: np.ndarray, least: np.ndarray) -> np.ndar
 def spread(table: np.ndarray, length: int) -> np.ndarray:
     """Each group's number for each of its members: fp32 `[.., length]`, or `[.., 1]` for a single group."""
     wide = table.astype(np.float32)
-    width = -(-length // table.shape[-1])
-    return wide if table.shape[-1] == 1 else wide.repeat(width, -1)[..., :length]
+    if table.shape[-1] <= 1:
+        return wide
+    return wide.repeat(-(-length // table.shape[-1]), -1)[..., :length]
 
 
 def rounded(numbers: np.ndarray, towards: float) -> np.ndarray:

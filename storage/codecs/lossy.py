@@ -21,34 +21,52 @@ from .groups import packed, packed_bytes, unpacked
 
 LIMIT = 2.0**15
 """The largest number that is held."""
-SCALE, HALF, INDEX = "scale", "half", "index"
-"""Parts of fp16, not negative; of fp16; and of uint16."""
+HALF, SCALE = "float16", "scale"
+"""Kinds of parts: of fp16, and of fp16 that is not negative."""
 
 
 class Part(NamedTuple):
-    """An array in a payload. `kind`: `SCALE`, `HALF`, `INDEX`, or a number of bits: codes, uint8 in memory."""
+    """An array in a payload. `kind`: `SCALE`, the name of a page's dtype, or a number of bits: codes, uint8."""
 
     kind: str | int
     shape: tuple[int, ...]
 
     @property
     def num_bytes(self) -> int:
-        return packed_bytes(prod(self.shape), self.kind if isinstance(self.kind, int) else 16)
+        bits = self.kind if isinstance(self.kind, int) else 32 if self.kind == "float32" else 16
+        return packed_bytes(prod(self.shape), bits)
 
     def to_bytes(self, array: np.ndarray) -> bytes:
         assert array.shape == self.shape, f"a part of {array.shape} where {self.shape} is promised"
         if isinstance(self.kind, int):
             return packed(array, self.kind).tobytes()
-        return array.astype("<u2" if self.kind == INDEX else "<f2").tobytes()
+        return narrowed(array, self.kind).tobytes()
 
     def from_bytes(self, payload: memoryview) -> np.ndarray:
         """Raises RecordError for numbers that are not written."""
+        stored = np.frombuffer(payload, np.uint8)
         if isinstance(self.kind, int):
-            return unpacked(np.frombuffer(payload, np.uint8), prod(self.shape), self.kind).reshape(self.shape)
-        array = np.frombuffer(payload, "<u2" if self.kind == INDEX else "<f2").reshape(self.shape)
+            return unpacked(stored, prod(self.shape), self.kind).reshape(self.shape)
+        array = widened(stored, self.kind).reshape(self.shape)
         if not np.isfinite(array).all() or (self.kind == SCALE and (array < 0).any()):
-            raise RecordError("payload: a scale or another fp16 number that is not written")
+            raise RecordError("payload: a scale or another number that is not written")
         return array
+
+
+def widened(raw: np.ndarray, dtype: str) -> np.ndarray:
+    """The numbers whose bytes are `raw` (uint8), as fp32 `[n]`."""
+    if dtype == "bfloat16":
+        return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
+    return raw.view("<f4" if dtype == "float32" else "<f2").astype(np.float32, copy=False)
+
+
+def narrowed(numbers: np.ndarray, dtype: str) -> np.ndarray:
+    """Numbers rounded to a dtype: to nearest, halves to even. bf16 is the bits of each, uint16."""
+    flat = np.ascontiguousarray(numbers).reshape(-1)
+    if dtype == "bfloat16":
+        bits = flat.view(np.uint32)
+        return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2")
+    return flat.astype("<f4" if dtype == "float32" else "<f2", copy=False)
 
 
 class LossyCodec:
@@ -83,10 +101,10 @@ class LossyCodec:
         raise NotImplementedError
 
     def accepts(self, raw: np.ndarray) -> bool:
-        return bool((np.abs(self._widened(raw)) <= LIMIT).all())
+        return bool((np.abs(widened(raw, self.layout.dtype)) <= LIMIT).all())
 
     def encode(self, raw: np.ndarray) -> bytes:
-        numbers = self._widened(raw)
+        numbers = widened(raw, self.layout.dtype)
         if not (np.abs(numbers) <= LIMIT).all():
             raise ValueError(f"{self.name} holds finite numbers up to {LIMIT:.0f} and the page has others")
         pages = numbers.reshape(self.heads, self.sides, self.tokens, self.channels).swapaxes(0, 1)
@@ -95,7 +113,7 @@ class LossyCodec:
 
     def decode(self, payload: memoryview, out: np.ndarray) -> None:
         numbers = self._as_written(payload)._numbers(payload, out.nbytes)
-        self._narrow(np.ascontiguousarray(numbers.swapaxes(0, 1)), out)
+        out[:] = narrowed(numbers.swapaxes(0, 1), self.layout.dtype).view(np.uint8)
 
     def _as_written(self, payload: memoryview) -> LossyCodec:
         """The codec with the settings of this payload."""
@@ -125,18 +143,3 @@ class LossyCodec:
         if not (np.abs(numbers) <= 1.01 * LIMIT).all():
             raise RecordError(f"payload: numbers beyond {LIMIT:.0f}, which {self.name} does not hold")
         return numbers
-
-    def _widened(self, raw: np.ndarray) -> np.ndarray:
-        """The page's numbers as fp32 `[page_bytes / itemsize]`."""
-        if self.layout.dtype == "bfloat16":
-            return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
-        return raw.view("<f2" if self.layout.dtype == "float16" else "<f4").astype(np.float32, copy=False)
-
-    def _narrow(self, numbers: np.ndarray, out: np.ndarray) -> None:
-        """Write fp32 numbers into the page's bytes `out`, rounded to nearest, halves to even."""
-        flat = numbers.reshape(-1)
-        if self.layout.dtype == "bfloat16":
-            bits = flat.view(np.uint32)
-            out.view("<u2")[:] = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
-        else:
-            out.view("<f2" if self.layout.dtype == "float16" else "<f4")[:] = flat

@@ -18,6 +18,9 @@ CODECS = {
     "int8": "Int8Codec",
     "int4": "Int4Codec",
     "kivi": "KiviCodec",
+    "rotatekv": "RotateKVCodec",
+    "logquant": "LogQuantCodec",
+    "zipcache": "ZipCacheCodec",
 }
 """Each codec's name, which is also its module's, and its class."""
 LOSSLESS = ("raw", "zstd")

@@ -17,7 +17,7 @@ SHAPES = [
     *(layout(dtype=dtype) for dtype in DTYPES),
     *(layout(heads, 16, channels, "bfloat16") for heads, channels in ((1, 256), (8, 80), (3, 96), (4, 128))),
     layout(2, 64, 64, "bfloat16"),
-    layout(2, 5, 7, "float32"),
+    layout(2, 7, 9, "float32"),
     layout(1, 16, 576, "bfloat16", sides=1),
 ]
 
@@ -35,7 +35,7 @@ def test_every_lossy_codec_is_under_test() -> None:
 def test_pages_come_back_as_far_off_as_is_said(spec: str) -> None:
     """Of every shape and dtype, the same from every instance, in payloads of the size that is stated."""
     bits, most = LOSSY[spec]
-    assert 8 * made(spec, SHAPES[0]).payload_bytes / normal(SHAPES[0]).size == pytest.approx(bits, abs=0.06)
+    assert 8 * made(spec, SHAPES[1]).payload_bytes / normal(SHAPES[0]).size == pytest.approx(bits, abs=0.06)
     for shape in SHAPES:
         raw = raw_of(normal(shape), shape)
         found, exact = there_and_back(made(spec, shape), raw), numbers_of(raw, shape)
