@@ -279,7 +279,8 @@ class TieredStore:
         return self.host.departures
 
     def count_read(self, pids: np.ndarray) -> None:
-        """Count distinct pages of several layers that were read by their `places`, in the same block of `still`."""
+        """Count pages, distinct for each layer that read them, that were read by their `places`, in the same block of
+        `still`."""
         self._residency.clock += 1
         self._residency.touch(pids)
         self.counters.host_reads += len(pids)

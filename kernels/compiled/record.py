@@ -117,6 +117,7 @@ T_CENTRED = 17
 # HEADS: norms and rotation of q and k, and where k and v belong. An item is one head of one sequence: H + G of q and k,
 # then G of v.
 H_BATCH, H_HEADS, H_GROUPS, H_DIM = range(6, 10)
+"""H_GROUPS: 0 where a layer has queries alone."""
 H_QKV = 10
 """[B, H + 2 G, D], what a product left."""
 H_Q = 11
@@ -164,6 +165,15 @@ K_STATES = 12
 """int64 [B, 2]: the addresses of columns [K - 1, channels] before and behind this token."""
 K_WEIGHTS, K_BIAS = range(13, 15)
 """[channels, K]; [channels], or 0."""
+
+# INPUTS: what each layer reads of a token besides, norm(root * made) and factor * row, added and divided by the root of
+# 2. An item is one layer of one sequence.
+I_BATCH, I_LAYERS, I_WIDTH = range(6, 9)
+"""B; N; P, the numbers that a layer reads."""
+I_MADE, I_ROWS, I_OUT = range(9, 12)
+"""[B, N, P]; [B, N, P]; [N, B, 2, P], of which the second P numbers are written."""
+I_NORM, I_EPS, I_ROOT, I_FACTOR = range(12, 16)
+"""[P]."""
 
 # Of one sequence and layer: what to read of G * L-token pages, or of one run of rows.
 # `score_bounds`: scores of S_SPAN units an item, of one KV head; items are G times the parts of S_UNITS.

@@ -115,6 +115,8 @@ class CompiledStep:
         form, self._threads = self._of(batch, tables), threads
         rows = form.rows
         model.embed_step(tokens, rows.hidden)
+        if rows.inputs is not None:
+            model.input_rows(tokens, rows.inputs)
         form.turn(tables.lean)
         attending = self._attending(rows, sequences)
         for b, sequence in enumerate(sequences):

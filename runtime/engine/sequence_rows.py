@@ -7,6 +7,8 @@ change, the newest token's place and some counts, for all layers at once:
     pages    addresses, read again only where a page has left host memory
     ids      chosen units, written by the step
 
+A layer that shares has its source's run, the new token in it, and chosen units of its own.
+
 Shapes  N layers, P pages of all of them, G KV heads
 """
 
@@ -121,7 +123,8 @@ class SequenceRows:
         self._alike = [(every if len(layers) == len(counts) else layers, *kind) for kind, layers in alike.items()]
 
     def read(self) -> np.ndarray:
-        """Ids of the distinct pages that the step read, int64, once its rows have been worked through."""
+        """Ids of the pages that the step read, int64, distinct for each layer, once its rows have been worked
+        through."""
         if not self._alike:
             return self._pids
         is_read = self._is_whole.copy()

@@ -35,7 +35,7 @@ class LayerTables(nn.Module):
 
     def __init__(self, config: Any, form: Form, vocabulary: int, width: int) -> None:
         super().__init__()
-        self.width, self.root = width, config.hidden_size**-0.5
+        self.width, self.root, self.factor = width, config.hidden_size**-0.5, width**0.5
         self.table = nn.Parameter(torch.empty(vocabulary, config.num_hidden_layers * width))
         self.projection = Linear(config.hidden_size, config.num_hidden_layers * width, bias=False)
         self.norm = Norm(width, config, form)
@@ -50,7 +50,7 @@ class LayerTables(nn.Module):
         else:
             rows = in_file.rows(self.table, ids)[..., own]
             made = in_file.multiply(self.projection, embedded, own)
-        out: Tensor = (self.norm(made * self.root) + (rows * self.width**0.5).to(embedded.dtype)) * 2**-0.5
+        out: Tensor = (self.norm(made * self.root) + (rows * self.factor).to(embedded.dtype)) * 2**-0.5
         return out
 
 

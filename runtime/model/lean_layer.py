@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ..untrusted.family import Form
 from .expert_weights import LayerExperts, Make
 from .latent import Latent, by_head
+from .layer_inputs import LayerTables
 from .mlp import MLP, Experts, ExpertsBesideMLP
 from .products import Product
 
@@ -78,6 +79,14 @@ class _Inputs:
     def __init__(self, layer: Any, product: Make) -> None:
         self.gate, self.projection = product([layer.input_gate]), product([layer.input_projection])
         self.after = Norm(layer.after_input_layernorm)
+
+
+class LeanInputs:
+    """The weights for it that a model's layers have in common."""
+
+    def __init__(self, tables: LayerTables, product: Make) -> None:
+        self.width, self.root, self.factor = tables.width, tables.root, tables.factor
+        self.projection, self.norm = product([tables.projection]), Norm(tables.norm)
 
 
 class LeanLayer:
@@ -198,13 +207,13 @@ class LeanLayer:
         of_mlp = [self.gate_up, self.down] if self.has_mlp else []
         of_experts = [] if self.experts is None else [self.router]
         of_shared = [] if self.shared_gate is None else [self.shared_gate]
-        return [self.qkv, self.out, *of_mlp, *of_experts, *of_shared]
+        of_inputs = [] if self.inputs is None else [self.inputs.gate, self.inputs.projection]
+        return [self.qkv, self.out, *of_mlp, *of_experts, *of_shared, *of_inputs]
 
     @property
     def can_compile(self) -> bool:
         """A compiled step knows all of its parts."""
-        is_known = self.inputs is None and not self.shares
-        return is_known and bool(self.act_name) and (self.experts is None or self.layer_experts is not None)
+        return bool(self.act_name) and (self.experts is None or self.layer_experts is not None)
 
     def _mlp(self, x: Tensor) -> Tensor:
         if self.experts is None:

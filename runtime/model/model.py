@@ -35,7 +35,7 @@ from .head_shapes import head_shapes, kinds_of, value_dim, windows_of
 from .layer_inputs import LayerInputs
 from .layer_rotation import LayerRotation
 from .lean_forms import lean_layer
-from .lean_layer import LeanLayer, fused, in_halves
+from .lean_layer import LeanInputs, LeanLayer, fused, in_halves
 from .mlp import Experts, stated
 from .model_files import check_vocabulary, own_modules, read_configuration, rope_of, transformers_modules
 from .products import ALL_KNOWN, INT8_EXPERTS, PRODUCTS, Product
@@ -144,6 +144,8 @@ class Model:
         """Maps the last layer's output to logits."""
         self.step_logits = Head(self.inner.norm, head, product([head]), times, cap)
         """`logits` of a decode step, whose product may be a rounded one."""
+        tables = getattr(self.inner, "inputs", None)
+        self._lean_inputs = None if tables is None else LeanInputs(tables, exact)
         self.weights = weights
 
     def use_graphs(self, graphs: Graphs | None) -> None:
@@ -234,6 +236,11 @@ class Model:
         """Embed token ids `[T]` as `[1, T, hidden]` in `prefill_dtype`."""
         ids = torch.from_numpy(tokens.astype(np.int64)).to(self.device)
         return self.embed(ids.unsqueeze(0)).to(self.prefill_dtype)
+
+    def input_rows(self, tokens: list[int], out: Tensor) -> None:
+        """Take one token's row of each sequence from the table of what layers read besides, into fp32 `[B, N * P]`."""
+        table, ids = self.inner.inputs.table, torch.tensor(tokens)
+        out.copy_(table[ids] if self._in_file is None else self._in_file.rows(table, ids))
 
     def inputs(self, ids: Tensor | np.ndarray, embedded: Tensor) -> LayerInputs:
         """What layers read of token ids `[.., T]`, embedded as `[.., T, hidden]`, besides the hidden state."""
@@ -349,7 +356,7 @@ class Model:
 
         lean = [layer for layer in self._lean if layer is not None]
         assert len(lean) == self.num_layers
-        return StepRows(lean, self._rotated, self.step_logits, batch)
+        return StepRows(lean, self._rotated, self.step_logits, batch, self._lean_inputs)
 
     def query(self, layer: int, hidden: Tensor, tables: StepTables) -> Tensor:
         """The query `[G, R, D]` that a layer would make of one token's `hidden` `[1, hidden]`, without the rest of the

@@ -1,7 +1,9 @@
 """A model's share of a decode step as rows of a table (`kernels.compiled.record`), and the buffers between them.
 
+    first     product | INPUTS, where layers read of a token besides
     layer     QKV | HEADS | room for what attends, filled in by the engine at every step | OUT | GATE_UP | DOWN
     recurrent QKV | MIX | OUT | GATE_UP | DOWN
+    behind    gate | projection, of what a layer reads besides
     last      HEAD
 
 Hidden states are fp32 throughout; weights are used as `LeanLayer` has them. A residual is added where the next product
@@ -21,12 +23,13 @@ from torch import Tensor
 from ...kernels.compiled import record as r
 from ...kernels.compiled.experts import both
 from ...kernels.compiled.heads import heads, heads_bytes
+from ...kernels.compiled.inputs import inputs
 from ..process.apart import fp32
 from .expert_rows import NUM_ROWS, ExpertBuffers
 from .expert_weights import LayerExperts
 from .head import Head
 from .head_shapes import HeadShape
-from .lean_layer import LeanLayer, Norm
+from .lean_layer import LeanInputs, LeanLayer, Norm
 from .lean_recurrent import LeanRecurrent
 from .products import Product, Strip
 from .rotary import QUERIES
@@ -53,9 +56,12 @@ class StepRows:
     Args:
         lean: all of the model's layers. rotated: whether each of them rotates.
         head: gives logits.
+        of_inputs: of what all layers read of a token besides; None: they read nothing.
     """
 
-    def __init__(self, lean: list[LeanLayer], rotated: list[bool], head: Head, batch: int) -> None:
+    def __init__(
+        self, lean: list[LeanLayer], rotated: list[bool], head: Head, batch: int, of_inputs: LeanInputs | None = None
+    ) -> None:
         first = lean[0]
         self.mixes = {number: layer for number, layer in enumerate(lean) if isinstance(layer, LeanRecurrent)}
         """The recurrent layers. Whatever else is said by layer is of those that attend, one behind the other."""
@@ -71,9 +77,10 @@ class StepRows:
         space = ROW_SPACE * batch
         self._known: dict[int, list[Strip]] = {}
         products = [some for layer in lean for some in layer.products]
+        products += [] if of_inputs is None else [of_inputs.projection]
         count = sum(len(self._strips(product)) for product in (*products, head.product))
         count += sum(NUM_ROWS + (layer.beside is not None) for layer in lean if layer.layer_experts is not None)
-        count += (1 + space) * len(attending) + len(self.mixes)
+        count += (1 + space) * len(attending) + len(self.mixes) + (of_inputs is not None)
         self.table = np.zeros((count, r.WIDTH), dtype=np.int64)
         self._filled = 0
         self._heads_rows: list[int] = []
@@ -97,13 +104,16 @@ class StepRows:
         self._merging: dict[int, tuple[int, int]] = {}
         """What OUT's input of each layer is, for `merges`."""
         self._kept: list[Tensor] = []
-        sums, outs = [fp32(batch, width) for _ in "ab"], [fp32(batch, width) for _ in "ab"]
+        sums, outs = [fp32(batch, width) for _ in "abc"], [fp32(batch, width) for _ in "abc"]
         qkvs = fp32(batch * max(layer.qkv.weight.shape[0] for layer in lean))
         inners = fp32(batch * max((layer.gate_up.weight.shape[0] for layer in lean if layer.has_mlp), default=0))
         mixtures = {layer.layer_experts.mixture for layer in lean if layer.layer_experts is not None}
         self._experts = {mixture: ExpertBuffers(mixture, batch) for mixture in mixtures}
         shared = fp32(batch, width), fp32(batch, 1), fp32(batch, width)
         self._kept += [*sums, *outs, qkvs, inners, *shared]
+        self.inputs: Tensor | None = None
+        """Each token's row of what layers read besides `[B, N * P]`, to be filled in; None: they read nothing."""
+        gated = None if of_inputs is None else self._inputs(of_inputs, len(lean))
         above = _Added(self.hidden)
         for number, layer in enumerate(lean):
             rows = layer.qkv.weight.shape[0]
@@ -131,11 +141,33 @@ class StepRows:
                 row[[r.P_INPUT, r.P_A, r.P_ACT]] = r.GATED, inner.data_ptr(), _ACTS[layer.act_name]
             whole = 1.0 if layer.scalar is None else float(layer.scalar)
             above = _Added(sums[1], outs[1], layer.after_mlp, layer.factor, whole)
+            if layer.inputs is not None:
+                assert gated is not None
+                row = self._products(layer.inputs.gate, gated[number, :, 0], r.M_GATE_UP)
+                self._sum(row, above._replace(whole=1.0), sums[2], None)
+                row = self._products(layer.inputs.projection, outs[2], r.M_DOWN)
+                row[[r.P_INPUT, r.P_A, r.P_ACT]] = r.GATED, gated[number].data_ptr(), _ACTS[layer.act_name]
+                above = _Added(sums[2], outs[2], layer.inputs.after, whole=whole)
         row = self._products(head.product, self.logits, r.M_HEAD)
         self._sum(row, above, sums[0], Norm(head.norm))
         assert self._filled == len(self.table)
         self.input = self.last = sums[0]
         """`[B, C]`: what a layer but the first begins with, once its QKV is there; and what the last one leaves."""
+
+    def _inputs(self, of: LeanInputs, layers: int) -> Tensor:
+        """The next rows, those of what all layers read besides: `[N, B, 2, P]`, behind room for their gates."""
+        self.inputs, made = fp32(self.batch, layers * of.width), fp32(self.batch, layers * of.width)
+        out = fp32(layers * self.batch, 2 * of.width).view(layers, self.batch, 2, of.width)
+        self._kept += [made, out]
+        row = self._products(of.projection, made, r.M_GATE_UP)
+        row[[r.P_INPUT, r.P_A]] = r.PLAIN, self.hidden.data_ptr()
+        (row,) = self._next(1)
+        row[[r.OPERATION, r.ITEMS, r.BARRIER, r.MARK]] = inputs.address, self.batch * layers, 1, r.M_GATE_UP
+        row[[r.I_BATCH, r.I_LAYERS, r.I_WIDTH]] = self.batch, layers, of.width
+        row[[r.I_MADE, r.I_ROWS, r.I_OUT]] = made.data_ptr(), self.inputs.data_ptr(), out.data_ptr()
+        row[[r.I_NORM, r.I_EPS]] = self._wide(of.norm.weight), r.bits(of.norm.eps)
+        row[[r.I_ROOT, r.I_FACTOR]] = r.bits(of.root), r.bits(of.factor)
+        return out
 
     def _attention(self, layer: LeanLayer, qkv: Tensor, out: Tensor, *, is_rotated: bool) -> None:
         """The next rows, from HEADS to OUT."""
@@ -251,10 +283,11 @@ class StepRows:
         row[r.P_EPS] = r.bits(next((n.eps for n in (norm, added.norm) if n is not None), 0.0))
 
     def _heads(self, row: np.ndarray, layer: LeanLayer, number: int, qkv: Tensor, *, is_rotated: bool) -> None:
-        items = self.batch * (layer.heads + 2 * layer.kv_heads)
+        groups = 0 if layer.shares else layer.kv_heads
+        items = self.batch * (layer.heads + 2 * groups)
         row[[r.OPERATION, r.ITEMS, r.BARRIER]] = heads.address, items, 1
         row[[r.MARK, r.MEMORY]] = r.M_HEADS, heads_bytes(layer.dim)
-        row[[r.H_BATCH, r.H_HEADS, r.H_GROUPS, r.H_DIM]] = self.batch, layer.heads, layer.kv_heads, layer.dim
+        row[[r.H_BATCH, r.H_HEADS, r.H_GROUPS, r.H_DIM]] = self.batch, layer.heads, groups, layer.dim
         row[[r.H_QKV, r.H_Q, r.H_PLACES]] = qkv.data_ptr(), self.q[number].data_ptr(), self.places[number].ctypes.data
         row[r.H_ROTARY] = int(is_rotated)
         row[r.H_PAIRS] = max(strip.pairs for strip in self._strips(layer.qkv))

@@ -34,7 +34,7 @@ def fill_products(table: np.ndarray, strips: list[Strip], batch: int, y: Tensor,
     be kept as long as they are used, besides the strips.
 
     Args:
-        y: fp32 `[B, N]`.
+        y: fp32 `[B, N]`, whose rows may be apart.
     """
     kept: list[Tensor] = []
 
@@ -55,7 +55,7 @@ def fill_products(table: np.ndarray, strips: list[Strip], batch: int, y: Tensor,
         row[[r.ITEMS, r.BARRIER, r.MARK]] = -(-strip.rows // chunk), int(strip is strips[-1]), mark
         row[[r.P_BATCH, r.P_ROWS, r.P_COLUMNS, r.P_CHUNK]] = batch, strip.rows, strip.columns, chunk
         row[[r.P_KIND, r.P_WEIGHT]] = strip.kind, strip.address
-        row[[r.P_Y, r.P_STRIDE]] = y.data_ptr() + 4 * first, y.shape[1]
+        row[[r.P_Y, r.P_STRIDE]] = y.data_ptr() + 4 * first, y.stride(0)
         if has_blocks:
             row[[r.P_CODE, r.P_ROUNDED]] = blocks.rows(strip.kind, rounded=strip.rounds).address, strip.rounds
         if strip.scale is not None:

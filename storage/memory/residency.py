@@ -55,7 +55,7 @@ class Residency:
         came = self.table.ahead[pids]
         if came.any():
             self.table.ahead[pids] = False
-            self.counters.add(useful_prefetched_bytes=int(came.sum()) * self.host.page_bytes)
+            self.counters.add(useful_prefetched_bytes=len(np.unique(pids[came])) * self.host.page_bytes)
 
     def touch(self, pids: np.ndarray) -> None:
         for arena in self.tiers():
