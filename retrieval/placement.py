@@ -57,6 +57,12 @@ class Text(Protocol):
         """int64 `[G, m]`, ascending behind the padding."""
         ...
 
+    @property
+    def prompt(self) -> int:
+        """Position behind the last prompt's last token: what comes after it is a reply. While a prompt comes in it is
+        the text's end."""
+        ...
+
     def blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Columns, and their rotated keys and values, each fp32 `[G, b, D]`, a block at a time. A block is good until
         the next."""
@@ -150,6 +156,10 @@ class Placement(ABC):
         at = text.positions
         return (at >= 0) & ((at < self.params.sink) | (at >= end - recent))
 
+    def least(self, budget: int) -> int:
+        """How many tokens of each head these are, of a text that is long enough."""
+        return self.params.sink + max(self.params.local, self.recent(budget))
+
     def wish(self, state: State, text: Text) -> Tensor:
         """What this layer says to `divide`."""
         return torch.empty(0, dtype=torch.float32)
@@ -166,7 +176,17 @@ def pooled(scores: Tensor, width: int) -> Tensor:
     return torch.nn.functional.avg_pool1d(scores.unsqueeze(0), width, 1, width // 2)[0]
 
 
-def shares(weights: Sequence[float], budget: int, least: int) -> list[int]:
-    """Divide `budget` for each of so many layers in proportion to `weights`, none below `least`."""
-    total, left = math.fsum(weights) or 1.0, max(0, budget - least) * len(weights)
-    return [least + int(left * weight / total) for weight in weights]
+def shares(weights: Sequence[float], budget: int, least: int, most: Sequence[int] | None = None) -> list[int]:
+    """Divide `budget` for each of so many layers in proportion to `weights`, none below `least`. What a layer has no
+    use for, as it has only `most` tokens, goes to the others in the same proportion."""
+    given, rest = [least] * len(weights), list(range(len(weights)))
+    left = max(0, budget - least) * len(weights)
+    while rest:
+        total = math.fsum(weights[i] for i in rest)
+        part = {i: left * (weights[i] / total if total else 1 / len(rest)) for i in rest}
+        full = [i for i in rest if most is not None and least + part[i] > most[i] - 1e-6]
+        for i in full or rest:
+            given[i] = most[i] if full and most is not None else least + int(part[i])
+        left -= sum(given[i] - least for i in full)
+        rest = [i for i in rest if i not in full] if full else []
+    return given

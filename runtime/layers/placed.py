@@ -44,6 +44,8 @@ class Kept(NamedTuple):
     """Tokens of each head to keep; None: nobody has said yet."""
     length: int
     """Tokens of the text of which that is a share; 0: it is a number that stays the same."""
+    prompt: int
+    """Position behind the last prompt; 0: one is coming in."""
     last: Tensor | None
     """The last query rows of the prompt that is coming in, `[G, R, n, D]`."""
     steps: tuple[Tensor, ...]
@@ -54,6 +56,7 @@ class KeptText(NamedTuple):
     """The `retrieval.placement.Text` of a layer: sealed tokens come from the store, the others from `rest`."""
 
     positions: Tensor
+    prompt: int
     num_sealed: int
     """Columns of sealed tokens: the first ones."""
     reader: PageReader
@@ -91,7 +94,7 @@ class Placed:
         keys = self._of.keys.float()
         none = torch.empty((self._of.groups, 0), dtype=torch.int64, device=keys.device)
         state = {**self.placement.enter(keys, keys, none[0]), **self.placement.start()}
-        return Kept(none, state, 0, None, 0, None, ())
+        return Kept(none, state, 0, None, 0, 0, None, ())
 
     @property
     def watches_steps(self) -> bool:
@@ -114,6 +117,7 @@ class Placed:
         """A span of a prompt begins: what it follows is all that has come."""
         self._reach(self._pages.sealed + self._pages.tail_len)
         self._observe_steps()
+        self.kept = self.kept._replace(prompt=0)
 
     def extend(self, q: Tensor, start: int, scale: float, rest: Block) -> None:
         """Take in the next rows of a prompt, q `[H, T, D]`; `rest` has their keys and values."""
@@ -139,7 +143,7 @@ class Placed:
     def place(self, budget: int, length: int) -> None:
         """Keep `budget` tokens of each head from now on, or such a share of a text of `length` tokens; 0: no share. The
         unsealed tail stays, and counts."""
-        self.kept = self.kept._replace(budget=budget, length=length)
+        self.kept = self.kept._replace(budget=budget, length=length, prompt=self.kept.end)
         self._prune(budget)
 
     def _prune(self, budget: int) -> None:
@@ -206,7 +210,7 @@ class Placed:
     def export(self) -> dict[str, Tensor]:
         """Everything as tensors, copies."""
         kept = self.kept
-        at = torch.tensor([kept.end, -1 if kept.budget is None else kept.budget, kept.length])
+        at = torch.tensor([kept.end, -1 if kept.budget is None else kept.budget, kept.length, kept.prompt])
         steps = {"steps": torch.cat(kept.steps, 2)} if kept.steps else {}
         known = {f"known.{name}": tensor.clone() for name, tensor in kept.state.items()}
         return {"at": at, "positions": kept.positions.clone(), **steps, **known}
@@ -219,10 +223,10 @@ class Placed:
             raise ValueError(f"{name[:60]!r}: {'unknown' if name in tensors else 'is not there'}")
         at, positions = tensors["at"], tensors["positions"]
         sealed = num_tokens - num_tokens % self._pages.layout.page_size
-        if at.dtype != torch.int64 or at.shape != (3,) or not sealed <= int(at[0]) <= num_tokens:
+        if at.dtype != torch.int64 or at.shape != (4,) or not sealed <= int(at[0]) <= num_tokens:
             raise ValueError("'at': not where this text ends")
-        end, budget, length = at.tolist()
-        if not (-1 <= budget < 1 << 40 and 0 <= length <= num_tokens):
+        end, budget, length, prompt = at.tolist()
+        if not (-1 <= budget < 1 << 40 and 0 <= length <= num_tokens and 0 <= prompt <= end):
             raise ValueError("'at': not a budget of this text")
         if positions.dtype != torch.int64 or positions.ndim != 2 or len(positions) != self._of.groups:
             raise ValueError("'positions': not those of this layer's heads")
@@ -260,10 +264,12 @@ class Placed:
             self._reach(num_tokens)
             return
         here = {name: tensor.to(self._of.keys.device) for name, tensor in tensors.items()}
-        end, budget, length = here["at"].tolist()
+        end, budget, length, prompt = here["at"].tolist()
         state = {name.removeprefix("known."): tensor for name, tensor in here.items() if name.startswith("known.")}
         steps = here["steps"].unsqueeze(3).unbind(2) if "steps" in here else ()
-        self.kept = Kept(here["positions"], state, end, None if budget < 0 else budget, length, None, tuple(steps))
+        self.kept = Kept(
+            here["positions"], state, end, None if budget < 0 else budget, length, prompt, None, tuple(steps)
+        )
 
     # Points and copies
 
@@ -274,7 +280,8 @@ class Placed:
     def truncate(self, num_tokens: int) -> None:
         """Keep what is kept of the first `num_tokens` tokens, whole pages."""
         self._take((self.kept.positions >= 0) & (self.kept.positions < num_tokens))
-        self.kept = self.kept._replace(end=min(self.kept.end, num_tokens), last=None, steps=())
+        end, prompt = min(self.kept.end, num_tokens), min(self.kept.prompt, num_tokens)
+        self.kept = self.kept._replace(end=end, prompt=prompt, last=None, steps=())
 
     def follow(self, other: Placed | None, rows: list[Tensor] | None) -> None:
         """Know of the same pages what `other` knows, if it is of the same placement. Otherwise look at all of the text
@@ -297,7 +304,7 @@ class Placed:
         return self.kept.positions.shape[1] - max(0, self.kept.end - self._pages.sealed)
 
     def _text(self, rest: Block) -> KeptText:
-        return KeptText(self.kept.positions, self._num_sealed, self._reader, rest)
+        return KeptText(self.kept.positions, self.kept.prompt or self.kept.end, self._num_sealed, self._reader, rest)
 
     def _tail(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
         keys, values = self._pages.tail

@@ -55,5 +55,12 @@ def test_pooling_counts_what_is_missing_as_nothing() -> None:
 
 def test_shares_add_up_and_none_is_below_the_least() -> None:
     assert shares([1, 3], 100, 10) == [55, 145]
-    assert shares([0, 0], 100, 10) == [10, 10]
+    assert shares([0, 0], 100, 10) == [100, 100]
     assert shares([1, 0], 10, 10) == [10, 10]
+
+
+def test_shares_give_on_what_a_layer_has_no_tokens_for() -> None:
+    assert shares([1, 2, 7], 100, 10, [120, 200, 120]) == [63, 116, 120], "189 of 270 are 79 too many for the third"
+    assert shares([1, 1, 1], 100, 10, [100, 100, 100]) == [100, 100, 100]
+    assert shares([0.1, 0.7, 0.2], 100, 10, [100, 100, 100]) == [100, 100, 100]
+    assert shares([1, 2], 100, 10, [50, 60]) == [50, 60], "all have what they can use"

@@ -24,6 +24,8 @@ class PlainText(NamedTuple):
     keys: Tensor
     """`[G, m, D]`."""
     values: Tensor
+    prompt: int = 1 << 30
+    """Unless a test says otherwise, all of it is a prompt."""
 
     def blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         for begin in range(0, self.positions.shape[1], BLOCK):

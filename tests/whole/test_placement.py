@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,9 @@ from stratakv.runtime.layers.placed import Placed
 from stratakv.runtime.layers.tiered import tiered_layers
 from stratakv.runtime.sessions import session
 
-TOKENS = np.random.default_rng(3).integers(3, VOCABULARY, 700).astype(np.uint32)
-PROMPT, MORE, KNOWN = TOKENS[:600], TOKENS[600:640], TOKENS[640:690]
-KEEP = 144
+TOKENS = np.random.default_rng(3).integers(3, VOCABULARY, 440).astype(np.uint32)
+PROMPT, MORE, KNOWN = TOKENS[:360], TOKENS[360:400], TOKENS[400:430]
+KEEP = 112
 SETTINGS = KVConfig(sink=8, local=16, budget=144, disk_gb=0.1)
 
 
@@ -73,7 +74,8 @@ def test_a_placement_from_first_to_last(runtime: Runtime, name: str) -> None:
         for row in one.positions:
             there = set(row[row >= 0].tolist())
             assert {*range(8), *range(len(PROMPT) - 16, len(PROMPT))} <= there
-    session.save(engine, sequence, name, {})
+    called = name.partition(":")[0]
+    session.save(engine, sequence, called, {})
     point = sequence.snapshot()
     fork, known = engine.fork(sequence), engine.fork(sequence)
     expected = decoded(engine, sequence)
@@ -83,7 +85,7 @@ def test_a_placement_from_first_to_last(runtime: Runtime, name: str) -> None:
         assert torch.equal(one.kept.positions, other.kept.positions)
     again = prefilled(engine)
     assert torch.equal(decoded(engine, again), expected)
-    loaded, _, _ = session.load(engine, name)
+    loaded, _, _ = session.load(engine, called)
     assert torch.equal(decoded(engine, loaded), expected)
     engine.rollback(sequence, point)
     assert torch.equal(decoded(engine, sequence), expected)
@@ -112,13 +114,23 @@ def test_a_fork_of_an_exact_prefill_keeps_as_if_it_had_prefilled_itself(runtime:
             own.close()
 
 
+@pytest.fixture(scope="module")
+def without(runtime: Runtime) -> dict[str, torch.Tensor]:
+    """What `dense` and `spectral` say without a placement."""
+    found = {}
+    for index in ("dense", "spectral"):
+        engine = engine_of(runtime, None, index)
+        with closing(prefilled(engine)) as sequence:
+            found[index] = decoded(engine, sequence)
+    return found
+
+
 @pytest.mark.parametrize("name", PLACEMENT_CASES)
-def test_all_of_a_text_that_is_kept_whole_is_dense(runtime: Runtime, name: str) -> None:
+def test_all_of_a_text_that_is_kept_whole_is_dense(
+    runtime: Runtime, without: dict[str, torch.Tensor], name: str
+) -> None:
     """And `hot` changes no bit of what an index gives."""
-    dense, whole = engine_of(runtime, None, "dense"), engine_of(runtime, f"{name}:keep=1")
-    plain, hot = engine_of(runtime, None), engine_of(runtime, f"{name}:keep={KEEP},mode=hot")
-    for one, other in ((dense, whole), (plain, hot)):
-        of_one, of_other = prefilled(one), prefilled(other)
-        assert torch.equal(decoded(one, of_one), decoded(other, of_other))
-        of_one.close()
-        of_other.close()
+    for index, placement in (("dense", f"{name}:keep=1"), ("spectral", f"{name}:keep={KEEP},mode=hot")):
+        engine = engine_of(runtime, placement)
+        with closing(prefilled(engine)) as sequence:
+            assert torch.equal(decoded(engine, sequence), without[index])

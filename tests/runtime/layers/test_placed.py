@@ -14,7 +14,7 @@ from layer_kv import KV, PAGES, QUERIES, REPEATS, SCALE, SIZE, TEXT, no_damage, 
 from torch import Tensor
 
 from stratakv.retrieval.params import IndexParams
-from stratakv.retrieval.placement import Placement, State, Text
+from stratakv.retrieval.placement import EVERY, Placement, Rows, State, Text
 from stratakv.retrieval.placement_registry import placement_spec
 from stratakv.retrieval.registry import make_index
 from stratakv.runtime.layers.placed import Placed
@@ -38,6 +38,23 @@ class Uneven(Placement):
 
     def keep(self, state: State, text: Text, budget: int) -> Tensor:
         return self.forced(text, budget) | (self.scores(state, text) > 0)
+
+
+class Watching(Placement):
+    """Notes which rows it is given, and where it is told that the prompt ends."""
+
+    name, prunes, rows = "watching", True, EVERY  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        super().__init__(PARAMS, 0, None)
+        self.given: list[tuple[int, int, int]] = []
+
+    def observe(self, state: State, rows: Rows) -> State:
+        self.given.append((rows.start, rows.start + rows.queries.shape[2], rows.text.prompt))
+        return {}
+
+    def scores(self, state: State, text: Text) -> Tensor:
+        return text.positions.float()
 
 
 @pytest.fixture
@@ -162,6 +179,24 @@ def test_a_reply_keeps_to_the_budget_and_its_rows_count(make: Make) -> None:
     assert (after.positions >= 0).sum(1).tolist() == [BUDGET, BUDGET]
 
 
+def test_a_placement_is_told_what_is_a_reply(make: Make) -> None:
+    """Also after it came back from a session, and of a second prompt."""
+    one = Watching()
+    layer, again = make(one), make(one)
+    prefill(layer, 0, 66, budget=BUDGET)
+    assert one.given == [(0, 33, 33), (33, 66, 66)]
+    decode(layer, 66, 74)
+    assert one.given[2:] == [(66, 68, 66), (68, 72, 66)]
+    prefill(again, 0, 74)
+    of(again).restore(of(layer).export(), 74)
+    one.given.clear()
+    prefill(layer, 74, 90, budget=BUDGET)
+    assert one.given == [(72, 74, 66), (74, 82, 82), (82, 90, 90)]
+    assert of(again).kept.prompt == 66
+    of(again).truncate(40)
+    assert of(again).kept.prompt == 40
+
+
 def test_a_point_of_the_past_comes_back_whole(make: Make) -> None:
     layer = make(f"h2o:keep={BUDGET}")
     prefill(layer, 0, PROMPT, budget=BUDGET)
@@ -182,8 +217,9 @@ def test_a_point_of_the_past_comes_back_whole(make: Make) -> None:
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
-        ("at", torch.tensor([60, 24, 0])),
-        ("at", torch.tensor([PROMPT, -5, 0])),
+        ("at", torch.tensor([60, 24, 0, 0])),
+        ("at", torch.tensor([PROMPT, -5, 0, 0])),
+        ("at", torch.tensor([PROMPT, 24, 0, PROMPT + 1])),
         ("positions", torch.zeros(2, 24, dtype=torch.int64)),
         ("positions", torch.arange(24).expand(2, -1)),
         ("positions", torch.arange(1000, 1024).expand(2, -1)),
