@@ -21,9 +21,12 @@ if TYPE_CHECKING:
 
 PLACEMENTS = {
     "h2o": "H2OPlacement",
+    "keyformer": "KeyformerPlacement",
     "l2norm": "L2NormPlacement",
     "lagkv": "LagKVPlacement",
+    "scissorhands": "ScissorhandsPlacement",
     "snapkv": "SnapKVPlacement",
+    "vatp": "VATPPlacement",
 }
 """Each placement's name, which is also its module's, and its class."""
 MODES = ("visible", "hot")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..placement import EVERY, Placement, Rows, State, Text
+from ..placement import EVERY, Change, Placement, Rows, State, Text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,8 +32,8 @@ class H2OPlacement(Placement):
     """
 
     name = "h2o"
-    Options = H2OOptions
-    columns = ("mass",)
+    Options: ClassVar[type[Any]] = H2OOptions
+    columns: ClassVar[tuple[str, ...]] = ("mass",)
     prunes = True
 
     @property
@@ -40,8 +41,11 @@ class H2OPlacement(Placement):
         return EVERY
 
     def observe(self, state: State, rows: Rows) -> State:
+        return self._add(state, rows)
+
+    def _add(self, state: State, rows: Rows, change: Change | None = None) -> State:
         mass = state["mass"].clone()
-        for _, columns, weights in rows.weights():
+        for _, columns, weights in rows.weights(change):
             mass[:, columns] += weights.mean(1).sum(1)
         return {"mass": mass}
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 PLACEMENT_CASES = [
     "h2o",
+    "keyformer",
     "l2norm",
     "lagkv:lag=32",
+    "scissorhands",
     "snapkv",
+    "vatp",
 ]
