@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from .placement import Placement
 
 PLACEMENTS = {
+    "cake": "CakePlacement",
+    "dynamickv": "DynamicKVPlacement",
     "h2o": "H2OPlacement",
     "keyformer": "KeyformerPlacement",
     "l2norm": "L2NormPlacement",
     "lagkv": "LagKVPlacement",
+    "pyramidkv": "PyramidKVPlacement",
     "scissorhands": "ScissorhandsPlacement",
     "snapkv": "SnapKVPlacement",
     "vatp": "VATPPlacement",

@@ -32,7 +32,7 @@ def test_what_is_kept_is_a_share_or_a_number() -> None:
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("nearest", "placement is one of h2o, .*; not 'nearest'"),
+        ("nearest", "placement is one of cake, .*; not 'nearest'"),
         ("h2o:keep=0", "keep is a share from 0 to 1 or a whole number of tokens, not 0"),
         ("h2o:keep=1.5", "keep is a share"),
         ("h2o:keep=inf", "keep is a share"),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 PLACEMENT_CASES = [
+    "cake",
+    "dynamickv",
     "h2o",
     "keyformer",
     "l2norm",
     "lagkv:lag=32",
+    "pyramidkv",
     "scissorhands",
     "snapkv",
     "vatp",
