@@ -28,7 +28,9 @@ PLACEMENTS = {
     "lagkv": "LagKVPlacement",
     "pyramidkv": "PyramidKVPlacement",
     "scissorhands": "ScissorhandsPlacement",
+    "scope": "ScopePlacement",
     "snapkv": "SnapKVPlacement",
+    "treekv": "TreeKVPlacement",
     "vatp": "VATPPlacement",
 }
 """Each placement's name, which is also its module's, and its class."""

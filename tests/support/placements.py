@@ -11,6 +11,8 @@ PLACEMENT_CASES = [
     "lagkv:lag=32",
     "pyramidkv",
     "scissorhands",
+    "scope:reply=12:recent=8",
     "snapkv",
+    "treekv",
     "vatp",
 ]
