@@ -74,6 +74,8 @@ class IndexOf(ABC, Generic[State]):
     """True if attention is computed on the CPU, where the pages lie; only its result goes to the device."""
     reads_values_alone: ClassVar[bool] = False
     """True if the index reads values without their keys: it has no use where keys contain the values."""
+    remembers: ClassVar[bool] = False
+    """True if a step leaves something in the state for the next, by `remember`. `learned_by` gives that as well."""
     needs_profile: ClassVar[bool] = False
     """True if the index cannot work without `IndexedLayer.profile`."""
 
@@ -138,6 +140,10 @@ class IndexOf(ABC, Generic[State]):
         `budget` is in tokens, smaller than `num_tokens`, and holds at least the forced units plus
         one page. Pure: changes nothing. Reads at most `budget` tokens per KV head.
         """
+
+    def remember(self, state: State, chosen: Selection) -> None:
+        """A step reads `chosen`, which `select` gave: keep what the next steps need of it. Guesses are not remembered.
+        What `learned_by` gave before is not changed by it."""
 
     def scoring(self, state: State, num_tokens: int) -> Scoring | None:
         """How `select` scores, for loops that choose without Python; None: there is only `select`. The tensors are

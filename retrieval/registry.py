@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
 INDEXES = {
     "a2ats": "A2ATSIndex",
+    "actqkv": "ActQKVIndex",
     "bounds": "BoundsIndex",
     "dense": "DenseIndex",
     "leoam": "LeoAMIndex",
+    "louiskv": "LouisKVIndex",
     "magicpig": "MagicPIGIndex",
     "oracle": "OracleIndex",
     "shadowkv": "ShadowKVIndex",

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...kernels.decode_attention import decode_attention
 from ...kernels.sinks import with_sinks
+from ...retrieval.index import Selection
 from ...retrieval.reading import read_exactly
 from .attend_rows import Attending
 from .base import LayerKV
@@ -87,7 +88,7 @@ class PagedLayer(LayerKV):
             size = self.layout.page_size
             pages = torch.arange(sealed // size).expand(self.layout.num_heads, -1)
             return pages, size, *read_exactly(query, pages, size, reader, tail, scale)
-        chosen = self.index.select(state, query.float() * scale, sealed, budget)
+        chosen = self._choose(query.float() * scale, budget)
         reader.begin_step(max(budget, chosen.num_tokens))  # the yardstick `dense` reads beyond its budget
         if self.index.attends_on_host:
             tail = (tail[0].cpu(), tail[1].cpu())
@@ -96,6 +97,11 @@ class PagedLayer(LayerKV):
         else:
             out, lse = self.index.attend(state, query, chosen, reader, tail, scale)
         return chosen.ids, chosen.unit, out, lse
+
+    def _choose(self, query: Tensor, budget: int) -> Selection:
+        """What a step with `query` `[G, R, D]` (fp32, scaled) reads of the sealed pages, which are more than `budget`
+        tokens."""
+        return self.index.select(self.upkeep.state, query, self.pages.sealed, budget)
 
     def _standing(self, at: Attending) -> Standing | None:
         """As `begin_step` gives it, of pages where the new token is counted in."""
@@ -117,7 +123,7 @@ class PagedLayer(LayerKV):
         if not self.rows.are_exact or (self.placed is not None and self.placed.chooses):
             at.out.copy_(self._attend(at.q, at.scale).view(-1))
             return None
-        ids, unit, parts = self.rows.attend(rows, at, self.upkeep.state, self._budget, run)
+        ids, unit, parts = self.rows.attend(rows, at, self.upkeep.state, self._budget, run, self._choose)
         query = at.q.view(self.layout.num_heads, -1, self.layout.head_dim)
         out, lse = at.merged(parts) if self.watch is not None else (at.q, at.q)
         self._tell(query, at.scale, ids, unit, out, lse)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...retrieval.index import Index
+from ...retrieval.index import Index, Selection
 from ...retrieval.placement import Placement
 from ...retrieval.stored import Geometry
 from ...storage import TieredStore
@@ -124,7 +124,12 @@ class TieredLayer(PagedLayer):
 
     def _begin_step(self) -> None:
         self.workspace.turns.require()
-        self.upkeep.catch_up()  # does something only after a prefill that was interrupted
+        self.upkeep.begin_step()
+
+    def _choose(self, query: Tensor, budget: int) -> Selection:
+        chosen = super()._choose(query, budget)
+        self.index.remember(self.upkeep.state, chosen)
+        return chosen
 
     def _note_query(self, q: Tensor, scale: float) -> None:
         """The query `[H, D]` of a page's last token is what indexes learn from; a placement may learn from each."""
@@ -136,7 +141,7 @@ class TieredLayer(PagedLayer):
             queries.note(q.unsqueeze(1), scale)
 
     def begin_step(self, at: Attending) -> tuple[Run, int, Standing | None]:
-        self.upkeep.catch_up()
+        self.upkeep.begin_step()
         run, tokens = self.pages.begin_step()
         return run, tokens, self._standing(at)
 
@@ -148,6 +153,8 @@ class TieredLayer(PagedLayer):
         self._note_query(at.q, at.scale)
 
     def undo_step(self, tail_len: int, num_tokens: int) -> None:
+        if self.pages.tail_len > tail_len:
+            self.upkeep.undo_step()
         self.pages.tail_len = tail_len
         if self.placed is not None:
             self.placed.undo_step(tail_len)

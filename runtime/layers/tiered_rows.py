@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.compiled import record as r
-from ...retrieval import Index
-from ...retrieval.index import IndexOf
+from ...retrieval.index import Index, IndexOf, Selection
 from ...retrieval.scoring import Counts
 from .attend_rows import KV_KINDS, SPAN, Attending, num_parts
 from .page_reader import PageReader
@@ -89,13 +88,18 @@ class TieredRows:
         return self._standing
 
     def attend(
-        self, rows: np.ndarray, at: Attending, state: object, budget: int, run: Callable[[np.ndarray], None]
-    ) -> tuple[Tensor | None, int, int]:
-        """As `LayerKV.attend`. Returns the unit ids `[G, n]` (None: nothing is sealed yet), tokens per unit, parts."""
+        self, rows: np.ndarray, at: Attending, state: object, budget: int, run: Callable[[np.ndarray], None],
+        choose: Callable[[Tensor, int], Selection],
+    ) -> tuple[Tensor | None, int, int]:  # fmt: skip
+        """As `LayerKV.attend`. Returns the unit ids `[G, n]` (None: nothing is sealed yet), tokens per unit, parts.
+
+        Args:
+            choose: of a query `[G, R, D]` (fp32, scaled) and the budget, where only the index can.
+        """
         pages, size = self._pages, self._pages.layout.page_size
         tail, ids, unit = num_parts(pages.tail_len, 1), None, size
         if pages.sealed > budget:
-            ids, unit = self._chosen(rows[:-1], at, state, budget, run)
+            ids, unit = self._chosen(rows[:-1], at, state, budget, run, choose)
             self._reader.begin_step(max(budget, ids.shape[1] * unit))
         elif pages.sealed:
             ids = torch.arange(pages.sealed // size).expand(pages.layout.num_heads, -1)
@@ -110,13 +114,14 @@ class TieredRows:
         return ids, unit, whole + tail
 
     def _chosen(
-        self, rows: np.ndarray, at: Attending, state: object, budget: int, run: Callable[[np.ndarray], None]
-    ) -> tuple[Tensor, int]:
+        self, rows: np.ndarray, at: Attending, state: object, budget: int, run: Callable[[np.ndarray], None],
+        choose: Callable[[Tensor, int], Selection],
+    ) -> tuple[Tensor, int]:  # fmt: skip
         """The units to read, int64 `[G, n]`, and the tokens of one."""
         scoring = self._index.scoring(state, self._pages.sealed)
         if scoring is None:
             query = at.q.view(self._pages.layout.num_heads, -1, self._pages.layout.head_dim) * at.scale
-            ids, unit, _ = self._index.select(state, query, self._pages.sealed, budget)
+            ids, unit, _ = choose(query, budget)
             return ids, unit
         counts = scoring.counts(budget)
         chosen = torch.empty((self._pages.layout.num_heads, counts.units), dtype=torch.int32)

@@ -49,6 +49,8 @@ class IndexUpkeep:
         self.state: Any = None
         self.indexed = 0
         """Sealed tokens that the state holds: the first ones."""
+        self._before: Any = None
+        """`Index.learned_by` of the state before the last step, where steps leave something in it."""
         self.queries = PageQueries(pages.layout.num_heads, used=index.uses_queries)
         self.queries.kept = [] if keep_queries else None
 
@@ -81,6 +83,17 @@ class IndexUpkeep:
             self._append_stored(queries)
         else:
             self._build(queries)
+
+    def begin_step(self) -> None:
+        """A step begins: take in what is sealed, and note what `undo_step` goes back to."""
+        self.catch_up()  # does something only after a prefill that was interrupted
+        if self.index.remembers:
+            self._before = self.index.learned_by(self.state) if self.indexed else None
+
+    def undo_step(self) -> None:
+        """Forget the last step, which failed before it sealed a page."""
+        if self.index.remembers and self.indexed:
+            self.index.unlearn(self.state, self._before)
 
     def add_stored(self, queries: Tensor | None = None) -> None:
         """Take in pages that were computed elsewhere, reading their keys once. Their queries are not known, except that
@@ -184,4 +197,4 @@ class IndexUpkeep:
         self.add_stored(other.queries.all_kept() if self.index.uses_queries else None)
 
     def close(self) -> None:
-        self.state, self.indexed = None, 0
+        self.state, self.indexed, self._before = None, 0, None

@@ -64,9 +64,11 @@ class IndexCase:
 
 INDEX_CASES = [
     IndexCase("a2ats", unit_of=lambda page_size: 1, profile_of=a2ats_profile),
+    IndexCase("actqkv", fills_budget=False),
     IndexCase("bounds"),
     IndexCase("dense", keeps_budget=False),
     IndexCase("leoam", unit_of=lambda page_size: gcd(16, page_size)),
+    IndexCase("louiskv", unit_of=lambda page_size: 1),
     IndexCase("magicpig", unit_of=lambda page_size: 1, fills_budget=False),
     IndexCase("oracle", unit_of=lambda page_size: 1),
     IndexCase("shadowkv", unit_of=lambda page_size: gcd(8, page_size)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import numpy as np
 import pytest
@@ -24,6 +25,10 @@ BUDGET, TOKENS = 24, 41
 Make = Callable[..., TieredLayer]
 
 
+every_memory = pytest.mark.parametrize("name", ["bounds", "louiskv:similar=0.2", "actqkv"])
+"""Indexes that keep nothing of a step, and such as do."""
+
+
 @pytest.fixture
 def store() -> Iterator[TieredStore]:
     with opened() as store:
@@ -32,11 +37,12 @@ def store() -> Iterator[TieredStore]:
 
 @pytest.fixture
 def make(store: TieredStore) -> Make:
-    """Layers over one store, in one workspace."""
+    """Layers over one store, in one workspace; those of one name have the same index."""
     workspace, params = workspace_of(TOKENS), IndexParams(page_size=SIZE, sink=4, local=4)
+    index_of = cache(lambda name: make_index(name, params))
 
     def layer(name: str = "bounds", budget: int = BUDGET, sinks: Tensor | None = None) -> TieredLayer:
-        index = make_index(name, params)
+        index = index_of(name)
         return TieredLayer(0, store, index, workspace, lambda _: budget, no_damage, repeats=REPEATS, sinks=sinks)
 
     return layer
@@ -117,8 +123,9 @@ def test_a_step_attends_to_the_units_that_its_watcher_is_told_and_no_others(make
             assert_close("out", found[heads, row], weights @ values)
 
 
-def test_known_tokens_are_steps_and_seals(make: Make) -> None:
-    one, other, some = after(make(), 30), after(make(), 30), slice(30 // SIZE, TOKENS // SIZE)
+@every_memory
+def test_known_tokens_are_steps_and_seals(make: Make, name: str) -> None:
+    one, other, some = after(make(name), 30), after(make(name), 30), slice(30 // SIZE, TOKENS // SIZE)
     with other.workspace.turns.taken():
         found = other.extend_known(
             QUERIES[:, 30:TOKENS], *KV[:, :, 30:TOKENS], 30, SCALE, TEXT.chains[some], TEXT.tokens[some]
@@ -128,8 +135,10 @@ def test_known_tokens_are_steps_and_seals(make: Make) -> None:
     assert (other.sealed, other.tail_len, other.indexed) == (40, 1, 40)
 
 
-def test_an_earlier_point_is_gone_back_to(make: Make, store: TieredStore) -> None:
-    layer = after(make(), 33)
+@every_memory
+def test_an_earlier_point_is_gone_back_to(make: Make, store: TieredStore, name: str) -> None:
+    layer = after(make(name), 31)
+    decode(layer, 31, 33)
     point, expected = layer.snapshot(), decode(layer, 33, TOKENS)
     layer.rollback(point)
     assert (layer.sealed, layer.tail_len, layer.indexed) == (32, 1, 32)
@@ -138,12 +147,28 @@ def test_an_earlier_point_is_gone_back_to(make: Make, store: TieredStore) -> Non
     assert torch.equal(decode(layer, 33, TOKENS), expected)
 
 
-def test_a_failed_step_is_undone(make: Make) -> None:
-    layer, twin = after(make(), 33), after(make(), 33)
+@every_memory
+def test_a_failed_step_is_undone(make: Make, name: str) -> None:
+    """Whether it got to the layer or not."""
+    layer, twin = after(make(name), 30), after(make(name), 30)
+    for each in (layer, twin):
+        decode(each, 30, 33)
+    layer.undo_step(1, 33)
     with layer.workspace.turns.taken():
-        layer.step(torch.ones_like(QUERIES[:, 0]), *torch.ones_like(KV[:, :, 0]), SCALE)
+        layer.step(-QUERIES[:, 33], *torch.ones_like(KV[:, :, 0]), SCALE)
+    layer.undo_step(1, 33)
     layer.undo_step(1, 33)
     assert torch.equal(decode(layer, 33, TOKENS), decode(twin, 33, TOKENS))
+
+
+def test_what_a_step_read_is_remembered_and_comes_back_with_a_session(make: Make) -> None:
+    layer, other = after(make("actqkv"), 33), make("actqkv")
+    decode(layer, 33, 35)
+    assert torch.equal(
+        layer.state.recent, QUERIES[:, 33:35].unflatten(0, (2, -1)).transpose(1, 2).flatten(1, 2) * SCALE
+    )
+    other.restore(layer.export(), TEXT.chains[:8], TEXT.tokens[:8], 35, has_state=True)
+    assert torch.equal(decode(other, 35, TOKENS), decode(layer, 35, TOKENS))
 
 
 def test_what_is_kept_of_a_text_ends_with_a_page(make: Make) -> None:
@@ -153,8 +178,10 @@ def test_what_is_kept_of_a_text_ends_with_a_page(make: Make) -> None:
     assert torch.equal(decode(layer, 28, 33), decode(short, 28, 33))
 
 
-def test_a_copy_shares_pages_and_goes_on_by_itself(make: Make, store: TieredStore) -> None:
-    layer, other = after(make(), 33), make()
+@every_memory
+def test_a_copy_shares_pages_and_goes_on_by_itself(make: Make, store: TieredStore, name: str) -> None:
+    layer, other = after(make(name), 31), make(name)
+    decode(layer, 31, 33)
     other.follow(layer)
     assert store.host.num_pages == 8
     expected = decode(layer, 33, TOKENS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,11 @@ class Layer:
 
     def attend(self, budget: int) -> tuple[Any, int, int]:
         rows = np.zeros((NUM_ROWS, r.WIDTH), dtype=np.int64)
-        return self.rows.attend(rows, self.at, self.state, budget, lambda some: team().run(some, 2))
+        choose = partial(self.index.select, self.state)
+        return self.rows.attend(
+            rows, self.at, self.state, budget, lambda some: team().run(some, 2),
+            lambda q, budget: choose(q, self.pages.sealed, budget),
+        )  # fmt: skip
 
     def seal(self) -> None:
         for at in range(self.pages.sealed + self.pages.tail_len, self.pages.sealed + SIZE):
