@@ -44,14 +44,16 @@ def recompute(
     (cache,) = (each for each in tiered_layers(layers) if each.layer == layer)
     size, way = store.layout.page_size, _Way(model, store, layers, fresh, reach, cache)
     places = {int(np.flatnonzero(cache.pids == pid)[0]) * size: pid for pid in pids}
-    for start, pid in sorted(places.items()):
-        tokens, key = store.describe(pid)
-        logger.warning(
-            "page %s (layer %d, tokens %d-%d) was damaged: recomputing it", key.hex(), layer, start, start + size - 1
-        )
-        way.go_to(start)
-        page = way.page(tokens).to(getattr(torch, store.layout.dtype))
-        store.replace(pid, page.contiguous().view(torch.uint8).view(-1))
+    with model.aside():  # whoever met them may be in the midst of a layer above, which shares this one's pages
+        for start, pid in sorted(places.items()):
+            tokens, key = store.describe(pid)
+            logger.warning(
+                "page %s (layer %d, tokens %d-%d) was damaged: recomputing it",
+                key.hex(), layer, start, start + size - 1,
+            )  # fmt: skip
+            way.go_to(start)
+            page = way.page(tokens).to(getattr(torch, store.layout.dtype))
+            store.replace(pid, page.contiguous().view(torch.uint8).view(-1))
 
 
 class _Way:

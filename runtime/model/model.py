@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -294,6 +295,10 @@ class Model:
         if not prefill or (self.prefill_dtype == self.dtype and self._in_file is None):
             return module
         return self._widened(module)
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Layers may be run inside in the midst of another one, whose copy for prefill is as it was afterwards."""
+        return self._widened.aside()
 
     def run_layer(
         self, module: torch.nn.Module, hidden: Tensor, attend: Attend, mix: Mix | None = None,

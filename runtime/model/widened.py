@@ -8,6 +8,8 @@ is in a file is widened into such a copy, too.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +33,8 @@ class Widened:
     def __init__(self, dtype: torch.dtype, device: torch.device, in_file: FileWeights | None) -> None:
         self._dtype, self._device, self._in_file = dtype, device, in_file
         self._held: dict[tuple[str, torch.Size], nn.Parameter] = {}
+        self._last: nn.Module | None = None
+        """The layer of which there is a copy now."""
 
     @property
     def num_bytes(self) -> int:
@@ -39,12 +43,21 @@ class Widened:
 
     def __call__(self, layer: nn.Module) -> nn.Module:
         """A copy of `layer`. Experts are its own: as few of them serve a token, they are never widened as a whole."""
+        self._last = layer
         shared = _experts(layer)
         own = {id(weight) for part in shared.values() for weight in part.parameters()}
         wide = {
             id(weight): self._wide(name, weight) for name, weight in layer.named_parameters() if id(weight) not in own
         }
         return copy.deepcopy(layer, {**wide, **shared})
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Copies that are made inside leave the one from before as it was."""
+        last = self._last
+        yield
+        if last is not None and self._last is not last:
+            self(last)  # in the same memory
 
     def _wide(self, name: str, parameter: nn.Parameter) -> nn.Parameter:
         """One parameter's numbers in the memory for its name and shape."""

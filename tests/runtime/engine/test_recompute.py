@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from torch import Tensor
 from stratakv.runtime import KVConfig, Runtime
 from stratakv.runtime.engine.recompute import recompute
 from stratakv.runtime.engine.sequence import Sequence
+from stratakv.runtime.layers.sharing import SharingPages
 from stratakv.runtime.layers.tiered import tiered_layers
 from stratakv.storage.disk.lmdb_file import STATES
 
@@ -87,6 +89,34 @@ def test_generated_tokens_are_read_exactly(runtime: Runtime) -> None:
     torch.testing.assert_close(pages(runtime, sequence, 2)[7], expected, rtol=1e-4, atol=1e-4)
     for each in (exact, sequence):
         each.close()
+
+
+def test_a_layer_in_whose_midst_its_sources_page_is_made_again_goes_on_with_its_own_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies of layers for prefill take turns in the same memory."""
+    monkeypatch.setattr("stratakv.runtime.model.model.multiplies_slowly", lambda device, dtype: True)
+    folder = moved(save_tiny_model(tmp_path / "model", "gemma4_text-shared"), 0.3)
+    kv = KVConfig(path=tmp_path / "kv", index="dense", page_size=PAGE, host_gb=0.05, disk_gb=0)
+    tokens = np.random.default_rng(1).integers(3, VOCABULARY, LENGTH).astype(np.uint32)
+    with Runtime.load(folder, dtype="bfloat16", kv=kv) as runtime:
+        engine, extend, logits = runtime.engine, SharingPages.extend, []
+        assert runtime.model.prefill_dtype is torch.float32
+
+        def damaged(layer: SharingPages, *rows: Any) -> Tensor:
+            source = runtime.model.sources[layer.layer]
+            recompute(
+                runtime.model, runtime.store, sequence.layers, engine.pasts.without_pages, 0, source,
+                [int(layer.pids[3])],
+            )  # fmt: skip
+            return extend(layer, *rows)
+
+        for its in (extend, damaged):
+            monkeypatch.setattr(SharingPages, "extend", its)
+            sequence = engine.new_sequence()
+            logits.append(engine.prefill(sequence, tokens, reuse=False).logits)
+        assert runtime.store.counters.pages_recomputed == 1
+        torch.testing.assert_close(logits[1], logits[0], rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("family", ["qwen3_5_moe_text", "gemma4_text-shared"])
