@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,6 +113,8 @@ class Model:
         """For transformers' layers: their queries do not grow."""
         self._identities: dict[tuple[str, torch.dtype], tuple[Tensor, Tensor]] = {}
         self._widened = Widened(self.prefill_dtype, self.device, in_file)
+        self.aside = self._widened.aside
+        """Layers may be run inside in the midst of another one, whose copy for prefill is as it was afterwards."""
         self._rotated = [rotates(config, layer) for layer in range(self.num_layers)]
         self.use_weights("own" if in_file is None else "file")
 
@@ -295,10 +296,6 @@ class Model:
         if not prefill or (self.prefill_dtype == self.dtype and self._in_file is None):
             return module
         return self._widened(module)
-
-    def aside(self) -> AbstractContextManager[None]:
-        """Layers may be run inside in the midst of another one, whose copy for prefill is as it was afterwards."""
-        return self._widened.aside()
 
     def run_layer(
         self, module: torch.nn.Module, hidden: Tensor, attend: Attend, mix: Mix | None = None,
