@@ -69,3 +69,8 @@ def next_chain(previous: bytes, tokens: np.ndarray, salt: bytes = b"") -> bytes:
 def page_key(layer: int, chain: bytes) -> bytes:
     """Ordered byte encoding: pages of one layer sort together."""
     return layer.to_bytes(2, "big") + chain
+
+
+def layer_of(key: bytes) -> int:
+    """The layer of a page by its key."""
+    return int.from_bytes(key[:2], "big")

@@ -46,12 +46,13 @@ Threads     one thread brings pages in; any thread may load, gather and hold. Bo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 
+from .codecs.codec import Profile
 from .codecs.compression import Compression, make_compression
 from .counters import Counters
 from .disk.disk_tier import DiskTier
@@ -81,6 +82,7 @@ class TieredStore:
         disk: the disk tier, or None (then nothing can leave host memory).
         codec: the encoding of pages on the disk edge: `zstd` or `raw`, which are lossless, or the spec of a codec that
             is not (see `codecs.registry`), or `adaptive` (see `codecs.compression`).
+        profiles: what was learned about each layer, for codecs that need it.
     """
 
     def __init__(
@@ -92,12 +94,13 @@ class TieredStore:
         gpu: Arena | None = None,
         disk: DiskTier | None = None,
         codec: str = "zstd",
+        profiles: Mapping[int, Profile] | None = None,
     ) -> None:
         self.layout = layout
         self.num_layers = num_layers
         self.host, self.gpu, self.disk = host, gpu, disk
         self.counters = Counters()
-        self.compression: Compression = make_compression(codec, layout)
+        self.compression: Compression = make_compression(codec, layout, profiles)
         self._table = PageTable(layout.page_size)
         self._residency = Residency(host, gpu, self._table, num_layers, self.counters)
         self._lock = self._residency.lock

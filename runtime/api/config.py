@@ -39,7 +39,7 @@ class KVConfig:
     """Which tokens are worth a place near, such as `snapkv:keep=0.1,mode=hot`; see `stratakv.retrieval.placement`. In
     the mode `visible` steps read what it keeps, and `index` and `budget` mean nothing. None: all are equals."""
     profile: str | os.PathLike[str] | None = None
-    """Profile for an index that needs one. None: where `stratakv calibrate` puts it."""
+    """Profile for an index or a codec that needs one. None: where `stratakv calibrate` puts it."""
     budget: int | float = 2048
     """Tokens read per KV head and layer at each decode step, sinks, window and tail included; or a
     fraction of the context, in (0, 1)."""
@@ -57,11 +57,11 @@ class KVConfig:
     does it where that is seen to save more time than it takes. Changes no answer."""
     codec: str = "zstd"
     """The encoding of pages on disk, by name or as `name:setting=value`. `zstd`, `raw`: lossless. `int8`, `int4`: that
-    many bits a number and a scale per group of them (docs/decisions/0013). `kivi`, `rotatekv`, `logquant`, `zipcache`:
-    published codecs of 2 bits and more, with settings such as `kivi:bits=4`. `adaptive`: lossless while reading pages
-    back could hide behind computing, else as many of them as int4 as would make reads fit. Lossy pages are exact in
-    memory and approximate once they have left it: answers then depend on what was spilled and when, and no longer
-    repeat to the bit."""
+    many bits a number and a scale per group of them (docs/decisions/0013). `kivi`, `rotatekv`, `logquant`, `zipcache`,
+    `kvquant`: published codecs of 2 bits and more, with settings such as `kivi:bits=4`. `adaptive`: lossless while
+    reading pages back could hide behind computing, else as many of them as int4 as would make reads fit. Lossy pages
+    are exact in memory and approximate once they have left it: answers then depend on what was spilled and when, and no
+    longer repeat to the bit."""
     state_every: int | None = None
     """Tokens between the places in a prompt where layers without pages (sliding, recurrent) leave their state for other
     conversations: whole pages and multiples of 64. 0: only where a prompt ends. None: so many that states add at most a

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...retrieval.registry import index_class
+from ...storage.codecs.registry import profile_part
 from ...storage.files.file_names import as_text
 from ..api.config import KVConfig
 from ..api.typed import shown
@@ -108,7 +109,7 @@ class BenchOptions:
             raise ValueError(f"layers is at least 1, not {self.layers}")
         if self.layers is not None and self.shape is None:
             raise ValueError("layers can be chosen for a shape only; a model has the layers it has")
-        if self.profile is not None and not any(index_class(index)[0].needs_profile for index in self.indexes):
+        if self.profile is not None and not any(map(self._needs_profile, self.indexes)):
             raise ValueError(f"none of the indexes {', '.join(self.indexes)} needs a profile; leave it out (profile=)")
         for index, caps, prefetch in itertools.product(self.indexes, self.caps, self.prefetch):
             self.kv(Path(), index, caps, prefetch=prefetch)  # raises for bad settings before anything is measured
@@ -118,11 +119,14 @@ class BenchOptions:
         """Timed decode steps of the second turn."""
         return max(1, self.steps // 4)
 
+    def _needs_profile(self, index: str) -> bool:
+        return bool(index_class(index)[0].needs_profile or profile_part(self.codec))
+
     def kv(self, folder: Path, index: str, caps: Caps, *, prefetch: str = "auto") -> KVConfig:
         return KVConfig(
             path=folder, index=index, budget=self.budget, dtype=self.kv_dtype, codec=self.codec,
             placement=self.placement,
-            profile=self.profile if index_class(index)[0].needs_profile else None,
+            profile=self.profile if self._needs_profile(index) else None,
             gpu_gb=caps.gpu_gb, host_gb=caps.host_gb, disk_gb=caps.disk_gb, prefetch=prefetch,
         )  # fmt: skip
 

@@ -16,7 +16,7 @@ import torch
 
 from ...storage import Arena, PageLayout, TieredStore
 from ...storage.codecs.compression import is_lossy
-from ...storage.codecs.registry import plain_spec
+from ...storage.codecs.registry import plain_spec, profile_part
 from ...storage.errors import NoRoomError
 from ...storage.files.file_names import as_text
 from ...storage.transfer import clock
@@ -103,7 +103,7 @@ class Runtime(Loaded):
         Raises:
             ModelFileError: the model is not there, not usable, or was replaced meanwhile. ValueError: device, dtype or
                 weights unknown, or the model's weights cannot be had so.
-            ProfileError: the index needs a profile of this model, and has none.
+            ProfileError: the index or the codec needs a profile of this model, and has none.
             DoesNotFitError: the tiers' caps are too small to work in.
             StoreUnavailableError: the store folder cannot be used.
         """
@@ -163,11 +163,11 @@ class Runtime(Loaded):
         if kv.disk_gb is None and not plan.disk_bytes:
             logger.warning("going on without a disk tier, nothing is kept: to keep something %s", plan.disk_knob)
         try:
-            store = _open_store(plan, model, directory, name, kv, folder, where)
+            store = _open_store(plan, model, directory, profiles, kv, folder, where)
         except NoRoomError as error:
             logger.warning("going on without a disk tier, nothing is kept: %s", error)
             plan = without_disk(plan, folder)
-            store = _open_store(plan, model, directory, name, kv, folder, where)
+            store = _open_store(plan, model, directory, profiles, kv, folder, where)
         in_use = 0 if store.disk is None else in_use_beside(store.disk.folder)
         plan = replace(plan, disk_bytes=0 if store.disk is None else max(0, plan.disk_bytes - in_use))
         engine = Engine(
@@ -344,10 +344,11 @@ def page_layout(model: Model, page_size: int, dtype: str) -> PageLayout:
 
 
 def _open_store(
-    plan: Plan, model: Model, directory: Path, name: str, kv: KVConfig, folder: Path, device: torch.device
+    plan: Plan, model: Model, directory: Path, profiles: Profiles, kv: KVConfig, folder: Path, device: torch.device
 ) -> TieredStore:
     layout = plan.layout
     disk = None
+    known = profiles.needed(kv) if profile_part(kv.codec) else {}
     if plan.disk_bytes:
         settings: dict[str, Any] = {
             "dtype": str(model.dtype),
@@ -357,8 +358,10 @@ def _open_store(
             settings["products"] = "file"  # in fp32 with the file's numbers, whatever the dtype
         if is_lossy(kv.codec):
             settings["codec"] = plain_spec(kv.codec)  # its pages may be approximate: no other run may find them
+        if known:
+            settings["codec_profile"] = bytes(next(iter(known.values()))["digest"].tolist()).hex()
         home = find_home(
-            folder, name, identity_of(directory, settings), {"gguf": gguf_digest(directory)},
+            folder, profiles.name, identity_of(directory, settings), {"gguf": gguf_digest(directory)},
             former=lambda: former_identity(directory, settings),
         )  # fmt: skip
         disk = open_disk(home, plan.disk_bytes, plan.disk_knob)
@@ -370,7 +373,8 @@ def _open_store(
         gpu = Arena("gpu", plan.gpu_bytes, layout.page_bytes, device, reserved_bytes=reserved)
         reserved = 0
     host = Arena("host", plan.host_bytes, layout.page_bytes, cpu, pin=cuda, reserved_bytes=reserved)
-    store = TieredStore(layout, len(model.tiered), host=host, gpu=gpu, disk=disk, codec=kv.codec)
+    learned = {layer: {name: tensor.numpy() for name, tensor in parts.items()} for layer, parts in known.items()}
+    store = TieredStore(layout, len(model.tiered), host=host, gpu=gpu, disk=disk, codec=kv.codec, profiles=learned)
     if disk is not None:
         store.chains_to_keep = lambda: needed_chains(disk)
     return store

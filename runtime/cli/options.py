@@ -106,7 +106,7 @@ CodecOption = Annotated[
     typer.Option(
         "--codec",
         help="How pages are written to disk: zstd, raw (lossless); int8, int4, kivi, rotatekv, logquant, zipcache, "
-        "adaptive (lossy), or name:setting=value.",
+        "kvquant, adaptive (lossy), or name:setting=value.",
     ),
 ]
 PrefetchOption = Annotated[

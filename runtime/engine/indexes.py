@@ -29,6 +29,7 @@ def make_indexes(model: Model, config: KVConfig, profile: Mapping[int, Mapping[s
             "another index, such as spectral"
         )
     layers = []
+    profile = profile if found.needs_profile else {}
     for number in model.tiered:
         known = {name: tensor.to(model.device) for name, tensor in profile.get(number, {}).items()}
         layers.append(IndexedLayer(number, model.rotation(number), known or None))

@@ -1,4 +1,4 @@
-"""Profiles: what `stratakv calibrate` learned about a model, for indexes that cannot work without.
+"""Profiles: what `stratakv calibrate` learned about a model, for indexes and codecs that cannot work without.
 
 One safetensors file per model: tensors `layer.N.NAME`, and in its metadata what they were learned from, for which
 model, and a digest over all of them. Nothing is pickled.
@@ -20,6 +20,7 @@ import xxhash
 from torch import Tensor
 
 from ...retrieval.registry import index_class
+from ...storage.codecs.registry import profile_part
 from ..api.config import KVConfig
 from ..api.errors import LaterProfileError, ProfileError
 from ..model.identity import model_digests
@@ -97,11 +98,11 @@ def refuse_later(path: Path) -> None:
         return
 
 
-def _check_unused(path: Path, index: str) -> None:
+def _check_unused(path: Path, index: str, codec: str) -> None:
     """Warn that the profile asked for serves nothing. Raises ProfileError if there is none."""
     if not path.is_file():
         raise ProfileError(f"there is no profile {path}; index {index!r} needs none: leave it out (profile=)")
-    logger.warning("index %r needs no profile: %s is not used", index, path)
+    logger.warning("index %r and codec %r need no profile: %s is not used", index, codec, path)
 
 
 def _metadata(payload: bytes) -> dict[str, str]:
@@ -126,7 +127,7 @@ def default_path(directory: Path) -> Path:
 
 
 class Profiles:
-    """A model's profiles, read when an index first needs them.
+    """A model's profiles, read when an index or a codec first needs them.
 
     Args:
         directory: the model's. name: what the user calls it, for messages.
@@ -139,31 +140,39 @@ class Profiles:
         """Profiles of which the log has said that they are not used."""
 
     def needed(self, config: KVConfig) -> dict[int, dict[str, Tensor]]:
-        """Read what the index that `config` names may know, by layer; empty if it needs no profile. Every layer's part
-        holds `digest`, the whole profile's, uint8 `[16]`.
+        """Read what the index and the codec that `config` names may know, by layer; empty if they need none. Each
+        layer's part holds `digest`, the whole profile's, uint8 `[16]`.
 
         Raises ProfileError, which names the file and the command that makes it, if it is not there or not usable.
         """
         index, _ = index_class(config.index)
         path = None if config.profile is None else Path(os.path.expanduser(config.profile))
-        if not index.needs_profile:
+        part = profile_part(config.codec)
+        if not index.needs_profile and not part:
             if path is not None and path not in self._unused:
-                _check_unused(path, index.name)
+                _check_unused(path, index.name, config.codec)
                 self._unused.add(path)
             return {}
         path = path or default_path(self._directory)
+        who = f"index {index.name!r}" if index.needs_profile else f"codec {config.codec!r}"
         if path not in self._read:
-            self._read[path] = self._load(path, index.name, own=config.profile is not None)
+            self._read[path] = self._load(path, who, own=config.profile is not None)
+        if not all(any(name.startswith(part) for name in known) for known in self._read[path].values()):
+            raise ProfileError(
+                f"{path} has nothing for codec {config.codec!r}: an earlier version learned it; "
+                f"{self._remedy(path, own=config.profile is not None)}"
+            )
         return self._read[path]
 
-    def _load(self, path: Path, index: str, *, own: bool) -> dict[int, dict[str, Tensor]]:
-        remedy = f"make one with: stratakv calibrate {self.name} --text FILE" + (f" --out {path}" if own else "")
+    def _remedy(self, path: Path, *, own: bool) -> str:
+        return f"make one with: stratakv calibrate {self.name} --text FILE" + (f" --out {path}" if own else "")
+
+    def _load(self, path: Path, who: str, *, own: bool) -> dict[int, dict[str, Tensor]]:
+        remedy = self._remedy(path, own=own)
         try:
             profile, digest = load_profile(path)
         except FileNotFoundError:
-            raise ProfileError(
-                f"index {index!r} needs a profile of {self.name}, and there is no {path}; {remedy}"
-            ) from (None)
+            raise ProfileError(f"{who} needs a profile of {self.name}, and there is no {path}; {remedy}") from (None)
         except OSError as error:
             raise ProfileError(f"{path} cannot be read ({error.strerror}); name another one with profile=") from error
         except LaterProfileError as error:

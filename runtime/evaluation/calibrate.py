@@ -1,8 +1,9 @@
-"""Calibration: a model reads texts once, and the facts that indexes need about its layers go into a profile.
+"""Calibration: a model reads texts once, and the facts that indexes and codecs need about its layers go into a profile.
 
 Layer by layer, as in prefill: all contexts pass a layer before any enters the next, so that only one layer's keys
 are held, and its codebooks are learned before the next layer begins. Keys and queries are taken before RoPE; queries
-are turned to the distance at which the paper scores keys (A2ATS, arXiv 2502.12665).
+are turned to the distance at which the paper scores keys (A2ATS, arXiv 2502.12665). Pages for codecs (KVQuant, arXiv
+2401.18079) are as a store has them: keys with their positions applied.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from ...kernels.prefill_attention import prefill_attention
 from ...kernels.sinks import with_sinks
 from ...retrieval.structures.codebook import MAX_CODEWORDS, learn_codebooks, query_metric, score_error
 from ...storage import PageLayout
+from ...storage.codecs.code_points import learn_points
 from ...storage.files.file_names import as_text
 from ...storage.transfer import clock
 from ..chat.documents import read_text_file
@@ -44,7 +47,22 @@ CONTEXT = 2048
 DISTANCE = 2048
 """The paper's b: the distance in tokens that every key is taken to have from the query."""
 _PAGE_SIZE = 16
-"""Tokens a page, of layers that have no pages here but ask."""
+"""Tokens a page: of those that codecs learn from, and of layers that have none here but ask."""
+_PAGES = 128
+"""Pages of a layer that codecs learn from, spread evenly over all contexts."""
+
+
+class Captured(NamedTuple):
+    """What was seen of one layer."""
+
+    keys: Tensor
+    """`[G, n, D]` of all contexts, before RoPE."""
+    grams: Tensor
+    """Q^T Q, fp64 `[contexts, G, D, D]`, of queries turned to one distance."""
+    pages: Tensor
+    """`[p, S, G, L, D]`."""
+    sensitivity: Tensor
+    """Mean square of the queries `[G, D]`, with their positions applied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +169,15 @@ def _learn(
     distance = min(DISTANCE, model.max_positions - 1)
     looked_at = {model.tiered[0], model.tiered[len(model.tiered) // 2], model.tiered[-1]}
     layers, compared = {}, []
-    for layer, keys, grams in _captured(model, contexts, distance, ticker):
+    for layer, (keys, grams, pages, sensitivity) in _captured(model, contexts, distance, ticker):
         rows = contexts[-1].shape[0]
         read, tested = keys[:, :-rows], keys[:, -rows:]
         books = learn_codebooks(read, query_metric(grams[:-1].sum(0)), codewords)
-        layers[layer] = {**books, "distance": torch.tensor(distance)}
+        points = learn_points(pages.float().cpu().numpy(), sensitivity.float().cpu().numpy())
+        layers[layer] = {
+            **books, "distance": torch.tensor(distance),
+            **{name: torch.from_numpy(learned) for name, learned in points.items()},
+        }  # fmt: skip
         if layer in looked_at:
             even = torch.eye(keys.shape[-1], dtype=torch.float64).expand(len(keys), -1, -1)
             plain = learn_codebooks(read, even, codewords)
@@ -166,8 +188,8 @@ def _learn(
 
 def _captured(
     model: Model, contexts: list[np.ndarray], distance: int, ticker: Ticker
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield (layer, keys `[G, n, D]` of all contexts, Q^T Q fp64 `[contexts, G, D, D]`) of each tiered layer."""
+) -> Iterator[tuple[int, Captured]]:
+    """Yield each tiered layer and what was seen of it."""
     size, device = len(contexts[0]), model.device
     reach = model.rope.reach(size)
     tables = model.rotary(torch.arange(size, device=device).unsqueeze(0), model.prefill_dtype, reach)
@@ -175,20 +197,23 @@ def _captured(
     dtype = str(model.prefill_dtype).removeprefix("torch.")
     hidden = [model.embed(torch.from_numpy(ids).to(device).unsqueeze(0)).to(model.prefill_dtype) for ids in contexts]
     inputs = [model.inputs(ids[None], rows) for ids, rows in zip(contexts, hidden, strict=True)]
-    keys: list[Tensor] = []
-    grams: list[Tensor] = []
+    seen: list[Captured] = []
+    page = min(_PAGE_SIZE, size)
+    every = max(1, len(contexts) * (size // page) // _PAGES)
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         window, sinks = model.windows[layer], model.sinks[layer]
         if window is None:
-            keys.append(k[0])
-            far = model.rotation(layer, reach).rotate(q[0], turned).reshape(k.shape[1], -1, k.shape[3])
-            grams.append((far.transpose(1, 2) @ far).double())
+            plain, far = k[0], model.rotation(layer, reach).rotate(q[0], turned).reshape(k.shape[1], -1, k.shape[3])
         q, k = model.rotate(layer, q, k, tables)
         if window is not None:
             layout = PageLayout(num_heads=k.shape[1], page_size=_PAGE_SIZE, head_dim=k.shape[3], dtype=dtype)
             sliding = SlidingLayer(layer, window, layout, k.dtype, device, sinks)
             return sliding.extend(q[0], k[0], v[0], 0, scale).unsqueeze(0)
+        sides = torch.stack([k[0], v[0]]) if model.value_dim is None else k
+        whole = sides[:, :, : size - size % page].reshape(*sides.shape[:2], -1, page, k.shape[3])[:, :, ::every]
+        asked = q[0].float().square().mean(1).reshape(k.shape[1], -1, k.shape[3]).mean(1)
+        seen.append(Captured(plain, (far.mT @ far).double(), whole.movedim(2, 0).contiguous(), asked))
         out, lse = prefill_attention(q[0], k[0], v[0], scale=scale, causal=True)
         return (out if sinks is None else with_sinks(out, lse, sinks.unsqueeze(-1))).unsqueeze(0)
 
@@ -202,7 +227,7 @@ def _captured(
         module = model.layer(layer, prefill=True)
         for place, rows in enumerate(hidden):
             hidden[place] = model.run_layer(module, rows, run, mix, inputs[place].of(layer))
-        if keys:
-            yield layer, torch.cat(keys, 1), torch.stack(grams)
-            keys.clear()
-            grams.clear()
+        if seen:
+            keys, grams, pages, asked = zip(*seen, strict=True)
+            yield layer, Captured(torch.cat(keys, 1), torch.stack(grams), torch.cat(pages), torch.stack(asked).mean(0))
+            seen.clear()

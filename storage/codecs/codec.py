@@ -15,7 +15,7 @@ import numpy as np
 from ..page import PageLayout
 
 Profile = Mapping[str, np.ndarray]
-"""What `stratakv calibrate` learned about one layer, for codecs that need it."""
+"""What `stratakv calibrate` learned about one layer, for codecs that need it: tensors by name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,8 +52,8 @@ class NamedCodec(Codec, Protocol):
     """What it is for, in a few words."""
     Options: type[Any]
     """A frozen dataclass of the codec's settings: whole numbers up to 255."""
-    needs_profile: bool
-    """Encoding takes what `stratakv calibrate` learned; decoding never does."""
+    needs_profile: str
+    """What the names of those tensors of a profile begin with that encoding takes; decoding takes none. Empty: none."""
     payload_bytes: int
     """Bytes of a page's payload: of every page, or of zstd the usual."""
 

@@ -22,17 +22,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 import numpy as np
 import xxhash
 
-from ..page import PageLayout
-from .codec import Codec
+from ..page import PageLayout, layer_of
+from .codec import Codec, Profile
 from .int4 import Int4Codec
-from .registry import ADAPTIVE, CODECS, LOSSLESS, codec_class, make_codec
+from .registry import ADAPTIVE, CODECS, LOSSLESS, codec_class, make_codec, profile_part
 from .zstd import ZstdCodec
 
 _WEIGHT = 1 / 16
@@ -61,13 +61,15 @@ class Compression(Protocol):
 class OneCodec:
     """Writes every page with one codec, or losslessly where that codec cannot hold the page."""
 
-    def __init__(self, spec: str, layout: PageLayout) -> None:
+    def __init__(self, spec: str, layout: PageLayout, profiles: Mapping[int, Profile]) -> None:
         self._codec, self._lossless = make_codec(spec, layout), ZstdCodec(layout)
+        self._of_layer = {layer: make_codec(spec, layout, profile) for layer, profile in profiles.items()}
         self.readers = _all_codecs(layout) | {self._codec.code: self._codec}
         self.share = float(self._codec.code == Int4Codec.code)
 
     def codec_for(self, key: bytes, raw: np.ndarray) -> Codec:
-        return self._codec if self._codec.accepts(raw) else self._lossless
+        codec = self._of_layer[layer_of(key)] if self._codec.needs_profile else self._codec
+        return codec if codec.accepts(raw) else self._lossless
 
     def reading(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -213,10 +215,16 @@ def usual_ratio(spec: str, layout: PageLayout) -> float:
     return codec.payload_bytes / layout.page_bytes
 
 
-def make_compression(spec: str, layout: PageLayout) -> Compression:
-    """Make the compression of a codec's spec (see `registry`), or `adaptive`. Raises ValueError for any other."""
+def make_compression(spec: str, layout: PageLayout, profiles: Mapping[int, Profile] | None = None) -> Compression:
+    """Make the compression of a codec's spec (see `registry`), or `adaptive`. Raises ValueError for any other.
+
+    Args:
+        profiles: by layer, for codecs that need them.
+    """
     check_compression(spec)
-    return AdaptiveCompression(layout) if spec == ADAPTIVE else OneCodec(spec, layout)
+    if profile_part(spec) and not profiles:
+        raise ValueError(f"codec {spec!r} needs a profile of the model")
+    return AdaptiveCompression(layout) if spec == ADAPTIVE else OneCodec(spec, layout, profiles or {})
 
 
 def _all_codecs(layout: PageLayout) -> dict[int, Codec]:

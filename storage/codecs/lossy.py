@@ -77,7 +77,7 @@ class LossyCodec:
     paper: str
     serves: str
     Options: type[Any] = NoOptions
-    needs_profile: bool = False
+    needs_profile: str = ""
 
     def __init__(self, layout: PageLayout, options: Any = None, profile: Profile | None = None) -> None:
         self.layout, self.options, self.profile = layout, options or self.Options(), profile

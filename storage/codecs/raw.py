@@ -18,7 +18,7 @@ class RawCodec:
     paper = ""
     serves = "disks faster than a core decodes"
     Options = NoOptions
-    needs_profile = False
+    needs_profile = ""
 
     def __init__(self, layout: PageLayout, options: NoOptions | None = None, profile: Profile | None = None) -> None:
         self.payload_bytes = layout.page_bytes

@@ -21,6 +21,7 @@ CODECS = {
     "rotatekv": "RotateKVCodec",
     "logquant": "LogQuantCodec",
     "zipcache": "ZipCacheCodec",
+    "kvquant": "KVQuantCodec",
 }
 """Each codec's name, which is also its module's, and its class."""
 LOSSLESS = ("raw", "zstd")
@@ -62,6 +63,11 @@ def plain_spec(spec: str) -> str:
     found, options = codec_class(spec)
     values = [(field.name, getattr(options, field.name), field.default) for field in fields(options)]
     return ":".join([found.name, *(f"{name}={value}" for name, value, default in values if value != default)])
+
+
+def profile_part(spec: str) -> str:
+    """What the names of the tensors begin with that encoding by a spec takes from a profile; empty if it takes none."""
+    return "" if spec == ADAPTIVE else codec_class(spec)[0].needs_profile
 
 
 def make_codec(spec: str, layout: PageLayout, profile: Profile | None = None) -> NamedCodec:

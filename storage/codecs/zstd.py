@@ -40,7 +40,7 @@ class ZstdCodec:
     paper = ""
     serves = "every bit back, in less room"
     Options = NoOptions
-    needs_profile = False
+    needs_profile = ""
 
     def __init__(self, layout: PageLayout, options: NoOptions | None = None, profile: Profile | None = None) -> None:
         self.payload_bytes = int(_USUAL_SHARE * layout.page_bytes)

@@ -5,7 +5,7 @@
     4       2     version (1)
     6       1     kind    0 page, 1 session, 2 state
     7       1     codec   0 raw, 1 zstd, 2 int4, 3 int8, 4 kivi,
-                  5 rotatekv, 6 logquant, 7 zipcache (pages); 0 otherwise
+                  5 rotatekv, 6 logquant, 7 zipcache, 8 kvquant (pages); 0 otherwise
     8       16    fingerprint of model, dtype, RoPE and page layout
     24      18    key this record was stored under: (layer, chain), chain and two zeros for states,
                   zeros for sessions
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 VERSION = 1
-LAST_CODEC = 7
+LAST_CODEC = 8
 """The highest number of any codec in `storage/codecs`."""
 PAGE, SESSION, STATE = 0, 1, 2
 KEY_BYTES = 2 + CHAIN_BYTES

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zstandard
+from codecs_under_test import PROFILE
 from hostile import FINGERPRINT, KEY, TOKENS, by_hand, plant
 from kv_pages import disk_tier
 
@@ -21,7 +22,7 @@ from stratakv.storage.disk import record
 LAYOUT = PageLayout(num_heads=1, page_size=16, head_dim=8, dtype="float32")
 """1,024 bytes a page."""
 RAW = np.linspace(-3, 5, 256, dtype="<f4").view(np.uint8)
-ENCODERS = {name: make_codec(name, LAYOUT) for name in CODECS}
+ENCODERS = {name: make_codec(name, LAYOUT, PROFILE) for name in CODECS}
 GOOD = {name: codec.encode(RAW) for name, codec in ENCODERS.items()}
 GUARD = 0xAA
 

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from codecs_under_test import PROFILE
 
 from stratakv.storage import PageLayout
 from stratakv.storage.codecs import CODECS, LOSSLESS, make_codec
@@ -38,7 +39,7 @@ def test_codecs_are_lossless(name: str, item_bytes: int, size: int, kind: str) -
 @pytest.mark.parametrize("name", CODECS)
 def test_one_instance_serves_several_threads(name: str) -> None:
     """Pages large enough that zstd lets other threads run meanwhile."""
-    codec, size = make_codec(name, layout_of(4, 1 << 17)), 1 << 17
+    codec, size = make_codec(name, layout_of(4, 1 << 17), PROFILE), 1 << 17
     pages = np.random.default_rng(0).standard_normal((4, size // 4), dtype=np.float32).view(np.uint8)
 
     def there_and_back(page: np.ndarray) -> np.ndarray:
@@ -54,7 +55,7 @@ def test_one_instance_serves_several_threads(name: str) -> None:
 
 def test_codec_numbers_are_those_on_disk() -> None:
     numbers = {make_codec(name, layout_of(2, 1024)).code: name for name in CODECS}
-    names = ["raw", "zstd", "int4", "int8", "kivi", "rotatekv", "logquant", "zipcache"]
+    names = ["raw", "zstd", "int4", "int8", "kivi", "rotatekv", "logquant", "zipcache", "kvquant"]
     assert numbers == dict(enumerate(names))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from codecs_under_test import PROFILE
 from places import DATA
 
 from stratakv.storage import ROOT, PageLayout, next_chain, page_key
@@ -54,7 +55,7 @@ def written(name: str) -> bytes:
     if name == "state":
         payload = safetensors.torch.save(state_tensors(), {"index": "spectral"})
         return record.pack(record.STATE, FINGERPRINT, CHAIN, payload)
-    codec = make_codec(name.removeprefix("page-"), LAYOUT)
+    codec = make_codec(name.removeprefix("page-"), LAYOUT, PROFILE)
     payload = codec.encode(PAGE)
     return record.pack(record.PAGE, FINGERPRINT, KEY, payload, codec=codec.code, raw_bytes=PAGE.nbytes, tokens=TOKENS)
 

@@ -159,7 +159,22 @@ def test_a_profile_that_serves_nothing_is_told_of(
         Runtime.load(tiny_llama, kv=KVConfig(**kv, profile=tmp_path / "nope"))
     assert caplog.text == ""
     with Runtime.load(tiny_llama, kv=KVConfig(**kv, profile=path)):
-        assert caplog.messages == [f"index 'bounds' needs no profile: {path} is not used"]
+        assert caplog.messages == [f"index 'bounds' and codec 'zstd' need no profile: {path} is not used"]
+
+
+def test_a_codec_needs_its_part_of_a_profile(path: Path, tiny_llama: Path, tmp_path: Path, own_cache: None) -> None:
+    """An earlier version's profile has none."""
+    with pytest.raises(
+        ProfileError, match=r"codec 'kvquant:bits=4' needs a profile of .*; make one with: stratakv cal"
+    ):
+        Profiles(tiny_llama, "tiny").needed(KVConfig(codec="kvquant:bits=4"))
+    with pytest.raises(ProfileError, match=r"has nothing for codec 'kvquant': an earlier .* calibrate tiny .* --out"):
+        Profiles(tiny_llama, "tiny").needed(KVConfig(codec="kvquant", profile=path))
+    assert Profiles(tiny_llama, "tiny").needed(KVConfig(index="a2ats", profile=path))
+    learned = tmp_path / "learned.safetensors"
+    layers = {layer: {**parts, "kvquant.3": torch.zeros(2, 8)} for layer, parts in LAYERS.items()}
+    Profile(model_digests(tiny_llama)[0], layers, {}).save(learned)
+    assert "digest" in Profiles(tiny_llama, "tiny").needed(KVConfig(codec="kvquant", profile=learned))[12]
 
 
 def test_a_missing_profile_names_the_command(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,6 +109,7 @@ def test_the_command_makes_a_profile(made: Result, tiny_llama: Path) -> None:
         assert shapes == {
             "codewords": ([2, 32, 8], torch.float16), "center": ([2, 1, 8], torch.float32),
             "metric": ([2, 8, 8], torch.float32), "distance": ([], torch.int64),
+            **{f"kvquant.{bits}": ([2, 2**bits], torch.float16) for bits in (2, 3, 4)},
         }  # fmt: skip
 
 
@@ -123,6 +124,25 @@ def test_a_conversation_reads_through_it(made: Result, tiny_llama: Path, tmp_pat
         assert layer.profile is not None
 
 
+def test_a_codec_writes_pages_by_it(made: Result, cache: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    """With an index that needs none. Another profile's pages are in another folder; a lossless run finds neither."""
+    kv = {"index": "bounds", "budget": 144, "local": 32}
+    other = tmp_path / "other.safetensors"
+    calibrate(
+        str(tiny_llama), [cache / "text.txt"], dtype="float32", codewords=8, tokens=256, out=other, ticker=Silent()
+    )  # fmt: skip
+    for codec, profile, cached in (
+        ("kvquant", None, False), ("kvquant:bits=3", None, True), ("kvquant", other, False), ("zstd", None, False),
+    ):  # fmt: skip
+        config = KVConfig(path=tmp_path / "kv", codec=codec, profile=profile, **kv)
+        with Runtime.load(tiny_llama, dtype="float32", kv=config) as runtime:
+            chat = runtime.chat()
+            assert bool(chat.read_text(TEXT[:1500]).cached) == cached
+            runtime.store.flush()
+            assert len(chat.send("And then?", max_new_tokens=4, ignore_eos=True).tokens) == 4
+            assert "profile" not in runtime.engine.index_identity
+
+
 def test_another_reading_of_the_same_model_uses_it(made: Result, tiny_llama: Path, tmp_path: Path) -> None:
     with Runtime.load(tiny_llama, dtype="float32", kv=KVConfig(path=tmp_path / "kv")) as runtime:
         engine = runtime.reading(KVConfig(path=tmp_path / "kv", index="a2ats:zones=1"))
@@ -130,30 +150,37 @@ def test_another_reading_of_the_same_model_uses_it(made: Result, tiny_llama: Pat
 
 
 def test_what_is_captured_is_what_the_layer_attends_with(tiny_llama: Path) -> None:
-    """Rotated to where they stand, keys are those of a cache; queries, turned to a distance, make Q^T Q."""
+    """Rotated to where they stand, keys are those of a cache; queries, turned to a distance, make Q^T Q. Pages are the
+    cache's own."""
     model = Model.load(tiny_llama, torch.device("cpu"), torch.float32)
     read, tested = _contexts(model, [TEXT], 400)
-    found = {layer: (keys, grams) for layer, keys, grams in _captured(model, [*read, tested], 2048, Silent())}
-    seen: dict[int, tuple[Tensor, Tensor]] = {}
+    found = dict(_captured(model, [*read, tested], 2048, Silent()))
+    seen: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+    squares: dict[int, list[Tensor]] = {0: [], 1: [], 2: []}
     ids = torch.from_numpy(tested).unsqueeze(0)
     tables = model.rotary(torch.arange(ids.shape[1]).unsqueeze(0), torch.float32)
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         q, k = model.rotate(layer, q, k, tables)
-        seen[layer] = q[0], k[0]
+        seen[layer] = q[0], k[0], v[0]
+        squares[layer].append(q[0].square().mean(1).reshape(2, -1, 8).mean(1))
         mask = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
         repeated = [each.repeat_interleave(3, 1) for each in (k, v)]
         scores = (q @ repeated[0].transpose(2, 3) * scale).masked_fill(~mask, float("-inf"))
         return scores.softmax(-1) @ repeated[1]
 
     with torch.inference_mode():
-        hidden = model.embed(ids)
-        for layer in range(model.num_layers):
-            hidden = model.run_layer(model.layer(layer, prefill=True), hidden, attend)
+        for context in [*read, tested]:
+            hidden = model.embed(torch.from_numpy(context).unsqueeze(0))
+            for layer in range(model.num_layers):
+                hidden = model.run_layer(model.layer(layer, prefill=True), hidden, attend)
     assert found.keys() == {0, 1, 2}
     rows = ids.shape[1]
-    for layer, (keys, grams) in found.items():
-        q, k = seen[layer]
+    for layer, (keys, grams, pages, sensitivity) in found.items():
+        q, k, v = seen[layer]
+        torch.testing.assert_close(sensitivity, torch.stack(squares[layer]).mean(0), rtol=1e-4, atol=1e-4)
+        whole = pages[-(rows // 16) :].permute(1, 2, 0, 3, 4).reshape(2, 2, -1, 8)
+        torch.testing.assert_close(whole, torch.stack([k, v])[:, :, : rows - rows % 16], rtol=1e-4, atol=1e-4)
         assert keys.shape[1] == len(grams) * rows == (len(read) + 1) * rows
         rotation, positions = model.rotation(layer), torch.arange(rows)
         torch.testing.assert_close(rotation.rotate(keys[:, -rows:], positions), k, rtol=1e-4, atol=1e-4)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from codecs_under_test import PROFILE
 from half_pages import INT4, KEYS, LAYOUT, LOSSY, NUMBERS, PAGES, TEXT, ZSTD, Clock
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -248,7 +249,7 @@ def test_pages_that_four_bits_cannot_hold_stay_lossless() -> None:
 
 @pytest.mark.parametrize("name", CODECS)
 def test_one_codec_is_never_left(name: str) -> None:
-    compression = make_compression(name, LAYOUT)
+    compression = make_compression(name, LAYOUT, {0: PROFILE})
     assert isinstance(compression, OneCodec)
     for _ in range(3):
         with compression.reading():
@@ -262,13 +263,27 @@ def test_pages_that_a_codec_cannot_hold_are_written_losslessly(name: str) -> Non
     page = NUMBERS[0].clone()
     page[77] = float("inf")
     raw = page.to(torch.bfloat16).view(torch.uint8).numpy()
-    assert make_compression(name, LAYOUT).codec_for(KEYS[0], raw).code == ZSTD
+    assert make_compression(name, LAYOUT, {0: PROFILE}).codec_for(KEYS[0], raw).code == ZSTD
 
 
 def test_unknown_names_are_refused() -> None:
     assert isinstance(make_compression("adaptive", LAYOUT), AdaptiveCompression)
     with pytest.raises(ValueError, match=r"codec is one of raw, zstd, .*, adaptive, not 'gzip'"):
         make_compression("gzip", LAYOUT)
+
+
+def test_a_codec_that_needs_a_profile_takes_the_layers_own() -> None:
+    """Of a layer whose points are wider apart, pages come back worse; without a profile none are encoded."""
+    with pytest.raises(ValueError, match="codec 'kvquant:bits=2' needs a profile of the model"):
+        make_compression("kvquant:bits=2", LAYOUT)
+    poor = {name: points * 0 for name, points in PROFILE.items()}
+    compression, off = make_compression("kvquant:bits=2", LAYOUT, {0: PROFILE, 7: poor}), []
+    for layer in (0, 7):
+        codec = compression.codec_for(page_key(layer, TEXT.chains[0]), PAGES[0].numpy())
+        out = np.empty(LAYOUT.page_bytes, dtype=np.uint8)
+        compression.readers[codec.code].decode(memoryview(codec.encode(PAGES[0].numpy())), out)
+        off.append((torch.from_numpy(out).view(torch.bfloat16).float() - NUMBERS[0]).square().mean().item())
+    assert off[0] < off[1] / 2
 
 
 def test_which_names_are_lossy() -> None:

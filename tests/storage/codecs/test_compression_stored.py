@@ -9,6 +9,7 @@ import lmdb
 import numpy as np
 import pytest
 import torch
+from codecs_under_test import PROFILE
 from half_pages import COUNT, INT4, KEYS, LAYOUT, LOSSY, PAGES, TEXT, ZSTD, Clock
 from kv_pages import FINGERPRINT, arena, disk_tier, read_back
 
@@ -23,7 +24,9 @@ from stratakv.storage.disk import record
 
 
 def adaptive_store(folder: Path, *, host: int, codec: str = "adaptive") -> TieredStore:
-    return TieredStore(LAYOUT, 1, host=arena("host", LAYOUT, host), disk=disk_tier(folder), codec=codec)
+    return TieredStore(
+        LAYOUT, 1, host=arena("host", LAYOUT, host), disk=disk_tier(folder), codec=codec, profiles={0: PROFILE}
+    )
 
 
 def codes_on_disk(folder: Path) -> dict[bytes, int]:
@@ -79,7 +82,7 @@ def test_pages_of_both_codecs_come_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", LOSSY)
 def test_lossy_pages_are_exact_until_they_left_memory_and_err_once(tmp_path: Path, name: str) -> None:
     """Also after they came back, left and came back again, and for whoever opens the file next."""
-    expected, codec = torch.empty_like(PAGES[:60]), make_codec(name, LAYOUT)
+    expected, codec = torch.empty_like(PAGES[:60]), make_codec(name, LAYOUT, PROFILE)
     for page, out in zip(PAGES[:60].numpy(), expected.numpy(), strict=True):
         codec.decode(memoryview(codec.encode(page)), out)
     store = adaptive_store(tmp_path / "s", host=60, codec=name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from codecs_under_test import DTYPES, LOSSY, layout, normal, numbers_of, raw_of, relative, there_and_back
+from codecs_under_test import DTYPES, LOSSY, PROFILE, layout, normal, numbers_of, raw_of, relative, there_and_back
 
 from stratakv.storage import PageLayout, RecordError
 from stratakv.storage.codecs import CODECS, LOSSLESS
@@ -23,7 +23,7 @@ SHAPES = [
 
 
 def made(spec: str, shape: PageLayout) -> NamedCodec:
-    return make_codec(spec, shape)
+    return make_codec(spec, shape, PROFILE)
 
 
 def test_every_lossy_codec_is_under_test() -> None:
