@@ -13,6 +13,7 @@ The order of calls, for one layer of one sequence:
 
     prompt   start -> enter, enter, ...      keys and values of the next tokens, in order, each once
                       observe                query rows: each chunk's, or the last ones of the prompt (`rows`)
+                      compare                what the layer made of hidden states, where it `compares`
                       wish -> divide         what each layer asks for -> tokens for each layer
                       keep                   which tokens stay
     reply    enter -> observe -> keep        at each whole page, where `prunes` (otherwise all of a reply is kept)
@@ -100,6 +101,13 @@ class Rows(NamedTuple):
             yield columns, logits.masked_fill(~seen.unsqueeze(1), -torch.inf)
 
 
+class Facts(NamedTuple):
+    """What a placement may know of its layer besides the number."""
+
+    repeats: int = 1
+    """Query heads of each KV head."""
+
+
 class Placement(ABC):
     """One way to tell which tokens matter."""
 
@@ -111,8 +119,11 @@ class Placement(ABC):
     prunes: ClassVar[bool] = False
     """True if a reply keeps to the budget, too: what was kept goes as new pages come. False: all of a reply is kept."""
 
-    def __init__(self, params: IndexParams, layer: int, options: Any) -> None:
-        self.params, self.layer, self.options = params, layer, options
+    compares: ClassVar[bool] = False
+    """True if it looks at hidden states."""
+
+    def __init__(self, params: IndexParams, layer: int, options: Any, facts: Facts | None = None) -> None:
+        self.params, self.layer, self.options, self.facts = params, layer, options, facts or Facts()
 
     @property
     def rows(self) -> int:
@@ -131,6 +142,11 @@ class Placement(ABC):
 
     def observe(self, state: State, rows: Rows) -> State:
         """What changes in `state` now that these rows have attended; only what changes need be given."""
+        return {}
+
+    def compare(self, state: State, cosines: Tensor) -> State:
+        """What changes in `state`, from the cosines between hidden states before and after the layer, of the next rows
+        of a prompt, fp32 `[n]`."""
         return {}
 
     @abstractmethod

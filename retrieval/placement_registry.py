@@ -17,19 +17,21 @@ from .params import IndexParams
 from .registry import read_options, split_settings
 
 if TYPE_CHECKING:
-    from .placement import Placement
+    from .placement import Facts, Placement
 
 PLACEMENTS = {
     "cake": "CakePlacement",
     "dynamickv": "DynamicKVPlacement",
     "h2o": "H2OPlacement",
     "keyformer": "KeyformerPlacement",
+    "kvcrush": "KVCrushPlacement",
     "l2norm": "L2NormPlacement",
     "lagkv": "LagKVPlacement",
     "pyramidkv": "PyramidKVPlacement",
     "scissorhands": "ScissorhandsPlacement",
     "scope": "ScopePlacement",
     "snapkv": "SnapKVPlacement",
+    "squeeze": "SqueezePlacement",
     "treekv": "TreeKVPlacement",
     "vatp": "VATPPlacement",
 }
@@ -73,10 +75,10 @@ class PlacementSpec:
         found: type[Placement] = getattr(module, PLACEMENTS[self.name])
         return found, read_options("placement", self.spec, found.Options, self.settings)
 
-    def make(self, params: IndexParams, layer: int) -> Placement:
+    def make(self, params: IndexParams, layer: int, facts: Facts | None = None) -> Placement:
         """Make a placement for one layer. Raises ValueError as `load` does."""
         found, options = self.load()
-        return found(params, layer, options)
+        return found(params, layer, options, facts)
 
 
 def placement_spec(spec: str) -> PlacementSpec:

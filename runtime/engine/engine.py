@@ -41,7 +41,7 @@ from ..process.spare_cores import FittingThreads
 from .compiled_form import compiled_step
 from .known_tokens import append_known
 from .pasts import Pasts
-from .placing import is_placed, make_placements, place
+from .placing import facts_of, is_placed, make_placements, place
 from .prefixes import StoredPrefixes
 from .reaching import in_reach, within_reach
 from .sequence import GENERATED, Sequence, Snapshot, StepPoint
@@ -79,7 +79,8 @@ class Engine:
         self.interrupts, self.turns = Interrupts(), model.turns
         self.threads = FittingThreads.on(model.device)
         self.placing = config.placing
-        self.placements = make_placements(model.tiered, config) if placements is None else placements
+        facts = partial(facts_of, model)
+        self.placements = make_placements(model.tiered, config, facts) if placements is None else placements
         self.pasts = Pasts(model, store, self.indexes, config, workspace, prefetcher, self.placements)
         self.compiled = compiled_step(model, store)
         """Decode in compiled loops; None: PyTorch's operations, one by one."""

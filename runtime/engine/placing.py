@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from ...retrieval.placement import Placement
+from ...retrieval.placement import Facts, Placement
 from ...retrieval.placement_registry import PlacementSpec
 from ..api.config import KVConfig
 from ..layers.base import LayerKV
 from ..layers.tiered import tiered_layers
+from ..model.model import Model
 
 
-def make_placements(layers: Iterable[int], config: KVConfig) -> dict[int, Placement]:
+def make_placements(
+    layers: Iterable[int], config: KVConfig, facts: Callable[[int], Facts]
+) -> dict[int, Placement]:  # fmt: skip
     """Make the placement of each of these layers, as `config` says; none if it says nothing. Raises ValueError for a
     setting that is unknown or out of range."""
     spec = config.placing
-    return {} if spec is None else {layer: spec.make(config.index_params(), layer) for layer in layers}
+    return {} if spec is None else {layer: spec.make(config.index_params(), layer, facts(layer)) for layer in layers}
+
+
+def facts_of(model: Model, layer: int) -> Facts:
+    """What placements may know of a layer."""
+    return Facts(model.num_heads // model.num_kv_heads)
 
 
 def place(layers: list[LayerKV], spec: PlacementSpec, num_tokens: int) -> None:

@@ -47,7 +47,9 @@ def run_span(
                 check()
                 rows, attend = slice(a - start, b - start), _attend(model, cache, a, table)
                 more = inputs.of(layer, rows)
-                hidden[:, rows] = model.run_layer(module, hidden[:, rows], attend, mix, more)
+                after = model.run_layer(module, hidden[:, rows], attend, mix, more)
+                cache.compare(hidden[:, rows], after)
+                hidden[:, rows] = after
                 report((layer + (b - start) / count) / model.num_writing)
             named.require_right(sequence)
             cache.finish(named.chains, named.tokens, sequence.tail_len + count)

@@ -7,6 +7,7 @@ Layers of `sharing` keep nothing: they read what another layer keeps, which come
 of a sequence the same things in the same order, and a layer that a call means nothing to does nothing.
 
     prefill   begin -> extend, extend, ... -> finish     once for each span; end_prefill after the last one
+              compare                                    after each extend
     decode    (look_ahead ->) step (-> seal)             one token; seal if it fills a page; undo_step takes it back
     known     extend_known                               many steps of this layer at once
               mix                                        in place of extend, step and extend_known: a recurrent layer
@@ -68,6 +69,11 @@ class LayerKV(ABC):
 
         Raises ConversationError if another call has come between the rows of the span.
         """
+
+    @abstractmethod
+    def compare(self, before: Tensor, after: Tensor) -> None:
+        """See what the model's layer made of the rows of the last `extend`: hidden states `[1, T, C]` before and after
+        it."""
 
     @abstractmethod
     def finish(self, chains: list[bytes], tokens: np.ndarray, length: int) -> None:

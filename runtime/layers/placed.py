@@ -11,7 +11,7 @@ Shapes  G KV heads, R query heads each (H = G*R), m columns: tokens that are kep
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -93,7 +93,8 @@ class Placed:
     def _nothing(self) -> Kept:
         keys = self._of.keys.float()
         none = torch.empty((self._of.groups, 0), dtype=torch.int64, device=keys.device)
-        state = {**self.placement.enter(keys, keys, none[0]), **self.placement.start()}
+        start = {name: tensor.to(keys.device) for name, tensor in self.placement.start().items()}
+        state = {**self.placement.enter(keys, keys, none[0]), **start}
         return Kept(none, state, 0, None, 0, 0, None, ())
 
     @property
@@ -129,6 +130,10 @@ class Placed:
         elif self.placement.rows:
             last = queries if self.kept.last is None else torch.cat([self.kept.last, queries], 2)
             self.kept = self.kept._replace(last=last[:, :, -self.placement.rows :])
+
+    def compare(self, cosines: Tensor) -> None:
+        """What the layer made of the hidden states of those rows, as `Placement.compare` has it."""
+        self._change(self.placement.compare(self.kept.state, cosines))
 
     def end_prefill(self) -> None:
         """All of a prompt is here: see what its last rows attend to."""
@@ -283,13 +288,16 @@ class Placed:
         end, prompt = min(self.kept.end, num_tokens), min(self.kept.prompt, num_tokens)
         self.kept = self.kept._replace(end=end, prompt=prompt, last=None, steps=())
 
-    def follow(self, other: Placed | None, rows: list[Tensor] | None) -> None:
+    def follow(self, other: Placed | None, rows: list[Tensor] | None, cosines: Sequence[Tensor] = ()) -> None:
         """Know of the same pages what `other` knows, if it is of the same placement. Otherwise look at all of the text
-        as if it came now, with the queries `rows` of all of it, `[G, R, n, D]` each, where they are known."""
+        as if it came now, with the queries `rows` of all of it, `[G, R, n, D]` each, and its `cosines`, where they are
+        known."""
         if other is not None and other.placement is self.placement:
             self.kept = other.kept
             return
         self._reach(self._pages.sealed + self._pages.tail_len)
+        if cosines:
+            self.compare(torch.cat(list(cosines)))
         if rows is None or not self.placement.rows:
             return
         queries = torch.cat(rows, 2)
@@ -315,7 +323,9 @@ class Placed:
         return q.float().reshape(self._of.groups, -1, *q.shape[1:]) * scale
 
     def _observe(self, queries: Tensor, start: int, rest: Block) -> None:
-        state = self.placement.observe(self.kept.state, Rows(queries, start, self._text(rest)))
+        self._change(self.placement.observe(self.kept.state, Rows(queries, start, self._text(rest))))
+
+    def _change(self, state: State) -> None:
         self.kept = self.kept._replace(state={**self.kept.state, **state})
 
     def _enter(self, keys: Tensor, values: Tensor, start: int) -> None:

@@ -110,6 +110,9 @@ class SlidingLayer(LayerKV):
     def finish(self, chains: list[bytes], tokens: np.ndarray, length: int) -> None:
         """There are no pages to publish."""
 
+    def compare(self, before: Tensor, after: Tensor) -> None:
+        """There is no placement to tell."""
+
     def end_prefill(self) -> None:
         """There is nothing to learn."""
 

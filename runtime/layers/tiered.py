@@ -59,7 +59,7 @@ class TieredLayer(PagedLayer):
         repeats: query heads per KV head.
         prefetcher: brings up what look-ahead guesses; None: nothing is guessed.
         keep_queries: also keep the queries that indexes learn from, for `follow`ers with another index.
-        keep_rows: also keep all queries of prompts, for `follow`ers with a placement.
+        keep_rows: also keep what a placement may see of prompts' rows, for `follow`ers with one.
         sinks: `[H]`, learned ones (`kernels.sinks`). They are part of the attention whatever an index chooses.
         placement: judges the tokens; None: all are kept, as equals. is_visible: steps read what it keeps, and nothing
             else.
@@ -80,6 +80,7 @@ class TieredLayer(PagedLayer):
             placed = Placed(placement, pages, reader, geometry, is_visible=is_visible)
         super().__init__(layer, pages, reader, upkeep, workspace, budget_of, prefetcher, sinks, placed)
         self._rows_kept: list[Tensor] | None = [] if keep_rows else None
+        self._cosines_kept: list[Tensor] = []
         self.store, self.span = store, Span(pages, reader, workspace, sinks)
 
     # Prefill
@@ -101,6 +102,16 @@ class TieredLayer(PagedLayer):
         if self._rows_kept is not None:
             self._rows_kept.append(q.float().reshape(self.layout.num_heads, -1, *q.shape[1:]) * scale)
         return out
+
+    def compare(self, before: Tensor, after: Tensor) -> None:
+        placed = self.placed if self.placed is not None and self.placed.placement.compares else None
+        if placed is None and self._rows_kept is None:
+            return
+        cosines = torch.nn.functional.cosine_similarity(before[0].float(), after[0].float(), dim=-1)
+        if placed is not None:
+            placed.compare(cosines)
+        if self._rows_kept is not None:
+            self._cosines_kept.append(cosines)
 
     def finish(self, chains: list[bytes], tokens: np.ndarray, length: int) -> None:
         kv, filled = self.span.whole(length), len(chains) * self.layout.page_size
@@ -229,7 +240,9 @@ class TieredLayer(PagedLayer):
         if self.placed is not None and point.kept is not None:
             self.placed.kept = point.kept
         if self._rows_kept:
-            self._rows_kept = [torch.cat(self._rows_kept, 2)[:, :, : self.pages.sealed + self.pages.tail_len]]
+            count = self.pages.sealed + self.pages.tail_len
+            self._rows_kept = [torch.cat(self._rows_kept, 2)[:, :, :count]]
+            self._cosines_kept = [torch.cat(self._cosines_kept)[:count]]
 
     def truncate(self, num_pages: int) -> None:
         point = self.snapshot()
@@ -245,7 +258,7 @@ class TieredLayer(PagedLayer):
         self.upkeep.follow(other.upkeep)
         self.pages.set_tail(other.pages.tail_copy())
         if self.placed is not None:
-            self.placed.follow(other.placed, other._rows_kept)
+            self.placed.follow(other.placed, other._rows_kept, other._cosines_kept)
 
     def close(self) -> None:
         self.lookahead.stop()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stratakv.retrieval.params import IndexParams
-from stratakv.retrieval.placement import Placement, Rows, State
+from stratakv.retrieval.placement import Facts, Placement, Rows, State
 from stratakv.retrieval.placement_registry import placement_spec
 
 GROUPS, REPEATS, DIM = 2, 3, 8
@@ -59,7 +59,7 @@ def attention(rows: Rows) -> Tensor:
 
 
 def placement(spec: str, params: IndexParams = PARAMS, layer: int = 0) -> Placement:
-    return placement_spec(spec).make(params, layer)
+    return placement_spec(spec).make(params, layer, Facts(REPEATS))
 
 
 def seen(one: Placement, text: PlainText, rows: Rows | None = None) -> State:

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from stratakv.retrieval.placement import Placement, State, Text
+from stratakv.retrieval.placement import Facts, Placement, State, Text
 from stratakv.retrieval.placement_registry import placement_spec
 from stratakv.runtime import KVConfig
 from stratakv.runtime.engine import placing
@@ -58,8 +58,8 @@ def test_each_layer_gets_what_all_wishes_together_give(monkeypatch: Any) -> None
 
 
 def test_each_tiered_layer_has_its_own() -> None:
-    made = make_placements([0, 5], KVConfig(placement="snapkv:window=8"))
-    assert [(layer, one.name, one.layer, one.options.window) for layer, one in made.items()] == [
-        (0, "snapkv", 0, 8), (5, "snapkv", 5, 8),
+    made = make_placements([0, 5], KVConfig(placement="snapkv:window=8"), Facts)
+    assert [(layer, one.name, one.layer, one.options.window, one.facts) for layer, one in made.items()] == [
+        (0, "snapkv", 0, 8, Facts(0)), (5, "snapkv", 5, 8, Facts(5)),
     ]  # fmt: skip
-    assert make_placements([0, 5], KVConfig()) == {}
+    assert make_placements([0, 5], KVConfig(), Facts) == {}
