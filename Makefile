@@ -8,7 +8,7 @@ MODEL  := $(VENV)/.model
 TEXTS  := $(VENV)/.texts
 LLAMA  := $(VENV)/.llama
 
-.PHONY: chat test venv check compare faults kernels fuzz conversations gpu bench data profile clean
+.PHONY: chat test venv check compare faults kernels fuzz conversations gpu bench data profile methods clean
 
 chat: $(READY) $(MODEL)
 	@$(BIN)/stratakv chat --file examples/northanger_abbey.txt $(ARGS)
@@ -124,6 +124,10 @@ data: $(TEXTS)
 profile: $(READY) $(MODEL)
 	$(BIN)/stratakv calibrate smollm2 --text examples/northanger_abbey.txt \
 	  --text tests/data/texts/python-docs.txt --text tests/data/texts/shakespeare/macbeth.md $(ARGS)
+
+# What docs/METHODS.md says of each method, from the methods' own files.
+methods: $(READY)
+	$(BIN)/python -m stratakv.runtime.cli.methods.page docs/METHODS.md
 
 # Most modules of torch and transformers are never imported; those that are, Python compiles then.
 $(READY): pyproject.toml

@@ -43,7 +43,8 @@ def modules_of(tmp_path: Path, *arguments: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "command", ["--help", "chat --help", "plan --help", "bench --help", "eval --help", "sessions --help"]
+    "command",
+    ["--help", "chat --help", "plan --help", "bench --help", "eval --help", "sessions --help", "methods --help"],
 )
 def test_help_loads_no_tensor_library_and_no_rich(command: str, tmp_path: Path) -> None:
     assert not (TENSORS | {"rich", "prompt_toolkit", "lmdb"}) & modules_of(tmp_path, *command.split())

@@ -39,6 +39,7 @@ class A2ATSIndex(IndexOf[Rows]):
     """Idea   keys before RoPE do not depend on positions, so one codebook per KV head, learned offline, serves every
              text. A token is its codeword's number. A query, turned to the distance the keys are scored at, is
              multiplied with the codewords only; all tokens find their scores in that table.
+    For    long texts for a model that was calibrated once: the smallest state, whatever the head size.
     State  codes [G, n] int16: 2 bytes per token and KV head, whatever D is. Codebooks, shared by all sequences:
              N (D + 1) + D^2 numbers per KV head, in fp32 on a CPU, which scores in fp32.
     Cost   build O(n D (D + N)), append O(page D (D + N)), select O(zones N D + n), attention O(budget).

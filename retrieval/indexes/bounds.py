@@ -15,6 +15,7 @@ from ..stored import Geometry, Stored
 class BoundsIndex(IndexOf[Rows]):
     """Idea   per page and channel keep the largest and the smallest key; sum_d max(q lo, q hi)
              bounds every q.k of the page from above. Read the pages with the highest bounds.
+    For    the fastest steps: whole pages, chosen by little work.
     State  bounds [G, pages, 2D]: 2 / page_size of the keys, and of their dtype: a largest key is a key.
     Cost   build O(n D), append O(page), select O(pages D), attention O(budget).
     Differs  one selection per KV head, from the mean over its query heads of their softmax over

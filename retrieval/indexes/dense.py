@@ -11,6 +11,7 @@ from ..stored import Geometry, Stored
 
 class DenseIndex(IndexOf[None]):
     """Idea   no selection at all.
+    For    the yardstick, and texts that are short enough.
     State  none.
     Cost   select O(1), attention O(n).
     Note   the budget does not apply: `dense` reads all tokens whatever it is.

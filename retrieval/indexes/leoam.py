@@ -63,6 +63,7 @@ class LeoAMIndex(IndexOf[LeoAMState]):
              from above and below. Start at the coarse boxes, drop those whose upper bound is below what enough
              tokens reach for sure, look into the rest, down to chunks of c tokens; read the chunks with the
              highest upper bounds. c is small in layers with concentrated attention, large where it is flat.
+    For    fast steps where page bounds read the wrong pages: chunks as small as a layer wants them.
     State  boxes [G, n / s, 2D] of s = c, 4c, .. tokens up to 128 or 256: 2 / c of the keys' elements and a third more,
              in the keys' dtype; in fp32 on a CPU, which scores in fp32. Where c is larger than a page also those
              of pages: chunks cannot be truncated without. One query in 16 pages, for the next fit.

@@ -77,6 +77,7 @@ class MagicPIGIndex(IndexOf[MagicPIGState]):
              with it in two tables at least. The angle gives the probability of that, and a sampled token's weight
              in the softmax is divided by it: unlike the best k tokens, the sample speaks for all others, too.
              Keys are centred first, or hardly any would lie near a query.
+    For    attention that is spread over many tokens, which no best few stand for; on the CPU.
     State  sorted tables, 2 bytes per token, table and KV head (300 at 150 tables, whatever D; keys and values in
              bf16 take 256 at D = 64), bucket ends (1/16 of that at 10 bits and long contexts), the mean key. A
              session keeps the codes, as large as the tables, which are sorted from them without reading a key.

@@ -11,6 +11,7 @@ from ..stored import Geometry, Stored
 
 class OracleIndex(IndexOf[Rows]):
     """Idea   score every token exactly and keep the best.
+    For    the ceiling: what a budget is worth at best.
     State  all keys [G, n, D]: as much as the keys themselves, which is why it is only a yardstick.
     Cost   select O(n D), attention O(budget).
     Note   one selection per KV head, from the mean over its query heads of their softmax.

@@ -77,6 +77,7 @@ class ShadowKVIndex(IndexOf[LowRankKeys]):
              the values of what is chosen, and rebuild and rotate its keys. Chunks are ranked by their mean
              rotated key. Chunks that their mean stands for badly (outliers), sinks and the local window are
              read exactly.
+    For    slow links and large budgets: keys are rebuilt near the device, values alone are moved.
     State  fp16 coefficients [n, r], fp16 means [G, n/c, D], fp32 cosines [G, n/c], fp32 basis [G*D, r].
              Llama-3-8B (G 8, D 128, r 160, c 8): 320 + 256 + 4 bytes per token, where bf16 keys take 2048,
              and 640 KiB per layer. Values are not held, nor is any key.

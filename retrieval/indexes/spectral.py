@@ -1,5 +1,4 @@
-"""An index that ranks tokens by a few bytes each: query-whitened coefficients, product-quantised around local
-anchors."""
+"""A few bytes of code for each token: query-whitened coefficients, product-quantised around local anchors."""
 
 from __future__ import annotations
 
@@ -90,6 +89,7 @@ class SpectralIndex(IndexOf[SpectralState]):
              directions that matter to queries (`whitening`), a few dozen coefficients, which are
              product-quantised, one byte per eight. Every token is scored: q.anchor plus table look-ups. The KV head's
              tokens with the highest mean softmax over its query heads are read, exactly.
+    For    most chats: nearest to `oracle` of all that keep less than keys.
     State  codes uint8 [G, n, 6] and anchors bf16 [G, n / 64, D]: 8 bytes per token and KV head at D = 64, half of
              page bounds (16). Fixed, per KV head: codebooks 256 * W fp16, bases 2 * D * W and moments
              2 * D * D fp32.

@@ -11,6 +11,7 @@ from ..stored import Geometry, Stored
 
 class WindowIndex(IndexOf[None]):
     """Idea   the first tokens anchor the softmax, the last ones carry the local context.
+    For    the floor, and texts of which only the end matters.
     State  none.
     Cost   select O(1), attention O(budget).
     Differs  the whole budget goes to sinks and window, so that it reads as much as its rivals;

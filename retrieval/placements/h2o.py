@@ -25,6 +25,7 @@ class H2OOptions:
 class H2OPlacement(Placement):
     """Idea   a small part of the tokens gets most of the attention, from early on: add up what every query gives to
              each token, and let go of those with the least.
+    For    long replies, which it keeps to the budget as well.
     State  one number for each kept token and KV head: the attention it got.
     Cost   a prompt's attention weights once more, in blocks; at each page of a reply, those of its 16 queries.
     Differs  a reply is pruned a page at a time (published: a token at a time). The query heads of a KV head are judged

@@ -26,6 +26,7 @@ class L2NormOptions:
 class L2NormPlacement(Placement):
     """Idea   in most layers a key's length and the attention that it gets go against each other, whatever the query:
              keep the shortest keys. No attention is looked at.
+    For    prompts whose questions are not known yet; it costs next to nothing.
     State  one number for each kept token and KV head: its key's length.
     Cost   a norm for each new key, and nothing else.
     Differs  the first layers keep all (as published), but out of the same total, so that methods compare: the others

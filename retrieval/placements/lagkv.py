@@ -29,6 +29,7 @@ class LagKVPlacement(Placement):
     """Idea   cut a text into partitions, and see each token by the ranges that the channels have in the next partition:
              x' = (x - min) / (max - min). A token whose channels lie wide apart by that measure says something that
              what follows does not. No attention is looked at.
+    For    prompts whose questions are not known yet, and long replies, without attention computed again.
     State  one number for each kept token and KV head: its rank in its partition, from 0 to 1.
     Cost   one pass over the keys and values of a prompt, and of each partition that a reply fills.
     Differs  score = mean over keys and values of softmax over tokens of std over channels, as published; then ranks, so

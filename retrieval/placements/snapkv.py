@@ -28,6 +28,7 @@ class SnapKVOptions:
 class SnapKVPlacement(Placement):
     """Idea   what a prompt's last queries attend to is what its answer will: let them vote for the tokens before them,
              and smooth the votes, so that a token's neighbours stay with it.
+    For    long prompts with the question at their end.
     State  one number for each kept token and KV head: the votes.
     Cost   attention weights of `window` queries, once for each prompt.
     Differs  all of a reply is kept (as published). The published code divides a prompt's tokens anew only at the first

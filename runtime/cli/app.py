@@ -22,6 +22,7 @@ from .bench_command import bench
 from .chat_command import chat
 from .eval_command import calibrate, evaluation
 from .loading import LOADER
+from .methods_command import methods
 from .one_line import EXIT_CODES, INTERRUPTED, OneLine, with_flags
 from .plan_command import plan
 from .sessions_command import sessions
@@ -47,6 +48,7 @@ app.command()(bench)
 app.command()(calibrate)
 app.command(name="eval")(evaluation)
 app.command()(plan)
+app.command()(methods)
 
 
 def main() -> None:

@@ -46,10 +46,6 @@ class NamedCodec(Codec, Protocol):
     """A codec that a user can name."""
 
     name: str
-    paper: str
-    """Where the method is published, or empty."""
-    serves: str
-    """What it is for, in a few words."""
     Options: type[Any]
     """A frozen dataclass of the codec's settings: whole numbers up to 255."""
     needs_profile: str

@@ -50,7 +50,6 @@ def ungroup(arrays: list[np.ndarray]) -> np.ndarray:
 class GroupedCodec(LossyCodec):
     """A page as codes of `bits` bits; see the module."""
 
-    paper = "KIVI, arXiv 2402.02750"
     bits: int
     """Bits of a code."""
     most: int = 64

@@ -1,4 +1,4 @@
-"""Lossy codec of 8 bits a number. At 16 tokens and 64 channels a page takes 58 % of bf16, 29 % of fp32."""
+"""Keys by channel and values by token, in 8 bits a number (as KIVI, arXiv 2402.02750)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from .grouped import GroupedCodec
 
 
 class Int8Codec(GroupedCodec):
-    """Encodes numbers as steps from 0 to 255, one to a byte."""
+    """Idea   numbers that share a minimum and a scale become steps from 0 to 255, one to a byte.
+    For    errors below those of bf16 itself, in 58 % of its room.
+    State  codes, and 4 bytes per group: at 16 tokens and 64 channels 9.25 bits a number.
+    Cost   a few passes over the page, to encode and to decode.
+    Differs  values share a scale by 64 channels, and there is no residual but what memory holds; see `kivi`.
+    """
 
     name, code, bits = "int8", 3, 8
-    serves = "less than bf16 itself costs, in 58 % of its room"

@@ -24,6 +24,7 @@ class KiviOptions:
 class KiviCodec(GroupedCodec):
     """Idea   outliers of keys stay in the same channels, so a channel's tokens share a minimum and a scale; values have
              no such channels, so 32 channels of one token do.
+    For    little room for long texts of any model, without calibration.
     State  codes of `bits` bits, and 4 bytes per group: at 16 tokens and 64 channels 3.5 bits a number, or 5.5.
     Cost   a few passes over the page, to encode and to decode.
     Paper  KIVI, arXiv 2402.02750: groups of 32, a residual of 32 to 128 exact tokens.
@@ -35,7 +36,6 @@ class KiviCodec(GroupedCodec):
     """
 
     name, code, most = "kivi", 4, 32
-    serves = "least room for long texts of any model, without calibration"
     Options = KiviOptions
 
     def __init__(self, layout: PageLayout, options: KiviOptions | None = None, profile: Profile | None = None) -> None:

@@ -44,6 +44,7 @@ def exact_tokens(count: int, window: int) -> list[int]:
 class LogQuantCodec(LossyCodec):
     """Idea   attention's weights thin out backwards about as a logarithm does, and which tokens get them is hard to
              tell: so by position alone some stay exact, spaced ever wider, and the others take 2 bits.
+    For    texts where no score tells which tokens matter; pages of 64 tokens or more.
     State  exact tokens as they are, of the others codes and 4 bytes per group: at 16 tokens of 64 channels in bf16 6.7
              bits a number, at 64 tokens 3.4: it is for larger pages.
     Cost   as plain codes.
@@ -55,8 +56,6 @@ class LogQuantCodec(LossyCodec):
     """
 
     name, code = "logquant", 6
-    paper = "LogQuant, arXiv 2503.19950"
-    serves = "texts where no score tells which tokens matter; pages of 64 tokens or more"
     Options = LogQuantOptions
 
     def __init__(

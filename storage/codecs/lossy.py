@@ -74,8 +74,6 @@ class LossyCodec:
 
     name: str
     code: int
-    paper: str
-    serves: str
     Options: type[Any] = NoOptions
     needs_profile: str = ""
 

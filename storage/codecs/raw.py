@@ -1,4 +1,4 @@
-"""The identity codec: a page's bytes as they are."""
+"""A page's bytes as they are."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from .codec import NoOptions, Profile
 
 class RawCodec:
     """Idea   nothing is encoded.
+    For    disks faster than a core decodes: every bit back.
+    State  the page.
     Cost   a copy.
     """
 
     name, code = "raw", 0
-    paper = ""
-    serves = "disks faster than a core decodes"
     Options = NoOptions
     needs_profile = ""
 

@@ -33,6 +33,7 @@ class ZipCacheOptions:
 class ZipCacheCodec(LossyCodec):
     """Idea   a token that gets attention is worth more bits. Values share a scale by token once each channel is divided
              by the root of its largest number, which takes outliers of channels out; keys share one by channel.
+    For    bits where attention goes, without calibration.
     State  codes of 4 bits for 60 % of a page's tokens and of 2 for the others, a bit per token and KV head which it is,
              and the scales: at 16 tokens of 64 channels 5 bits a number, at 64 tokens 3.9.
     Cost   as plain codes, and the norms of keys.
@@ -45,8 +46,6 @@ class ZipCacheCodec(LossyCodec):
     """
 
     name, code = "zipcache", 7
-    paper = "ZipCache, arXiv 2405.14256"
-    serves = "bits where attention goes, without calibration"
     Options = ZipCacheOptions
 
     def __init__(

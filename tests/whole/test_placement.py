@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from example_placement import EXAMPLE, register
 from placements import PLACEMENT_CASES
 from tiny_models import VOCABULARY, save_tiny_model
 
@@ -25,6 +26,11 @@ TOKENS = np.random.default_rng(3).integers(3, VOCABULARY, 440).astype(np.uint32)
 PROMPT, MORE, KNOWN = TOKENS[:360], TOKENS[360:400], TOKENS[400:430]
 KEEP = 112
 SETTINGS = KVConfig(sink=8, local=16, budget=144, disk_gb=0.1)
+
+
+@pytest.fixture(autouse=True)
+def _example(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    register(monkeypatch, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +66,7 @@ def placed(sequence: Sequence) -> list[Placed]:
     return [layer.placed for layer in tiered_layers(sequence.layers) if layer.placed is not None]
 
 
-@pytest.mark.parametrize("name", PLACEMENT_CASES)
+@pytest.mark.parametrize("name", [*PLACEMENT_CASES, EXAMPLE])
 def test_a_placement_from_first_to_last(runtime: Runtime, name: str) -> None:
     """The budget is kept, two runs agree, a fork, known tokens at once and a saved session go on alike, and a rollback
     finds what was there."""
@@ -125,7 +131,7 @@ def without(runtime: Runtime) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("name", PLACEMENT_CASES)
+@pytest.mark.parametrize("name", [*PLACEMENT_CASES, EXAMPLE])
 def test_all_of_a_text_that_is_kept_whole_is_dense(
     runtime: Runtime, without: dict[str, torch.Tensor], name: str
 ) -> None:

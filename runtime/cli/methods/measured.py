@@ -1,0 +1,87 @@
+"""What a method keeps of each token, measured on a small tensor: 8 KV heads of 128 channels in bf16, on a CPU.
+
+    an index       bytes of its state for each stored token
+    a placement    bytes of its columns for each token that is kept
+    a codec        bytes of a page's payload for each token
+
+All are per KV head of one layer, so that they stand beside the bytes of keys and values themselves (`KV_BYTES`).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+from ....retrieval.params import IndexParams
+from ....storage.page import PageLayout
+from .method import Kind
+
+HEADS, DIM, DTYPE = 8, 128, "bfloat16"
+PARAMS = IndexParams()
+KV_BYTES = 2 * DIM * 2
+TOKENS = 256
+_LAYOUT = PageLayout(num_heads=HEADS, page_size=PARAMS.page_size, head_dim=DIM, dtype=DTYPE)
+
+
+class Bytes(NamedTuple):
+    """Bytes per KV head."""
+
+    token: float
+    """For each token."""
+    fixed: float
+    """For each sequence besides, however long it is."""
+
+
+@cache
+def measured(kind: Kind, name: str) -> Bytes:
+    """What a method takes at its default settings."""
+    found, options = kind.load(name)
+    return {"index": _of_index, "placement": _of_placement, "codec": _of_codec}[kind.name](found, options)
+
+
+def _of_index(found: type[Any], options: Any) -> Bytes:
+    import torch
+
+    from ....retrieval.layer import IndexedLayer
+
+    index = found(PARAMS, IndexedLayer(profile=_profile() if found.needs_profile else None), options)
+    keys = _drawn()
+    state = index.fit(keys.clone(), torch.arange(TOKENS))
+    fixed = index.state_bytes(state)
+    index.append(state, keys)
+    return Bytes((index.state_bytes(state) - fixed) / TOKENS / HEADS, fixed / HEADS)
+
+
+def _of_placement(found: type[Any], options: Any) -> Bytes:
+    import torch
+
+    placement, keys = found(PARAMS, 0, options), _drawn()
+    state = {**placement.start(), **placement.enter(keys, keys, torch.arange(TOKENS))}
+    columns = sum(state[name].nbytes for name in placement.columns)
+    return Bytes(columns / TOKENS / HEADS, (sum(one.nbytes for one in state.values()) - columns) / HEADS)
+
+
+def _of_codec(found: type[Any], options: Any) -> Bytes:
+    return Bytes(found(_LAYOUT, options).payload_bytes / PARAMS.page_size / HEADS, 0)
+
+
+def _drawn() -> Any:
+    """Random keys `[G, n, D]`."""
+    import torch
+
+    rng = torch.Generator().manual_seed(0)
+    return torch.randn(HEADS, TOKENS, DIM, generator=rng).to(getattr(torch, DTYPE))
+
+
+def _profile() -> dict[str, Any]:
+    """A profile of the shapes that `stratakv calibrate` makes, but for the number of codewords. States know nothing of
+    its numbers."""
+    import torch
+
+    return {
+        "codewords": torch.zeros(HEADS, 16, DIM),
+        "center": torch.zeros(HEADS, 1, DIM),
+        "metric": torch.eye(DIM).expand(HEADS, DIM, DIM),
+        "distance": torch.tensor(2048),
+        "digest": torch.zeros(16, dtype=torch.uint8),
+    }
