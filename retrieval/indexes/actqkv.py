@@ -39,6 +39,7 @@ class ActQKVIndex(IndexOf[ActQKVState]):
     """Idea   some neighbouring tokens ask with one query, the probe: the mean of theirs, each weighed by its activation
              bias, how far it is from their plain mean. Pages are ranked by their mean key. Where scores are dense,
              a few pages hold most of their softmax, and the layer recalls no more than these.
+    For    chats whose pages cost much to bring up: dense layers leave some of the budget unread.
     State  mean keys [G, pages, D] in fp32: 2 / page_size of keys in bf16; the queries of `window` - 1 steps.
     Cost   append O(n D), select O((window + pages) D), attention O(what is recalled), at most the budget.
     Paper  arXiv 2502.13542

@@ -55,6 +55,7 @@ class LouisKVIndex(IndexOf[LouisKVState]):
     """Idea   neighbouring steps want the same tokens: choose anew only where the query's direction turns. Of a
              prompt, tokens that matter together lie apart, so k-means of keys gathers them; of a reply they lie
              side by side, in segments between two turns. Clusters and segments are ranked by their mean key.
+    For    long replies on one subject: between turns of meaning nothing new is moved.
     State  centroids [G, C, D], int16 codes [G, n], mean keys of pages behind the prompt [G, p, D], in fp32; the
              queries of two steps. A prompt takes 2 + 4 D / 16 bytes per token and KV head.
     Cost   fit 5 iterations O(m C D), append O(n C D), select O((C + p) D + n), attention O(budget). What saves

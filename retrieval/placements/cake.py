@@ -42,6 +42,7 @@ class CakePlacement(Placement):
     """Idea   a layer whose attention is spread over many tokens (entropy H), or moves from query to query (variance V),
              needs more of them: layers have budgets in proportion to H^(1/tau1) V^(1/tau2). Of a layer's tokens those
              stay whose votes by the last queries have a high mean or a high variance, smoothed.
+    For    tight budgets where layers attend very differently.
     State  one number for each kept token and KV head, the votes; and the layer's preference.
     Cost   attention weights of `window` queries, once for each prompt; at each page of a reply, those of its queries.
     Differs  all layers' preferences are known before the first token goes (published: a cascade during prefill, which

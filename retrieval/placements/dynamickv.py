@@ -31,6 +31,7 @@ class DynamicKVPlacement(SnapKVPlacement):
     """Idea   which layers need many tokens depends on the task: put the votes of all layers and heads side by side,
              take as many of the highest as all layers may keep together, and count how many are of each layer. That is
              its budget. Within it, tokens are chosen as by `snapkv`.
+    For    tasks of many kinds: what a prompt asks for decides which layers keep more.
     State  as `snapkv`.
     Cost   as `snapkv`; when budgets are divided, the scores of all layers at once: 4 bytes for each token, KV head and
            layer.

@@ -43,6 +43,7 @@ class KeyformerPlacement(H2OPlacement):
     """Idea   once tokens are gone, the softmax makes too much of the heavy ones that are left. So scores are those of a
              Gumbel softmax: noise is added to the logits, and the sum divided by a temperature that grows with each
              step of a reply. Otherwise as `h2o`.
+    For    long replies that come back to tokens which got little at first.
     State  one number for each kept token and KV head: the sum of its scores.
     Cost   as `h2o`, and the noise: twice more over the logits.
     Differs  noise is not drawn anew: which of 65536 drawn numbers a query adds to a token is a hash of layer, head and

@@ -29,6 +29,7 @@ class PyramidKVPlacement(SnapKVPlacement):
     """Idea   lower layers attend widely, higher ones to a few tokens: of a mean budget B, beside what stays in any
              case, the first layer has 2B - B/beta, the last B/beta, and those between fall linearly. Tokens are chosen
              as by `snapkv`.
+    For    tight budgets: the first layers keep more, whatever the text.
     State  as `snapkv`.
     Cost   as `snapkv`.
     Differs  as `snapkv`. A text shorter than the first layer's budget makes the slope flatter, as in the published

@@ -35,6 +35,7 @@ class ScopePlacement(SnapKVPlacement):
     """Idea   a long reply would displace its prompt, and its own first heavy hitters later ones: what was kept of a
              prompt stays as it is, and a reply has a budget beside it, for its last tokens and for those of its earlier
              ones that the latest queries attend to. A prompt's tokens are chosen as by `snapkv`.
+    For    long replies to long prompts: neither displaces the other.
     State  as `snapkv`.
     Cost   as `snapkv`; at each page of a reply, the attention weights of its queries.
     Differs  a reply is pruned a page at a time, by the mean of the page's queries (published: by each step's query; or,

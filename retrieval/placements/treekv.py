@@ -31,6 +31,7 @@ class TreeKVPlacement(Placement):
              and the one goes that got less attention on average; next time, the next two, from the oldest kept token to
              the newest and again from the oldest. So each round halves what it passes: the further back, the sparser,
              like the leaves of a tree whose roots are far. A prompt goes the same way a block at a time.
+    For    very long texts and replies, of which every part should leave a trace.
     State  two numbers for each kept token and KV head: the attention it got, and from how many queries.
     Cost   attention weights of a prompt's last `block` queries, and of each page of a reply; choices are few steps.
     Differs  reconstructed from a reader's notes; there is no published code, and the block size is not known. Positions

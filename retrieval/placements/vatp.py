@@ -26,6 +26,7 @@ class VATPOptions(H2OOptions):
 class VATPPlacement(H2OPlacement):
     """Idea   attention adds up values by their weights, so a token with a small value is no loss however much attention
              it gets: score it by the attention that it got times the sum of its value's magnitudes.
+    For    as `h2o`, where tokens with small values get much attention.
     State  two numbers for each kept token and KV head: the attention it got, and its value's L1 norm.
     Cost   as `h2o`.
     Differs  as `h2o`. The published code has the same factor for Scissorhands' scores, too; that is not here. There
