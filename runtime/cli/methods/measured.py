@@ -19,7 +19,7 @@ from .method import Kind
 HEADS, DIM, DTYPE = 8, 128, "bfloat16"
 PARAMS = IndexParams()
 KV_BYTES = 2 * DIM * 2
-TOKENS = 256
+TOKENS = 512
 _LAYOUT = PageLayout(num_heads=HEADS, page_size=PARAMS.page_size, head_dim=DIM, dtype=DTYPE)
 
 
@@ -40,16 +40,13 @@ def measured(kind: Kind, name: str) -> Bytes:
 
 
 def _of_index(found: type[Any], options: Any) -> Bytes:
-    import torch
-
+    """By two states, of a text and of half of it: some are fitted to as many numbers as a text has."""
     from ....retrieval.layer import IndexedLayer
 
     index = found(PARAMS, IndexedLayer(profile=_profile() if found.needs_profile else None), options)
     keys = _drawn()
-    state = index.fit(keys.clone(), torch.arange(TOKENS))
-    fixed = index.state_bytes(state)
-    index.append(state, keys)
-    return Bytes((index.state_bytes(state) - fixed) / TOKENS / HEADS, fixed / HEADS)
+    half, whole = (index.state_bytes(index.build(keys[:, :count])) for count in (TOKENS // 2, TOKENS))
+    return Bytes(2 * (whole - half) / TOKENS / HEADS, (2 * half - whole) / HEADS)
 
 
 def _of_placement(found: type[Any], options: Any) -> Bytes:
