@@ -36,6 +36,7 @@ class KVCrushPlacement(Placement):
     """Idea   heavy hitters leave whole kinds of tokens without anyone. Give each token a signature, one bit for each
              query head: whether it is in the upper half there. Sort the tokens that would go by how many bits differ
              from an anchor's, and let one in every so many stay for its neighbours.
+    For    tight budgets, of which every kind of token should keep someone.
     State  one number for each kept token and query head: the attention it got.
     Cost   that of `h2o`, and a sort of bits for each prompt and page.
     Differs  signatures have a bit per query head (as the paper; its authors' code has one per token of a page, and

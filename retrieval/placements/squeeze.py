@@ -31,6 +31,7 @@ class SqueezePlacement(H2OPlacement):
              three kinds by the cosine of hidden states before and after them, mean over a prompt; those that change
              least give up most of their budget to the others. Inside a layer heavy hitters stay (one of the published
              three).
+    For    deep models, some of whose layers change little.
     State  that of `h2o`, and the sum and the number of the cosines.
     Cost   that of `h2o`, and a product of hidden states in each layer and span of a prompt.
     Differs  hidden states are compared around the whole layer (published: around its attention, before its MLP). Layers

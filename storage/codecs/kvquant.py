@@ -35,6 +35,7 @@ class KVQuantOptions:
 class KVQuantCodec(LossyCodec):
     """Idea   numbers lie thick in the middle of their group and thin at its ends, so even steps are wasted: code points
              are learned, per layer, for keys and values. Outliers, which would stretch their group, are kept apart.
+    For    the least error for its bytes, after `stratakv calibrate`.
     State  codes of `bits` bits, a middle and an extent per key channel and per value token, 4 bytes per outlier (one
              number in a hundred), and the code points themselves: at 16 tokens of 64 channels 4.6 bits a number, at
              64 tokens 3.8, and as many more or less as `bits`.
@@ -50,8 +51,6 @@ class KVQuantCodec(LossyCodec):
     """
 
     name, code = "kvquant", 8
-    paper = "KVQuant, arXiv 2401.18079"
-    serves = "the least error for its bytes, after `stratakv calibrate`"
     Options = KVQuantOptions
     needs_profile = PROFILE
 
