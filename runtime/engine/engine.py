@@ -380,18 +380,12 @@ class Engine:
                     with self._in_reach([sequence]):
                         count = within_reach(self.model.rope, sequence, len(tokens))
                         with self.turn():
-                            found.append(self._append_known(sequence, tokens[:count]))
+                            found.append(append_known(self.model, sequence, tokens[:count], self.interrupts.check))
                     tokens = tokens[count:]
                 return torch.cat(found)
             except BaseException:
                 self.rollback(sequence, point)
                 raise
-
-    def _append_known(self, sequence: Sequence, tokens: np.ndarray) -> Tensor:
-        """One by one where layers share: what they attend to must not be ahead of them."""
-        if self.model.num_writing == self.model.num_layers:
-            return append_known(self.model, sequence, tokens, self.interrupts.check)
-        return torch.cat([self._step([sequence], [int(token)]) for token in tokens])
 
     def _in_reach(self, sequences: list[Sequence]) -> AbstractContextManager[None]:
         return in_reach(self.model.rope, sequences, self._read_again)

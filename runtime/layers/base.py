@@ -142,7 +142,7 @@ class LayerKV(ABC):
         self, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float, chains: list[bytes], tokens: np.ndarray
     ) -> Tensor:
         """Add known tokens at positions `start ..`, as `step` and `seal` would one by one. Shapes as in `extend`;
-        `chains` and `tokens` as in `finish`."""
+        `chains` and `tokens` as in `finish`, but that a page which the last token fills may be left to the caller."""
 
     # A recurrent layer's tokens, of prefill and decode alike
 

@@ -7,6 +7,7 @@ the new token, and after a span of a prompt all of its rows.
     prefill   extend            the last rows of a prompt alone, once the source has all of it: nothing else depends on
                                 what these layers make of the others
     decode    step              the source's pages by its index, with queries of this layer; or its window
+    known     extend_known      tokens of the source's open page, each of which sees those before it
 
 Shapes      G KV heads, H query heads, T rows, D head dim. k and v have no heads.
 """
@@ -14,7 +15,7 @@ Shapes      G KV heads, H query heads, T rows, D head dim. k and v have no heads
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -57,11 +58,6 @@ class Sharing(LayerKV):
 
     def seal(self, chain: bytes, tokens: np.ndarray) -> None:
         """The page is the source's."""
-
-    def extend_known(
-        self, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float, chains: list[bytes], tokens: np.ndarray
-    ) -> NoReturn:
-        raise AssertionError("known tokens come one by one where layers share: the source must not be ahead")
 
     def leave(self, tail_len: int, num_computed: int) -> dict[str, Tensor]:
         return {}
@@ -134,6 +130,17 @@ class SharingPages(Sharing, PagedLayer):
     def step(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         return self._attend(q, scale)
 
+    def extend_known(
+        self, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float, chains: list[bytes], tokens: np.ndarray
+    ) -> Tensor:
+        end, rows = self.pages.tail_len, q.shape[1]
+        assert rows <= end, "the source has published a page that was open for some of the rows"
+        outs = []
+        for row in range(rows):
+            self.pages.tail_len = end - rows + row + 1
+            outs.append(self._attend(q[:, row], scale))
+        return torch.stack(outs, 1)
+
     def begin_step(self, at: Attending) -> tuple[Run, int, Standing | None]:
         run, tokens = self.pages.run
         return run, tokens, self._standing(at)
@@ -156,6 +163,11 @@ class SharingWindow(Sharing):
         self._standing = StandingWindow(source.window)
 
     def extend(self, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float) -> Tensor:
+        return self._source.attend_last(q, start, scale)
+
+    def extend_known(
+        self, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float, chains: list[bytes], tokens: np.ndarray
+    ) -> Tensor:
         return self._source.attend_last(q, start, scale)
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

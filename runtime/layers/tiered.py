@@ -183,8 +183,8 @@ class TieredLayer(PagedLayer):
         names, outs = iter(zip(chains, tokens, strict=True)), []
         for row in range(q.shape[1]):
             outs.append(self.step(q[:, row], k[:, row], v[:, row], scale))
-            if self.pages.is_full:
-                self.seal(*next(names))
+            if self.pages.is_full and (name := next(names, None)) is not None:
+                self.seal(*name)
         return torch.stack(outs, 1)
 
     # What the store and sessions keep

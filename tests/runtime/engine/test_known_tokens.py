@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_models import VOCABULARY
+from tiny_models import VOCABULARY, moved, save_tiny_model
 
 from stratakv.runtime import KVConfig, Runtime
 from stratakv.runtime.api.errors import ConversationError
@@ -20,10 +19,12 @@ TOKENS = np.random.default_rng(3).integers(3, VOCABULARY, 80).astype(np.uint32)
 PAST, KNOWN = TOKENS[:61], TOKENS[61:]
 
 
-@pytest.fixture(scope="module")
-def engine(tiny_llama: Path) -> Iterator[Engine]:
+@pytest.fixture(scope="module", params=["llama", "gemma4_text-shared"])
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """Of a model all of whose layers have keys, and of one some of whose layers share."""
     kv = KVConfig(index="bounds", budget=40, sink=8, local=8, page_size=8, disk_gb=0, host_gb=0.05)
-    with Runtime.load(tiny_llama, dtype="float32", kv=kv) as runtime:
+    folder = moved(save_tiny_model(tmp_path_factory.mktemp("model"), request.param), 0.3)
+    with Runtime.load(folder, dtype="float32", kv=kv) as runtime:
         yield runtime.engine
         runtime.store.check_integrity()
 
