@@ -78,6 +78,9 @@ class Rows(NamedTuple):
     start: int
     """Position of the first."""
     text: Text
+    lse: Tensor | None = None
+    """Logarithms of the sums of exponentials of all logits of each row, fp32 `[G, R, n]`, where attention has computed
+    them; None: not known."""
 
     def weights(self, change: Change | None = None) -> Iterator[tuple[Tensor, slice, Tensor]]:
         """How the rows attend to what is kept: the rows' positions `[n]`, columns, and weights `[G, R, n, b]` that add
@@ -86,19 +89,29 @@ class Rows(NamedTuple):
         for begin in range(0, self.queries.shape[2], ROWS):
             some = self.queries[:, :, begin : begin + ROWS]
             at = self.start + begin + torch.arange(some.shape[2], device=some.device)
-            lses = [logits.logsumexp(-1) for _, logits in self._logits(some, at, change)]
-            lse = torch.stack(lses).logsumexp(0).unsqueeze(-1)
+            if self.lse is not None and change is None:
+                lse = self.lse[:, :, begin : begin + ROWS]
+            else:
+                lses = [logits.logsumexp(-1) for _, logits in self._logits(some, at, change)]
+                lse = torch.stack(lses).logsumexp(0)
             for columns, logits in self._logits(some, at, change):
-                yield at, columns, torch.exp(logits - lse)
+                yield at, columns, logits.sub_(lse.unsqueeze(-1)).exp_()
 
     def _logits(self, some: Tensor, at: Tensor, change: Change | None) -> Iterator[tuple[slice, Tensor]]:
+        """Of the rows `some` at positions `at`, and the columns that one of them sees."""
+        groups, repeats, count, dim = some.shape
+        by_group = some.reshape(groups, repeats * count, dim)
         for columns, keys, _ in self.text.blocks():
             positions = self.text.positions[:, columns]
-            logits = some @ keys.unsqueeze(1).transpose(2, 3)
+            if bool((positions > at[-1]).all()):
+                return
+            logits = torch.bmm(by_group, keys.transpose(1, 2)).view(groups, repeats, count, -1)
             if change is not None:
                 logits = change(logits, at, positions)
-            seen = (positions[:, None] <= at[:, None]) & (positions[:, None] >= 0)
-            yield columns, logits.masked_fill(~seen.unsqueeze(1), -torch.inf)
+            if bool((positions[:, 0] < 0).any() | (positions[:, -1] > at[0]).any()):
+                seen = (positions[:, None] <= at[:, None]) & (positions[:, None] >= 0)
+                logits = logits.masked_fill(~seen.unsqueeze(1), -torch.inf)
+            yield columns, logits
 
 
 class Facts(NamedTuple):

@@ -115,7 +115,7 @@ class _Way:
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
             q, k = self.model.rotate(layer, q, k, tables)
             if layer in self.spans:
-                return self.spans[layer].attend(q[0], k[0], v[0], start, scale).unsqueeze(0)
+                return self.spans[layer].attend(q[0], k[0], v[0], start, scale)[0].unsqueeze(0)
             return self.layers[layer].extend(q[0], k[0], v[0], start, scale).unsqueeze(0)
 
         hidden = self.model.embed_wide(tokens)

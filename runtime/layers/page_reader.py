@@ -45,6 +45,10 @@ class PageReader:
         self._caches: dict[tuple[int, int], RowCache | None] = {}
         """The row caches by tokens per unit and number of sides. None: the pool has no room for one."""
 
+    @property
+    def page_size(self) -> int:
+        return self._store.layout.page_size
+
     def begin_step(self, budget: int | None) -> None:
         """A step begins to read, by `keys_values` and `values`.
 

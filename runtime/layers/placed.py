@@ -59,14 +59,21 @@ class KeptText(NamedTuple):
     prompt: int
     num_sealed: int
     """Columns of sealed tokens: the first ones."""
+    is_whole: bool
+    """They are all tokens of the pages."""
     reader: PageReader
     rest: Block
 
     def blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         self.reader.begin_step(None)
-        for begin in range(0, self.num_sealed, KEY_BLOCK):
-            some = slice(begin, min(begin + KEY_BLOCK, self.num_sealed))
-            keys, values = self.reader.keys_values(self.positions[:, some].clamp(min=0), 1)
+        size = self.reader.page_size
+        block = KEY_BLOCK // size * size
+        for begin in range(0, self.num_sealed, block):
+            some = slice(begin, min(begin + block, self.num_sealed))
+            if self.is_whole:
+                keys, values = self.reader.block(some.start, some.stop)
+            else:
+                keys, values = self.reader.keys_values(self.positions[:, some].clamp(min=0), 1)
             yield some, keys.float(), values.float()
         count = self.positions.shape[1] - self.num_sealed
         for begin in range(0, count, KEY_BLOCK):
@@ -120,13 +127,15 @@ class Placed:
         self._observe_steps()
         self.kept = self.kept._replace(prompt=0)
 
-    def extend(self, q: Tensor, start: int, scale: float, rest: Block) -> None:
-        """Take in the next rows of a prompt, q `[H, T, D]`; `rest` has their keys and values."""
+    def extend(self, q: Tensor, lse: Tensor, start: int, scale: float, rest: Block) -> None:
+        """Take in the next rows of a prompt, q `[H, T, D]`, whose exact attention gave lse `[H, T]`; `rest` has their
+        keys and values."""
         first = start - self._pages.sealed
         self._enter(*rest(first, first + q.shape[1]), start)
         queries = self._by_group(q, scale)
         if self.placement.rows == EVERY:
-            self._observe(queries, start, rest)
+            is_whole = self.kept.positions.shape[1] == self.kept.end
+            self._observe(queries, start, rest, lse.view(queries.shape[:3]) if is_whole else None)
         elif self.placement.rows:
             last = queries if self.kept.last is None else torch.cat([self.kept.last, queries], 2)
             self.kept = self.kept._replace(last=last[:, :, -self.placement.rows :])
@@ -312,7 +321,9 @@ class Placed:
         return self.kept.positions.shape[1] - max(0, self.kept.end - self._pages.sealed)
 
     def _text(self, rest: Block) -> KeptText:
-        return KeptText(self.kept.positions, self.kept.prompt or self.kept.end, self._num_sealed, self._reader, rest)
+        num_sealed, prompt = self._num_sealed, self.kept.prompt or self.kept.end
+        is_whole = num_sealed == self._pages.sealed
+        return KeptText(self.kept.positions, prompt, num_sealed, is_whole, self._reader, rest)
 
     def _tail(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
         keys, values = self._pages.tail
@@ -322,8 +333,8 @@ class Placed:
         """Queries `[H, n, D]` as fp32 `[G, R, n, D]`, scaled; a copy."""
         return q.float().reshape(self._of.groups, -1, *q.shape[1:]) * scale
 
-    def _observe(self, queries: Tensor, start: int, rest: Block) -> None:
-        self._change(self.placement.observe(self.kept.state, Rows(queries, start, self._text(rest))))
+    def _observe(self, queries: Tensor, start: int, rest: Block, lse: Tensor | None = None) -> None:
+        self._change(self.placement.observe(self.kept.state, Rows(queries, start, self._text(rest), lse)))
 
     def _change(self, state: State) -> None:
         self.kept = self.kept._replace(state={**self.kept.state, **state})

@@ -75,11 +75,11 @@ class Span:
         self.rows(length, 0)
         return self._workspace.span[:, :, :length]
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float) -> Tensor:
-        """Rows `start ..` against all keys before them, block by block, and against themselves: `[H, T, D]`;
-        q `[H, T, D]`, k and v `[G, T, D]`."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float) -> tuple[Tensor, Tensor]:
+        """Rows `start ..` against all keys before them, block by block, and against themselves: `[H, T, D]`, and lse
+        fp32 `[H, T]` of the keys alone; q `[H, T, D]`, k and v `[G, T, D]`."""
         out, lse = attend_exactly(q, k, v, start, scale, self.block)
-        return out if self._sinks is None else with_sinks(out, lse, self._sinks.unsqueeze(-1))
+        return (out if self._sinks is None else with_sinks(out, lse, self._sinks.unsqueeze(-1))), lse
 
     def new(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
         """K and V `[G, end - begin, D]` of rows of the span, the tail's first. Good as long as the span is."""

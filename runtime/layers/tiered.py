@@ -96,9 +96,9 @@ class TieredLayer(PagedLayer):
         queries, size = self.upkeep.queries, self.layout.page_size
         if queries.is_wanted:
             queries.note(q[:, -(start + 1) % size :: size], scale)
-        out = self.span.attend(q, k, v, start, scale)
+        out, lse = self.span.attend(q, k, v, start, scale)
         if self.placed is not None:
-            self.placed.extend(q, start, scale, self.span.new)
+            self.placed.extend(q, lse, start, scale, self.span.new)
         if self._rows_kept is not None:
             self._rows_kept.append(q.float().reshape(self.layout.num_heads, -1, *q.shape[1:]) * scale)
         return out

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
-from placed_text import GROUPS, attention, placement, plain_text, queries
+from placed_text import GROUPS, PlainText, attention, placement, plain_text, queries
 from torch import Tensor
 
 from stratakv.retrieval.placement import Rows, pooled, shares
@@ -25,6 +27,22 @@ def test_weights_in_blocks_are_those_at_once() -> None:
     found = weights_of(rows)
     torch.testing.assert_close(found, attention(rows))
     assert bool((found[1, :, :, :5] == 0).all())
+
+
+def test_what_attention_has_summed_is_not_summed_again() -> None:
+    """Sums that are off by log 2 halve all weights, so they were used; changed logits have other sums."""
+    text = plain_text(40)
+    rows = Rows(queries(8), 32, text)
+    doubled = rows._replace(lse=lse_of(rows) + math.log(2))
+    torch.testing.assert_close(weights_of(doubled), attention(rows) / 2)
+    torch.testing.assert_close(weights_of(doubled, lambda logits, at, positions: logits), attention(rows))
+
+
+def lse_of(rows: Rows) -> Tensor:
+    text: PlainText = rows.text  # type: ignore[assignment]
+    logits = rows.queries @ text.keys.unsqueeze(1).transpose(2, 3)
+    at = rows.start + torch.arange(rows.queries.shape[2])
+    return logits.masked_fill((text.positions[:, None] > at[:, None]).unsqueeze(1), -torch.inf).logsumexp(-1)
 
 
 def test_logits_can_be_changed_before_the_softmax() -> None:
