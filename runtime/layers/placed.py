@@ -11,8 +11,7 @@ Shapes  G KV heads, R query heads each (H = G*R), m columns: tokens that are kep
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -22,64 +21,12 @@ from ...kernels.merge_states import merge_states
 from ...retrieval.placement import EVERY, Placement, Rows, State
 from ...retrieval.reading import Run, read_exactly
 from ...retrieval.stored import Geometry
+from .kept import Block, Kept, KeptText, check_kept, exported, kept_of
 from .page_reader import PageReader
 from .pages import LayerPages
 from .workspace import KEY_BLOCK
 
 logger = logging.getLogger(__name__)
-
-Block = Callable[[int, int], tuple[Tensor, Tensor]]
-"""Keys and values `[G, end - begin, D]` of the tokens from `begin` to `end` after the sealed pages."""
-
-
-class Kept(NamedTuple):
-    """A point of a layer's past, for `rollback`."""
-
-    positions: Tensor
-    """int64 `[G, m]`, ascending; -1 in front where a head keeps fewer than others."""
-    state: State
-    end: int
-    """Position behind the last token that has a column."""
-    budget: int | None
-    """Tokens of each head to keep; None: nobody has said yet."""
-    length: int
-    """Tokens of the text of which that is a share; 0: it is a number that stays the same."""
-    prompt: int
-    """Position behind the last prompt; 0: one is coming in."""
-    last: Tensor | None
-    """The last query rows of the prompt that is coming in, `[G, R, n, D]`."""
-    steps: tuple[Tensor, ...]
-    """The queries of a reply since its last page, `[G, R, 1, D]` each."""
-
-
-class KeptText(NamedTuple):
-    """The `retrieval.placement.Text` of a layer: sealed tokens come from the store, the others from `rest`."""
-
-    positions: Tensor
-    prompt: int
-    num_sealed: int
-    """Columns of sealed tokens: the first ones."""
-    is_whole: bool
-    """They are all tokens of the pages."""
-    reader: PageReader
-    rest: Block
-
-    def blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        self.reader.begin_step(None)
-        size = self.reader.page_size
-        block = KEY_BLOCK // size * size
-        for begin in range(0, self.num_sealed, block):
-            some = slice(begin, min(begin + block, self.num_sealed))
-            if self.is_whole:
-                keys, values = self.reader.block(some.start, some.stop)
-            else:
-                keys, values = self.reader.keys_values(self.positions[:, some].clamp(min=0), 1)
-            yield some, keys.float(), values.float()
-        count = self.positions.shape[1] - self.num_sealed
-        for begin in range(0, count, KEY_BLOCK):
-            end = min(begin + KEY_BLOCK, count)
-            keys, values = self.rest(begin, end)
-            yield slice(self.num_sealed + begin, self.num_sealed + end), keys.float(), values.float()
 
 
 class Placed:
@@ -223,67 +170,21 @@ class Placed:
 
     def export(self) -> dict[str, Tensor]:
         """Everything as tensors, copies."""
-        kept = self.kept
-        at = torch.tensor([kept.end, -1 if kept.budget is None else kept.budget, kept.length, kept.prompt])
-        steps = {"steps": torch.cat(kept.steps, 2)} if kept.steps else {}
-        known = {f"known.{name}": tensor.clone() for name, tensor in kept.state.items()}
-        return {"at": at, "positions": kept.positions.clone(), **steps, **known}
-
-    def _check(self, tensors: Mapping[str, Tensor], num_tokens: int) -> None:
-        """Raises ValueError unless `tensors` can be what `export` gave after `num_tokens` tokens; they may come from
-        anywhere."""
-        fresh = {f"known.{name}": tensor for name, tensor in self.kept.state.items()}
-        for name in sorted(({"at", "positions", *fresh} ^ tensors.keys()) - {"steps"}):
-            raise ValueError(f"{name[:60]!r}: {'unknown' if name in tensors else 'is not there'}")
-        at, positions = tensors["at"], tensors["positions"]
-        sealed = num_tokens - num_tokens % self._pages.layout.page_size
-        if at.dtype != torch.int64 or at.shape != (4,) or not sealed <= int(at[0]) <= num_tokens:
-            raise ValueError("'at': not where this text ends")
-        end, budget, length, prompt = at.tolist()
-        if not (-1 <= budget < 1 << 40 and 0 <= length <= num_tokens and 0 <= prompt <= end):
-            raise ValueError("'at': not a budget of this text")
-        if positions.dtype != torch.int64 or positions.ndim != 2 or len(positions) != self._of.groups:
-            raise ValueError("'positions': not those of this layer's heads")
-        is_inside = bool(((positions >= -1) & (positions < end)).all())
-        if not is_inside or bool(((positions.diff(dim=1) < 1) & (positions[:, 1:] >= 0)).any()):
-            raise ValueError("'positions': not ascending places of this text")
-        if bool(((positions >= sealed).sum(1) != end - sealed).any()):
-            raise ValueError("'positions': without tokens that no page has")
-        for name, like in fresh.items():
-            shape = like.shape
-            if self._is_column(name.removeprefix("known.")):
-                shape = torch.Size([like.shape[0], positions.shape[1], *like.shape[2:]])
-            self._check_numbers(name, tensors[name], like.dtype, shape)
-        if (steps := tensors.get("steps")) is not None:
-            count = num_tokens - end
-            shape = torch.Size([self._of.groups, self._of.repeats, count, self._of.dim])
-            self._check_numbers("steps", steps, torch.float32, shape)
-
-    def _check_numbers(self, name: str, tensor: Tensor, dtype: torch.dtype, shape: torch.Size) -> None:
-        if tensor.dtype != dtype or tensor.shape != shape:
-            found = f"{tensor.dtype} {tuple(tensor.shape)}"
-            raise ValueError(f"{name!r}: {found}, and {self.placement.name} keeps {dtype} {tuple(shape)}")
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise ValueError(f"{name!r}: has a value that is not finite")
+        return exported(self.kept)
 
     def restore(self, tensors: Mapping[str, Tensor], num_tokens: int) -> None:
         """Be what `export` gave, if it is sound; it may come from anywhere. Otherwise, and where there is nothing, all
         `num_tokens` tokens are kept. Pages are there already."""
+        nothing = self._nothing()
         try:
-            self._check(tensors, num_tokens)
+            check_kept(tensors, num_tokens, nothing, self.placement, self._of, self._pages.layout.page_size)
         except ValueError as error:
             if tensors:
                 logger.warning("layer %d: what was kept is not known, so all of it is: %s", self._pages.layer, error)
-            self.kept = self._nothing()
+            self.kept = nothing
             self._reach(num_tokens)
             return
-        here = {name: tensor.to(self._of.keys.device) for name, tensor in tensors.items()}
-        end, budget, length, prompt = here["at"].tolist()
-        state = {name.removeprefix("known."): tensor for name, tensor in here.items() if name.startswith("known.")}
-        steps = here["steps"].unsqueeze(3).unbind(2) if "steps" in here else ()
-        self.kept = Kept(
-            here["positions"], state, end, None if budget < 0 else budget, length, prompt, None, tuple(steps)
-        )
+        self.kept = kept_of({name: tensor.to(self._of.keys.device) for name, tensor in tensors.items()})
 
     # Points and copies
 
@@ -344,7 +245,7 @@ class Placed:
         positions = torch.arange(start, start + keys.shape[1], device=keys.device)
         new = self.placement.enter(keys.float(), values.float(), positions)
         state = {
-            name: torch.cat([tensor, new[name]], 1) if self._is_column(name) else tensor
+            name: torch.cat([tensor, new[name]], 1) if name in self.placement.columns else tensor
             for name, tensor in self.kept.state.items()
         }
         positions = torch.cat([self.kept.positions, positions.expand(self._of.groups, -1)], 1)
@@ -372,13 +273,10 @@ class Placed:
         order = chosen.to(torch.int8).sort(dim=1, stable=True).indices[:, chosen.shape[1] - most :]
         positions = self.kept.positions.gather(1, order).masked_fill(~chosen.gather(1, order), -1)
         state = {
-            name: _columns(tensor, order) if self._is_column(name) else tensor
+            name: _columns(tensor, order) if name in self.placement.columns else tensor
             for name, tensor in self.kept.state.items()
         }
         self.kept = self.kept._replace(positions=positions, state=state)
-
-    def _is_column(self, name: str) -> bool:
-        return name in self.placement.columns
 
     def _cold(self, budget: int) -> Tensor:
         """The sealed pages to which `budget` tokens do not reach, bool `[pages]`: a page holds all heads, so those come

@@ -25,10 +25,11 @@ from ...retrieval.stored import Geometry
 from ...storage import TieredStore
 from .attend_rows import Attending
 from .base import LayerKV
+from .kept import Kept
 from .page_reader import PageReader, Recover
 from .paged import PagedLayer
 from .pages import LayerPages, fill
-from .placed import Kept, Placed
+from .placed import Placed
 from .prefetch import Prefetcher
 from .span import Span
 from .standing import Run, Standing
