@@ -83,7 +83,7 @@ def _in_full(one: Method) -> str:
     from .methods.measured import measured
 
     taken = measured(one.kind, one.name)
-    fixed = f", and {taken.fixed:,.0f} for each sequence" if taken.fixed else ""
+    fixed = f", and {taken.fixed:,.0f} for each sequence" if taken.fixed >= 1 else ""
     said = one.sections | {
         "Paper": one.sections.get("Paper", one.paper),
         "Bytes": f"{taken.token:.4g} {one.kind.takes}{fixed}; {_beside()}.",
