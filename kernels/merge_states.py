@@ -26,7 +26,7 @@ def merge_states_reference(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tu
     lse = torch.logsumexp(stacked, 0)
     total = torch.zeros_like(outs[0], dtype=torch.float32)
     for out, part in zip(outs, stacked, strict=True):
-        total += out.float() * torch.exp(part - lse).nan_to_num_(0.0).unsqueeze(-1)
+        total.addcmul_(out.float(), torch.exp(part - lse).nan_to_num_(0.0).unsqueeze(-1))
     return total.to(outs[0].dtype), lse
 
 

@@ -52,8 +52,24 @@ def prefill_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, causal: 
         )
         return out[0, ..., :width], lse[0, :, : q.shape[1]]
     if q.device.type == "cpu" and q.dtype != torch.float16:
+        # Where no row is told from another, all heads that share keys are rows of one: its tiles are taller.
+        heads = q if causal else q.reshape(k.shape[0], -1, dim)
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0), 0.0, causal, scale=scale
+            heads.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0), 0.0, causal, scale=scale
         )
-        return out[0, ..., :width], lse[0]
+        return out[0].reshape(q.shape)[..., :width], lse[0].reshape(q.shape[:2])
     return prefill_attention_reference(q, k, v[..., :width], scale=scale, causal=causal)
+
+
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, *, scale: float) -> Tensor:
+    """Attention whose scores have `mask` `[T, S]` added to them, in the dtype of q and without the lse. By PyTorch's
+    fused operator, whose dispatcher on a CPU does not know that it takes fewer KV heads than heads."""
+    q, k, v, mask = (part.unsqueeze(0) for part in (q, k, v, mask.unsqueeze(0)))
+    found: Tensor
+    if q.device.type == "cpu" and q.dtype != torch.float16:
+        found, _ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, False, attn_mask=mask, scale=scale
+        )
+    else:
+        found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
+    return found[0]

@@ -30,7 +30,7 @@ from ..engine.engine import Engine
 from ..engine.generate import generate, read_prompt
 from ..engine.held import held_by
 from ..engine.indexes import make_indexes
-from ..engine.planner import CHUNK, Plan, make_plan
+from ..engine.planner import Plan, chunk_of, make_plan
 from ..engine.profile import Profiles
 from ..engine.sequence import Sequence
 from ..layers.prefetch import Prefetcher
@@ -158,8 +158,8 @@ class Runtime(Loaded):
         dtype = str(model.dtype).removeprefix("torch.") if kv.dtype == "auto" else kv.dtype
         layout = page_layout(model, kv.page_size, dtype)
         folder = Path(os.path.expanduser(kv.path)) if kv.path is not None else cache_dir() / "kv"
-        held = held_by(model, layout)
-        plan = with_disk(make_plan(kv, layout, len(model.tiered), where, CHUNK[where.type], held), kv, folder)
+        held, chunk = held_by(model, layout), chunk_of(where.type, layout)
+        plan = with_disk(make_plan(kv, layout, len(model.tiered), where, chunk, held), kv, folder)
         if kv.disk_gb is None and not plan.disk_bytes:
             logger.warning("going on without a disk tier, nothing is kept: to keep something %s", plan.disk_knob)
         try:
@@ -172,7 +172,7 @@ class Runtime(Loaded):
         plan = replace(plan, disk_bytes=0 if store.disk is None else max(0, plan.disk_bytes - in_use))
         engine = Engine(
             model, store, make_indexes(model, kv, profiles.needed(kv)), kv,
-            Workspace(layout, plan.span_tokens, where, model.turns), CHUNK[where.type],
+            Workspace(layout, plan.span_tokens, where, model.turns), chunk,
             None if kv.prefetch == "off" else Prefetcher(is_forced=kv.prefetch == "on"),
         )  # fmt: skip
         return cls(model, store, engine, plan, kv, as_text(name), profiles)

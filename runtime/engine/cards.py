@@ -15,7 +15,7 @@ from ...storage import PageLayout
 from ..api.errors import DoesNotFitError
 from ..model.model import Model
 from .held import held_by
-from .planner import CHUNK, FREE_SHARE, GB, plan_within
+from .planner import FREE_SHARE, GB, chunk_of, plan_within
 
 CARDS_GB = (12, 16, 24)
 WEIGHTS = {"bf16": r.BF16, "int8": r.Q8_0, "int4": r.Q4_0}
@@ -55,9 +55,9 @@ def _on_card(model: Model, layout: PageLayout, card: int, weights: str, size: in
     free = card * GB - size
     if free <= 0:
         return OnCard(card, weights, size, None, "the weights alone are larger")
-    held = held_by(model, layout)
+    held, chunk = held_by(model, layout), chunk_of("cuda", layout)
     try:
-        plan = plan_within(int(free * FREE_SHARE), _HOST_BYTES, layout, len(model.tiered), CHUNK["cuda"], held)
+        plan = plan_within(int(free * FREE_SHARE), _HOST_BYTES, layout, len(model.tiered), chunk, held)
     except DoesNotFitError as error:
         return OnCard(card, weights, size, None, str(error))
     return OnCard(card, weights, size, plan.compute_pool_bytes // plan.token_bytes)

@@ -18,8 +18,9 @@ from .held import NOTHING, Held
 from .machine_caps import check_caps
 
 GB = 10**9
-CHUNK = {"cpu": 512, "cuda": 2048}
-"""Prefill rows per layer call, by device. They follow the grid of positions, so that results do not depend on caps."""
+_CHUNK = {"cpu": 512, "cuda": 2048}
+_CHUNK_OF_LATENTS = 2048
+"""Keys and values of heads are made from latents once for all rows of a call."""
 _DEFAULT_SPAN = 4096
 FREE_SHARE = 0.8
 """Of a GPU's free memory, where no cap is given: indexes' states and activations have the rest."""
@@ -125,6 +126,11 @@ class Plan:
 
     def _tokens(self, pages_bytes: int) -> str:
         return f"{pages_bytes // self.token_bytes}" if self.token_bytes else "any number of"
+
+
+def chunk_of(device_type: str, layout: PageLayout) -> int:
+    """Prefill rows per layer call. They follow the grid of positions, so that results do not depend on caps."""
+    return _CHUNK[device_type] if layout.value_dim is None else _CHUNK_OF_LATENTS
 
 
 def make_plan(

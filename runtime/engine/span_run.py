@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..layers.base import LayerKV
 from ..layers.recurrent import mixing
+from ..model.latent import AttendHeads, LatentHeads
 from ..model.layer_inputs import LayerInputs
 from ..model.model import Attend, Model
 from ..model.rotary import RotaryTables
@@ -46,8 +47,8 @@ def run_span(
             for (a, b), table in zip(chunks, tables, strict=True):
                 check()
                 rows, attend = slice(a - start, b - start), _attend(model, cache, a, table)
-                more = inputs.of(layer, rows)
-                after = model.run_layer(module, hidden[:, rows], attend, mix, more)
+                more, heads = inputs.of(layer, rows), _attend_heads(model, cache, a, table)
+                after = model.run_layer(module, hidden[:, rows], attend, mix, more, heads)
                 cache.compare(hidden[:, rows], after)
                 hidden[:, rows] = after
                 report((layer + (b - start) / count) / model.num_writing)
@@ -74,5 +75,13 @@ def _attend(model: Model, cache: LayerKV, start: int, table: RotaryTables) -> At
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         q, k = model.rotate(layer, q, k, table)
         return cache.extend(q[0], k[0], v[0], start, scale).unsqueeze(0)
+
+    return attend
+
+
+def _attend_heads(model: Model, cache: LayerKV, start: int, table: RotaryTables) -> AttendHeads:
+    def attend(layer: int, q: Tensor, k: Tensor, scale: float, heads: LatentHeads) -> Tensor:
+        q, k = model.rotate(layer, q, k, table)
+        return cache.extend_heads(q[0], k[0], start, scale, heads).unsqueeze(0)
 
     return attend

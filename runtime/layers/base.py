@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 from torch import Tensor
@@ -43,6 +43,23 @@ State = dict[str, Tensor]
 """A recurrent layer's state, fp32 tensors by name. No state is written again: each token makes a new one."""
 Advance = Callable[[tuple[Tensor, ...], State], tuple[Tensor, State]]
 """(inputs `[T, ..]` each, state) -> (what they give, `[T, ..]`, the state behind them)."""
+
+
+class Heads(Protocol):
+    """What makes keys and values of H heads from a layer's keys, which are latents; widths as in `model.latent`."""
+
+    @property
+    def expands_from(self) -> float:
+        """The number of rows from which that pays."""
+
+    def absorbed(self, q: Tensor) -> Tensor:
+        """Queries `[H, T, head]` as they are multiplied with latents, `[H, T, D]`."""
+
+    def made(self, out: Tensor) -> Tensor:
+        """What attention to latents gave, `[H, T, rank]`, as values of heads, `[H, T, value]`."""
+
+    def expanded(self, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys `[H, n, head]` and values `[H, n, value]` from `[1, n, D]`."""
 
 
 class LayerKV(ABC):
@@ -69,6 +86,10 @@ class LayerKV(ABC):
 
         Raises ConversationError if another call has come between the rows of the span.
         """
+
+    def extend_heads(self, q: Tensor, k: Tensor, start: int, scale: float, heads: Heads) -> Tensor:
+        """`extend` in a layer that keeps latents, k `[1, T, D]`: attention `[H, T, value]` of q `[H, T, head]`."""
+        raise AssertionError("a layer that keeps keys and values makes none")
 
     @abstractmethod
     def compare(self, before: Tensor, after: Tensor) -> None:

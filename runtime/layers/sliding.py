@@ -6,6 +6,7 @@ Shapes  G KV heads, T new rows, D head dim; queries have H heads, H a multiple o
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import ClassVar, NoReturn
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ...kernels.compiled.record import WIDTH
 from ...kernels.decode_attention import decode_attention
+from ...kernels.prefill_attention import masked_attention
 from ...kernels.sinks import with_sinks
 from ...storage import PageLayout
 from .attend_rows import Attending, num_parts
@@ -24,6 +26,8 @@ from .stored import check_window
 
 RUNS = 2
 """There is room for so many times the tokens that are held: they are moved to the front when it is full."""
+BAND_ROWS = 128
+"""Rows of a prefill that attend together: to the window and to each other, so the fewer they are the less is masked."""
 _ALIGNED = 8
 """Fused attention is for heads of multiples of this."""
 
@@ -77,25 +81,26 @@ class SlidingLayer(LayerKV):
         """Rows go straight to where they are kept."""
 
     def extend(self, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float) -> Tensor:
-        rows, held = q.shape[1], self._count
-        keys = torch.cat([self._buffer[0, :, :held], k], 1)
-        values = torch.cat([self._buffer[1, :, :held], v], 1)
-        past = min(held, self.window - 1)  # so that how many more are held changes no bit
-        out = self._within(q, keys[:, held - past :], values[:, held - past :], past, scale)
-        kept = min(self.keep, held + rows)
-        self._hold(torch.stack([keys[:, held + rows - kept :], values[:, held + rows - kept :]]), start + rows)
+        past = min(self._count, self.window - 1)  # so that how many more are held changes no bit
+        before = self._buffer[:, :, self._count - past : self._count]
+        keys, values = torch.cat([before[0], k], 1), torch.cat([before[1], v], 1)
+        out = self._within(q, keys, values, past, scale)
+        self._add(k, v)
         return out
 
     def _within(self, q: Tensor, keys: Tensor, values: Tensor, past: int, scale: float) -> Tensor:
-        """Rows q `[H, T, D]` against themselves and `past` tokens before: keys and values `[G, past + T, D]`."""
-        query = torch.arange(past, past + q.shape[1], device=q.device).unsqueeze(1)
-        key = torch.arange(past + q.shape[1], device=q.device).unsqueeze(0)
-        visible = q, keys, values, (key <= query) & (query - key < self.window)
-        if self._sinks is not None:
-            visible = _and_sinks(*visible, self._sinks / scale)
-        queries, keys, values, seen = (part.unsqueeze(0) for part in visible)
-        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen, scale=scale, enable_gqa=True)
-        return out[0, ..., : q.shape[-1]]
+        """Rows q `[H, T, D]` against themselves and `past` tokens before, some rows at a time against what these see:
+        keys and values `[G, past + T, D]`."""
+        outs = []
+        for first in range(0, q.shape[1], BAND_ROWS):
+            rows = q[:, first : first + BAND_ROWS]
+            count, before = rows.shape[1], min(past + first, self.window - 1)
+            some = slice(past + first - before, past + first + count)
+            visible = rows, keys[:, some], values[:, some], _band(count, before, self.window, q.dtype, q.device)
+            if self._sinks is not None:
+                visible = _and_sinks(*visible, self._sinks / scale)
+            outs.append(masked_attention(*visible, scale=scale)[..., : q.shape[-1]])
+        return torch.cat(outs, 1)
 
     def attend_last(self, q: Tensor, start: int, scale: float) -> Tensor:
         """The exact attention `[H, T, D]` of the last rows that are held, at positions `start ..`: at most a page;
@@ -136,13 +141,22 @@ class SlidingLayer(LayerKV):
             out = with_sinks(out, lse, self._sinks.view(lse.shape))
         return out.view_as(q)
 
-    def _count_in(self) -> None:
-        """One more token, whose K and V belong into the last of the rows that count."""
-        if self._count == self._buffer.shape[2]:
-            self._buffer[:, :, : self.keep] = self._buffer[:, :, self._count - self.keep :].clone()
-            self._count = self.keep
-        self._count += 1
-        self._end += 1
+    def _count_in(self, rows: int = 1) -> None:
+        """Some more tokens, at most `keep`, whose K and V belong into the last of the rows that count."""
+        if self._count + rows > self._buffer.shape[2]:
+            stay = min(self._count, self.keep)
+            self._buffer[:, :, :stay] = self._buffer[:, :, self._count - stay : self._count].clone()
+            self._count = stay
+        self._count += rows
+        self._end += rows
+
+    def _add(self, k: Tensor, v: Tensor) -> None:
+        """Hold the last of k and v `[G, T, D]` behind what is held."""
+        rows = min(k.shape[1], self.keep)
+        self._count_in(rows)
+        self._end += k.shape[1] - rows
+        here = self._buffer[:, :, self._count - rows : self._count]
+        here[0], here[1] = k[:, -rows:], v[:, -rows:]
 
     def _seen(self) -> Tensor:
         """K and V `[2, G, n, D]` of the tokens that the last one sees, a view."""
@@ -240,12 +254,22 @@ class SlidingLayer(LayerKV):
         self._buffer[:, :, : self._count] = kv
 
 
+@lru_cache(maxsize=4)
+def _band(rows: int, past: int, window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What is added to the scores of some rows and of so many keys before them: 0, or minus infinity outside the
+    window, `[rows, past + rows]`."""
+    query = torch.arange(past, past + rows, device=device).unsqueeze(1)
+    key = torch.arange(past + rows, device=device).unsqueeze(0)
+    unseen = (key > query) | (query - key >= window)
+    return torch.zeros(unseen.shape, dtype=dtype, device=device).masked_fill_(unseen, -torch.inf)
+
+
 def _and_sinks(
-    q: Tensor, keys: Tensor, values: Tensor, seen: Tensor, sinks: Tensor
+    q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, sinks: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """With one key more, before all others, that every row sees: its value is zero, and it is zero but for a dimension
     that no other key has, in which queries have their heads' `sinks`. Rows become _ALIGNED numbers longer."""
     dim = q.shape[-1]
     q, keys, values = F.pad(q, (0, _ALIGNED)), F.pad(keys, (0, _ALIGNED, 1, 0)), F.pad(values, (0, _ALIGNED, 1, 0))
     q[..., dim], keys[:, 0, dim] = sinks.unsqueeze(-1).to(q.dtype), 1
-    return q, keys, values, F.pad(seen, (1, 0), value=True)
+    return q, keys, values, F.pad(mask, (1, 0))

@@ -34,6 +34,7 @@ def attend_exactly(
 ) -> tuple[Tensor, Tensor]:
     """Rows `start ..` against themselves and all keys before them, which come as `block(begin, end)`: `[H, T, D]` and
     lse `[H, T]`; q `[H, T, D]`, k and v `[G, T, D]`."""
+    q = q.contiguous()  # once for all blocks
     out, lse = prefill_attention(q, k, v, scale=scale, causal=True)
     outs, lses = [out], [lse]
     for begin in range(0, start, KEY_BLOCK):
@@ -75,10 +76,21 @@ class Span:
         self.rows(length, 0)
         return self._workspace.span[:, :, :length]
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float) -> tuple[Tensor, Tensor]:
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float,
+        expanded: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Rows `start ..` against all keys before them, block by block, and against themselves: `[H, T, D]`, and lse
-        fp32 `[H, T]` of the keys alone; q `[H, T, D]`, k and v `[G, T, D]`."""
-        out, lse = attend_exactly(q, k, v, start, scale, self.block)
+        fp32 `[H, T]` of the keys alone; q `[H, T, D]`, k and v `[G, T, D]`. Where keys are latents, q may be of what
+        `expanded` makes of them."""
+        block = self.block
+        if expanded is not None:
+            k, v = expanded(k)
+
+            def block(begin: int, end: int) -> tuple[Tensor, Tensor]:
+                return expanded(self.block(begin, end)[0].to(q.dtype))
+
+        out, lse = attend_exactly(q, k, v, start, scale, block)
         return (out if self._sinks is None else with_sinks(out, lse, self._sinks.unsqueeze(-1))), lse
 
     def new(self, begin: int, end: int) -> tuple[Tensor, Tensor]:

@@ -24,11 +24,11 @@ from ...retrieval.placement import Placement
 from ...retrieval.stored import Geometry
 from ...storage import TieredStore
 from .attend_rows import Attending
-from .base import LayerKV
+from .base import Heads, LayerKV
 from .kept import Kept
 from .page_reader import PageReader, Recover
 from .paged import PagedLayer
-from .pages import LayerPages, fill
+from .pages import LayerPages, fill, keys_values
 from .placed import Placed
 from .prefetch import Prefetcher
 from .span import Span
@@ -94,15 +94,29 @@ class TieredLayer(PagedLayer):
 
     def extend(self, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float) -> Tensor:
         fill(self.span.rows(start - self.pages.sealed, q.shape[1]), k, v)
+        out, lse = self.span.attend(q, k, v, start, scale)
+        self._note_rows(lambda rows: q[:, rows], lse, start, scale)
+        return out
+
+    def extend_heads(self, q: Tensor, k: Tensor, start: int, scale: float, heads: Heads) -> Tensor:
+        _, values = keys_values(k.unsqueeze(0), self.layout)
+        if q.shape[1] < heads.expands_from:
+            return heads.made(self.extend(heads.absorbed(q), k, values, start, scale))
+        fill(self.span.rows(start - self.pages.sealed, q.shape[1]), k, values)
+        out, lse = self.span.attend(q, k, values, start, scale, heads.expanded)
+        self._note_rows(lambda rows: heads.absorbed(q[:, rows]), lse, start, scale)
+        return out
+
+    def _note_rows(self, query: Callable[[slice], Tensor], lse: Tensor, start: int, scale: float) -> None:
+        """Show the queries `[H, .., D]` of rows that were added, whose attention gave `lse`, to whoever wants some."""
         queries, size = self.upkeep.queries, self.layout.page_size
         if queries.is_wanted:
-            queries.note(q[:, -(start + 1) % size :: size], scale)
-        out, lse = self.span.attend(q, k, v, start, scale)
+            queries.note(query(slice(-(start + 1) % size, None, size)), scale)
         if self.placed is not None:
-            self.placed.extend(q, lse, start, scale, self.span.new)
+            self.placed.extend(query(slice(None)), lse, start, scale, self.span.new)
         if self._rows_kept is not None:
+            q = query(slice(None))
             self._rows_kept.append(q.float().reshape(self.layout.num_heads, -1, *q.shape[1:]) * scale)
-        return out
 
     def compare(self, before: Tensor, after: Tensor) -> None:
         placed = self.placed if self.placed is not None and self.placed.placement.compares else None

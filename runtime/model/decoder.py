@@ -138,7 +138,8 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: Any, form: Form, at: int) -> None:
         super().__init__()
         self.family: str = config.model_type
-        self.is_parallel, self.factor = form.is_parallel, factor(config, form.residual_factor)
+        self.is_parallel, self.is_latent = form.is_parallel, form.is_latent
+        self.factor = factor(config, form.residual_factor)
         self.in_pairs = stated(form.in_pairs, config)
         self._mixer: str | None = None
         if is_recurrent(config, at):
@@ -181,6 +182,7 @@ class DecoderLayer(nn.Module):
         *,
         strata_attend: Any,
         strata_mix: Any = None,
+        strata_attend_heads: Any = None,
         per_layer_input: Tensor | None = None,
         **_: Any,
     ) -> Tensor:
@@ -188,7 +190,12 @@ class DecoderLayer(nn.Module):
         layers take."""
         norms = self._norms
         normed = self._normed(norms.before_attention, hidden)
-        out = self.self_attn(normed, strata_attend) if self._mixer is None else self.mixer(normed, strata_mix)
+        if self._mixer is not None:
+            out = self.mixer(normed, strata_mix)
+        elif self.is_latent:
+            out = self.self_attn(normed, strata_attend, strata_attend_heads)
+        else:
+            out = self.self_attn(normed, strata_attend)
         if self.is_parallel:
             parallel: Tensor = hidden + out + self.mlp(normed)
             return parallel

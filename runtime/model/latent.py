@@ -3,12 +3,13 @@
     hidden -> [latent | rotated part] of the token, hidden -> low rank -> [plain part | rotated part] of each query head
 
 A head's key is its own rows of `kv_b_proj` times the latent, and the rotated part, which all heads share; its value is
-other rows of it times the latent. Neither is ever made: the query's plain part is multiplied with the key's rows, and
+other rows of it times the latent. Few rows do without: the query's plain part is multiplied with the key's rows, and
 what attention gives with the value's (docs/decisions/0046). So there is one KV head, whose keys are
 
     [rotated part | latent]
 
-and whose values are the latents, the last numbers of the keys.
+and whose values are the latents, the last numbers of the keys. For many rows of a prompt it costs less to make the keys
+and values of all heads, some tokens at a time (`LatentHeads`).
 
 Shapes  B sequences, T tokens, C hidden size, H query heads
 """
@@ -16,10 +17,12 @@ Shapes  B sequences, T tokens, C hidden size, H query heads
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..untrusted.families import FAMILIES
@@ -67,6 +70,46 @@ class Latent:
         return self.plain + self.rotated
 
 
+@dataclass(frozen=True, slots=True)
+class LatentHeads:
+    """What makes the keys and values of a layer's heads from latents; a query head is [rotated part | plain part].
+
+    Args:
+        weight: of `kv_b_proj`.
+    """
+
+    weight: Tensor
+    sizes: Latent
+
+    @property
+    def expands_from(self) -> float:
+        """The number of rows from which it costs fewer products to make keys and values than to attend to latents,
+        whose values are as wide as their keys then (`prefill_attention`)."""
+        sizes = self.sizes
+        saved = 2 * sizes.width - sizes.head - sizes.value
+        return sizes.rank * (sizes.plain + sizes.value) / saved if saved > 0 else math.inf
+
+    def absorbed(self, q: Tensor) -> Tensor:
+        """Queries `[.., H, T, head]` as they are multiplied with latents, `[.., H, T, width]`."""
+        rotated, plain = torch.split(q, [self.sizes.rotated, self.sizes.plain], -1)
+        return torch.cat([rotated, plain @ by_head(self.weight, self.sizes)[0]], -1)
+
+    def made(self, out: Tensor) -> Tensor:
+        """What attention to latents gave, `[.., H, T, rank]`, as the heads' values, `[.., H, T, value]`."""
+        return out @ by_head(self.weight, self.sizes)[1].transpose(1, 2)
+
+    def expanded(self, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys `[H, n, head]` and values `[H, n, value]` of the tokens that keys `[1, n, width]` are of."""
+        rotated, latent = torch.split(keys[0], [self.sizes.rotated, self.sizes.rank], -1)
+        each = F.linear(latent, self.weight).view(len(latent), -1, self.sizes.plain + self.sizes.value).transpose(0, 1)
+        plain, values = torch.split(each, [self.sizes.plain, self.sizes.value], -1)
+        return torch.cat([rotated.expand(len(plain), -1, -1), plain], -1), values.contiguous()
+
+
+AttendHeads = Callable[[int, Tensor, Tensor, float, LatentHeads], Tensor]
+"""(layer, q [B,H,T,head], k [B,1,T,width], scale, what makes heads of k) -> [B,H,T,value]; q and k un-rotated."""
+
+
 class LatentAttention(nn.Module):
     def __init__(self, config: Any, form: Form, at: int) -> None:
         super().__init__()
@@ -86,7 +129,7 @@ class LatentAttention(nn.Module):
         self.o_proj = Linear(self.heads * latent.value, hidden, bias=stated(form.out_bias, config))
         self.scaling = latent.head**-0.5 * _stretch(config.rope_parameters) ** 2
 
-    def forward(self, hidden: Tensor, attend: Any) -> Tensor:
+    def forward(self, hidden: Tensor, attend: Any, attend_heads: Any = None) -> Tensor:
         sizes = self.latent
         whole = hasattr(self, "q_proj")
         q = self.q_proj(hidden) if whole else self.q_b_proj(self.q_a_layernorm(self.q_a_proj(hidden)))
@@ -94,12 +137,13 @@ class LatentAttention(nn.Module):
         plain, rotated = torch.split(each, [sizes.plain, sizes.rotated], -1)
         latent, shared = torch.split(self.kv_a_proj_with_mqa(hidden), [sizes.rank, sizes.rotated], -1)
         latent = self.kv_a_layernorm(latent)
-        of_keys, of_values = by_head(self.kv_b_proj.weight, sizes)
-        q = torch.cat([rotated, plain @ of_keys], -1)
-        k = torch.cat([shared, latent], -1)
-        out = attend(self.layer_idx, q, k.unsqueeze(1), latent.unsqueeze(1), self.scaling)
-        made = (out @ of_values.transpose(1, 2)).transpose(1, 2).flatten(2)
-        attended: Tensor = self.o_proj(made)
+        heads = LatentHeads(self.kv_b_proj.weight, sizes)
+        q, k = torch.cat([rotated, plain], -1), torch.cat([shared, latent], -1).unsqueeze(1)
+        if attend_heads is not None:
+            made = attend_heads(self.layer_idx, q, k, self.scaling, heads)
+        else:
+            made = heads.made(attend(self.layer_idx, heads.absorbed(q), k, latent.unsqueeze(1), self.scaling))
+        attended: Tensor = self.o_proj(made.transpose(1, 2).flatten(2))
         return attended
 
 

@@ -32,6 +32,7 @@ from .decoder import apply_rotary_pos_emb, factor, rotates
 from .ends import well_known_ends
 from .head import Head
 from .head_shapes import head_shapes, kinds_of, value_dim, windows_of
+from .latent import AttendHeads
 from .layer_inputs import LayerInputs
 from .layer_rotation import LayerRotation
 from .lean_forms import lean_layer
@@ -299,10 +300,9 @@ class Model:
 
     def run_layer(
         self, module: torch.nn.Module, hidden: Tensor, attend: Attend, mix: Mix | None = None,
-        more: Tensor | None = None,
+        more: Tensor | None = None, attend_heads: AttendHeads | None = None,
     ) -> Tensor:  # fmt: skip
-        """Run a decoder layer on `[B, T, hidden]`, and on `more` (`inputs`); its attention is `attend`, or it mixes
-        tokens by `mix`."""
+        """Run a decoder layer on `[B, T, hidden]` and `more` (`inputs`), with `attend` or `attend_heads`, or `mix`."""
         out: Tensor | tuple[Tensor, ...] = module(
             hidden,
             position_embeddings=self._identity(module, hidden.dtype) if hasattr(module, "self_attn") else None,
@@ -312,6 +312,7 @@ class Model:
             shared_kv_states={},  # of Gemma 4's: it puts the keys there that other layers have no own ones for
             strata_attend=attend,
             strata_mix=mix,
+            strata_attend_heads=attend_heads,
             per_layer_input=more,
         )
         return out[0] if isinstance(out, tuple) else out

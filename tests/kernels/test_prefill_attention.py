@@ -11,7 +11,7 @@ import torch
 from closeness import HEAD_SHAPES, assert_close
 from torch import Tensor
 
-from stratakv.kernels.prefill_attention import prefill_attention, prefill_attention_reference
+from stratakv.kernels.prefill_attention import masked_attention, prefill_attention, prefill_attention_reference
 
 
 def draw(heads: int, groups: int, rows: int, keys: int, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,6 +47,14 @@ def test_against_a_slow_loop(kernel: Any, rows: int, keys: int, causal: bool, re
     expected, expected_lse = slow(q, k, v, 0.3, causal)
     assert_close("out", out, expected)
     assert_close("lse", lse, expected_lse)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_a_mask_of_what_a_causal_row_sees(dtype: torch.dtype) -> None:
+    q, k, v = draw(6, 2, 5, 5, 8, dtype)
+    mask = torch.full((5, 5), -torch.inf, dtype=dtype).triu(1)
+    expected, _ = prefill_attention_reference(q, k, v, scale=0.3, causal=True)
+    assert_close("out", masked_attention(q, k, v, mask, scale=0.3), expected, dtype)
 
 
 @pytest.mark.parametrize("dim", [24, 576])

@@ -14,7 +14,7 @@ import torch
 
 from stratakv.runtime import DoesNotFitError, KVConfig
 from stratakv.runtime.engine.held import Held
-from stratakv.runtime.engine.planner import GB, Plan, available_memory, make_plan
+from stratakv.runtime.engine.planner import GB, Plan, available_memory, chunk_of, make_plan
 from stratakv.runtime.layers.workspace import Workspace
 from stratakv.storage import PageLayout
 
@@ -155,3 +155,8 @@ def test_a_limit_of_the_process_bounds_the_default_of_the_host_tier(monkeypatch:
     assert available_memory() <= 2 * 10**6
     monkeypatch.setattr(resource, "getrlimit", lambda _: (in_use // 2, resource.RLIM_INFINITY))
     assert available_memory() == 0
+
+
+def test_more_rows_of_latents_go_together() -> None:
+    """Keys of heads are made from them once for all rows of a call."""
+    assert chunk_of("cpu", LAYOUT) < chunk_of("cpu", replace(LAYOUT, value_dim=32)) == chunk_of("cuda", LAYOUT)

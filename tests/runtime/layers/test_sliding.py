@@ -12,6 +12,7 @@ from kv_pages import SMALL
 from layer_kv import KV, QUERIES, REPEATS, SCALE, SIZE
 from torch import Tensor
 
+from stratakv.runtime.layers import sliding as module
 from stratakv.runtime.layers.sliding import SlidingLayer
 from stratakv.storage import RecordError
 
@@ -52,7 +53,11 @@ def after(num_tokens: int) -> SlidingLayer:
 
 @pytest.mark.parametrize("way", [extended, stepped, known])
 @pytest.mark.parametrize("cuts", [(TOKENS,), (1, 3, WINDOW, 20, TOKENS), (KEEP, 2 * KEEP + 1, TOKENS)])
-def test_each_token_attends_to_its_window(way: Callable[..., Tensor], cuts: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("together", [4, 128])
+def test_each_token_attends_to_its_window(
+    way: Callable[..., Tensor], cuts: tuple[int, ...], together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BAND_ROWS", together)
     grown, start = layer(), 0
     for end in cuts:
         assert_close("out", way(grown, start, end), expected(start, end))

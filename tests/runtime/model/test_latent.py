@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from closeness import assert_close
 from safetensors.torch import load_file, save_file
 from tiny_models import save_tiny_model
 
+from stratakv.kernels.prefill_attention import prefill_attention_reference
 from stratakv.runtime import ModelFileError
+from stratakv.runtime.model.latent import Latent, LatentHeads
 from stratakv.runtime.model.mlp import Experts
 from stratakv.runtime.model.model import Model
 
@@ -74,3 +77,21 @@ def test_what_does_not_fit_together_is_refused(said: dict[str, Any], problem: st
 def test_transformers_own_layers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="runs with our own layers only: it attends to latents"):
         Model.load(save_tiny_model(tmp_path, "glm4_moe_lite"), CPU, torch.float32, modules="transformers")
+
+
+def test_keys_and_values_of_heads_give_what_latents_give() -> None:
+    sizes = Latent(rank=32, rotated=8, plain=12, value=20, query_rank=None)
+    draw = torch.Generator().manual_seed(0)
+    weight, q, k = (torch.randn(*shape, generator=draw) for shape in ((3 * 32, 32), (3, 9, 20), (1, 9, 40)))
+    heads = LatentHeads(weight, sizes)
+    found, _ = prefill_attention_reference(q, *heads.expanded(k), scale=0.1, causal=True)
+    latent, _ = prefill_attention_reference(heads.absorbed(q), k, k[..., 8:], scale=0.1, causal=True)
+    assert_close("out", found, heads.made(latent))
+
+
+def test_from_how_many_rows_keys_of_heads_cost_less() -> None:
+    """As many products as it takes to make a key and a value of a head, over those that a row saves then."""
+    made = LatentHeads(torch.empty(0), Latent(rank=512, rotated=64, plain=192, value=256, query_rank=768))
+    assert made.expands_from == 512 * (192 + 256) / (576 + 576 - 256 - 256) == 358.4
+    never = LatentHeads(torch.empty(0), Latent(rank=16, rotated=8, plain=24, value=24, query_rank=None))
+    assert never.expands_from == float("inf")
