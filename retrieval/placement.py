@@ -14,6 +14,7 @@ The order of calls, for one layer of one sequence:
     prompt   start -> enter, enter, ...      keys and values of the next tokens, in order, each once
                       observe                query rows: each chunk's, or the last ones of the prompt (`rows`)
                       compare                what the layer made of hidden states, where it `compares`
+                      read                   token ids, where it `reads`
                       wish -> divide         what each layer asks for -> tokens for each layer
                       keep                   which tokens stay
     reply    enter -> observe -> keep        at each whole page, where `prunes` (otherwise all of a reply is kept)
@@ -115,10 +116,16 @@ class Rows(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What a placement may know of its layer besides the number."""
+    """What a placement may know of its layer and model besides the layer's number."""
 
     repeats: int = 1
     """Query heads of each KV head."""
+    classes: Tensor | None = None
+    """The class of each token id, uint8 `[vocabulary]`: `SPECIAL`, `PUNCTUATION`, or 0; None unless it `reads`."""
+
+
+SPECIAL, PUNCTUATION = 1, 2
+"""Classes of tokens: that no text has, and marks alone."""
 
 
 class Placement(ABC):
@@ -131,9 +138,10 @@ class Placement(ABC):
     """Names of what is known of each token."""
     prunes: ClassVar[bool] = False
     """True if a reply keeps to the budget, too: what was kept goes as new pages come. False: all of a reply is kept."""
-
     compares: ClassVar[bool] = False
     """True if it looks at hidden states."""
+    reads: ClassVar[bool] = False
+    """True if it looks at token ids."""
 
     def __init__(self, params: IndexParams, layer: int, options: Any, facts: Facts | None = None) -> None:
         self.params, self.layer, self.options, self.facts = params, layer, options, facts or Facts()
@@ -160,6 +168,11 @@ class Placement(ABC):
     def compare(self, state: State, cosines: Tensor) -> State:
         """What changes in `state`, from the cosines between hidden states before and after the layer, of the next rows
         of a prompt, fp32 `[n]`."""
+        return {}
+
+    def read(self, state: State, ids: Tensor) -> State:
+        """What changes in `state`, from the ids of the tokens that are kept, int64 `[G, m]`, at a prompt's end. Padding
+        may have any id."""
         return {}
 
     @abstractmethod

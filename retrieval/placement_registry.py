@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PLACEMENTS = {
     "cake": "CakePlacement",
     "dynamickv": "DynamicKVPlacement",
+    "fastgen": "FastGenPlacement",
     "h2o": "H2OPlacement",
     "keyformer": "KeyformerPlacement",
     "kvcrush": "KVCrushPlacement",

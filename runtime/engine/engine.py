@@ -265,7 +265,7 @@ class Engine:
         """A prompt, or the whole past of a fork, is here: keep what the placement wants to keep of it. A fork of its
         own kind has done so already, unless the text `is_anew`."""
         if self.placing is not None and sequence.num_tokens and (is_anew or not is_placed(sequence.layers)):
-            place(sequence.layers, self.placing, sequence.num_tokens)
+            place(sequence.layers, self.placing, sequence.tokens)
 
     def _span_ends(self, start: int, count: int) -> Iterator[int]:
         """Ends of spans, on the chunk grid or where states are left, except for the last."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,7 +60,8 @@ class Placed:
     @property
     def chooses(self) -> bool:
         """Whether steps read what is kept: there is something else."""
-        return self.is_visible and self.kept.positions.shape[1] < self.kept.end
+        positions = self.kept.positions
+        return self.is_visible and (positions.shape[1] < self.kept.end or bool((positions[:, :1] < 0).any()))
 
     @property
     def num_bytes(self) -> int:
@@ -96,6 +98,12 @@ class Placed:
         last, self.kept = self.kept.last, self.kept._replace(last=None)
         if last is not None:
             self._observe(last, self.kept.end - last.shape[2], self._tail)
+
+    def read(self, tokens: np.ndarray) -> None:
+        """Which tokens they are, all so far, `[n]`."""
+        if self.placement.reads:
+            ids = torch.from_numpy(tokens.astype(np.int64)).to(self.kept.positions.device)
+            self._change(self.placement.read(self.kept.state, ids[self.kept.positions.clamp(min=0)]))
 
     def wish(self) -> Tensor:
         """What `Placement.divide` is told of this layer."""

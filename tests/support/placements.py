@@ -5,6 +5,7 @@ from __future__ import annotations
 PLACEMENT_CASES = [
     "cake",
     "dynamickv",
+    "fastgen",
     "h2o",
     "keyformer",
     "kvcrush",

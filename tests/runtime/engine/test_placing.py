@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,6 +40,9 @@ class Layer:
     def kept(self) -> Any:
         return type("Kept", (), {"budget": self.given})
 
+    def read(self, tokens: np.ndarray) -> None:
+        self.tokens = tokens
+
     def wish(self) -> Tensor:
         return torch.tensor(self._number)
 
@@ -50,16 +54,17 @@ def test_each_layer_gets_what_all_wishes_together_give(monkeypatch: Any) -> None
     monkeypatch.setattr(placing, "tiered_layers", lambda layers: layers)
     layers = [Layer(1), Layer(2, is_placed=False), Layer(3)]
     assert not is_placed(cast("Any", layers))
-    place(cast("Any", layers), placement_spec("h2o:keep=0.1"), 1000)
+    place(cast("Any", layers), placement_spec("h2o:keep=0.1"), np.arange(1000))
     assert [layer.given for layer in layers] == [(100, 1000), None, (300, 1000)]
     assert is_placed(cast("Any", layers))
-    place(cast("Any", layers), placement_spec("h2o:keep=50"), 1000)
+    place(cast("Any", layers), placement_spec("h2o:keep=50"), np.arange(1000))
     assert [layer.given for layer in layers] == [(50, 0), None, (150, 0)]
 
 
 def test_each_tiered_layer_has_its_own() -> None:
-    made = make_placements([0, 5], KVConfig(placement="snapkv:window=8"), Facts)
+    facts = Facts(repeats=7)
+    made = make_placements([0, 5], KVConfig(placement="snapkv:window=8"), lambda kind: facts)
     assert [(layer, one.name, one.layer, one.options.window, one.facts) for layer, one in made.items()] == [
-        (0, "snapkv", 0, 8, Facts(0)), (5, "snapkv", 5, 8, Facts(5)),
+        (0, "snapkv", 0, 8, facts), (5, "snapkv", 5, 8, facts),
     ]  # fmt: skip
-    assert make_placements([0, 5], KVConfig(), Facts) == {}
+    assert make_placements([0, 5], KVConfig(), lambda kind: facts) == {}
