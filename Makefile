@@ -13,10 +13,11 @@ LLAMA  := $(VENV)/.llama
 chat: $(READY) $(MODEL)
 	@$(BIN)/stratakv chat --file examples/northanger_abbey.txt $(ARGS)
 
-# One thread each: threads of processes side by side would wait for each other.
+# One thread each: threads of processes side by side would wait for each other. Dozens of processes import torch: what
+# Python compiles for one of them is kept for the next, also where the environment says that it should not be.
 WORKERS ?= 2
 # A test that takes ten minutes hangs: where every thread of it stands is printed, and its worker ended.
-PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal \
+PYTEST  := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal \
   -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
 
 test: $(READY) $(MODEL) $(LLAMA)

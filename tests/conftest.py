@@ -5,20 +5,18 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
 from apart import Apart
 from memory import Held, PeakMemory
 from places import ROOT, TESTS
 
 # All processes of a run, whatever folder of caches they are given, find what one of them has compiled.
 os.environ.setdefault("NUMBA_CACHE_DIR", str(ROOT / "build" / "compiled"))
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined: before any test file is imported
 
 
 @pytest.fixture(scope="session")
@@ -68,6 +66,8 @@ def store(tmp_path: Path) -> Path:
 def _one_thread_for_small_tensors(request: pytest.FixtureRequest) -> Iterator[None]:
     """Where tensors are tiny, torch's threads mostly wait for each other, the more so on a busy machine.
     Models keep them."""
+    import torch
+
     before = torch.get_num_threads()
     if request.path.relative_to(TESTS).parts[0] in ("kernels", "storage", "retrieval", "faults", "hostile"):
         torch.set_num_threads(1)
@@ -100,12 +100,26 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         _MEMORY.append(PeakMemory())
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Before any test file is imported: kernels read the variable when they are defined. A process that has workers
+    runs no test, and does without torch: some 250 MB."""
+    assert "stratakv.kernels.launch" not in sys.modules, "a conftest imports kernels too early"
+    if not session.config.pluginmanager.hasplugin("dsession"):
+        import torch
+
+        if not torch.cuda.is_available():
+            os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for memory in _MEMORY:
         terminalreporter.write_line(f"peak memory of all processes together: {memory.stop() / 1e9:.2f} GB")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    import torch
+
     items.sort(key=_the_larger_first)
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs a CUDA device")

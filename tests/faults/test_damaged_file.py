@@ -23,7 +23,7 @@ from stratakv.storage import StorageError, StoreUnavailableError, page_key
 from stratakv.storage.codecs import make_codec
 from stratakv.storage.disk import record
 
-TRIALS = num_faults(default=35, share=2.0)
+TRIALS = num_faults(default=21, share=2.0)
 TEXT = text(SMALL, 400)
 KEYS = [page_key(page % 3, TEXT.chains[page]) for page in range(400)]
 PSIZE = 4096

@@ -1,7 +1,7 @@
 """Compile every Triton kernel ahead of time, as the ops launch it, for GPUs that need not be there.
 
     python compile_kernels.py 80 90              prints one JSON object per kernel, case and target
-    python compile_kernels.py --in-turn 80 90    the first case of a kernel for each target, the next ones in turn
+    python compile_kernels.py --in-turn 80 90    each case for one of the targets, in turn
 
 The ops run on CPU tensors, and each launch is noted instead of being started: what is compiled has the very argument
 types, alignments, block sizes and options that a GPU would get.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -124,11 +123,8 @@ def source(launch: Launch) -> ASTSource:
 
 
 def main(targets: list[int], in_turn: bool) -> None:
-    cases: Counter[str] = Counter()
-    for launch in launches():
-        number = cases[launch.kernel.__name__]
-        cases[launch.kernel.__name__] += 1
-        for target in [targets[number % len(targets)]] if in_turn and number else targets:
+    for number, launch in enumerate(launches()):
+        for target in [targets[number % len(targets)]] if in_turn else targets:
             compiled = triton.compile(source(launch), target=GPUTarget("cuda", target, 32), options=launch.options)
             print(
                 json.dumps(

@@ -16,7 +16,7 @@ from conversation_runs import Run, Trouble, choose_letter, in_two_threads
 
 from stratakv.runtime import KVConfig, Runtime
 
-RUNS = int(os.environ.get("RUNS", "12"))
+RUNS = int(os.environ.get("RUNS", "8"))
 CAPS = {"ample": 0.05, "tight": 0.0012}
 
 

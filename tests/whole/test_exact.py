@@ -17,10 +17,10 @@ from stratakv.runtime import KVConfig, ModelFileError, Runtime
 
 TEXT = ABBEY.read_text()
 STARTS = (0, 3000, 6500, 9000, 12000)
-LENGTHS = (40, 137, 150, 200, 300)
-STEPS = (24, 8)
-"""Greedy tokens after the first prompts and after the second: each conversation seals pages in them."""
-FORCED = 64
+LENGTHS = (40, 57, 70, 91, 300)
+STEPS = (16, 4)
+"""Greedy tokens after the first prompts and after the second: each conversation seals a page in the first ones."""
+FORCED = 48
 
 pytestmark = pytest.mark.model
 

@@ -25,7 +25,7 @@ def test_oracle_by_hand() -> None:
     assert index.select(state, torch.tensor([[[-1.0]]]), 8, 4).ids.tolist() == [[0, 2, 6, 7]]
 
 
-@settings(max_examples=40, derandomize=True, deadline=None)
+@settings(max_examples=20, derandomize=True, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), shape=st.sampled_from(SHAPES), params=st.sampled_from(PARAMS), data=st.data())
 def test_oracle_covers_the_most(
     seed: int, shape: tuple[int, int, int], params: IndexParams, data: st.DataObject

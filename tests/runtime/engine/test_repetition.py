@@ -151,7 +151,7 @@ def test_the_default_model_ends_its_reply_by_itself(tmp_path: Path) -> None:
     notes = [number for number, line in enumerate(lines) if line.startswith("[Note by")]
     with Runtime.load("smollm2", kv=KVConfig(path=tmp_path, host_gb=0.5)) as runtime:
         chat = runtime.chat()
-        chat.read_text("".join(line for note in notes for line in lines[note - 30 : note + 15]))
+        chat.read_text("".join(line for note in notes for line in lines[note - 12 : note + 8]))
         for question, answer in (
             ("What is the shelf mark of this copy?", "4827"),
             ("Where did the reader read this chapter aloud?", "garden"),

@@ -27,7 +27,7 @@ from stratakv.runtime.layers.tiered import TieredLayer
 from stratakv.runtime.layers.workspace import Workspace
 from stratakv.storage import PageLayout
 
-PAGE, TOKENS, STEPS, LAYERS = 8, 600, 16, 6
+PAGE, TOKENS, STEPS, LAYERS = 8, 600, 12, 4
 LAYOUT = PageLayout(num_heads=2, page_size=PAGE, head_dim=8, dtype="float32")
 
 
@@ -79,13 +79,12 @@ def decoded(runtime: Runtime) -> tuple[torch.Tensor, dict[str, float]]:
 def test_answers_are_the_same_with_and_without(index: str, tmp_path: Path) -> None:
     """In three tiers none of which holds the prompt's pages but the last."""
     found = {}
-    for prefetch in ("on", "off", "auto"):
+    for prefetch in ("on", "off", "auto") if index == "spectral" else ("on", "off"):
         with runtime_of(tmp_path / prefetch, prefetch=prefetch, index=index, host=40, gpu=40) as runtime:
             found[prefetch], counted = decoded(runtime)
             assert (counted["prefetches"] > 0) == (prefetch != "off")
             assert counted["disk_to_host_bytes"] > 0
-    assert torch.equal(found["on"], found["off"])
-    assert torch.equal(found["auto"], found["off"])
+    assert all(torch.equal(logits, found["off"]) for logits in found.values())
 
 
 def test_guessed_rows_are_read(tmp_path: Path) -> None:
