@@ -22,8 +22,10 @@ from stratakv.kernels.page_bounds import (
 from stratakv.kernels.pq_scores import pq_scores, pq_scores_reference, pq_scores_triton
 
 pytestmark = MARKS
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-SHAPES = [(1, 64), (3, 80), (2, 96), (4, 128), (8, 256)]
+SHAPES = [
+    (1, 64, torch.float32), (3, 80, torch.float16), (2, 96, torch.bfloat16), (4, 256, torch.float32),
+    (16, 512, torch.bfloat16),
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -42,8 +44,13 @@ def finite(scores: Tensor) -> Tensor:
 # Bounds
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("pages", "size", "dim"), [(0, 16, 64), (1, 16, 80), (5, 3, 96), (2, 40, 64), (3, 1, 256)])
+@pytest.mark.parametrize(
+    ("pages", "size", "dim", "dtype"),
+    [
+        (0, 16, 64, torch.float32), (1, 16, 80, torch.bfloat16), (5, 3, 96, torch.float16), (2, 40, 64, torch.float32),
+        (3, 1, 512, torch.bfloat16),
+    ],
+)  # fmt: skip
 def test_page_bounds(pages: int, size: int, dim: int, dtype: torch.dtype) -> None:
     keys = normal(3, pages * size + 1, dim, dtype=dtype)[:, 1:]  # not aligned
     found = page_bounds_triton(keys, size)
@@ -56,9 +63,10 @@ def test_page_bounds_of_strided_keys() -> None:
     assert torch.equal(page_bounds_triton(keys, 4), page_bounds_reference(keys, 4))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("heads", "dim"), SHAPES)
-@pytest.mark.parametrize("pages", [0, 1, 67])
+@pytest.mark.parametrize(
+    ("pages", "heads", "dim", "dtype"),
+    [(0, *SHAPES[0]), (1, *SHAPES[1]), *((67, *shape) for shape in SHAPES[:4]), (3, *SHAPES[4])],
+)
 def test_scores(pages: int, heads: int, dim: int, dtype: torch.dtype) -> None:
     boxes = page_bounds_reference(normal(2, pages * 4, dim, dtype=dtype), 4)
     q = normal(2, heads, dim, dtype=dtype, seed=1)
@@ -116,8 +124,10 @@ def coded(tokens: int, parts: int, cells: int = 256) -> Tensor:
     return codes.to(DEVICE, torch.uint8)
 
 
-@pytest.mark.parametrize(("heads", "parts", "cells"), [(1, 6, 256), (3, 8, 256), (4, 1, 16), (8, 16, 200)])
-@pytest.mark.parametrize("tokens", [0, 1, 1100])
+@pytest.mark.parametrize(
+    ("tokens", "heads", "parts", "cells"),
+    [(0, 1, 6, 256), (1, 4, 1, 16), (1100, 4, 1, 16), (1100, 3, 6, 256), (1100, 16, 16, 200)],
+)
 def test_pq_scores(tokens: int, heads: int, parts: int, cells: int) -> None:
     tables, codes = normal(2, parts, heads, cells).transpose(1, 2), coded(tokens, parts, cells)
     assert_close("scores", pq_scores_triton(tables, codes), pq_scores_reference(tables, codes))
@@ -140,10 +150,13 @@ def test_ragged_tokens(op: Any) -> None:
 # Codebooks
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    ("tokens", "words", "dim"), [(0, 9, 64), (1, 1, 16), (70, 37, 80), (65, 130, 128), (16, 40, 256)]
-)
+    ("tokens", "words", "dim", "dtype"),
+    [
+        (0, 9, 64, torch.float32), (1, 1, 16, torch.bfloat16), (70, 37, 80, torch.float16),
+        (65, 130, 128, torch.float32), (16, 40, 512, torch.bfloat16),
+    ],
+)  # fmt: skip
 def test_nearest_codewords(tokens: int, words: int, dim: int, dtype: torch.dtype) -> None:
     keys, codewords = normal(2, tokens, dim, dtype=dtype), normal(2, words, dim, dtype=dtype, seed=1)
     queries = normal(2, 3 * dim, dim, seed=2) * torch.logspace(0, -1, dim, device=DEVICE)

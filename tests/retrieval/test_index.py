@@ -7,13 +7,16 @@ from typing import Any
 import pytest
 import torch
 from closeness import assert_close, poison_empty
-from indexes import INDEX_CASES, PARAMS, SHAPES, IndexCase, PlainReader, draw, forced_pages, mass_of
+from indexes import INDEX_CASES, PAGES, PARAMS, SHAPES, IndexCase, PlainReader, draw, forced_pages, mass_of
 from torch import Tensor
 
+from stratakv.kernels.sinks import with_sinks
 from stratakv.retrieval import Index, IndexParams, index_names, make_index
 from stratakv.retrieval.registry import AUTO, INDEXES
 from stratakv.retrieval.stored import Geometry, check_stored
 
+LATENT, VALUES = 256, 192
+"""The head dim of keys that contain the values here, and how many of the first channels those are."""
 every_index = pytest.mark.parametrize("case", INDEX_CASES, ids=lambda case: case.name)
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 every_param = pytest.mark.parametrize("params", PARAMS, ids=lambda p: f"page{p.page_size}-sink{p.sink}-local{p.local}")
@@ -93,8 +96,11 @@ def test_selections(case: IndexCase, shape: tuple[int, int, int], params: IndexP
 
 
 @every_index
-@every_shape
-@pytest.mark.parametrize("steps", [[0, 1, 5, 2, 29], [36, 1], [3] * 12 + [1]], ids=str)
+@pytest.mark.parametrize(
+    ("steps", "shape"),
+    [([36, 1], SHAPES[0]), ([3] * 12 + [1], SHAPES[0]), *(([0, 1, 5, 2, 29], shape) for shape in SHAPES)],
+    ids=str,
+)
 def test_append_equals_build(case: IndexCase, shape: tuple[int, int, int], steps: list[int]) -> None:
     """Keys arrive in a buffer that is written over after each call. What is learned is learned from the same."""
     params = PARAMS[1]
@@ -116,8 +122,9 @@ def test_append_equals_build(case: IndexCase, shape: tuple[int, int, int], steps
 
 
 @every_index
-@every_shape
-@pytest.mark.parametrize("kept", [0, 1, 20, 37])
+@pytest.mark.parametrize(
+    ("kept", "shape"), [(0, SHAPES[0]), (1, SHAPES[0]), (37, SHAPES[0]), *((20, shape) for shape in SHAPES)], ids=str
+)
 def test_truncate_equals_build_of_the_prefix(case: IndexCase, shape: tuple[int, int, int], kept: int) -> None:
     """And what is appended afterwards is what counts, not what was there before."""
     params = PARAMS[1]
@@ -221,26 +228,57 @@ def test_keys_may_have_half_precision(case: IndexCase, dtype: torch.dtype) -> No
 @every_index
 @every_shape
 def test_attention_over_what_was_chosen(case: IndexCase, shape: tuple[int, int, int]) -> None:
-    """One softmax over the chosen units and the tail, whatever order they were fetched in."""
+    """One softmax over the chosen units, the tail and learned sinks, whatever order they were fetched in. Where keys
+    contain the values, as latents do, an index that wants values alone has no use, and says so."""
     params = PARAMS[0]
-    groups, _, dim = shape
+    groups, repeats, dim = shape
     keys, q = draw(shape, params)
+    index = case.make(params, shape)
     generator = torch.Generator().manual_seed(5)
     values = torch.randn(keys.shape, generator=generator)
     tail = (torch.randn(groups, 7, dim, generator=generator), torch.randn(groups, 7, dim, generator=generator))
-    index = case.make(params, shape)
-    if not index.reads_exactly:
-        pytest.skip("estimates keys or weights: tested by itself")
-    chosen = index.select(index.build(keys), q, keys.shape[1], 150)
+    if dim == LATENT and not index.reads_values_alone:
+        values, tail = keys[..., :VALUES], (tail[0], tail[0][..., :VALUES])
     state, reader = index.build(keys), PlainReader(keys, values)
+    chosen = index.select(state, q, keys.shape[1], 150)
     out, lse = index.attend(state, q, chosen, reader, tail, 1.0)
     tokens = (chosen.ids.unsqueeze(-1) * chosen.unit + torch.arange(chosen.unit)).flatten(1)
-    each = tokens.unsqueeze(-1).expand(-1, -1, dim)
-    k, v = torch.cat([keys.gather(1, each), tail[0]], 1), torch.cat([values.gather(1, each), tail[1]], 1)
+    k, v = (
+        torch.cat([run.gather(1, tokens.unsqueeze(-1).expand(-1, -1, run.shape[2])), newest], 1)
+        for run, newest in zip((keys, values), tail, strict=True)
+    )
     scores = q.double() @ k.double().transpose(1, 2)
+    assert reader.values_moved == chosen.num_tokens
+    if not index.reads_exactly:  # estimates keys, or the softmax of all tokens: how well is tested by itself
+        every = (q.double() @ torch.cat([keys, tail[0]], 1).double().transpose(1, 2)).logsumexp(-1)
+        assert ((scores.logsumexp(-1) - 2 < lse) & (lse < every + 2)).all(), "sinks are added to it"
+        return
     assert_close("out", out, scores.softmax(-1) @ v.double())
     assert_close("lse", lse, scores.logsumexp(-1))
-    assert reader.keys_moved == reader.values_moved == chosen.num_tokens
+    sinks = torch.randn(groups, repeats, generator=generator)
+    shares = torch.cat([scores, sinks.unsqueeze(-1)], -1).softmax(-1)[..., :-1]
+    assert_close("out with sinks", with_sinks(out, lse, sinks), shares @ v.double())
+    assert reader.keys_moved == chosen.num_tokens
+
+
+@every_index
+def test_queries_of_another_layer(case: IndexCase) -> None:
+    """Layers without keys of their own search another one's, in turns with it: what is found for either depends on
+    the query alone, and a key that answers it is found, though no such query was there when keys were learned."""
+    params, shape = PARAMS[0], SHAPES[-1]
+    keys, q = draw(shape, params)
+    own = torch.randn(1, 8, PAGES, shape[2], generator=torch.Generator().manual_seed(2))
+    other = draw(shape, params, seed=3)[1]
+    other = other[:, :1] + 0.1 * other  # query heads that agree, with a key in the middle
+    keys[:, 20 * params.page_size + 3] = 100 * other.mean(1)
+    index = case.make(params, shape)
+    state = index.build(keys, own if index.uses_queries else None)
+    before = {name: tensor.clone() for name, tensor in index.export(state).items()}
+    first, theirs, second = (index.select(state, each, keys.shape[1], 150) for each in (q, other, q))
+    assert torch.equal(first.ids, second.ids)
+    assert all(torch.equal(index.export(state)[name], tensor) for name, tensor in before.items())
+    assert theirs.num_tokens <= 150 or not case.keeps_budget
+    assert ((20 * params.page_size + 3) // theirs.unit in theirs.ids[0].tolist()) == (case.name != "window")
 
 
 # Quality

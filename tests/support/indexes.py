@@ -18,7 +18,10 @@ from stratakv.retrieval.registry import make_index
 
 Shape = tuple[int, int, int]
 """KV heads, query heads each, head dim."""
-SHAPES = [(3, 3, 64), (1, 4, 256), (2, 4, 128), (8, 1, 64), (1, 8, 128)]
+SHAPES = [(3, 3, 64), (8, 1, 64), (2, 4, 128), (1, 16, 256), (1, 8, 512)]
+TURNED = {256: (64, 32), 512: (512, 64)}
+"""Of keys of a head dim: between how many channels, the first ones, half of a pair lies, and how many pairs turn.
+Qwen3.5 turns a quarter of its channels, Gemma 4 a quarter of its pairs, which are scattered over all."""
 PAGES = 37
 PARAMS = [
     IndexParams(page_size=16, sink=16, local=64),
@@ -29,17 +32,18 @@ PARAMS = [
 
 
 class HalfSplitRope:
-    """RoPE as Llama's, in plain tensors: dimension i turns with i + D/2."""
+    """RoPE as Llama's, in plain tensors: dimension i turns with i + W/2, of W = D unless `TURNED` says else."""
 
     def __init__(self, base: float = 10_000.0) -> None:
         self.base = base
 
     def rotate(self, keys: Tensor, positions: Tensor, sign: float = 1.0) -> Tensor:
-        dim = keys.shape[-1]
-        angles = positions.float().unsqueeze(-1) * self.base ** (-torch.arange(0, dim, 2) / dim)
+        width, pairs = TURNED.get(keys.shape[-1], (keys.shape[-1], keys.shape[-1] // 2))
+        angles = positions.float().unsqueeze(-1) * self.base ** (-torch.arange(0, width, 2) / width)
+        angles[..., pairs:] = 0
         cos, sin = angles.cos(), sign * angles.sin()
-        one, two = keys.float().chunk(2, -1)
-        return torch.cat([one * cos - two * sin, two * cos + one * sin], -1)
+        one, two = keys[..., :width].float().chunk(2, -1)
+        return torch.cat([one * cos - two * sin, two * cos + one * sin, keys[..., width:].float()], -1)
 
     def unrotate(self, keys: Tensor, positions: Tensor) -> Tensor:
         return self.rotate(keys, positions, -1.0)

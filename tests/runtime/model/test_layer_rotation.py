@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from tiny_models import save_tiny_model
 
@@ -12,14 +13,26 @@ from stratakv.runtime.model.model import Model
 CPU = torch.device("cpu")
 
 
-def test_keys_of_an_index_are_rotated_as_the_models_and_back(tiny_llama: Path) -> None:
-    model = Model.load(tiny_llama, CPU, torch.float32)
-    keys, positions = torch.randn(2, 5, 8), torch.tensor([0, 3, 99, 1000, 4000])
+@pytest.mark.parametrize(
+    ("family", "dim", "turned"),
+    [
+        ("llama", 8, 8),
+        ("phi3", 8, 4),  # the first half of the channels
+        ("qwen3_5_text", 16, 4),
+        ("gemma4_text", 32, 8),  # a quarter of the pairs, which are scattered over all channels
+        ("glm4_moe_lite-groups", 40, 8),  # behind the latent
+    ],
+)
+def test_keys_of_an_index_are_rotated_as_the_models_and_back(
+    family: str, dim: int, turned: int, tmp_path: Path
+) -> None:
+    model = Model.load(save_tiny_model(tmp_path, family), CPU, torch.float32)
+    keys, positions = torch.randn(2, 5, dim), torch.tensor([0, 3, 99, 1000, 4000])
     rotation = model.rotation(1)
     rotated = rotation.rotate(keys, positions)
     tables = model.rotary(positions.unsqueeze(0), torch.float32)
     assert torch.equal(rotated, model.rotate(1, keys[None], keys[None], tables)[1][0])
-    assert not torch.allclose(rotated[:, 1:], keys[:, 1:])
+    assert int((rotated[:, 1:] != keys[:, 1:]).any(1).any(0).sum()) == turned
     torch.testing.assert_close(rotation.unrotate(rotated, positions), keys)
     each = positions.repeat(2, 1)
     each[1] += 1
