@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import VOCABULARY, save_tiny_model
+from tiny_models import VOCABULARY, moved, reference_model, save_tiny_model, tolerance
 
 from stratakv.runtime import KVConfig, Runtime
 from stratakv.runtime.layers.workspace import Workspace
@@ -28,22 +28,29 @@ WORKSPACE = max(
 
 
 @functools.cache
-def model() -> Path:
-    return save_tiny_model(Path(tempfile.mkdtemp(prefix="stratakv-test-")), max_position_embeddings=2048)
+def model(family: str = "llama") -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="stratakv-test-"))
+    return moved(save_tiny_model(folder, family, max_position_embeddings=2048), 0.3)
 
 
-def run(index: str, dtype: str = "float32", **caps: Any) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Logits `[turns * (1 + steps), vocabulary]` of a fixed conversation, and the store's figures."""
+def prompts(turns: tuple[int, ...]) -> list[np.ndarray]:
     rng = np.random.default_rng(7)
+    return [rng.integers(3, VOCABULARY, turn).astype(np.uint32) for turn in turns]
+
+
+def run(
+    index: str, dtype: str = "float32", family: str = "llama", turns: tuple[int, ...] = TURNS, **caps: Any
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Logits `[turns * (1 + steps), vocabulary]` of a fixed conversation, and the store's figures."""
     found = []
     kv = {"index": index, "budget": 96, "sink": 8, "local": 16, "page_size": PAGE}
     with (
         tempfile.TemporaryDirectory() as folder,
-        Runtime.load(model(), dtype=dtype, kv=KVConfig(path=folder, **kv, **caps)) as runtime,
+        Runtime.load(model(family), dtype=dtype, kv=KVConfig(path=folder, **kv, **caps)) as runtime,
     ):
         sequence = runtime.engine.new_sequence()
-        for turn in TURNS:
-            logits = runtime.engine.prefill(sequence, rng.integers(3, VOCABULARY, turn).astype(np.uint32)).logits
+        for prompt in prompts(turns):
+            logits = runtime.engine.prefill(sequence, prompt).logits
             assert logits is not None
             for _ in range(STEPS):
                 found.append(logits)
@@ -110,3 +117,43 @@ def test_sparse_reading_is_not_dense_reading() -> None:
     """The property above would hold for a model that ignores its cache; this one does not."""
     assert not torch.equal(unspilled("bounds"), unspilled("dense"))
     assert not torch.equal(unspilled("window"), unspilled("oracle"))
+
+
+# Hybrids
+
+HYBRIDS = {"qwen3_5_text": (820_000, 2048), "gemma4_text-shared": (1_640_000, 2 * 4096)}
+"""Recurrent layers and a full one; sliding and full ones, of which the last have no keys of their own. Bytes that a
+device tier takes beside pages, at the least, and bytes of a page in all layers that have pages."""
+
+
+def dense_logits(family: str, turns: tuple[int, ...], found: torch.Tensor) -> torch.Tensor:
+    """transformers' own where `found` is from, after the tokens that were chosen from that."""
+    said: list[int] = []
+    places: list[int] = []
+    for prompt, logits in zip(prompts(turns), found.split(1 + STEPS), strict=True):
+        said += [*prompt.tolist(), *logits[:STEPS].argmax(-1).tolist()]
+        places += range(len(said) - STEPS - 1, len(said))
+    with torch.inference_mode():
+        logits: torch.Tensor = reference_model(model(family))(torch.tensor([said])).logits[0, places]
+    return logits
+
+
+@pytest.mark.parametrize("family", HYBRIDS)
+def test_two_turns_of_a_hybrid_are_dense_at_every_split(family: str) -> None:
+    """In memory alone, on the device, on disk, and in all three: no bit differs, and it is what transformers computes
+    with everything in one place. What an offloaded cache gets wrong first is the second turn."""
+    turns, (fixed, page) = (300, 60), HYBRIDS[family]
+    found, stats = run("dense", family=family, turns=turns, host_gb=0.05, disk_gb=0)
+    assert set(stats["tiers"]) == {"host"}
+    theirs = dense_logits(family, turns, found)
+    assert (found - theirs).abs().max() <= tolerance(family) * theirs.abs().max()
+    most_read = {}
+    for split, (gpu_pages, host_pages) in {"gpu": (500, 60), "disk": (5, 9), "mixed": (12, 24)}.items():
+        caps = {"gpu_gb": (fixed + gpu_pages * page) / 1e9, "host_gb": host_pages * page / 1e9}
+        other, stats = run("dense", family=family, turns=turns, disk_gb=0.1, **caps)
+        assert torch.equal(other, found), split
+        reads = {tier: of["page_reads"] for tier, of in stats["tiers"].items()}
+        most_read[split] = max(reads, key=reads.__getitem__)
+        assert (reads["disk"] == 0) == (split == "gpu"), "everything is near"
+        assert min(reads.values()) > 0 or split == "gpu", "pages are read from every tier"
+    assert most_read["gpu"] == "gpu"
