@@ -96,7 +96,8 @@ class KVCrushPlacement(Placement):
         if kind == "mean":
             return bits.float().mean(1) > 0.5
         if kind == "random":
-            anchor = torch.rand(len(bits), generator=torch.Generator().manual_seed(self.layer)) < 0.5
+            rng = torch.Generator().manual_seed(self.layer)
+            anchor = torch.rand(len(bits), dtype=torch.float32, generator=rng) < 0.5
         else:
             anchor = {"zeros": heads < 0, "ones": heads >= 0, "alternate": heads % 2 == 1}[kind]
         return anchor.to(bits.device)

@@ -45,7 +45,7 @@ class SqueezePlacement(H2OPlacement):
     compares = True
 
     def start(self) -> State:
-        return {"cosine": torch.zeros(2)}
+        return {"cosine": torch.zeros(2, dtype=torch.float32)}
 
     def compare(self, state: State, cosines: Tensor) -> State:
         more = torch.stack([cosines.sum(), torch.ones_like(cosines).sum()])

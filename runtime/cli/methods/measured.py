@@ -67,7 +67,7 @@ def _drawn() -> Any:
     import torch
 
     rng = torch.Generator().manual_seed(0)
-    return torch.randn(HEADS, TOKENS, DIM, generator=rng).to(getattr(torch, DTYPE))
+    return torch.randn(HEADS, TOKENS, DIM, dtype=torch.float32, generator=rng).to(getattr(torch, DTYPE))
 
 
 def _profile() -> dict[str, Any]:
@@ -76,9 +76,9 @@ def _profile() -> dict[str, Any]:
     import torch
 
     return {
-        "codewords": torch.zeros(HEADS, 16, DIM),
-        "center": torch.zeros(HEADS, 1, DIM),
-        "metric": torch.eye(DIM).expand(HEADS, DIM, DIM),
+        "codewords": torch.zeros(HEADS, 16, DIM, dtype=torch.float32),
+        "center": torch.zeros(HEADS, 1, DIM, dtype=torch.float32),
+        "metric": torch.eye(DIM, dtype=torch.float32).expand(HEADS, DIM, DIM),
         "distance": torch.tensor(2048),
         "digest": torch.zeros(16, dtype=torch.uint8),
     }

@@ -1,0 +1,124 @@
+"""One table and one picture of all methods, from the results of `stratakv eval` and of `placement_cost.py`.
+
+    python examples/bench/compare_methods.py --fidelity FILE,FILE --tasks FILE,FILE --cost FILE --out FILE --plot FILE
+
+Each row is a method at one budget: KL and interval of every fidelity result (one for each model), share of a right
+reply's tokens that it gets, task by task, beside dense on the same samples, and what it costs in one layer. Nothing is
+measured here; the table says from which files its numbers are, and with which commands those were made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from builds import write_result
+
+from stratakv.runtime.process.pictures import figure_class
+
+Row = dict[str, Any]
+_KINDS = {"dense": "#222222", "window": "#8a8a8a", "oracle": "#2a7f3f"}
+_INDEX, _PLACEMENT, _HOT = "#1f5fb4", "#d1495b", "#e08e0b"
+_FIDELITY = ("kl", "kl_interval", "top1_agree", "perplexity_change", "tokens_read")
+_TASK = ("dense", "other", "difference", "interval", "p_value", "n", "clusters")
+
+
+def table(fidelity: list[Row], tasks: list[Row], cost: Row | None) -> list[Row]:
+    """A row for each method and budget, in the order of the first fidelity result's KL within a budget."""
+    rows: dict[tuple[str, float], Row] = {}
+    for result in fidelity:
+        for one in result["variants"]:
+            row = rows.setdefault((one["index"], one["budget"]), _row(one))
+            row["fidelity"][result["model"]] = {name: one[name] for name in _FIDELITY}
+    for result in tasks:
+        how = "through what is kept" if result["question"] == "sparse" else "exactly"
+        protocol = f"{result['model']}, question read {how}"
+        for one in result["variants"]:
+            row = rows.setdefault((one["index"], one["budget"]), _row(one))
+            of = row["tasks"].setdefault(protocol, {})
+            for name, scores in one["by_task"].items():
+                of[name] = {kind: {field: scores[kind][field] for field in _TASK} for kind in ("found", "forced")}
+    for text in cost["texts"] if cost is not None else []:
+        for reader in text["readers"]:
+            found = rows.get((reader["reader"], text["keep"]))
+            if found is not None:
+                found["cost"] = {name: value for name, value in reader.items() if name != "reader"}
+    first = fidelity[0]["model"]
+    return sorted(rows.values(), key=lambda row: (row["budget"], row["fidelity"].get(first, {}).get("kl", 0.0)))
+
+
+def _row(one: Row) -> Row:
+    return {"method": one["index"], "budget": one["budget"], "fidelity": {}, "tasks": {}, "cost": None}
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """A panel for each model: KL of every method at both budgets, the best on top; and one for a task's turns."""
+    models = list(dict.fromkeys(model for row in rows for model in row["fidelity"]))
+    budgets = sorted({row["budget"] for row in rows if row["method"] == "window"} & {0.1, 0.25})
+    names = [row["method"] for row in rows if row["budget"] == budgets[-1]][::-1]
+    figure = figure_class()(figsize=(5.5 * len(models), 0.8 + 0.27 * len(names)), layout="constrained")
+    panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
+    for axes, model in zip(panels, models, strict=True):
+        for budget, style in zip(budgets, ("o", "D"), strict=True):
+            found = {row["method"]: row["fidelity"].get(model) for row in rows if row["budget"] == budget}
+            for place, name in enumerate(names):
+                of = found.get(name)
+                if of is None:
+                    continue
+                axes.plot(
+                    of["kl"],
+                    place,
+                    style,
+                    color=_colour(name),
+                    markersize=6,
+                    fillstyle="none" if budget == budgets[0] else "full",
+                )
+                if of["kl_interval"] is not None:
+                    axes.hlines(place, *of["kl_interval"], color=_colour(name), alpha=0.4, linewidth=1.5)
+        axes.set_xscale("log")
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.grid(alpha=0.3, which="both")
+        axes.set_xlabel("mean KL from dense, nats; line: 95 %")
+        axes.set_title(
+            f"{model}: hollow {budgets[0]:.0%} of the context, full {budgets[-1]:.0%}", loc="left", fontsize=10
+        )
+    figure.savefig(path, dpi=130)
+
+
+def _colour(name: str) -> str:
+    from stratakv.retrieval.placement_registry import PLACEMENTS
+
+    if name in _KINDS:
+        return _KINDS[name]
+    if name.split(":")[0] not in PLACEMENTS:
+        return _INDEX
+    return _HOT if "mode=hot" in name else _PLACEMENT
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fidelity", required=True, help="comma-separated results")
+    parser.add_argument("--tasks", default="", help="comma-separated results")
+    parser.add_argument("--cost", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--plot", type=Path)
+    asked = parser.parse_args()
+    fidelity, tasks = (
+        [json.loads(Path(name).read_text()) for name in listed.split(",") if name]
+        for listed in (asked.fidelity, asked.tasks)
+    )
+    cost = json.loads(asked.cost.read_text()) if asked.cost else None
+    rows = table(fidelity, tasks, cost)
+    made_of = [
+        {name: one.get(name) for name in ("command", "commit", "hardware")} for one in (*fidelity, *tasks, cost) if one
+    ]
+    write_result({"command": "python " + " ".join(sys.argv), "made_of": made_of, "rows": rows}, asked.out)
+    if asked.plot:
+        draw(rows, asked.plot)
+
+
+if __name__ == "__main__":
+    main()
