@@ -1,14 +1,16 @@
 """What a codec makes of a model's KV: bytes, error, what a model then says, and pace.
 
-    python examples/bench/disk_codecs.py [--tokens 4096] [--page-sizes 16,64] [--out FILE]
+    python examples/bench/disk_codecs.py [--tokens 4096] [--page-sizes 16,64] [--dtypes bfloat16,float32]
+        [--codecs SPEC,..] [--out FILE]
 
 SmolLM2 reads the bundled novel in fp32. Every page of its KV, as fp32 and rounded to bf16, goes through every codec
-and back. Then the next 64 tokens are read over what came back: the error of attention's output, with the queries of a
-model that read exactly, and the KL of the next token. `un-rotated` rows encode keys before positions are applied and
-rotate them again after decoding, which no cache does yet. A lossless codec must return every bit, or nothing is
-reported. `payload_per_raw_byte` is what the codec writes, `disk_per_raw_byte` what an LMDB file with all of the
-records grows by: their headers, and LMDB's rounding of each to 4 KiB, weigh more the smaller a page is. Paces are of
-one thread, one page after another, as the store writes and reads them.
+and back. What a codec has to learn it learns from the 2,048 tokens behind those. Then the next 64 tokens are read over
+what came back: the error of attention's output, with the queries of a model that read exactly, and the KL of the next
+token. `un-rotated` rows encode keys before positions are applied and rotate them again after decoding, which no cache
+does yet. A lossless codec must return every bit, or nothing is reported. `payload_per_raw_byte` is what the codec
+writes, `disk_per_raw_byte` what an LMDB file with all of the records grows by: their headers, and LMDB's rounding of
+each to 4 KiB, weigh more the smaller a page is. Paces are of one thread, one page after another, as the store writes
+and reads them.
 """
 
 from __future__ import annotations
@@ -36,12 +38,16 @@ from stratakv.runtime.model.model import Model
 from stratakv.runtime.process.hardware import hardware
 from stratakv.storage import DiskTier, PageLayout, page_key
 from stratakv.storage.codecs import CODECS, LOSSLESS, make_codec
+from stratakv.storage.codecs.code_points import learn_points
+from stratakv.storage.codecs.codec import Profile
 from stratakv.storage.disk import record
 from stratakv.storage.files.scratch import scratch_folder
 
 DOCUMENT = Path(__file__).parents[1] / "northanger_abbey.txt"
 CHUNK, ASKED, ROUNDS = 512, 64, 3
 TIMED_PAGES = 512
+LEARNED = 2048
+"""Tokens that codecs learn from."""
 
 
 class Listening(PlainModel):
@@ -109,15 +115,17 @@ def attention(q: Tensor, scale: float, keys: Tensor, values: Tensor) -> Tensor:
     return (q @ keys.repeat_interleave(repeats, 0).mT * scale).softmax(-1) @ values.repeat_interleave(repeats, 0)
 
 
-def through(past: Past, exact: Listening, name: str, rotated: bool, kl: Callable[[Past], float]) -> dict[str, Any]:
+def through(
+    past: Past, exact: Listening, name: str, rotated: bool, profiles: list[Profile], kl: Callable[[Past], float]
+) -> dict[str, Any]:
     """One codec over all pages of all layers."""
-    model, codec, lossy_pages = exact.model, make_codec(name, past.layout), 0
+    model, lossy_pages = exact.model, 0
     errors = {"keys": Error(), "values": Error(), "attention": Error()}
     found, payloads = Past([], [], past.layout), []
     for layer, true in enumerate(past.keys):
         rotation, positions = model.rotation(layer), torch.arange(true.shape[1])
         pages = past.pages(layer, true if rotated else rotation.unrotate(true, positions))
-        back = np.empty_like(pages)
+        codec, back = make_codec(name, past.layout, profiles[layer]), np.empty_like(pages)
         for page, out in zip(pages, back, strict=True):
             payloads.append(codec.encode(page))
             codec.decode(memoryview(payloads[-1]), out)
@@ -160,11 +168,11 @@ def disk_bytes(payloads: list[bytes], layout: PageLayout) -> int:
     return used
 
 
-def pace(past: Past, name: str) -> dict[str, float]:
+def pace(past: Past, name: str, profile: Profile) -> dict[str, float]:
     """Raw MB/s of pages spread over the layers."""
     every = np.concatenate([past.pages(layer, keys) for layer, keys in enumerate(past.keys[:: len(past.keys) // 4])])
     pages = every[:: max(1, len(every) // TIMED_PAGES)]
-    codec, out = make_codec(name, past.layout), np.empty(past.layout.page_bytes, dtype=np.uint8)
+    codec, out = make_codec(name, past.layout, profile), np.empty(past.layout.page_bytes, dtype=np.uint8)
     times: dict[str, list[float]] = {"encode": [], "decode": []}
     for _ in range(ROUNDS):
         started = time.perf_counter()
@@ -177,14 +185,34 @@ def pace(past: Past, name: str) -> dict[str, float]:
     return {f"{call}_mb_per_s": pages.nbytes / 1e6 / statistics.median(spent) for call, spent in times.items()}
 
 
-def measure(model: Model, ids: np.ndarray, page_sizes: list[int]) -> list[dict[str, Any]]:
-    """All codecs over the KV of all tokens but the last, which ask."""
+def learned(model: Model, ids: np.ndarray) -> dict[bool, list[Profile]]:
+    """What codecs learn of each layer from these tokens, as `stratakv calibrate` does; by whether keys are rotated."""
+    reader = Listening(model)
+    found: dict[bool, list[Profile]] = {True: [], False: []}
+    for start in range(0, len(ids), CHUNK):
+        reader.read(ids[start : start + CHUNK])
+    for layer, (keys, values) in enumerate(zip(reader.keys, reader.values, strict=True)):
+        groups, length, dim = keys.shape
+        queries, _ = reader.queries[layer]
+        squares = queries.square().mean(1).view(groups, -1, dim).mean(1)
+        plain = model.rotation(layer).unrotate(keys, torch.arange(length))
+        for rotated, side in ((True, keys), (False, plain)):
+            pages = torch.stack([side, values]).view(2, groups, length // 16, 16, dim).movedim(2, 0)
+            found[rotated].append(learn_points(pages.numpy(), squares.numpy()))
+    return found
+
+
+def measure(
+    model: Model, ids: np.ndarray, behind: np.ndarray, page_sizes: list[int], dtypes: list[str], specs: list[str]
+) -> list[dict[str, Any]]:
+    """Codecs over the KV of all tokens but the last, which ask. Those `behind` are learned from."""
+    profiles = learned(model, behind)
     reader, length = Listening(model), len(ids) - ASKED
     for start in range(0, length, CHUNK):
         reader.read(ids[start : min(start + CHUNK, length)])
     keys, values, asked = list(reader.keys), list(reader.values), ids[length:]
     rows = []
-    for size, dtype in itertools.product(page_sizes, ("bfloat16", "float32")):
+    for size, dtype in itertools.product(page_sizes, dtypes):
         kind = getattr(torch, dtype)
         layout = PageLayout(num_heads=model.num_kv_heads, page_size=size, head_dim=model.head_dim, dtype=dtype)
         past = Past([k.to(kind).float() for k in keys], [v.to(kind).float() for v in values], layout)
@@ -195,11 +223,11 @@ def measure(model: Model, ids: np.ndarray, page_sizes: list[int]) -> list[dict[s
             said = reader.over(found.keys, found.values, length).read_all(asked).log_softmax(-1)
             return float((true.exp() * (true - said)).sum(-1).mean())
 
-        for name in CODECS:
+        for name in specs:
             for rotated in (True, False):
                 if rotated or name not in LOSSLESS:
-                    row = through(past, exact, name, rotated, kl)
-                    rows.append({**row, **(pace(past, name) if rotated else {})})
+                    row = through(past, exact, name, rotated, profiles[rotated], kl)
+                    rows.append({**row, **(pace(past, name, profiles[True][0]) if rotated else {})})
                     print(json.dumps(rows[-1]), file=sys.stderr)
     return rows
 
@@ -208,6 +236,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--page-sizes", default="16,64")
+    parser.add_argument("--dtypes", default="bfloat16,float32")
+    parser.add_argument("--codecs", default=",".join(CODECS))
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     page_sizes = [int(size) for size in given.page_sizes.split(",")]
@@ -219,8 +249,9 @@ def main() -> None:
         scratch_folder("bench") as folder,
         Runtime.load("smollm2", dtype="float32", kv=KVConfig(path=folder, disk_gb=0)) as runtime,
     ):
-        ids = np.array(runtime.tokenizer.encode(DOCUMENT.read_text())[: given.tokens + ASKED], dtype=np.uint32)
-        rows = measure(runtime.model, ids, page_sizes)
+        every = np.array(runtime.tokenizer.encode(DOCUMENT.read_text()), dtype=np.uint32)
+        ids, behind = np.split(every[: given.tokens + ASKED + LEARNED], [given.tokens + ASKED])
+        rows = measure(runtime.model, ids, behind, page_sizes, given.dtypes.split(","), given.codecs.split(","))
     result: dict[str, Any] = {
         "command": " ".join(["python", *sys.argv]), "hardware": hardware(), "load_average": os.getloadavg()[0],
         "model": "smollm2", "text": DOCUMENT.name, "tokens": given.tokens, "asked": ASKED, "rows": rows,

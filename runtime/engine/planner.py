@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import resource
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 import torch
 
 from ...storage import PageLayout
+from ...storage.codecs.compression import is_lossy
+from ...storage.codecs.registry import ADAPTIVE, make_codec
+from ...storage.disk.record import record_bytes
+from ...storage.disk.room import stored_bytes
 from ..api.config import KVConfig
 from ..api.errors import DoesNotFitError
 from ..layers.workspace import Workspace
@@ -28,6 +32,8 @@ _PAGES_PER_LAYER = 4
 """Fewest slots per tiered layer in the compute tier: the open page and a few to read."""
 RECORD_OVERHEAD = 1.2
 """An incompressible page on disk against its raw bytes: header and LMDB's 4 KiB rounding."""
+_CHURN = 1.05
+"""LMDB writes what it changes anew before it gives the old up: room for that, where pages take as much as is said."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +53,8 @@ class Plan:
     """What a sequence holds beside its pages, in the compute tier: there is room for that of one."""
     store_bytes: int = 0
     """The cap of the store, in which other models may have folders, too."""
+    disk_share: float = RECORD_OVERHEAD
+    """Bytes that a page takes on disk per raw byte, at most; see `disk_share`."""
     disk_knob: str = "raise disk_gb"
     """How a user lets the store hold more, for messages."""
 
@@ -79,11 +87,11 @@ class Plan:
 
     def disk_tokens(self, disk_bytes: int) -> int:
         """Tokens that so many bytes of disk keep, compressible or not."""
-        return int(disk_bytes / RECORD_OVERHEAD) // self.token_bytes if self.token_bytes else sys.maxsize
+        return int(disk_bytes / self.disk_share) // self.token_bytes if self.token_bytes else sys.maxsize
 
     def disk_need(self, tokens: int) -> int:
         """Bytes of disk that keep so many tokens, compressible or not."""
-        return int(tokens * self.token_bytes * RECORD_OVERHEAD) + 1
+        return int(tokens * self.token_bytes * self.disk_share) + 1
 
     def host_tokens(self, num_taken: int = 0) -> int:
         """Tokens that host memory keeps beside `num_taken` pages that cannot leave it."""
@@ -105,7 +113,8 @@ class Plan:
         tiers = f"host {_gb(self.host_pool_bytes)}"
         if disk:
             beside = f", {_gb(self.store_bytes - disk)} more in other folders" if self.store_bytes > disk else ""
-            tiers = f"disk {_gb(disk)} (up to {RECORD_OVERHEAD}x the raw bytes when incompressible{beside})"
+            kind = " when incompressible" if self.disk_share == RECORD_OVERHEAD else ""
+            tiers = f"disk {_gb(disk)} (up to {self.disk_share:.3g}x the raw bytes{kind}{beside})"
         knob = self.disk_knob if disk else f"raise host_gb, or {self.disk_knob}"
         raise DoesNotFitError(
             f"{what} does not fit: {tokens} tokens x {self.token_bytes} bytes = {_gb(tokens * self.token_bytes)}, "
@@ -121,7 +130,7 @@ class Plan:
                 beside += f" + {_gb(self.held.sequence_bytes)} {self.held.named}"
             found.append(("gpu", _gb(self.gpu_bytes), f"{self._tokens(self.compute_pool_bytes)} + {beside}"))
         found.append(("host", _gb(self.host_bytes), self._tokens(self.host_pool_bytes)))
-        found.append(("disk", _gb(self.disk_bytes), self._tokens(int(self.disk_bytes / RECORD_OVERHEAD))))
+        found.append(("disk", _gb(self.disk_bytes), self._tokens(int(self.disk_bytes / self.disk_share))))
         return found
 
     def _tokens(self, pages_bytes: int) -> str:
@@ -150,7 +159,17 @@ def make_plan(
     elif device.type == "cuda":
         gpu = int(free_memory(device) * FREE_SHARE)
     host = int(config.host_gb * GB) if config.host_gb is not None else available_memory() // 2
-    return plan_within(gpu, host, layout, num_tiered, chunk, held)
+    plan = plan_within(gpu, host, layout, num_tiered, chunk, held)
+    return replace(plan, disk_share=disk_share(config.codec, layout))
+
+
+def disk_share(codec: str, layout: PageLayout) -> float:
+    """Bytes that a page takes on disk per raw byte, at most. What a lossy codec cannot hold, which is written as zstd,
+    may take more."""
+    if codec == ADAPTIVE or not is_lossy(codec):
+        return RECORD_OVERHEAD
+    payload = make_codec(codec, layout).payload_bytes
+    return _CHURN * stored_bytes(record_bytes(payload, layout.page_size)) / layout.page_bytes
 
 
 def plan_within(

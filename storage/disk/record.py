@@ -103,6 +103,11 @@ def length(buffer: memoryview | bytes) -> int:
     return int(_FIXED + 4 * count + size)
 
 
+def record_bytes(payload_bytes: int, num_tokens: int) -> int:
+    """Bytes of a page's record."""
+    return int(_FIXED + 4 * num_tokens + payload_bytes)
+
+
 def checksum(buffer: memoryview | bytes) -> bytes:
     """The 8 bytes of the checksum in the record that begins with `buffer`; fewer if it is cut off."""
     return bytes(buffer[_HEAD.size : _FIXED])

@@ -7,16 +7,18 @@ import resource
 import sys
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from kv_pages import arena, disk_tier, text
 
 from stratakv.runtime import DoesNotFitError, KVConfig
 from stratakv.runtime.engine.held import Held
-from stratakv.runtime.engine.planner import GB, Plan, available_memory, chunk_of, make_plan
+from stratakv.runtime.engine.planner import GB, RECORD_OVERHEAD, Plan, available_memory, chunk_of, make_plan
 from stratakv.runtime.layers.workspace import Workspace
-from stratakv.storage import PageLayout
+from stratakv.storage import PageLayout, TieredStore
 
 LAYOUT = PageLayout(num_heads=2, page_size=16, head_dim=64, dtype="float32")
 """1,024 bytes a token, 16 KiB a page."""
@@ -57,6 +59,24 @@ def test_the_last_tier_decides_how_many_tokens_are_kept() -> None:
 @pytest.mark.parametrize("tokens", [1, 16, 999, 1000, 123_457])
 def test_the_disk_that_so_many_tokens_need_keeps_them(tokens: int) -> None:
     assert tokens <= PLAN.disk_tokens(PLAN.disk_need(tokens)) <= tokens + 1
+
+
+@pytest.mark.parametrize("codec", ["kivi", "rotatekv:bits=4", "int8"])
+def test_coded_pages_need_what_they_take(tmp_path: Path, codec: str) -> None:
+    """A disk tier takes as many pages of a codec as it is said to keep tokens, and more than it would keep raw."""
+    cap = 4 << 20
+    plan = make_plan(KVConfig(disk_gb=0, codec=codec, host_gb=0.1), LAYOUT, 1, CPU, CHUNK)
+    count = plan.disk_tokens(cap) // LAYOUT.page_size
+    assert count > 2 * (replace(plan, disk_share=RECORD_OVERHEAD).disk_tokens(cap) // LAYOUT.page_size)
+    named, pages = text(LAYOUT, count), torch.randn(count, LAYOUT.page_bytes // 4).view(torch.uint8)
+    disk = disk_tier(tmp_path / "s", cap_bytes=cap)
+    store = TieredStore(LAYOUT, 1, host=arena("host", LAYOUT, count), disk=disk, codec=codec)
+    store.put(0, named.chains, named.tokens, pages)
+    store.flush()
+    assert disk.num_pages == count
+    store.close()
+    with pytest.raises(DoesNotFitError, match=r"disk 0.00419 GB \(up to 0.\d+x the raw bytes\)"):
+        replace(plan, disk_bytes=cap).check(plan.disk_tokens(cap) + 1, "the text")
 
 
 def test_a_model_of_windows_alone_is_never_too_long() -> None:
