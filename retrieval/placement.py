@@ -16,7 +16,7 @@ The order of calls, for one layer of one sequence:
                       compare                what the layer made of hidden states, where it `compares`
                       read                   token ids, where it `reads`
                       wish -> divide         what each layer asks for -> tokens for each layer
-                      keep                   which tokens stay
+                      keep -> leave          which tokens stay; what is remembered of the others
     reply    enter -> observe -> keep        at each whole page, where `prunes` (otherwise all of a reply is kept)
 
 A token that was not kept is never judged again, in either mode: what a placement knows has one number for each token
@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -120,6 +120,9 @@ class Facts(NamedTuple):
 
     repeats: int = 1
     """Query heads of each KV head."""
+    looks_back: Mapping[int, Tensor] = {}
+    """By layer, how much each KV head looks at earlier tokens like the last one, and at those behind them, fp32
+    `[2, G]`; empty unless it `searches`."""
     classes: Tensor | None = None
     """The class of each token id, uint8 `[vocabulary]`: `SPECIAL`, `PUNCTUATION`, or 0; None unless it `reads`."""
 
@@ -140,6 +143,8 @@ class Placement(ABC):
     """True if a reply keeps to the budget, too: what was kept goes as new pages come. False: all of a reply is kept."""
     compares: ClassVar[bool] = False
     """True if it looks at hidden states."""
+    searches: ClassVar[bool] = False
+    """True if it needs to know which heads look far back."""
     reads: ClassVar[bool] = False
     """True if it looks at token ids."""
 
@@ -152,8 +157,8 @@ class Placement(ABC):
         reply it is given each, a page at a time, if `prunes`, but for a 0 here."""
         return 0
 
-    def start(self) -> State:
-        """What is known before the first token, besides columns."""
+    def start(self, keys: Tensor, values: Tensor) -> State:
+        """What is known before the first token, besides columns; keys and values `[G, 0, D]`."""
         return {}
 
     def enter(self, keys: Tensor, values: Tensor, positions: Tensor) -> State:
@@ -190,6 +195,15 @@ class Placement(ABC):
         order = scores.sort(dim=-1, descending=True, stable=True).indices
         kept = torch.zeros_like(forced).scatter_(1, order[:, :budget], True)
         return (kept | forced) & (text.positions >= 0)
+
+    def leave(self, state: State, text: Text, kept: Tensor) -> State:
+        """What changes in `state` as all columns go but those `kept`, bool `[G, m]`."""
+        return {}
+
+    def rest(self, state: State) -> tuple[Tensor, Tensor, Tensor] | None:
+        """A key and a value of each head, fp32 `[G, D]`, that steps read for all that has gone, and the number of
+        tokens `[G]` that each counts for in the softmax; None: nothing is read for them."""
+        return None
 
     def forced(self, text: Text, budget: int) -> Tensor:
         """The columns that stay in any case, bool `[G, m]`: sinks and recent tokens."""

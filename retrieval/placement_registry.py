@@ -29,6 +29,7 @@ PLACEMENTS = {
     "l2norm": "L2NormPlacement",
     "lagkv": "LagKVPlacement",
     "pyramidkv": "PyramidKVPlacement",
+    "razor": "RazorPlacement",
     "scissorhands": "ScissorhandsPlacement",
     "scope": "ScopePlacement",
     "snapkv": "SnapKVPlacement",

@@ -61,7 +61,7 @@ class CakePlacement(Placement):
     def rows(self) -> int:
         return int(self.options.window)
 
-    def start(self) -> State:
+    def start(self, keys: Tensor, values: Tensor) -> State:
         return {"preference": torch.zeros(1, dtype=torch.float32)}
 
     def observe(self, state: State, rows: Rows) -> State:

@@ -44,7 +44,7 @@ class SqueezePlacement(H2OPlacement):
     Options = SqueezeOptions
     compares = True
 
-    def start(self) -> State:
+    def start(self, keys: Tensor, values: Tensor) -> State:
         return {"cosine": torch.zeros(2, dtype=torch.float32)}
 
     def compare(self, state: State, cosines: Tensor) -> State:

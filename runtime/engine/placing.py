@@ -13,6 +13,7 @@ from ..layers.base import LayerKV
 from ..layers.tiered import tiered_layers
 from ..model.model import Model
 from ..model.token_classes import token_classes
+from .search_heads import search_scores
 
 
 def make_placements(
@@ -29,7 +30,8 @@ def make_placements(
 def facts_of(model: Model, kind: type[Placement]) -> Facts:
     """What placements of this kind may know of a model."""
     classes = token_classes(model.tokenizer, model.config.vocab_size) if kind.reads else None
-    return Facts(model.num_heads // model.num_kv_heads, classes)
+    looks_back = search_scores(model) if kind.searches else {}
+    return Facts(model.num_heads // model.num_kv_heads, looks_back, classes)
 
 
 def place(layers: list[LayerKV], spec: PlacementSpec, tokens: np.ndarray) -> None:

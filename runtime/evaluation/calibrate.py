@@ -19,22 +19,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...kernels.prefill_attention import prefill_attention
-from ...kernels.sinks import with_sinks
 from ...retrieval.structures.codebook import MAX_CODEWORDS, learn_codebooks, query_metric, score_error
-from ...storage import PageLayout
 from ...storage.codecs.code_points import learn_points
 from ...storage.files.file_names import as_text
 from ...storage.transfer import clock
 from ..chat.documents import read_text_file
+from ..engine.layerwise import PAGE_SIZE, Sides, layer_by_layer
 from ..engine.profile import Profile, default_path, refuse_later
-from ..layers.base import Advance
-from ..layers.recurrent import RecurrentLayer
-from ..layers.sliding import SlidingLayer
 from ..model.conversion import tell
 from ..model.identity import model_digests
 from ..model.locate import cache_dir, locate
-from ..model.model import Attend, Model
+from ..model.model import Model
 from ..process.devices import pick_device, pick_dtype
 from ..process.outputs import check_outputs
 from .options import Ticker
@@ -46,8 +41,6 @@ CONTEXT = 2048
 """Tokens of a context, which is read in one piece."""
 DISTANCE = 2048
 """The paper's b: the distance in tokens that every key is taken to have from the query."""
-_PAGE_SIZE = 16
-"""Tokens a page: of those that codecs learn from, and of layers that have none here but ask."""
 _PAGES = 128
 """Pages of a layer that codecs learn from, spread evenly over all contexts."""
 
@@ -190,43 +183,21 @@ def _captured(
     model: Model, contexts: list[np.ndarray], distance: int, ticker: Ticker
 ) -> Iterator[tuple[int, Captured]]:
     """Yield each tiered layer and what was seen of it."""
-    size, device = len(contexts[0]), model.device
-    reach = model.rope.reach(size)
-    tables = model.rotary(torch.arange(size, device=device).unsqueeze(0), model.prefill_dtype, reach)
-    turned = torch.full((size,), distance, device=device)
-    dtype = str(model.prefill_dtype).removeprefix("torch.")
-    hidden = [model.embed(torch.from_numpy(ids).to(device).unsqueeze(0)).to(model.prefill_dtype) for ids in contexts]
-    inputs = [model.inputs(ids[None], rows) for ids, rows in zip(contexts, hidden, strict=True)]
+    size = len(contexts[0])
+    reach, turned = model.rope.reach(size), torch.full((size,), distance, device=model.device)
     seen: list[Captured] = []
-    page = min(_PAGE_SIZE, size)
+    page = min(PAGE_SIZE, size)
     every = max(1, len(contexts) * (size // page) // _PAGES)
 
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        window, sinks = model.windows[layer], model.sinks[layer]
-        if window is None:
-            plain, far = k[0], model.rotation(layer, reach).rotate(q[0], turned).reshape(k.shape[1], -1, k.shape[3])
-        q, k = model.rotate(layer, q, k, tables)
-        if window is not None:
-            layout = PageLayout(num_heads=k.shape[1], page_size=_PAGE_SIZE, head_dim=k.shape[3], dtype=dtype)
-            sliding = SlidingLayer(layer, window, layout, k.dtype, device, sinks)
-            return sliding.extend(q[0], k[0], v[0], 0, scale).unsqueeze(0)
-        sides = torch.stack([k[0], v[0]]) if model.value_dim is None else k
-        whole = sides[:, :, : size - size % page].reshape(*sides.shape[:2], -1, page, k.shape[3])[:, :, ::every]
-        asked = q[0].float().square().mean(1).reshape(k.shape[1], -1, k.shape[3]).mean(1)
-        seen.append(Captured(plain, (far.mT @ far).double(), whole.movedim(2, 0).contiguous(), asked))
-        out, lse = prefill_attention(q[0], k[0], v[0], scale=scale, causal=True)
-        return (out if sinks is None else with_sinks(out, lse, sinks.unsqueeze(-1))).unsqueeze(0)
+    def see(layer: int, plain: Sides, rotated: Sides, values: Tensor, scale: float) -> None:
+        (q, k), groups, dim = rotated, len(plain[1]), plain[1].shape[2]
+        far = model.rotation(layer, reach).rotate(plain[0], turned).reshape(groups, -1, dim)
+        sides = torch.stack([k, values]) if model.value_dim is None else k.unsqueeze(0)
+        whole = sides[:, :, : size - size % page].reshape(*sides.shape[:2], -1, page, dim)[:, :, ::every]
+        asked = q.float().square().mean(1).reshape(groups, -1, dim).mean(1)
+        seen.append(Captured(plain[1], (far.mT @ far).double(), whole.movedim(2, 0).contiguous(), asked))
 
-    def mix(layer: int, inputs: tuple[Tensor, ...], advance: Advance) -> Tensor:
-        state = RecurrentLayer(layer, model.states[layer] or {}, _PAGE_SIZE, device)
-        return state.mix(tuple(rows[0] for rows in inputs), advance).unsqueeze(0)
-
-    run: Attend = attend
-    for layer in range(max(model.tiered) + 1):
-        ticker.advance(f"layer {layer}")
-        module = model.layer(layer, prefill=True)
-        for place, rows in enumerate(hidden):
-            hidden[place] = model.run_layer(module, rows, run, mix, inputs[place].of(layer))
+    for layer in layer_by_layer(model, contexts, see, lambda layer: ticker.advance(f"layer {layer}")):
         if seen:
             keys, grams, pages, asked = zip(*seen, strict=True)
             yield layer, Captured(torch.cat(keys, 1), torch.stack(grams), torch.cat(pages), torch.stack(asked).mean(0))

@@ -17,14 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...kernels.decode_attention import decode_attention
-from ...kernels.merge_states import merge_states
 from ...retrieval.placement import EVERY, Placement, Rows, State
-from ...retrieval.reading import Run, read_exactly
+from ...retrieval.reading import Run
 from ...retrieval.stored import Geometry
 from .kept import Block, Kept, KeptText, check_kept, exported, kept_of
 from .page_reader import PageReader
 from .pages import LayerPages
+from .ragged import read_ragged, with_rest
 from .workspace import KEY_BLOCK
 
 logger = logging.getLogger(__name__)
@@ -46,9 +45,12 @@ class Placed:
         self.kept = self._nothing()
 
     def _nothing(self) -> Kept:
-        keys = self._of.keys.float()
+        keys, wide = self._of.keys.float(), self._pages.layout.value_dim
         none = torch.empty((self._of.groups, 0), dtype=torch.int64, device=keys.device)
-        start = {name: tensor.to(keys.device) for name, tensor in self.placement.start().items()}
+        start = {
+            name: tensor.to(keys.device)
+            for name, tensor in self.placement.start(keys, keys[..., : wide or keys.shape[2]]).items()
+        }
         state = {**self.placement.enter(keys, keys, none[0]), **start}
         return Kept(none, state, 0, None, 0, 0, None, ())
 
@@ -118,7 +120,9 @@ class Placed:
     def _prune(self, budget: int) -> None:
         text = self._text(self._tail)
         chosen = self.placement.keep(self.kept.state, text, budget)
-        self._take(chosen | (text.positions >= self._pages.sealed))
+        chosen |= text.positions >= self._pages.sealed
+        self._change(self.placement.leave(self.kept.state, text, chosen))
+        self._take(chosen)
         if not self.is_visible:
             self._pages.rank(self._cold(budget).cpu().numpy())
 
@@ -154,25 +158,10 @@ class Placed:
         """Attend with `[G, R, D]` to the sealed tokens that are kept, and the tail; `reader` is the asking layer's.
         Returns their ids `[G, n]`, out and lse."""
         ids = self.kept.positions[:, : self._num_sealed]
-        padding = (ids < 0).sum(1).tolist()
         reader.begin_step(ids.shape[1])
-        if not any(padding):
-            return ids, *read_exactly(query, ids, 1, reader, tail, scale)
-        outs, lses = [], []
-        for begin in range(0, ids.shape[1], reader.max_tokens):
-            some = ids[:, begin : begin + reader.max_tokens]
-            keys, values = reader.keys_values(some.clamp(min=0), 1)
-            parts = [
-                decode_attention(query[g : g + 1], [(keys[g : g + 1, pad:], values[g : g + 1, pad:])], scale=scale)
-                if (pad := max(0, padding[g] - begin)) < some.shape[1] else _nothing(query[g : g + 1], values)
-                for g in range(len(query))
-            ]  # fmt: skip
-            outs.append(torch.cat([out for out, _ in parts]))
-            lses.append(torch.cat([lse for _, lse in parts]))
-        if tail[0].shape[1]:
-            out, lse = decode_attention(query, [tail], scale=scale)
-            outs, lses = [*outs, out], [*lses, lse]
-        return ids, *merge_states(outs, lses)
+        out, lse = read_ragged(query, ids, reader, tail, scale)
+        rest = self.placement.rest(self.kept.state)
+        return ids, *((out, lse) if rest is None else with_rest(query, out, lse, rest, scale))
 
     # What sessions keep
 
@@ -301,9 +290,3 @@ class Placed:
 def _columns(tensor: Tensor, order: Tensor) -> Tensor:
     """The columns `order` `[G, m']` of `[G, m, ..]`."""
     return tensor[torch.arange(len(tensor), device=tensor.device)[:, None], order]
-
-
-def _nothing(query: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Out and lse of attention to no token."""
-    out = query.new_zeros((*query.shape[:-1], values.shape[-1]))
-    return out, query.new_full(query.shape[:-1], -torch.inf, dtype=torch.float32)

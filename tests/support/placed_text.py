@@ -64,5 +64,5 @@ def placement(spec: str, params: IndexParams = PARAMS, layer: int = 0) -> Placem
 
 def seen(one: Placement, text: PlainText, rows: Rows | None = None) -> State:
     """What `one` knows of the whole text, and of how these rows attend."""
-    state = {**one.start(), **one.enter(text.keys, text.values, text.positions[0])}
+    state = {**one.start(text.keys[:, :0], text.values[:, :0]), **one.enter(text.keys, text.values, text.positions[0])}
     return state if rows is None else {**state, **one.observe(state, rows)}

@@ -12,6 +12,7 @@ PLACEMENT_CASES = [
     "l2norm",
     "lagkv:lag=32",
     "pyramidkv",
+    "razor",
     "scissorhands",
     "scope:reply=12:recent=8",
     "snapkv",

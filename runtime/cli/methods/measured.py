@@ -53,7 +53,7 @@ def _of_placement(found: type[Any], options: Any) -> Bytes:
     import torch
 
     placement, keys = found(PARAMS, 0, options), _drawn()
-    state = {**placement.start(), **placement.enter(keys, keys, torch.arange(TOKENS))}
+    state = {**placement.start(keys[:, :0], keys[:, :0]), **placement.enter(keys, keys, torch.arange(TOKENS))}
     columns = sum(state[name].nbytes for name in placement.columns)
     return Bytes(columns / TOKENS / HEADS, (sum(one.nbytes for one in state.values()) - columns) / HEADS)
 

@@ -32,7 +32,7 @@ def kept(spec: str, known: State, budget: int) -> list[set[int]]:
 
 
 def test_mass_is_the_mean_weight_of_the_last_queries_and_kinds_are_the_ids() -> None:
-    one = placement_spec("fastgen:queries=8").make(PARAMS, 0, Facts(REPEATS, torch.tensor([0, 1, 2]).byte()))
+    one = placement_spec("fastgen:queries=8").make(PARAMS, 0, Facts(REPEATS, classes=torch.tensor([0, 1, 2]).byte()))
     rows = Rows(queries(8), COUNT - 8, TEXT)
     known = seen(one, TEXT, rows)
     assert one.rows == 8

@@ -53,7 +53,7 @@ def test_layers_of_which_nothing_is_known_are_equal() -> None:
 
 
 def test_a_wish_is_the_mean_over_all_rows_so_far() -> None:
-    text, state = plain_text(30), ONE.start()
+    text, state = plain_text(30), ONE.start(*plain_text(0)[1:3])
     cosines = torch.rand(20)
     for some in cosines.split([5, 12, 3]):
         state = ONE.compare(state, some)

@@ -151,6 +151,27 @@ def test_a_step_reads_what_is_kept_and_nothing_else(make: Make, placement: str |
     assert held.max() < TOKENS
 
 
+def test_what_went_is_read_as_one_token_for_all_of_it(make: Make) -> None:
+    """At each step of a reply that lets go of more, page by page."""
+    layer, told = make("razor"), []
+    prefill(layer, 0, PROMPT, budget=BUDGET)
+    layer.watch = lambda _, step: told.append((of(layer).kept.positions, layer.sealed))
+    found = decode(layer, PROMPT, TOKENS)
+    gone = []
+    for row, (positions, sealed) in enumerate(told):
+        for g in range(2):
+            kept = positions[g][(positions[g] >= 0) & (positions[g] < sealed)]
+            away = torch.tensor(sorted({*range(sealed)} - {*kept.tolist()}))
+            kept = torch.cat([kept, torch.arange(sealed, PROMPT + row + 1)])
+            keys, values = torch.cat([KV[:, g, kept], KV[:, g, away].mean(1, keepdim=True)], 1).double()
+            heads = slice(g * REPEATS, (g + 1) * REPEATS)
+            logits = QUERIES[heads, PROMPT + row].double() @ keys.T * SCALE
+            logits[:, -1] += torch.tensor(len(away)).log()
+            assert_close("out", found[heads, row], logits.softmax(-1) @ values)
+            gone.append(len(away))
+    assert min(gone) < max(gone)
+
+
 def self_attention(g: int, positions: Tensor, sealed: int, at: int) -> Tensor:
     """Attention `[R, D]` of the token `at` over the sealed tokens in `positions` and all after those."""
     kept = torch.cat([positions[(positions >= 0) & (positions < sealed)], torch.arange(sealed, at + 1)])
