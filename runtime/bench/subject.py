@@ -87,11 +87,11 @@ class Subject:
         return sum(weight.nbytes for weight in self.model.hf.parameters())
 
     def read_per_step(self, itemsize: int) -> int:
-        """Bytes of weights, of `itemsize` each, that a decode step must read: of the embedding only one row, unless it
+        """Bytes of weights, of `itemsize` each, that a decode step must read: of embeddings only a row each, unless one
         is the head as well."""
-        embedding = self.model.inner.embed_tokens.weight
-        is_head = self.model.hf.lm_head.weight is embedding
-        count = sum(w.numel() for w in self.model.hf.parameters()) - (0 if is_head else embedding.numel())
+        inner, head = self.model.inner, self.model.hf.lm_head.weight
+        tables = [inner.embed_tokens.weight, *([inner.inputs.table] if hasattr(inner, "inputs") else [])]
+        count = sum(w.numel() for w in self.model.hf.parameters()) - sum(t.numel() for t in tables if t is not head)
         return int(count * itemsize)
 
     def pair(self, dtype: torch.dtype) -> tuple[Model, Reference]:

@@ -54,6 +54,17 @@ def test_an_embedding_is_read_at_a_step_where_it_is_the_head(
     assert subject.weights_bytes == 4 * (read + (0 if is_tied else 259 * 48))
 
 
+def test_of_embeddings_by_layer_a_row_is_read_at_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of_layers = {"hidden_size_per_layer_input": 12, "vocab_size_per_layer_input": 259}
+    shape = replace(
+        SHAPES["gemma4-e2b"], layers=6, sharing=1, hidden=48, intermediate=80, heads=2, vocabulary=259,
+        more={**SHAPES["gemma4-e2b"].more, **of_layers},
+    )  # fmt: skip
+    monkeypatch.setitem(SHAPES, "tiny", shape)
+    subject = Subject.load(OPTIONS, tmp_path, 200, silent)
+    assert subject.read_per_step(4) == subject.weights_bytes - 4 * 259 * 6 * 12
+
+
 def test_transformers_reads_the_same_weights_and_others_in_another_dtype(subject: Subject) -> None:
     mine, reference = subject.pair(torch.float32)
     assert mine is subject.model
