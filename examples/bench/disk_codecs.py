@@ -119,16 +119,17 @@ def through(
     past: Past, exact: Listening, name: str, rotated: bool, profiles: list[Profile], kl: Callable[[Past], float]
 ) -> dict[str, Any]:
     """One codec over all pages of all layers."""
-    model, lossy_pages = exact.model, 0
+    model, lossless, lossy_pages = exact.model, make_codec("zstd", past.layout), 0
     errors = {"keys": Error(), "values": Error(), "attention": Error()}
     found, payloads = Past([], [], past.layout), []
     for layer, true in enumerate(past.keys):
         rotation, positions = model.rotation(layer), torch.arange(true.shape[1])
         pages = past.pages(layer, true if rotated else rotation.unrotate(true, positions))
         codec, back = make_codec(name, past.layout, profiles[layer]), np.empty_like(pages)
-        for page, out in zip(pages, back, strict=True):
-            payloads.append(codec.encode(page))
-            codec.decode(memoryview(payloads[-1]), out)
+        for number, (page, out) in enumerate(zip(pages, back, strict=True)):
+            writer = lossless if codec.keeps_first and not number else codec
+            payloads.append(writer.encode(page))
+            writer.decode(memoryview(payloads[-1]), out)
         lossy_pages += int((pages != back).any(1).sum())
         keys, values = past.opened(back)
         if not rotated:

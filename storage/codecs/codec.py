@@ -50,6 +50,8 @@ class NamedCodec(Codec, Protocol):
     """A frozen dataclass of the codec's settings: whole numbers up to 255."""
     needs_profile: str
     """What the names of those tensors of a profile begin with that encoding takes; decoding takes none. Empty: none."""
+    keeps_first: bool
+    """A text's first page, whose tokens get attention from all others, is written losslessly instead."""
     payload_bytes: int
     """Bytes of a page's payload: of every page, or of zstd the usual."""
 

@@ -49,8 +49,8 @@ class Compression(Protocol):
     share: float
     """Share of pages that are now written as int4, 0 to 1."""
 
-    def codec_for(self, key: bytes, raw: np.ndarray) -> Codec:
-        """The codec to write a page with; `raw` is uint8 `[page_bytes]`."""
+    def codec_for(self, key: bytes, raw: np.ndarray, *, is_first: bool = False) -> Codec:
+        """The codec to write a page with; `raw` is uint8 `[page_bytes]`. `is_first`: it is the first of a text."""
         ...
 
     def reading(self) -> AbstractContextManager[None]:
@@ -67,9 +67,10 @@ class OneCodec:
         self.readers = _all_codecs(layout) | {self._codec.code: self._codec}
         self.share = float(self._codec.code == Int4Codec.code)
 
-    def codec_for(self, key: bytes, raw: np.ndarray) -> Codec:
+    def codec_for(self, key: bytes, raw: np.ndarray, *, is_first: bool = False) -> Codec:
         codec = self._of_layer[layer_of(key)] if self._codec.needs_profile else self._codec
-        return codec if codec.accepts(raw) else self._lossless
+        is_exact = (is_first and codec.keeps_first) or not codec.accepts(raw)
+        return self._lossless if is_exact else codec
 
     def reading(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -91,7 +92,7 @@ class AdaptiveCompression:
         self._ended: float | None = None
         self._lock = threading.Lock()
 
-    def codec_for(self, key: bytes, raw: np.ndarray) -> Codec:
+    def codec_for(self, key: bytes, raw: np.ndarray, *, is_first: bool = False) -> Codec:
         chosen = xxhash.xxh3_64_intdigest(key) < self.share * 2**64
         return self._int4 if chosen and self._int4.accepts(raw) else self._lossless
 

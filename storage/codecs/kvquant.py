@@ -36,23 +36,24 @@ class KVQuantCodec(LossyCodec):
     """Idea   numbers lie thick in the middle of their group and thin at its ends, so even steps are wasted: code points
              are learned, per layer, for keys and values. Outliers, which would stretch their group, are kept apart.
     For    the least error for its bytes, after `stratakv calibrate`.
-    State  codes of `bits` bits, a middle and an extent per key channel and per value token, 4 bytes per outlier (one
-             number in a hundred), and the code points themselves: at 16 tokens of 64 channels 4.6 bits a number, at
-             64 tokens 3.8, and as many more or less as `bits`.
+    State  codes of `bits` bits, a middle and an extent per key channel and per value token, place and number of each
+             outlier (one in a hundred), and the code points themselves: at 16 tokens of 64 channels 4.6 bits a number,
+             at 64 tokens 3.8, and as many more or less as `bits`.
     Cost   to encode, a sort of the page; to decode, a look-up.
     Paper  KVQuant, arXiv 2401.18079: keys before RoPE by channel, values by token, 1 % outliers, first tokens exact.
     Differs  keys have their positions applied, and a channel's extent is that of the page, where the paper learns one
              per channel before RoPE. Code points are learned (`stratakv calibrate`) from pages of 16 tokens; the paper
              weighs errors by squared gradients, which take a backward pass: here a key's weigh by the mean square of
-             the queries' same channel, a value's all alike. Outliers are those
-             farthest from their group's median, a fixed number of them, for keys as for values (the paper has
-             thresholds learned per key channel). Every page holds its code points, so that it can be read without the
-             profile. First tokens are coded as others: they are in memory, exact, until their page has left it.
+             the queries' same channel, a value's all alike. Outliers are those farthest from their group's median, a
+             fixed number of them, for keys as for values (the paper has thresholds learned per key channel). Every page
+             holds its code points, so that it can be read without the profile. A text's first page is written
+             losslessly, where the paper keeps a first token, or a few.
     """
 
     name, code = "kvquant", 8
     Options = KVQuantOptions
     needs_profile = PROFILE
+    keeps_first = True
 
     def __init__(
         self, layout: PageLayout, options: KVQuantOptions | None = None, profile: Profile | None = None

@@ -76,6 +76,7 @@ class LossyCodec:
     code: int
     Options: type[Any] = NoOptions
     needs_profile: str = ""
+    keeps_first: bool = False
 
     def __init__(self, layout: PageLayout, options: Any = None, profile: Profile | None = None) -> None:
         self.layout, self.options, self.profile = layout, options or self.Options(), profile

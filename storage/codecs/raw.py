@@ -19,6 +19,7 @@ class RawCodec:
     name, code = "raw", 0
     Options = NoOptions
     needs_profile = ""
+    keeps_first = False
 
     def __init__(self, layout: PageLayout, options: NoOptions | None = None, profile: Profile | None = None) -> None:
         self.payload_bytes = layout.page_bytes

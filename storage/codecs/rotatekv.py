@@ -39,15 +39,15 @@ class RotateKVCodec(LossyCodec):
     Cost   a pass over keys for every doubling of the channels that are turned: nine for 512.
     Paper  RotateKV, arXiv 2501.16383: keys before RoPE, channels in an order learned offline, 4 heads turned at once.
     Differs  the codec sees keys with their positions applied and turns those: RoPE mixes pairs of channels before,
-             which spreads an outlier over two. Channels stay in their order. Sinks are coded as other tokens are, where
-             the paper keeps those it finds by massive activations in fp16: ours are in memory, exact, until their page
-             has left it. Heads are turned by four, or by two or singly where four do not divide them. Where their
-             channels are no power of two, equal runs of them, each a power of two, are turned for themselves. `bits=3`
-             has 8 steps (the authors' simulation has 9 there).
+             which spreads an outlier over two. Channels stay in their order. A text's first page is written losslessly,
+             where the paper finds sinks by massive activations and keeps those in fp16. Heads are turned by four, or by
+             two or singly where four do not divide them. Where their channels are no power of two, equal runs of them,
+             each a power of two, are turned for themselves. `bits=3` has 8 steps (the authors' simulation has 9 there).
     """
 
     name, code = "rotatekv", 5
     Options = RotateKVOptions
+    keeps_first = True
 
     def __init__(
         self, layout: PageLayout, options: RotateKVOptions | None = None, profile: Profile | None = None

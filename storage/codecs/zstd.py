@@ -39,6 +39,7 @@ class ZstdCodec:
     name, code = "zstd", 1
     Options = NoOptions
     needs_profile = ""
+    keeps_first = False
 
     def __init__(self, layout: PageLayout, options: NoOptions | None = None, profile: Profile | None = None) -> None:
         self.payload_bytes = int(_USUAL_SHARE * layout.page_bytes)

@@ -29,7 +29,7 @@ from ..disk.disk_tier import DiskTier
 from ..errors import StorageError, StorageFullError
 from ..memory.arena import NO_PAGE
 from ..memory.residency import Residency
-from ..page import CHAIN_BYTES
+from ..page import CHAIN_BYTES, ROOT, next_chain
 
 logger = logging.getLogger(__name__)
 
@@ -216,8 +216,8 @@ class WriteBehind:
     def _pack(self, pid: int) -> bytes:
         assert self.disk is not None
         raw = self._residency.host.data[int(self._table.host_slot[pid])].numpy()
-        key = self._table.keys[pid]
-        codec = self._compression().codec_for(key, raw)
+        key, tokens = self._table.keys[pid], self._table.tokens[pid]
+        codec = self._compression().codec_for(key, raw, is_first=key[-CHAIN_BYTES:] == next_chain(ROOT, tokens))
         return record.pack(
             record.PAGE,
             self.disk.fingerprint,
@@ -225,7 +225,7 @@ class WriteBehind:
             codec.encode(raw),
             codec=codec.code,
             raw_bytes=raw.nbytes,
-            tokens=self._table.tokens[pid],
+            tokens=tokens,
         )
 
     def make_room(self, needed: int) -> int:

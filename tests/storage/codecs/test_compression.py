@@ -272,6 +272,13 @@ def test_unknown_names_are_refused() -> None:
         make_compression("gzip", LAYOUT)
 
 
+def test_a_texts_first_page_is_lossless_where_the_codec_asks_for_it() -> None:
+    for name, code in (("rotatekv", ZSTD), ("kivi", 4)):
+        compression = make_compression(name, LAYOUT)
+        assert compression.codec_for(KEYS[0], PAGES[0].numpy(), is_first=True).code == code
+        assert compression.codec_for(KEYS[0], PAGES[0].numpy()).code == make_codec(name, LAYOUT).code
+
+
 def test_a_codec_that_needs_a_profile_takes_the_layers_own() -> None:
     """Of a layer whose points are wider apart, pages come back worse; without a profile none are encoded."""
     with pytest.raises(ValueError, match="codec 'kvquant:bits=2' needs a profile of the model"):
