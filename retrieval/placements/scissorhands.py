@@ -31,7 +31,7 @@ class ScissorhandsPlacement(Placement):
              1/t if it had no preference: count how many of the last `window` queries gave a token less than that, and
              let go of the tokens with the highest counts.
     For    long replies, where a token counts for how often it is wanted, not how much.
-    State  a history for each kept token and KV head: one count for each page of queries in the window.
+    State  a history for each kept token and KV head: one count for each page of queries in the window, 50 bytes.
     Cost   attention weights of `window` queries, once for each prompt; at each page of a reply, those of its queries.
     Differs  written after two re-implementations; the paper itself could not be read. The window moves by pages, and a
              reply is pruned a page at a time. Each query head of a KV head counts for itself. A token that a query

@@ -37,7 +37,7 @@ class TreeKVPlacement(Placement):
     Differs  reconstructed from a reader's notes; there is no published code, and the block size is not known. Positions
              stay as they were (published: given anew in order). Where the next choice is follows from how many tokens
              went before, so a reply does not begin at the oldest. A reply is pruned a page at a time, by the attention
-             at the page's end.
+             at the page's end. Up to two blocks of a prompt's budget stay unused.
     """
 
     name = "treekv"
@@ -95,6 +95,6 @@ def survivors(scores: Tensor, capacity: int, gone: int) -> Tensor:
         of_pairs = scores.gather(1, pairs.flatten(1)).view_as(pairs)
         better = (of_pairs[..., 1:] >= of_pairs[..., :1]).long()
         left = torch.cat([left[:, :place], pairs.gather(2, better)[..., 0], left[:, place + 2 * choices :]], 1)
-        place = (place + choices) % capacity
+        place = 0
     kept = torch.zeros_like(scores, dtype=torch.bool)
     return kept.scatter_(1, left, True) if capacity else kept
