@@ -29,8 +29,9 @@ def search_scores(model: Model) -> dict[int, Tensor]:
     def see(layer: int, plain: Sides, rotated: Sides, values: Tensor, scale: float) -> None:
         found[layer] = looks_back(*rotated, scale, length, model.sinks[layer]).cpu()
 
-    for _ in layer_by_layer(model, [tokens], see, lambda layer: None):
-        pass
+    with model.turns.taken():  # a conversation may be under way
+        for _ in layer_by_layer(model, [tokens], see, lambda layer: None):
+            pass
     _KNOWN[model] = found
     return found
 
