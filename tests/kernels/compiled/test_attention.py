@@ -22,7 +22,7 @@ KINDS = {torch.float32: r.F32, torch.bfloat16: r.BF16}
 @drawn
 @given(
     dtype=st.sampled_from([torch.float32, torch.bfloat16]), groups=st.integers(1, 2),
-    repeats=st.sampled_from([1, 2, 3, 4, 5, 7, 16]), dim=st.sampled_from([2, 16, 24, 64]),
+    repeats=st.sampled_from([1, 2, 3, 4, 5, 8, 16]), dim=st.sampled_from([2, 24, 64, 512]),
     unit=st.sampled_from([1, 4, 16]), pages=st.integers(0, 9), tail=st.integers(1, 50),
     chooses=st.booleans(), is_own=st.booleans(), seed=st.integers(0, 99),
 )  # fmt: skip

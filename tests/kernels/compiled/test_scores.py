@@ -86,7 +86,7 @@ def params(page: int, sink: int, local: int) -> IndexParams:
 
 @drawn
 @given(
-    data=st.data(), groups=st.integers(1, 3), repeats=st.integers(1, 16), dim=st.sampled_from([8, 20, 64, 96, 256]),
+    data=st.data(), groups=st.integers(1, 3), repeats=st.integers(1, 16), dim=st.sampled_from([8, 20, 96, 512]),
     pages=st.integers(1, 150), span=st.sampled_from([1, 7, 32, 200]),
     kind=st.sampled_from([torch.float32, torch.bfloat16]),
 )  # fmt: skip
@@ -114,7 +114,7 @@ def test_by_bounds(data: st.DataObject, groups: int, repeats: int, dim: int, pag
 
 @drawn
 @given(
-    data=st.data(), groups=st.integers(1, 3), repeats=st.integers(1, 9), dim=st.sampled_from([8, 20, 64]),
+    data=st.data(), groups=st.integers(1, 3), repeats=st.integers(1, 16), dim=st.sampled_from([8, 20, 512]),
     pages=st.integers(1, 40), span=st.sampled_from([5, 64, 300]), parts=st.integers(1, 7),
     segment=st.sampled_from([1, 64]),
 )  # fmt: skip
