@@ -32,7 +32,7 @@ class RotateKVOptions:
 class RotateKVCodec(LossyCodec):
     """Idea   a Hadamard matrix turns a few large channels into a little in every channel, so that one scale serves 128
              channels of a token, where an outlier would spoil it. Decoding turns back, so attention is unchanged.
-    For    the fewest bytes, for keys with a few large channels.
+    For    the fewest bytes; with `bits=4` where two were not seen to hold the text (docs/decisions/0053).
     State  codes of `bits` bits and 4 bytes per 128 of them: 2.25 bits a number, or 3.25, 4.25; the fewest of all.
              Scales by channel, which `int4` and `kivi` have, are more exact where the same channels are always large,
              and cost two bits a number more of keys in pages of 16 tokens.
