@@ -9,6 +9,8 @@ object holds only parameters and is shared by sequences; states are explicit, on
                                               -> select -> attend              one decode step
     is_outgrown?  -> the caller fits anew and appends everything again
 
+A layer may choose for those after it (`Part`): it reads everything and hands its choice on, and they have no say.
+
 Only sealed tokens are indexed: the unsealed tail is always read. A selection names *units*: runs of
 tokens that divide a page. Sinks and the local window are always part of it, and its size counts them:
 a budget is what is truly read.
@@ -17,7 +19,9 @@ a budget is what is truly read.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
@@ -35,6 +39,14 @@ FIT_TOKENS = 4096
 """The most tokens an index is fitted on: a sample of pages spread over the sequence."""
 RUN_PAGES = 8
 """Neighbouring pages that such a sample takes together."""
+
+
+class Part(Enum):
+    """How a layer comes by what a step reads."""
+
+    ALONE = "it selects"
+    CHOOSES = "it reads everything, and chooses for the layers after it"
+    FOLLOWS = "it reads what the last layer before it that chooses has chosen"
 
 
 class Selection(NamedTuple):
@@ -81,6 +93,11 @@ class IndexOf(ABC, Generic[State]):
 
     def __init__(self, params: IndexParams, layer: IndexedLayer, options: Any) -> None:
         self.params, self.layer, self.options = params, layer, options
+
+    @property
+    def part(self) -> Part:
+        """How this layer comes by what a step reads."""
+        return Part.ALONE
 
     @property
     def identity(self) -> str:
@@ -156,6 +173,18 @@ class IndexOf(ABC, Generic[State]):
         """Attend with `q` `[G, R, D]` (rotated, not scaled) to the chosen units and the unsealed tail. Returns out `[G,
         R, D]` and lse fp32 `[G, R]`."""
         return read_exactly(q, chosen.ids, chosen.unit, reader, tail, scale)
+
+    def hand_on(
+        self, state: State, q: Tensor, num_tokens: int, budget: int, reader: Reader, tail: Run, scale: float,
+        rounds: Sequence[int],
+    ) -> tuple[Tensor, Tensor, Selection]:  # fmt: skip
+        """Attend to everything, where `part` is CHOOSES. Returns what `attend` does, and what of the `num_tokens`
+        sealed tokens the layers that follow read for the same token, within `budget`. Pure.
+
+        Args:
+            rounds: where rounds of the dialogue begin, ascending, besides at the first token.
+        """
+        raise AssertionError("this layer does not choose for others")
 
     @abstractmethod
     def export(self, state: State) -> dict[str, Tensor]:

@@ -39,3 +39,7 @@ class IndexedLayer:
     profile: Mapping[str, Tensor] | None = None
     """Tensors that `stratakv calibrate` learned about this layer, for indexes that need them; None without a
     profile."""
+    place: int = 0
+    """The layer's number among the layers that have an index: those that keep all of a text."""
+    count: int = 1
+    """How many of these the model has."""

@@ -5,8 +5,10 @@ Shapes  q [G, R, D] un-scaled   ids [G, n]   k, v [G, n*unit, D]   out [G, R, D]
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from ..kernels.decode_attention import decode_attention
@@ -23,7 +25,8 @@ class Reader(Protocol):
     tokens a call. The result of a call is good until the next call.
     """
 
-    max_tokens: int
+    @property
+    def max_tokens(self) -> int: ...
 
     def keys_values(self, ids: Tensor, unit: int) -> Run:
         """Fetch rotated keys and values, each `[G, n*unit, D]`."""
@@ -49,3 +52,34 @@ def read_exactly(q: Tensor, ids: Tensor, unit: int, reader: Reader, tail: Run, s
         outs.append(out)
         lses.append(lse)
     return merge_states(outs, lses)
+
+
+def read_weighing(
+    q: Tensor, ids: Tensor, unit: int, reader: Reader, tail: Run, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `read_exactly`, to the bit. Returns (out, lse) and the attention weights of the units' tokens, fp32
+    `[G, R, n * unit]`."""
+    scores: list[Tensor] = []
+    out, lse = read_exactly(q, ids, unit, _Scoring(reader, q.float() * scale, scores), tail, scale)
+    return out, lse, (torch.cat(scores, -1) - lse.unsqueeze(-1)).exp_()
+
+
+@dataclass(frozen=True, slots=True)
+class _Scoring:
+    """A reader that also scores the keys it fetches, for they are good until the next call only."""
+
+    reader: Reader
+    q: Tensor
+    scores: list[Tensor]
+
+    @property
+    def max_tokens(self) -> int:
+        return self.reader.max_tokens
+
+    def keys_values(self, ids: Tensor, unit: int) -> Run:
+        run = self.reader.keys_values(ids, unit)
+        self.scores.append(self.q @ run[0].float().transpose(1, 2))
+        return run
+
+    def values(self, ids: Tensor, unit: int) -> Tensor:
+        return self.reader.values(ids, unit)

@@ -22,13 +22,16 @@ INDEXES = {
     "a2ats": "A2ATSIndex",
     "actqkv": "ActQKVIndex",
     "bounds": "BoundsIndex",
+    "delta": "DeltaIndex",
     "dense": "DenseIndex",
     "leoam": "LeoAMIndex",
     "louiskv": "LouisKVIndex",
     "magicpig": "MagicPIGIndex",
     "oracle": "OracleIndex",
+    "rounds": "RoundsIndex",
     "shadowkv": "ShadowKVIndex",
     "spectral": "SpectralIndex",
+    "tidal": "TidalIndex",
     "window": "WindowIndex",
 }
 """Each index's name, which is also its module's, and its class."""

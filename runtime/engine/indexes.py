@@ -30,7 +30,7 @@ def make_indexes(model: Model, config: KVConfig, profile: Mapping[int, Mapping[s
         )
     layers = []
     profile = profile if found.needs_profile else {}
-    for number in model.tiered:
+    for place, number in enumerate(model.tiered):
         known = {name: tensor.to(model.device) for name, tensor in profile.get(number, {}).items()}
-        layers.append(IndexedLayer(number, model.rotation(number), known or None))
+        layers.append(IndexedLayer(number, model.rotation(number), known or None, place, len(model.tiered)))
     return [make_index(config.index, config.index_params(), layer) for layer in layers]

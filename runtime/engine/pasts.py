@@ -72,7 +72,7 @@ class Pasts:
                 layer, self.store, self._index(layer, reach), self.workspace, self.config.budget_tokens, recover,
                 repeats=self.model.num_heads // self.model.num_kv_heads, prefetcher=self.prefetcher,
                 keep_queries=keep_queries, keep_rows=keep_rows, sinks=self.model.sinks[layer],
-                placement=self.placements.get(layer), is_visible=is_visible,
+                placement=self.placements.get(layer), is_visible=is_visible, choices=past.choices,
             )  # fmt: skip
             past.layers.append(tiered)
         return past

@@ -16,6 +16,7 @@ import numpy as np
 from ...storage import CHAIN_BYTES, ROOT, next_chain
 from ..api.errors import ConversationError
 from ..layers.base import LayerKV
+from ..layers.choices import Choices
 from .sequence_rows import SequenceRows
 
 PROMPT, GENERATED = 0, 1
@@ -100,6 +101,8 @@ class Past:
     """uint8 `[n]`, the origin of each token, with room for more."""
     from_store: np.ndarray = field(default_factory=lambda: np.empty(1024, dtype=np.bool_))
     """bool `[n]`: the store had the token's KV when it joined."""
+    choices: Choices = field(default_factory=Choices)
+    """Of tokens that are under way through the layers."""
     rows: SequenceRows = field(default_factory=SequenceRows)
     """Of its compiled steps."""
     is_watched: bool = False
@@ -111,6 +114,13 @@ class Past:
             layer.close()
         self.chains.clear()
         self.rows = SequenceRows()
+
+    def note_rounds(self, start: int, end: int) -> None:
+        """Tokens `start .. end` are new, and their origins known: see where a prompt comes after a reply."""
+        some, known = self.origins[max(0, start - 1) : end], self.choices.rounds
+        begins = np.flatnonzero((some[1:] == PROMPT) & (some[:-1] == GENERATED)) + max(0, start - 1) + 1
+        if len(begins) or (known and known[-1] >= start):
+            self.choices.rounds = [at for at in known if at < start] + begins.tolist()
 
     def grow(self, needed: int) -> None:
         """Make room for `needed` tokens."""
@@ -201,6 +211,7 @@ class Sequence:
             from_store: the store had their KV; it was not computed here.
         """
         named.require_place(self)
+        self.past.choices.clear()
         self._append(named.new, named.origin, from_store)
         self.past.chains += named.chains
 
@@ -222,6 +233,7 @@ class Sequence:
         self._tokens[old:new] = tokens
         self.past.origins[old:new] = origins
         self.past.from_store[old:new] = from_store
+        self.past.note_rounds(old, new)
         self.num_tokens = new
 
     def snapshot(self) -> Snapshot:
@@ -231,6 +243,7 @@ class Sequence:
     def rollback(self, snapshot: Snapshot) -> None:
         """Drop everything after `snapshot`."""
         self.past, self.num_tokens = snapshot.past, snapshot.num_tokens
+        self.past.choices.clear()
         del self.chains[snapshot.num_chains :]
         for layer, saved in zip(self.layers, snapshot.layers, strict=True):
             layer.rollback(saved)
@@ -238,6 +251,7 @@ class Sequence:
     def undo_step(self, num_tokens: int) -> None:
         """Back to `num_tokens` tokens, before a step that filled no page; not every layer need have its token."""
         self.num_tokens = num_tokens
+        self.past.choices.clear()
         for layer in self.layers:
             layer.undo_step(self.tail_len, num_tokens)
 

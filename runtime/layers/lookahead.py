@@ -43,18 +43,24 @@ class Lookahead:
         """Bring up what the step that comes to this layer next will probably read, where that may be far away: what it
         would choose from `state`, within `budget` and some more, with `query()` (`[G, R, D]` fp32, rotated and scaled).
         """
+        sealed = self._pages.sealed
+        more = min(int(MORE * budget), sealed - self._pages.layout.page_size)
+        if more >= budget:  # otherwise it is as good as everything: there is nothing to guess
+            self._bring_up(lambda: self._index.select(state, query(), sealed, more))
+
+    def bring(self, chosen: Selection) -> None:
+        """Bring up what another layer has chosen for this one, where that may be far away."""
+        self._bring_up(lambda: chosen)
+
+    def _bring_up(self, choose: Callable[[], Selection]) -> None:
         prefetcher = self._prefetcher
         if prefetcher is None:
             return
         cache = next((cache for cache in self._reader.row_caches() if cache.sides == self._store.layout.sides), None)
         if cache is None and self._store.is_resident(self._pages.pids).all():
             return
-        sealed = self._pages.sealed
-        more = min(int(MORE * budget), sealed - self._pages.layout.page_size)
-        if more < budget:
-            return  # as good as everything: there is nothing to guess
         if prefetcher.guesses:
-            self._bring(self._index.select(state, query(), sealed, more), cache, prefetcher)
+            self._bring(choose(), cache, prefetcher)
 
     def _bring(self, chosen: Selection, cache: RowCache | None, prefetcher: Prefetcher) -> None:
         ids, size, pids = chosen.ids.cpu().numpy(), self._pages.layout.page_size, self._pages.pids

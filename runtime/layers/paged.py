@@ -14,10 +14,11 @@ from torch import Tensor
 
 from ...kernels.decode_attention import decode_attention
 from ...kernels.sinks import with_sinks
-from ...retrieval.index import Selection
+from ...retrieval.index import Part, Selection
 from ...retrieval.reading import read_exactly
 from .attend_rows import Attending
 from .base import LayerKV
+from .choices import Choices
 from .lookahead import Lookahead
 from .page_reader import PageReader
 from .pages import LayerPages
@@ -40,6 +41,7 @@ class PagedLayer(LayerKV):
         prefetcher: brings up what look-ahead guesses; None: nothing is guessed.
         sinks: `[H]`, learned ones (`kernels.sinks`). They are part of the attention whatever an index chooses.
         placed: what a placement keeps of the text; None: there is no placement.
+        choices: of the sequence's layers. part: which one this layer has in them.
     """
 
     is_paged: ClassVar[bool] = True
@@ -47,8 +49,9 @@ class PagedLayer(LayerKV):
     def __init__(
         self, layer: int, pages: LayerPages, reader: PageReader, upkeep: IndexUpkeep, workspace: Workspace,
         budget_of: Callable[[int], int], prefetcher: Prefetcher | None, sinks: Tensor | None = None,
-        placed: Placed | None = None,
+        placed: Placed | None = None, choices: Choices | None = None, part: Part = Part.ALONE,
     ) -> None:  # fmt: skip
+        self.choices, self.part = choices or Choices(), part
         self.placed = placed
         self.layer, self.pages, self.reader, self.upkeep = layer, pages, reader, upkeep
         self.index, self.layout, self.workspace, self.budget_of = upkeep.index, pages.layout, workspace, budget_of
@@ -88,6 +91,12 @@ class PagedLayer(LayerKV):
             size = self.layout.page_size
             pages = torch.arange(sealed // size).expand(self.layout.num_heads, -1)
             return pages, size, *read_exactly(query, pages, size, reader, tail, scale)
+        if self.part is Part.CHOOSES:
+            reader.begin_step(None)
+            rounds = self.choices.rounds
+            out, lse, chosen = self.index.hand_on(state, query, sealed, budget, reader, tail, scale, rounds)
+            self.choices.put(self.layer, sealed + self.pages.tail_len, chosen)
+            return self.index.select(state, query, sealed, budget).ids, self.layout.page_size, out, lse
         chosen = self._choose(query.float() * scale, budget)
         reader.begin_step(max(budget, chosen.num_tokens))  # the yardstick `dense` reads beyond its budget
         if self.index.attends_on_host:
@@ -101,6 +110,8 @@ class PagedLayer(LayerKV):
     def _choose(self, query: Tensor, budget: int) -> Selection:
         """What a step with `query` `[G, R, D]` (fp32, scaled) reads of the sealed pages, which are more than `budget`
         tokens."""
+        if self.part is Part.FOLLOWS:
+            return self.choices.of(self.pages.sealed + self.pages.tail_len)
         return self.index.select(self.upkeep.state, query, self.pages.sealed, budget)
 
     def _standing(self, at: Attending) -> Standing | None:
@@ -120,7 +131,8 @@ class PagedLayer(LayerKV):
 
     def attend(self, rows: np.ndarray, at: Attending, run: Callable[[np.ndarray], None]) -> int | None:
         self.lookahead.begin_step()
-        if not self.rows.are_exact or (self.placed is not None and self.placed.chooses):
+        is_chosen_for = self.placed is not None and self.placed.chooses
+        if is_chosen_for or self.part is Part.CHOOSES or not self.rows.are_exact:
             at.out.copy_(self._attend(at.q, at.scale).view(-1))
             return None
         ids, unit, parts = self.rows.attend(rows, at, self.upkeep.state, self._budget, run, self._choose)
@@ -132,7 +144,10 @@ class PagedLayer(LayerKV):
     def look_ahead(self, query: Callable[[], Tensor]) -> None:
         if self.placed is not None and self.placed.is_visible:
             return
-        if self.upkeep.indexed == self.pages.sealed > 0:
+        if self.part is Part.FOLLOWS:
+            if self.choices.newest is not None:
+                self.lookahead.bring(self.choices.newest)
+        elif self.part is Part.ALONE and self.upkeep.indexed == self.pages.sealed > 0:
             self.lookahead.guess(query, self.upkeep.state, self._budget)
 
     @property

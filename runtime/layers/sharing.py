@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...retrieval.index import Part
 from .attend_rows import Attending
 from .base import LayerKV
 from .page_reader import PageReader, Recover
@@ -96,7 +97,7 @@ class Sharing(LayerKV):
 
 
 class SharingPages(Sharing, PagedLayer):
-    """A layer that attends to the pages of another one, with its index.
+    """A layer that attends to the pages of another one, with its index. If that one chooses for others, also for this.
 
     Args:
         recover: recomputes damaged pages of the source.
@@ -104,9 +105,11 @@ class SharingPages(Sharing, PagedLayer):
 
     def __init__(self, layer: int, source: PagedLayer, recover: Recover) -> None:
         reader = PageReader(source.pages, source.workspace, recover, chosen_on_host=source.index.attends_on_host)
+        part = Part.FOLLOWS if source.part is Part.CHOOSES else source.part
         super().__init__(
-            layer, source.pages, reader, source.upkeep, source.workspace, source.budget_of, None, placed=source.placed
-        )
+            layer, source.pages, reader, source.upkeep, source.workspace, source.budget_of, None, placed=source.placed,
+            choices=source.choices, part=part,
+        )  # fmt: skip
 
     def extend(self, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float) -> Tensor:
         keys, values = (side.to(q.dtype) for side in self._block(start, start + q.shape[1]))

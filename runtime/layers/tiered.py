@@ -25,6 +25,7 @@ from ...retrieval.stored import Geometry
 from ...storage import TieredStore
 from .attend_rows import Attending
 from .base import Heads, LayerKV
+from .choices import Choices
 from .kept import Kept
 from .page_reader import PageReader, Recover
 from .paged import PagedLayer
@@ -64,13 +65,14 @@ class TieredLayer(PagedLayer):
         sinks: `[H]`, learned ones (`kernels.sinks`). They are part of the attention whatever an index chooses.
         placement: judges the tokens; None: all are kept, as equals. is_visible: steps read what it keeps, and nothing
             else.
+        choices: of the sequence's layers, for an index whose layers choose for others.
     """
 
     def __init__(
         self, layer: int, store: TieredStore, index: Index, workspace: Workspace, budget_of: Callable[[int], int],
         recover: Recover, *, repeats: int, prefetcher: Prefetcher | None = None, keep_queries: bool = False,
         keep_rows: bool = False, sinks: Tensor | None = None, placement: Placement | None = None,
-        is_visible: bool = False,
+        is_visible: bool = False, choices: Choices | None = None,
     ) -> None:  # fmt: skip
         pages = LayerPages(store, layer)
         reader = PageReader(pages, workspace, recover, chosen_on_host=index.attends_on_host)
@@ -79,7 +81,9 @@ class TieredLayer(PagedLayer):
         placed = None
         if placement is not None:
             placed = Placed(placement, pages, reader, geometry, is_visible=is_visible)
-        super().__init__(layer, pages, reader, upkeep, workspace, budget_of, prefetcher, sinks, placed)
+        super().__init__(
+            layer, pages, reader, upkeep, workspace, budget_of, prefetcher, sinks, placed, choices, index.part
+        )
         self._rows_kept: list[Tensor] | None = [] if keep_rows else None
         self._cosines_kept: list[Tensor] = []
         self.store, self.span = store, Span(pages, reader, workspace, sinks)

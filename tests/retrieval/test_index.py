@@ -75,7 +75,7 @@ def test_selections(case: IndexCase, shape: tuple[int, int, int], params: IndexP
     index = case.make(params, shape)
     state = index.build(keys)
     for budget in budgets(params, total):
-        chosen = index.select(state, q, total, budget)
+        chosen = case.select(index, state, keys, q, total, budget)
         unit = case.unit_of(params.page_size)
         assert chosen.unit == unit
         assert chosen.ids.dtype == torch.int64
@@ -117,7 +117,7 @@ def test_append_equals_build(case: IndexCase, shape: tuple[int, int, int], steps
         start += run.shape[1]
         run.fill_(float("nan"))
     assert same_state(index, state, whole)
-    found, expected = (index.select(s, q, keys.shape[1], 150) for s in (state, whole))
+    found, expected = (case.select(index, s, keys, q, keys.shape[1], 150) for s in (state, whole))
     assert torch.equal(found.ids, expected.ids)
 
 
@@ -139,8 +139,9 @@ def test_truncate_equals_build_of_the_prefix(case: IndexCase, shape: tuple[int, 
     index.append(state, other)
     whole = holding(index, keys, torch.cat([prefix, other], 1))
     assert same_state(index, state, whole)
-    total = prefix.shape[1] + other.shape[1]
-    assert torch.equal(index.select(state, q, total, 150).ids, index.select(whole, q, total, 150).ids)
+    keys = torch.cat([prefix, other], 1)
+    found, expected = (case.select(index, s, keys, q, keys.shape[1], 150) for s in (state, whole))
+    assert torch.equal(found.ids, expected.ids)
 
 
 @every_index
@@ -152,8 +153,8 @@ def test_select_changes_nothing(case: IndexCase, shape: tuple[int, int, int]) ->
     state = index.build(keys)
     before = {name: tensor.clone() for name, tensor in index.export(state).items()}
     query = q.clone()
-    first = index.select(state, q, keys.shape[1], 150)
-    second = index.select(state, q, keys.shape[1], 150)
+    first = case.select(index, state, keys, q, keys.shape[1], 150)
+    second = case.select(index, state, keys, q, keys.shape[1], 150)
     assert torch.equal(first.ids, second.ids)
     assert torch.equal(q, query)
     after = index.export(state)
@@ -167,8 +168,10 @@ def test_select_sees_only_the_tokens_it_is_told(case: IndexCase) -> None:
     keys, q = draw(SHAPES[0], params)
     index = case.make(params)
     total = 20 * params.page_size
-    found = index.select(holding(index, keys, keys), q, total, 150)
-    assert torch.equal(found.ids, index.select(holding(index, keys, keys[:, :total]), q, total, 150).ids)
+    found, expected = (
+        case.select(index, holding(index, keys, held), held, q, total, 150) for held in (keys, keys[:, :total])
+    )
+    assert torch.equal(found.ids, expected.ids)
 
 
 @every_index
@@ -186,7 +189,7 @@ def test_states_survive_a_session(case: IndexCase, shape: tuple[int, int, int]) 
     for s in (state, restored):
         index.append(s, keys[:, half:])
     assert same_state(index, restored, state)
-    found, expected = (index.select(s, q, keys.shape[1], 150) for s in (restored, state))
+    found, expected = (case.select(index, s, keys, q, keys.shape[1], 150) for s in (restored, state))
     assert torch.equal(found.ids, expected.ids)
     for name in saved:
         with pytest.raises(KeyError):
@@ -218,8 +221,10 @@ def test_keys_may_have_half_precision(case: IndexCase, dtype: torch.dtype) -> No
     params = PARAMS[0]
     keys, q = draw(SHAPES[2], params, dtype=dtype)
     index = case.make(params, SHAPES[2])
-    found = index.select(index.build(keys), q, keys.shape[1], 150)
-    assert torch.equal(found.ids, index.select(index.build(keys.float()), q, keys.shape[1], 150).ids)
+    found, expected = (
+        case.select(index, index.build(same), same, q, keys.shape[1], 150) for same in (keys, keys.float())
+    )
+    assert torch.equal(found.ids, expected.ids)
 
 
 # Attention
@@ -274,7 +279,7 @@ def test_queries_of_another_layer(case: IndexCase) -> None:
     index = case.make(params, shape)
     state = index.build(keys, own if index.uses_queries else None)
     before = {name: tensor.clone() for name, tensor in index.export(state).items()}
-    first, theirs, second = (index.select(state, each, keys.shape[1], 150) for each in (q, other, q))
+    first, theirs, second = (case.select(index, state, keys, each, keys.shape[1], 150) for each in (q, other, q))
     assert torch.equal(first.ids, second.ids)
     assert all(torch.equal(index.export(state)[name], tensor) for name, tensor in before.items())
     assert theirs.num_tokens <= 150 or not case.keeps_budget

@@ -11,7 +11,7 @@ import torch
 from profiles import a2ats_profile
 from torch import Tensor
 
-from stratakv.retrieval.index import Index
+from stratakv.retrieval.index import Index, Part, Selection
 from stratakv.retrieval.layer import IndexedLayer
 from stratakv.retrieval.params import IndexParams
 from stratakv.retrieval.registry import make_index
@@ -60,23 +60,38 @@ class IndexCase:
     """Reads its budget but for a part of a page."""
     profile_of: Callable[[Shape], dict[str, Tensor]] | None = None
     """What calibration would have learned, for indexes that need it."""
+    place: tuple[int, int] = (0, 1)
+    """The layer's number among those that have an index, and how many these are: of indexes whose layers choose for
+    others, one that does."""
 
     def make(self, params: IndexParams, shape: Shape = (3, 3, 64), settings: str = "") -> Index:
         profile = self.profile_of(shape) if self.profile_of else None
-        return make_index(self.name + settings, params, IndexedLayer(1, HalfSplitRope(), profile))
+        return make_index(self.name + settings, params, IndexedLayer(1, HalfSplitRope(), profile, *self.place))
+
+    def select(self, index: Index, state: Any, keys: Tensor, q: Tensor, total: int, budget: int) -> Selection:
+        """What is read of the first `total` of `keys`, which the state holds: what the index selects, or what it hands
+        on to other layers."""
+        if index.part is not Part.CHOOSES:
+            return index.select(state, q, total, budget)
+        reader = PlainReader(keys.float(), torch.zeros_like(keys.float()))
+        nothing = keys.float()[:, :0]
+        return index.hand_on(state, q, total, budget, reader, (nothing, nothing), 1.0, (total // 3, total // 2))[2]
 
 
 INDEX_CASES = [
     IndexCase("a2ats", unit_of=lambda page_size: 1, profile_of=a2ats_profile),
     IndexCase("actqkv", fills_budget=False),
     IndexCase("bounds"),
+    IndexCase("delta", place=(2, 28)),
     IndexCase("dense", keeps_budget=False),
     IndexCase("leoam", unit_of=lambda page_size: gcd(16, page_size)),
     IndexCase("louiskv", unit_of=lambda page_size: 1),
     IndexCase("magicpig", unit_of=lambda page_size: 1, fills_budget=False),
     IndexCase("oracle", unit_of=lambda page_size: 1),
+    IndexCase("rounds", unit_of=lambda page_size: 1, fills_budget=False, place=(14, 28)),
     IndexCase("shadowkv", unit_of=lambda page_size: gcd(8, page_size)),
     IndexCase("spectral", unit_of=lambda page_size: 1),
+    IndexCase("tidal", unit_of=lambda page_size: 1, place=(2, 32)),
     IndexCase("window"),
 ]
 

@@ -38,7 +38,7 @@ def test_oracle_covers_the_most(
     for case in INDEX_CASES:
         index = case.make(params, shape)
         least = (forced_pages(params) + 1) * params.page_size
-        chosen = index.select(index.build(keys), q, total, data.draw(st.integers(least, total - 1)))
+        chosen = case.select(index, index.build(keys), keys, q, total, data.draw(st.integers(least, total - 1)))
         if chosen.num_tokens < total:
             best = oracle.select(ceiling, q, total, chosen.num_tokens)
             assert best.num_tokens == chosen.num_tokens

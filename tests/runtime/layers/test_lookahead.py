@@ -75,7 +75,7 @@ def decoded(runtime: Runtime) -> tuple[torch.Tensor, dict[str, float]]:
     return torch.stack(found), {name: after[name] - before[name] for name in after}
 
 
-@pytest.mark.parametrize("index", ["spectral", "bounds", "leoam", "shadowkv", "magicpig", "oracle", "dense"])
+@pytest.mark.parametrize("index", ["spectral", "bounds", "leoam", "shadowkv", "magicpig", "oracle", "dense", "tidal"])
 def test_answers_are_the_same_with_and_without(index: str, tmp_path: Path) -> None:
     """In three tiers none of which holds the prompt's pages but the last."""
     found = {}
