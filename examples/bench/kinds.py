@@ -1,6 +1,6 @@
 """Prefill and decode of small models whose layers are of several kinds, beside transformers in the same run.
 
-    python examples/bench/kinds.py [--kinds hybrid,latent] [--context 8192] [--steps 8] [--index spectral]
+    python examples/bench/kinds.py [--kinds 'hybrid;latent'] [--context 8192] [--steps 8] [--index spectral]
         [--budget 1024] [--out OUT.json]
 
 Each kind is a published shape made narrower and cut to a few layers, in fp32 with random weights: the order of its
@@ -8,6 +8,9 @@ layers is the published one, and so are the widths of heads and latents. Both si
 memory once, and logits are compared before anything is timed (`stratakv bench`, which does the rest: contestants take
 turns in stints). A model so small spends more of a step on attention and on calling than a large one, whose weights
 take most of it: `kinds_of_layers.py` takes a few layers of published width.
+
+`sharing, all rows` is the shape of `sharing` beside a transformers whose layers that share keys run on all rows of a
+prompt. As it is (5.24), they run on the last one where one token's logits are asked for.
 """
 
 from __future__ import annotations
@@ -40,6 +43,10 @@ KINDS: dict[str, tuple[str, Changes, Changes]] = {
         "gemma4-e2b", {"layers": 10, "sharing": 5},
         {"hidden_size_per_layer_input": 64, "vocab_size_per_layer_input": NARROW["vocabulary"]},
     ),
+    "sharing, all rows": (
+        "gemma4-e2b", {"layers": 10, "sharing": 5},
+        {"hidden_size_per_layer_input": 64, "vocab_size_per_layer_input": NARROW["vocabulary"]},
+    ),
     "latent": ("glm-4.7-flash", {"layers": 2}, {"n_routed_experts": 16, "moe_intermediate_size": 256}),
     "sliding with sinks": ("gpt-oss-20b", {"layers": 4, "heads": 8, "kv_heads": 1}, {"num_local_experts": 8}),
     "full": ("ministral3-14b", {"layers": 4, "heads": 8, "kv_heads": 2}, {}),
@@ -47,10 +54,19 @@ KINDS: dict[str, tuple[str, Changes, Changes]] = {
 """Kind -> the published shape, and what is smaller in it: of what all shapes state, and of the rest."""
 
 
+def on_all_rows(model: Any, hidden: Any, inputs: Any, positions: Any, masks: Any, *more: Any, **named: Any) -> Any:
+    """In place of transformers' choice of the rows that its sharing layers run on: all of them."""
+    return hidden, inputs, positions, masks
+
+
 def measured(kind: str, options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of a prefill and milliseconds of a step of both, and ours over transformers'."""
     published, changes, more = KINDS[kind]
     shape = SHAPES[published]
+    if kind == "sharing, all rows":
+        from transformers.models.gemma4 import modeling_gemma4
+
+        modeling_gemma4.Gemma4TextModel._maybe_slice_kv_shared_inputs = on_all_rows
     SHAPES[kind] = shape = replace(shape, **NARROW, **changes, more={**shape.more, **more})
     found = run_bench(
         BenchOptions(
@@ -74,7 +90,7 @@ def measured(kind: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--kinds", default=";".join(KINDS))
     parser.add_argument("--context", type=int, default=8192)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--index", default="spectral")
@@ -91,7 +107,7 @@ def main() -> None:
         "hardware": hardware(),
         "rows": rows,
     }
-    for kind in options.kinds.split(","):
+    for kind in options.kinds.split(";"):
         rows.append(measured(kind, options))
         write_result(result, options.out)  # each time: what is there is there
 
