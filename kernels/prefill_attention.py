@@ -62,14 +62,9 @@ def prefill_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, causal: 
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, *, scale: float) -> Tensor:
-    """Attention whose scores have `mask` `[T, S]` added to them, in the dtype of q and without the lse. By PyTorch's
-    fused operator, whose dispatcher on a CPU does not know that it takes fewer KV heads than heads."""
-    q, k, v, mask = (part.unsqueeze(0) for part in (q, k, v, mask.unsqueeze(0)))
-    found: Tensor
-    if q.device.type == "cpu" and q.dtype != torch.float16:
-        found, _ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, 0.0, False, attn_mask=mask, scale=scale
-        )
-    else:
-        found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
-    return found[0]
+    """Attention whose scores have `mask` `[T, S]` added to them, in the dtype of q and without the lse.
+
+    NOTE: the mask has two dimensions. One of three sends PyTorch on a CPU to plain operations
+    (findings/sdpa_mask_of_three_dims.sh)."""
+    q, k, v = (part.unsqueeze(0) for part in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)[0]
