@@ -60,9 +60,9 @@ def test_where_pages_lie_changes_no_bit_and_damage_is_found(
     with load(model, tmp_path / "whole", disk_gb=0) as runtime:
         layout = runtime.store.layout
         assert (layout.sides, layout.head_dim, layout.value_dim) == (1, 40, 32)
-        expected = read(runtime)[1]
+        expected, chunk = read(runtime)[1], runtime.engine.chunk
     page = 3 * layout.page_bytes / 1e9
-    gpu = Workspace.bytes_for(layout, 512) / 1e9 + 9 * page
+    gpu = Workspace.bytes_for(layout, chunk) / 1e9 + 9 * page
     with load(model, tmp_path / "tight", gpu_gb=gpu, host_gb=20 * page, codec="raw") as runtime:
         sequence, found = read(runtime)
         assert torch.equal(found, expected)

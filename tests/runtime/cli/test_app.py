@@ -52,7 +52,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["-p", "hi", "-f", "{broken}/empty"], "empty is a directory, not a text file"),
         (["-p", "hi", "-f", "{broken}/long.txt"], "long.txt does not fit: 0 tokens in context + "),
         (["-p", "  "], "the prompt is empty"),
-        (["-p", "hi", "--index", "nosuch"], "index is one of auto, a2ats, bounds, dense, "),
+        (["-p", "hi", "--index", "nosuch"], "index is one of auto, a2ats, actqkv, bounds, "),
         (["-p", "hi", "--budget", "0"], "budget is at least 112 tokens, not 0"),
         (["-p", "hi", "--budget", "-5"], "budget is at least 112 tokens, not -5"),
         (["-p", "hi", "--budget", "-0.5"], "budget is a whole number of tokens or a fraction in (0, 1), not -0.5"),
