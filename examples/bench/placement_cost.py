@@ -26,6 +26,7 @@ from torch import Tensor
 
 from stratakv.kernels.decode_attention import decode_attention
 from stratakv.retrieval import IndexedLayer, IndexParams, make_index
+from stratakv.retrieval.placement import Facts
 from stratakv.retrieval.placement_registry import PLACEMENTS, placement_spec
 from stratakv.runtime.layers.tiered import TieredLayer
 from stratakv.runtime.layers.workspace import Workspace
@@ -72,7 +73,8 @@ class Bench:
     def layer(self, name: str, budget: int) -> TieredLayer:
         is_placed = name in PLACEMENTS
         index = make_index("dense" if is_placed else name, PARAMS, IndexedLayer(0, Rope()))
-        placement = placement_spec(name).make(PARAMS, 0) if is_placed else None
+        facts = Facts(QUERIES, {0: torch.rand(2, HEADS)}, torch.zeros(len(self.ids) * PAGE, dtype=torch.uint8))
+        placement = placement_spec(name).make(PARAMS, 0, facts) if is_placed else None
         return TieredLayer(
             0, self.store, index, self.workspace, lambda context: budget, no_recovery, repeats=QUERIES,
             placement=placement, is_visible=True,
@@ -107,8 +109,10 @@ class Bench:
                 layer.seal(self.chains[at // PAGE], self.ids[at // PAGE])
 
     def _check(self, layer: TieredLayer) -> None:
-        """What is attended to is what was kept. Raises RuntimeError if not."""
+        """What is attended to is what was kept. Raises RuntimeError if not. `razor` also reads a mean of the rest."""
         assert layer.placed is not None
+        if layer.placed.placement.rest(layer.placed.kept.state) is not None:
+            return
         query, none = self.queries[:, self.tokens].view(HEADS, QUERIES, DIM), self.kv[:, :, :0]
         out = layer.placed.attend(query, (none[0], none[1]), SCALE, layer.reader)[1]
         for head, row in enumerate(layer.placed.kept.positions):
