@@ -1,6 +1,6 @@
 """Prefill and decode of small models whose layers are of several kinds, beside transformers in the same run.
 
-    python examples/bench/kinds.py [--kinds 'hybrid;latent'] [--context 8192] [--steps 8] [--index spectral]
+    python examples/bench/kinds.py [--kinds hybrid,latent] [--context 8192] [--steps 8] [--index spectral]
         [--budget 1024] [--out OUT.json]
 
 Each kind is a published shape made narrower and cut to a few layers, in fp32 with random weights: the order of its
@@ -9,7 +9,7 @@ memory once, and logits are compared before anything is timed (`stratakv bench`,
 turns in stints). A model so small spends more of a step on attention and on calling than a large one, whose weights
 take most of it: `kinds_of_layers.py` takes a few layers of published width.
 
-`sharing, all rows` is the shape of `sharing` beside a transformers whose layers that share keys run on all rows of a
+`sharing on all rows` is the shape of `sharing` beside a transformers whose layers that share keys run on all rows of a
 prompt. As it is (5.24), they run on the last one where one token's logits are asked for.
 """
 
@@ -43,7 +43,7 @@ KINDS: dict[str, tuple[str, Changes, Changes]] = {
         "gemma4-e2b", {"layers": 10, "sharing": 5},
         {"hidden_size_per_layer_input": 64, "vocab_size_per_layer_input": NARROW["vocabulary"]},
     ),
-    "sharing, all rows": (
+    "sharing on all rows": (
         "gemma4-e2b", {"layers": 10, "sharing": 5},
         {"hidden_size_per_layer_input": 64, "vocab_size_per_layer_input": NARROW["vocabulary"]},
     ),
@@ -63,7 +63,7 @@ def measured(kind: str, options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of a prefill and milliseconds of a step of both, and ours over transformers'."""
     published, changes, more = KINDS[kind]
     shape = SHAPES[published]
-    if kind == "sharing, all rows":
+    if kind == "sharing on all rows":
         from transformers.models.gemma4 import modeling_gemma4
 
         modeling_gemma4.Gemma4TextModel._maybe_slice_kv_shared_inputs = on_all_rows
@@ -90,7 +90,7 @@ def measured(kind: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kinds", default=";".join(KINDS))
+    parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--context", type=int, default=8192)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--index", default="spectral")
@@ -107,7 +107,7 @@ def main() -> None:
         "hardware": hardware(),
         "rows": rows,
     }
-    for kind in options.kinds.split(";"):
+    for kind in options.kinds.split(","):
         rows.append(measured(kind, options))
         write_result(result, options.out)  # each time: what is there is there
 
