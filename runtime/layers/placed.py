@@ -62,8 +62,13 @@ class Placed:
     @property
     def chooses(self) -> bool:
         """Whether steps read what is kept: there is something else."""
+        return self.is_visible and not self._is_whole
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether all heads keep all of the text."""
         positions = self.kept.positions
-        return self.is_visible and (positions.shape[1] < self.kept.end or bool((positions[:, :1] < 0).any()))
+        return positions.shape[1] == self.kept.end and not bool((positions[:, :1] < 0).any())
 
     @property
     def num_bytes(self) -> int:
@@ -85,8 +90,7 @@ class Placed:
         self._enter(*rest(first, first + q.shape[1]), start)
         queries = self._by_group(q, scale)
         if self.placement.rows == EVERY:
-            is_whole = self.kept.positions.shape[1] == self.kept.end
-            self._observe(queries, start, rest, lse.view(queries.shape[:3]) if is_whole else None)
+            self._observe(queries, start, rest, lse.view(queries.shape[:3]) if self._is_whole else None)
         elif self.placement.rows:
             last = queries if self.kept.last is None else torch.cat([self.kept.last, queries], 2)
             self.kept = self.kept._replace(last=last[:, :, -self.placement.rows :])
@@ -219,9 +223,8 @@ class Placed:
         return self.kept.positions.shape[1] - max(0, self.kept.end - self._pages.sealed)
 
     def _text(self, rest: Block) -> KeptText:
-        num_sealed, prompt = self._num_sealed, self.kept.prompt or self.kept.end
-        is_whole = num_sealed == self._pages.sealed
-        return KeptText(self.kept.positions, prompt, num_sealed, is_whole, self._reader, rest)
+        prompt = self.kept.prompt or self.kept.end
+        return KeptText(self.kept.positions, prompt, self._num_sealed, self._is_whole, self._reader, rest)
 
     def _tail(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
         keys, values = self._pages.tail

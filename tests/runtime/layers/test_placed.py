@@ -16,6 +16,7 @@ from torch import Tensor
 from stratakv.retrieval.params import IndexParams
 from stratakv.retrieval.placement import EVERY, Placement, Rows, State, Text
 from stratakv.retrieval.placement_registry import placement_spec
+from stratakv.retrieval.placements.h2o import H2OOptions, H2OPlacement
 from stratakv.retrieval.registry import make_index
 from stratakv.runtime.layers.placed import Placed
 from stratakv.runtime.layers.step import Step
@@ -55,6 +56,13 @@ class Watching(Placement):
 
     def scores(self, state: State, text: Text) -> Tensor:
         return text.positions.float()
+
+
+class OneWhole(H2OPlacement):
+    """Keeps all of head 0, and the even tokens of head 1."""
+
+    def keep(self, state: State, text: Text, budget: int) -> Tensor:
+        return (text.positions >= 0) & ((text.positions % 2 == 0) | torch.tensor([[True], [False]]))
 
 
 @pytest.fixture
@@ -216,6 +224,19 @@ def test_a_placement_is_told_what_is_a_reply(make: Make) -> None:
     assert of(again).kept.prompt == 66
     of(again).truncate(40)
     assert of(again).kept.prompt == 40
+
+
+def test_a_text_of_which_one_head_keeps_all_is_not_whole(make: Make) -> None:
+    """The other head's columns are of the tokens that it kept, also where the next prompt's rows look at them."""
+    layer = make(OneWhole(PARAMS, 0, H2OOptions()))
+    prefill(layer, 0, 40, budget=BUDGET)
+    before = of(layer).kept
+    assert (before.positions >= 0).sum(1).tolist() == [40, 20]
+    prefill(layer, 40, PROMPT)
+    columns = torch.cat([before.positions, torch.arange(40, PROMPT).expand(2, -1)], 1)
+    mass = torch.cat([before.state["mass"], torch.zeros(2, PROMPT - 40)], 1)
+    mass = mass + weights(slice(40, PROMPT), columns).mean(1).sum(1)
+    assert_close("mass", of(layer).kept.state["mass"], mass.float())
 
 
 def test_a_point_of_the_past_comes_back_whole(make: Make) -> None:
