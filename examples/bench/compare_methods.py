@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ def table(fidelity: list[Row], tasks: list[Row], cost: Row | None) -> list[Row]:
             if found is not None:
                 found["cost"] = {name: value for name, value in reader.items() if name != "reader"}
     first = fidelity[0]["model"]
-    return sorted(rows.values(), key=lambda row: (row["budget"], row["fidelity"].get(first, {}).get("kl", 0.0)))
+    missing = {"kl": math.inf}
+    return sorted(rows.values(), key=lambda row: (row["budget"], row["fidelity"].get(first, missing)["kl"]))
 
 
 def _row(one: Row) -> Row:
@@ -56,9 +58,9 @@ def _row(one: Row) -> Row:
 
 def draw(rows: list[Row], path: Path) -> None:
     """A panel for each model: KL of every method at both budgets, the best on top; and one for a task's turns."""
-    models = list(dict.fromkeys(model for row in rows for model in row["fidelity"]))
+    models = list(next(row["fidelity"] for row in rows if row["method"] == "oracle"))
     budgets = sorted({row["budget"] for row in rows if row["method"] == "window"} & {0.1, 0.25})
-    names = [row["method"] for row in rows if row["budget"] == budgets[-1]][::-1]
+    names = [row["method"] for row in rows if row["budget"] == budgets[-1] and row["method"] != "dense"][::-1]
     figure = figure_class()(figsize=(5.5 * len(models), 0.8 + 0.27 * len(names)), layout="constrained")
     panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
     for axes, model in zip(panels, models, strict=True):

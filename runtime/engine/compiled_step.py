@@ -189,15 +189,16 @@ class CompiledStep:
             self._work(rows.table[begin : here.start])
             ahead(number + 1, (rows.input if number else rows.hidden).to(self._model.step_dtype))
             begin = here.stop
-            are_parts = True
-            for b, sequence in enumerate(sequences):
-                parts = sequence.layers[number].attend(own, attending[b][layer], self._work)
-                are_parts = parts is not None
-                rows.parts[layer, b] = parts or 0
-            if are_parts:
-                form.merges_in(layer, self._parts, self._room)
-            else:
+            at = [of_layers[layer] for of_layers in attending]
+            found = [s.layers[number].attend(own, at[b], self._work) for b, s in enumerate(sequences)]
+            rows.parts[layer] = [parts or 0 for parts in found]
+            if all(parts is None for parts in found):
                 form.merges_in(layer)
+                continue
+            for b, parts in enumerate(found):
+                if parts is None:
+                    rows.parts[layer, b] = at[b].as_part()
+            form.merges_in(layer, self._parts, self._room)
         self._work(form.table[begin:])
 
     def _work(self, some: np.ndarray) -> None:

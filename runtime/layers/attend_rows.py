@@ -17,6 +17,8 @@ from ..process.apart import fp32
 
 SPAN = 128
 """Tokens of a part. It follows from nothing but must never follow from the machine: sums are cut here."""
+_ALONE = 1e4
+"""A maximum of scores beside which exp of any other's difference is 0."""
 KV_KINDS = {torch.float32: r.F32, torch.bfloat16: r.BF16}
 
 
@@ -104,6 +106,15 @@ class Attending:
         lses = each[..., 0] + each[..., 1].log()
         shares = torch.softmax(lses, 1).unsqueeze(-1) / each[..., 1:2]
         return (each[..., 2:] * shares).sum(1), lses.logsumexp(1)
+
+    def as_part(self) -> int:
+        """Make what is in `out` a part of its own, beside which nothing counts, a sink neither: whoever merges the
+        parts of others gives it back as it is. Returns the number of parts."""
+        (heads, dim), groups = self.q.shape, self.groups
+        part = self.parts[: heads * (2 + dim)].view(groups, 1, heads // groups, 2 + dim)
+        part[..., 0], part[..., 1] = _ALONE, 1
+        part[..., 2:] = self.out.view(groups, 1, heads // groups, dim)
+        return 1
 
     def row(self, row: np.ndarray, *, unit: int, page: int, parts: int = 0, first: int = 0) -> None:
         """Begin a row that attends, with nothing to read yet."""

@@ -102,6 +102,20 @@ def test_a_placement_from_first_to_last(runtime: Runtime, name: str) -> None:
         each.close()
 
 
+@pytest.mark.parametrize("first", [None, f"snapkv:keep={KEEP}"])
+def test_a_step_takes_texts_that_are_kept_whole_and_others_together(runtime: Runtime, first: str | None) -> None:
+    """In either order, and beside an index that estimates: each gets what it gets alone."""
+    second = f"snapkv:keep={KEEP}" if first is None else None
+    engines = [engine_of(runtime, first), engine_of(runtime, second), engine_of(runtime, None, "magicpig")]
+    together, alone = ([prefilled(engine) for engine in engines] for _ in range(2))
+    for token in KNOWN[:3].tolist():
+        found = runtime.engine.decode(together, [token] * 3)
+        expected = torch.cat([engine.decode([one], [token]) for engine, one in zip(engines, alone, strict=True)])
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    for each in (*together, *alone):
+        each.close()
+
+
 def test_a_fork_of_an_exact_prefill_keeps_as_if_it_had_prefilled_itself(runtime: Runtime) -> None:
     """One prefill serves all placements and budgets: it keeps the prompt's queries."""
     compared = [Variant(name, keep) for name in ("h2o", "snapkv:window=40") for keep in (96, 144)]
