@@ -208,6 +208,33 @@ class IndexOf(ABC, Generic[State]):
         return self.restore({name: t.clone() for name, t in self.export(state).items()})
 
 
+class StatelessIndex(IndexOf[None]):
+    """An index that keeps nothing of a text: what it reads follows from where tokens stand, or from other layers."""
+
+    def fit(self, keys: Tensor, positions: Tensor, queries: Tensor | None = None, previous: None = None) -> None:
+        return None
+
+    def append(self, state: None, keys: Tensor, queries: Tensor | None = None) -> None:
+        return None
+
+    def truncate(self, state: None, num_tokens: int) -> None:
+        return None
+
+    def export(self, state: None) -> dict[str, Tensor]:
+        return {}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        return None
+
+    def stored(self, of: Geometry, tensors: dict[str, Tensor]) -> dict[str, Stored]:
+        return {}
+
+    def everything(self, q: Tensor, num_tokens: int) -> Selection:
+        """All pages of `num_tokens` tokens, for each KV head of `q` `[G, R, D]`."""
+        pages = torch.arange(num_tokens // self.params.page_size, device=q.device)
+        return Selection(pages.expand(q.shape[0], -1), self.params.page_size)
+
+
 Index = IndexOf[Any]
 """An index of any kind, for whoever hands its states on without a look."""
 

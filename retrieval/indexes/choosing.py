@@ -11,15 +11,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from ..index import IndexOf, Part, Selection
+from ..index import Part, Selection, StatelessIndex
 from ..reading import Reader, Run, read_weighing
-from ..stored import Geometry, Stored
 
 
-class ChoosingIndex(IndexOf[None]):
+class ChoosingIndex(StatelessIndex):
     """What such indexes have in common: all but which layers read everything, and how one of them chooses."""
 
     @property
@@ -41,35 +39,16 @@ class ChoosingIndex(IndexOf[None]):
             return Part.FOLLOWS
         return Part.ALONE if place + 1 in reading_all and place + 1 < self.layer.count else Part.CHOOSES
 
-    def fit(self, keys: Tensor, positions: Tensor, queries: Tensor | None = None, previous: None = None) -> None:
-        return None
-
-    def append(self, state: None, keys: Tensor, queries: Tensor | None = None) -> None:
-        return None
-
-    def truncate(self, state: None, num_tokens: int) -> None:
-        return None
-
     def select(self, state: None, q: Tensor, num_tokens: int, budget: int) -> Selection:
-        pages = torch.arange(num_tokens // self.params.page_size, device=q.device)
-        return Selection(pages.expand(q.shape[0], -1), self.params.page_size)
+        return self.everything(q, num_tokens)
 
     def hand_on(
         self, state: None, q: Tensor, num_tokens: int, budget: int, reader: Reader, tail: Run, scale: float,
         rounds: Sequence[int],
     ) -> tuple[Tensor, Tensor, Selection]:  # fmt: skip
-        everything = self.select(None, q, num_tokens, budget)
+        everything = self.everything(q, num_tokens)
         out, lse, weights = read_weighing(q, everything.ids, everything.unit, reader, tail, scale)
         return out, lse, self.choose(weights, budget, rounds)
-
-    def export(self, state: None) -> dict[str, Tensor]:
-        return {}
-
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        return None
-
-    def stored(self, of: Geometry, tensors: dict[str, Tensor]) -> dict[str, Stored]:
-        return {}
 
 
 def scaled(place: int, of: int, count: int) -> int:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..index import IndexOf, Selection
-from ..stored import Geometry, Stored
+from ..index import Selection, StatelessIndex
 
 
-class WindowIndex(IndexOf[None]):
+class WindowIndex(StatelessIndex):
     """Idea   the first tokens anchor the softmax, the last ones carry the local context.
     For    the floor, and texts of which only the end matters.
     State  none.
@@ -20,15 +19,6 @@ class WindowIndex(IndexOf[None]):
 
     name = "window"
 
-    def fit(self, keys: Tensor, positions: Tensor, queries: Tensor | None = None, previous: None = None) -> None:
-        return None
-
-    def append(self, state: None, keys: Tensor, queries: Tensor | None = None) -> None:
-        return None
-
-    def truncate(self, state: None, num_tokens: int) -> None:
-        return None
-
     def select(self, state: None, q: Tensor, num_tokens: int, budget: int) -> Selection:
         size = self.params.page_size
         total = num_tokens // size
@@ -37,12 +27,3 @@ class WindowIndex(IndexOf[None]):
         first = torch.arange(sink, device=q.device)
         last = torch.arange(total - (count - sink), total, device=q.device)
         return Selection(torch.cat([first, last]).expand(q.shape[0], -1), size)
-
-    def export(self, state: None) -> dict[str, Tensor]:
-        return {}
-
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        return None
-
-    def stored(self, of: Geometry, tensors: dict[str, Tensor]) -> dict[str, Stored]:
-        return {}

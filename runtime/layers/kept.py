@@ -27,6 +27,8 @@ class Kept(NamedTuple):
     positions: Tensor
     """int64 `[G, m]`, ascending; -1 in front where a head keeps fewer than others."""
     state: State
+    is_whole: bool
+    """All heads keep all of the text. Steps ask, so it is not asked of tensors, which would wait for a device."""
     end: int
     """Position behind the last token that has a column."""
     budget: int | None
@@ -84,7 +86,9 @@ def kept_of(tensors: Mapping[str, Tensor]) -> Kept:
     end, budget, length, prompt = tensors["at"].tolist()
     state = {name.removeprefix("known."): tensor for name, tensor in tensors.items() if name.startswith("known.")}
     steps = tuple(tensors["steps"].unsqueeze(3).unbind(2)) if "steps" in tensors else ()
-    return Kept(tensors["positions"], state, end, None if budget < 0 else budget, length, prompt, None, steps)
+    positions = tensors["positions"]
+    is_whole = positions.shape[1] == end and not bool((positions < 0).any())
+    return Kept(positions, state, is_whole, end, None if budget < 0 else budget, length, prompt, None, steps)
 
 
 def check_kept(

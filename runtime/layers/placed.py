@@ -52,7 +52,7 @@ class Placed:
             for name, tensor in self.placement.start(keys, keys[..., : wide or keys.shape[2]]).items()
         }
         state = {**self.placement.enter(keys, keys, none[0]), **start}
-        return Kept(none, state, 0, None, 0, 0, None, ())
+        return Kept(none, state, True, 0, None, 0, 0, None, ())
 
     @property
     def watches_steps(self) -> bool:
@@ -62,13 +62,7 @@ class Placed:
     @property
     def chooses(self) -> bool:
         """Whether steps read what is kept: there is something else."""
-        return self.is_visible and not self._is_whole
-
-    @property
-    def _is_whole(self) -> bool:
-        """Whether all heads keep all of the text."""
-        positions = self.kept.positions
-        return positions.shape[1] == self.kept.end and not bool((positions[:, :1] < 0).any())
+        return self.is_visible and not self.kept.is_whole
 
     @property
     def num_bytes(self) -> int:
@@ -90,7 +84,7 @@ class Placed:
         self._enter(*rest(first, first + q.shape[1]), start)
         queries = self._by_group(q, scale)
         if self.placement.rows == EVERY:
-            self._observe(queries, start, rest, lse.view(queries.shape[:3]) if self._is_whole else None)
+            self._observe(queries, start, rest, lse.view(queries.shape[:3]) if self.kept.is_whole else None)
         elif self.placement.rows:
             last = queries if self.kept.last is None else torch.cat([self.kept.last, queries], 2)
             self.kept = self.kept._replace(last=last[:, :, -self.placement.rows :])
@@ -195,9 +189,10 @@ class Placed:
 
     def truncate(self, num_tokens: int) -> None:
         """Keep what is kept of the first `num_tokens` tokens, whole pages."""
+        is_whole = self.kept.is_whole
         self._take((self.kept.positions >= 0) & (self.kept.positions < num_tokens))
         end, prompt = min(self.kept.end, num_tokens), min(self.kept.prompt, num_tokens)
-        self.kept = self.kept._replace(end=end, prompt=prompt, last=None, steps=())
+        self.kept = self.kept._replace(is_whole=is_whole, end=end, prompt=prompt, last=None, steps=())
 
     def follow(self, other: Placed | None, rows: list[Tensor] | None, cosines: Sequence[Tensor] = ()) -> None:
         """Know of the same pages what `other` knows, if it is of the same placement. Otherwise look at all of the text
@@ -224,7 +219,7 @@ class Placed:
 
     def _text(self, rest: Block) -> KeptText:
         prompt = self.kept.prompt or self.kept.end
-        return KeptText(self.kept.positions, prompt, self._num_sealed, self._is_whole, self._reader, rest)
+        return KeptText(self.kept.positions, prompt, self._num_sealed, self.kept.is_whole, self._reader, rest)
 
     def _tail(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
         keys, values = self._pages.tail
@@ -276,7 +271,7 @@ class Placed:
             name: _columns(tensor, order) if name in self.placement.columns else tensor
             for name, tensor in self.kept.state.items()
         }
-        self.kept = self.kept._replace(positions=positions, state=state)
+        self.kept = self.kept._replace(positions=positions, state=state, is_whole=False)
 
     def _cold(self, budget: int) -> Tensor:
         """The sealed pages to which `budget` tokens do not reach, bool `[pages]`: a page holds all heads, so those come

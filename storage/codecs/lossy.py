@@ -8,6 +8,7 @@ Safety   A payload has one size, fp16 parts are finite, scales not negative, and
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import fields
 from math import prod
 from typing import Any, NamedTuple
@@ -69,7 +70,7 @@ def narrowed(numbers: np.ndarray, dtype: str) -> np.ndarray:
     return flat.astype("<f4" if dtype == "float32" else "<f2", copy=False)
 
 
-class LossyCodec:
+class LossyCodec(ABC):
     """A codec by what it makes of numbers `[S, G, L, D]`: `parts`, `quantise` and `restore`."""
 
     name: str
@@ -87,17 +88,17 @@ class LossyCodec:
         self._parts = self.parts()
         self.payload_bytes = len(self._stamp) + sum(part.num_bytes for part in self._parts)
 
+    @abstractmethod
     def parts(self) -> list[Part]:
         """The arrays of every payload, in order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def quantise(self, numbers: np.ndarray) -> list[np.ndarray]:
         """The arrays that `numbers`, fp32 `[S, G, L, D]`, become."""
-        raise NotImplementedError
 
+    @abstractmethod
     def restore(self, arrays: list[np.ndarray]) -> np.ndarray:
         """The numbers, fp32 `[S, G, L, D]`, that these arrays stand for."""
-        raise NotImplementedError
 
     def accepts(self, raw: np.ndarray) -> bool:
         return bool((np.abs(widened(raw, self.layout.dtype)) <= LIMIT).all())

@@ -13,7 +13,7 @@ from example_placement import EXAMPLE, PAGE, code, register
 from placed_text import attention, placement, plain_text, queries, seen
 
 from stratakv.retrieval.placement import Rows
-from stratakv.runtime.cli.methods.method import KINDS, method
+from stratakv.runtime.cli.methods.method import KINDS, Kind, method
 from stratakv.runtime.cli.methods.page import with_methods
 
 FORM = ("Idea", "For", "State", "Cost")
@@ -21,8 +21,8 @@ HOW = "make methods   (or: python -m stratakv.runtime.cli.methods.page docs/METH
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in kind.names])
-def test_a_methods_file_says_what_is_asked_of_all(kind: object, name: str) -> None:
-    one = method(kind, name)  # type: ignore[arg-type]
+def test_a_methods_file_says_what_is_asked_of_all(kind: Kind, name: str) -> None:
+    one = method(kind, name)
     lacking = [word for word in FORM if not one.sections.get(word)]
     assert lacking == [], (
         f"{one.path}: the class's docstring says nothing of it; retrieval/placements/h2o.py is an example"

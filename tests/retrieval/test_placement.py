@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 
 import torch
-from placed_text import GROUPS, PlainText, attention, placement, plain_text, queries
+from placed_text import GROUPS, attention, logits, placement, plain_text, queries
 from torch import Tensor
 
-from stratakv.retrieval.placement import Rows, pooled, shares
+from stratakv.retrieval.placement import Change, Rows, pooled, shares
 
 
-def weights_of(rows: Rows, change: object = None) -> Tensor:
+def weights_of(rows: Rows, change: Change | None = None) -> Tensor:
     found = torch.zeros(*rows.queries.shape[:3], rows.text.positions.shape[1])
-    for at, columns, some in rows.weights(change):  # type: ignore[arg-type]
+    for at, columns, some in rows.weights(change):
         found[:, :, at - rows.start, columns] = some
     return found
 
@@ -33,26 +33,19 @@ def test_what_attention_has_summed_is_not_summed_again() -> None:
     """Sums that are off by log 2 halve all weights, so they were used; changed logits have other sums."""
     text = plain_text(40)
     rows = Rows(queries(8), 32, text)
-    doubled = rows._replace(lse=lse_of(rows) + math.log(2))
+    doubled = rows._replace(lse=logits(rows).logsumexp(-1) + math.log(2))
     torch.testing.assert_close(weights_of(doubled), attention(rows) / 2)
-    torch.testing.assert_close(weights_of(doubled, lambda logits, at, positions: logits), attention(rows))
-
-
-def lse_of(rows: Rows) -> Tensor:
-    text: PlainText = rows.text  # type: ignore[assignment]
-    logits = rows.queries @ text.keys.unsqueeze(1).transpose(2, 3)
-    at = rows.start + torch.arange(rows.queries.shape[2])
-    return logits.masked_fill((text.positions[:, None] > at[:, None]).unsqueeze(1), -torch.inf).logsumexp(-1)
+    torch.testing.assert_close(weights_of(doubled, lambda found, at, positions: found), attention(rows))
 
 
 def test_logits_can_be_changed_before_the_softmax() -> None:
     text = plain_text(40)
     rows = Rows(queries(8), 32, text)
 
-    def halved(logits: Tensor, at: Tensor, positions: Tensor) -> Tensor:
+    def halved(found: Tensor, at: Tensor, positions: Tensor) -> Tensor:
         assert at.tolist() == list(range(32, 40))
-        assert positions.shape == (GROUPS, logits.shape[-1])
-        return logits / 2
+        assert positions.shape == (GROUPS, found.shape[-1])
+        return found / 2
 
     torch.testing.assert_close(weights_of(rows, halved), attention(rows._replace(queries=rows.queries / 2)))
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stratakv.runtime.layers.page_reader import PageReader, Recover
 from stratakv.runtime.layers.pages import LayerPages
+from stratakv.runtime.layers.tiered import TieredLayer
 from stratakv.runtime.layers.workspace import Workspace
 from stratakv.storage import DiskTier, TieredStore
 
@@ -79,3 +80,14 @@ def attended(start: int, end: int) -> Tensor:
     scores = QUERIES[:, start:end].double() @ keys.transpose(1, 2) * SCALE
     later = torch.arange(end) > torch.arange(start, end)[:, None]
     return scores.masked_fill(later, -torch.inf).softmax(-1) @ values
+
+
+def decode(layer: TieredLayer, start: int, end: int) -> Tensor:
+    """The outputs `[H, end - start, D]` of steps with these tokens, which seal pages as they fill."""
+    outs = []
+    with layer.workspace.turns.taken():
+        for at in range(start, end):
+            outs.append(layer.step(QUERIES[:, at], *KV[:, :, at], SCALE))
+            if layer.pages.is_full:
+                layer.seal(TEXT.chains[at // SIZE], TEXT.tokens[at // SIZE])
+    return torch.stack(outs, 1)

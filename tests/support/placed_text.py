@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,14 +48,22 @@ def queries(count: int, *, seed: int = 1, dim: int = DIM) -> Tensor:
     return torch.randn(GROUPS, REPEATS, count, dim, generator=torch.Generator().manual_seed(seed))
 
 
+def all_keys(rows: Rows) -> Tensor:
+    """The keys `[G, m, D]` of the whole text of `rows`."""
+    return torch.cat([keys for _, keys, _ in rows.text.blocks()], 1)
+
+
+def logits(rows: Rows) -> Tensor:
+    """The logits `[G, R, n, m]` of all rows over all columns at once, -inf where a row does not see."""
+    positions, at = rows.text.positions, rows.start + torch.arange(rows.queries.shape[2])
+    seen = (positions[:, None] <= at[:, None]) & (positions[:, None] >= 0)
+    found = rows.queries @ all_keys(rows).unsqueeze(1).transpose(2, 3)
+    return found.masked_fill(~seen.unsqueeze(1), -torch.inf)
+
+
 def attention(rows: Rows) -> Tensor:
     """The weights `[G, R, n, m]` of all rows over all columns at once."""
-    text: Any = rows.text
-    count = rows.queries.shape[2]
-    logits = rows.queries @ text.keys.unsqueeze(1).transpose(2, 3)
-    at = rows.start + torch.arange(count)
-    seen = (text.positions[:, None] <= at[:, None]) & (text.positions[:, None] >= 0)
-    return logits.masked_fill(~seen.unsqueeze(1), -torch.inf).softmax(-1)
+    return logits(rows).softmax(-1)
 
 
 def placement(spec: str, params: IndexParams = PARAMS, layer: int = 0) -> Placement:

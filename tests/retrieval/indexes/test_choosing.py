@@ -61,8 +61,6 @@ def test_layers_that_are_not_there_are_refused(spec: str, says: str) -> None:
         make_index(spec, IndexParams(), IndexedLayer(place=0, count=6))
 
 
-def test_a_layer_alone_reads_everything_and_hands_nothing_on() -> None:
+def test_a_layer_alone_reads_everything() -> None:
     index = make_index("tidal", IndexParams(page_size=4, sink=0, local=0), IndexedLayer(place=0, count=32))
     assert index.select(None, torch.zeros(2, 3, 8), 24, 8).ids.tolist() == [[0, 1, 2, 3, 4, 5]] * 2
-    with pytest.raises(AssertionError, match="does not choose for others"):
-        make_index("dense", IndexParams()).hand_on(None, *[None] * 7)  # type: ignore[arg-type]

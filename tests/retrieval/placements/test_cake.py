@@ -29,8 +29,8 @@ def test_preference_and_scores_at_once(one: Placement) -> None:
     assert one.wish(state, text).tolist() == [state["preference"].item(), 60]
     votes = (before.mean(2) + 200 * before.var(2)).mean(1)
     padded = torch.nn.functional.pad(votes, (2, 2))
-    smoothed = sum(padded[:, i : i + 52] for i in range(5)) / 5
-    torch.testing.assert_close(one.scores(state, text)[:, :52], smoothed.float(), rtol=1e-4, atol=1e-6)  # type: ignore[union-attr]
+    smoothed = torch.stack([padded[:, i : i + 52] for i in range(5)]).mean(0).float()
+    torch.testing.assert_close(one.scores(state, text)[:, :52], smoothed, rtol=1e-4, atol=1e-6)
 
 
 def test_layers_that_spread_and_move_have_more(one: Placement) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from placed_text import placement, plain_text, queries, seen
+from placed_text import all_keys, placement, plain_text, queries, seen
 from torch import Tensor
 
 from stratakv.retrieval.placement import Rows
@@ -12,7 +12,7 @@ from stratakv.retrieval.placements.keyformer import gumbel
 
 def scores(rows: Rows, prompt: int, layer: int = 0) -> Tensor:
     """The Gumbel softmax of all rows over all columns at once, summed."""
-    keys, at = rows.text.keys, rows.start + torch.arange(rows.queries.shape[2])  # type: ignore[attr-defined]
+    keys, at = all_keys(rows), rows.start + torch.arange(rows.queries.shape[2])
     logits = rows.queries @ keys.unsqueeze(1).transpose(2, 3) + gumbel(layer, 3, at, rows.text.positions)
     logits = logits / (1 + 0.01 * (at - prompt + 1).clamp(min=0))[:, None]
     return logits.masked_fill(rows.text.positions[0] > at[:, None], -torch.inf).softmax(-1).mean(1).sum(1)

@@ -14,10 +14,13 @@ from stratakv.runtime.layers.kept import Kept, check_kept, exported, kept_of
 TOKENS, PAGE = 70, 4
 OF = Geometry(KV[0, :, :0], 0, REPEATS)
 H2O = placement("h2o")
-NOTHING = Kept(torch.empty(2, 0, dtype=torch.int64), {"mass": torch.empty(2, 0)}, 0, None, 0, 0, None, ())
+NOTHING = Kept(torch.empty(2, 0, dtype=torch.int64), {"mass": torch.empty(2, 0)}, True, 0, None, 0, 0, None, ())
 POSITIONS = torch.tensor([[0, 1, 30, 68, 69], [-1, 0, 1, 68, 69]])
-KEPT = Kept(POSITIONS, {"mass": torch.rand(2, 5)}, TOKENS, 24, 0, 60, None, ())
+KEPT = Kept(POSITIONS, {"mass": torch.rand(2, 5)}, False, TOKENS, 24, 0, 60, None, ())
 BEHIND = KEPT._replace(end=68, positions=POSITIONS[:, :3], state={"mass": torch.rand(2, 3)})
+EVERY = torch.arange(TOKENS).expand(2, -1)
+WHOLE = KEPT._replace(positions=EVERY, state={"mass": torch.rand(2, TOKENS)}, is_whole=True)
+OF_ONE_HEAD = WHOLE._replace(positions=EVERY.where(torch.tensor([[0], [9]]) <= EVERY, -1), is_whole=False)
 STEPS = (torch.rand(2, REPEATS, 1, 8), torch.rand(2, REPEATS, 1, 8))
 
 
@@ -25,13 +28,16 @@ def check(tensors: dict[str, Tensor]) -> None:
     check_kept(tensors, TOKENS, NOTHING, H2O, OF, PAGE)
 
 
-@pytest.mark.parametrize("kept", [KEPT, BEHIND._replace(steps=STEPS), KEPT._replace(budget=None, length=50)])
+@pytest.mark.parametrize(
+    "kept", [KEPT, BEHIND._replace(steps=STEPS), KEPT._replace(budget=None, length=50), WHOLE, OF_ONE_HEAD]
+)
 def test_what_is_kept_comes_back(kept: Kept) -> None:
     tensors = exported(kept)
     check(tensors)
     found = kept_of(tensors)
     assert (found.end, found.budget, found.length, found.prompt) == (kept.end, kept.budget, kept.length, kept.prompt)
     assert torch.equal(found.positions, kept.positions)
+    assert found.is_whole == kept.is_whole
     assert torch.equal(found.state["mass"], kept.state["mass"])
     assert all(map(torch.equal, found.steps, kept.steps))
     assert len(found.steps) == len(kept.steps)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from closeness import assert_close
 from kv_pages import disk_tier
-from layer_kv import KV, PAGES, QUERIES, REPEATS, SCALE, SIZE, TEXT, no_damage, opened, workspace_of
+from layer_kv import KV, PAGES, QUERIES, REPEATS, SCALE, SIZE, TEXT, decode, no_damage, opened, workspace_of
 from torch import Tensor
 
 from stratakv.retrieval.params import IndexParams
@@ -44,7 +44,11 @@ class Uneven(Placement):
 class Watching(Placement):
     """Notes which rows it is given, and where it is told that the prompt ends."""
 
-    name, prunes, rows = "watching", True, EVERY  # type: ignore[assignment]
+    name, prunes = "watching", True
+
+    @property
+    def rows(self) -> int:
+        return EVERY
 
     def __init__(self) -> None:
         super().__init__(PARAMS, 0, None)
@@ -102,16 +106,6 @@ def prefill(layer: TieredLayer, start: int, end: int, budget: int | None = None)
         if budget is not None:
             layer.end_prefill()
             of(layer).place(budget, 0)
-
-
-def decode(layer: TieredLayer, start: int, end: int) -> Tensor:
-    outs = []
-    with layer.workspace.turns.taken():
-        for at in range(start, end):
-            outs.append(layer.step(QUERIES[:, at], *KV[:, :, at], SCALE))
-            if layer.pages.is_full:
-                layer.seal(TEXT.chains[at // SIZE], TEXT.tokens[at // SIZE])
-    return torch.stack(outs, 1)
 
 
 def weights(rows: slice, kept: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from closeness import assert_close
 from kv_pages import SMALL
-from layer_kv import KV, PAGES, QUERIES, REPEATS, SCALE, SIZE, TEXT, attended, no_damage, opened, workspace_of
+from layer_kv import KV, PAGES, QUERIES, REPEATS, SCALE, SIZE, TEXT, attended, decode, no_damage, opened, workspace_of
 from torch import Tensor
 
 from stratakv.retrieval.params import IndexParams
@@ -58,16 +58,6 @@ def prefill(layer: TieredLayer, start: int, end: int) -> Tensor:
         layer.finish(TEXT.chains[pages], TEXT.tokens[pages], end - pages.start * SIZE)
         layer.end_prefill()
     return torch.cat(outs, 1)
-
-
-def decode(layer: TieredLayer, start: int, end: int) -> Tensor:
-    outs = []
-    with layer.workspace.turns.taken():
-        for at in range(start, end):
-            outs.append(layer.step(QUERIES[:, at], *KV[:, :, at], SCALE))
-            if layer.pages.is_full:
-                layer.seal(TEXT.chains[at // SIZE], TEXT.tokens[at // SIZE])
-    return torch.stack(outs, 1)
 
 
 def after(layer: TieredLayer, num_tokens: int) -> TieredLayer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stratakv.runtime.cli.methods.measured import KV_BYTES, Bytes, measured
-from stratakv.runtime.cli.methods.method import KINDS
+from stratakv.runtime.cli.methods.method import KINDS, Kind
 
 INDEX, PLACEMENT, CODEC = KINDS
 
@@ -22,8 +22,8 @@ INDEX, PLACEMENT, CODEC = KINDS
         (CODEC, "int8", 256 + 4 * 128 / 16 + 4 * 2),
     ],
 )
-def test_bytes_of_a_token(kind: object, name: str, token: float) -> None:
-    assert measured(kind, name) == Bytes(token, 0)  # type: ignore[arg-type]
+def test_bytes_of_a_token(kind: Kind, name: str, token: float) -> None:
+    assert measured(kind, name) == Bytes(token, 0)
 
 
 def test_what_a_state_takes_whatever_the_length_stands_apart() -> None:
