@@ -31,6 +31,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -48,7 +49,8 @@ ROWS = 128
 """Query rows whose attention is computed at a time: with a block of keys they take some megabytes, whatever the text's
 length."""
 Change = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(logits `[G, R, n, b]`, positions of the rows `[n]` and of the columns `[G, b]`) -> other logits."""
+"""(logits `[G, R, n, b]`, positions of the rows `[n]` and of the columns `[G, b]`) -> other logits, in the same memory
+or not."""
 
 
 class Text(Protocol):
@@ -90,12 +92,16 @@ class Rows(NamedTuple):
         for begin in range(0, self.queries.shape[2], ROWS):
             some = self.queries[:, :, begin : begin + ROWS]
             at = self.start + begin + torch.arange(some.shape[2], device=some.device)
+            blocks = self._logits(some, at, change)
             if self.lse is not None and change is None:
                 lse = self.lse[:, :, begin : begin + ROWS]
             else:
-                lses = [logits.logsumexp(-1) for _, logits in self._logits(some, at, change)]
+                made = list(islice(blocks, 2))
+                lses = [logits.logsumexp(-1) for _, logits in chain(made, blocks)]
                 lse = torch.stack(lses).logsumexp(0)
-            for columns, logits in self._logits(some, at, change):
+                # Those of a text of one block are still there; the others' were let go, and are made again.
+                blocks = iter(made) if len(made) < 2 else self._logits(some, at, change)
+            for columns, logits in blocks:
                 yield at, columns, logits.sub_(lse.unsqueeze(-1)).exp_()
 
     def _logits(self, some: Tensor, at: Tensor, change: Change | None) -> Iterator[tuple[slice, Tensor]]:
@@ -104,14 +110,17 @@ class Rows(NamedTuple):
         by_group = some.reshape(groups, repeats * count, dim)
         for columns, keys, _ in self.text.blocks():
             positions = self.text.positions[:, columns]
-            if bool((positions > at[-1]).all()):
+            seen = int((positions <= at[-1]).sum(1).max())
+            if not seen:
                 return
-            logits = torch.bmm(by_group, keys.transpose(1, 2)).view(groups, repeats, count, -1)
+            columns, positions = slice(columns.start, columns.start + seen), positions[:, :seen]
+            logits = torch.bmm(by_group, keys[:, :seen].transpose(1, 2)).view(groups, repeats, count, -1)
             if change is not None:
                 logits = change(logits, at, positions)
-            if bool((positions[:, 0] < 0).any() | (positions[:, -1] > at[0]).any()):
-                seen = (positions[:, None] <= at[:, None]) & (positions[:, None] >= 0)
-                logits = logits.masked_fill(~seen.unsqueeze(1), -torch.inf)
+            first = 0 if bool((positions[:, 0] < 0).any()) else int((positions <= at[0]).sum(1).min())
+            if first < seen:
+                hidden = (positions[:, None, first:] > at[:, None]) | (positions[:, None, first:] < 0)
+                logits[..., first:].masked_fill_(hidden.unsqueeze(1), -torch.inf)
             yield columns, logits
 
 

@@ -61,7 +61,8 @@ class KeyformerPlacement(H2OPlacement):
     def _changed(self, logits: Tensor, at: Tensor, positions: Tensor, rows: Rows) -> Tensor:
         options: KeyformerOptions = self.options
         tau = options.tau + options.growth * (at - rows.text.prompt + 1).clamp(min=0)
-        return (logits + options.noise * gumbel(self.layer, logits.shape[1], at, positions)) / tau[:, None]
+        noise = gumbel(self.layer, logits.shape[1], at, positions)
+        return logits.add_(noise, alpha=options.noise).div_(tau[:, None])
 
 
 @cache
@@ -75,9 +76,14 @@ def gumbel(layer: int, repeats: int, at: Tensor, positions: Tensor) -> Tensor:
     """Noise of rows at `at` `[n]` for columns at `positions` `[G, b]`: `[G, R, n, b]`."""
     groups = len(positions)
     heads = torch.arange(groups * repeats, device=at.device).view(groups, repeats, 1) + (layer << 16)
-    of_rows = _mixed(_mixed(heads) + at)
-    of_columns = _mixed(positions + (1 << 31)).view(groups, 1, 1, -1)
-    return drawn(at.device)[(of_rows.unsqueeze(-1) ^ of_columns) & (DRAWN - 1)]
+    of_rows = _place(_mixed(heads) + at).unsqueeze(-1)
+    places = of_rows ^ _place(positions + (1 << 31)).view(groups, 1, 1, -1)
+    return drawn(at.device).index_select(0, places.flatten()).view(places.shape)
+
+
+def _place(numbers: Tensor) -> Tensor:
+    """A place among the drawn numbers for each int64: int32, as half of what is moved is these."""
+    return (_mixed(numbers) & (DRAWN - 1)).int()
 
 
 def _mixed(numbers: Tensor) -> Tensor:

@@ -29,6 +29,17 @@ def test_weights_in_blocks_are_those_at_once() -> None:
     assert bool((found[1, :, :, :5] == 0).all())
 
 
+def test_heads_may_see_different_numbers_of_columns() -> None:
+    """The last column that one of them sees is behind the last of another."""
+    text = plain_text(40)
+    positions = text.positions.clone()
+    positions[1] += 20
+    rows = Rows(queries(8), 24, text._replace(positions=positions))
+    found = weights_of(rows)
+    torch.testing.assert_close(found[0].sum(-1), torch.ones_like(found[0, :, :, 0]))
+    torch.testing.assert_close(found, attention(rows))
+
+
 def test_what_attention_has_summed_is_not_summed_again() -> None:
     """Sums that are off by log 2 halve all weights, so they were used; changed logits have other sums."""
     text = plain_text(40)
