@@ -55,9 +55,9 @@ def evaluation(
     samples: Annotated[int | None, whole("--samples", help="Contexts (tasks: per task). Default: 8; tasks: 4.")] = None,
     seed: Annotated[int, whole("--seed", help="Another seed draws other contexts.")] = 0,
     tasks: Annotated[str | None, typer.Option("--tasks", help="Comma-separated tasks; default: all.")] = None,
-    exact_question: Annotated[
-        bool, typer.Option("--exact-question", help="Read questions exactly, as a chat does; default: sparsely.")
-    ] = False,
+    question: Annotated[
+        str, typer.Option("--question", help="sparse; exact: read as in a chat; prompt: a part of the context's.")
+    ] = "sparse",
     texts: Annotated[
         Path | None, path("--texts", help="Folder of the texts. Default: where `make data` puts them.")
     ] = None,
@@ -84,11 +84,11 @@ def evaluation(
     check_outputs(out, plot)
     if plot is not None:
         check(plot)
-    options = EvalOptions(ctx, DEFAULT_SAMPLES.get(suite, 1) if samples is None else samples, seed, tasks)
+    options = EvalOptions(ctx, DEFAULT_SAMPLES.get(suite, 1) if samples is None else samples, seed, tasks, question)
     with Bar() as bar:
         result = evaluate(
             suite, model=model, device=device, dtype=dtype, indexes=_names(index), budgets=_budgets(budget),
-            options=options, texts=texts, kv_dir=kv_dir, question_sparse=not exact_question, ticker=bar,
+            options=options, texts=texts, kv_dir=kv_dir, ticker=bar,
         )  # fmt: skip
     line = to_json(result, indent=1)
     deliveries = [partial(print, line, flush=True) if as_json else partial(show, result)]

@@ -26,12 +26,12 @@ class Harness:
     """Engines for all variants over one runtime's model and store.
 
     Args:
-        question_sparse: True to read questions the way replies are read, through the index (the
-            stricter protocol); False to read them exactly, as `Chat.send` does.
+        question: `sparse` to read questions the way replies are read, through the index (the stricter protocol);
+            otherwise they are read exactly, as `Chat.send` does, unless a prompt has them already.
     """
 
-    def __init__(self, runtime: Runtime, variants: list[Variant], *, question_sparse: bool = True) -> None:
-        self.runtime, self.variants, self.question_sparse = runtime, variants, question_sparse
+    def __init__(self, runtime: Runtime, variants: list[Variant], *, question: str = "sparse") -> None:
+        self.runtime, self.variants, self.asks = runtime, variants, question
         self._prefilling = runtime.reading(replace(runtime.config, index=DENSE))
         self.engines = _engines(runtime, variants)
         self._judges = any(one.rows for engine in self.engines.values() for one in engine.placements.values())
@@ -131,10 +131,11 @@ class Harness:
 
     def hear(self, variant: Variant, sequence: Sequence, turns: Iterable[tuple[str, str]]) -> None:
         """Read earlier turns after the context, each (the user's words, the reply): the words are read exactly, as in a
-        chat, and the reply passes through the index, as the model's own."""
+        chat, unless a prompt has the first already, and the reply passes through the index, as the model's own."""
         for place, (said, replied) in enumerate(turns):
-            words = self.question(said, "", first=place == 0)
-            self.engines[variant].prefill(sequence, words, want_logits=False, reuse=False)
+            if place or self.asks != "prompt":
+                words = self.question(said, "", first=place == 0)
+                self.engines[variant].prefill(sequence, words, want_logits=False, reuse=False)
             self.read(variant, sequence, self.reply(replied))
 
     def read(self, variant: Variant, sequence: Sequence, ids: np.ndarray) -> Tensor:
@@ -143,7 +144,7 @@ class Harness:
 
     def ask(self, variant: Variant, sequence: Sequence, ids: np.ndarray) -> Tensor:
         """Ask a question, sparsely or exactly. Returns logits after its last token `[V]`."""
-        if self.question_sparse:
+        if self.asks == "sparse":
             return self.read(variant, sequence, ids)[-1]
         logits = self.engines[variant].prefill(sequence, ids, reuse=False).logits
         assert logits is not None

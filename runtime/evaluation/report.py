@@ -16,6 +16,11 @@ _FIDELITY = (
     "tokens read", "recall", "mass", "out. err",
     "KL", "x oracle", "95 %", "p99", "worst KL", "top-1 %", "ppl %", "B/token", "fixed kB",
 )  # fmt: skip
+_QUESTIONS = {
+    "sparse": "read sparsely",
+    "exact": "read exactly up to the reply",
+    "prompt": "the first question in the prompt",
+}
 
 
 def show(result: dict[str, Any], console: Console | None = None) -> None:
@@ -108,7 +113,7 @@ def _title(result: dict[str, Any]) -> str:
     layers = f", {exempt} of {exempt + result['indexed_layers']} layers exempt" if exempt else ""
     return (
         f"{result['suite']}: {result['model']} {result['dtype']}, {result['samples']} x {result['ctx']} tokens, "
-        f"read {'sparsely' if result['question'] == 'sparse' else 'exactly up to the reply'}{layers}"
+        f"{_QUESTIONS[result['question']]}{layers}"
     )
 
 

@@ -38,7 +38,6 @@ def evaluate(
     options: EvalOptions,
     texts: Path | None,
     kv_dir: Path | None,
-    question_sparse: bool,
     ticker: Ticker,
 ) -> dict[str, Any]:
     """Run a suite. The result is JSON-serialisable, with `passed` (None where nothing but yardsticks was measured).
@@ -54,6 +53,10 @@ def evaluate(
     """
     if suite not in SUITES:
         raise ValueError(f"suite is one of {', '.join(SUITES)}; not {suite!r}")
+    if suite == "needles" and options.question == "prompt":
+        raise ValueError(
+            "a context of suite needles has many questions, so none can be in its prompt; ask in suite tasks"
+        )
     for index, budget in itertools.product(indexes, budgets):
         Variant(index, budget).config(KVConfig())  # raises for what is unknown, or if no context could be read with it
     started = clock.now()
@@ -63,9 +66,7 @@ def evaluate(
         found = exact.run(exact.Setting(model, device), indexes, options.seed, ticker)
         facts: dict[str, Any] = {"device": device, "dtype": "float32"}
     else:
-        found, facts = _read(
-            suite, model, device, dtype, indexes, budgets, options, texts, kv_dir, question_sparse, ticker
-        )
+        found, facts = _read(suite, model, device, dtype, indexes, budgets, options, texts, kv_dir, ticker)
     return {
         "suite": suite,
         "command": as_text(" ".join(["stratakv", *sys.argv[1:]])),
@@ -84,7 +85,7 @@ def evaluate(
 
 def _read(
     suite: str, model: str, device: str, dtype: str, indexes: list[str], budgets: list[int | float],
-    options: EvalOptions, folder: Path | None, kv_dir: Path | None, question_sparse: bool, ticker: Ticker,
+    options: EvalOptions, folder: Path | None, kv_dir: Path | None, ticker: Ticker,
 ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
     least = KVConfig().min_budget
     smallest = min(KVConfig(budget=budget).budget_tokens(options.ctx) for budget in budgets)
@@ -96,10 +97,10 @@ def _read(
         kept = KVConfig(path=kv_dir) if kv_dir is not None else KVConfig(disk_gb=0)
         runtime = stack.enter_context(Runtime.load(model, device=device, dtype=dtype, kv=kept))
         _check_lengths(runtime, compared, options)
-        harness = Harness(runtime, compared, question_sparse=question_sparse)
+        harness = Harness(runtime, compared, question=options.question)
         found = READING[suite].run(harness, options, texts, ticker)
         facts = _facts(runtime, options) | {
-            "question": "sparse" if question_sparse or suite == "fidelity" else "exact",
+            "question": "sparse" if suite == "fidelity" else options.question,
             "texts": "excerpt" if is_excerpt(texts.folder) else "full",
         }  # fmt: skip
         for row, variant in zip(found["variants"], compared, strict=True):

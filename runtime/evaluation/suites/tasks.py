@@ -1,8 +1,8 @@
 """Tasks: what a reader would notice. RULER-style synthetic tasks, look-ups in real books, tasks that need much
 of the context, and questions late in a conversation (`runtime/evaluation/tasks`).
 
-All variants read every sample's context from one prefill; turns between it and the question are given to each
-(`Harness.hear`). Two scores: `found`, the share of the reference strings
+All variants read every sample's context from one prefill, of which the first words of a user may be a part; turns
+between it and the question are given to each (`Harness.hear`). Two scores: `found`, the share of the reference strings
 in a greedy reply (RULER's), and `forced`, the share of the right reply's tokens that are the likeliest
 when all before them are right. The second moves long before the first does.
 """
@@ -65,15 +65,19 @@ def _samples(task: Task, harness: Harness, options: EvalOptions, texts: Texts) -
 
 
 def _read(harness: Harness, task: Task, sample: Sample) -> dict[Variant, Score]:
-    ids = harness.opening(sample.context)
+    ids, last = _prompt(harness, sample)
     question = harness.question(sample.question, sample.prefix, first=not sample.earlier)
     gold = harness.reply(sample.gold)
     forced, logits = {}, []
     with ExitStack() as open_forks, harness.prefilled(ids) as base:
         asked = [open_forks.enter_context(harness.fork(variant, base)) for variant in harness.variants]
         for variant, sequence in zip(harness.variants, asked, strict=True):
+            if len(last):
+                found = harness.read(variant, sequence, last)[-1]
             harness.hear(variant, sequence, sample.earlier)
-            logits.append(harness.ask(variant, sequence, question))
+            if sample.earlier or not len(last):
+                found = harness.ask(variant, sequence, question)
+            logits.append(found)
             with harness.fork(variant, sequence) as twin:
                 forced[variant] = harness.expected(variant, twin, logits[-1], gold)
         limit = min(task.max_new_tokens, 16 + 3 * len(gold) // 2)
@@ -82,6 +86,17 @@ def _read(harness: Harness, task: Task, sample: Sample) -> dict[Variant, Score]:
         variant: Score(task.score(reply, sample.references), forced[variant], not reply.strip())
         for variant, reply in zip(harness.variants, replies, strict=True)
     }
+
+
+def _prompt(harness: Harness, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+    """What is prefilled, and the prompt's last token, which each variant then reads as it reads a reply's; none if the
+    prompt is the context alone."""
+    ids = harness.opening(sample.context)
+    if harness.asks != "prompt":
+        return ids, ids[:0]
+    said, prefix = (sample.earlier[0].user, "") if sample.earlier else (sample.question, sample.prefix)
+    ids = np.concatenate([ids, harness.question(said, prefix, first=True)])
+    return ids[:-1], ids[-1:]
 
 
 def _replies(

@@ -16,9 +16,10 @@ from stratakv.runtime.evaluation.options import EvalOptions
         ({"seed": -1}, "seed is a whole number from 0"),
         ({"seed": 1 << 63}, "seed is a whole number from 0"),
         ({"ctx": 511}, "ctx is at least 512 tokens, not 511"),
+        ({"question": "first"}, "question is one of sparse, exact, prompt; not 'first'"),
     ],
 )
-def test_out_of_range(wrong: dict[str, int], says: str) -> None:
+def test_out_of_range(wrong: dict[str, Any], says: str) -> None:
     settings: dict[str, Any] = {"ctx": 1024, "samples": 2, **wrong}
     with pytest.raises(ValueError, match=says):
         EvalOptions(**settings)

@@ -32,7 +32,7 @@ def evaluate(suite: str, folder: Path, **changes: Any) -> dict[str, Any]:
     """Of a model that is not there."""
     given: dict[str, Any] = {
         "model": str(folder / "no-model"), "device": "cpu", "dtype": "float32", "indexes": ["bounds"], "budgets": [176],
-        "options": EvalOptions(512, 1), "texts": EXCERPT, "kv_dir": None, "question_sparse": True, "ticker": Silent(),
+        "options": EvalOptions(512, 1), "texts": EXCERPT, "kv_dir": None, "ticker": Silent(),
     }  # fmt: skip
     return run.evaluate(suite, **{**given, **changes})
 
@@ -43,6 +43,7 @@ def evaluate(suite: str, folder: Path, **changes: Any) -> dict[str, Any]:
         ("speed", {}, "suite is one of exact, fidelity, needles, tasks; not 'speed'"),
         ("exact", {"indexes": ["bounds", "nearest"]}, "not 'nearest'"),
         ("exact", {"budgets": [176, 50]}, "budget is at least 112 tokens, not 50"),
+        ("needles", {"options": EvalOptions(512, 1, question="prompt")}, "so none can be in its prompt"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_a_model_is_looked_for(

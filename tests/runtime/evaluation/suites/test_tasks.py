@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,7 @@ def test_tasks_with_questions_read_exactly(tiny_llama: Path, tmp_path: Path) -> 
     names = ["qa_1", "turns", "said"]
     result = evaluate(
         "tasks", tiny_llama, tmp_path,
-        "--samples", 1, "--ctx", 1500, "--budget", 176, "--tasks", ",".join(names), "--exact-question",
+        "--samples", 1, "--ctx", 1500, "--budget", 176, "--tasks", ",".join(names), "--question", "exact",
         "--plot", tmp_path / "t.svg",
     )  # fmt: skip
     assert result["question"] == "exact"
@@ -71,6 +73,33 @@ def test_a_task_is_read_as_a_conversation(
     expected = "<|im_start|>user\n" + "".join(words) + sample.question + model + sample.prefix
     assert [text for text, _ in asked] == [expected] * 2
     assert 0.8 * options.ctx < asked[0][1] <= options.ctx - TASKS[task].max_new_tokens
+
+
+@pytest.mark.parametrize("task", ["turns", "niah_single_2"])
+def test_a_question_may_be_a_part_of_the_prompt(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    """Then a placement chooses with it in view; nothing else differs: the words in their order, and dense's scores."""
+    fork, seen, scores = Harness.fork, [], []
+
+    @contextmanager
+    def noting(self: Harness, variant: Variant, past: Sequence) -> Iterator[Sequence]:
+        with fork(self, variant, past) as sequence:
+            begun = sequence.tokens.tolist()
+            yield sequence
+            seen.append((begun, sequence.tokens.tolist()))
+
+    monkeypatch.setattr(Harness, "fork", noting)
+    with Runtime.load(tiny_llama, dtype="float32", kv=KVConfig(path=tmp_path, disk_gb=0)) as runtime:
+        for question in ("exact", "prompt"):
+            options = EvalOptions(1_500, 1, tasks=task, question=question)
+            harness = Harness(runtime, [Variant("dense", 176)], question=question)
+            scores.append(tasks.run(harness, options, Texts(EXCERPT), Bar())["variants"][0]["by_task"])
+            del seen[-2]  # the twin that is taught
+        asked = runtime.tokenizer.decode(seen[1][0][len(seen[0][0]) :])
+    assert seen[0][1] == seen[1][1]
+    assert scores[0] == scores[1]
+    assert "What is the special magic number" in asked
 
 
 def test_what_is_kept_of_dense_is_told_over_the_tasks_that_dense_can_do() -> None:
