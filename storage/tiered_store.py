@@ -276,16 +276,25 @@ class TieredStore:
         out += self.host.data.data_ptr()
         return True
 
+    def slots_in(self, arena: Arena, pids: np.ndarray) -> np.ndarray | None:
+        """The slots of pages that are all in one tier, int64 `[p]`, good as `places` are; None if not all are there."""
+        slots: np.ndarray = self._residency.slots_of(arena)[pids]
+        return None if (slots < 0).any() else slots
+
     @property
     def departures(self) -> int:
         """Times that pages have left host memory. Read it while the store is `still`."""
         return self.host.departures
 
+    def touch(self, pids: np.ndarray) -> None:
+        """Note that somebody reads these pages: when room is needed others go first."""
+        with self._lock:
+            self._residency.clock += 1
+            self._residency.touch(pids)
+
     def count_read(self, pids: np.ndarray) -> None:
-        """Count pages, distinct for each layer that read them, that were read by their `places`, in the same block of
-        `still`."""
-        self._residency.clock += 1
-        self._residency.touch(pids)
+        """Count pages, distinct for each layer that read them by their `places`, in the same block of `still`."""
+        self.touch(pids)
         self.counters.host_reads += len(pids)
         self._residency.note_read(pids)
 

@@ -62,6 +62,14 @@ def store(tmp_path: Path) -> Path:
     return tmp_path / "kv"
 
 
+@pytest.fixture
+def read_by_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the device could find by itself is read as texts are of which a part is on disk."""
+    from stratakv.runtime.layers.page_reader import PageReader
+
+    monkeypatch.setattr(PageReader, "_read_on_device", lambda *_: False)
+
+
 @pytest.fixture(autouse=True)
 def _one_thread_for_small_tensors(request: pytest.FixtureRequest) -> Iterator[None]:
     """Where tensors are tiny, torch's threads mostly wait for each other, the more so on a busy machine.

@@ -23,7 +23,6 @@ ON_THE_GPU = "for decode that stays on the GPU"
 OVERRIDES = "called by the library whose class this one extends"
 COMMAND = "a command: its decorator hands it to the library that parses options"
 ALLOWED = {
-    "kernels/gather_rows.py: gather_rows": ON_THE_GPU,
     "kernels/low_rank.py: rebuild_keys": ON_THE_GPU,
     "kernels/paged_attention.py: paged_attention": ON_THE_GPU,
     "kernels/topk_pages.py: topk_ragged": ON_THE_GPU,

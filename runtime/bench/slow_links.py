@@ -19,6 +19,8 @@ from ...storage.transfer.links import Link, Links, Transfer
 class SlowLink(Link):
     """A link of at most `gbps` 10^9 bytes per second. Raises ValueError unless that is more than 0."""
 
+    is_held = True
+
     def __init__(self, gbps: float) -> None:
         if not gbps > 0:
             raise ValueError(f"a link's speed is more than 0 GB/s, not {gbps}")

@@ -7,17 +7,24 @@ one *part* of the page.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from ...kernels.fetch_units import parts_of
 from ...storage import CorruptPageError
+from .device_rows import DeviceRows, is_reached
+from .page_slots import PageSlots
 from .pages import LayerPages, keys_values
+from .reserved_rows import ReservedRows
 from .row_cache import RowCache
 from .workspace import KEY_BLOCK, Workspace
 
 Recover = Callable[[list[int]], None]
 """Recompute damaged pages, given their page ids."""
+Cache = TypeVar("Cache", RowCache, DeviceRows)
 _ROOM = 2
 """Selections that a row cache holds, if the pool has room: what was read lately and is not now comes back soon."""
 
@@ -42,8 +49,13 @@ class PageReader:
         self._pages, self._store, self._workspace, self._recover = pages, pages.store, workspace, recover
         self._chosen_on_host = chosen_on_host
         self._budget: int | None = None
-        self._caches: dict[tuple[int, int], RowCache | None] = {}
+        self._caches: dict[tuple[int, int], RowCache | DeviceRows | None] = {}
         """The row caches by tokens per unit and number of sides. None: the pool has no room for one."""
+        self._slots: dict[str, PageSlots] = {}
+        """By tier, where the pages lie, for a device that looks for itself."""
+        if (gpu := self._store.gpu) is not None:
+            tiers = (gpu, self._store.host)
+            self._slots = {arena.name: PageSlots(pages, arena, gpu.data.device) for arena in tiers}
 
     @property
     def page_size(self) -> int:
@@ -56,14 +68,14 @@ class PageReader:
             budget: tokens that it chose to read for each head; None: it reads all there are.
         """
         self._budget = budget
-        for cache in self.row_caches():
+        for cache in self._kept():
             cache.begin_step()
 
     def keys_values(self, ids: Tensor, unit: int) -> tuple[Tensor, Tensor]:
-        return keys_values(self._read(ids.cpu().numpy(), unit, self._store.layout.sides), self._store.layout)
+        return keys_values(self._read(ids, unit, self._store.layout.sides), self._store.layout)
 
     def values(self, ids: Tensor, unit: int) -> Tensor:
-        return self._read(ids.cpu().numpy(), unit, 1)[0]
+        return self._read(ids, unit, 1)[0]
 
     def pages(self, pages: np.ndarray) -> tuple[Tensor, Tensor]:
         """Keys and values `[G, n * L, D]` of whole pages, numbered from the sequence's first."""
@@ -76,16 +88,44 @@ class PageReader:
         size = self._store.layout.page_size
         return self.pages(np.arange(begin // size, end // size))
 
-    def _read(self, ids: np.ndarray, unit: int, sides: int) -> Tensor:
+    def _read(self, units: Tensor, unit: int, sides: int) -> Tensor:
         """Pages that are read whole move up to the device pool while it has room; otherwise the asked parts alone."""
         if self._budget is not None and self._chosen_on_host:
-            return self._gather(self._workspace.on_host, ids, unit, sides, promote=False)
-        cache = None if self._budget is None else self._row_cache(unit, sides, self._budget)
+            return self._gather(self._workspace.on_host, units.cpu().numpy(), unit, sides, promote=False)
+        out = self._workspace.stage(sides * units.numel(), unit * self._store.layout.head_dim)
+        if self._read_on_device(units, unit, sides, out):
+            return self._shaped(self._workspace, out, sides, unit)
+        ids = units.cpu().numpy()
+        cache = None if self._budget is None else self._row_cache(RowCache, unit, sides, self._budget)
         if cache is None:
             return self._gather(self._workspace, ids, unit, sides, promote=sides == self._store.layout.sides)
-        out = self._workspace.stage(sides * ids.size, unit * self._store.layout.head_dim)
         cache.read(ids, out, self._fetch)
         return self._shaped(self._workspace, out, sides, unit)
+
+    def _read_on_device(self, ids: Tensor, unit: int, sides: int, out: Tensor) -> bool:
+        """Units `[G, n]` into `out`, if the device can find all pages itself: in its pool, or in host memory that it
+        reads. The host learns nothing, so it does not wait. Returns False, having done nothing, otherwise."""
+        store, gpu = self._store, self._store.gpu
+        if gpu is None or ids.device != gpu.data.device:
+            return False
+        layout, units = store.layout, store.layout.page_size // unit
+        with store.still():
+            near = self._slots[gpu.name].table()
+            if near is not None:
+                rows = gpu.rows(layout.sides * layout.num_heads * units).view(out.dtype)
+                parts = parts_of(ids, near, layout.sides, units, last=sides)
+                torch.index_select(rows, 0, parts.flatten(), out=out)
+                store.counters.gpu_reads += -(-ids.shape[1] // units)
+                return True
+            if self._budget is None or store.links.host.is_held or not is_reached(store.host, ids.device):
+                return False
+            far = self._slots[store.host.name].table()
+            cache = None if far is None else self._row_cache(DeviceRows, unit, sides, self._budget)
+            if far is None or cache is None:
+                return False
+            cache.read(ids, store.host, far, out)
+            store.host.in_flight.note(ids.device)
+            return True
 
     def _gather(self, workspace: Workspace, ids: np.ndarray, unit: int, sides: int, *, promote: bool) -> Tensor:
         """`[sides, G, n * unit, D]` of units `[G, n]`."""
@@ -142,10 +182,13 @@ class PageReader:
     # Row caches
 
     def row_caches(self) -> list[RowCache]:
-        """The row caches that have been made so far."""
+        """Those that the host keeps."""
+        return [cache for cache in self._kept() if isinstance(cache, RowCache)]
+
+    def _kept(self) -> list[RowCache | DeviceRows]:
         return [cache for cache in self._caches.values() if cache is not None]
 
-    def _row_cache(self, unit: int, sides: int, budget: int) -> RowCache | None:
+    def _row_cache(self, made: type[Cache], unit: int, sides: int, budget: int) -> Cache | None:
         """Where a step that reads `budget` tokens keeps their rows. None where all pages of the sequence fit the device
         pool, or the rows do not."""
         gpu, kind = self._store.gpu, (unit, sides)
@@ -153,24 +196,35 @@ class PageReader:
             return None
         needed = -(-budget // unit)
         if kind in self._caches:
-            cache = self._caches[kind]
-            if cache is None or cache.num_entries >= needed:
-                return cache
-            cache.close()
-        cache = RowCache.reserve(self._store, self._pages.layer, unit, sides, _ROOM * needed)
-        if cache is not None and cache.num_entries < needed:
-            cache.close()
-            cache = None
+            held = self._caches[kind]
+            if held is None:
+                return None
+            if isinstance(held, made) and held.num_entries >= needed:
+                return held
+            held.close()
+        rows = ReservedRows.reserve(self._store, self._pages.layer, unit, sides, _ROOM * needed)
+        if rows is not None and rows.num_entries < needed:
+            rows.close()
+            rows = None
+        cache = None if rows is None else made(rows)
         self._caches[kind] = cache
         return cache
 
+    def count(self) -> None:
+        """Add what the device has read by itself to the store's counters, and keep these pages from being the oldest.
+        Waits for the device: for moments at which it is waited for anyhow."""
+        for cache in self._kept():
+            if isinstance(cache, DeviceRows):
+                cache.count()
+                self._store.touch(self._pages.pids)
+
     def truncate(self, num_tokens: int) -> None:
         """Forget rows from `num_tokens` on: others may take those positions."""
-        for cache in self.row_caches():
+        for cache in self._kept():
             cache.truncate(num_tokens // cache.unit)
 
     def close(self) -> None:
         """Give the pool's room back."""
-        for cache in self.row_caches():
+        for cache in self._kept():
             cache.close()
         self._caches = {}

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ...storage import TieredStore
+from .reserved_rows import ReservedRows
 
 _ABSENT = -1
 _NEVER = np.iinfo(np.int32).min
@@ -35,34 +36,15 @@ class Fetch(Protocol):
 
 
 class RowCache:
-    """Entries of `unit` tokens for every KV head, in `slots` of the gpu pool.
+    """Copies in `rows`, by a host that knows what lies where."""
 
-    Args:
-        sides: how many of a page's sides an entry holds, the last ones.
-        slots: from `TieredStore.reserve`, given back by `close`.
-    """
-
-    def __init__(self, store: TieredStore, layer: int, unit: int, sides: int, slots: np.ndarray) -> None:
-        assert store.gpu is not None
-        layout = store.layout
-        self.store, self.layer, self.unit, self.sides, self.slots = store, layer, unit, sides, slots
-        self.groups = layout.num_heads
-        parts = layout.sides * self.groups * layout.page_size // unit
-        self.num_entries = len(slots) * parts // (sides * self.groups)
-        self.entry_bytes = sides * unit * layout.head_dim * layout.item_bytes
-        self._rows = store.gpu.rows(parts).view(getattr(torch, layout.dtype))
-        every = (slots[:, None] * parts + np.arange(parts)).reshape(-1)
-        self._row_of = every[: sides * self.groups * self.num_entries].reshape(sides, -1)  # [sides, G * entries]
+    def __init__(self, rows: ReservedRows) -> None:
+        self.store, self._reserved = rows.store, rows
+        self.unit, self.sides, self.groups, self.num_entries = rows.unit, rows.sides, rows.groups, rows.num_entries
+        self.entry_bytes = rows.entry_bytes
         self._clock = 0
         self._arrival: Arrival | None = None
         self._clear()
-
-    @classmethod
-    def reserve(cls, store: TieredStore, layer: int, unit: int, sides: int, entries: int) -> RowCache | None:
-        """As close to `entries` of every head as the pool has room for; None where it has none."""
-        per_page = store.layout.sides * store.layout.page_size // (sides * unit)
-        slots = store.reserve(layer, -(-entries // per_page))
-        return cls(store, layer, unit, sides, slots) if len(slots) else None
 
     def _clear(self) -> None:
         shape = (self.groups, self.num_entries)
@@ -91,8 +73,8 @@ class RowCache:
             staged = out[: self.sides * len(units)]
             fetch(heads, units, self.unit, self.sides, staged)
             entries[lacking] = self._take(heads, units, staged, self._clock)
-        rows = self._row_of[:, self._flat(entries)].reshape(-1)
-        torch.index_select(self._rows, 0, torch.from_numpy(rows).to(self._rows.device), out=out)
+        rows, data = self._reserved.row_of[:, self._flat(entries)].reshape(-1), self._reserved.data
+        torch.index_select(data, 0, torch.from_numpy(rows).to(data.device), out=out)
 
     def lacking(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which of `ids` `[G, n]` are not here, as heads and units `[m]`; of each head at most as many as could come
@@ -123,7 +105,7 @@ class RowCache:
         """Give the slots back. Nothing may be called afterwards."""
         self._await_arrival()
         self.truncate(0)
-        self.store.unreserve(self.layer, self.slots)
+        self._reserved.close()
 
     def check_integrity(self) -> None:
         """Re-add the invariants; raises AssertionError."""
@@ -156,8 +138,8 @@ class RowCache:
         self._unit_of[heads, entries] = units
         self._entry_of[heads, units] = entries
         self._last_use[heads, entries] = now
-        rows = self._row_of[:, heads * self.num_entries + entries].reshape(-1)
-        self._rows.index_copy_(0, torch.from_numpy(rows).to(self._rows.device), staged)
+        rows, data = self._reserved.row_of[:, heads * self.num_entries + entries].reshape(-1), self._reserved.data
+        data.index_copy_(0, torch.from_numpy(rows).to(data.device), staged)
         return entries
 
     def _drop(self, heads: np.ndarray, entries: np.ndarray) -> None:

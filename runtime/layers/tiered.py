@@ -193,6 +193,7 @@ class TieredLayer(PagedLayer):
         self.workspace.turns.require()
         self.lookahead.stop()
         self.upkeep.add(self.pages.seal(chain, tokens))
+        self.reader.count()
         if self.placed is not None:
             self.placed.seal()
 

@@ -37,6 +37,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from .in_flight import InFlight
 from .pinning import CudaPins, Pinner, Pins
 from .unforked import unforked
 
@@ -84,6 +85,10 @@ class Arena:
         self.layer = np.zeros(self.num_slots, dtype=np.int32)
         self.leases = np.zeros(self.num_slots, dtype=np.int32)
         self.last_use = np.zeros(self.num_slots, dtype=np.int64)
+        self.in_flight = InFlight()
+        """Reads by a device, which an eviction waits for."""
+        self.reached: bool | None = None
+        """Whether a device can read this memory; None: nobody has asked it."""
         self.departures = 0
         """Evictions so far. A page that stays does not move, so addresses hold until there is one more."""
         self._freed: list[int] = []
@@ -105,6 +110,11 @@ class Arena:
     @property
     def num_filling(self) -> int:
         return int(np.count_nonzero(self.state == FILLING))
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether all of it is, so that a device can read it. Pinning ends some time after the start."""
+        return self.pinner is not None and self.pinner.pinned_bytes == self.data.nbytes
 
     # The transitions
 
@@ -150,6 +160,7 @@ class Arena:
 
     def evict(self, slots: np.ndarray) -> np.ndarray:
         """RESIDENT -> EVICTING: nobody may read them any more. Returns the pages they held."""
+        self.in_flight.wait()
         self._enter(EVICTING, slots)
         self.departures += 1
         held: np.ndarray = self.page[slots]
@@ -178,6 +189,7 @@ class Arena:
 
     def close(self) -> None:
         """Unpin the memory. Nothing else changes: what is leased may still be given back."""
+        self.in_flight.wait()
         if self.pinner is not None:
             self.pinner.close()
 

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from . import clock
 
@@ -23,6 +24,9 @@ class Transfer:
 
 class Link:
     """One edge between two tiers, for transfers in one direction. Any thread may use it."""
+
+    is_held: ClassVar[bool] = False
+    """Whether transfers take longer than they would: then none may go past it."""
 
     def __init__(self) -> None:
         self.busy_s = 0.0

@@ -15,6 +15,7 @@ from tiny_models import VOCABULARY, reference_model
 
 from stratakv.kernels.prefill_attention import prefill_attention, prefill_attention_reference
 from stratakv.runtime import KVConfig, Runtime
+from stratakv.runtime.layers.device_rows import DeviceRows
 
 pytestmark = pytest.mark.gpu
 
@@ -42,6 +43,8 @@ def converse(model: Path, store: Path, **caps: Any) -> tuple[torch.Tensor, dict[
     rng = np.random.default_rng(5)
     found = []
     with Runtime.load(model, device="cuda", dtype="float32", kv=KVConfig(path=store, **KV, **caps)) as runtime:
+        if runtime.store.host.pinner is not None:
+            runtime.store.host.pinner.wait()
         sequence = runtime.engine.new_sequence()
         for turn in (700, 90):
             logits = runtime.engine.prefill(sequence, rng.integers(3, VOCABULARY, turn).astype(np.uint32)).logits
@@ -71,6 +74,27 @@ def test_spilling_changes_no_bit(tiny_llama: Path, tmp_path: Path) -> None:
     tight, stats = converse(tiny_llama, tmp_path / "tight", gpu_gb=0.0007, host_gb=0.0003, disk_gb=0.1)
     assert torch.equal(roomy, tight)
     assert all(stats["tiers"][tier]["page_reads"] > 0 for tier in ("gpu", "host", "disk"))
+
+
+def test_the_device_finds_rows_in_pinned_memory_and_nobody_waits(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roomy, _ = converse(tiny_llama, tmp_path / "roomy", gpu_gb=0.1, host_gb=0.1, disk_gb=0)
+    read, reads = DeviceRows.read, []
+
+    def watched(self: DeviceRows, *given: Any) -> None:
+        read(self, *given)  # compiles, and brings what a second read then finds
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            read(self, *given)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        reads.append(given)
+
+    monkeypatch.setattr(DeviceRows, "read", watched)
+    pinned, _ = converse(tiny_llama, tmp_path / "pinned", gpu_gb=0.0007, host_gb=0.1, disk_gb=0)
+    assert reads
+    assert torch.equal(roomy, pinned)
 
 
 def test_a_session_resumes(tiny_llama: Path, tmp_path: Path) -> None:

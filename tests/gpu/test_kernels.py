@@ -16,13 +16,14 @@ from torch import Tensor
 from stratakv.kernels.box_scores import box_scores, box_scores_reference
 from stratakv.kernels.codebook_scores import half_norms, nearest_codewords, nearest_codewords_reference
 from stratakv.kernels.decode_attention import decode_attention, decode_attention_reference
-from stratakv.kernels.gather_rows import gather_rows
+from stratakv.kernels.fetch_units import Wanted, fetch_units, fetch_units_reference
 from stratakv.kernels.landmarks import landmarks, landmarks_reference
 from stratakv.kernels.launch import reaches_from, uses_triton
 from stratakv.kernels.low_rank import rebuild_keys, rebuild_keys_reference
 from stratakv.kernels.merge_states import merge_states, merge_states_reference
 from stratakv.kernels.page_bounds import bound_scores, bound_scores_reference, page_bounds, page_bounds_reference
 from stratakv.kernels.paged_attention import paged_attention, paged_attention_reference
+from stratakv.kernels.place_units import Places, place_units
 from stratakv.kernels.pq_scores import pq_scores, pq_scores_reference
 from stratakv.kernels.simhash import random_planes, simhash, simhash_reference
 
@@ -132,23 +133,43 @@ def test_keys_rebuilt_and_hashed(groups: int, heads: int, dim: int) -> None:
     assert torch.equal(simhash(keys, planes), simhash_reference(keys, planes))
 
 
-def test_rows_of_pinned_memory() -> None:
-    source = torch.randint(0, 255, (4096, 2048), dtype=torch.uint8).pin_memory()
-    rows = torch.randint(0, 4096, (1000,))
-    out = torch.empty(1000, 2048, dtype=torch.uint8, device=DEVICE)
-    gather_rows(source, rows.to(DEVICE), out)
-    assert torch.equal(out.cpu(), source[rows])
+@pytest.mark.parametrize("unit", [1, 16])
+def test_units_of_pinned_memory(unit: int) -> None:
+    """Some steps of a cache of twice a selection: tables and rows as the reference makes them on the host."""
+    groups, dim, pages, count, units = 8, 128, 1024, 2048 // unit, 16 // unit
+    source = torch.randn(pages * groups * 2 * units, unit * dim).bfloat16()
+    table, rows = torch.randperm(pages).int(), torch.randperm(2 * groups * 2 * count).view(2, groups, -1)
+    mine, theirs = (Places.empty(groups, pages * units, 2 * count, torch.device(d)) for d in (DEVICE, "cpu"))
+    out, expected = (torch.zeros(rows.numel(), unit * dim, dtype=torch.bfloat16, device=d) for d in (DEVICE, "cpu"))
+    pinned = source.pin_memory()
+    for _ in range(4):
+        ids = torch.stack([torch.randperm(pages * units)[:count].sort().values for _ in range(groups)])
+        for places, target, of in ((mine, out, pinned), (theirs, expected, source)):
+            places.clock.add_(1)
+            here = ids.to(target.device)
+            fetch = fetch_units if target is out else fetch_units_reference
+            wanted = Wanted(
+                here, *place_units(here, places), table.to(target.device), rows.to(target.device), sides=2, units=units
+            )
+            fetch(of, wanted, target)
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(mine, theirs, strict=True))
+    assert torch.equal(out.cpu(), expected)
 
 
 def test_ops_do_not_wait_for_the_device() -> None:
     """Any of these would raise where it copied something back."""
     q, k, ids = normal(2, 4, 64), normal(2, 512, 64), torch.arange(8, device=DEVICE).expand(1, 2, 8).contiguous()
     pool, table = normal(32, 2, 2, 16, 64), torch.arange(32, device=DEVICE).view(1, 32)
+    rows = torch.arange(64, device=DEVICE).view(2, 2, 16)
+    wanted = Wanted(ids[0], ids[0].int(), ids[0] >= 0, table[0].int(), rows, 2, 4)
+    pinned = torch.zeros(32 * 2 * 2 * 4, 8).pin_memory()
     ops = [
         partial(decode_attention, q, [(k, k), (k[:, :3], k[:, :3])], scale=0.1),
         partial(paged_attention, q.unsqueeze(0), pool, table, ids, unit=16, scale=0.1),
         partial(bound_scores, q, page_bounds(k, 16)),
         partial(landmarks, k, 8),
+        partial(place_units, ids[0], Places.empty(2, 64, 16, torch.device(DEVICE))),
+        partial(fetch_units, pinned, wanted, torch.zeros(64, 8, device=DEVICE)),
     ]
     for op in ops:
         op()  # compiles

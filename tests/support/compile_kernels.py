@@ -25,19 +25,20 @@ from triton.runtime.jit import JITFunction
 from stratakv.kernels.box_scores import box_scores_triton
 from stratakv.kernels.codebook_scores import nearest_codewords_triton
 from stratakv.kernels.decode_attention import decode_attention_triton
-from stratakv.kernels.gather_rows import gather_rows_triton
+from stratakv.kernels.fetch_units import Wanted, fetch_units_triton
 from stratakv.kernels.landmarks import landmarks_triton
 from stratakv.kernels.low_rank import rebuild_keys_triton
 from stratakv.kernels.merge_states import merge_states_triton
 from stratakv.kernels.page_bounds import bound_scores_triton, page_bounds_triton
 from stratakv.kernels.paged_attention import paged_attention_triton
+from stratakv.kernels.place_units import Places, place_units_triton
 from stratakv.kernels.pq_scores import pq_scores_triton
 from stratakv.kernels.simhash import random_planes, simhash_triton
 
 HALF, BRAIN, WIDE = torch.float16, torch.bfloat16, torch.float32
 POINTERS = {
     torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.uint8: "*u8", torch.int16: "*i16",
-    torch.int32: "*i32", torch.int64: "*i64",
+    torch.int32: "*i32", torch.int64: "*i64", torch.bool: "*i1",
 }  # fmt: skip
 
 
@@ -84,8 +85,13 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "1024 words", partial(nearest_codewords_triton, keys, metric, words, torch.zeros(8, 1024))
     yield "6 parts", partial(pq_scores_triton, torch.zeros(8, 4, 6, 256), torch.zeros(8, 4096, 6, dtype=torch.uint8))
     yield "150 tables", partial(simhash_triton, keys, random_planes(128, 10, 150, seed=0))
-    rows, out = torch.zeros(512, dtype=torch.int64), torch.zeros(512, 512, dtype=BRAIN)
-    yield "of 1 KiB", partial(gather_rows_triton, torch.zeros(4096, 512, dtype=BRAIN), rows, out)
+    for unit, count in [(1, 2048), (16, 128)]:
+        ids, places = torch.zeros(8, count, dtype=torch.int64), Places.empty(8, 8192, 4096, torch.device("cpu"))
+        yield f"{count} of 4096", partial(place_units_triton, ids, places)
+        tables = torch.zeros(512, dtype=torch.int32), torch.zeros(2, 8, 4096, dtype=torch.int64)
+        wanted = Wanted(ids, ids.int(), ids.bool(), *tables, 2, 16 // unit)
+        pages = torch.zeros(256, unit * 128, dtype=BRAIN)
+        yield f"of {unit} tokens", partial(fetch_units_triton, pages, wanted, torch.zeros_like(pages))
 
 
 def launches() -> list[Launch]:

@@ -87,6 +87,7 @@ def test_answers_are_the_same_with_and_without(index: str, tmp_path: Path) -> No
     assert all(torch.equal(logits, found["off"]) for logits in found.values())
 
 
+@pytest.mark.usefixtures("read_by_host")
 def test_guessed_rows_are_read(tmp_path: Path) -> None:
     with runtime_of(tmp_path, prefetch="on") as runtime:
         _, counted = decoded(runtime)

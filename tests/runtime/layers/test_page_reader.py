@@ -99,6 +99,7 @@ def test_what_comes_ahead_comes_a_buffer_at_a_time() -> None:
         assert store.counters.reads == 0
 
 
+@pytest.mark.usefixtures("read_by_host")
 def test_rows_are_kept_where_pages_do_not_fit_the_pool() -> None:
     """As many as two selections have, if there is room; a larger selection gets another cache."""
     with opened(gpu=8) as store:
@@ -132,6 +133,7 @@ def test_a_selection_that_the_pool_cannot_hold_is_read_without_a_cache() -> None
         assert store._residency.reserved == {0: 0}
 
 
+@pytest.mark.usefixtures("read_by_host")
 def test_rows_behind_a_cut_are_forgotten() -> None:
     ids = torch.tensor([[0, 5, 9]]).expand(SMALL.num_heads, -1)
     with opened(gpu=8) as store:

@@ -7,16 +7,18 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kv_pages import SMALL, store_on, text
 
 from stratakv.runtime.layers.page_reader import PageReader
 from stratakv.runtime.layers.pages import LayerPages
+from stratakv.runtime.layers.reserved_rows import ReservedRows
 from stratakv.runtime.layers.row_cache import Arrival, RowCache
 from stratakv.runtime.layers.workspace import Workspace
 from stratakv.storage import TieredStore
 
+pytestmark = pytest.mark.usefixtures("read_by_host")
 PAGES = 24
 TOKENS = PAGES * SMALL.page_size
 TEXT = text(SMALL, PAGES)
@@ -48,6 +50,11 @@ def reader_through(store: TieredStore, cache: RowCache) -> PageReader:
     return reader
 
 
+def reserved(store: TieredStore, layer: int, unit: int, sides: int, entries: int) -> RowCache | None:
+    rows = ReservedRows.reserve(store, layer, unit, sides, entries)
+    return None if rows is None else RowCache(rows)
+
+
 def bring(reader: PageReader, cache: RowCache, ids: np.ndarray, unit: int) -> int:
     """What prefetching does with a guess; returns how many units came."""
     heads, units = cache.lacking(ids)
@@ -60,7 +67,7 @@ def ids_of(rng: np.random.Generator, count: int, unit: int) -> np.ndarray:
     return np.stack([np.sort(rng.choice(TOKENS // unit, count, replace=False)) for _ in range(SMALL.num_heads)])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     unit=st.sampled_from([1, 2, 4]),
     sides=st.sampled_from([1, 2]),
@@ -73,7 +80,7 @@ def test_reads_are_the_pages_bytes(unit: int, sides: int, steps: list[tuple[int,
     """Steps of a read in two calls and a guess, and one cut."""
     store = store_on(None, SMALL, host=PAGES, gpu=16)
     store.put(0, TEXT.chains, TEXT.tokens, DATA.view(torch.uint8))
-    cache = RowCache.reserve(store, 0, unit, sides, 24 // unit)
+    cache = reserved(store, 0, unit, sides, 24 // unit)
     assert cache is not None
     reader = reader_through(store, cache)
     for number, (count, guessed, seed) in enumerate(steps):
@@ -104,7 +111,7 @@ def test_reads_are_the_pages_bytes(unit: int, sides: int, steps: list[tuple[int,
 
 
 def test_what_was_read_lately_is_read_again_without_a_fetch(store: TieredStore) -> None:
-    cache = RowCache.reserve(store, 0, 1, 2, 40)
+    cache = reserved(store, 0, 1, 2, 40)
     assert cache is not None
     reader, counters = reader_through(store, cache), store.counters
     ids = torch.arange(20).expand(SMALL.num_heads, -1)
@@ -120,7 +127,7 @@ def test_what_was_read_lately_is_read_again_without_a_fetch(store: TieredStore) 
 
 
 def test_a_right_guess_is_useful_and_a_wrong_one_wasted(store: TieredStore) -> None:
-    cache = RowCache.reserve(store, 0, 4, 2, 4)
+    cache = reserved(store, 0, 4, 2, 4)
     assert cache is not None
     reader, counters = reader_through(store, cache), store.counters
     ids = np.arange(2)[None].repeat(SMALL.num_heads, 0)
@@ -139,7 +146,7 @@ def test_a_right_guess_is_useful_and_a_wrong_one_wasted(store: TieredStore) -> N
 
 def test_a_guess_keeps_what_it_wants_and_finds_here(store: TieredStore) -> None:
     """What lies here from earlier steps is no room for the rest of the guess."""
-    cache = RowCache.reserve(store, 0, 4, 2, 4)
+    cache = reserved(store, 0, 4, 2, 4)
     assert cache is not None
     reader = reader_through(store, cache)
     for units in ([0, 1], [2, 3]):
@@ -158,7 +165,7 @@ def test_a_guess_keeps_what_it_wants_and_finds_here(store: TieredStore) -> None:
 def test_nothing_takes_a_place_that_is_still_being_written(
     store: TieredStore, then: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = RowCache.reserve(store, 0, 4, 2, 4)
+    cache = reserved(store, 0, 4, 2, 4)
     assert cache is not None
     waited: list[str] = []
     monkeypatch.setattr(Arrival, "wait", lambda self: waited.append(then))
@@ -174,11 +181,11 @@ def test_nothing_takes_a_place_that_is_still_being_written(
 
 
 def test_a_layers_pages_keep_a_quarter_of_the_pool(store: TieredStore) -> None:
-    first, second = RowCache.reserve(store, 0, 1, 2, 20), RowCache.reserve(store, 0, 1, 2, 1000)
+    first, second = reserved(store, 0, 1, 2, 20), reserved(store, 0, 1, 2, 1000)
     assert first is not None
     assert second is not None
     assert (first.num_entries, second.num_entries) == (20, 12 * SMALL.page_size - 20)
-    assert RowCache.reserve(store, 0, 1, 2, 1) is None
+    assert reserved(store, 0, 1, 2, 1) is None
     store.discard(store.open_page(0))
     first.close()
     second.close()
@@ -186,13 +193,13 @@ def test_a_layers_pages_keep_a_quarter_of_the_pool(store: TieredStore) -> None:
 
 def test_without_a_device_pool_there_is_no_row_cache() -> None:
     store = store_on(None, SMALL, host=PAGES)
-    assert RowCache.reserve(store, 0, 1, 2, 20) is None
+    assert reserved(store, 0, 1, 2, 20) is None
     store.close()
 
 
 def test_a_unit_far_behind_finds_its_place(store: TieredStore) -> None:
     """The table of entries grows with the sequence."""
-    cache = RowCache.reserve(store, 0, 1, 2, 20)
+    cache = reserved(store, 0, 1, 2, 20)
     assert cache is not None
     cache.begin_step()
     staged = torch.zeros(2 * SMALL.num_heads, SMALL.head_dim)

@@ -1,0 +1,29 @@
+"""Where the pages of one layer of one sequence lie in a tier, for kernels that look them up themselves."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...storage import Arena
+from .pages import LayerPages
+
+
+class PageSlots:
+    """The slots of `pages` in `arena` as a tensor on `device`, made again only when pages have come or gone."""
+
+    def __init__(self, pages: LayerPages, arena: Arena, device: torch.device) -> None:
+        self._pages, self._arena, self._device = pages, arena, device
+        self._table: Tensor | None = None
+        self._pids: np.ndarray | None = None
+        self._departures = 0
+
+    def table(self) -> Tensor | None:
+        """int32 `[pages]`, good while the store is `still`; None unless all of them lie there."""
+        pids, departures = self._pages.pids, self._arena.departures
+        if self._table is None or self._pids is not pids or self._departures != departures:
+            slots = self._pages.store.slots_in(self._arena, pids)
+            self._table = None if slots is None else torch.from_numpy(slots.astype(np.int32)).to(self._device)
+            self._pids, self._departures = pids, departures
+        return self._table
