@@ -1,10 +1,11 @@
 """One table and one picture of all methods, from the results of `stratakv eval` and of `placement_cost.py`.
 
-    python examples/bench/compare_methods.py --fidelity FILE,FILE --tasks FILE,FILE --cost FILE --out FILE --plot FILE
+    python examples/bench/compare_methods.py --fidelity FILE,.. --tasks FILE,.. --cost FILE --out FILE --plot FILE
+        [--markdown]
 
-Each row is a method at one budget: KL and interval of every fidelity result (one for each model), share of a right
-reply's tokens that it gets, task by task, beside dense on the same samples, and what it costs in one layer. Nothing is
-measured here; the table says from which files its numbers are, and with which commands those were made.
+Each row is a method at one budget: KL and interval of every fidelity result, share of a right reply's tokens that it
+gets, task by task and over all of them, beside dense on the same samples, and what it costs in one layer. Nothing is
+measured here; the file says with which commands its numbers were made. `--markdown` prints the table that docs have.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,14 @@ _KINDS = {"dense": "#222222", "window": "#8a8a8a", "oracle": "#2a7f3f"}
 _INDEX, _PLACEMENT, _HOT = "#1f5fb4", "#d1495b", "#e08e0b"
 _FIDELITY = ("kl", "kl_interval", "top1_agree", "perplexity_change", "tokens_read")
 _TASK = ("dense", "other", "difference", "interval", "p_value", "n", "clusters")
+_QUESTIONS = {
+    "sparse": "read through what is kept",
+    "exact": "read exactly, after the context",
+    "prompt": "in the prompt",
+}
+_ALL = "all tasks"
+_TURNS = "turns"
+"""The task whose question is of a later turn: it stands apart."""
 
 
 def table(fidelity: list[Row], tasks: list[Row], cost: Row | None) -> list[Row]:
@@ -35,13 +46,13 @@ def table(fidelity: list[Row], tasks: list[Row], cost: Row | None) -> list[Row]:
             row = rows.setdefault((one["index"], one["budget"]), _row(one))
             row["fidelity"][result["model"]] = {name: one[name] for name in _FIDELITY}
     for result in tasks:
-        how = "through what is kept" if result["question"] == "sparse" else "exactly"
-        protocol = f"{result['model']}, question read {how}"
         for one in result["variants"]:
             row = rows.setdefault((one["index"], one["budget"]), _row(one))
-            of = row["tasks"].setdefault(protocol, {})
-            for name, scores in one["by_task"].items():
-                of[name] = {kind: {field: scores[kind][field] for field in _TASK} for kind in ("found", "forced")}
+            scored = one["by_task"] if len(one["by_task"]) == 1 else {**one["by_task"], _ALL: one["all_tasks"]}
+            row["tasks"].setdefault(_protocol(result), {}).update(
+                {name: {kind: {field: of[kind][field] for field in _TASK} for kind in ("found", "forced")}
+                 for name, of in scored.items()}
+            )  # fmt: skip
     for text in cost["texts"] if cost is not None else []:
         for reader in text["readers"]:
             found = rows.get((reader["reader"], text["keep"]))
@@ -50,6 +61,59 @@ def table(fidelity: list[Row], tasks: list[Row], cost: Row | None) -> list[Row]:
     first = fidelity[0]["model"]
     missing = {"kl": math.inf}
     return sorted(rows.values(), key=lambda row: (row["budget"], row["fidelity"].get(first, missing)["kl"]))
+
+
+def _protocol(result: Row) -> str:
+    return f"{result['model']}, question {_QUESTIONS[result['question']]}"
+
+
+def markdown(rows: list[Row], fidelity: list[Row], tasks: list[Row]) -> str:
+    """Figures at both budgets, a line for each method: KL; found and forced over all tasks, and in the later turn."""
+    models = [result["model"] for result in fidelity if any(row["method"] == "spectral" for row in rows)]
+    models = list(dict.fromkeys(models))
+    protocols = list(dict.fromkeys(_protocol(result) for result in tasks))
+    heads = [f"KL, {model}" for model in models]
+    heads += [f"{name}: {protocol}" for protocol in protocols for name in (_ALL, _TURNS) if _has(rows, protocol, name)]
+    lines = ["| method | " + " | ".join(heads) + " | prompt, step |", "|---" * (len(heads) + 2) + "|"]
+    budgets = sorted({row["budget"] for row in rows if row["method"] == "window"} & {0.1, 0.25})
+    for name in dict.fromkeys(row["method"] for row in rows):
+        of = {row["budget"]: row for row in rows if row["method"] == name}
+        cells = [_pair(of, budgets, partial(_kl, model)) for model in models]
+        cells += [
+            _pair(of, budgets, partial(_shares, protocol, task))
+            for protocol in protocols for task in (_ALL, _TURNS) if _has(rows, protocol, task)
+        ]  # fmt: skip
+        cells.append(_pair(of, budgets[:1], _cost))
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _has(rows: list[Row], protocol: str, task: str) -> bool:
+    return any(task in row["tasks"].get(protocol, {}) for row in rows)
+
+
+def _pair(of: dict[float, Row], budgets: list[float], cell: Callable[[Row], str]) -> str:
+    """A method's cells at each budget; a method that has one row, at whatever budget, has it for all."""
+    found = []
+    for budget in budgets if len(of) > 1 else list(of):
+        try:
+            found.append(cell(of[budget]))
+        except (KeyError, TypeError):
+            found.append("-")
+    return ", ".join(found)
+
+
+def _kl(model: str, row: Row) -> str:
+    return f"{row['fidelity'][model]['kl']:.4f}"
+
+
+def _shares(protocol: str, task: str, row: Row) -> str:
+    of = row["tasks"][protocol][task]
+    return f"{100 * of['found']['other']:.0f} / {100 * of['forced']['other']:.0f}"
+
+
+def _cost(row: Row) -> str:
+    return f"{row['cost']['prompt_over_dense']:.2f}, {row['cost']['step_over_dense']:.2f}"
 
 
 def _row(one: Row) -> Row:
@@ -107,6 +171,7 @@ def main() -> None:
     parser.add_argument("--cost", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--markdown", action="store_true")
     asked = parser.parse_args()
     fidelity, tasks = (
         [json.loads(Path(name).read_text()) for name in listed.split(",") if name]
@@ -118,6 +183,8 @@ def main() -> None:
         {name: one.get(name) for name in ("command", "commit", "hardware")} for one in (*fidelity, *tasks, cost) if one
     ]
     write_result({"command": "python " + " ".join(sys.argv), "made_of": made_of, "rows": rows}, asked.out)
+    if asked.markdown:
+        print(markdown(rows, fidelity, tasks))
     if asked.plot:
         draw(rows, asked.plot)
 
