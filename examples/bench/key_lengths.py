@@ -2,9 +2,9 @@
 
     python examples/bench/key_lengths.py [--model smollm2,gemma3-270m] [--ctx 1024] [--samples 2] [--out OUT.json]
 
-For each layer and KV head, over the tokens that are neither sinks nor among the last 64: the rank correlation of minus a
-key's length with the attention that all later queries give it, and the share of all attention to these tokens that the
-tenth with the shortest keys gets. A placement that knew nothing would have a correlation of 0 and a share of 0.1.
+For each layer and KV head, over the tokens that are neither sinks nor among the last 64: the rank correlation of minus
+a key's length with the attention that all later queries give it, and the share of all attention to these tokens that
+the tenth with the shortest keys gets. A placement that knew nothing would have a correlation of 0 and a share of 0.1.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def _rank_correlation(a: Tensor, b: Tensor) -> Tensor:
     """Spearman's, of each row."""
     ranks = torch.stack([x.argsort(-1).argsort(-1).float() for x in (a, b)])
     ranks -= ranks.mean(-1, keepdim=True)
-    return (ranks[0] * ranks[1]).sum(-1) / (ranks[0].norm(dim=-1) * ranks[1].norm(dim=-1))
+    products: Tensor = ranks[0] * ranks[1]
+    return products.sum(-1) / (ranks[0].norm(dim=-1) * ranks[1].norm(dim=-1))
 
 
 class _Text:
