@@ -69,8 +69,8 @@ def _rank_correlation(a: Tensor, b: Tensor) -> Tensor:
     """Spearman's, of each row."""
     ranks = torch.stack([x.argsort(-1).argsort(-1).float() for x in (a, b)])
     ranks -= ranks.mean(-1, keepdim=True)
-    products: Tensor = ranks[0] * ranks[1]
-    return products.sum(-1) / (ranks[0].norm(dim=-1) * ranks[1].norm(dim=-1))
+    found: Tensor = (ranks[0] * ranks[1]).sum(-1) / (ranks[0].norm(dim=-1) * ranks[1].norm(dim=-1))
+    return found
 
 
 class _Text:
