@@ -107,6 +107,10 @@ class Subject:
             self._references[dtype] = Reference(_twin(self._hf, dtype), dtype, self.model.device)
         return self._references[dtype]
 
+    def eager(self, dtype: torch.dtype) -> Reference:
+        """transformers' model in a dtype that there is a `reference` in, with its plain attention."""
+        return Reference(_twin(self.reference(dtype).hf, dtype, attention="eager"), dtype, self.model.device)
+
     @property
     def dense_dtypes(self) -> list[torch.dtype]:
         """Our dtype, and where 16-bit matrices are slow the one in which transformers is fastest."""
@@ -149,12 +153,12 @@ class Reference:
         return logits
 
 
-def _twin(hf: Any, dtype: torch.dtype) -> Any:
-    """Make the same transformers model with SDPA attention, or plain where it has none. It shares the weights, unless
+def _twin(hf: Any, dtype: torch.dtype, attention: str = "sdpa") -> Any:
+    """Make the same transformers model with that attention, or plain where it has none. It shares the weights, unless
     `dtype` is another."""
     weights = {id(w): w if w.dtype == dtype else _cast(w, dtype) for w in hf.parameters()}
     found = copy.deepcopy(hf, weights)
-    found.set_attn_implementation("sdpa" if found._supports_sdpa else "eager")
+    found.set_attn_implementation(attention if found._supports_sdpa else "eager")
     return found
 
 
