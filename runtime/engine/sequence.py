@@ -109,9 +109,11 @@ class Past:
     """Its pages are given up when it is dropped (`pasts`)."""
 
     def close(self) -> None:
-        """Give up all pages. They stay in the store as cache. Safe to call twice."""
+        """Give up all pages, which stay in the store as cache, and the memory of all else: layers that lead back to
+        here would have it until Python looks for cycles. Safe to call twice."""
         for layer in self.layers:
             layer.close()
+        self.layers.clear()
         self.chains.clear()
         self.rows = SequenceRows()
 
