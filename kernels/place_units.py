@@ -1,12 +1,13 @@
 """Find a place among the entries of a cache for each unit that a step reads, without asking the host.
 
-Shapes  ids int64 [G, n], unique in each row   ->   entries int32 [G, n] and lacking bool [G, n]
+Shapes  ids int64 [G, n]   ->   entries int32 [G, n] and lacking bool [G, n]
         Places, changed in place: entry_of int32 [G, U + 1], unit_of and last_use int32 [G, E + 1], hand int32 [G],
         clock int32 [1]; n <= E. The last column of each table is nobody's: it takes what a masked write leaves.
 Rule    a unit that is there stays where it is. Those that lack take, in their order, the first entries from the hand on
         that neither this step nor the one before has read; where there are too few of these, that this step has not.
         The hand then stands behind the last one taken. So it is the same wherever it is computed.
-Trust   0 <= ids < U: not checked, which would wait for the device
+Trust   0 <= ids < U, each id once in a row, at most E in all reads of a step: not checked, which would wait for the
+        device. A unit that is named twice while it lacks takes two entries, one of which is found again.
 Triton  a program for each KV head goes over the entries twice; PyTorch elsewhere
 """
 

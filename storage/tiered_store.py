@@ -291,12 +291,12 @@ class TieredStore:
         with self._lock:
             self._residency.clock += 1
             self._residency.touch(pids)
+            self._residency.note_read(pids)
 
     def count_read(self, pids: np.ndarray) -> None:
         """Count pages, distinct for each layer that read them by their `places`, in the same block of `still`."""
         self.touch(pids)
         self.counters.host_reads += len(pids)
-        self._residency.note_read(pids)
 
     def prefetch(self, pids: np.ndarray, is_cancelled: Callable[[], bool]) -> None:
         """Bring those of `pids` that are on disk only into host memory before somebody asks, a few at a time, until

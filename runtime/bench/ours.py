@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...storage import Counters
+from ...storage import Counters, TieredStore
 from ...storage.files.scratch import scratch_folder
 from ..api.figures import ratio
 from ..chat.runtime import Runtime
 from ..engine.engine import Engine
 from ..engine.sequence import Sequence
+from ..layers.paged import paged_layers
 from ..layers.tiered import TieredLayer, tiered_layers
 from ..process import compiled
 from .bandwidths import Bandwidths
@@ -79,7 +80,7 @@ class Ours(Contestant):
         self._moved, self._busy_s, self._kv_bytes = Counters(), 0.0, []
 
     def on_stint(self) -> None:
-        store = self.runtime.store
+        store = self._counted()
         self._before, self._busy_before = replace(store.counters), store.links.busy_s
         if self._timed is not None:
             self._timed.begin()
@@ -90,8 +91,14 @@ class Ours(Contestant):
         read = sum(cache.tokens_read for cache in _tiered(self.sequences))
         self._kv_bytes.append(read * self.runtime.store.layout.token_bytes)
 
+    def _counted(self) -> TieredStore:
+        """The store, whose counters have what a device has read by itself as well."""
+        for layer in paged_layers(layer for sequence in self.sequences for layer in sequence.layers):
+            layer.reader.count()
+        return self.runtime.store
+
     def on_stint_end(self) -> None:
-        store = self.runtime.store
+        store = self._counted()
         self._moved.add(**store.counters.since(self._before).as_dict())
         self._busy_s += store.links.busy_s - self._busy_before
 

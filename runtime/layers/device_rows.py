@@ -12,17 +12,19 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ...kernels.fetch_units import Wanted, fetch_units
+from ...kernels.launch import reaches_from
 from ...kernels.place_units import ABSENT, NEVER, Places, place_units
 from ...storage import Arena
 from .reserved_rows import ReservedRows
 
 logger = logging.getLogger(__name__)
 _UNITS = 1024
-"""Room for units that a table begins with; it doubles."""
+"""The least room for units in a table, which grows with the text."""
 
 
 class DeviceRows:
@@ -37,11 +39,12 @@ class DeviceRows:
             self._places = Places.empty(rows.groups, _UNITS, rows.num_entries, device)
             self._missed = torch.zeros(1, dtype=torch.int64, device=device)
             """Of the units asked for since the last `count`."""
-        self._asked = 0
+        self._asked = self._asked_in_step = 0
 
     def begin_step(self) -> None:
         """A step begins: entries that earlier steps read may be replaced from now on."""
         self._places.clock.add_(1)
+        self._asked_in_step = 0
 
     def read(self, ids: Tensor, host: Arena, table: Tensor, out: Tensor) -> None:
         """The units `ids` int64 `[G, n]` into `out` `[sides * G * n, unit * D]`: side by side, head by head, in the
@@ -52,28 +55,30 @@ class DeviceRows:
         """
         rows, layout = self._reserved, self._layout
         units = layout.page_size // self.unit
+        self._asked_in_step += ids.shape[1]
+        assert self._asked_in_step <= self.num_entries, "a step would lose what it reads"
         self._make_room(len(table) * units)
         try:
             entries, lacking = place_units(ids.contiguous(), self._places)
             wanted = Wanted(ids.contiguous(), entries, lacking, table, self._row_of, layout.sides, units)
             fetch_units(host.rows(rows.parts).view(out.dtype), wanted, rows.data)
+            at = self._row_of.gather(2, entries.long().expand(self.sides, -1, -1))
+            torch.index_select(rows.data, 0, at.flatten(), out=out)
+            self._missed += lacking.sum()
         except BaseException:
             self.truncate(0)  # the tables tell of units that have not come
             raise
         self._asked += ids.numel()
-        self._missed += lacking.sum()
-        at = self._row_of.gather(2, entries.long().expand(self.sides, -1, -1))
-        torch.index_select(rows.data, 0, at.flatten(), out=out)
 
     def _make_room(self, units: int) -> None:
         """Let the table hold so many units of each head."""
         held = self._places.entry_of
         if units < held.shape[1]:
             return
-        room = max(units, 2 * held.shape[1])
+        room = max(_UNITS, units + units // 8)
         with torch.inference_mode(False):
             wider = torch.full((len(held), room + 1), ABSENT, dtype=held.dtype, device=held.device)
-        wider[:, : held.shape[1]] = held
+        wider[:, : held.shape[1] - 1] = held[:, :-1]  # the last column is nobody's
         self._places = self._places._replace(entry_of=wider)
 
     def count(self) -> None:
@@ -105,23 +110,22 @@ class DeviceRows:
 
 def is_reached(arena: Arena, device: torch.device) -> bool:
     """Whether kernels on `device` read this memory as the host does: a CPU does; a GPU, once all of it is pinned, is
-    asked to copy a page, the first time."""
+    asked to copy a page, the first time. There is one, and the store is still."""
     if device.type == "cpu":
         return True
     if arena.reached is None and arena.is_pinned:
-        arena.reached = _copies_a_page(arena, device)
+        arena.reached = reaches_from(device, arena.data) and _copies_a_page(arena, device)
     return bool(arena.reached)
 
 
 def _copies_a_page(arena: Arena, device: torch.device) -> bool:
+    slot = int(np.flatnonzero(arena.page >= 0)[-1])  # nobody writes there; far from where pinning began
     nothing = torch.zeros(1, 1, dtype=torch.int64, device=device)
-    wanted = Wanted(
-        nothing, nothing.int(), nothing == 0, nothing[0].int(), nothing.view(1, 1, 1), 1, 1
-    )  # fmt: skip
+    wanted = Wanted(nothing, nothing.int(), nothing == 0, nothing[0].int() + slot, nothing.view(1, 1, 1), 1, 1)
     page = torch.zeros(1, arena.page_bytes, dtype=torch.uint8, device=device)
     try:
         fetch_units(arena.data, wanted, page)
-        if torch.equal(page[0].cpu(), arena.data[0]):
+        if torch.equal(page[0].cpu(), arena.data[slot]):
             return True
         raise RuntimeError("it read other bytes")
     except Exception as error:  # of Triton, of the driver: whatever it is, there is another way

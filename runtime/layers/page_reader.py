@@ -53,6 +53,8 @@ class PageReader:
         """The row caches by tokens per unit and number of sides. None: the pool has no room for one."""
         self._slots: dict[str, PageSlots] = {}
         """By tier, where the pages lie, for a device that looks for itself."""
+        self._has_read_itself = False
+        """Whether it has, since the last `count`."""
         if (gpu := self._store.gpu) is not None:
             tiers = (gpu, self._store.host)
             self._slots = {arena.name: PageSlots(pages, arena, gpu.data.device) for arena in tiers}
@@ -116,15 +118,21 @@ class PageReader:
                 parts = parts_of(ids, near, layout.sides, units, last=sides)
                 torch.index_select(rows, 0, parts.flatten(), out=out)
                 store.counters.gpu_reads += -(-ids.shape[1] // units)
+                self._has_read_itself = True
                 return True
-            if self._budget is None or store.links.host.is_held or not is_reached(store.host, ids.device):
+            if self._budget is None or store.links.host.is_held:
                 return False
             far = self._slots[store.host.name].table()
-            cache = None if far is None else self._row_cache(DeviceRows, unit, sides, self._budget)
-            if far is None or cache is None:
+            if far is None or not is_reached(store.host, ids.device):
                 return False
-            cache.read(ids, store.host, far, out)
-            store.host.in_flight.note(ids.device)
+            cache = self._row_cache(DeviceRows, unit, sides, self._budget)
+            if cache is None:
+                return False
+            try:
+                cache.read(ids, store.host, far, out)
+            finally:
+                store.host.in_flight.note(ids.device)
+            self._has_read_itself = True
             return True
 
     def _gather(self, workspace: Workspace, ids: np.ndarray, unit: int, sides: int, *, promote: bool) -> Tensor:
@@ -216,7 +224,9 @@ class PageReader:
         for cache in self._kept():
             if isinstance(cache, DeviceRows):
                 cache.count()
-                self._store.touch(self._pages.pids)
+        if self._has_read_itself:
+            self._store.touch(self._pages.pids)
+            self._has_read_itself = False
 
     def truncate(self, num_tokens: int) -> None:
         """Forget rows from `num_tokens` on: others may take those positions."""

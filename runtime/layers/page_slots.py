@@ -16,14 +16,25 @@ class PageSlots:
     def __init__(self, pages: LayerPages, arena: Arena, device: torch.device) -> None:
         self._pages, self._arena, self._device = pages, arena, device
         self._table: Tensor | None = None
+        self._slots = np.empty(0, dtype=np.int64)
         self._pids: np.ndarray | None = None
         self._departures = 0
 
     def table(self) -> Tensor | None:
         """int32 `[pages]`, good while the store is `still`; None unless all of them lie there."""
         pids, departures = self._pages.pids, self._arena.departures
+        if len(pids) > self._arena.num_slots:
+            return None
         if self._table is None or self._pids is not pids or self._departures != departures:
-            slots = self._pages.store.slots_in(self._arena, pids)
-            self._table = None if slots is None else torch.from_numpy(slots.astype(np.int32)).to(self._device)
+            self._send(self._pages.store.slots_in(self._arena, pids))
             self._pids, self._departures = pids, departures
         return self._table
+
+    def _send(self, slots: np.ndarray | None) -> None:
+        """Other pages may have left, so most often these are where they were. Nobody waits for what is sent."""
+        if slots is None:
+            self._table = None
+        elif self._table is None or not np.array_equal(slots, self._slots):
+            made = torch.from_numpy(slots.astype(np.int32))
+            made = made.pin_memory() if self._device.type == "cuda" else made
+            self._table, self._slots = made.to(self._device, non_blocking=True), slots

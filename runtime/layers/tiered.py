@@ -192,8 +192,8 @@ class TieredLayer(PagedLayer):
     def seal(self, chain: bytes, tokens: np.ndarray) -> None:
         self.workspace.turns.require()
         self.lookahead.stop()
+        self.reader.count()  # what makes room below must not take what is being read
         self.upkeep.add(self.pages.seal(chain, tokens))
-        self.reader.count()
         if self.placed is not None:
             self.placed.seal()
 

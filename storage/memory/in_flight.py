@@ -21,5 +21,7 @@ class InFlight:
 
     def wait(self) -> None:
         """Wait until all that were noted are done."""
-        while self._last:
-            self._last.popitem()[1].synchronize()
+        for stream, event in list(self._last.items()):
+            event.synchronize()
+            if self._last.get(stream) is event:  # another thread that comes meanwhile waits as well
+                self._last.pop(stream, None)

@@ -14,6 +14,7 @@ from kv_pages import SMALL, disk_tier, store_on, text
 from torch import Tensor
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
+from stratakv.kernels.fetch_units import Wanted
 from stratakv.runtime.bench.slow_links import SlowLink
 from stratakv.runtime.layers import device_rows
 from stratakv.runtime.layers.device_rows import DeviceRows, is_reached
@@ -174,15 +175,45 @@ def test_a_text_that_lies_in_the_pool_is_read_there() -> None:
 
 
 def test_the_table_grows_with_the_text(store: TieredStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it holds stays, and units that were not there before are not."""
     monkeypatch.setattr(device_rows, "_UNITS", 3)
-    reader = reader_of(store)
-    for last in (2, 5, PAGES):
-        reader._pages.pids = np.arange(last)
-        ids = torch.arange(last * SMALL.page_size)[-5:].expand(SMALL.num_heads, -1)
-        reader.begin_step(5)
-        reader._budget = 5
-        assert torch.equal(torch.stack(reader.keys_values(ids, 1)), expected(ids, 1))
-    reader.close()
+    rows, out = rows_in(store), torch.empty(2 * SMALL.num_heads * 5, SMALL.head_dim)
+    for last in (2, 3, 4, 5, PAGES):
+        for begin in (0, last * SMALL.page_size - 5):
+            ids = torch.arange(begin, begin + 5).expand(SMALL.num_heads, -1)
+            rows.begin_step()
+            rows.read(ids, store.host, torch.arange(last, dtype=torch.int32), out)
+            assert torch.equal(out.view(2, SMALL.num_heads, 5, -1), expected(ids, 1))
+    rows.close()
+
+
+def test_a_step_that_reads_more_than_there_is_room_for_is_a_fault_of_ours(store: TieredStore) -> None:
+    rows, out = rows_in(store, entries=6), torch.empty(2 * SMALL.num_heads * 5, SMALL.head_dim)
+    rows.begin_step()
+    ids, table = torch.arange(5).expand(SMALL.num_heads, -1), torch.arange(PAGES, dtype=torch.int32)
+    while rows._asked_in_step + 5 <= rows.num_entries:
+        rows.read(ids, store.host, table, out)
+    with pytest.raises(AssertionError, match="a step would lose what it reads"):
+        rows.read(ids, store.host, table, out)
+    rows.close()
+
+
+@pytest.mark.parametrize("gpu", [PAGES + 4, 8], ids=["in the pool", "in host memory"])
+def test_what_the_device_reads_is_not_the_oldest(gpu: int) -> None:
+    """Of two texts the one that nobody reads leaves first."""
+    store = filled(gpu=gpu)
+    read, idle = reader_of(store), np.arange(PAGES // 2, PAGES)
+    read._pages.pids = np.arange(PAGES // 2)
+    if gpu > PAGES:
+        read.pages(np.arange(PAGES // 2))
+    store.touch(idle)
+    read.begin_step(5)
+    assert read._read_on_device(torch.arange(5).expand(SMALL.num_heads, -1), 1, 2, torch.empty(20, SMALL.head_dim))
+    read.count()
+    assert (
+        store.host.last_use[store._table.host_slot[:5]].min() > store.host.last_use[store._table.host_slot[idle]].max()
+    )
+    store.close()
 
 
 def test_a_fetch_that_fails_leaves_no_unit_that_has_not_come(
@@ -203,16 +234,19 @@ def test_a_fetch_that_fails_leaves_no_unit_that_has_not_come(
     reader.close()
 
 
-@pytest.mark.parametrize("fault", ["raises", "reads other bytes", None])
+@pytest.mark.parametrize("fault", ["raises", "reads other bytes", "has no kernel", None])
 def test_memory_that_a_device_cannot_read_is_not_read_by_it(
     fault: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is asked once, when all of the memory is pinned."""
     arena, asked = Arena("host", 4096, 512, CPU), []
     arena.data.fill_(7)
+    arena.settle(arena.take(3, 0)[2:], np.array([5]), 0)
     asks = device_rows._copies_a_page
 
     def copies(source: Tensor, wanted: object, out: Tensor) -> None:
+        assert isinstance(wanted, Wanted)
+        assert wanted.table.tolist() == [2], "a page that nobody writes"
         asked.append(source)
         if fault == "raises":
             raise ValueError("Pointer argument cannot be accessed")
@@ -220,10 +254,11 @@ def test_memory_that_a_device_cannot_read_is_not_read_by_it(
 
     monkeypatch.setattr(device_rows, "_copies_a_page", lambda arena, device: asks(arena, CPU))
     monkeypatch.setattr(device_rows, "fetch_units", copies)
+    monkeypatch.setattr(device_rows, "reaches_from", lambda *_: fault != "has no kernel")
     device = torch.device("cuda")
     assert not is_reached(arena, device)
     assert not asked
     monkeypatch.setattr(Arena, "is_pinned", True)
     assert is_reached(arena, device) is is_reached(arena, device) is (fault is None)
-    assert len(asked) == 1
-    assert ("cannot read host memory itself" in caplog.text) is (fault is not None)
+    assert len(asked) == (fault != "has no kernel")
+    assert ("cannot read host memory itself" in caplog.text) is (fault not in (None, "has no kernel"))

@@ -43,6 +43,24 @@ def test_an_eviction_waits_for_the_last_read_of_each_stream(monkeypatch: pytest.
     assert len(states) == 2
 
 
+def test_who_waits_beside_another_waits_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads, seen = InFlight(), []
+    stream = Stream(1, [])
+
+    def synchronize(self: Stream) -> None:
+        if not seen:
+            seen.append("first")
+            reads.wait()  # as another thread would, before this one has returned
+        else:
+            seen.append("second")
+
+    monkeypatch.setattr(Stream, "synchronize", synchronize)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    reads.note(torch.device("cuda"))
+    reads.wait()
+    assert seen == ["first", "second"]
+
+
 def test_a_cpu_is_never_late() -> None:
     reads = InFlight()
     reads.note(torch.device("cpu"))
