@@ -253,5 +253,5 @@ def test_a_closed_sequence_holds_nothing_and_may_be_closed_again(text: Text) -> 
     text.read(2 * PAGE + 1)
     for _ in range(2):
         text.sequence.close()
-        assert (text.sequence.num_tokens, text.sequence.chains, held(text.sequence)[3]) == (0, [], [])
+        assert (text.sequence.num_tokens, text.sequence.chains, text.sequence.layers) == (0, [], [])
         assert text.store.host.num_free == text.store.host.num_slots
