@@ -8,7 +8,7 @@ MODEL  := $(VENV)/.model
 TEXTS  := $(VENV)/.texts
 LLAMA  := $(VENV)/.llama
 
-.PHONY: chat test venv check compare faults kernels fuzz conversations gpu bench data profile methods clean
+.PHONY: chat test venv check compare faults kernels fuzz conversations gpu gpu-ready bench data profile methods clean
 
 chat: $(READY) $(MODEL)
 	@$(BIN)/stratakv chat --file examples/northanger_abbey.txt $(ARGS)
@@ -58,61 +58,15 @@ conversations: export RUNS ?= 500
 conversations: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/whole/test_conversations.py $(ARGS)
 
-# What needs a CUDA device, in pieces of less than 8 minutes each. They need a Python that has the dependencies already,
-# download nothing and write into OUT. `make -k gpu` goes on after a piece that failed.
-OUT    ?= docs/results/gpu
-DEVICE ?= cuda
-SHAPE  ?= llama-3.1-8b
-CARD   ?= 24
-HOST   ?= 90
-GPU_PIECES := gpu-tests gpu-kernels gpu-bench-32k gpu-bench-32k-batch gpu-bench-128k gpu-bench-128k-offloaded \
-  gpu-bench-128k-disk gpu-bench-512k gpu-bench-1m gpu-trace
-GPU_PYTHON = PYTHONPATH=build/gpu timeout 480 $(PYTHON)
-GPU_BENCH  = $(GPU_PYTHON) -m stratakv.runtime bench --device $(DEVICE) --shape $(SHAPE) --gpu-memory-cap $(CARD) \
-  --index spectral --budget 2048 --out $(OUT)/$@.json
-.PHONY: $(GPU_PIECES) gpu-ready
-
-gpu: $(GPU_PIECES)
+# What needs a CUDA device, in one visit of ten minutes: the most telling pieces first, each within 2 minutes; ONLY=128k,1m
+# picks some. It needs a Python that has the dependencies already, downloads nothing and writes into OUT.
+OUT ?= docs/results/gpu
+gpu: gpu-ready
+	PYTHONPATH=build/gpu $(PYTHON) examples/bench/gpu_visit.py --out $(OUT) --only '$(ONLY)' $(ARGS)
 
 gpu-ready:
 	@mkdir -p build/gpu/stratakv $(OUT)
 	@for p in runtime storage retrieval kernels; do ln -sfn ../../../$$p build/gpu/stratakv/$$p; done
-
-gpu-tests: gpu-ready
-	$(GPU_PYTHON) -m pytest -m gpu --ignore tests/gpu/test_kernels.py --junitxml=$(OUT)/$@.xml $(ARGS)
-
-# Kernels against their references: at the sizes of models, and small and odd.
-gpu-kernels: gpu-ready
-	$(GPU_PYTHON) -m pytest tests/gpu/test_kernels.py tests/kernels --junitxml=$(OUT)/$@.xml $(ARGS)
-
-gpu-bench-32k: gpu-ready
-	$(GPU_BENCH) --contexts 32768 --host-kv-gb 16 --disk-kv-gb 0 $(ARGS) > /dev/null
-
-gpu-bench-32k-batch: gpu-ready
-	$(GPU_BENCH) --contexts 32768 --batch 4 --random-kv --host-kv-gb 24 --disk-kv-gb 0 --baselines dense $(ARGS) > /dev/null
-
-gpu-bench-128k: gpu-ready
-	$(GPU_BENCH) --contexts 131072 --random-kv --host-kv-gb 24 --disk-kv-gb 0 --baselines dense $(ARGS) > /dev/null
-
-gpu-bench-128k-offloaded: gpu-ready
-	$(GPU_BENCH) --contexts 131072 --random-kv --host-kv-gb 24 --disk-kv-gb 0 --baselines offloaded --steps 64 $(ARGS) \
-	  > /dev/null
-
-# Three tiers: half of the KV is on disk only.
-gpu-bench-128k-disk: gpu-ready
-	$(GPU_BENCH) --contexts 131072 --random-kv --host-kv-gb 9 --disk-kv-gb 24 --codec raw --baselines none $(ARGS) > /dev/null
-
-gpu-bench-512k: gpu-ready
-	$(GPU_BENCH) --contexts 524288 --random-kv --host-kv-gb $(HOST) --disk-kv-gb 0 --baselines none $(ARGS) > /dev/null
-
-# All 32 layers of such a context are 137 GB of KV: half of the layers, so that it fits beside HOST = 90.
-gpu-bench-1m: gpu-ready
-	$(GPU_BENCH) --layers 16 --contexts 1048576 --random-kv --host-kv-gb $(HOST) --disk-kv-gb 0 --baselines none $(ARGS) \
-	  > /dev/null
-
-gpu-trace: gpu-ready
-	$(GPU_BENCH) --contexts 131072 --random-kv --host-kv-gb 24 --disk-kv-gb 0 --baselines none --steps 16 \
-	  --trace $(OUT)/$@.trace.json $(ARGS) > /dev/null
 
 bench: $(READY) $(MODEL) $(LLAMA)
 	$(BIN)/stratakv bench $(ARGS)
