@@ -31,16 +31,37 @@ def train_codebooks(x: Tensor, parts: int) -> Tensor:
         padded = torch.zeros(groups, CENTROIDS, width, dtype=torch.float32, device=x.device)
         padded[:, :count] = x
         return padded.view(groups, CENTROIDS, parts, -1).transpose(1, 2).half().contiguous()
+    sample = x[:, torch.arange(min(count, _TRAINING), device=x.device) * count // min(count, _TRAINING)]
+    if x.device.type != "cpu":
+        return centroids_of(sample.view(groups, -1, parts, width // parts).transpose(1, 2)).half()
     import faiss  # here and below, not for a chat too short to be trained on: it takes as long as numpy to load
 
-    sample = x[:, torch.arange(min(count, _TRAINING)) * count // min(count, _TRAINING)].cpu().numpy()
     found = []
-    for rows in sample:
+    for rows in sample.numpy():
         quantizer = faiss.ProductQuantizer(width, parts, 8)
         quantizer.cp.niter, quantizer.cp.min_points_per_centroid = _ITERATIONS, 1
         quantizer.train(np.ascontiguousarray(rows))
         found.append(faiss.vector_to_array(quantizer.centroids).reshape(parts, CENTROIDS, -1))
     return torch.from_numpy(np.stack(found)).half().to(x.device)
+
+
+def centroids_of(x: Tensor) -> Tensor:
+    """k-means of each part by itself, all of them at once: fp32 `[G, M, m, W/M]`, more than 256 vectors, to
+    `[G, M, 256, W/M]`.
+
+    It runs where the vectors are, so that a prompt on a GPU does not wait for a CPU at each of its heads. The same
+    vectors give the same centroids: sums are products with a table of who belongs where, not additions in any order.
+    """
+    count = x.shape[2]
+    begins = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:CENTROIDS].to(x.device)
+    found = x[:, :, begins]
+    numbers = torch.arange(CENTROIDS, device=x.device).unsqueeze(1)
+    for _ in range(_ITERATIONS):
+        nearest = (x @ found.transpose(2, 3) - 0.5 * found.square().sum(-1).unsqueeze(2)).argmax(-1)
+        belongs = (nearest.unsqueeze(2) == numbers).to(x.dtype)
+        members = belongs.sum(-1, keepdim=True)
+        found = torch.where(members > 0, belongs @ x / members.clamp(min=1), found)  # nobody's stays where it is
+    return found
 
 
 class ProductEncoder:
