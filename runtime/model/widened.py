@@ -33,8 +33,11 @@ class Widened:
     def __init__(self, dtype: torch.dtype, device: torch.device, in_file: FileWeights | None) -> None:
         self._dtype, self._device, self._in_file = dtype, device, in_file
         self._held: dict[tuple[str, torch.Size], nn.Parameter] = {}
+        self._copies: dict[nn.Module, nn.Module] = {}
+        """Of each layer that was asked for, without numbers of its own: making one takes as long as a small layer takes
+        for some rows."""
         self._last: nn.Module | None = None
-        """The layer of which there is a copy now."""
+        """The layer of whose numbers there is a copy now."""
 
     @property
     def num_bytes(self) -> int:
@@ -49,7 +52,9 @@ class Widened:
         wide = {
             id(weight): self._wide(name, weight) for name, weight in layer.named_parameters() if id(weight) not in own
         }
-        return copy.deepcopy(layer, {**wide, **shared})
+        if layer not in self._copies:
+            self._copies[layer] = copy.deepcopy(layer, {**wide, **shared})
+        return self._copies[layer]
 
     @contextmanager
     def aside(self) -> Iterator[None]:

@@ -100,10 +100,11 @@ def _compile(on_compile: Callable[[], None]) -> None:
     if not can_compile():
         return
     with _BUSY:
-        from ...kernels.compiled import attention, heads, products, work
+        from ...kernels.compiled import attention, centroids, heads, products, work
     if Cache.folder is None or not any(Cache.folder.iterdir()):
         on_compile()
-    _compile_all([work.work, work.tell, products.prepare, products.product, heads.heads, attention.attend])
+    first = [work.work, work.tell, products.prepare, products.product, centroids.learn, heads.heads, attention.attend]
+    _compile_all(first)
 
 
 def ahead(operations: list[Operation]) -> None:
