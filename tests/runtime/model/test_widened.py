@@ -33,6 +33,16 @@ def test_copies_take_turns_in_the_memory_of_one(tiny_llama: Path) -> None:
 
 
 @torch.inference_mode()
+def test_a_layer_is_copied_once_and_its_numbers_each_time(tiny_llama: Path) -> None:
+    model, widened = Model.load(tiny_llama, CPU, torch.bfloat16), Widened(torch.float32, CPU, None)
+    layers = model.inner.layers
+    first = widened(layers[0])
+    assert widened(layers[1]) is not first
+    assert widened(layers[0]) is first
+    assert all(torch.equal(a, b.float()) for a, b in zip(first.parameters(), layers[0].parameters(), strict=True))
+
+
+@torch.inference_mode()
 def test_experts_are_not_copied(tmp_path: Path) -> None:
     model = Model.load(save_tiny_model(tmp_path, "qwen2_moe"), CPU, torch.bfloat16)
     own: Any = model.inner.layers[0]
