@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import threading
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+BUSY = threading.RLock()
+"""Held while a thread imports what compiles, or compiles. A fork waits for it: a child would wait for ever for a lock
+that a thread held which it does not have."""
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=BUSY.acquire, after_in_parent=BUSY.release, after_in_child=BUSY.release)
 
 
 class Cache:

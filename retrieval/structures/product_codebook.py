@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...kernels.compiled.kept import Cache
+from ...kernels.compiled.kept import BUSY, Cache
 
 if TYPE_CHECKING:
     import faiss
@@ -50,7 +50,10 @@ def train_codebooks(x: Tensor, parts: int) -> Tensor:
 def _compiled() -> Callable[[np.ndarray, int, np.ndarray, int, int], np.ndarray] | None:
     """k-means in compiled loops, a fifth of faiss's time; None where numba is missing or cannot be used."""
     try:
-        from ...kernels.compiled.centroids import learned
+        with BUSY:
+            from ...kernels.compiled.centroids import learn, learned
+
+            learn.address  # noqa: B018 - asking compiles it
     except (ImportError, OSError):
         return None
     return learned

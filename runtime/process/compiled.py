@@ -4,8 +4,7 @@ Decode on a CPU runs in them; without numba, or with `STRATAKV_COMPILED=0`, PyTo
 takes some ten seconds, once for each version of ours and each kind of processor. It begins in a thread of its own when
 a model is about to be loaded, and goes on while a prompt is read; the first decode step waits for what it needs.
 
-A fork waits for what is being imported or compiled: a child would wait for ever for a lock that a thread held which it
-does not have.
+A fork waits for what is being imported or compiled (`BUSY`).
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING
 
-from ...kernels.compiled.kept import Cache
+from ...kernels.compiled.kept import BUSY, Cache
 from ...storage.files.private import private_folder
 from .threads import num_threads
 
@@ -34,10 +33,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SWITCH = "STRATAKV_COMPILED"
-_BUSY = threading.RLock()
-"""Held while a thread imports what compiles, or compiles."""
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_BUSY.acquire, after_in_parent=_BUSY.release, after_in_child=_BUSY.release)
 _begun = threading.Event()
 _UNUSED_S = 30 * 86400
 """Seconds after which code that no process asked for is removed: it is of an earlier version."""
@@ -51,7 +46,7 @@ def is_available() -> bool:
 
 def can_compile() -> bool:
     """True if numba can be imported. It is imported for that, which takes a while."""
-    with _BUSY:
+    with BUSY:
         return _imported()
 
 
@@ -88,7 +83,7 @@ def begin(folder: Path, on_compile: Callable[[], None] = tell) -> None:
         folder: of the caches.
         on_compile: called, in another thread, if nothing is kept there yet: then compiling takes a while.
     """
-    with _BUSY:
+    with BUSY:
         if _begun.is_set():
             return
         _begun.set()
@@ -99,7 +94,7 @@ def begin(folder: Path, on_compile: Callable[[], None] = tell) -> None:
 def _compile(on_compile: Callable[[], None]) -> None:
     if not can_compile():
         return
-    with _BUSY:
+    with BUSY:
         from ...kernels.compiled import attention, centroids, heads, products, work
     if Cache.folder is None or not any(Cache.folder.iterdir()):
         on_compile()
@@ -114,7 +109,7 @@ def ahead(operations: list[Operation]) -> None:
 
 def _compile_all(operations: list[Operation]) -> None:
     for operation in operations:
-        with _BUSY:
+        with BUSY:
             operation.address  # noqa: B018 - asking compiles it
 
 
