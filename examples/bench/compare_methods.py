@@ -74,7 +74,7 @@ def markdown(rows: list[Row], fidelity: list[Row], tasks: list[Row]) -> str:
     protocols = list(dict.fromkeys(_protocol(result) for result in tasks))
     heads = [f"KL, {model}" for model in models]
     heads += [f"{name}: {protocol}" for protocol in protocols for name in (_ALL, _TURNS) if _has(rows, protocol, name)]
-    lines = ["| method | " + " | ".join(heads) + " | prompt, step |", "|---" * (len(heads) + 2) + "|"]
+    lines = ["| method | " + " | ".join(heads) + " | prompt, step, bytes a token |", "|---" * (len(heads) + 2) + "|"]
     budgets = sorted({row["budget"] for row in rows if row["method"] == "window"} & {0.1, 0.25})
     for name in dict.fromkeys(row["method"] for row in rows):
         of = {row["budget"]: row for row in rows if row["method"] == name}
@@ -113,7 +113,8 @@ def _shares(protocol: str, task: str, row: Row) -> str:
 
 
 def _cost(row: Row) -> str:
-    return f"{row['cost']['prompt_over_dense']:.2f}, {row['cost']['step_over_dense']:.2f}"
+    cost = row["cost"]
+    return f"{cost['prompt_over_dense']:.2f}, {cost['step_over_dense']:.2f}, {cost['bytes_per_token']:.1f}"
 
 
 def _row(one: Row) -> Row:

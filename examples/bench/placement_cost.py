@@ -3,10 +3,11 @@
     python examples/bench/placement_cost.py [--tokens 4096] [--keep 0.1,0.25] [--placement NAMES] [--out FILE]
 
 One layer of SmolLM2's shape, fp32 KV in a store in host memory, prefilled and stepped as the engine does it
-(`TieredLayer`), with the text of `index_cost.py`. Three readers stand beside the placements in the same rounds: one
-that reads everything, and `spectral` and `window` at the budget. A prompt's time is attention, storing, indexing,
-judging and keeping together; projections and MLPs are not in it. A step's includes the pages that fill: a placement
-that prunes judges there. First each placement must read what it kept, exactly; otherwise no time is reported.
+(`TieredLayer`), with the text of `index_cost.py`. Beside the placements stand, in the same rounds, one reader that
+reads everything, some indexes at the budget, and a placement beside which `spectral` searches (`mode=hot`). A prompt's
+time is attention, storing, indexing, judging and keeping together; projections and MLPs are not in it. A step's
+includes the pages that fill: a placement that prunes judges there. First each placement must read what it kept,
+exactly; otherwise no time is reported.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from builds import write_result
+from builds import HERE, write_result
 from index_cost import CPU, DIM, HEADS, LAYOUT, PAGE, QUERIES, SCALE, Rope, Text, error, no_recovery, timed
 from torch import Tensor
 
+from stratakv.kernels.compiled.kept import Cache
 from stratakv.kernels.decode_attention import decode_attention
 from stratakv.retrieval import IndexedLayer, IndexParams, make_index
 from stratakv.retrieval.placement import Facts
@@ -35,7 +37,7 @@ from stratakv.storage import ROOT, Arena, TieredStore, next_chain
 
 REPLY, CHUNK = 64, 512
 PARAMS = IndexParams(page_size=PAGE)
-BESIDE = ("dense", "spectral", "window")
+BESIDE = ("dense", "spectral", "window", "louiskv", "actqkv", "snapkv:mode=hot")
 _BOUND = 1e-4
 
 
@@ -71,21 +73,22 @@ class Bench:
         self.workspace = Workspace(layout, tokens, CPU)
 
     def layer(self, name: str, budget: int) -> TieredLayer:
-        is_placed = name in PLACEMENTS
-        index = make_index("dense" if is_placed else name, PARAMS, IndexedLayer(0, Rope()))
+        is_placed, is_hot = name.split(":")[0] in PLACEMENTS, name.endswith(":mode=hot")
+        reads = "spectral" if is_hot else "dense" if is_placed else name
+        index = make_index(reads, PARAMS, IndexedLayer(0, Rope()))
         facts = Facts(QUERIES, {0: torch.rand(2, HEADS)}, torch.zeros(len(self.ids) * PAGE, dtype=torch.uint8))
         placement = placement_spec(name).make(PARAMS, 0, facts) if is_placed else None
         return TieredLayer(
             0, self.store, index, self.workspace, lambda context: budget, no_recovery, repeats=QUERIES,
-            placement=placement, is_visible=True,
+            placement=placement, is_visible=not is_hot,
         )  # fmt: skip
 
     def round(self, name: str, budget: int, times: Times) -> None:
         layer = self.layer(name, budget)
         with self.workspace.turns.taken():
             times.prompt.append(timed(self._prefill, layer, budget)[1])
-            if layer.placed is not None:
-                times.num_bytes = layer.placed.num_bytes / self.tokens / HEADS
+            times.num_bytes = _bytes_kept(layer) / self.tokens / HEADS
+            if layer.placed is not None and layer.placed.is_visible:
                 self._check(layer)
             times.step.append(timed(self._reply, layer)[1] / REPLY)
             times.read = layer.tokens_read
@@ -123,6 +126,13 @@ class Bench:
                 raise RuntimeError(f"{layer.placed.placement.name} is off by {worst:.1e}: no time is reported")
 
 
+def _bytes_kept(layer: TieredLayer) -> int:
+    """What an index or a placement knows of the tokens, without what is learned once and does not grow."""
+    placed = 0 if layer.placed is None else layer.placed.num_bytes
+    fixed = sum(tensor.nbytes for tensor in layer.upkeep.learned().values())
+    return placed + layer.index.state_bytes(layer.state) - fixed
+
+
 def measure(tokens: int, keep: float, names: list[str], rounds: int) -> dict[str, Any]:
     bench, found = Bench(tokens), {name: Times() for name in (*BESIDE, *names)}
     for _ in range(rounds):
@@ -153,6 +163,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     names = asked.placement.split(",")
+    Cache.folder = HERE / "build" / "compiled"  # as in a chat, an index learns in compiled loops
+    Cache.folder.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
         found = [measure(asked.tokens, float(keep), names, asked.rounds) for keep in asked.keep.split(",")]
     result = {
