@@ -3,9 +3,10 @@
     python examples/bench/compare_methods.py --fidelity FILE,.. --tasks FILE,.. --cost FILE --out FILE --plot FILE
         [--markdown]
 
-Each row is a method at one budget: KL and interval of every fidelity result, share of a right reply's tokens that it
-gets, task by task and over all of them, beside dense on the same samples, and what it costs in one layer. Nothing is
-measured here; the file says with which commands its numbers were made. `--markdown` prints the table that docs have.
+Each row is a method at one budget: KL and interval of every fidelity result, what it finds over all tasks of a result
+and the share of a right reply's tokens that it gets, beside dense on the same samples, and what it costs in one layer.
+Nothing is measured here; the file says with which commands its numbers were made. `--markdown` prints the table that
+docs have.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from builds import write_result
 from stratakv.runtime.process.pictures import figure_class
 
 Row = dict[str, Any]
+Figures = Callable[[Row], tuple[float, list[float] | None] | None]
+"""A row's figure and its interval; None if it has none."""
 _KINDS = {"dense": "#222222", "window": "#8a8a8a", "oracle": "#2a7f3f"}
 _INDEX, _PLACEMENT, _HOT = "#1f5fb4", "#d1495b", "#e08e0b"
 _FIDELITY = ("kl", "kl_interval", "top1_agree", "perplexity_change", "tokens_read")
@@ -48,7 +51,7 @@ def table(fidelity: list[Row], tasks: list[Row], cost: Row | None) -> list[Row]:
     for result in tasks:
         for one in result["variants"]:
             row = rows.setdefault((one["index"], one["budget"]), _row(one))
-            scored = one["by_task"] if len(one["by_task"]) == 1 else {**one["by_task"], _ALL: one["all_tasks"]}
+            scored = one["by_task"] if len(one["by_task"]) == 1 else {_ALL: one["all_tasks"]}
             row["tasks"].setdefault(_protocol(result), {}).update(
                 {name: {kind: {field: of[kind][field] for field in _TASK} for kind in ("found", "forced")}
                  for name, of in scored.items()}
@@ -122,37 +125,52 @@ def _row(one: Row) -> Row:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """A panel for each model: KL of every method at both budgets, the best on top; and one for a task's turns."""
+    """A panel for each model: KL of every method at both budgets, the best on top; and one for each model's turns."""
     models = list(next(row["fidelity"] for row in rows if row["method"] == "oracle"))
+    turns = [protocol for protocol in rows[0]["tasks"] if _has(rows, protocol, _TURNS)]
     budgets = sorted({row["budget"] for row in rows if row["method"] == "window"} & {0.1, 0.25})
     names = [row["method"] for row in rows if row["budget"] == budgets[-1] and row["method"] != "dense"][::-1]
-    figure = figure_class()(figsize=(5.5 * len(models), 0.8 + 0.27 * len(names)), layout="constrained")
-    panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
-    for axes, model in zip(panels, models, strict=True):
-        for budget, style in zip(budgets, ("o", "D"), strict=True):
-            found = {row["method"]: row["fidelity"].get(model) for row in rows if row["budget"] == budget}
-            for place, name in enumerate(names):
-                of = found.get(name)
-                if of is None:
-                    continue
-                axes.plot(
-                    of["kl"],
-                    place,
-                    style,
-                    color=_colour(name),
-                    markersize=6,
-                    fillstyle="none" if budget == budgets[0] else "full",
-                )
-                if of["kl_interval"] is not None:
-                    axes.hlines(place, *of["kl_interval"], color=_colour(name), alpha=0.4, linewidth=1.5)
+    widths = [5.5] * len(models) + [3.2] * len(turns)
+    figure = figure_class()(figsize=(sum(widths), 0.8 + 0.27 * len(names)), layout="constrained")
+    panels = figure.subplots(1, len(widths), sharey=True, squeeze=False, width_ratios=widths)[0]
+    for axes, model in zip(panels, models, strict=False):
+        _dots(axes, rows, names, budgets, partial(_kl_of, model))
         axes.set_xscale("log")
-        axes.set_yticks(range(len(names)), names, fontsize=8)
-        axes.grid(alpha=0.3, which="both")
         axes.set_xlabel("mean KL from dense, nats; line: 95 %")
         axes.set_title(
             f"{model}: hollow {budgets[0]:.0%} of the context, full {budgets[-1]:.0%}", loc="left", fontsize=10
         )
+    for axes, protocol in zip(panels[len(models) :], turns, strict=True):
+        _dots(axes, rows, names, budgets, partial(_forced_of, protocol))
+        axes.set_xlim(-3, 103)
+        axes.set_xlabel("% of a later reply's tokens")
+        axes.set_title(protocol.partition(",")[0], loc="left", fontsize=10)
+    panels[0].set_yticks(range(len(names)), names, fontsize=8)
     figure.savefig(path, dpi=130)
+
+
+def _dots(axes: Any, rows: list[Row], names: list[str], budgets: list[float], figures: Figures) -> None:
+    for budget in budgets:
+        found = {row["method"]: figures(row) for row in rows if row["budget"] == budget}
+        for place, name in enumerate(names):
+            value, interval = found.get(name) or (None, None)
+            if value is None:
+                continue
+            fill = "none" if budget == budgets[0] else "full"
+            axes.plot(value, place, "o", color=_colour(name), markersize=6, fillstyle=fill)
+            if interval is not None:
+                axes.hlines(place, *interval, color=_colour(name), alpha=0.4, linewidth=1.5)
+    axes.grid(alpha=0.3, which="both")
+
+
+def _kl_of(model: str, row: Row) -> tuple[float, list[float]] | None:
+    of = row["fidelity"].get(model)
+    return None if of is None else (of["kl"], of["kl_interval"])
+
+
+def _forced_of(protocol: str, row: Row) -> tuple[float, None] | None:
+    of = row["tasks"].get(protocol, {}).get(_TURNS)
+    return None if of is None else (100 * of["forced"]["other"], None)
 
 
 def _colour(name: str) -> str:
