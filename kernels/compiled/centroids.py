@@ -21,6 +21,7 @@ from .operation import Operation
 CENTROIDS, WIDTH = 256, 8
 _LOWEST = int32(-(1 << 31))
 _SCRATCH = CENTROIDS * (2 * WIDTH + 2)
+"""Numbers that one head needs to work in: columns, sums, a bias and a count for each centroid."""
 
 
 @loop
@@ -68,10 +69,12 @@ def _learn(vectors: int, begins: int, found: int, scratch: int, count: int, part
 
 
 learn = Operation(_learn, 7)
+"""One head: addresses of x, begins, found and room to work in, then n, M, and how often means are taken."""
 
 
 def learned(x: np.ndarray, parts: int, begins: np.ndarray, iterations: int, threads: int = 1) -> np.ndarray:
-    """The centroids fp32 `[G, M, 256, 8]` of x fp32 `[G, n, M * 8]`: of each head after so many means."""
+    """The centroids fp32 `[G, M, 256, 8]` of x fp32 `[G, n, M * 8]`, n >= 256, after so many means, that began as the
+    vectors `begins`, int64 `[256]`. Heads go side by side over `threads`; numbers do not depend on how many."""
     x = np.ascontiguousarray(x)
     found = np.empty((len(x), parts, CENTROIDS, WIDTH), dtype=np.float32)
 

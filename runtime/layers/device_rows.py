@@ -53,14 +53,14 @@ class DeviceRows:
         Args:
             host, table: where the pages lie: slots int32 `[pages]` of `host`. The store is still.
         """
-        rows, layout = self._reserved, self._layout
+        rows, layout, ids = self._reserved, self._layout, ids.contiguous()
         units = layout.page_size // self.unit
         self._asked_in_step += ids.shape[1]
         assert self._asked_in_step <= self.num_entries, "a step would lose what it reads"
         self._make_room(len(table) * units)
         try:
-            entries, lacking = place_units(ids.contiguous(), self._places)
-            wanted = Wanted(ids.contiguous(), entries, lacking, table, self._row_of, layout.sides, units)
+            entries, lacking = place_units(ids, self._places)
+            wanted = Wanted(ids, entries, lacking, table, self._row_of, layout.sides, units)
             fetch_units(host.rows(rows.parts).view(out.dtype), wanted, rows.data)
             at = self._row_of.gather(2, entries.long().expand(self.sides, -1, -1))
             torch.index_select(rows.data, 0, at.flatten(), out=out)
@@ -125,9 +125,12 @@ def _copies_a_page(arena: Arena, device: torch.device) -> bool:
     page = torch.zeros(1, arena.page_bytes, dtype=torch.uint8, device=device)
     try:
         fetch_units(arena.data, wanted, page)
-        if torch.equal(page[0].cpu(), arena.data[slot]):
+        copied = page[0].cpu()
+    except (RuntimeError, ValueError) as error:  # of CUDA; of Triton, for an address that it may not read
+        why = str(error)
+    else:
+        if torch.equal(copied, arena.data[slot]):
             return True
-        raise RuntimeError("it read other bytes")
-    except Exception as error:  # of Triton, of the driver: whatever it is, there is another way
-        logger.warning("the device cannot read host memory itself, so decode waits for copies: %s", error)
-        return False
+        why = "it read other bytes"
+    logger.warning("the device cannot read host memory itself, so decode waits for copies: %s", why)
+    return False

@@ -22,7 +22,7 @@ def plain(x: Tensor, begins: Tensor, iterations: int) -> Tensor:
 
 @pytest.mark.parametrize(("groups", "count", "parts", "iterations"), [(1, 257, 1, 0), (2, 400, 3, 1), (3, 1024, 6, 4)])
 def test_centroids_are_the_means_of_what_is_nearest(groups: int, count: int, parts: int, iterations: int) -> None:
-    """Whole numbers of which many are alike: no two centroids are as near to one as that its rounding could choose."""
+    """All but a few: where two are as near to a vector as rounding tells apart, either may have it."""
     random = torch.Generator().manual_seed(count)
     x = torch.randn(groups, count, parts * WIDTH, generator=random)
     begins = torch.randperm(count, generator=random)[:CENTROIDS]
