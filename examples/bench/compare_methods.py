@@ -36,12 +36,14 @@ _QUESTIONS = {
     "exact": "read exactly, after the context",
     "prompt": "in the prompt",
 }
+_KV_HEADS = 3
+"""Of SmolLM2, whose whole steps are measured."""
 _ALL = "all tasks"
 _TURNS = "turns"
 """The task whose question is of a later turn: it stands apart."""
 
 
-def table(fidelity: list[Row], tasks: list[Row], cost: Row | None) -> list[Row]:
+def table(fidelity: list[Row], tasks: list[Row], cost: Row | None, whole: Row | None) -> list[Row]:
     """A row for each method and budget, in the order of the first fidelity result's KL within a budget."""
     rows: dict[tuple[str, float], Row] = {}
     for result in fidelity:
@@ -61,9 +63,31 @@ def table(fidelity: list[Row], tasks: list[Row], cost: Row | None) -> list[Row]:
             found = rows.get((reader["reader"], text["keep"]))
             if found is not None:
                 found["cost"] = {name: value for name, value in reader.items() if name != "reader"}
+    for name, of in _whole_steps(whole).items():
+        for row in rows.values():
+            if row["method"] == name and row["cost"] is None:
+                row["cost"] = of
     first = fidelity[0]["model"]
     missing = {"kl": math.inf}
     return sorted(rows.values(), key=lambda row: (row["budget"], row["fidelity"].get(first, missing)["kl"]))
+
+
+def _whole_steps(bench: Row | None) -> dict[str, Row]:
+    """What indexes cost a whole model over dense, by index: of a result of `stratakv bench`."""
+    if bench is None:
+        return {}
+    of = {one["index"]: one for one in bench["rows"][0]["contestants"] if "index" in one}
+    tokens = bench["rows"][0]["context"] * bench["model"]["layers"] * _KV_HEADS
+    base = of["dense"]["first_turn"]
+    return {
+        name: {
+            "of": "whole model",
+            "prompt_over_dense": round(one["first_turn"]["ttft_s"] / base["ttft_s"], 3),
+            "step_over_dense": round(one["first_turn"]["tpot_ms_p50"] / base["tpot_ms_p50"], 3),
+            "bytes_per_token": round(one["index_bytes"] / tokens, 2),
+        }
+        for name, one in of.items()
+    }
 
 
 def _protocol(result: Row) -> str:
@@ -188,6 +212,7 @@ def main() -> None:
     parser.add_argument("--fidelity", required=True, help="comma-separated results")
     parser.add_argument("--tasks", default="", help="comma-separated results")
     parser.add_argument("--cost", type=Path)
+    parser.add_argument("--whole", type=Path, help="a result of `stratakv bench`, for what one layer cannot tell")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--markdown", action="store_true")
@@ -197,9 +222,12 @@ def main() -> None:
         for listed in (asked.fidelity, asked.tasks)
     )
     cost = json.loads(asked.cost.read_text()) if asked.cost else None
-    rows = table(fidelity, tasks, cost)
+    whole = json.loads(asked.whole.read_text()) if asked.whole else None
+    rows = table(fidelity, tasks, cost, whole)
     made_of = [
-        {name: one.get(name) for name in ("command", "commit", "hardware")} for one in (*fidelity, *tasks, cost) if one
+        {name: one.get(name) for name in ("command", "commit", "hardware")}
+        for one in (*fidelity, *tasks, cost, whole)
+        if one
     ]
     write_result({"command": "python " + " ".join(sys.argv), "made_of": made_of, "rows": rows}, asked.out)
     if asked.markdown:
