@@ -1,7 +1,7 @@
 """Compile every Triton kernel ahead of time, as the ops launch it, for GPUs that need not be there.
 
-    python compile_kernels.py 80 90              prints one JSON object per kernel, case and target
-    python compile_kernels.py --in-turn 80 90    each case for one of the targets, in turn
+    python compile_kernels.py 80 86 89 90              prints one JSON object per kernel, case and target
+    python compile_kernels.py --in-turn 80 86 89 90    each case for one of the targets, in turn
 
 The ops run on CPU tensors, and each launch is noted instead of being started: what is compiled has the very argument
 types, alignments, block sizes and options that a GPU would get.
@@ -95,7 +95,7 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
 
 
 def launches() -> list[Launch]:
-    """What the ops of `cases` launch."""
+    """What the ops of `cases` launch. Cases of one kernel stand together: in turn, each is for another target."""
     noted: list[tuple[Any, dict[str, Any], dict[str, Any]]] = []
 
     def note(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
@@ -109,7 +109,7 @@ def launches() -> list[Launch]:
         noted.clear()
         op()
         found += [Launch(case, *one) for one in noted]
-    return found
+    return sorted(found, key=lambda launch: launch.kernel.__name__)
 
 
 def source(launch: Launch) -> ASTSource:
