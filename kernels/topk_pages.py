@@ -1,11 +1,10 @@
 """Choose units (pages or tokens) by score, with the first and the last ones forced.
 
 Shapes  scores [G, N] fp32  ->  ids [G, n] int64, ascending and unique in each row
-        ragged: totals int [G], units of each row, at most N  ->  ids [G, min(count, N)] int64 and counts int64 [G]
 Forced  the first `sink` and the last `local` units are always among the n; 0 <= sink + local <= n <= N
 Ties    any of equal scores; on a CPU the first ones
-Triton  none: PyTorch's `topk` selects by radix, reading the scores a few times whatever `count` is, and its `sort`
-        spreads over the device. Triton sorts within one program's registers only: over 100,000 tokens it would lose.
+Triton  none: this serves steps of which the host knows the lengths and waits for the ids. PyTorch's `topk` selects by
+        radix, reading the scores a few times whatever `count` is. Decode that stays on the GPU: `choose_units`
 CPU     PyTorch's `topk` carries an index along with every score. NumPy partitions bare scores with vector instructions;
         a comparison with the smallest chosen one then gives ids that are in order already.
 """
@@ -64,21 +63,3 @@ def _by_partition(scores: Tensor, count: int, sink: int, local: int) -> Tensor |
 def _where(mask: Tensor) -> Tensor:
     """The places that are true in a flat mask, ascending; NumPy finds few of many fast."""
     return torch.from_numpy(mask.view(-1).numpy().nonzero()[0])
-
-
-def topk_ragged(scores: Tensor, totals: Tensor, count: int, *, sink: int, local: int) -> tuple[Tensor, Tensor]:
-    """Choose at most `count` ids of each row, where rows differ in `totals`: the first `counts[g]` of row g, ascending.
-    For decode that stays on the GPU.
-
-    A row with no more than `count` units has them all; the ids after those count for nothing. Scores beyond a row's
-    total are not used. Raises ValueError if the forced units do not fit in `count`.
-    """
-    if not 0 <= sink + local <= count:
-        raise ValueError(f"expected sink + local <= count, got {sink} + {local}, {count}")
-    place, total = torch.arange(scores.shape[-1], device=scores.device), totals.unsqueeze(-1)
-    limits = torch.finfo(scores.dtype)
-    ranked = scores.clamp(limits.min, limits.max).masked_fill((place < sink) | (place >= total - local), torch.inf)
-    ranked = ranked.masked_fill(place >= total, -torch.inf)
-    most = min(count, scores.shape[-1])
-    ids = ranked.topk(most, -1, sorted=False).indices.sort(-1).values  # units beyond a total sort last
-    return ids, totals.clamp(max=most)

@@ -23,9 +23,9 @@ ON_THE_GPU = "for decode that stays on the GPU"
 OVERRIDES = "called by the library whose class this one extends"
 COMMAND = "a command: its decorator hands it to the library that parses options"
 ALLOWED = {
+    "kernels/choose_units.py: choose_units": ON_THE_GPU,
     "kernels/low_rank.py: rebuild_keys": ON_THE_GPU,
     "kernels/paged_attention.py: paged_attention": ON_THE_GPU,
-    "kernels/topk_pages.py: topk_ragged": ON_THE_GPU,
     "runtime/api/progress.py: eta_s": "of what `on_progress` is told: for callers of the library",
     "runtime/bench/llama_c.py: tokenize": "of the one binding to llama.cpp, whose tokens `make compare` compares",
     "runtime/cli/one_line.py: invoke": OVERRIDES,

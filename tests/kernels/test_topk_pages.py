@@ -8,7 +8,7 @@ from closeness import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stratakv.kernels.topk_pages import group_scores, topk_pages, topk_ragged
+from stratakv.kernels.topk_pages import group_scores, topk_pages
 
 SCORES = torch.tensor([[0.9, 0.1, 0.8, 0.2, 0.7, 0.3], [0.0, 0.5, 0.1, 0.4, 0.2, 0.3]])
 
@@ -70,39 +70,6 @@ def test_scores_that_are_not_numbers_still_give_a_selection() -> None:
 def test_what_cannot_be_chosen_is_refused(count: int, sink: int, local: int) -> None:
     with pytest.raises(ValueError, match=rf"{sink} \+ {local}, {count}, 6"):
         topk_pages(SCORES, count, sink=sink, local=local)
-
-
-@settings(max_examples=60, derandomize=True, deadline=None)
-@given(
-    totals=st.lists(st.integers(0, 40), min_size=1, max_size=5),
-    room=st.integers(0, 5),
-    sink=st.integers(0, 6),
-    local=st.integers(0, 6),
-    more=st.integers(0, 20),
-)
-def test_ragged_rows_are_chosen_as_if_alone(totals: list[int], room: int, sink: int, local: int, more: int) -> None:
-    count, width = sink + local + more, max(totals) + room
-    scores = torch.rand(len(totals), width, generator=torch.Generator().manual_seed(width)) - 0.5
-    scores[:, ::5] = -torch.inf
-    for row, total in enumerate(totals):
-        scores[row, total:] = float("nan") if row % 2 else torch.inf
-    ids, counts = topk_ragged(scores, torch.tensor(totals), count, sink=sink, local=local)
-    assert ids.shape == (len(totals), min(count, width))
-    for row, total in enumerate(totals):
-        found = ids[row, : counts[row]].tolist()
-        if total <= count:
-            assert found == list(range(total))
-            continue
-        expected = topk_pages(scores[row : row + 1, :total], count, sink=sink, local=local)[0]
-        kept, best = (scores[row, units].sort().values for units in (found, expected))
-        assert torch.equal(kept, best)  # which of several units of -inf is open
-        assert {*range(sink), *range(total - local, total)} <= set(found)
-        assert found == sorted(set(found))
-
-
-def test_ragged_rows_need_room_for_what_is_forced() -> None:
-    with pytest.raises(ValueError, match=r"2 \+ 2, 3"):
-        topk_ragged(SCORES, torch.tensor([6, 6]), 3, sink=2, local=2)
 
 
 @pytest.mark.parametrize("repeats", [1, 3, 4, 8])

@@ -23,6 +23,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from stratakv.kernels.box_scores import box_scores_triton
+from stratakv.kernels.choose_units import choose_units_triton
 from stratakv.kernels.codebook_scores import nearest_codewords_triton
 from stratakv.kernels.decode_attention import decode_attention_triton
 from stratakv.kernels.fetch_units import Wanted, fetch_units_triton
@@ -85,6 +86,8 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "1024 words", partial(nearest_codewords_triton, keys, metric, words, torch.zeros(8, 1024))
     yield "6 parts", partial(pq_scores_triton, torch.zeros(8, 4, 6, 256), torch.zeros(8, 4096, 6, dtype=torch.uint8))
     yield "150 tables", partial(simhash_triton, keys, random_planes(128, 10, 150, seed=0))
+    rows = torch.zeros(8, 131072), torch.zeros(8, dtype=torch.int64), torch.zeros(8, dtype=torch.int32)
+    yield "2048 of 131072", partial(choose_units_triton, *rows, most=2048, sink=16, local=64, splits=32)
     for unit, count in [(1, 2048), (16, 128)]:
         ids, places = torch.zeros(8, count, dtype=torch.int64), Places.empty(8, 8192, 4096, torch.device("cpu"))
         yield f"{count} of 4096", partial(place_units_triton, ids, places)
