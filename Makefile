@@ -43,7 +43,7 @@ faults: $(READY)
 	FAULTS=$(FAULTS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(wildcard tests/faults/test_*.py) \
 	  $(if $(shell command -v strace),tests/faults/syscalls.py) $(ARGS)
 
-# Every case of every Triton kernel compiled for each of four cards; `make test` takes them in turn.
+# Every case of every Triton kernel compiled for each of two cards; `make test` takes them in turn.
 kernels: export EVERY_CARD := 1
 kernels: $(READY)
 	$(BIN)/python -m pytest -q tests/kernels/test_compile.py $(ARGS)

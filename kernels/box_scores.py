@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .launch import uses_triton
-from .page_bounds import both_bounds_triton, cut_rows
+from .page_bounds import both_bounds_triton
+from .ragged import cut_rows
 
 
 def box_scores_reference(q: Tensor, boxes: Tensor, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:

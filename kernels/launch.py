@@ -4,8 +4,8 @@ A public op runs its Triton kernel where all its tensors are on a CUDA device th
 capability 8.0, Ampere, or later) and Triton is installed; everywhere else it runs its PyTorch form, which is also
 what the kernel is tested against. No op waits for the device: grids follow from shapes alone.
 
-State   Kernels are tested in Triton's interpreter on a CPU, compiled ahead of time for sm_80, sm_86, sm_89 and sm_90,
-        and pass their tests on an NVIDIA H100. Block sizes are reasoned, not measured.
+State   Kernels are tested in Triton's interpreter on a CPU, compiled ahead of time for sm_80 and sm_90, and pass their
+        tests on an NVIDIA H100. Block sizes are reasoned, not measured.
 """
 
 from __future__ import annotations

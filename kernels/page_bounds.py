@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .launch import block_of, cdiv, jit, launch, tl, uses_triton
+from .ragged import cut_rows, in_blocks
 
 _KEYS = 32
 """The keys of a page that a program looks at together."""
@@ -124,18 +125,16 @@ def bound_scores_triton(q: Tensor, bounds: Tensor, counts: Tensor | None = None)
 
 
 def bound_scores(q: Tensor, bounds: Tensor, counts: Tensor | None = None) -> Tensor:
-    """Scores by one matrix product on a CPU (the second form), with bounds first: they are then read row by row at full
-    speed."""
+    """Scores by matrix products on a CPU (the second form), with bounds first: they are then read row by row at full
+    speed. One product, or with `counts` one for each run of pages, so that no score depends on P."""
     if uses_triton(q, bounds, counts):
         return bound_scores_triton(q, bounds, counts)
     query = q.float()
-    signed = torch.cat([query.clamp(min=0), query.clamp(max=0)], -1)
-    return cut_rows((bounds.float() @ signed.transpose(1, 2)).transpose(1, 2).contiguous(), counts)
-
-
-def cut_rows(scores: Tensor, counts: Tensor | None) -> Tensor:
-    """Scores `[G, R, N]` with -inf from unit `counts[g]` on."""
+    signed = torch.cat([query.clamp(min=0), query.clamp(max=0)], -1).transpose(1, 2)
     if counts is None:
-        return scores
-    beyond = torch.arange(scores.shape[-1], device=scores.device) >= counts.unsqueeze(-1)
-    return scores.masked_fill(beyond.unsqueeze(1), -torch.inf)
+        return _products(bounds, signed)
+    return cut_rows(in_blocks(lambda some: _products(some, signed), bounds), counts)
+
+
+def _products(bounds: Tensor, signed: Tensor) -> Tensor:
+    return (bounds.float() @ signed).transpose(1, 2).contiguous()

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .launch import block_of, cdiv, jit, launch, tl, uses_triton
-from .page_bounds import cut_rows
+from .ragged import cut_rows
 
 _BLOCK_ITEMS = 1024
 """The number of scores that a program holds."""

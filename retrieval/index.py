@@ -30,7 +30,7 @@ from torch import Tensor
 from .layer import IndexedLayer
 from .params import IndexParams
 from .reading import Reader, Run, read_exactly
-from .scoring import Scoring
+from .scoring import Ranking, Scoring
 from .stored import Geometry, Stored
 
 State = TypeVar("State")
@@ -39,6 +39,8 @@ FIT_TOKENS = 4096
 """The most tokens an index is fitted on: a sample of pages spread over the sequence."""
 RUN_PAGES = 8
 """Neighbouring pages that such a sample takes together."""
+STATELESS_ROOM = 2**17
+"""Units that an index without a state ranks: pages, so of 16 tokens two million."""
 
 
 class Part(Enum):
@@ -167,6 +169,10 @@ class IndexOf(ABC, Generic[State]):
         views, good until the state changes."""
         return None
 
+    def ranking(self, state: State) -> Ranking | None:
+        """How `select` chooses, for decode that never waits for the device; None: there is only `select`."""
+        return None
+
     def attend(
         self, state: State, q: Tensor, chosen: Selection, reader: Reader, tail: Run, scale: float
     ) -> tuple[Tensor, Tensor]:
@@ -257,23 +263,24 @@ class Rows:
     """A tensor `[G, n, W]` that grows along n without copying at every append."""
 
     def __init__(self, data: Tensor) -> None:
-        self._buffer = data.contiguous()
+        self.buffer = data.contiguous()
+        """All that there is room for `[G, room, W]`: rows from `count` on may hold anything."""
         self.count = data.shape[1]
 
     @property
     def data(self) -> Tensor:
         """All rows so far `[G, n, W]`, a view."""
-        return self._buffer[:, : self.count]
+        return self.buffer[:, : self.count]
 
     def append(self, rows: Tensor) -> None:
         needed = self.count + rows.shape[1]
-        if needed > self._buffer.shape[1]:
-            groups, held, width = self._buffer.shape
+        if needed > self.buffer.shape[1]:
+            groups, held, width = self.buffer.shape
             room = max(needed, held + held // 8 + 8)
             grown = torch.empty(groups, room, width, dtype=rows.dtype, device=rows.device)
             grown[:, : self.count] = self.data
-            self._buffer = grown
-        self._buffer[:, self.count : needed] = rows
+            self.buffer = grown
+        self.buffer[:, self.count : needed] = rows
         self.count = needed
 
     def truncate(self, count: int) -> None:

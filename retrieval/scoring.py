@@ -1,4 +1,5 @@
-"""How an index chooses, as numbers that compiled loops work from instead of calling `select`.
+"""How an index chooses, for whoever cannot call `select`: compiled loops (`Scoring`), and decode that never waits for
+the device (`Ranking`).
 
 Whatever is chosen by one of these is what `select` chooses, up to the rounding of scores.
 
@@ -58,3 +59,27 @@ class CodeScoring(Scoring):
     """fp32 `[G, W, D]`, contiguous."""
     codebooks: Tensor
     """fp32 `[G, M, W / M, 256]`, contiguous."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """The first units and the last ones are read, and of the others those with the highest scores; among equal ones the
+    first. Good until the state changes otherwise than by `append` within the room it has.
+
+    Nothing waits for the device: how many units there are is known there alone. The score of a unit that exists does
+    not depend on the room, to the bit: a sequence that was forked or loaded has other room.
+    """
+
+    unit: int
+    """Tokens per unit."""
+    sink: int
+    """The first units, which are read whatever their scores."""
+    local: int
+    """The last units, which are read whatever theirs."""
+    room: int
+    """Units that the state can hold without being moved."""
+    scores: Callable[[Tensor, Tensor], Tensor]
+    """Of q fp32 `[G, R, D]`, rotated and scaled, and the number of units int64 `[1]` on q's device: fp32 `[G, room]`.
+    Columns from that number on may hold anything. A caller may cut columns off at the end as long as units fit."""
+    reads: tuple[Tensor, ...]
+    """Every tensor that `scores` reads: who captured the call can see whether they still lie where they lay."""

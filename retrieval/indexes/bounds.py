@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...kernels.group_softmax import group_softmax
 from ...kernels.page_bounds import bound_scores, page_bounds
 from ...kernels.topk_pages import group_scores, topk_pages
 from ..index import IndexOf, Rows, Selection
-from ..scoring import BoundScoring, Counts
+from ..scoring import BoundScoring, Counts, Ranking
 from ..stored import Geometry, Stored
 
 
@@ -52,6 +53,16 @@ class BoundsIndex(IndexOf[Rows]):
             return None
         size, total = self.params.page_size, num_tokens // self.params.page_size
         return BoundScoring(unit=size, num_units=total, counts=self.counts, bounds=state.data[:, :total])
+
+    def ranking(self, state: Rows) -> Ranking:
+        size, bounds = self.params.page_size, state.buffer
+
+        def scores(q: Tensor, num_units: Tensor) -> Tensor:
+            counts = num_units.repeat(len(q))
+            return group_softmax(bound_scores(q, bounds, counts), counts)
+
+        sink, local = self.params.units(self.params.sink, size), self.params.units(self.params.local, size)
+        return Ranking(unit=size, sink=sink, local=local, room=bounds.shape[1], scores=scores, reads=(bounds,))
 
     def export(self, state: Rows) -> dict[str, Tensor]:
         return {"bounds": state.data}

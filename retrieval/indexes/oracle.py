@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ...kernels.group_softmax import group_softmax
+from ...kernels.key_scores import key_scores
 from ...kernels.topk_pages import group_scores, topk_pages
 from ..index import IndexOf, Rows, Selection
+from ..scoring import Ranking
 from ..stored import Geometry, Stored
 
 
@@ -33,6 +36,16 @@ class OracleIndex(IndexOf[Rows]):
         sink, local = min(self.params.sink, budget), self.params.local
         ids = topk_pages(group_scores(scores), budget, sink=sink, local=min(local, budget - sink))
         return Selection(ids, 1)
+
+    def ranking(self, state: Rows) -> Ranking:
+        keys = state.buffer
+
+        def scores(q: Tensor, num_units: Tensor) -> Tensor:
+            counts = num_units.repeat(len(q))
+            return group_softmax(key_scores(q, keys, counts), counts)
+
+        sink, local = self.params.sink, self.params.local
+        return Ranking(unit=1, sink=sink, local=local, room=keys.shape[1], scores=scores, reads=(keys,))
 
     def export(self, state: Rows) -> dict[str, Tensor]:
         return {"keys": state.data}

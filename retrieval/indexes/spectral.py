@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ...kernels.group_softmax import group_softmax
+from ...kernels.key_scores import key_scores
 from ...kernels.pq_scores import pq_scores, pq_tables
 from ...kernels.topk_pages import group_scores, topk_pages
 from ..index import IndexOf, Rows, Selection
-from ..scoring import CodeScoring, Counts
+from ..scoring import CodeScoring, Counts, Ranking
 from ..stored import Geometry, Stored
 from ..structures.product_codebook import ProductEncoder, train_codebooks
 from ..structures.whitening import Basis, captured_share, covariance, query_whitened_basis, second_moment
@@ -210,6 +212,22 @@ class SpectralIndex(IndexOf[SpectralState]):
         return CodeScoring(
             unit=1, num_units=num_tokens, counts=self.counts, codes=state.codes.data[:, :num_tokens],
             anchors=state.anchors.data, segment=self._segment, basis=basis, codebooks=codebooks,
+        )  # fmt: skip
+
+    def ranking(self, state: SpectralState) -> Ranking:
+        size, codes, anchors = self._segment, state.codes.buffer, state.anchors.buffer
+        basis, codebooks = state.basis.of_queries, state.encoder.codebooks
+        room = min(codes.shape[1], anchors.shape[1] * size)
+
+        def scores(q: Tensor, num_units: Tensor) -> Tensor:
+            counts = num_units.repeat(len(q))
+            of_codes = pq_scores(pq_tables(q @ basis, codebooks), codes[:, :room], counts)
+            of_anchors = key_scores(q, anchors, (counts + size - 1) // size)
+            return group_softmax(of_codes.add_(of_anchors.repeat_interleave(size, -1)[..., :room]), counts)
+
+        return Ranking(
+            unit=1, sink=self.params.sink, local=self.params.local, room=room, scores=scores,
+            reads=(codes, anchors, basis, codebooks),
         )  # fmt: skip
 
     def scores(self, state: SpectralState, q: Tensor, num_tokens: int) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..index import Selection, StatelessIndex
+from ..index import STATELESS_ROOM, Selection, StatelessIndex
+from ..scoring import Ranking
 
 
 class WindowIndex(StatelessIndex):
@@ -27,3 +28,12 @@ class WindowIndex(StatelessIndex):
         first = torch.arange(sink, device=q.device)
         last = torch.arange(total - (count - sink), total, device=q.device)
         return Selection(torch.cat([first, last]).expand(q.shape[0], -1), size)
+
+    def ranking(self, state: None) -> Ranking:
+        size = self.params.page_size
+
+        def scores(q: Tensor, num_units: Tensor) -> Tensor:
+            return torch.arange(STATELESS_ROOM, dtype=torch.float32, device=q.device).expand(len(q), -1)
+
+        sink, local = self.params.units(self.params.sink, size), self.params.units(self.params.local, size)
+        return Ranking(unit=size, sink=sink, local=local, room=STATELESS_ROOM, scores=scores, reads=())

@@ -1,7 +1,7 @@
 """Compile every Triton kernel ahead of time, as the ops launch it, for GPUs that need not be there.
 
-    python compile_kernels.py 80 86 89 90              prints one JSON object per kernel, case and target
-    python compile_kernels.py --in-turn 80 86 89 90    each case for one of the targets, in turn
+    python compile_kernels.py 80 90              prints one JSON object per kernel, case and target
+    python compile_kernels.py --in-turn 80 90    each case for one of the targets, in turn
 
 The ops run on CPU tensors, and each launch is noted instead of being started: what is compiled has the very argument
 types, alignments, block sizes and options that a GPU would get.
@@ -27,6 +27,8 @@ from stratakv.kernels.choose_units import choose_units_triton
 from stratakv.kernels.codebook_scores import nearest_codewords_triton
 from stratakv.kernels.decode_attention import decode_attention_triton
 from stratakv.kernels.fetch_units import Wanted, fetch_units_triton
+from stratakv.kernels.group_softmax import group_softmax_triton
+from stratakv.kernels.key_scores import key_scores_triton
 from stratakv.kernels.landmarks import landmarks_triton
 from stratakv.kernels.low_rank import rebuild_keys_triton
 from stratakv.kernels.merge_states import merge_states_triton
@@ -78,6 +80,10 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "of 16", partial(page_bounds_triton, torch.zeros(8, 512, 128, dtype=BRAIN), 16)
     yield "upper", partial(bound_scores_triton, torch.zeros(8, 4, 128), boxes)
     yield "both", partial(box_scores_triton, torch.zeros(8, 4, 128), boxes, torch.zeros(8, dtype=torch.int64))
+    counts = torch.zeros(8, dtype=torch.int64)
+    yield "keys", partial(key_scores_triton, torch.zeros(8, 4, 128), torch.zeros(8, 4096, 128, dtype=BRAIN), counts)
+    for heads, logs in [(4, False), (3, True)]:
+        yield f"{heads} heads", partial(group_softmax_triton, torch.zeros(8, heads, 8192), counts, logs=logs)
     yield "of 8", partial(landmarks_triton, torch.zeros(8, 512, 128, dtype=BRAIN), 8)
     low_rank = torch.zeros(4096, 160, dtype=HALF), torch.zeros(8, 128, 160), torch.zeros(8, 512, dtype=torch.int64)
     yield "plain", partial(rebuild_keys_triton, *low_rank)
@@ -98,7 +104,7 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
 
 
 def launches() -> list[Launch]:
-    """What the ops of `cases` launch. Cases of one kernel stand together: in turn, each is for another target."""
+    """What the ops of `cases` launch."""
     noted: list[tuple[Any, dict[str, Any], dict[str, Any]]] = []
 
     def note(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
@@ -112,7 +118,7 @@ def launches() -> list[Launch]:
         noted.clear()
         op()
         found += [Launch(case, *one) for one in noted]
-    return sorted(found, key=lambda launch: launch.kernel.__name__)
+    return found
 
 
 def source(launch: Launch) -> ASTSource:
