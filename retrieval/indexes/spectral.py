@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ...kernels.group_softmax import group_softmax
-from ...kernels.key_scores import key_scores
+from ...kernels.code_scores import code_scores
 from ...kernels.pq_scores import pq_scores, pq_tables
 from ...kernels.topk_pages import group_scores, topk_pages
 from ..index import IndexOf, Rows, Selection
@@ -216,14 +215,11 @@ class SpectralIndex(IndexOf[SpectralState]):
 
     def ranking(self, state: SpectralState) -> Ranking:
         size, codes, anchors = self._segment, state.codes.buffer, state.anchors.buffer
-        basis, codebooks = state.basis.of_queries, state.encoder.codebooks
+        basis, codebooks = state.turned
         room = min(codes.shape[1], anchors.shape[1] * size)
 
         def scores(q: Tensor, num_units: Tensor) -> Tensor:
-            counts = num_units.repeat(len(q))
-            of_codes = pq_scores(pq_tables(q @ basis, codebooks), codes[:, :room], counts)
-            of_anchors = key_scores(q, anchors, (counts + size - 1) // size)
-            return group_softmax(of_codes.add_(of_anchors.repeat_interleave(size, -1)[..., :room]), counts)
+            return code_scores(q, basis, codebooks, codes[:, :room], anchors, num_units.expand(len(q)), segment=size)
 
         return Ranking(
             unit=1, sink=self.params.sink, local=self.params.local, room=room, scores=scores,

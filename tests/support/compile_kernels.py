@@ -24,6 +24,7 @@ from triton.runtime.jit import JITFunction
 
 from stratakv.kernels.box_scores import box_scores_triton
 from stratakv.kernels.choose_units import choose_units_triton
+from stratakv.kernels.code_scores import code_scores_triton
 from stratakv.kernels.codebook_scores import nearest_codewords_triton
 from stratakv.kernels.decode_attention import decode_attention_triton
 from stratakv.kernels.fetch_units import Wanted, fetch_units_triton
@@ -92,6 +93,9 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "1024 words", partial(nearest_codewords_triton, keys, metric, words, torch.zeros(8, 1024))
     yield "6 parts", partial(pq_scores_triton, torch.zeros(8, 4, 6, 256), torch.zeros(8, 4096, 6, dtype=torch.uint8))
     yield "150 tables", partial(simhash_triton, keys, random_planes(128, 10, 150, seed=0))
+    books, codes = torch.zeros(8, 6, 8, 256), torch.zeros(8, 131072, 6, dtype=torch.uint8)
+    of = books, codes, torch.zeros(8, 2048, 128, dtype=BRAIN), torch.zeros(8, dtype=torch.int64)
+    yield "6 parts", partial(code_scores_triton, torch.zeros(8, 4, 128), torch.zeros(8, 48, 128), *of, segment=64)
     rows = torch.zeros(8, 131072), torch.zeros(8, dtype=torch.int64), torch.zeros(8, dtype=torch.int32)
     yield "2048 of 131072", partial(choose_units_triton, *rows, most=2048, sink=16, local=64, splits=32)
     for unit, count in [(1, 2048), (16, 128)]:
