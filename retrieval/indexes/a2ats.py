@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...kernels.codebook_scores import half_norms, nearest_codewords, shared_scores, union_scores
@@ -12,6 +13,7 @@ from ...kernels.topk_pages import topk_pages
 from ..index import IndexOf, Rows, Selection
 from ..layer import IndexedLayer
 from ..params import IndexParams
+from ..scoring import Ranking
 from ..stored import Geometry, Stored
 
 NEAR = 64
@@ -94,12 +96,8 @@ class A2ATSIndex(IndexOf[Rows]):
     def select(self, state: Rows, q: Tensor, num_tokens: int, budget: int) -> Selection:
         sink = min(self.params.sink, budget)
         local = min(self.params.local, budget - sink)
-        position = num_tokens + self.params.page_size // 2
-        bounds, distances = self._zones(num_tokens)
-        table = self._table(q, position, distances)
-        cells = state.data[:, :num_tokens, 0].long()
-        for bound in bounds:  # a cell is a codeword in a zone; those further away than a bound are one zone further
-            cells[:, : max(0, position - bound)] += self._codewords.shape[1]
+        length = torch.tensor([num_tokens], device=q.device)
+        table, cells = self._table(q, length), self._cells(state.data[:, :num_tokens], length)
         if self.options.shared:
             return Selection(topk_pages(shared_scores(table, cells), budget, sink=sink, local=local), 1)
         count = budget - sink - local
@@ -109,24 +107,58 @@ class A2ATSIndex(IndexOf[Rows]):
         last = torch.arange(num_tokens - local, num_tokens, device=q.device).expand(len(ids), -1)
         return Selection(torch.cat([first, ids, last], -1), 1)
 
-    def _table(self, q: Tensor, position: int, distances: list[int]) -> Tensor:
-        """Scores `[G, R, zones * N]` of a query at `position` with every codeword at every distance."""
+    def ranking(self, state: Rows) -> Ranking:
+        codes, sink, local = state.buffer, self.params.sink, self.params.local
+
+        def scores(q: Tensor, num_units: Tensor) -> Tensor:
+            table, place = self._table(q, num_units), torch.arange(codes.shape[1], device=q.device)
+            nobody = table.shape[-1]  # the cell of tokens that do not count, which scores lowest
+            counts = place < num_units
+            if not self.options.shared:
+                counts &= (place >= sink) & (place < num_units - local)
+            cells = self._cells(codes, num_units).masked_fill(~counts, nobody)
+            table = F.pad(table, (0, 1), value=-torch.inf)
+            if self.options.shared:
+                return shared_scores(table, cells)
+            turns = union_scores(table, cells, nobody + 1).argsort(-1, descending=True)
+            ranks = torch.empty(turns.shape, dtype=torch.float32, device=q.device)
+            ranks.scatter_(1, turns, -place.float().expand(len(q), -1))
+            return ranks.masked_fill(~counts, 0)
+
+        reads = codes, self._codewords, self._center
+        return Ranking(unit=1, sink=sink, local=local, room=codes.shape[1], scores=scores, reads=reads)
+
+    def _table(self, q: Tensor, length: Tensor) -> Tensor:
+        """Scores `[G, R, zones * N]` of a query behind `length` tokens with every codeword at every distance."""
         groups, heads, dim = q.shape
-        here = torch.full((heads,), position, device=q.device)
-        there = torch.tensor(distances, device=q.device).repeat(heads)
-        plain = self.layer.rotation.unrotate(q, here).unsqueeze(2).expand(-1, -1, len(distances), -1)
-        turned = self.layer.rotation.rotate(plain.reshape(groups, -1, dim), there)
+        distances = self._zones(length)[1]
+        plain = self.layer.rotation.unrotate(q, self._position(length).expand(heads))
+        plain = plain.unsqueeze(2).expand(-1, -1, len(distances), -1).reshape(groups, -1, dim)
+        turned = self.layer.rotation.rotate(plain, distances.repeat(heads))
         scores = torch.baddbmm(turned @ self._center.transpose(1, 2), turned, self._codewords.float().transpose(1, 2))
         return scores.view(groups, heads, -1)
 
-    def _zones(self, num_tokens: int) -> tuple[list[int], list[int]]:
-        """The bounds between zones, in tokens, and the distance each zone's keys are scored at; nearest first."""
+    def _cells(self, codes: Tensor, length: Tensor) -> Tensor:
+        """The cells of `length` tokens, int64 `[G, n]`: a codeword in a zone. `codes` is `[G, n, 1]`."""
+        cells = codes[..., 0].long()
+        if self.options.zones == 1:
+            return cells
+        apart = self._position(length) - torch.arange(cells.shape[1], device=codes.device)
+        return cells + torch.searchsorted(self._zones(length)[0], apart) * self._codewords.shape[1]
+
+    def _position(self, length: Tensor) -> Tensor:
+        """Where a query stands behind `length` tokens, int64 `[1]`."""
+        return length + self.params.page_size // 2
+
+    def _zones(self, length: Tensor) -> tuple[Tensor, Tensor]:
+        """The bounds between zones of `length` tokens, int64 `[zones - 1]`, and the distance that each zone's keys are
+        scored at, int64 `[zones]`; nearest first. A key farther away than a bound is at least one zone further."""
         count = self.options.zones
         if count == 1:
-            return [], [self._distance]
-        ratio = max(2.0, num_tokens / NEAR) ** (1 / count)
-        bounds = [round(NEAR * ratio**zone) for zone in range(1, count)]
-        return bounds, [round(NEAR * ratio ** (zone + 0.5)) for zone in range(count)]
+            return length[:0], torch.full_like(length, self._distance)
+        ratio = (length.double() / NEAR).clamp(min=2.0) ** (1 / count)
+        zone = torch.arange(count, dtype=torch.float64, device=length.device)
+        return (NEAR * ratio ** zone[1:]).round().long(), (NEAR * ratio ** (zone + 0.5)).round().long()
 
     def export(self, state: Rows) -> dict[str, Tensor]:
         return {"codes": state.data}

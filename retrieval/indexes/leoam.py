@@ -9,11 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...kernels.group_softmax import group_softmax
+from ...kernels.page_bounds import bound_scores
 from ..index import IndexOf, Selection
+from ..scoring import Ranking
 from ..stored import Geometry, Stored
-from ..structures.box_tree import BoxTree
+from ..structures.box_tree import BoxTree, union
 from ..structures.chunk_choice import CHUNKS, Asked, choose_chunk
-from ..structures.refine import Goal, Ranking, best_chunks
+from ..structures.refine import Goal, Ranked, best_chunks
 
 _FAN, _COARSEST = 4, 128
 _USUAL_CHUNK = 16
@@ -72,7 +75,7 @@ class LeoAMIndex(IndexOf[LeoAMState]):
     Exact  dropping by bounds, to rounding. With `width=0` and one query head per KV head the chunks are those
              that scoring every chunk finds. With several heads each head's own best are all ranked, but the
              softmax they are ranked by sums over what was kept, and a chunk that is every head's second choice
-             and no head's first may have been dropped.
+             and no head's first may have been dropped. `ranking` scores every chunk.
     Heuristic  `width`: boxes of real keys are wide, their bounds alone rule out next to nothing. So each level keeps
              at most `width` budgets, those with the highest upper bounds (what that loses: docs/decisions/0011).
     Differs  c is learned from the layer's attention, 8 to 128 (`chunk_choice`); the authors' code takes 8 in the
@@ -141,12 +144,33 @@ class LeoAMIndex(IndexOf[LeoAMState]):
         goal = Goal(first=sink * unit, last=(total - local) * unit, wanted=wanted * unit, limit=limit)
         level = tree.sizes.index(state.chunk)
         levels = tree.up_to(num_tokens)[level:]
-        ranking = best_chunks(q, tree.sizes[level:], levels, goal)
-        chosen = _best_units(ranking, state.chunk // unit, wanted, sink, total - local)
+        ranked = best_chunks(q, tree.sizes[level:], levels, goal)
+        chosen = _best_units(ranked, state.chunk // unit, wanted, sink, total - local)
         first = torch.arange(sink, device=q.device).expand(len(chosen), -1)
         last = torch.arange(total - local, total, device=q.device).expand(len(chosen), -1)
-        search = Search(ranking.visited, levels[0].shape[1])
+        search = Search(ranked.visited, levels[0].shape[1])
         return Selection(torch.cat([first, chosen, last], 1), unit, search)
+
+    def ranking(self, state: LeoAMState) -> Ranking:
+        """All chunks by their upper bounds, without a search."""
+        tree, unit = state.tree, state.tree.sizes[0]
+        fan, units, chunks = state.chunk // unit, tree.buffer(0), tree.buffer(tree.sizes.index(state.chunk))
+        room = min(units.shape[1], chunks.shape[1] * fan)
+
+        def scores(q: Tensor, num_units: Tensor) -> Tensor:
+            counts = ((num_units + fan - 1) // fan).repeat(len(q))
+            hi = bound_scores(q, chunks, counts)
+            if fan > 1:  # the last chunk ends where the units do, whatever the state holds behind them
+                last = ((num_units - 1) // fan).clamp(min=0)
+                inside = torch.arange(fan, device=q.device) + last * fan
+                box = union(units.index_select(1, inside.minimum(num_units - 1).clamp(min=0)))
+                hi.index_copy_(2, last, bound_scores(q, box.unsqueeze(1)))
+            best = hi[:, 0] if hi.shape[1] == 1 else group_softmax(hi, counts, logs=True)
+            return best.repeat_interleave(fan, -1)[:, :room]
+
+        sink, local = self.params.units(self.params.sink, unit), self.params.units(self.params.local, unit)
+        reads = (units, chunks) if fan > 1 else (chunks,)
+        return Ranking(unit=unit, sink=sink, local=local, room=room, scores=scores, reads=reads)
 
     def export(self, state: LeoAMState) -> dict[str, Tensor]:
         return {
@@ -186,10 +210,10 @@ class LeoAMIndex(IndexOf[LeoAMState]):
         }
 
 
-def _best_units(ranking: Ranking, per_chunk: int, count: int, first: int, last: int) -> Tensor:
+def _best_units(ranked: Ranked, per_chunk: int, count: int, first: int, last: int) -> Tensor:
     """Choose `count` units among `first .. last - 1`, ascending: chunk after chunk by rank, and of the last chunk its
     first units. Returns int64 `[G, count]`."""
-    ids, scores = ranking.ids, ranking.scores
+    ids, scores = ranked.ids, ranked.scores
     if per_chunk > 1:
         ids = (ids.unsqueeze(-1) * per_chunk + torch.arange(per_chunk, device=ids.device)).flatten(1)
         scores = scores.repeat_interleave(per_chunk, 1)

@@ -47,6 +47,10 @@ class BoxTree:
         """Boxes of each level `[G, ceil(n / size), 2D]`, finest first; views."""
         return [rows.data for rows in self._levels]
 
+    def buffer(self, level: int) -> Tensor:
+        """The boxes of a level with all that there is room for, `[G, room, 2D]`."""
+        return self._levels[level].buffer
+
     def append(self, keys: Tensor) -> None:
         """Add further keys `[G, n, D]`, n a multiple of `sizes[0]`."""
         before = self.num_tokens
@@ -83,8 +87,13 @@ class BoxTree:
         lacking = -rest.shape[1] % fan
         if lacking:  # repeating a box changes no union
             rest = torch.cat([rest, rest[:, -1:].expand(-1, lacking, -1)], 1)
-        highest, lowest = rest.reshape(len(rest), rest.shape[1] // fan, fan, rest.shape[2]).chunk(2, -1)
-        return torch.cat([highest.amax(2), lowest.amin(2)], -1)
+        return union(rest.reshape(len(rest), rest.shape[1] // fan, fan, rest.shape[2]))
+
+
+def union(boxes: Tensor) -> Tensor:
+    """The box around all boxes of a run: `[.., n, 2D]` -> `[.., 2D]`."""
+    highest, lowest = boxes.chunk(2, -1)
+    return torch.cat([highest.amax(-2), lowest.amin(-2)], -1)
 
 
 def _boxes(keys: Tensor, size: int) -> Tensor:

@@ -50,7 +50,7 @@ class Goal:
         return min(count, -(-self.limit // size) + first + count - last)
 
 
-class Ranking(NamedTuple):
+class Ranked(NamedTuple):
     """Chunks that may be among the best, and their scores."""
 
     ids: Tensor
@@ -69,7 +69,7 @@ class _Candidates(NamedTuple):
     valid: Tensor
 
 
-def best_chunks(q: Tensor, sizes: Sequence[int], levels: Sequence[Tensor], goal: Goal) -> Ranking:
+def best_chunks(q: Tensor, sizes: Sequence[int], levels: Sequence[Tensor], goal: Goal) -> Ranked:
     """Refine from the last level (the coarsest) to the first, and rank what is left there.
 
     Where a level cannot rule out half of the one below, it is passed over: scoring adjacent boxes is
@@ -88,7 +88,7 @@ def best_chunks(q: Tensor, sizes: Sequence[int], levels: Sequence[Tensor], goal:
     here = found or _all_of(levels[0])
     hi = bound_scores(q, _boxes(levels[0], found)).masked_fill(~here.valid.unsqueeze(1), -torch.inf)
     scores = _rank(hi).masked_fill(~here.valid, -torch.inf)
-    return Ranking(here.ids, scores, visited + here.ids.shape[1])
+    return Ranked(here.ids, scores, visited + here.ids.shape[1])
 
 
 def _survivors(bounds: tuple[Tensor, Tensor], here: _Candidates, size: int, count: int, goal: Goal) -> _Candidates:

@@ -1,16 +1,19 @@
-"""What a step reads by scores: the contract of `kernels/choose_units.py`, row by row."""
+"""What a step that stays on the device reads by a ranking."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from stratakv.kernels.choose_units import choose_units
 from stratakv.retrieval.scoring import Ranking
 
 
-def chosen_units(ranking: Ranking, scores: Tensor, total: int, budget: int) -> list[list[int]]:
-    """The units that each KV head reads of the first `total`, ascending; scores `[G, room]`, budget in tokens."""
-    wanted, forced = min(total, budget // ranking.unit), {*range(ranking.sink), *range(total - ranking.local, total)}
-    return [
-        sorted(sorted(range(total), key=lambda unit: (unit not in forced, -row[unit]))[:wanted])
-        for row in scores.tolist()
-    ]
+def chosen_units(ranking: Ranking, scores: Tensor, num_tokens: int, budget: int) -> Tensor:
+    """The units that each KV head reads of the first `num_tokens` tokens, int64 `[G, n]`; scores `[G, room]`."""
+    total = num_tokens // ranking.unit
+    most = min(total, budget // ranking.unit)
+    totals, wanted = torch.full((len(scores),), total), torch.full((len(scores),), most)
+    ids, counts = choose_units(scores, totals, wanted, most=most, sink=ranking.sink, local=ranking.local)
+    assert (counts == most).all()
+    return ids

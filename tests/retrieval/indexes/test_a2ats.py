@@ -56,7 +56,7 @@ def exact_rope(q: Tensor, keys: Tensor, position: int) -> Tensor:
 def table_scores(index: Any, keys: Tensor, q: Tensor, tokens: int = TOKENS) -> Tensor:
     """Scores `[G, R, n]` that the index finds in its table, at one distance."""
     state = index.build(ROPE.rotate(keys, torch.arange(keys.shape[1])))
-    table = index._table(ROPE.rotate(q, at(tokens + MIDDLE, HEADS)), tokens + MIDDLE, [2048])
+    table = index._table(ROPE.rotate(q, at(tokens + MIDDLE, HEADS)), torch.tensor([tokens]))
     return table.gather(2, state.data[:, None, :, 0].long().expand(-1, HEADS, -1))
 
 
@@ -122,7 +122,7 @@ def test_a_zone_scores_keys_at_its_own_distance() -> None:
     """As many codewords as keys: what is selected is the top of scores that can be written down."""
     keys, q = plain_keys(0), plain_queries(0)
     index = made(keys, TOKENS, "zones=3:shared=0")
-    bounds, distances = index._zones(TOKENS)
+    bounds, distances = (of.tolist() for of in index._zones(torch.tensor([TOKENS])))
     assert bounds == [128, 256]
     assert distances == [91, 181, 362]
     position = TOKENS + MIDDLE
@@ -135,6 +135,16 @@ def test_a_zone_scores_keys_at_its_own_distance() -> None:
     alone = union_scores(scores, torch.arange(TOKENS).expand(GROUPS, -1), 100)
     chosen = index.select(state, ROPE.rotate(q, at(position, HEADS)), TOKENS, 100).ids
     assert torch.equal(chosen, alone.topk(100).indices.sort().values)
+
+
+@pytest.mark.parametrize("zones", [2, 3, 8, 64])
+def test_zones_grow_by_the_same_factor(zones: int) -> None:
+    index = make_index(f"a2ats:zones={zones}", PARAMS, IndexedLayer(0, ROPE, a2ats_profile((1, 1, 16))))
+    for length in (16, 128, 144, 5_008, 131_072, 1_000_000):
+        bounds, distances = (of.tolist() for of in index._zones(torch.tensor([length])))
+        factor = max(2.0, length / 64) ** (1 / zones)
+        assert bounds == [round(64 * factor**zone) for zone in range(1, zones)]
+        assert distances == [round(64 * factor ** (zone + 0.5)) for zone in range(zones)]
 
 
 def test_sinks_and_window_take_no_ranks() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from chosen_units import chosen_units
 from closeness import poison_empty
 from drawn_keys import clustered, peaked, smooth, whole_numbers
 from hypothesis import given, settings
@@ -83,7 +84,7 @@ def test_a_dropped_box_by_hand() -> None:
 def test_dropping_by_bounds_loses_nothing(
     seed: int, chunk: int, page_size: int, forced: tuple[int, int], tight: bool, data: st.DataObject
 ) -> None:
-    """One query head each, `width=0`: the very units that scoring every chunk finds, ties included."""
+    """One query head each, `width=0`: the very units that scoring every chunk finds, ties included; and the ranking."""
     params = IndexParams(page_size=page_size, sink=forced[0], local=forced[1])
     tokens = data.draw(st.integers(160 // page_size, 2400 // page_size)) * page_size
     keys = clustered(tokens, run=128, seed=seed) if tight else whole_numbers(2, tokens, 32, seed=seed)
@@ -96,6 +97,10 @@ def test_dropping_by_bounds_loses_nothing(
         index.append(state, run)
     chosen = index.select(state, q, tokens, budget)
     assert torch.equal(chosen.ids, flat_choice(keys, q, chunk, budget, params))
+    ranking = index.ranking(state)
+    assert ranking is not None
+    scores = ranking.scores(q, torch.tensor([tokens // ranking.unit]))
+    assert torch.equal(chosen_units(ranking, scores, tokens, budget), chosen.ids)
 
 
 def test_forced_tokens_are_no_promise() -> None:

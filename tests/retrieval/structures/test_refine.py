@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stratakv.kernels.page_bounds import bound_scores, page_bounds
 from stratakv.retrieval.structures.box_tree import BoxTree
-from stratakv.retrieval.structures.refine import Goal, Ranking, best_chunks
+from stratakv.retrieval.structures.refine import Goal, Ranked, best_chunks
 
 
 @pytest.fixture(autouse=True)
@@ -22,12 +22,12 @@ def goal(first: int = 0, last: int = 10**6, *, wanted: int = 1, limit: int = 0) 
     return Goal(first=first, last=last, wanted=wanted, limit=limit)
 
 
-def search(keys: Tensor, of: Goal, sizes: tuple[int, ...] = (4, 16, 64)) -> Ranking:
+def search(keys: Tensor, of: Goal, sizes: tuple[int, ...] = (4, 16, 64)) -> Ranked:
     """For the query 1 of one head, and keys `[n]`."""
     return best_chunks(torch.ones(1, 1, 1), sizes, BoxTree.over(keys.view(1, -1, 1), sizes).levels, of)
 
 
-def counted(ranking: Ranking) -> dict[int, float]:
+def counted(ranking: Ranked) -> dict[int, float]:
     """The chunks of the first KV head that count, and their scores."""
     pairs = zip(ranking.ids[0].tolist(), ranking.scores[0].tolist(), strict=True)
     return {chunk: score for chunk, score in pairs if score > -torch.inf}
