@@ -15,22 +15,19 @@ are never written: 16 bytes a token with four of them, where the codes that they
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .group_softmax import group_softmax
+from .group_softmax import MOST_PARTS, group_softmax, join_blocks, joined
 from .key_scores import key_scores
 from .launch import block_of, cdiv, jit, launch, tl, uses_triton
 from .pq_scores import pq_scores, pq_tables
 
 _BLOCK_ITEMS = 4096
 """The scores, or numbers of anchors, that a program holds: 32 of each thread's registers."""
-_JOINED = 1024
-"""Sums of blocks that a program looks at together."""
-_MOST_PARTS = 128
-"""Programs that share a row's blocks where shares are written: each of them joins the sums of all blocks first."""
 
 
 def code_scores_reference(
@@ -57,7 +54,7 @@ def _code_scores_torch(
     return group_softmax(scores.add_(of_anchors[..., : codes.shape[1]]), counts)
 
 
-@jit
+@partial(jit, unaligned=["a_g", "segments"])
 def _prepare_kernel(
     q: tl.tensor, basis: tl.tensor, codebooks: tl.tensor, anchors: tl.tensor, counts: tl.tensor, tables: tl.tensor,
     anchored: tl.tensor, q_g: tl.tensor, q_r: tl.tensor, q_d: tl.tensor, a_g: tl.tensor, a_s: tl.tensor,
@@ -107,7 +104,7 @@ def _block_scores(
     return tl.where(m_n[:, None], b_s, -float("inf"))
 
 
-@jit
+@partial(jit, unaligned=["c_g", "segments", "blocks"])
 def _code_sums_kernel(
     tables: tl.tensor, anchored: tl.tensor, codes: tl.tensor, counts: tl.tensor, tops: tl.tensor, sums: tl.tensor,
     c_g: tl.tensor, c_n: tl.tensor, c_m: tl.tensor, n_g: tl.tensor, segments: tl.tensor, blocks: tl.tensor,
@@ -128,7 +125,7 @@ def _code_sums_kernel(
         tl.store(sums + at, tl.sum(tl.exp(b_s - b_top[None, :]), 0), mask=o_r < HEADS)
 
 
-@jit
+@partial(jit, unaligned=["c_g", "segments", "blocks", "room"])
 def _code_shares_kernel(
     tables: tl.tensor, anchored: tl.tensor, codes: tl.tensor, counts: tl.tensor, tops: tl.tensor, sums: tl.tensor,
     shares: tl.tensor, c_g: tl.tensor, c_n: tl.tensor, c_m: tl.tensor, n_g: tl.tensor, segments: tl.tensor,
@@ -139,22 +136,9 @@ def _code_shares_kernel(
     """Joins the sums of all blocks of a row, in one order whoever does it, and writes the shares of some blocks."""
     i_p, i_g = tl.program_id(0), tl.program_id(1).to(tl.int64)
     count = tl.load(counts + i_g * n_g).to(tl.int32)
-    held, o_r = tl.cdiv(count, BLOCK), tl.arange(0, BLOCK_R)
-    m_r = o_r < HEADS
-    b_tops = tl.full([JOINED, BLOCK_R], -float("inf"), dtype=tl.float32)
-    for i_b in range(0, held, JOINED):
-        o_b = i_b + tl.arange(0, JOINED)
-        at, m_b = (i_g * blocks + o_b[:, None]) * HEADS + o_r[None, :], (o_b < held)[:, None] & m_r[None, :]
-        b_tops = tl.maximum(b_tops, tl.load(tops + at, mask=m_b, other=-float("inf")))
-    b_top = tl.where(m_r, tl.max(b_tops, 0), 0.0)
-    b_sums = tl.zeros([JOINED, BLOCK_R], dtype=tl.float32)
-    for i_b in range(0, held, JOINED):
-        o_b = i_b + tl.arange(0, JOINED)
-        at, m_b = (i_g * blocks + o_b[:, None]) * HEADS + o_r[None, :], (o_b < held)[:, None] & m_r[None, :]
-        b_t = tl.load(tops + at, mask=m_b, other=-float("inf"))
-        b_sums += tl.load(sums + at, mask=m_b, other=0.0) * tl.exp(b_t - b_top[None, :])
-    b_total = tl.sum(b_sums, 0)
-    b_scale = tl.where(m_r, 1.0 / (tl.where(b_total > 0, b_total, 1.0) * HEADS), 0.0)
+    held, at = tl.cdiv(count, BLOCK), i_g * blocks * HEADS
+    b_top, b_sum = join_blocks(tops + at, sums + at, held, HEADS, BLOCK_R, JOINED)
+    b_scale = tl.where(tl.arange(0, BLOCK_R) < HEADS, 1.0 / (b_sum * HEADS), 0.0)
     for i_n in range(i_p, held, tl.num_programs(0)):
         o_n = i_n * BLOCK + tl.arange(0, BLOCK)
         b_s = _block_scores(
@@ -167,44 +151,35 @@ def _code_shares_kernel(
 
 def code_scores_triton(
     q: Tensor, basis: Tensor, codebooks: Tensor, codes: Tensor, anchors: Tensor, counts: Tensor, *, segment: int,
-    block: int | None = None, parts: int | None = None,
+    block: int | None = None, parts: int = MOST_PARTS,
 ) -> Tensor:  # fmt: skip
     """The formula by Triton. `block` tokens are added up together, and `parts` programs share a row's blocks."""
     (groups, heads, dim), (_, books, width, size), room = q.shape, codebooks.shape, codes.shape[1]
     block = block or max(32, _BLOCK_ITEMS // block_of(heads))
-    segments, blocks, some = (
-        min(anchors.shape[1], cdiv(room, segment)),
-        cdiv(room, block),
-        _BLOCK_ITEMS // block_of(dim),
-    )
+    segments, blocks = min(anchors.shape[1], cdiv(room, segment)), cdiv(room, block)
+    some = max(1, _BLOCK_ITEMS // block_of(dim))
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(groups, *shape, dtype=torch.float32, device=q.device)
 
-    tables, anchored = empty(books, size, heads), empty(_even(segments), heads)
-    tops, sums, shares = empty(_even(blocks), heads), empty(_even(blocks), heads), empty(_even(room))
+    tables, anchored = empty(books, size, heads), empty(segments, heads)
+    tops, sums, shares = empty(blocks, heads), empty(blocks, heads), empty(room)
     launch(
         _prepare_kernel, (books + cdiv(segments, some), groups), q, basis, codebooks, anchors, counts, tables, anchored,
-        *q.stride(), *anchors.stride(), counts.stride(0), anchored.shape[1],
+        *q.stride(), *anchors.stride(), counts.stride(0), segments,
         HEADS=heads, DIM=dim, PARTS=books, WIDTH=width, SIZE=size, SEGMENT=segment,
         BLOCK_S=some, BLOCK_D=block_of(dim), BLOCK_W=block_of(width), BLOCK_C=block_of(size), num_warps=4,
     )  # fmt: skip
     given: dict[str, Any] = {"HEADS": heads, "PARTS": books, "SIZE": size, "SEGMENT": segment, "BLOCK": block}
     given |= {"BLOCK_R": block_of(heads), "num_warps": 4}
     found = tables, anchored, codes, counts, tops, sums
-    numbers = *codes.stride(), counts.stride(0), anchored.shape[1], tops.shape[1]
+    numbers = *codes.stride(), counts.stride(0), segments, blocks
     launch(_code_sums_kernel, (blocks, groups), *found, *numbers, **given)
     launch(
-        _code_shares_kernel, (min(blocks, parts or _MOST_PARTS), groups), *found, shares, *numbers, shares.shape[1],
-        JOINED=max(1, _JOINED // block_of(heads)), **given,
+        _code_shares_kernel, (min(blocks, parts), groups), *found, shares, *numbers, room,
+        JOINED=joined(heads), **given,
     )  # fmt: skip
-    return shares[:, :room]
-
-
-def _even(count: int) -> int:
-    """The next multiple of 16. Triton compiles a kernel anew for numbers that are none, where threads may have other
-    units and add them up in another order."""
-    return cdiv(count, 16) * 16
+    return shares
 
 
 def code_scores(

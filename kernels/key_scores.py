@@ -26,13 +26,14 @@ def key_scores_reference(q: Tensor, keys: Tensor, counts: Tensor | None = None) 
 @jit
 def _key_scores_kernel(
     q: tl.tensor, keys: tl.tensor, counts: tl.tensor, scores: tl.tensor,
-    q_g: tl.tensor, q_r: tl.tensor, q_d: tl.tensor, k_g: tl.tensor, k_n: tl.tensor, k_d: tl.tensor, total: tl.tensor,
+    q_g: tl.tensor, q_r: tl.tensor, q_d: tl.tensor, k_g: tl.tensor, k_n: tl.tensor, k_d: tl.tensor,
+    n_g: tl.tensor, total: tl.tensor,
     HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ) -> None:  # fmt: skip
     """Scores a block of keys, read once for all query heads."""
     i_n, i_g = tl.program_id(0), tl.program_id(1).to(tl.int64)
     o_n, o_d = i_n * BLOCK_N + tl.arange(0, BLOCK_N).to(tl.int64), tl.arange(0, BLOCK_D)
-    held = total if counts is None else tl.load(counts + i_g)
+    held = total if counts is None else tl.load(counts + i_g * n_g)
     m_d = o_d < DIM
     p_k = keys + i_g * k_g + o_n[:, None] * k_n + o_d[None, :] * k_d
     b_k = tl.load(p_k, mask=(o_n < held)[:, None] & m_d[None, :], other=0.0).to(tl.float32)  # [BLOCK_N, BLOCK_D]
@@ -43,13 +44,14 @@ def _key_scores_kernel(
 
 
 def key_scores_triton(q: Tensor, keys: Tensor, counts: Tensor | None = None) -> Tensor:
-    """Scores by Triton. Inputs may be strided."""
+    """Scores by Triton. Inputs may be strided, counts expanded."""
     groups, heads, dim = q.shape
     total = keys.shape[1]
     scores = torch.empty(groups, heads, total, dtype=torch.float32, device=q.device)
     block = max(1, _BLOCK_ITEMS // block_of(dim))
     launch(
-        _key_scores_kernel, (cdiv(total, block), groups), q, keys, counts, scores, *q.stride(), *keys.stride(), total,
+        _key_scores_kernel, (cdiv(total, block), groups), q, keys, counts, scores, *q.stride(), *keys.stride(),
+        0 if counts is None else counts.stride(0), total,
         HEADS=heads, DIM=dim, BLOCK_N=block, BLOCK_D=block_of(dim), num_warps=4,
     )  # fmt: skip
     return scores

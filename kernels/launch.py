@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import cache
 from typing import Any
@@ -36,9 +36,13 @@ _PROGRAMS_PER_SM = 2
 """The number of programs that one multiprocessor holds at least, each with some tens of kilobytes of shared memory."""
 
 
-def jit(function: Callable[..., None]) -> Any:
-    """Compile by `triton.jit`; without Triton return the function itself, which nobody calls."""
-    return function if triton is None else triton.jit(function)
+def jit(function: Callable[..., None], *, unaligned: Iterable[str] = ()) -> Any:
+    """Compile by `triton.jit`; without Triton return the function itself, which nobody calls.
+
+    `unaligned` arguments are taken for no multiples of 16 even where they are. What is known of addresses decides which
+    units a thread holds, and so in which order they are added up: that must not follow from how much room a row has.
+    """
+    return function if triton is None else triton.jit(function, do_not_specialize_on_alignment=tuple(unaligned))
 
 
 def uses_triton(*tensors: Tensor | None) -> bool:

@@ -80,14 +80,15 @@ def bound_scores_reference(q: Tensor, bounds: Tensor, counts: Tensor | None = No
 @jit
 def _bound_scores_kernel(
     q: tl.tensor, bounds: tl.tensor, counts: tl.tensor, hi: tl.tensor, lo: tl.tensor,
-    q_g: tl.tensor, q_r: tl.tensor, q_d: tl.tensor, b_g: tl.tensor, b_p: tl.tensor, b_d: tl.tensor, pages: tl.tensor,
+    q_g: tl.tensor, q_r: tl.tensor, q_d: tl.tensor, b_g: tl.tensor, b_p: tl.tensor, b_d: tl.tensor,
+    n_g: tl.tensor, pages: tl.tensor,
     HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
 ) -> None:  # fmt: skip
     """Scores a block of pages, read once for all query heads: upper bounds go to `hi`, lower bounds to `lo` unless that
     is None."""
     i_p, i_g = tl.program_id(0), tl.program_id(1).to(tl.int64)
     o_p, o_d = i_p * BLOCK_P + tl.arange(0, BLOCK_P).to(tl.int64), tl.arange(0, BLOCK_D)
-    held = pages if counts is None else tl.load(counts + i_g)
+    held = pages if counts is None else tl.load(counts + i_g * n_g)
     m_p, m_d = o_p < pages, o_d < DIM
     m_b = (o_p < held)[:, None] & m_d[None, :]
     at = bounds + i_g * b_g + o_p[:, None] * b_p + o_d[None, :] * b_d
@@ -106,7 +107,7 @@ def _bound_scores_kernel(
 def both_bounds_triton(
     q: Tensor, bounds: Tensor, counts: Tensor | None = None, *, lower: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Upper and, if asked for, lower bounds of the scores, fp32 `[G, R, P]`. Inputs may be strided."""
+    """Upper and, if asked for, lower bounds of the scores, fp32 `[G, R, P]`. Inputs may be strided, counts expanded."""
     groups, heads, dim = q.shape
     pages = bounds.shape[1]
     hi = torch.empty(groups, heads, pages, dtype=torch.float32, device=q.device)
@@ -114,7 +115,8 @@ def both_bounds_triton(
     block = max(1, _BLOCK_ITEMS // block_of(dim))
     launch(
         _bound_scores_kernel, (cdiv(pages, block), groups), q, bounds, counts, hi, lo, *q.stride(), *bounds.stride(),
-        pages, HEADS=heads, DIM=dim, BLOCK_P=block, BLOCK_D=block_of(dim), num_warps=4,
+        0 if counts is None else counts.stride(0), pages,
+        HEADS=heads, DIM=dim, BLOCK_P=block, BLOCK_D=block_of(dim), num_warps=4,
     )  # fmt: skip
     return hi, lo
 

@@ -58,7 +58,7 @@ class BoundsIndex(IndexOf[Rows]):
         size, bounds = self.params.page_size, state.buffer
 
         def scores(q: Tensor, num_units: Tensor) -> Tensor:
-            counts = num_units.repeat(len(q))
+            counts = num_units.expand(len(q))
             return group_softmax(bound_scores(q, bounds, counts), counts)
 
         sink, local = self.params.units(self.params.sink, size), self.params.units(self.params.local, size)

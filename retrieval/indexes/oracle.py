@@ -41,7 +41,7 @@ class OracleIndex(IndexOf[Rows]):
         keys = state.buffer
 
         def scores(q: Tensor, num_units: Tensor) -> Tensor:
-            counts = num_units.repeat(len(q))
+            counts = num_units.expand(len(q))
             return group_softmax(key_scores(q, keys, counts), counts)
 
         sink, local = self.params.sink, self.params.local

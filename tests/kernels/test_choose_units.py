@@ -75,9 +75,9 @@ ROWS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("choose", KERNELS, ids=NAMES)
+@pytest.mark.parametrize("choose", [choose_units_reference, partial(choose_units_triton, splits=1)], ids=NAMES)
 def test_each_kind_of_scores(choose: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two parts, of a block and of a part of one."""
+    """In blocks of 64 and a part of one."""
     monkeypatch.setattr(module, "_BLOCK", 64)
     scores = torch.stack([kind(row) for kind, row in zip(ROWS.values(), drawn(len(ROWS), 75), strict=True)])
     check(choose, scores, [75] * len(ROWS), [21] * len(ROWS), most=21, sink=2, local=3)

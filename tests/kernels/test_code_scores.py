@@ -79,7 +79,7 @@ def test_no_bit_depends_on_the_room(op: Any) -> None:
 
 def test_no_bit_depends_on_who_writes_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums of blocks are joined in several steps here."""
-    monkeypatch.setattr("stratakv.kernels.code_scores._JOINED", 8)
+    monkeypatch.setattr("stratakv.kernels.group_softmax._JOINED", 8)
     given = drawn([90], 90, 16)
     one, three = (code_scores_triton(**given, block=16, parts=parts) for parts in (1, 3))
     assert torch.equal(one, three)

@@ -44,7 +44,7 @@ def test_against_the_formula(op: Any, heads: int, total: int, logs: bool) -> Non
 def test_no_bit_depends_on_the_room(op: Any, logs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks are small here, so that the sums of blocks are joined in several steps."""
     monkeypatch.setattr(module, "_BLOCK", 64)
-    monkeypatch.setattr(module, "_JOINED", 2)
+    monkeypatch.setattr(module, "_JOINED", 8)
     scores, counts = normal(2, 3, 130), torch.tensor([130, 77], device=DEVICE)
     scores[0, 0] -= 200  # a head that hears all of it from far away
     expected = op(scores, counts, logs=logs)
@@ -55,6 +55,7 @@ def test_no_bit_depends_on_the_room(op: Any, logs: bool, monkeypatch: pytest.Mon
         found = op(wider, counts, logs=logs)
         for row, count in enumerate(counts.tolist()):
             assert torch.equal(found[row, :count], expected[row, :count])
+    assert torch.equal(op(wider, counts[1:].expand(2), logs=logs)[1, :77], expected[1, :77])
 
 
 @both

@@ -54,3 +54,4 @@ def test_ragged_rows(op: Any) -> None:
             assert torch.equal(found[row, :, :count], expected[row, :, :count])
             assert_close("scores", found[row, :, :count], key_scores_reference(q, keys)[row, :, :count])
             assert (found[row, :, count:] == -torch.inf).all()
+    assert torch.equal(op(q, wider, torch.tensor(counts, device=DEVICE)[2:].expand(3))[2], found[2])

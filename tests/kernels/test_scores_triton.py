@@ -103,6 +103,7 @@ def test_ragged_rows(op: Any) -> None:
         expected = bound_scores_reference(q[row : row + 1], boxes[row : row + 1, :count])
         assert_close("scores", found[row : row + 1, :, :count], expected)
         assert found[row, :, count:].eq(-torch.inf).all()
+    assert torch.equal(op(q, boxes, counts[2:].expand(3))[2], found[2]), "one count for all rows"
 
 
 @pytest.mark.parametrize("op", [box_scores, box_scores_reference, box_scores_triton])

@@ -136,7 +136,8 @@ def source(launch: Launch) -> ASTSource:
             signature[name] = POINTERS[value.dtype]
         else:
             signature[name] = "fp32" if isinstance(value, float) else "i32" if abs(value) < 2**31 else "i64"
-        if isinstance(value, Tensor) or (signature[name] in ("i32", "i64") and value % 16 == 0):
+        looks = signature[name] in ("i32", "i64") and not parameter.do_not_specialize_on_alignment
+        if isinstance(value, Tensor) or (looks and value % 16 == 0):
             aligned[(place,)] = [["tt.divisibility", 16]]
     return ASTSource(launch.kernel, signature, constants, aligned)
 
