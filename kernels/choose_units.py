@@ -10,8 +10,8 @@ Trust   0 <= totals <= U, wanted >= 0, and sink + local <= counts where a row ha
         for the device. Scores from totals[i] on may hold anything and are not read.
 U       is how many units there is room for. Nothing else depends on it.
 Triton  four launches find the key of the last unit that is chosen, digit by digit from above: each counts digits of the
-        keys that agree so far. A fifth emits the ids. Digits have 8 bits: a count keeps a bin for each thread of a
-        warp and register, and 2,048 bins would cost eight times as much, which is more than two launches save.
+        keys that agree so far. A fifth emits the ids. Digits have 8 bits, since Triton 3.6 keeps a register for every
+        32nd bin, and looks at all of them for each score: 2,048 bins would cost more than a launch that they save.
         Programs add up what those of the launch before have left for each part of a row: no atomics.
 Callers none yet: for decode that stays on the GPU
 """

@@ -44,7 +44,19 @@ def _group_softmax_torch(scores: Tensor, counts: Tensor, logs: bool) -> Tensor:
     while total.shape[-1] > 1:
         total = F.pad(total, (0, -total.shape[-1] % _BLOCK))
         total = total.view(*total.shape[:2], -1, _BLOCK).sum(-1)
-    return (apart - total.log()).logsumexp(1) if logs else (shares / total).mean(1)
+    if not logs:
+        return _head_by_head(shares / total) / scores.shape[1]
+    apart = apart - total.log()
+    most = apart.amax(1)
+    return most + _head_by_head((apart - most.unsqueeze(1)).exp()).log()
+
+
+def _head_by_head(shares: Tensor) -> Tensor:
+    """The sum over heads `[G, N]`. PyTorch's own takes another order where a row ends, which follows from N."""
+    total = shares[:, 0].clone()
+    for head in range(1, shares.shape[1]):
+        total.add_(shares[:, head])
+    return total
 
 
 @partial(jit, unaligned=["total"])

@@ -14,6 +14,8 @@ from closeness import assert_close
 from torch import Tensor
 
 from stratakv.kernels.box_scores import box_scores, box_scores_reference
+from stratakv.kernels.choose_units import choose_units, choose_units_reference
+from stratakv.kernels.code_scores import code_scores, code_scores_reference
 from stratakv.kernels.codebook_scores import half_norms, nearest_codewords, nearest_codewords_reference
 from stratakv.kernels.decode_attention import decode_attention, decode_attention_reference
 from stratakv.kernels.fetch_units import Wanted, fetch_units, fetch_units_reference
@@ -156,6 +158,25 @@ def test_units_of_pinned_memory(unit: int) -> None:
     assert torch.equal(out.cpu(), expected)
 
 
+@pytest.mark.parametrize(("groups", "heads", "dim"), MODELS)
+def test_units_chosen_by_codes(groups: int, heads: int, dim: int) -> None:
+    """No bit of it depends on the room, be it a multiple of 16 or not."""
+    total, q = 100_003, normal(groups, heads, dim) / dim**0.5
+    basis, books = normal(groups, 48, dim) / dim**0.5, normal(groups, 6, 8, 256)
+    codes = torch.randint(0, 256, (groups, total + 4096, 6), device=DEVICE).to(torch.uint8)
+    anchors = normal(groups, (total + 4096) // 64, dim, dtype=torch.bfloat16)
+    counts, found = torch.tensor([total], device=DEVICE).expand(groups), []
+    for room in (total, total + 1, total // 16 * 16 + 1024):
+        of = q, basis, books, codes[:, :room].contiguous(), anchors, counts
+        scores = code_scores(*of, segment=64)
+        chosen = choose_units(scores, counts, counts // 50, most=2048, sink=16, local=64)
+        expected = choose_units_reference(scores, counts, counts // 50, most=2048, sink=16, local=64)
+        found.append((scores[:, :total], *chosen))
+        assert all(torch.equal(one, other) for one, other in zip(chosen, expected, strict=True))
+        assert all(torch.equal(one, other) for one, other in zip(found[0], found[-1], strict=True))
+    close(found[0][0], code_scores_reference(q, basis, books, codes[:, :total], anchors, counts, segment=64))
+
+
 def test_ops_do_not_wait_for_the_device() -> None:
     """Any of these would raise where it copied something back."""
     q, k, ids = normal(2, 4, 64), normal(2, 512, 64), torch.arange(8, device=DEVICE).expand(1, 2, 8).contiguous()
@@ -163,11 +184,15 @@ def test_ops_do_not_wait_for_the_device() -> None:
     rows = torch.arange(64, device=DEVICE).view(2, 2, 16)
     wanted = Wanted(ids[0], ids[0].int(), ids[0] >= 0, table[0].int(), rows, 2, 4)
     pinned = torch.zeros(32 * 2 * 2 * 4, 8).pin_memory()
+    coded = normal(2, 48, 64), normal(2, 6, 8, 256), torch.zeros(2, 64, 6, dtype=torch.uint8, device=DEVICE)
+    length = torch.tensor([50], device=DEVICE)
     ops = [
         partial(decode_attention, q, [(k, k), (k[:, :3], k[:, :3])], scale=0.1),
         partial(paged_attention, q.unsqueeze(0), pool, table, ids, unit=16, scale=0.1),
         partial(bound_scores, q, page_bounds(k, 16)),
         partial(landmarks, k, 8),
+        partial(code_scores, q, *coded, k[:, :4], length.expand(2), segment=16),
+        partial(choose_units, normal(2, 512), length.expand(2), length.expand(2), most=9, sink=1, local=2),
         partial(place_units, ids[0], Places.empty(2, 64, 16, torch.device(DEVICE))),
         partial(fetch_units, pinned, wanted, torch.zeros(64, 8, device=DEVICE)),
     ]

@@ -45,17 +45,17 @@ def test_no_bit_depends_on_the_room(op: Any, logs: bool, monkeypatch: pytest.Mon
     """Blocks are small here, so that the sums of blocks are joined in several steps."""
     monkeypatch.setattr(module, "_BLOCK", 64)
     monkeypatch.setattr(module, "_JOINED", 8)
-    scores, counts = normal(2, 3, 130), torch.tensor([130, 77], device=DEVICE)
+    scores, counts = normal(2, 7, 159), torch.tensor([159, 155], device=DEVICE)
     scores[0, 0] -= 200  # a head that hears all of it from far away
     expected = op(scores, counts, logs=logs)
-    for room in (131, 300):
-        wider = torch.full((2, 3, room), float("nan"), device=DEVICE)
-        wider[:, :, :130] = scores
-        wider[1, :, 77:] = float("inf")
+    for room in (160, 304):
+        wider = torch.full((2, 7, room), float("nan"), device=DEVICE)
+        wider[:, :, :159] = scores
+        wider[1, :, 155:] = float("inf")
         found = op(wider, counts, logs=logs)
         for row, count in enumerate(counts.tolist()):
             assert torch.equal(found[row, :count], expected[row, :count])
-    assert torch.equal(op(wider, counts[1:].expand(2), logs=logs)[1, :77], expected[1, :77])
+    assert torch.equal(op(wider, counts[1:].expand(2), logs=logs)[1, :155], expected[1, :155])
 
 
 @both
