@@ -158,7 +158,7 @@ class LeoAMIndex(IndexOf[LeoAMState]):
         room = min(units.shape[1], chunks.shape[1] * fan)
 
         def scores(q: Tensor, num_units: Tensor) -> Tensor:
-            counts = ((num_units + fan - 1) // fan).repeat(len(q))
+            counts = ((num_units + fan - 1) // fan).expand(len(q))
             hi = bound_scores(q, chunks, counts)
             if fan > 1:  # the last chunk ends where the units do, whatever the state holds behind them
                 last = ((num_units - 1) // fan).clamp(min=0)

@@ -25,7 +25,7 @@ from stratakv.retrieval.scoring import Ranking
 from stratakv.retrieval.structures.box_tree import BoxTree
 
 RANKED = {"a2ats", "bounds", "dense", "leoam", "oracle", "spectral", "window"}
-SHAPES = [(2, 3, 16), (1, 1, 32)]
+SHAPES = [(2, 3, 16), (1, 1, 32), (1, 9, 16)]
 SETTINGS = {
     "a2ats": ["", ":shared=1", ":zones=5", ":zones=3:shared=1"],
     "leoam": [":width=99", ":width=99:chunk=4", ":width=99:chunk=24"],
