@@ -18,10 +18,12 @@ Callers none yet: for decode that stays on the GPU
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from .launch import block_of, cdiv, jit, launch, num_splits, tl, uses_triton
+from .launch import cdiv, jit, launch, num_splits, tl, uses_triton
 
 _BINS = 256
 _SHIFTS = (24, 16, 8, 0)
@@ -89,14 +91,14 @@ def _descend(known: tl.tensor, digits: tl.tensor, BLOCK_P: tl.constexpr, BINS: t
     return held, digit, prefix * BINS + digit, lacking - tl.sum(tl.where(o_b > digit, of_row, 0), 0)
 
 
-@jit
+@partial(jit, unaligned=["s_n", "shift"])
 def _count_digits_kernel(
     scores: tl.tensor, totals: tl.tensor, wanted: tl.tensor, known_before: tl.tensor, digits_before: tl.tensor,
     known: tl.tensor, digits: tl.tensor, above: tl.tensor, s_n: tl.tensor, s_u: tl.tensor, t_n: tl.tensor,
-    w_n: tl.tensor, most: tl.tensor, sink: tl.tensor, local: tl.tensor,
-    SHIFT: tl.constexpr, BLOCK: tl.constexpr, BLOCK_P: tl.constexpr, BINS: tl.constexpr,
+    w_n: tl.tensor, most: tl.tensor, sink: tl.tensor, local: tl.tensor, shift: tl.tensor,
+    BLOCK: tl.constexpr, BLOCK_P: tl.constexpr, BINS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Counts in one part of a row: keys by their digit at `SHIFT` if those above it are as known, and keys that are
+    """Counts in one part of a row: keys by their digit at `shift` if those above it are as known, and keys that are
     higher by those above it."""
     i_n, i_p = tl.program_id(0).to(tl.int64), tl.program_id(1)
     total = tl.load(totals + i_n * t_n).to(tl.int32)
@@ -116,7 +118,7 @@ def _count_digits_kernel(
     for i_u in range(begin, end, BLOCK):
         o_u = i_u + tl.arange(0, BLOCK)
         m_u = o_u < end
-        b_key = _keys(scores + i_n * s_n, s_u, o_u, end, total, sink, local) >> SHIFT
+        b_key = _keys(scores + i_n * s_n, s_u, o_u, end, total, sink, local) >> shift
         b_head = b_key // BINS
         b_digits += tl.histogram((b_key & (BINS - 1)).to(tl.int32), BINS, mask=m_u & (b_head == head))
         b_above += (m_u & (b_head > head)).to(tl.int32)
@@ -125,7 +127,7 @@ def _count_digits_kernel(
     tl.store(above + row, tl.sum(b_above, 0))
 
 
-@jit
+@partial(jit, unaligned=["s_n"])
 def _emit_units_kernel(
     ids: tl.tensor, counts: tl.tensor, scores: tl.tensor, totals: tl.tensor, wanted: tl.tensor, known: tl.tensor,
     digits: tl.tensor, above: tl.tensor, s_n: tl.tensor, s_u: tl.tensor, t_n: tl.tensor, w_n: tl.tensor,
@@ -165,23 +167,21 @@ def _emit_units_kernel(
 def choose_units_triton(
     scores: Tensor, totals: Tensor, wanted: Tensor, *, most: int, sink: int, local: int, splits: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The rule by Triton. Scores may be strided, totals and wanted expanded. `splits` cuts each row into so many parts
-    (None: to fill the device)."""
+    """The rule by Triton. Scores may be strided, totals and wanted expanded. `splits` cuts each row into so many parts,
+    at most 32 (None: to fill the device)."""
     (rows, room), device = scores.shape, scores.device
-    parts = min(_MOST_PARTS, num_splits(rows, cdiv(room, _BLOCK), device)) if splits is None else splits
+    parts = min(_MOST_PARTS, splits or num_splits(rows, cdiv(room, _BLOCK), device))
     known = torch.empty(len(_SHIFTS), rows, 2, dtype=torch.int64, device=device)
     digits = torch.empty(len(_SHIFTS), rows, parts, _BINS, dtype=torch.int32, device=device)
     above = torch.empty(rows, parts, dtype=torch.int32, device=device)
     ids = torch.empty(rows, most, dtype=torch.int64, device=device)
     counts = torch.empty(rows, dtype=torch.int64, device=device)
     numbers = *scores.stride(), totals.stride(0), wanted.stride(0), most, sink, local
-    blocks = {"BLOCK": _BLOCK, "BLOCK_P": block_of(parts), "BINS": _BINS, "num_warps": 8}
+    blocks = {"BLOCK": _BLOCK, "BLOCK_P": _MOST_PARTS, "BINS": _BINS, "num_warps": 8}
     before: tuple[Tensor | None, Tensor | None] = None, None
     for shift, *found in zip(_SHIFTS, known, digits, strict=True):
-        launch(
-            _count_digits_kernel, (rows, parts), scores, totals, wanted, *before, *found, above, *numbers,
-            SHIFT=shift, **blocks,
-        )  # fmt: skip
+        of = scores, totals, wanted, *before, *found, above
+        launch(_count_digits_kernel, (rows, parts), *of, *numbers, shift, **blocks)
         before = found[0], found[1]
     launch(_emit_units_kernel, (rows, parts), ids, counts, scores, totals, wanted, *before, above, *numbers, **blocks)
     return ids, counts

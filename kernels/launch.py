@@ -41,6 +41,7 @@ def jit(function: Callable[..., None], *, unaligned: Iterable[str] = ()) -> Any:
 
     `unaligned` arguments are taken for no multiples of 16 even where they are. What is known of addresses decides which
     units a thread holds, and so in which order they are added up: that must not follow from how much room a row has.
+    Nor is the kernel then compiled once more when the room is one.
     """
     return function if triton is None else triton.jit(function, do_not_specialize_on_alignment=tuple(unaligned))
 

@@ -1,4 +1,5 @@
-"""Compile every Triton kernel ahead of time, as the ops launch it, for GPUs that need not be there.
+"""Compile every Triton kernel ahead of time, as the ops launch it, for GPUs that need not be there; once, where it is
+launched alike again.
 
     python compile_kernels.py 80 90              prints one JSON object per kernel, case and target
     python compile_kernels.py --in-turn 80 90    each case for one of the targets, in turn
@@ -143,9 +144,10 @@ def source(launch: Launch) -> ASTSource:
 
 
 def main(targets: list[int], in_turn: bool) -> None:
-    for number, launch in enumerate(launches()):
+    once = {(of := source(launch)).hash() + str(launch.options): (launch, of) for launch in launches()}
+    for number, (launch, of) in enumerate(once.values()):
         for target in [targets[number % len(targets)]] if in_turn else targets:
-            compiled = triton.compile(source(launch), target=GPUTarget("cuda", target, 32), options=launch.options)
+            compiled = triton.compile(of, target=GPUTarget("cuda", target, 32), options=launch.options)
             print(
                 json.dumps(
                     {
