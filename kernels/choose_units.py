@@ -13,7 +13,6 @@ Triton  four launches find the key of the last unit that is chosen, digit by dig
         keys that agree so far. A fifth emits the ids. Digits have 8 bits, since Triton 3.6 keeps a register for every
         32nd bin, and looks at all of them for each score: 2,048 bins would cost more than a launch that they save.
         Programs add up what those of the launch before have left for each part of a row: no atomics.
-Callers none yet: for decode that stays on the GPU
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ Shapes  source [slots * S * G * U, W]: pages, a part for each unit, U units a pa
 Host    Where the source is pinned, the kernel reads it in place over the bus: no staging buffer, no pass of the CPU,
         no waiting, and only the parts that are wanted are moved. All of the source must be pinned (`Tensor.is_pinned`
         looks at its first byte) and stay as it is until the stream has passed the call.
-Trust   0 <= ids < pages * U, entries in range: not checked, which would wait for the device
+Trust   0 <= ids < pages * U, entries in range, no two lacking units of a head in one: not checked, which would wait
+        for the device
 Triton  where the source is pinned or on the device; PyTorch elsewhere, through a copy on the source's device
 """
 
@@ -47,13 +48,18 @@ def parts_of(ids: Tensor, table: Tensor, sides: int, units: int, *, last: int) -
 
 
 def fetch_units_reference(source: Tensor, wanted: Wanted, out: Tensor) -> None:
-    """By indices. What is not lacking is copied onto itself, so that nothing depends on how much is."""
-    kept = len(wanted.rows)
-    at = wanted.rows.gather(2, wanted.entries.long().expand(kept, -1, -1))
-    parts = parts_of(wanted.ids, wanted.table, wanted.sides, wanted.units, last=kept).to(source.device).flatten()
-    found = source.index_select(0, parts).to(out.device).view(*at.shape, source.shape[1])
-    held = out[at]
-    out[at] = torch.where(wanted.lacking.expand(kept, -1, -1).unsqueeze(-1), found, held)
+    """Entry by entry, with the unit that comes to it. Where none does it is copied onto itself, so that nothing depends
+    on how many are lacking."""
+    (kept, groups, entries), width = wanted.rows.shape, source.shape[1]
+    ids, lacking = wanted.ids, wanted.lacking
+    number = torch.arange(ids.shape[1], device=ids.device).expand(groups, -1)
+    comes = torch.full((groups, entries + 1), -1, dtype=torch.int64, device=ids.device)
+    comes.scatter_(1, wanted.entries.long().masked_fill(~lacking, entries), number.masked_fill(~lacking, -1))
+    comes = comes[:, :entries]
+    unit = ids.gather(1, comes.clamp(min=0)) if ids.shape[1] else torch.zeros_like(comes)
+    parts = parts_of(unit, wanted.table, wanted.sides, wanted.units, last=kept).to(source.device).flatten()
+    found = source.index_select(0, parts).to(out.device).view(kept, groups, entries, width)
+    out[wanted.rows] = torch.where((comes >= 0).unsqueeze(-1), found, out[wanted.rows])
 
 
 @jit

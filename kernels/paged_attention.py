@@ -11,7 +11,6 @@ Dtypes  q and pool fp16/bf16/fp32; scores, rotation, softmax and sum in fp32, ou
 Empty   a row that selects nothing, or tokens beyond its length only, has out 0 and lse -inf
 Trust   ids that count name pages that the table has, and the table slots that the pool has: not checked, which would
         wait for the device. Ids and slots that do not count may hold anything.
-Callers none yet: for decode that stays on the GPU
 An unsealed tail is a page like others, if its slot is in the table: `lengths` hides what is not written yet.
 """
 

@@ -1,13 +1,15 @@
 """Find a place among the entries of a cache for each unit that a step reads, without asking the host.
 
 Shapes  ids int64 [G, n]   ->   entries int32 [G, n] and lacking bool [G, n]
+        counts int64 [G] <= n: the first ids of a row that count (None: all); those behind them get entry 0 and lack not
         Places, changed in place: entry_of int32 [G, U + 1], unit_of and last_use int32 [G, E + 1], hand int32 [G],
         clock int32 [1]; n <= E. The last column of each table is nobody's: it takes what a masked write leaves.
 Rule    a unit that is there stays where it is. Those that lack take, in their order, the first entries from the hand on
         that neither this step nor the one before has read; where there are too few of these, that this step has not.
         The hand then stands behind the last one taken. So it is the same wherever it is computed.
-Trust   0 <= ids < U, each id once in a row, at most E in all reads of a step: not checked, which would wait for the
-        device. A unit that is named twice while it lacks takes two entries, one of which is found again.
+Trust   0 <= ids < U, also those that do not count; each that counts once in a row, at most E in all reads of a step:
+        not checked, which would wait for the device. A unit that is named twice while it lacks takes two entries, one
+        of which is found again.
 Triton  a program for each KV head goes over the entries twice; PyTorch elsewhere
 """
 
@@ -50,14 +52,18 @@ class Places(NamedTuple):
         return cls(filled(units, ABSENT), filled(entries, ABSENT), filled(entries, NEVER), hand, clock)
 
 
-def place_units_reference(ids: Tensor, places: Places) -> tuple[Tensor, Tensor]:
+def place_units_reference(ids: Tensor, places: Places, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The rule in whole tensors. Masked writes go to the last columns."""
     entry_of, unit_of, last_use, hand, clock = places
     units, entries, n = entry_of.shape[1] - 1, unit_of.shape[1] - 1, ids.shape[1]
     held = entry_of.gather(1, ids)
     lacking = held < 0
+    here = ~lacking
+    if counts is not None:
+        does_count = torch.arange(n, device=ids.device) < counts[:, None]
+        lacking, here, held = lacking & does_count, here & does_count, held.where(does_count, 0)
     now = clock.expand(held.shape)
-    last_use.scatter_(1, held.masked_fill(lacking, entries).long(), now)
+    last_use.scatter_(1, held.masked_fill(~here, entries).long(), now)
     wanted = lacking.sum(1, keepdim=True)
     used = last_use[:, :entries]
     is_old = used < clock - 1
@@ -83,8 +89,9 @@ def place_units_reference(ids: Tensor, places: Places) -> tuple[Tensor, Tensor]:
 
 @jit
 def _place_units_kernel(
-    entries: tl.tensor, lacking: tl.tensor, taken: tl.tensor, ids: tl.tensor, entry_of: tl.tensor, unit_of: tl.tensor,
-    last_use: tl.tensor, hand: tl.tensor, clock: tl.tensor, count: tl.tensor, units: tl.tensor, places: tl.tensor,
+    entries: tl.tensor, lacking: tl.tensor, taken: tl.tensor, ids: tl.tensor, counts: tl.tensor, entry_of: tl.tensor,
+    unit_of: tl.tensor, last_use: tl.tensor, hand: tl.tensor, clock: tl.tensor, count: tl.tensor, units: tl.tensor,
+    places: tl.tensor,
     BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
 ) -> None:  # fmt: skip
     """What one loop writes the next one reads: the barriers stand between them."""
@@ -96,16 +103,17 @@ def _place_units_kernel(
         last_use + i_g * (places + 1),
     )
     now, first = tl.load(clock), tl.load(hand + i_g)
+    held = count if counts is None else tl.load(counts + i_g).to(tl.int32)
 
     wanted = 0
     for i in range(0, count, BLOCK_N):
         o_n = i + tl.arange(0, BLOCK_N)
-        m_n = o_n < count
+        m_n = o_n < held
         b_entry = tl.load(entry_of + tl.load(ids + o_n, mask=m_n, other=0), mask=m_n, other=0)
         lacks = m_n & (b_entry < 0)
         tl.store(last_use + b_entry, now + tl.zeros([BLOCK_N], dtype=tl.int32), mask=m_n & (b_entry >= 0))
-        tl.store(entries + o_n, b_entry, mask=m_n)
-        tl.store(lacking + o_n, lacks, mask=m_n)
+        tl.store(entries + o_n, b_entry, mask=o_n < count)
+        tl.store(lacking + o_n, lacks, mask=o_n < count)
         wanted += tl.sum(lacks.to(tl.int32), 0)
     tl.debug_barrier()
 
@@ -133,9 +141,9 @@ def _place_units_kernel(
     tl.debug_barrier()
 
     ranked = 0
-    for i in range(0, count, BLOCK_N):
+    for i in range(0, held, BLOCK_N):
         o_n = i + tl.arange(0, BLOCK_N)
-        m_n = o_n < count
+        m_n = o_n < held
         lacks = m_n & (tl.load(entries + o_n, mask=m_n, other=0) < 0)
         rank = ranked + tl.cumsum(lacks.to(tl.int32), 0) - 1
         b_new = tl.load(taken + rank, mask=lacks, other=0)
@@ -147,25 +155,26 @@ def _place_units_kernel(
         ranked += tl.sum(lacks.to(tl.int32), 0)
 
 
-def place_units_triton(ids: Tensor, places: Places) -> tuple[Tensor, Tensor]:
+def place_units_triton(ids: Tensor, places: Places, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
     groups, count = ids.shape
     units, entries = places.entry_of.shape[1] - 1, places.unit_of.shape[1] - 1
     found, taken = (torch.empty(groups, count, dtype=torch.int32, device=ids.device) for _ in range(2))
     lacking = torch.empty(groups, count, dtype=torch.bool, device=ids.device)
     launch(
-        _place_units_kernel, (groups,), found, lacking, taken, ids, places.entry_of, places.unit_of, places.last_use,
-        places.hand, places.clock, count, units, entries,
+        _place_units_kernel, (groups,), found, lacking, taken, ids, counts, places.entry_of, places.unit_of,
+        places.last_use, places.hand, places.clock, count, units, entries,
         BLOCK_N=min(_BLOCK, block_of(count)), BLOCK_E=min(_BLOCK, block_of(entries)), num_warps=4,
     )  # fmt: skip
     return found, lacking
 
 
-def place_units(ids: Tensor, places: Places) -> tuple[Tensor, Tensor]:
-    """Give each unit of `ids` an entry. Raises ValueError if there are more of them than entries, or on memory that
+def place_units(ids: Tensor, places: Places, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Give each unit of `ids` that counts an entry. Raises ValueError if ids are more than entries, or on memory that
     does not fit the contract."""
     entries = places.unit_of.shape[1] - 1
     if ids.shape[1] > entries:
         raise ValueError(f"{ids.shape[1]} units of each head do not fit {entries} entries")
-    if not ids.is_contiguous() or not all(table.is_contiguous() for table in places):
-        raise ValueError("ids and all tables are contiguous")
-    return (place_units_triton if uses_triton(ids, *places) else place_units_reference)(ids, places)
+    if not all(tensor.is_contiguous() for tensor in (ids, *places, *(() if counts is None else (counts,)))):
+        raise ValueError("ids, counts and all tables are contiguous")
+    place = place_units_triton if uses_triton(ids, counts, *places) else place_units_reference
+    return place(ids, places, counts)

@@ -90,6 +90,8 @@ class IndexOf(ABC, Generic[State]):
     """True if the index reads values without their keys: it has no use where keys contain the values."""
     remembers: ClassVar[bool] = False
     """True if a step leaves something in the state for the next, by `remember`. `learned_by` gives that as well."""
+    has_budget: ClassVar[bool] = True
+    """False if `select` chooses everything, whatever the budget."""
     needs_profile: ClassVar[bool] = False
     """True if the index cannot work without `IndexedLayer.profile`."""
 

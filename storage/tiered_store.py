@@ -276,10 +276,10 @@ class TieredStore:
         out += self.host.data.data_ptr()
         return True
 
-    def slots_in(self, arena: Arena, pids: np.ndarray) -> np.ndarray | None:
-        """The slots of pages that are all in one tier, int64 `[p]`, good as `places` are; None if not all are there."""
+    def slots_in(self, arena: Arena, pids: np.ndarray) -> np.ndarray:
+        """The slots of pages in one tier, int64 `[p]`, below 0 for those that are not there; good as `places` are."""
         slots: np.ndarray = self._residency.slots_of(arena)[pids]
-        return None if (slots < 0).any() else slots
+        return slots
 
     @property
     def departures(self) -> int:

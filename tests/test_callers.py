@@ -23,17 +23,7 @@ ON_THE_GPU = "for decode that stays on the GPU"
 OVERRIDES = "called by the library whose class this one extends"
 COMMAND = "a command: its decorator hands it to the library that parses options"
 ALLOWED = {
-    "kernels/choose_units.py: choose_units": ON_THE_GPU,
     "kernels/low_rank.py: rebuild_keys": ON_THE_GPU,
-    "kernels/paged_attention.py: paged_attention": ON_THE_GPU,
-    "retrieval/index.py: ranking": ON_THE_GPU,
-    "retrieval/indexes/a2ats.py: ranking": ON_THE_GPU,
-    "retrieval/indexes/bounds.py: ranking": ON_THE_GPU,
-    "retrieval/indexes/dense.py: ranking": ON_THE_GPU,
-    "retrieval/indexes/leoam.py: ranking": ON_THE_GPU,
-    "retrieval/indexes/oracle.py: ranking": ON_THE_GPU,
-    "retrieval/indexes/spectral.py: ranking": ON_THE_GPU,
-    "retrieval/indexes/window.py: ranking": ON_THE_GPU,
     "runtime/api/progress.py: eta_s": "of what `on_progress` is told: for callers of the library",
     "runtime/bench/llama_c.py: tokenize": "of the one binding to llama.cpp, whose tokens `make compare` compares",
     "runtime/engine/device_sampling.py: DeviceSampler": ON_THE_GPU,

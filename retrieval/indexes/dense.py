@@ -17,6 +17,7 @@ class DenseIndex(StatelessIndex):
     """
 
     name = "dense"
+    has_budget = False
 
     def select(self, state: None, q: Tensor, num_tokens: int, budget: int) -> Selection:
         return self.everything(q, num_tokens)

@@ -44,6 +44,7 @@ from .pasts import Pasts
 from .placing import facts_of, is_placed, make_placements, place
 from .prefixes import StoredPrefixes
 from .reaching import in_reach, within_reach
+from .resident_step import resident_step
 from .sequence import GENERATED, Sequence, Snapshot, StepPoint
 from .span_run import run_span
 
@@ -83,7 +84,9 @@ class Engine:
         self.placements = make_placements(model.tiered, config, facts) if placements is None else placements
         self.pasts = Pasts(model, store, self.indexes, config, workspace, prefetcher, self.placements)
         self.compiled = compiled_step(model, store)
-        """Decode in compiled loops; None: PyTorch's operations, one by one."""
+        """Decode in compiled loops; None: there are none."""
+        self.resident = resident_step(model, store, indexes)
+        """Decode that the device does by itself; None: PyTorch's operations, one by one."""
         self.num_steps = 0
         self.tokens_read = 0
         settings = {**config.retrieval_settings(), "index": self.index_identity}
@@ -320,10 +323,13 @@ class Engine:
             for sequence, new in zip(sequences, named, strict=True):
                 undo.callback(StepPoint.before(sequence, new).restore, sequence)
             with self.prefetcher.step() if self.prefetcher else nullcontext():
+                logits = None
                 if self.compiled is not None:
                     with self.threads.lent() as threads:
                         logits = self.compiled.run(sequences, tokens, tables, ahead, threads)
-                else:
+                elif self.resident is not None:
+                    logits = self.resident.run(sequences, tokens, tables, ahead)
+                if logits is None:
                     ids = torch.tensor(tokens, device=model.device)
                     hidden = model.embed(ids)
                     inputs = model.inputs(ids, hidden)

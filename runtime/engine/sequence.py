@@ -105,6 +105,8 @@ class Past:
     """Of tokens that are under way through the layers."""
     rows: SequenceRows = field(default_factory=SequenceRows)
     """Of its compiled steps."""
+    device_steps: dict[tuple[int, ...], Any] = field(default_factory=dict)
+    """Those on the device, of batches that it is the first of (`resident_step`)."""
     is_watched: bool = False
     """Its pages are given up when it is dropped (`pasts`)."""
 
@@ -115,6 +117,7 @@ class Past:
             layer.close()
         self.layers.clear()
         self.chains.clear()
+        self.device_steps.clear()
         self.rows = SequenceRows()
 
     def note_rounds(self, start: int, end: int) -> None:

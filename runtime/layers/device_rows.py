@@ -37,9 +37,11 @@ class DeviceRows:
         with torch.inference_mode(False):  # who writes there later need not be in that mode
             self._row_of = torch.from_numpy(rows.row_of).view(rows.sides, rows.groups, -1).to(device)
             self._places = Places.empty(rows.groups, _UNITS, rows.num_entries, device)
-            self._missed = torch.zeros(1, dtype=torch.int64, device=device)
-            """Of the units asked for since the last `count`."""
-        self._asked = self._asked_in_step = 0
+            self._counted = torch.zeros(2, dtype=torch.int64, device=device)
+            """Units asked for since the last `count`, and those of them that were not here."""
+        self.slots, self.has_read = rows.slots, False
+        """Whether it has been asked for units since the last `count`."""
+        self._asked_in_step = 0
 
     def begin_step(self) -> None:
         """A step begins: entries that earlier steps read may be replaced from now on."""
@@ -53,24 +55,39 @@ class DeviceRows:
         Args:
             host, table: where the pages lie: slots int32 `[pages]` of `host`. The store is still.
         """
+        self.make_room(len(table) * self._layout.page_size // self.unit)
+        entries = self.find(ids, host, table)
+        at = self._row_of.gather(2, entries.long().expand(self.sides, -1, -1))
+        torch.index_select(self._reserved.data, 0, at.flatten(), out=out)
+
+    def find(self, ids: Tensor, host: Arena, table: Tensor, counts: Tensor | None = None) -> Tensor:
+        """The entries int32 `[G, n]` that hold the units `ids` from now on. The other arguments are as in `read`; there
+        is room for the units of all pages.
+
+        Args:
+            counts: int64 `[G]`, how many ids of each head count, the first ones; None: all.
+        """
         rows, layout, ids = self._reserved, self._layout, ids.contiguous()
-        units = layout.page_size // self.unit
         self._asked_in_step += ids.shape[1]
         assert self._asked_in_step <= self.num_entries, "a step would lose what it reads"
-        self._make_room(len(table) * units)
         try:
-            entries, lacking = place_units(ids, self._places)
-            wanted = Wanted(ids, entries, lacking, table, self._row_of, layout.sides, units)
-            fetch_units(host.rows(rows.parts).view(out.dtype), wanted, rows.data)
-            at = self._row_of.gather(2, entries.long().expand(self.sides, -1, -1))
-            torch.index_select(rows.data, 0, at.flatten(), out=out)
-            self._missed += lacking.sum()
+            entries, lacking = place_units(ids, self._places, counts)
+            wanted = Wanted(ids, entries, lacking, table, self._row_of, layout.sides, layout.page_size // self.unit)
+            fetch_units(host.rows(rows.parts).view(rows.data.dtype), wanted, rows.data)
+            asked = ids.new_full((len(ids),), ids.shape[1]) if counts is None else counts
+            self._counted += torch.stack([asked.sum(), lacking.sum()])
         except BaseException:
             self.truncate(0)  # the tables tell of units that have not come
             raise
-        self._asked += ids.numel()
+        self.has_read = True
+        return entries
 
-    def _make_room(self, units: int) -> None:
+    @property
+    def tables(self) -> tuple[Tensor, ...]:
+        """All tensors that a read goes by: it can be repeated as recorded while they lie where they lie."""
+        return *self._places, self._row_of, self._counted, self._reserved.data
+
+    def make_room(self, units: int) -> None:
         """Let the table hold so many units of each head."""
         held = self._places.entry_of
         if units < held.shape[1]:
@@ -83,16 +100,16 @@ class DeviceRows:
 
     def count(self) -> None:
         """Add what was read since the last time to the store's counters. Waits for the device."""
-        if not self._asked:
+        if not self.has_read:
             return
-        missed, store = int(self._missed), self._reserved.store
+        (asked, missed), store = self._counted.tolist(), self._reserved.store
         pages = -(-missed * self.unit // (self._layout.page_size * self._reserved.groups))
         store.counters.add(
-            row_hits=self._asked - missed, row_misses=missed, host_reads=pages,
+            row_hits=asked - missed, row_misses=missed, host_reads=pages,
             host_to_gpu_bytes=missed * self._reserved.entry_bytes,
         )  # fmt: skip
-        self._asked = 0
-        self._missed.zero_()
+        self.has_read = False
+        self._counted.zero_()
 
     def truncate(self, num_units: int) -> None:
         """Forget units from `num_units` on; 0 forgets everything."""

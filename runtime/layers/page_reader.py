@@ -20,6 +20,7 @@ from .page_slots import PageSlots
 from .pages import LayerPages, keys_values
 from .reserved_rows import ReservedRows
 from .row_cache import RowCache
+from .step_pages import EntryPages, HostEntries, PoolPages, SpanPages, StepPages
 from .workspace import KEY_BLOCK, Workspace
 
 Recover = Callable[[list[int]], None]
@@ -97,8 +98,9 @@ class PageReader:
         out = self._workspace.stage(sides * units.numel(), unit * self._store.layout.head_dim)
         if self._read_on_device(units, unit, sides, out):
             return self._shaped(self._workspace, out, sides, unit)
-        ids = units.cpu().numpy()
-        cache = None if self._budget is None else self._row_cache(RowCache, unit, sides, self._budget)
+        ids, cache = units.cpu().numpy(), None
+        if self._budget is not None and not self._fits_the_pool:
+            cache = self._row_cache(RowCache, unit, sides, self._budget)
         if cache is None:
             return self._gather(self._workspace, ids, unit, sides, promote=sides == self._store.layout.sides)
         cache.read(ids, out, self._fetch)
@@ -120,7 +122,7 @@ class PageReader:
                 store.counters.gpu_reads += -(-ids.shape[1] // units)
                 self._has_read_itself = True
                 return True
-            if self._budget is None or store.links.host.is_held:
+            if self._budget is None or self._fits_the_pool or store.links.host.is_held:
                 return False
             far = self._slots[store.host.name].table()
             if far is None or not is_reached(store.host, ids.device):
@@ -134,6 +136,64 @@ class PageReader:
                 store.host.in_flight.note(ids.device)
             self._has_read_itself = True
             return True
+
+    @property
+    def is_found_by_device(self) -> bool:
+        """Whether the device can find all pages itself."""
+        return self._near() is not None or self._is_far()
+
+    def note_read(self) -> None:
+        """The device was told to read by itself."""
+        self._has_read_itself = True
+
+    def step_pages(self, unit: int, most: int, *, waits: bool = False) -> StepPages | None:
+        """The pages that attention on the device reads in steps that choose at most `most` units of each head. Good
+        until pages move or are sealed.
+
+        Args:
+            waits: such as the host finds, which no move of pages makes wrong.
+
+        Returns None where the device has no room for what is chosen.
+        """
+        store, gpu, sides = self._store, self._store.gpu, self._store.layout.sides
+        assert gpu is not None
+        if not waits and (slots := self._near()) is not None:
+            return PoolPages(store, slots, unit)
+        if not waits and self._is_far():
+            rows, slots_of = self._row_cache(DeviceRows, unit, sides, most * unit), self._slots[store.host.name]
+            if rows is not None:
+                rows.make_room(len(slots_of.whole) * self.page_size // unit)
+                return EntryPages(store, rows, slots_of.whole)
+        cache = self._row_cache(RowCache, unit, sides, most * unit)
+        if cache is not None:
+            return HostEntries(cache, self._workspace, self._fetch)
+        if (len(SpanPages.of(self._workspace)) - 1) * self.page_size >= most * unit:
+            return SpanPages(store, self._workspace, self._fetch, unit)
+        return None
+
+    def _near(self) -> np.ndarray | None:
+        """The slots of all pages in the device pool, where they are brought if nothing has to leave it for that; None
+        if they are not all there then."""
+        store, pids = self._store, self._pages.pids
+        assert store.gpu is not None
+        with store.still():
+            slots = store.slots_in(store.gpu, pids)
+            missing = np.flatnonzero(slots < 0)
+            has_room = len(missing) <= store.gpu.num_free
+        if len(missing) and has_room:
+            for first in range(0, len(missing), KEY_BLOCK // self.page_size):
+                self.pages(missing[first : first + KEY_BLOCK // self.page_size])
+            with store.still():
+                slots = store.slots_in(store.gpu, pids)
+        return None if (slots < 0).any() else slots
+
+    def _is_far(self) -> bool:
+        """Whether all pages lie in host memory that the device reads."""
+        store, gpu = self._store, self._store.gpu
+        assert gpu is not None
+        with store.still():
+            is_there = not store.links.host.is_held and self._slots[store.host.name].table() is not None
+            return is_there and is_reached(store.host, gpu.data.device)
 
     def _gather(self, workspace: Workspace, ids: np.ndarray, unit: int, sides: int, *, promote: bool) -> Tensor:
         """`[sides, G, n * unit, D]` of units `[G, n]`."""
@@ -189,6 +249,12 @@ class PageReader:
 
     # Row caches
 
+    @property
+    def _fits_the_pool(self) -> bool:
+        """Whether all pages of the sequence fit the device pool, so that they are moved there as they are read."""
+        gpu = self._store.gpu
+        return gpu is None or len(self._pages.pids) < gpu.num_slots // max(self._store.num_layers, 1)
+
     def row_caches(self) -> list[RowCache]:
         """Those that the host keeps."""
         return [cache for cache in self._kept() if isinstance(cache, RowCache)]
@@ -197,10 +263,9 @@ class PageReader:
         return [cache for cache in self._caches.values() if cache is not None]
 
     def _row_cache(self, made: type[Cache], unit: int, sides: int, budget: int) -> Cache | None:
-        """Where a step that reads `budget` tokens keeps their rows. None where all pages of the sequence fit the device
-        pool, or the rows do not."""
-        gpu, kind = self._store.gpu, (unit, sides)
-        if gpu is None or len(self._pages.pids) < gpu.num_slots // max(self._store.num_layers, 1):
+        """Where a step that reads `budget` tokens keeps their rows. None where the device pool has no room for them."""
+        kind = unit, sides
+        if self._store.gpu is None:
             return None
         needed = -(-budget // unit)
         if kind in self._caches:

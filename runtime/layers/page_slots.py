@@ -9,12 +9,18 @@ from torch import Tensor
 from ...storage import Arena
 from .pages import LayerPages
 
+_ROOM = 64
+"""The least room for pages in a table, which grows with the text."""
+
 
 class PageSlots:
-    """The slots of `pages` in `arena` as a tensor on `device`, made again only when pages have come or gone."""
+    """The slots of `pages` in `arena` as a tensor on `device`, written again only when pages have come or gone."""
 
     def __init__(self, pages: LayerPages, arena: Arena, device: torch.device) -> None:
         self._pages, self._arena, self._device = pages, arena, device
+        with torch.inference_mode(False):  # who writes there later need not be in that mode
+            self.whole = torch.zeros(_ROOM, dtype=torch.int32, device=device)
+        """The table with the room that it has to grow; it lies in another place once that was too little."""
         self._table: Tensor | None = None
         self._slots = np.empty(0, dtype=np.int64)
         self._pids: np.ndarray | None = None
@@ -30,11 +36,14 @@ class PageSlots:
             self._pids, self._departures = pids, departures
         return self._table
 
-    def _send(self, slots: np.ndarray | None) -> None:
+    def _send(self, slots: np.ndarray) -> None:
         """Other pages may have left, so most often these are where they were. Nobody waits for what is sent."""
-        if slots is None:
+        if (slots < 0).any():
             self._table = None
         elif self._table is None or not np.array_equal(slots, self._slots):
             made = torch.from_numpy(slots.astype(np.int32))
             made = made.pin_memory() if self._device.type == "cuda" else made
-            self._table, self._slots = made.to(self._device, non_blocking=True), slots
+            if len(slots) > len(self.whole):
+                with torch.inference_mode(False):
+                    self.whole = torch.zeros(len(slots) + len(slots) // 8, dtype=torch.int32, device=self._device)
+            self._table, self._slots = self.whole[: len(slots)].copy_(made, non_blocking=True), slots

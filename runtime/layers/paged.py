@@ -19,6 +19,7 @@ from ...retrieval.reading import read_exactly
 from .attend_rows import Attending
 from .base import LayerKV
 from .choices import Choices
+from .device_reading import DeviceReading
 from .lookahead import Lookahead
 from .page_reader import PageReader
 from .pages import LayerPages
@@ -85,7 +86,7 @@ class PagedLayer(LayerKV):
         if self.placed is not None and self.placed.chooses:
             ids, out, lse = self.placed.attend(query, tail, scale, reader)
             return ids, 1, out, lse
-        budget, state = self._budget, self.upkeep.state
+        budget, state = self.step_budget, self.upkeep.state
         if budget >= sealed:
             reader.begin_step(None)
             size = self.layout.page_size
@@ -114,11 +115,39 @@ class PagedLayer(LayerKV):
             return self.choices.of(self.pages.sealed + self.pages.tail_len)
         return self.index.select(self.upkeep.state, query, self.pages.sealed, budget)
 
+    def device_reading(self, budget: int, num_pages: int, *, waits: bool) -> DeviceReading | None:
+        """What a step on the device reads, as long as it is current.
+
+        Args:
+            budget: in tokens, of this step and later ones. num_pages: of the sequence, for which callers have room.
+            waits: the host may find it.
+
+        Returns None where only `step` can be told: somebody watches, a placement chooses, nothing is sealed yet, the
+        index cannot rank there, or there is no room for what is chosen.
+        """
+        if self.watch is not None or self.placed is not None or not self.pages.sealed:
+            return None
+        self.upkeep.catch_up()
+        ranking = self.index.ranking(self.upkeep.state)
+        if ranking is None:
+            return None
+        most = budget if self.index.has_budget else num_pages * self.layout.page_size
+        found = self.reader.step_pages(ranking.unit, most // ranking.unit, waits=waits)
+        if found is None:
+            return None
+        return DeviceReading(self.pages, self.upkeep, ranking, found, most // ranking.unit, num_pages)
+
+    def note_read(self, reading: DeviceReading, count: int) -> None:
+        """The device was told to read `count` units of each head."""
+        reading.pages.note(count)
+        self.reader.note_read()
+        self.tokens_read = count * reading.unit + self.pages.tail_len
+
     def _standing(self, at: Attending) -> Standing | None:
         """As `begin_step` gives it, of pages where the new token is counted in."""
         if self.watch is not None or self._waits_for_query:
             return None
-        standing = self.rows.standing(at, self.upkeep.state, self._budget)
+        standing = self.rows.standing(at, self.upkeep.state, self.step_budget)
         if standing is not None:
             self.lookahead.begin_step()
             self.tokens_read = standing.counts.units * standing.unit + self.pages.tail_len
@@ -135,7 +164,7 @@ class PagedLayer(LayerKV):
         if is_chosen_for or self.part is Part.CHOOSES or not self.rows.are_exact:
             at.out.copy_(self._attend(at.q, at.scale).view(-1))
             return None
-        ids, unit, parts = self.rows.attend(rows, at, self.upkeep.state, self._budget, run, self._choose)
+        ids, unit, parts = self.rows.attend(rows, at, self.upkeep.state, self.step_budget, run, self._choose)
         query = at.q.view(self.layout.num_heads, -1, self.layout.head_dim)
         out, lse = at.merged(parts) if self.watch is not None else (at.q, at.q)
         self._tell(query, at.scale, ids, unit, out, lse)
@@ -148,10 +177,10 @@ class PagedLayer(LayerKV):
             if self.choices.newest is not None:
                 self.lookahead.bring(self.choices.newest)
         elif self.part is Part.ALONE and self.upkeep.indexed == self.pages.sealed > 0:
-            self.lookahead.guess(query, self.upkeep.state, self._budget)
+            self.lookahead.guess(query, self.upkeep.state, self.step_budget)
 
     @property
-    def _budget(self) -> int:
+    def step_budget(self) -> int:
         """Sealed tokens that a step reads: of a text that a placement has kept whole, all."""
         if self.placed is not None and self.placed.is_visible:
             return self.pages.sealed

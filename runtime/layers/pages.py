@@ -85,6 +85,14 @@ class LayerPages:
         self.tail_len += 1
         return self.run
 
+    def count_in(self) -> int:
+        """Count the next token in, whose k and v are written by the device. Returns the slot of the open page. Raises
+        as `add` does."""
+        self._opened()
+        assert self._open is not None
+        self.tail_len += 1
+        return self._open.slot
+
     @property
     def run(self) -> tuple[Run, int]:
         """The open page as a run of tokens, and how many there are, after `begin_step`."""

@@ -41,7 +41,7 @@ class RowCache:
     def __init__(self, rows: ReservedRows) -> None:
         self.store, self._reserved = rows.store, rows
         self.unit, self.sides, self.groups, self.num_entries = rows.unit, rows.sides, rows.groups, rows.num_entries
-        self.entry_bytes = rows.entry_bytes
+        self.entry_bytes, self.slots = rows.entry_bytes, rows.slots
         self._clock = 0
         self._arrival: Arrival | None = None
         self._clear()
@@ -60,6 +60,12 @@ class RowCache:
     def read(self, ids: np.ndarray, out: Tensor, fetch: Fetch) -> None:
         """The units `ids` `[G, n]` into `out` `[sides * G * n, unit * D]`: side by side, head by head, in the order
         of `ids`. The reads of a step ask for at most `num_entries` units of a head."""
+        rows, data = self._reserved.row_of[:, self._flat(self.find(ids, out, fetch))].reshape(-1), self._reserved.data
+        torch.index_select(data, 0, torch.from_numpy(rows).to(data.device), out=out)
+
+    def find(self, ids: np.ndarray, staging: Tensor, fetch: Fetch) -> np.ndarray:
+        """The entries `[G, n]` that hold the units `ids` from now on. What comes passes through `staging`, which has
+        room for all of them."""
         entries = self._find(ids)
         lacking = entries < 0
         found = (self._flat(entries))[~lacking.reshape(-1)]
@@ -70,11 +76,10 @@ class RowCache:
             self._await_arrival()  # what is still coming may be meant for where this goes
             heads, where = np.nonzero(lacking)
             units = ids[heads, where]
-            staged = out[: self.sides * len(units)]
+            staged = staging[: self.sides * len(units)]
             fetch(heads, units, self.unit, self.sides, staged)
             entries[lacking] = self._take(heads, units, staged, self._clock)
-        rows, data = self._reserved.row_of[:, self._flat(entries)].reshape(-1), self._reserved.data
-        torch.index_select(data, 0, torch.from_numpy(rows).to(data.device), out=out)
+        return entries
 
     def lacking(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which of `ids` `[G, n]` are not here, as heads and units `[m]`; of each head at most as many as could come

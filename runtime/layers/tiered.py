@@ -149,19 +149,26 @@ class TieredLayer(PagedLayer):
     def step(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         self._begin_step()
         self.pages.add(k, v)
-        self._note_query(q, scale)
+        self.note_query(q, scale)
         return self._attend(q, scale)
 
     def _begin_step(self) -> None:
         self.workspace.turns.require()
         self.upkeep.begin_step()
 
+    def count_in(self) -> int:
+        """Count one token in, as `step` does, whose k and v the device writes. Returns the slot of the open page.
+        Raises CapacityError."""
+        self._begin_step()
+        self.lookahead.begin_step()
+        return self.pages.count_in()
+
     def _choose(self, query: Tensor, budget: int) -> Selection:
         chosen = super()._choose(query, budget)
         self.index.remember(self.upkeep.state, chosen)
         return chosen
 
-    def _note_query(self, q: Tensor, scale: float) -> None:
+    def note_query(self, q: Tensor, scale: float) -> None:
         """The query `[H, D]` of a page's last token is what indexes learn from; a placement may learn from each."""
         if self.placed is not None:
             self.placed.note(q, scale)
@@ -176,11 +183,11 @@ class TieredLayer(PagedLayer):
         return run, tokens, self._standing(at)
 
     def attend(self, rows: np.ndarray, at: Attending, run: Callable[[np.ndarray], None]) -> int | None:
-        self._note_query(at.q, at.scale)
+        self.note_query(at.q, at.scale)
         return super().attend(rows, at, run)
 
     def end_page(self, at: Attending) -> None:
-        self._note_query(at.q, at.scale)
+        self.note_query(at.q, at.scale)
 
     def undo_step(self, tail_len: int, num_tokens: int) -> None:
         if self.pages.tail_len > tail_len:

@@ -32,7 +32,7 @@ class Workspace:
     ) -> None:  # fmt: skip
         self.turns = turns or Turns("the workspace")
         self.dtype: torch.dtype = getattr(torch, layout.dtype)
-        self.span_tokens, self._layout, self._device = span_tokens, layout, device
+        self.span_tokens, self.page_size, self._layout, self._device = span_tokens, layout.page_size, layout, device
         shape = (layout.sides, layout.num_heads, span_tokens + layout.page_size, layout.head_dim)
         self.span = torch.empty(shape, dtype=self.dtype, device=device)
         stage = layout.sides * layout.num_heads * KEY_BLOCK * layout.head_dim

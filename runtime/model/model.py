@@ -131,11 +131,11 @@ class Model:
             for mixture in mixtures:
                 mixture.multiply = lambda layer, x: in_file.multiply(layer, x)  # a function: copies of a layer share it
         product = fused(PRODUCTS[weights]) if self._in_file is None else self._in_file.product
-        self._lean = [
+        self.lean = [
             lean_layer(layer, *shape, is_rotated=is_rotated, product=product)
             for layer, shape, is_rotated in zip(self.inner.layers, self.shapes, self._rotated, strict=True)
         ]
-        if weights != "own" and not all(lean is not None and lean.has_halves for lean in self._lean):
+        if weights != "own" and not all(lean is not None and lean.has_halves for lean in self.lean):
             raise ValueError(f"weights={weights} {ALL_KNOWN}")
         self.use_graphs(Graphs() if self.device.type == "cuda" else None)
         head = self.hf.lm_head
@@ -154,12 +154,12 @@ class Model:
     def use_graphs(self, graphs: Graphs | None) -> None:
         """Let decode replay its layers' halves as graphs from now on; None: call them. Which experts a token has is
         asked on the host, so layers with experts are called."""
-        self._graphs = graphs
+        self.graphs = graphs
         self._halves: list[LeanLayer | CapturedLayer | None] = [
             None if lean is None or not lean.has_halves
             else CapturedLayer(lean, graphs) if graphs and lean.experts is None
             else lean
-            for lean in self._lean
+            for lean in self.lean
         ]  # fmt: skip
 
     @classmethod
@@ -324,9 +324,9 @@ class Model:
             self.rope.reach_at(0 if reaches is None else reaches[b], position) for b, position in enumerate(positions)
         ]
         tables = self._step_tables.at(positions, each)
-        if self._graphs is None:
+        if self.graphs is None:
             return tables
-        return tables._replace(lean={kind: self._graphs.held(kind, table) for kind, table in tables.lean.items()})
+        return tables._replace(lean={kind: self.graphs.held(kind, table) for kind, table in tables.lean.items()})
 
     def step_layer(
         self, layer: int, hidden: Tensor, tables: StepTables, attend: AttendOne, mix: Mix | None = None,
@@ -337,7 +337,7 @@ class Model:
         halves = self._halves[layer]
         if halves is not None:
             q, k, v = halves.before(hidden, *tables.lean[self.kinds[layer]])
-            q = _grown(q, tables)
+            q = grown(q, tables)
             return halves.after(hidden, attend(layer, q, k, v, halves.scale), *(() if more is None else (more,)))
 
         def attend_all(at: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -350,23 +350,23 @@ class Model:
     @property
     def can_compile(self) -> bool:
         """`step_rows` can be had."""
-        are_known = all(lean is not None and lean.can_compile for lean in self._lean)
+        are_known = all(lean is not None and lean.can_compile for lean in self.lean)
         return self.device.type == "cpu" and are_known and self.dtype in (torch.float32, torch.bfloat16)
 
     def step_rows(self, batch: int) -> StepRows:
         """The rows of a compiled step of `batch` sequences, for a model all of whose layers have a lean form."""
         from .step_rows import StepRows
 
-        lean = [layer for layer in self._lean if layer is not None]
+        lean = [layer for layer in self.lean if layer is not None]
         assert len(lean) == self.num_layers
         return StepRows(lean, self._rotated, self.step_logits, batch, self._lean_inputs)
 
     def query(self, layer: int, hidden: Tensor, tables: StepTables) -> Tensor:
         """The query `[G, R, D]` that a layer would make of one token's `hidden` `[1, hidden]`, without the rest of the
         layer: rotated and scaled, fp32."""
-        lean, (_, kv_heads, dim) = self._lean[layer], self.shapes[layer]
+        lean, (_, kv_heads, dim) = self.lean[layer], self.shapes[layer]
         if lean is not None:
-            q = _grown(lean.before(hidden, *tables.lean[self.kinds[layer]])[0], tables)[0]
+            q = grown(lean.before(hidden, *tables.lean[self.kinds[layer]])[0], tables)[0]
             return q.view(kv_heads, -1, dim).float() * lean.scale
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -395,6 +395,6 @@ class _Found(Exception):
         self.query = query
 
 
-def _grown(q: Tensor, tables: StepTables) -> Tensor:
+def grown(q: Tensor, tables: StepTables) -> Tensor:
     """Queries `[B, H, D]` of a step, times the factor of their positions in models that have one."""
     return q * tables.lean[QUERIES][0].to(q.dtype) if QUERIES in tables.lean else q

@@ -106,6 +106,29 @@ def test_what_the_last_step_read_stays_while_there_is_room(place: Any) -> None:
     assert lacked[5] == [False, False, True, True, True], "where there is none, what it read goes"
 
 
+@pytest.mark.parametrize("place", KERNELS)
+def test_ids_that_do_not_count_change_nothing(place: Any) -> None:
+    """Rows that count more or less, down to nothing, beside reads of those ids alone."""
+    random, wide = torch.Generator().manual_seed(3), Places.empty(3, 50, 20, DEVICE)
+    narrow = [Places.empty(1, 50, 20, DEVICE) for _ in range(3)]
+    for counts in ([5, 0, 12], [12, 12, 12], [0, 0, 0], [3, 12, 7]):
+        ids = drawn(50, 12, 3, random).to(DEVICE)
+        for row, count in enumerate(counts):
+            ids[row, count:] = 0  # as a choice of few leaves them
+        for one in (wide, *narrow):
+            one.clock.add_(1)
+        found, lacking = place(ids, wide, torch.tensor(counts, device=DEVICE))
+        for row, (one, count) in enumerate(zip(narrow, counts, strict=True)):
+            alone = place(ids[row : row + 1, :count].contiguous(), one)
+            assert torch.equal(found[row, :count], alone[0][0])
+            assert torch.equal(lacking[row, :count], alone[1][0])
+            assert not found[row, count:].any()
+            assert not lacking[row, count:].any()
+            for mine, its in zip(wide[:3], one[:3], strict=True):
+                assert torch.equal(mine[row, :-1], its[0, :-1])
+            assert wide.hand[row] == one.hand[0]
+
+
 def test_what_does_not_fit_is_refused() -> None:
     places = Places.empty(2, 20, 6, DEVICE)
     with pytest.raises(ValueError, match="7 units of each head do not fit 6 entries"):

@@ -101,7 +101,8 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "2048 of 131072", partial(choose_units_triton, *rows, most=2048, sink=16, local=64, splits=32)
     for unit, count in [(1, 2048), (16, 128)]:
         ids, places = torch.zeros(8, count, dtype=torch.int64), Places.empty(8, 8192, 4096, torch.device("cpu"))
-        yield f"{count} of 4096", partial(place_units_triton, ids, places)
+        counts = torch.zeros(8, dtype=torch.int64) if unit == 1 else None
+        yield f"{count} of 4096", partial(place_units_triton, ids, places, counts)
         tables = torch.zeros(512, dtype=torch.int32), torch.zeros(2, 8, 4096, dtype=torch.int64)
         wanted = Wanted(ids, ids.int(), ids.bool(), *tables, 2, 16 // unit)
         pages = torch.zeros(256, unit * 128, dtype=BRAIN)

@@ -58,7 +58,7 @@ def test_a_rounded_head_is_sharpened_by_code_that_is_compiled_ahead(
 
 
 def test_a_layer_that_is_not_known_has_none(model: Model, store: TieredStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model, "_lean", [None, *model._lean[1:]])
+    monkeypatch.setattr(model, "lean", [None, *model.lean[1:]])
     assert compiled_step(model, store) is None
 
 

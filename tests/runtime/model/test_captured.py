@@ -111,8 +111,8 @@ def test_graphs_equal_calls_on_cuda(tiny_llama: Path) -> None:
         model = Model.load(tiny_llama, torch.device("cuda"), torch.float32)
         hidden = torch.randn(8, 2, model.config.hidden_size, device="cuda")
         replayed = [step(model, hidden[at], at) for at in range(8)]
-        assert model._graphs is not None
-        assert not model._graphs.are_off
+        assert model.graphs is not None
+        assert not model.graphs.are_off
         model.use_graphs(None)
         for at, found in enumerate(replayed):
             assert torch.equal(found, step(model, hidden[at], at))

@@ -74,7 +74,7 @@ def outputs(model: Model, hidden: Tensor) -> tuple[list[Tensor], list[Tensor]]:
 )  # fmt: skip
 def test_lean_equals_the_module(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
     model = loaded(family, tmp_path, dtype)
-    assert None not in model._lean
+    assert None not in model.lean
     hidden = torch.randn(BATCH, model.config.hidden_size, generator=torch.Generator().manual_seed(1)).to(dtype)
     for mine, theirs in zip(*outputs(model, hidden), strict=True):
         assert mine.shape == theirs.shape
@@ -83,14 +83,14 @@ def test_lean_equals_the_module(family: str, dtype: torch.dtype, tmp_path: Path)
 
 def test_biases_of_every_product_are_used(tmp_path: Path) -> None:
     model = loaded("llama", tmp_path, torch.float32, attention_bias=True, mlp_bias=True)
-    assert None not in model._lean
+    assert None not in model.lean
     for mine, theirs in zip(*outputs(model, torch.randn(BATCH, model.config.hidden_size)), strict=True):
         assert (mine - theirs).abs().max() <= TOLERANCE[torch.float32] * theirs.abs().max()
 
 
 def test_weights_are_held_once(tiny_llama: Path) -> None:
     model = Model.load(tiny_llama, torch.device("cpu"), torch.float32)
-    for layer, lean in zip(model.inner.layers, model._lean, strict=True):
+    for layer, lean in zip(model.inner.layers, model.lean, strict=True):
         assert lean is not None
         held = {part.untyped_storage().data_ptr() for part in layer.parameters()}
         assert {weight.untyped_storage().data_ptr() for weight in (lean.qkv.weight, lean.gate_up.weight)} <= held

@@ -116,7 +116,7 @@ def test_what_attends_has_rows_of_its_own_between_heads_and_output(model: Model)
 
 
 def test_a_layer_without_positions_is_not_turned(model: Model) -> None:
-    lean = [layer for layer in model._lean if layer is not None]
+    lean = [layer for layer in model.lean if layer is not None]
     rows, tables = StepRows(lean, [True, False, True], model.step_logits, 1), model.step_tables(POSITIONS[:1])
     rows.turn(model.kinds, tables.lean)
     widths = [rows.table[rows.attending(layer).start - 1, r.H_ROTARY] for layer in range(model.num_layers)]

@@ -1,0 +1,203 @@
+"""What decode steps of some sequences compute with on the device, and the step itself: from tokens to logits.
+
+    tokens -> embed -> per layer   before    norms, products, rotation                            model.lean_layer
+                                   append    k and v go into the open pages, which lie in the device pool
+                                   score, choose, find                                            layers.device_reading
+                                   attend    to the units found and to the open pages, all sequences in one launch
+                                   after     product, MLP
+           -> logits
+
+Everything that differs from step to step is pushed by the host in one copy. Tensors stay where they are, and shapes
+follow from the budget and from room, so a recorded step can be repeated (`resident_step`).
+
+Shapes  B sequences, G KV heads, R query heads each, S = 2 sides, L page size, D head dim
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import groupby
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...kernels.paged_attention import paged_attention
+from ...kernels.sinks import with_sinks
+from ...storage import TieredStore
+from ..layers.device_reading import DeviceReading
+from ..model.model import Model, grown
+from ..model.step_tables import StepTables
+
+TOKEN, SEALED, TAIL, BUDGET = range(4)
+"""The numbers of a sequence that are pushed: its newest token, how many lie in sealed pages, how many behind them with
+the newest, and how many of the sealed ones are to be read."""
+Ahead = Callable[[int, Tensor], object]
+"""Told of a layer and the input `[B, C]` of the one below it."""
+
+
+class DeviceForm:
+    """The tensors of steps of B sequences.
+
+    Args:
+        readings: by layer and sequence.
+        num_pages: that each sequence may have until tables are made anew.
+    """
+
+    def __init__(self, model: Model, store: TieredStore, readings: list[list[DeviceReading]], num_pages: int) -> None:
+        assert store.gpu is not None
+        layout, device = store.layout, store.gpu.data.device
+        self._model, self._layout = model, layout
+        self.readings, self.num_pages, self.batch = readings, num_pages, len(readings[0])
+        self._room = max(num_pages, _most_slots(readings))
+        """Pages of a table, behind which comes the open one."""
+        layers, rows = len(readings), self.batch * layout.sides * layout.num_heads
+        self._slots = np.zeros((layers, self.batch, self._room + 1), dtype=np.int32)
+        with torch.inference_mode(False):  # who writes there later need not be in that mode
+            self._pushed = torch.zeros(4 * self.batch + layers * rows, dtype=torch.int64, device=device)
+            self._tables = torch.zeros(self._slots.shape, dtype=torch.int32, device=device)
+        self.numbers = self._pushed[: 4 * self.batch].view(4, self.batch)
+        self._rows = self._pushed[4 * self.batch :].view(layers, rows)
+        pages = store.gpu.data.view(getattr(torch, layout.dtype))
+        self._pool = pages.view(-1, layout.num_heads, layout.sides, layout.page_size, layout.head_dim)
+        self._open: np.ndarray | None = None
+        self.counts: list[list[int]] = []
+        """Units that a step reads, by layer and sequence."""
+        self.queries: list[Tensor] = []
+        """Those of the last step, `[B, H, D]` by layer, rotated."""
+        self._hold()
+
+    @property
+    def waits(self) -> bool:
+        """Whether the host finds some of it."""
+        return any(reading.pages.waits for of_layer in self.readings for reading in of_layer)
+
+    @property
+    def is_current(self) -> bool:
+        return all(reading.is_current for of_layer in self.readings for reading in of_layer)
+
+    def take(self, readings: list[list[DeviceReading]]) -> bool:
+        """Read these from now on. Returns whether a recorded step goes on being right."""
+        both = zip(self.readings, readings, strict=True)
+        is_like = all(a.is_like(b) for mine, its in both for a, b in zip(mine, its, strict=True))
+        self.readings = readings
+        self._hold()
+        return is_like
+
+    def has_room_for(self, readings: list[list[DeviceReading]]) -> bool:
+        return _most_slots(readings) <= self._room
+
+    def _hold(self) -> None:
+        for layer, of_layer in enumerate(self.readings):
+            for b, reading in enumerate(of_layer):
+                self._slots[layer, b, : len(reading.pages.slots)] = reading.pages.slots
+        self._open = None
+
+    def push(
+        self, tokens: list[int], sealed: list[int], tails: list[int], budgets: list[int], opened: np.ndarray
+    ) -> None:
+        """Send what this step goes by. The device need not have done what came before.
+
+        Args:
+            tokens, sealed, tails, budgets: of each sequence.
+            opened: the slots of open pages, int64 `[layers, B]`.
+        """
+        layout, numbers = self._layout, np.array([tokens, sealed, tails, budgets], dtype=np.int64)
+        self.counts = [
+            [reading.count(sealed[b], budgets[b]) for b, reading in enumerate(of_layer)] for of_layer in self.readings
+        ]
+        side, head = np.arange(layout.sides)[:, None], np.arange(layout.num_heads)
+        first = ((opened[..., None, None] * layout.num_heads + head) * layout.sides + side) * layout.page_size
+        rows = first + numbers[TAIL][:, None, None] - 1  # [layers, B, S, G]: where in the pool the newest token lies
+        _send(np.concatenate([numbers.reshape(-1), rows.reshape(-1)]), self._pushed)
+        if self._open is None or not np.array_equal(self._open, opened):
+            self._open = opened
+            self._slots[:, :, -1] = opened
+            for layer, of_layer in enumerate(self.readings):
+                for b, reading in enumerate(of_layer):
+                    if reading.pages.pool is not None:
+                        self._slots[layer, b, -1] = len(reading.pages.pool) - 1
+            _send(self._slots, self._tables)
+
+    def compute(self, tables: StepTables, ahead: Ahead | None = None) -> Tensor:
+        """The logits of the step that was pushed, fp32 `[B, V]`, good until the next. Nothing of it returns to the host
+        unless the form `waits`.
+
+        Args:
+            tables: of the tokens' positions.
+        """
+        model = self._model
+        tokens, lengths = self.numbers[TOKEN], self.numbers[TAIL] + self._room * self._layout.page_size
+        hidden = model.embed(tokens)
+        inputs, self.queries = model.inputs(tokens, hidden), []
+        for layer, lean in enumerate(model.lean):
+            assert lean is not None
+            if ahead is not None:
+                ahead(layer + 1, hidden)
+            q, k, v = lean.before(hidden, *tables.lean[model.kinds[layer]])
+            q = grown(q, tables).contiguous()
+            self.queries.append(q)
+            self._append(layer, k, v)
+            attended, more = self._attend(layer, q, lean.scale, lengths), inputs.of(layer)
+            hidden = lean.after(hidden, attended, *(() if more is None else (more,)))
+        return model.step_logits(hidden)
+
+    def _append(self, layer: int, k: Tensor, v: Tensor) -> None:
+        """The new token's k and v `[B, G, D]` into the open pages."""
+        both = torch.stack([k, v], 1).view(-1, self._layout.head_dim)
+        self._pool.view(-1, self._layout.head_dim).index_copy_(0, self._rows[layer], both.to(self._pool.dtype))
+
+    def _attend(self, layer: int, q: Tensor, scale: float, lengths: Tensor) -> Tensor:
+        """The attention `[B, H, D]` of q `[B, H, D]`."""
+        groups, dim = self._layout.num_heads, self._layout.head_dim
+        query, sinks, outs = q.view(self.batch, groups, -1, dim), self._model.sinks[layer], []
+        scaled = query.float() * scale
+        for some in self._together(layer):
+            reading = self.readings[layer][some.start]
+            units, unit = self._layout.page_size // reading.unit, reading.unit
+            opened = torch.arange(self._room * units, (self._room + 1) * units, device=q.device)
+            found, counts = zip(*(self._find(layer, b, scaled[b]) for b in range(some.start, some.stop)), strict=True)
+            chosen = torch.stack(found)
+            ids = torch.cat([opened.expand(len(found), groups, -1), chosen], -1)
+            out, lse = paged_attention(
+                query[some], self._pool_of(layer, some.start), self._tables[layer, some], ids, unit=unit, scale=scale,
+                counts=torch.stack(counts) + units, lengths=lengths[some],
+            )  # fmt: skip
+            outs.append(out if sinks is None else with_sinks(out, lse, sinks.view(lse.shape[1:])))
+        return (outs[0] if len(outs) == 1 else torch.cat(outs)).view(q.shape)
+
+    def _together(self, layer: int) -> list[slice]:
+        """Neighbouring sequences whose units are found before any of them attends."""
+        of_layer = self.readings[layer]
+
+        def kind(b: int) -> tuple[int, int, int]:
+            return of_layer[b].unit, of_layer[b].most, -1 if of_layer[b].pages.pool is None else b
+
+        found = [list(members) for _, members in groupby(range(self.batch), kind)]
+        return [slice(members[0], members[-1] + 1) for members in found]
+
+    def _find(self, layer: int, b: int, query: Tensor) -> tuple[Tensor, Tensor]:
+        """The units that a sequence reads, `[G, n]`, and how many of each head count, `[G]`."""
+        reading, unit = self.readings[layer][b], self.readings[layer][b].unit
+        total, wanted = (self.numbers[which, b : b + 1] // unit for which in (SEALED, BUDGET))
+        ids, counts = reading.choose(query, total, wanted)
+        return reading.pages.find(ids, counts, self.counts[layer][b]), counts
+
+    def _pool_of(self, layer: int, b: int) -> Tensor:
+        """The pages that the tables of a layer and sequence are of, `[slots, G, S, L, D]`."""
+        pool = self.readings[layer][b].pages.pool
+        if pool is None:
+            return self._pool
+        assert self._open is not None
+        pool[-1].copy_(self._pool[int(self._open[layer, b])])
+        return pool
+
+
+def _most_slots(readings: list[list[DeviceReading]]) -> int:
+    return max(len(reading.pages.slots) for of_layer in readings for reading in of_layer)
+
+
+def _send(numbers: np.ndarray, to: Tensor) -> None:
+    """Nobody waits for what is sent."""
+    found = torch.from_numpy(numbers.copy())
+    to.copy_(found.pin_memory() if to.is_cuda else found, non_blocking=True)

@@ -1,0 +1,206 @@
+"""Decode steps in which nothing returns to the host, recorded as CUDA graphs.
+
+A step of some sequences has a `DeviceForm`, made again when room runs out. Its graph is good for as long as what it
+reads lies where it lay; pages that are sealed, or move, change tables only. Where some pages can be found by the host
+alone, the same step waits for it in every layer, and is not recorded. Which of them happens changes no bit.
+
+Forms belong to the past of the first sequence, so that what they hold goes when that does.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from ...kernels.launch import block_of, cdiv
+from ...retrieval import Index
+from ...storage import TieredStore
+from ..layers.device_reading import DeviceReading, can_be_read
+from ..layers.tiered import TieredLayer, tiered_layers
+from ..model.captured import Graphs
+from ..model.model import Model
+from ..model.step_tables import StepTables
+from .device_form import Ahead, DeviceForm
+from .sequence import Sequence
+
+logger = logging.getLogger(__name__)
+_FEWEST_PAGES = 64
+"""There is room for so many at least."""
+_CALLS = 3
+"""Steps that are called before one is recorded: a batch that shrinks passes each size only briefly."""
+_TRIES = 3
+"""Times that pages are looked for while other threads move them, before the host finds them."""
+_FORMS = 2
+"""That a past keeps: of itself, and of a batch that it is in."""
+
+
+def resident_step(model: Model, store: TieredStore, indexes: list[Index]) -> ResidentStep | None:
+    """The steps of a model over a store that has a device pool; None where not all of its layers attend to pages, or
+    some mix experts, which the host is asked for, or an index attends in its own way."""
+    lean = [layer for layer in model.lean if layer is not None and layer.has_halves and layer.experts is None]
+    is_known = len(lean) == model.num_layers == len(model.tiered) and model.value_dim is None
+    if store.gpu is None or not is_known or not all(can_be_read(index) for index in indexes):
+        return None
+    return ResidentStep(model, store)
+
+
+class Record(NamedTuple):
+    """A recorded step."""
+
+    replay: Callable[[], object]
+    logits: Tensor
+    queries: list[Tensor]
+    graphs: Graphs
+    """Of the model: others when its weights are."""
+
+
+class Steps:
+    """The steps of some sequences. A past keeps them."""
+
+    def __init__(self, form: DeviceForm) -> None:
+        self.form = form
+        self._record: Record | None = None
+        self._calls = 0
+
+    def read(self, readings: list[list[DeviceReading]]) -> None:
+        """Pages were sealed, or have moved."""
+        if not self.form.take(readings):
+            self._record, self._calls = None, 0
+
+    def take(self, tables: StepTables, graphs: Graphs | None) -> Tensor:
+        """Take the step that was pushed, from the record if there is one. Returns logits `[B, V]`."""
+        record = self._recorded(tables, graphs)
+        if record is None:
+            return self.form.compute(tables)
+        record.replay()
+        self.form.queries = record.queries
+        return record.logits.clone()
+
+    def _recorded(self, tables: StepTables, graphs: Graphs | None) -> Record | None:
+        if graphs is None or graphs.are_off:
+            return None
+        if self._record is not None and self._record.graphs is graphs:
+            return self._record
+        self._calls += 1
+        if self._calls < _CALLS:
+            return None
+        form, numbers = self.form, self.form.numbers
+        try:
+            replay, (logits,) = graphs.record(lambda _: (form.compute(tables),), (numbers,))
+        except RuntimeError as error:
+            logger.warning("decode goes on without CUDA graphs of whole steps: %s", error)
+            graphs.are_off = True
+            return None
+        self._record = Record(replay, logits, form.queries, graphs)
+        return self._record
+
+
+class ResidentStep:
+    """The steps of one model over one store."""
+
+    def __init__(self, model: Model, store: TieredStore) -> None:
+        self._model, self._store = model, store
+
+    def run(self, sequences: list[Sequence], tokens: list[int], tables: StepTables, ahead: Ahead) -> Tensor | None:
+        """Take one step with several sequences. Every layer has its token afterwards.
+
+        Args:
+            tables: of the tokens' positions.
+            ahead: told, where the host waits for layers, of a layer and the input `[B, C]` of the one below it.
+
+        Returns logits fp32 `[B, V]`; None, with nothing done, where only `LayerKV.step` can take it.
+
+        Raises CapacityError; some layers may have their token then.
+        """
+        layers = [tiered_layers(sequence.layers) for sequence in sequences]
+        of_layers = [list(some) for some in zip(*layers, strict=True)]
+        lengths = [sequence.num_tokens for sequence in sequences]
+        steps = self._steps_of(sequences, of_layers, waits=False)
+        if steps is None:
+            return None
+        opened = np.array([[layer.count_in() for layer in some] for some in of_layers])
+        sealed, tails = [some[0].sealed for some in layers], [some[0].tail_len for some in layers]
+        budgets = [some[0].step_budget for some in layers]
+
+        def push(form: DeviceForm) -> None:
+            form.push(tokens, sealed, tails, budgets, opened)
+
+        for _ in range(_TRIES):
+            if steps is None or steps.form.waits:
+                break
+            with self._store.still():
+                if steps.form.is_current:
+                    push(steps.form)
+                    logits = steps.take(tables, self._model.graphs)
+                    self._store.host.in_flight.note(logits.device)
+                    return self._done(steps.form, of_layers, logits)
+            steps = self._steps_of(sequences, of_layers, waits=False)
+        else:
+            steps = self._steps_of(sequences, of_layers, waits=True)
+        if steps is None:
+            for sequence, length in zip(sequences, lengths, strict=True):
+                sequence.undo_step(length)
+            return None
+        push(steps.form)
+        return self._done(steps.form, of_layers, steps.form.compute(tables, ahead))
+
+    def _done(self, form: DeviceForm, of_layers: list[list[TieredLayer]], logits: Tensor) -> Tensor:
+        """What layers are told of a step that the device has, or will have taken."""
+        for layer, (some, lean) in enumerate(zip(of_layers, self._model.lean, strict=True)):
+            for b, (cache, reading) in enumerate(zip(some, form.readings[layer], strict=True)):
+                cache.note_read(reading, form.counts[layer][b])
+                if cache.pages.is_full and lean is not None:
+                    cache.note_query(form.queries[layer][b], lean.scale)
+        return logits
+
+    def _steps_of(self, sequences: list[Sequence], of_layers: list[list[TieredLayer]], *, waits: bool) -> Steps | None:
+        """The steps of these sequences, with a form that is current; None where a layer has no reading."""
+        kept: dict[tuple[int, ...], Steps] = sequences[0].past.device_steps
+        key = tuple(id(sequence.past) for sequence in sequences)
+        steps = kept.get(key)
+        if steps is not None and steps.form.is_current and (steps.form.waits or not waits):
+            return steps
+        num_pages = max(_FEWEST_PAGES, block_of(max(len(layer.pids) for layer in of_layers[0]) + 1))
+        waits = waits or not all(layer.reader.is_found_by_device for some in of_layers for layer in some)
+        readings = self._readings(of_layers, num_pages, waits=waits)
+        if not waits and readings is not None and _some_wait(readings):
+            readings = self._readings(of_layers, num_pages, waits=True)
+        if readings is None:
+            kept.pop(key, None)
+            return None
+        if steps is not None and steps.form.num_pages == num_pages and steps.form.has_room_for(readings):
+            steps.read(readings)
+            return steps
+        if steps is None and len(kept) == _FORMS:
+            del kept[next(iter(kept))]
+        kept[key] = steps = Steps(DeviceForm(self._model, self._store, readings, num_pages))
+        return steps
+
+    @staticmethod
+    def _readings(
+        of_layers: list[list[TieredLayer]], num_pages: int, *, waits: bool
+    ) -> list[list[DeviceReading]] | None:
+        found: list[list[DeviceReading]] = []
+        for some in of_layers:
+            of_layer = [layer.device_reading(_rounded(layer), num_pages, waits=waits) for layer in some]
+            known = [reading for reading in of_layer if reading is not None]
+            if len(known) < len(of_layer):
+                return None
+            found.append(known)
+        return found
+
+
+def _rounded(layer: TieredLayer) -> int:
+    """The tokens that steps of about this length read at most, up to an eighth more: shapes follow from it, and a share
+    of a text grows with that."""
+    budget = layer.budget_of(layer.sealed + layer.layout.page_size)
+    step = max(1, block_of(budget) // 16)
+    return cdiv(budget, step) * step
+
+
+def _some_wait(readings: list[list[DeviceReading]]) -> bool:
+    return any(reading.pages.waits for of_layer in readings for reading in of_layer)

@@ -1,0 +1,64 @@
+"""A step as one function of device tensors: what layers compute one by one, and nothing that the host waits for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from device_engines import PAGE, Tiers, World, config, device_engine, engine_in, two_layers
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from stratakv.runtime.layers.device_reading import DeviceReading
+from stratakv.runtime.layers.tiered import tiered_layers
+from stratakv.runtime.model.model import Model
+
+INDEXES = ["spectral", "bounds", "oracle", "window"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return two_layers(tmp_path_factory.mktemp("model"))
+
+
+@pytest.mark.parametrize("index", [*INDEXES, "dense"])
+def test_a_step_is_what_layers_compute_one_by_one(model: Model, index: str) -> None:
+    """Up to rounding: beside layers that somebody watches, so that each is asked by itself."""
+    with (
+        engine_in(model, index, "roomy") as engine,
+        device_engine(model, config(index), Tiers()) as other,
+    ):
+        one_by_one = World(other)
+        for sequence in one_by_one.sequences:
+            for layer in tiered_layers(sequence.layers):
+                layer.watch = lambda layer, step: None
+        world, everyone = World(engine), [0, 1, 2, 3]
+        for turn in range(2):
+            found, expected = (each.step(everyone, PAGE + 1, turn) for each in (world, one_by_one))
+            assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+            for each in (world, one_by_one):
+                each.prompt(2, 20, turn)
+        assert not one_by_one.sequences[0].past.device_steps
+
+
+@pytest.mark.parametrize("place", ["roomy", "entries"])
+@pytest.mark.parametrize("index", INDEXES)
+def test_nothing_of_a_step_returns_to_the_host(
+    model: Model, index: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors without numbers go through all of it: no number is looked at, and no shape follows from one."""
+    with engine_in(model, index, place) as engine, torch.inference_mode():
+        world = World(engine)
+        world.step([0, 3], 1, 0)
+        (steps,) = world.sequences[0].past.device_steps.values()
+        tables = model.step_tables([40, 180])
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            logits = steps.form.compute(tables)
+        assert logits.shape == (2, model.config.vocab_size)
+        choose = DeviceReading.choose
+
+        def waiting(self: DeviceReading, query: Tensor, total: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+            return choose(self, query, total + int(total) * 0, wanted)
+
+        monkeypatch.setattr(DeviceReading, "choose", waiting)
+        with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(DataDependentOutputException):
+            steps.form.compute(tables)

@@ -1,0 +1,103 @@
+"""Whole steps on the device: the same bits wherever pages lie, called or recorded, and whatever has happened before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import torch
+from device_engines import EVERYWHERE, PAGE, World, engine_in, kinds, two_layers
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from stratakv.runtime.engine import resident_step
+from stratakv.runtime.model.captured import Graphs
+from stratakv.runtime.model.model import Model
+
+INDEXES = ["spectral", "bounds", "oracle", "window"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return two_layers(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(autouse=True)
+def _rooms_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resident_step, "_FEWEST_PAGES", 2)
+
+
+SOME = st.sets(st.integers(0, 3), min_size=1).map(sorted)
+ONE = st.integers(0, 3)
+OPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("step"), SOME, st.integers(1, 2 * PAGE), st.integers(0, 99)),
+        st.tuples(st.just("prompt"), ONE, st.integers(1, 70), st.integers(0, 99)),
+        st.tuples(st.sampled_from(["undo", "mark", "cut", "fork", "reload"]), ONE),
+    ),
+    min_size=4,
+    max_size=8,
+).map(lambda ops: [("step", [0, 1, 2, 3], 3, 5), *ops, ("step", [0, 2, 3], PAGE + 1, 7)])
+
+
+@pytest.mark.parametrize("index", INDEXES)
+@settings(max_examples=3, deadline=None, phases=[Phase.generate])
+@given(ops=OPS)
+def test_where_pages_lie_changes_no_bit(model: Model, index: str, ops: list[tuple[Any, ...]]) -> None:
+    with ExitStack() as stack, torch.inference_mode():
+        worlds = {place: World(stack.enter_context(engine_in(model, index, place))) for place in EVERYWHERE}
+        for name, *given_ in ops:
+            found = {place: getattr(world, name)(*given_) for place, world in worlds.items()}
+            if name == "step":
+                assert all(torch.equal(found["roomy"], other) for other in found.values()), (name, given_)
+        assert kinds(worlds["roomy"].sequences[0]) == {"PoolPages"}
+        assert kinds(worlds["entries"].sequences[0]) == {"EntryPages"}
+        assert "SpanPages" in kinds(worlds["span"].sequences[0])
+        for world in worlds.values():
+            for sequence in world.sequences:
+                sequence.close()
+
+
+class Traced(Graphs):
+    """Recording without a GPU: the operations of a step, on the memory that they had when it was recorded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_recorded = self.num_replayed = 0
+
+    def record(
+        self, work: Callable[..., tuple[Tensor, ...]], inputs: tuple[Tensor, ...]
+    ) -> tuple[Callable[[], object], tuple[Tensor, ...]]:
+        traced = make_fx(lambda *given_: work(*given_))(*inputs)
+        outputs = tuple(torch.full_like(out, torch.nan) for out in traced(*inputs))
+        self.num_recorded += 1
+
+        def replay() -> None:
+            self.num_replayed += 1
+            for held, out in zip(outputs, traced(*inputs), strict=True):
+                held.copy_(out)
+
+        return replay, outputs
+
+
+@pytest.mark.parametrize(("index", "place"), [("bounds", "roomy"), ("window", "entries")])
+def test_a_recorded_step_is_the_called_one(
+    model: Model, index: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after pages were sealed, rooms have doubled, and another sequence's step came between."""
+    steps = [([3], 3 * PAGE, 1), ([2], 4, 2), ([3], PAGE, 3)]
+    with engine_in(model, index, place) as engine:
+        world = World(engine)
+        called = [world.step(*step) for step in steps]
+    graphs = Traced()
+    monkeypatch.setattr(model, "graphs", graphs)
+    with engine_in(model, index, place) as engine:
+        world = World(engine)
+        recorded = [world.step(*step) for step in steps]
+    assert all(torch.equal(a, b) for a, b in zip(called, recorded, strict=True))
+    assert 1 < graphs.num_recorded < 6
+    assert graphs.num_replayed > PAGE

@@ -1,0 +1,95 @@
+"""Pages of a step: the same bytes at the places that each kind names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from kv_pages import SMALL, store_on, text
+from torch import Tensor
+
+from stratakv.runtime.layers.page_reader import PageReader
+from stratakv.runtime.layers.pages import LayerPages
+from stratakv.runtime.layers.step_pages import SpanPages, StepPages, is_same
+from stratakv.runtime.layers.workspace import Workspace
+from stratakv.storage import TieredStore
+
+PAGES, GROUPS, SIZE = 24, SMALL.num_heads, SMALL.page_size
+TEXT = text(SMALL, PAGES)
+DATA = torch.randn(PAGES, GROUPS, 2, SIZE, SMALL.head_dim, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(params=[(40, "PoolPages"), (32, "EntryPages"), (2, "SpanPages")], ids=lambda param: param[1])
+def reader(request: pytest.FixtureRequest) -> Iterator[tuple[PageReader, str]]:
+    slots, kind = request.param
+    store = store_on(None, SMALL, host=PAGES, gpu=slots)
+    pids = store.put(0, TEXT.chains, TEXT.tokens, DATA.flatten(1).view(torch.uint8))
+    pages = LayerPages(store, 0)
+    pages.pids = pids
+    if kind == "EntryPages":
+        store.reserve(0, 10)  # so that not all pages fit any more
+    yield PageReader(pages, Workspace(SMALL, 40, torch.device("cpu")), no_damage), kind
+    store.close()
+
+
+def no_damage(pids: list[int]) -> None:
+    raise AssertionError(f"pages {pids} are damaged")
+
+
+def bytes_at(pages: StepPages, store: TieredStore, ids: Tensor, unit: int) -> Tensor:
+    """K and V `[G, n, 2, unit, D]` where units of a step's pages are."""
+    assert store.gpu is not None
+    pool = store.gpu.data.view(torch.float32).view(-1, *DATA.shape[1:]) if pages.pool is None else pages.pool
+    slots, units = torch.from_numpy(pages.slots)[ids * unit // SIZE], SIZE // unit
+    cut = pool.unflatten(3, (units, unit)).transpose(2, 3)  # [slots, G, U, 2, unit, D]
+    return cut[slots, torch.arange(GROUPS)[:, None], ids % units]
+
+
+@pytest.mark.parametrize("unit", [1, 4])
+@pytest.mark.parametrize("waits", [False, True])
+def test_units_are_found_where_they_are_named(reader: tuple[PageReader, str], unit: int, waits: bool) -> None:
+    """Three steps, the last of which reads less than it might."""
+    of_layer, kind = reader
+    pages, random = of_layer.step_pages(unit, 8, waits=waits), torch.Generator().manual_seed(1)
+    assert pages is not None
+    assert type(pages).__name__ == ("HostEntries" if waits and kind != "SpanPages" else kind)
+    assert pages.waits == (waits or kind == "SpanPages")
+    for count in (8, 8, 5):
+        drawn = [torch.randperm(PAGES * SIZE // unit, generator=random)[:8].sort().values for _ in range(GROUPS)]
+        ids = torch.stack(drawn)
+        ids[:, count:] = 0
+        found = pages.find(ids, torch.full((GROUPS,), count), count)[:, :count]
+        expected = bytes_at(Own(), of_layer._store, ids[:, :count], unit)
+        assert torch.equal(bytes_at(pages, of_layer._store, found.long(), unit), expected)
+
+
+class Own(StepPages):
+    """The pages themselves, as they were put."""
+
+    waits = False
+
+    def __init__(self) -> None:
+        super().__init__(np.arange(PAGES), DATA)
+
+    def find(self, ids: Tensor, counts: Tensor, count: int) -> Tensor:
+        return ids
+
+
+def test_the_span_buffer_must_hold_what_is_chosen_and_the_open_page() -> None:
+    store = store_on(None, SMALL, host=PAGES, gpu=2)
+    pages = LayerPages(store, 0)
+    pages.pids = store.put(0, TEXT.chains, TEXT.tokens, DATA.flatten(1).view(torch.uint8))
+    reader = PageReader(pages, Workspace(SMALL, 16, torch.device("cpu")), no_damage)
+    assert isinstance(reader.step_pages(1, 16), SpanPages)
+    assert reader.step_pages(1, 17) is None
+    store.close()
+
+
+def test_the_same_memory_is_the_same() -> None:
+    some = torch.zeros(4)
+    assert is_same((some,), (some.view(4),))
+    assert not is_same((some,), (some[:2],))
+    assert not is_same((some,), (some.clone(),))
+    assert not is_same((some,), ())
