@@ -26,7 +26,6 @@ ALLOWED = {
     "kernels/low_rank.py: rebuild_keys": ON_THE_GPU,
     "runtime/api/progress.py: eta_s": "of what `on_progress` is told: for callers of the library",
     "runtime/bench/llama_c.py: tokenize": "of the one binding to llama.cpp, whose tokens `make compare` compares",
-    "runtime/engine/device_sampling.py: DeviceSampler": ON_THE_GPU,
     "runtime/cli/one_line.py: invoke": OVERRIDES,
     "runtime/model/decoder.py: reset_parameters": OVERRIDES,
     "runtime/model/llama_config.py: validate_architecture": OVERRIDES,

@@ -94,15 +94,17 @@ class DeviceForm:
         self._open = None
 
     def push(
-        self, tokens: list[int], sealed: list[int], tails: list[int], budgets: list[int], opened: np.ndarray
+        self, tokens: list[int] | Tensor, sealed: list[int], tails: list[int], budgets: list[int], opened: np.ndarray
     ) -> None:
         """Send what this step goes by. The device need not have done what came before.
 
         Args:
-            tokens, sealed, tails, budgets: of each sequence.
+            tokens: of each sequence, or int64 `[B]` on the device, which then need not have them yet.
+            sealed, tails, budgets: of each sequence.
             opened: the slots of open pages, int64 `[layers, B]`.
         """
-        layout, numbers = self._layout, np.array([tokens, sealed, tails, budgets], dtype=np.int64)
+        known = [0] * self.batch if isinstance(tokens, Tensor) else tokens
+        layout, numbers = self._layout, np.array([known, sealed, tails, budgets], dtype=np.int64)
         self.counts = [
             [reading.count(sealed[b], budgets[b]) for b, reading in enumerate(of_layer)] for of_layer in self.readings
         ]
@@ -110,6 +112,8 @@ class DeviceForm:
         first = ((opened[..., None, None] * layout.num_heads + head) * layout.sides + side) * layout.page_size
         rows = first + numbers[TAIL][:, None, None] - 1  # [layers, B, S, G]: where in the pool the newest token lies
         _send(np.concatenate([numbers.reshape(-1), rows.reshape(-1)]), self._pushed)
+        if isinstance(tokens, Tensor):
+            self.numbers[TOKEN].copy_(tokens)
         if self._open is None or not np.array_equal(self._open, opened):
             self._open = opened
             self._slots[:, :, -1] = opened

@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,27 +25,26 @@ from torch import Tensor
 
 from ...retrieval import Index, split_spec
 from ...retrieval.placement import Placement
-from ...storage import TieredStore
+from ...storage import StorageError, TieredStore
 from ...storage.transfer import clock
 from ..api.config import KVConfig
 from ..api.progress import OnProgress, Progress
-from ..layers.lookahead import FIRST_GUESSED
 from ..layers.prefetch import Prefetcher
-from ..layers.recurrent import mixing
 from ..layers.workspace import Workspace
 from ..model.model import Model
-from ..model.step_tables import StepTables
 from ..process.apart import apart
 from ..process.interrupt import Interrupts
 from ..process.spare_cores import FittingThreads
+from .begun_step import BegunStep
 from .compiled_form import compiled_step
+from .forward import forward
 from .known_tokens import append_known
 from .pasts import Pasts
 from .placing import facts_of, is_placed, make_placements, place
 from .prefixes import StoredPrefixes
 from .reaching import in_reach, within_reach
 from .resident_step import resident_step
-from .sequence import GENERATED, Sequence, Snapshot, StepPoint
+from .sequence import Sequence, Snapshot
 from .span_run import run_span
 
 logger = logging.getLogger(__name__)
@@ -87,6 +86,8 @@ class Engine:
         """Decode in compiled loops; None: there are none."""
         self.resident = resident_step(model, store, indexes)
         """Decode that the device does by itself; None: PyTorch's operations, one by one."""
+        self.is_ahead = self.resident is not None and model.device.type == "cuda"
+        """Whether `generate` takes steps whose tokens only the device knows: where steps need not wait for the host."""
         self.num_steps = 0
         self.tokens_read = 0
         settings = {**config.retrieval_settings(), "index": self.index_identity}
@@ -303,59 +304,47 @@ class Engine:
         with self.interrupts.deferred(), self._in_reach(sequences), self._turn(), within or nullcontext():
             return self._step(sequences, tokens)
 
+    @contextmanager
+    def decode_ahead(
+        self, sequences: list[Sequence], tokens: Tensor, *, within: AbstractContextManager[object]
+    ) -> Iterator[BegunStep | None]:
+        """Begin a step with tokens int64 `[B]` that only the device knows. Inside the block, which has the model's turn
+        and no interrupts, the caller settles it, once the host knows them too: else it is undone.
+
+        Gives None, with nothing done, where the step must wait for its tokens: the host finds what it reads, the tiers
+        are full, or a text grows to where its positions are others. `decode` takes it then, or says what is wrong.
+        """
+        with apart(), torch.inference_mode(), self.interrupts.deferred(), self._turn(), within:
+            step, waits = None, self.resident is not None and self.resident.waits(sequences)
+            if not waits and all(within_reach(self.model.rope, sequence, 1) for sequence in sequences):
+                with suppress(StorageError):
+                    step = self._begin(sequences, tokens)
+            try:
+                yield step
+            finally:
+                if step is not None:
+                    step.undo()
+            if step is not None:
+                self._note_step(sequences)
+
     def _step(self, sequences: list[Sequence], tokens: list[int]) -> Tensor:
-        model = self.model
-        named = [
-            sequence.name_pages(np.array([token], dtype=np.uint32), GENERATED)
-            for sequence, token in zip(sequences, tokens, strict=True)
-        ]
-        lengths, reaches = zip(*((sequence.num_tokens, sequence.past.reach) for sequence in sequences), strict=True)
-        tables, mix = model.step_tables(list(lengths), list(reaches)), mixing([s.layers for s in sequences])
+        step = self._begin(sequences, tokens)
+        step.settle(tokens)
+        self._note_step(sequences)
+        return step.logits
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-            outs = [sequence.layers[layer].step(q[b], k[b], v[b], scale) for b, sequence in enumerate(sequences)]
-            return torch.stack(outs) if len(outs) > 1 else outs[0].unsqueeze(0)
+    def _begin(self, sequences: list[Sequence], tokens: list[int] | Tensor) -> BegunStep:
+        def compute() -> Tensor:
+            return forward(
+                self.model, sequences, tokens, compiled=self.compiled, threads=self.threads, resident=self.resident,
+                prefetcher=self.prefetcher,
+            )  # fmt: skip
 
-        def ahead(layer: int, hidden: Tensor) -> None:
-            self._look_ahead(sequences, layer, hidden, tables)
+        return BegunStep(sequences, compute)
 
-        with ExitStack() as undo:
-            for sequence, new in zip(sequences, named, strict=True):
-                undo.callback(StepPoint.before(sequence, new).restore, sequence)
-            with self.prefetcher.step() if self.prefetcher else nullcontext():
-                logits = None
-                if self.compiled is not None:
-                    with self.threads.lent() as threads:
-                        logits = self.compiled.run(sequences, tokens, tables, ahead, threads)
-                elif self.resident is not None:
-                    logits = self.resident.run(sequences, tokens, tables, ahead)
-                if logits is None:
-                    ids = torch.tensor(tokens, device=model.device)
-                    hidden = model.embed(ids)
-                    inputs = model.inputs(ids, hidden)
-                    for layer in range(model.num_layers):
-                        ahead(layer + 1, hidden)
-                        hidden = model.step_layer(layer, hidden, tables, attend, mix, inputs.of(layer))
-                    logits = model.step_logits(hidden)
-            for sequence, new in zip(sequences, named, strict=True):
-                sequence.seal(new)
-            for sequence, new in zip(sequences, named, strict=True):
-                sequence.commit(new)
-            undo.pop_all()
+    def _note_step(self, sequences: list[Sequence]) -> None:
         self.num_steps += 1
         self.tokens_read = max((cache.tokens_read for s in sequences for cache in s.layers), default=0)
-        return logits
-
-    def _look_ahead(self, sequences: list[Sequence], layer: int, hidden: Tensor, tables: StepTables) -> None:
-        """Guess what `layer` will read from the input `[B, hidden]` of the layer below it."""
-        if self.prefetcher is None or not FIRST_GUESSED <= layer < self.model.num_layers:
-            return
-
-        def query(b: int) -> Tensor:
-            return self.model.query(layer, hidden[b : b + 1], tables.of(b))
-
-        for b, sequence in enumerate(sequences):
-            sequence.layers[layer].look_ahead(partial(query, b))
 
     @torch.inference_mode()
     @apart()

@@ -1,11 +1,23 @@
-"""The decode loop: from logits to tokens to text, for one sequence or a ragged batch."""
+"""The decode loop: from logits to tokens to text, for one sequence or a ragged batch.
+
+Where a step waits for the host, the two take turns: the host chooses the tokens, the step follows from them. Where it
+does not (`Engine.is_ahead`), the device chooses, and the host is one step behind:
+
+    device   | step 1, choose | step 2, choose | step 3, choose |
+    host             | begin step 2 | read 1, text | begin step 3 | read 2, text |
+
+Step t + 1 is begun before anybody knows what step t has led to. Once the host knows, it settles that step: for a reply
+that goes on it counts, for one that has ended it is undone, and what the reply has is what it would have had.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
+import torch
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
@@ -14,10 +26,13 @@ from ..api.config import GenerationConfig
 from ..api.figures import Stopwatch
 from ..api.progress import OnProgress
 from ..api.reply import Reply
+from .begun_step import BegunStep
+from .device_sampling import DeviceSampler
 from .engine import Engine
 from .repetition import Repetition
 from .sampling import Sampler
 from .sequence import Sequence
+from .told import Told
 
 
 class Stream:
@@ -56,16 +71,19 @@ class _Job:
 
     def __init__(self, engine: Engine, sequence: Sequence, config: GenerationConfig, reply: Reply) -> None:
         self.sequence, self.config, self.reply = sequence, config, reply
-        self.sampler = Sampler(config, engine.model.device)
         self.stream = Stream(engine.model.tokenizer, config.stop_strings)
         self.eos = frozenset() if config.ignore_eos else engine.model.eos_ids
         self.repetition = Repetition(0 if config.ignore_eos else config.max_repeats or 0)
         self.limit = min(config.max_new_tokens, engine.model.max_positions - sequence.num_tokens)
         self.done = False
 
-    def take(self, logits: Tensor) -> str:
-        """Choose a token; returns new text and sets `done` when this was the last."""
-        token = self.sampler.choose(logits, self.sequence.tokens)
+    @property
+    def may_go_on(self) -> bool:
+        """Whether there may be a token after the next one."""
+        return not self.done and len(self.reply.tokens) + 1 < self.limit
+
+    def take(self, token: int) -> str:
+        """The next token; returns new text and sets `done` when this was the last."""
         self.reply.tokens.append(token)
         self.reply.usage.completion_tokens += 1
         if token in self.eos:
@@ -117,8 +135,17 @@ def generate(
         asked: `clock.now()` when the request arrived, for the time to the first token.
     """
     jobs = [_Job(engine, *job) for job in zip(sequences, configs, replies, strict=True)]
+    yield from (_ahead if engine.is_ahead else _in_turns)(engine, jobs, logits, asked)
+
+
+def _in_turns(engine: Engine, jobs: list[_Job], logits: list[Tensor], asked: float) -> Iterator[tuple[int, str]]:
+    samplers = [Sampler(job.config, engine.model.device) for job in jobs]
+
+    def take(rows: dict[int, Tensor]) -> dict[int, str]:
+        return {i: jobs[i].take(samplers[i].choose(row, jobs[i].sequence.tokens)) for i, row in rows.items()}
+
     rows = dict(enumerate(logits))
-    texts = {i: jobs[i].take(row) for i, row in rows.items()}
+    texts = take(rows)
     for job in jobs:
         job.reply.timings.note_first(clock.now() - asked)
     while True:
@@ -132,6 +159,97 @@ def generate(
         )  # fmt: skip
         rows = dict(zip(active, new, strict=True))
         with step:
-            texts = {i: jobs[i].take(row) for i, row in rows.items()}
+            texts = take(rows)
         for i in active:
             jobs[i].reply.timings.note_step(step.seconds)
+
+
+def _ahead(engine: Engine, jobs: list[_Job], logits: list[Tensor], asked: float) -> Iterator[tuple[int, str]]:
+    batch = _Ahead(engine, jobs, torch.stack(logits))
+    texts = batch.take_first()
+    for job in jobs:
+        job.reply.timings.note_first(clock.now() - asked)
+    while True:
+        yield from texts.items()
+        if batch.failure is not None:
+            raise batch.failure
+        if all(job.done for job in jobs):
+            return
+        texts = batch.take_next()
+
+
+class _Ahead:
+    """A batch whose tokens the device chooses, and the host takes while the device goes on.
+
+    Args:
+        logits: after each job's last token, fp32 `[B, vocabulary]`.
+    """
+
+    def __init__(self, engine: Engine, jobs: list[_Job], logits: Tensor) -> None:
+        self._engine, self._jobs, self._device = engine, jobs, engine.model.device
+        self._rows = list(range(len(jobs)))
+        """The jobs that the sampler's rows are of. One that is done leaves with the next step."""
+        tokens = [job.sequence.tokens for job in jobs]
+        self._sampler = DeviceSampler([job.config for job in jobs], tokens, logits.shape[-1], self._device)
+        self._newest: Told | None = self._choose(logits, Told(self._device))
+        """Tells the tokens after the newest step; None: they are taken."""
+        self.failure: Exception | None = None
+        """Why the step after the tokens that were taken last could not be settled."""
+
+    def take_first(self) -> dict[int, str]:
+        """The first token of each job, before anything else is begun. Returns the texts, by job."""
+        assert self._newest is not None
+        texts, self._newest = self._take(self._newest.read(), self._rows), None
+        return texts
+
+    def take_next(self) -> dict[int, str]:
+        """The next token of each job that goes on; the step after these is begun first, if it can be."""
+        told, after = self._newest or self._step(), Told(self._device)
+        going = [row for row, job in enumerate(self._rows) if self._jobs[job].may_go_on]
+        with self._begun(told, going, after) as step:
+            rows = self._rows
+            if step is not None:
+                self._keep(going)
+                self._choose(step.logits, after)
+            tokens = told.read()
+            texts = self._take(tokens, rows)
+            if step is not None:
+                self._settle(step, [tokens[row] for row in going])
+        for job in texts:
+            self._jobs[job].reply.timings.note_step(told.seconds)
+        self._newest = None if step is None else after
+        return texts
+
+    def _take(self, tokens: list[int], rows: list[int]) -> dict[int, str]:
+        pairs = zip(rows, tokens, strict=True)
+        return {job: self._jobs[job].take(token) for job, token in pairs if not self._jobs[job].done}
+
+    def _keep(self, rows: list[int]) -> None:
+        self._sampler.keep(rows)
+        self._rows = [self._rows[row] for row in rows]
+
+    def _choose(self, logits: Tensor, told: Told) -> Told:
+        self._sampler.draw()
+        told.note(self._sampler.choose(logits))
+        return told
+
+    def _step(self) -> Told:
+        """The step after the tokens that were taken."""
+        self._keep([row for row, job in enumerate(self._rows) if not self._jobs[job].done])
+        jobs, told = [self._jobs[job] for job in self._rows], Told(self._device)
+        sequences, tokens = [job.sequence for job in jobs], [job.reply.tokens[-1] for job in jobs]
+        return self._choose(self._engine.decode(sequences, tokens, within=told), told)
+
+    def _begun(self, told: Told, rows: list[int], after: Told) -> AbstractContextManager[BegunStep | None]:
+        """The step after tokens that the host does not know yet, of the rows whose replies may go on."""
+        if not rows:
+            return nullcontext()
+        tokens = torch.stack([told.tokens[row] for row in rows])
+        sequences = [self._jobs[self._rows[row]].sequence for row in rows]
+        return self._engine.decode_ahead(sequences, tokens, within=after)
+
+    def _settle(self, step: BegunStep, tokens: list[int]) -> None:
+        try:
+            step.settle(tokens, [not self._jobs[job].done for job in self._rows])
+        except Exception as error:  # the tokens before it are good: whoever reads gets them first
+            self.failure = error

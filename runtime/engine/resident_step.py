@@ -105,10 +105,18 @@ class ResidentStep:
     def __init__(self, model: Model, store: TieredStore) -> None:
         self._model, self._store = model, store
 
-    def run(self, sequences: list[Sequence], tokens: list[int], tables: StepTables, ahead: Ahead) -> Tensor | None:
+    def waits(self, sequences: list[Sequence]) -> bool:
+        """Whether the next step of these waits for the host, as far as the last one tells."""
+        steps: Steps | None = sequences[0].past.device_steps.get(_key(sequences))
+        return steps is None or steps.form.waits
+
+    def run(
+        self, sequences: list[Sequence], tokens: list[int] | Tensor, tables: StepTables, ahead: Ahead
+    ) -> Tensor | None:
         """Take one step with several sequences. Every layer has its token afterwards.
 
         Args:
+            tokens: of each sequence, or int64 `[B]` on the device.
             tables: of the tokens' positions.
             ahead: told, where the host waits for layers, of a layer and the input `[B, C]` of the one below it.
 
@@ -160,7 +168,7 @@ class ResidentStep:
     def _steps_of(self, sequences: list[Sequence], of_layers: list[list[TieredLayer]], *, waits: bool) -> Steps | None:
         """The steps of these sequences, with a form that is current; None where a layer has no reading."""
         kept: dict[tuple[int, ...], Steps] = sequences[0].past.device_steps
-        key = tuple(id(sequence.past) for sequence in sequences)
+        key = _key(sequences)
         steps = kept.get(key)
         if steps is not None and steps.form.is_current and (steps.form.waits or not waits):
             return steps
@@ -192,6 +200,10 @@ class ResidentStep:
                 return None
             found.append(known)
         return found
+
+
+def _key(sequences: list[Sequence]) -> tuple[int, ...]:
+    return tuple(id(sequence.past) for sequence in sequences)
 
 
 def _rounded(layer: TieredLayer) -> int:

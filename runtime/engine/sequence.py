@@ -19,6 +19,8 @@ from ..layers.base import LayerKV
 from ..layers.choices import Choices
 from .sequence_rows import SequenceRows
 
+Place = tuple[int, int, bytes]
+"""An end of a text: its pages, its tokens, and the chain that the next page's name goes on from."""
 PROMPT, GENERATED = 0, 1
 """Origins of tokens: read as a prompt's, exactly, or one by one within the budget."""
 _CHANGED = (
@@ -63,9 +65,7 @@ class NamedPages:
     def require_place(self, sequence: Sequence) -> None:
         """Raises ConversationError unless `sequence` still ends where these tokens begin: otherwise another call has
         changed it meanwhile."""
-        here = (len(sequence.chains), sequence.num_tokens, sequence.last_chain)
-        if here != (self.start, self.length, self.previous):
-            raise ConversationError(_CHANGED)
+        sequence.require_place((self.start, self.length, self.previous))
 
     def require_right(self, sequence: Sequence) -> None:
         """Raises ConversationError as `require_place`, and unless the names are what the pages' tokens give there."""
@@ -154,6 +154,16 @@ class Sequence:
     def chains(self) -> list[bytes]:
         """Names of the sealed pages."""
         return self.past.chains
+
+    @property
+    def place(self) -> Place:
+        """Where the text ends."""
+        return len(self.chains), self.num_tokens, self.last_chain
+
+    def require_place(self, place: Place) -> None:
+        """Raises ConversationError unless the text ends there: otherwise another call has changed it meanwhile."""
+        if self.place != place:
+            raise ConversationError(_CHANGED)
 
     @property
     def last_chain(self) -> bytes:
@@ -302,15 +312,16 @@ class StepPoint:
     """The point before a decode step of one sequence, to undo it. A step that fills a page needs a snapshot: layers
     seal it one by one, and one may fail after others have."""
 
-    num_tokens: int
+    place: Place
     snapshot: Snapshot | None
 
     @classmethod
-    def before(cls, sequence: Sequence, named: NamedPages) -> StepPoint:
-        return cls(sequence.num_tokens, sequence.snapshot() if named.chains else None)
+    def before(cls, sequence: Sequence) -> StepPoint:
+        fills = sequence.tail_len + 1 == sequence.page_size
+        return cls(sequence.place, sequence.snapshot() if fills else None)
 
     def restore(self, sequence: Sequence) -> None:
         if self.snapshot is not None:
             sequence.rollback(self.snapshot)
         else:
-            sequence.undo_step(self.num_tokens)
+            sequence.undo_step(self.place[1])

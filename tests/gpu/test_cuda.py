@@ -15,6 +15,7 @@ from tiny_models import VOCABULARY, reference_model
 
 from stratakv.kernels.prefill_attention import prefill_attention, prefill_attention_reference
 from stratakv.runtime import KVConfig, Runtime
+from stratakv.runtime.engine.device_sampling import DeviceSampler
 from stratakv.runtime.layers.device_rows import DeviceRows
 
 pytestmark = pytest.mark.gpu
@@ -95,6 +96,42 @@ def test_the_device_finds_rows_in_pinned_memory_and_nobody_waits(
     pinned, _ = converse(tiny_llama, tmp_path / "pinned", gpu_gb=0.0007, host_gb=0.1, disk_gb=0)
     assert reads
     assert torch.equal(roomy, pinned)
+
+
+def test_the_host_is_one_step_behind_and_nobody_waits(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replies are those of taking turns. What the device chooses is chosen without a wait."""
+    choose, draw = DeviceSampler.choose, DeviceSampler.draw
+
+    def watched(work: Any) -> Any:
+        def call(*given: Any) -> Any:
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                return work(*given)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+        return call
+
+    monkeypatch.setattr(DeviceSampler, "choose", watched(choose))
+    monkeypatch.setattr(DeviceSampler, "draw", watched(draw))
+    kv = KVConfig(path=tmp_path, gpu_gb=0.1, host_gb=0.1, disk_gb=0, **KV)
+    prompts = ["The letter lies under the lamp. " * count for count in (20, 30, 9)]
+    settings: list[dict[str, Any]] = [
+        {},
+        {"do_sample": True, "seed": 3},
+        {"do_sample": True, "repetition_penalty": 1.2},
+    ]
+    with Runtime.load(tiny_llama, device="cuda", dtype="float32", kv=kv) as runtime:
+        assert runtime.engine.is_ahead
+        for some in settings:
+            found = []
+            for is_ahead in (False, True):
+                runtime.engine.is_ahead = is_ahead
+                replies = runtime.generate(prompts, max_new_tokens=40, **{"seed": 0, **some})
+                found.append([(reply.tokens, reply.text, reply.finish_reason) for reply in replies])
+            assert found[0] == found[1]
 
 
 def test_a_session_resumes(tiny_llama: Path, tmp_path: Path) -> None:

@@ -209,7 +209,7 @@ def test_a_step_that_fills_a_page_publishes_it(text: Text) -> None:
 def test_a_step_is_undone_however_many_layers_took_it(text: Text, length: int, num_layers: int) -> None:
     text.read(length)
     before = held(text.sequence)
-    point = StepPoint.before(text.sequence, named(text.sequence, 1, GENERATED))
+    point = StepPoint.before(text.sequence)
     assert (point.snapshot is not None) == (length == 2 * PAGE - 1)
     new = text.step(num_layers)
     if num_layers == 2:
