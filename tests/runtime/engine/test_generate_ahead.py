@@ -232,11 +232,8 @@ FAILS = [
     (module.Stream, "push"), (Sequence, "seal"),
 ]  # fmt: skip
 PLACES = [
-    *(
-        (*place, "Ctrl-C", number)
-        for place in [*FAILS, (BegunStep, "settle"), (Sequence, "commit")]
-        for number in (1, 8)
-    ),
+    (Told, "read", "Ctrl-C", 1),
+    *((*place, "Ctrl-C", 8) for place in [*FAILS, (BegunStep, "settle"), (Sequence, "commit")]),
     *((*place, "an error", 8) for place in FAILS),
 ]
 
