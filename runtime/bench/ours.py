@@ -108,7 +108,7 @@ class Ours(Contestant):
         model = self.runtime.model
         itemsize = 1 if model.weights == "int8" else model.dtype.itemsize  # scales and norms are little beside it
         traffic = Traffic(
-            weights=self._subject.read_per_step(itemsize), kv=float(np.mean(self._kv_bytes)),
+            weights=self._subject.read_per_step(itemsize), kv=float(np.mean(self._kv_bytes)), index=self._index_bytes,
             link=moved.host_to_gpu_bytes / steps, disk=moved.disk_to_host_bytes / steps,
         )  # fmt: skip
         waited = ratio(moved.stall_s, self._busy_s)
@@ -124,6 +124,18 @@ class Ours(Contestant):
             "roofline": traffic.against(self._bandwidths, turn.decode_s / steps),
             **self._breakdown(turn),
         }
+
+    @property
+    def _index_bytes(self) -> int:
+        """Bytes that indexes read in a step that chooses: what ranks units, or where nothing is known of that all that
+        they keep."""
+        indexes, found = self.runtime.engine.indexes, 0
+        for layer in _tiered(self.sequences):
+            if layer.indexed and layer.step_budget < layer.sealed:
+                index, ranking = indexes[layer.layer], indexes[layer.layer].ranking(layer.state)
+                reads = index.state_bytes(layer.state) if ranking is None else sum(t.nbytes for t in ranking.reads)
+                found += reads
+        return found
 
     def _breakdown(self, turn: TimedTurn) -> dict[str, Any]:
         if not self._has_breakdown:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,12 +29,24 @@ from ...storage import TieredStore
 from ..layers.device_reading import DeviceReading
 from ..model.model import Model, grown
 from ..model.step_tables import StepTables
+from .branches import Branches
 
-TOKEN, SEALED, TAIL, BUDGET = range(4)
-"""The numbers of a sequence that are pushed: its newest token, how many lie in sealed pages, how many behind them with
-the newest, and how many of the sealed ones are to be read."""
+TOKEN, TAIL, SEALED, BUDGET = range(4)
+"""The numbers of a sequence that are pushed: its newest token, how many lie behind its sealed pages with the newest,
+how many in those, and how many of these are to be read."""
 Ahead = Callable[[int, Tensor], object]
 """Told of a layer and the input `[B, C]` of the one below it."""
+
+
+class _Units(NamedTuple):
+    """The numbers of a step in units of so many tokens."""
+
+    total: Tensor
+    """int64 `[B, 1]`: those in sealed pages."""
+    wanted: Tensor
+    """int64 `[B, 1]`: those of them to be read."""
+    opened: Tensor
+    """int64 `[1, G, L / unit]`: those of the open page, in every table."""
 
 
 class DeviceForm:
@@ -60,6 +73,7 @@ class DeviceForm:
         self._rows = self._pushed[4 * self.batch :].view(layers, rows)
         pages = store.gpu.data.view(getattr(torch, layout.dtype))
         self._pool = pages.view(-1, layout.num_heads, layout.sides, layout.page_size, layout.head_dim)
+        self._branches = Branches(device, self.batch)
         self._open: np.ndarray | None = None
         self.counts: list[list[int]] = []
         """Units that a step reads, by layer and sequence."""
@@ -104,7 +118,7 @@ class DeviceForm:
             opened: the slots of open pages, int64 `[layers, B]`.
         """
         known = [0] * self.batch if isinstance(tokens, Tensor) else tokens
-        layout, numbers = self._layout, np.array([known, sealed, tails, budgets], dtype=np.int64)
+        layout, numbers = self._layout, np.array([known, tails, sealed, budgets], dtype=np.int64)
         self.counts = [
             [reading.count(sealed[b], budgets[b]) for b, reading in enumerate(of_layer)] for of_layer in self.readings
         ]
@@ -132,6 +146,7 @@ class DeviceForm:
         """
         model = self._model
         tokens, lengths = self.numbers[TOKEN], self.numbers[TAIL] + self._room * self._layout.page_size
+        units: dict[int, _Units] = {}
         hidden = model.embed(tokens)
         inputs, self.queries = model.inputs(tokens, hidden), []
         for layer, lean in enumerate(model.lean):
@@ -142,7 +157,7 @@ class DeviceForm:
             q = grown(q, tables).contiguous()
             self.queries.append(q)
             self._append(layer, k, v)
-            attended, more = self._attend(layer, q, lean.scale, lengths), inputs.of(layer)
+            attended, more = self._attend(layer, q, lean.scale, lengths, units), inputs.of(layer)
             hidden = lean.after(hidden, attended, *(() if more is None else (more,)))
         return model.step_logits(hidden)
 
@@ -151,21 +166,21 @@ class DeviceForm:
         both = torch.stack([k, v], 1).view(-1, self._layout.head_dim)
         self._pool.view(-1, self._layout.head_dim).index_copy_(0, self._rows[layer], both.to(self._pool.dtype))
 
-    def _attend(self, layer: int, q: Tensor, scale: float, lengths: Tensor) -> Tensor:
-        """The attention `[B, H, D]` of q `[B, H, D]`."""
+    def _attend(self, layer: int, q: Tensor, scale: float, lengths: Tensor, units: dict[int, _Units]) -> Tensor:
+        """The attention `[B, H, D]` of q `[B, H, D]`. `units`: of the step so far, by tokens of one."""
         groups, dim = self._layout.num_heads, self._layout.head_dim
         query, sinks, outs = q.view(self.batch, groups, -1, dim), self._model.sinks[layer], []
         scaled = query.float() * scale
         for some in self._together(layer):
-            reading = self.readings[layer][some.start]
-            units, unit = self._layout.page_size // reading.unit, reading.unit
-            opened = torch.arange(self._room * units, (self._room + 1) * units, device=q.device)
-            found, counts = zip(*(self._find(layer, b, scaled[b]) for b in range(some.start, some.stop)), strict=True)
-            chosen = torch.stack(found)
-            ids = torch.cat([opened.expand(len(found), groups, -1), chosen], -1)
+            unit = self.readings[layer][some.start].unit
+            if unit not in units:
+                units[unit] = self._in_units(unit)
+            found, counts = self._find(layer, some, scaled, units[unit])
+            opened = units[unit].opened
+            ids = torch.cat([opened.expand(len(found), -1, -1), found], -1)
             out, lse = paged_attention(
                 query[some], self._pool_of(layer, some.start), self._tables[layer, some], ids, unit=unit, scale=scale,
-                counts=torch.stack(counts) + units, lengths=lengths[some],
+                counts=counts + opened.shape[-1], lengths=lengths[some],
             )  # fmt: skip
             outs.append(out if sinks is None else with_sinks(out, lse, sinks.view(lse.shape[1:])))
         return (outs[0] if len(outs) == 1 else torch.cat(outs)).view(q.shape)
@@ -180,12 +195,27 @@ class DeviceForm:
         found = [list(members) for _, members in groupby(range(self.batch), kind)]
         return [slice(members[0], members[-1] + 1) for members in found]
 
-    def _find(self, layer: int, b: int, query: Tensor) -> tuple[Tensor, Tensor]:
-        """The units that a sequence reads, `[G, n]`, and how many of each head count, `[G]`."""
-        reading, unit = self.readings[layer][b], self.readings[layer][b].unit
-        total, wanted = (self.numbers[which, b : b + 1] // unit for which in (SEALED, BUDGET))
-        ids, counts = reading.choose(query, total, wanted)
-        return reading.pages.find(ids, counts, self.counts[layer][b]), counts
+    def _in_units(self, unit: int) -> _Units:
+        units, device = self._layout.page_size // unit, self.numbers.device
+        opened = torch.arange(self._room * units, (self._room + 1) * units, device=device)
+        total, wanted = (self.numbers[SEALED:] // unit).unsqueeze(-1)
+        return _Units(total, wanted, opened.expand(1, self._layout.num_heads, -1))
+
+    def _find(self, layer: int, some: slice, queries: Tensor, units: _Units) -> tuple[Tensor, Tensor]:
+        """The units that some sequences read, `[.., G, n]`, and how many of each head count, `[.., G]`.
+
+        Args:
+            queries: of all sequences, `[B, G, R, D]`, scaled, fp32.
+        """
+        found, counted = [], []
+        for b in range(some.start, some.stop):
+            reading = self.readings[layer][b]
+            with self._branches.of(b - some.start):
+                ids, counts = reading.choose(queries[b], units.total[b], units.wanted[b])
+                found.append(reading.pages.find(ids, counts, self.counts[layer][b]))
+            counted.append(counts)
+        self._branches.join()
+        return _stacked(found), _stacked(counted)
 
     def _pool_of(self, layer: int, b: int) -> Tensor:
         """The pages that the tables of a layer and sequence are of, `[slots, G, S, L, D]`."""
@@ -195,6 +225,10 @@ class DeviceForm:
         assert self._open is not None
         pool[-1].copy_(self._pool[int(self._open[layer, b])])
         return pool
+
+
+def _stacked(each: list[Tensor]) -> Tensor:
+    return torch.stack(each) if len(each) > 1 else each[0].unsqueeze(0)
 
 
 def _most_slots(readings: list[list[DeviceReading]]) -> int:

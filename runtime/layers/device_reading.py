@@ -74,7 +74,7 @@ class DeviceReading:
         wanted = total if self._reads_all else wanted
         scores = ranking.scores(query, total)[:, : self._columns]
         return choose_units(
-            scores, total.repeat(groups), wanted.repeat(groups), most=self.most, sink=ranking.sink, local=ranking.local
+            scores, total.expand(groups), wanted.expand(groups), most=self.most, sink=ranking.sink, local=ranking.local
         )
 
 

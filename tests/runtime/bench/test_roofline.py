@@ -14,6 +14,7 @@ EDGES = Bandwidths(memory=100.0, link=10.0, disk=1.0)
     ("traffic", "bound_s"),
     [
         (Traffic(weights=300, kv=100), 4),
+        (Traffic(weights=300, kv=50, index=50), 4),
         (Traffic(weights=300, kv=100, link=50), 5),
         (Traffic(weights=300, kv=100, link=50, disk=8), 8),
     ],
