@@ -19,6 +19,11 @@ class Rotation(Protocol):
 
     def unrotate(self, keys: Tensor, positions: Tensor) -> Tensor: ...
 
+    @property
+    def reads(self) -> tuple[Tensor, ...]:
+        """Every tensor that is read besides the arguments. They stay where they are as long as the rotation exists."""
+        ...
+
 
 class NoRotation:
     """The rotation of a layer that has no positions."""
@@ -28,6 +33,10 @@ class NoRotation:
 
     def unrotate(self, keys: Tensor, positions: Tensor) -> Tensor:
         return keys.float()
+
+    @property
+    def reads(self) -> tuple[Tensor, ...]:
+        return ()
 
 
 @dataclass(frozen=True, slots=True)

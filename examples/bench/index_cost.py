@@ -60,9 +60,10 @@ _WARM_UP = 3
 class Rope:
     """SmolLM2's: dimension i turns with i + D/2."""
 
+    reads = (100_000.0 ** (-torch.arange(0, DIM, 2) / DIM),)
+
     def rotate(self, keys: Tensor, positions: Tensor, sign: float = 1.0) -> Tensor:
-        frequencies = 100_000.0 ** (-torch.arange(0, DIM, 2) / DIM)
-        angles = positions.float().unsqueeze(-1) * frequencies
+        angles = positions.float().unsqueeze(-1) * self.reads[0]
         one, two = keys.float().chunk(2, -1)
         cos, sin = angles.cos(), sign * angles.sin()
         return torch.cat([one * cos - two * sin, two * cos + one * sin], -1)

@@ -125,7 +125,7 @@ class A2ATSIndex(IndexOf[Rows]):
             ranks.scatter_(1, turns, -place.float().expand(len(q), -1))
             return ranks.masked_fill(~counts, 0)
 
-        reads = codes, self._codewords, self._center
+        reads = codes, self._codewords, self._center, *self.layer.rotation.reads
         return Ranking(unit=1, sink=sink, local=local, room=codes.shape[1], scores=scores, reads=reads)
 
     def _table(self, q: Tensor, length: Tensor) -> Tensor:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
+
+from .rotary import Frequencies
 
 Table = tuple[Tensor, Tensor]
 
@@ -12,12 +15,17 @@ Table = tuple[Tensor, Tensor]
 class LayerRotation:
     """The way one layer of a model applies positions to keys, as a `retrieval.layer.Rotation`."""
 
-    def __init__(self, table: Callable[[Tensor], Table], turn: Callable[[Tensor, Table], Tensor]) -> None:
+    def __init__(self, frequencies: Frequencies, dtype: torch.dtype, turn: Callable[[Tensor, Table], Tensor]) -> None:
         """
         Args:
-            table: cos and sin of positions `[B, n]`, fp32. turn: applies them to keys `[B, 1, n, D]`.
+            frequencies, dtype: of cos and sin, which are `[B, n, rotary dim]` for positions `[B, n]`.
+            turn: applies them to keys `[B, 1, n, D]`.
         """
-        self._table, self._turn = table, turn
+        self._frequencies, self._dtype, self._turn = frequencies, dtype, turn
+
+    @property
+    def reads(self) -> tuple[Tensor, ...]:
+        return (self._frequencies.inverse,)
 
     def rotate(self, keys: Tensor, positions: Tensor) -> Tensor:
         """Rotate un-rotated keys `[G, n, D]` at positions `[n]` or `[G, n]`. Returns fp32."""
@@ -31,7 +39,7 @@ class LayerRotation:
 
     def _at(self, keys: Tensor, positions: Tensor) -> Table:
         rows = positions.to(keys.device)
-        return self._table(rows if rows.dim() == 2 else rows.unsqueeze(0))
+        return self._frequencies.table(rows if rows.dim() == 2 else rows.unsqueeze(0), self._dtype)
 
     def _apply(self, keys: Tensor, table: Table) -> Tensor:
         each = keys.float().unsqueeze(1)  # a batch of KV heads, each with positions of its own

@@ -285,10 +285,8 @@ class Model:
     def rotation(self, layer: int, reach: int = 0) -> LayerRotation:
         """The positions of one layer in texts of that reach, for indexes that work on un-rotated keys."""
         kind = self.kinds[layer]
-        return LayerRotation(
-            lambda positions: self.rotary(positions, torch.float32, reach)[kind],
-            lambda keys, table: self.turn(layer, keys, keys, {kind: table})[1],
-        )
+        frequencies, dtype = self._rotary.frequencies(kind, reach), self._rotary.dtype_of(torch.float32)
+        return LayerRotation(frequencies, dtype, lambda keys, table: self.turn(layer, keys, keys, {kind: table})[1])
 
     def layer(self, layer: int, *, prefill: bool) -> torch.nn.Module:
         """The module of a decoder layer; for prefill, a copy in `prefill_dtype` where that is another dtype, or the

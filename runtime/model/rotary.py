@@ -10,6 +10,7 @@ Shapes  B sequences, T tokens
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +28,21 @@ _KEPT = 8
 length."""
 
 
+class Frequencies(NamedTuple):
+    """What cos and sin are computed from."""
+
+    inverse: Tensor
+    """Fp32 `[rotary dim / 2]`."""
+    scaling: float
+    """The factor of cos and sin."""
+
+    def table(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """cos and sin `[.., rotary dim]` of positions `[..]`."""
+        angles = positions[..., None].float() * self.inverse
+        both = torch.cat((angles, angles), -1)
+        return (both.cos() * self.scaling).to(dtype), (both.sin() * self.scaling).to(dtype)
+
+
 class Rotary:
     """The tables of one model.
 
@@ -38,7 +54,7 @@ class Rotary:
     def __init__(self, rope: Rope, kinds: list[str], device: torch.device, dtype: torch.dtype | None) -> None:
         self.rope, self._device, self._dtype = rope, device, dtype
         self._kinds = sorted(set(kinds))
-        self._known: dict[int, dict[str, tuple[Tensor, float]]] = {}
+        self._known: dict[int, dict[str, Frequencies]] = {}
 
     def __call__(self, positions: Tensor, dtype: torch.dtype, reaches: list[int]) -> RotaryTables:
         """Tables for positions `[B, T]` of texts whose `reaches` are one for each row, or one for all."""
@@ -50,24 +66,26 @@ class Rotary:
             for kind in rows[0]
         }
 
-    def _tables(
-        self, positions: Tensor, dtype: torch.dtype, frequencies: dict[str, tuple[Tensor, float]]
-    ) -> RotaryTables:
-        made = {}
-        for table, (inverse, scaling) in frequencies.items():
-            angles = positions[..., None].float() * inverse
-            both = torch.cat((angles, angles), -1)
-            kind = self._dtype or dtype
-            made[table] = (both.cos() * scaling).to(kind), (both.sin() * scaling).to(kind)
+    def frequencies(self, kind: str, reach: int) -> Frequencies:
+        """Those of a kind of layers in texts of that reach. They last as long as the caller holds them."""
+        known = self._frequencies(reach)
+        return known.get(kind) or known[EVERY_LAYER]
+
+    def dtype_of(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype of tables that are asked for in this one."""
+        return self._dtype or dtype
+
+    def _tables(self, positions: Tensor, dtype: torch.dtype, frequencies: dict[str, Frequencies]) -> RotaryTables:
+        made = {table: of.table(positions, self.dtype_of(dtype)) for table, of in frequencies.items()}
         found = {kind: made.get(kind) or made[EVERY_LAYER] for kind in self._kinds}
         if self.rope.query_growth is not None:
             beta, original = self.rope.query_growth
             factor = 1 + beta * torch.log(1 + torch.floor(positions / original))
-            found[QUERIES] = factor[..., None].to(self._dtype or dtype), factor[..., None].to(self._dtype or dtype)
+            found[QUERIES] = factor[..., None].to(self.dtype_of(dtype)), factor[..., None].to(self.dtype_of(dtype))
         return found
 
-    def _frequencies(self, reach: int) -> dict[str, tuple[Tensor, float]]:
-        """The frequencies of each table, fp32 `[rotary dim / 2]`, and the factor of cos and sin."""
+    def _frequencies(self, reach: int) -> dict[str, Frequencies]:
+        """The frequencies of each table."""
         if reach not in self._known:
             if len(self._known) == _KEPT:
                 del self._known[next(iter(self._known))]
@@ -77,15 +95,15 @@ class Rotary:
             }
         return self._known[reach]
 
-    def _made(self, table: Table, reach: int, head_dim: int) -> tuple[Tensor, float]:
+    def _made(self, table: Table, reach: int, head_dim: int) -> Frequencies:
         said = _RopeSettings(table, head_dim, self.rope.max_positions, head_dim)
         kind = table["rope_type"]
         if kind in ROPE_INIT_FUNCTIONS:
             inverse, scaling = ROPE_INIT_FUNCTIONS[kind](said, None, seq_len=torch.tensor(reach) if reach else None)
-            return inverse.to(self._device), float(scaling)
+            return Frequencies(inverse.to(self._device), float(scaling))
         width = rotary_width(table, head_dim)
         inverse = 1.0 / (table["rope_theta"] ** (torch.arange(0, width, 2, dtype=torch.float) / width))
-        return inverse.to(self._device), 1.0
+        return Frequencies(inverse.to(self._device), 1.0)
 
 
 @dataclass(frozen=True, slots=True)

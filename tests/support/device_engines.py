@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from kv_pages import arena, disk_tier
+from profiles import a2ats_profile
 from tiny_models import VOCABULARY, save_tiny_model
 from torch import Tensor
 
@@ -52,7 +53,9 @@ def device_engine(model: Model, kv: KVConfig, tiers: Tiers, folder: Path | None 
     )  # fmt: skip
     workspace = Workspace(layout, tiers.span, torch.device("cpu"), model.turns)
     prefetcher = Prefetcher(is_forced=True)
-    engine = Engine(model, store, make_indexes(model, kv, {}), kv, workspace, CHUNK, prefetcher)
+    groups, dim = layout.num_heads, layout.head_dim
+    profile = dict.fromkeys(model.tiered, a2ats_profile((groups, model.num_heads // groups, dim)))
+    engine = Engine(model, store, make_indexes(model, kv, profile), kv, workspace, CHUNK, prefetcher)
     engine.compiled = None
     try:
         yield engine

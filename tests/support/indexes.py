@@ -36,10 +36,14 @@ class HalfSplitRope:
 
     def __init__(self, base: float = 10_000.0) -> None:
         self.base = base
+        self._frequencies: dict[int, Tensor] = {}
+        """By width: a step that was recorded reads them, so they are kept."""
 
     def rotate(self, keys: Tensor, positions: Tensor, sign: float = 1.0) -> Tensor:
         width, pairs = TURNED.get(keys.shape[-1], (keys.shape[-1], keys.shape[-1] // 2))
-        angles = positions.float().unsqueeze(-1) * self.base ** (-torch.arange(0, width, 2) / width)
+        if width not in self._frequencies:
+            self._frequencies[width] = self.base ** (-torch.arange(0, width, 2) / width)
+        angles = positions.float().unsqueeze(-1) * self._frequencies[width]
         angles[..., pairs:] = 0
         cos, sin = angles.cos(), sign * angles.sin()
         one, two = keys[..., :width].float().chunk(2, -1)
@@ -47,6 +51,10 @@ class HalfSplitRope:
 
     def unrotate(self, keys: Tensor, positions: Tensor) -> Tensor:
         return self.rotate(keys, positions, -1.0)
+
+    @property
+    def reads(self) -> tuple[Tensor, ...]:
+        return tuple(self._frequencies.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from stratakv.runtime.engine import resident_step
 from stratakv.runtime.model.captured import Graphs
 from stratakv.runtime.model.model import Model
 
-INDEXES = ["spectral", "bounds", "oracle", "window", "leoam"]
+INDEXES = ["spectral", "bounds", "oracle", "window", "leoam", "a2ats"]
 
 
 @pytest.fixture(scope="module")

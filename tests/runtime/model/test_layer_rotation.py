@@ -49,3 +49,21 @@ def test_a_table_that_scales_is_undone_too(tmp_path: Path) -> None:
     rotated = rotation.rotate(keys, positions)
     assert float((rotated.norm(dim=-1) / keys.norm(dim=-1)).min()) > 1.1
     torch.testing.assert_close(rotation.unrotate(rotated, positions), keys)
+
+
+def test_frequencies_last_as_long_as_the_rotation(tmp_path: Path) -> None:
+    """A step that was recorded reads them, whichever texts have come since; and other reaches have others."""
+    dynamic = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    folder = save_tiny_model(tmp_path, rope_parameters=dynamic, max_position_embeddings=64, num_hidden_layers=1)
+    model = Model.load(folder, CPU, torch.float32)
+    rotation = model.rotation(0, 100)
+    (held,) = rotation.reads
+    keys, positions = torch.randn(2, 5, 8), torch.arange(5)
+    rotated = rotation.rotate(keys, positions)
+    for reach in range(101, 120):  # more than the model keeps
+        (other,) = model.rotation(0, reach).reads
+        assert not torch.equal(other, held)
+    held.zero_()
+    assert torch.equal(rotation.rotate(keys, positions), keys)
+    assert not torch.equal(rotated, keys)
+    assert model.rotation(0, 100).reads[0].data_ptr() != held.data_ptr()
