@@ -5,6 +5,7 @@ Runs where CUDA is (`make gpu`), with a random model: nothing is downloaded.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from tiny_models import VOCABULARY, reference_model
 
 from stratakv.kernels.prefill_attention import prefill_attention, prefill_attention_reference
 from stratakv.runtime import KVConfig, Runtime
+from stratakv.runtime.engine.device_form import DeviceForm
 from stratakv.runtime.engine.device_sampling import DeviceSampler
-from stratakv.runtime.layers.device_rows import DeviceRows
+from stratakv.runtime.layers.step_pages import EntryPages
 
 pytestmark = pytest.mark.gpu
 
@@ -77,45 +79,43 @@ def test_spilling_changes_no_bit(tiny_llama: Path, tmp_path: Path) -> None:
     assert all(stats["tiers"][tier]["page_reads"] > 0 for tier in ("gpu", "host", "disk"))
 
 
-def test_the_device_finds_rows_in_pinned_memory_and_nobody_waits(
-    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    roomy, _ = converse(tiny_llama, tmp_path / "roomy", gpu_gb=0.1, host_gb=0.1, disk_gb=0)
-    read, reads = DeviceRows.read, []
+def watched(work: Callable[..., Any], calls: list[str]) -> Callable[..., Any]:
+    """The same work, which may not make the host wait for the device."""
 
-    def watched(self: DeviceRows, *given: Any) -> None:
-        read(self, *given)  # compiles, and brings what a second read then finds
+    def call(*given: Any) -> Any:
         torch.cuda.set_sync_debug_mode("error")
         try:
-            read(self, *given)
+            return work(*given)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        reads.append(given)
+            calls.append(work.__name__)
 
-    monkeypatch.setattr(DeviceRows, "read", watched)
+    return call
+
+
+def test_a_whole_step_makes_nobody_wait_wherever_pages_lie(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the numbers that are pushed to the logits, called, while it is recorded, and replayed."""
+    calls: list[str] = []
+    for name in ("push", "compute"):
+        monkeypatch.setattr(DeviceForm, name, watched(getattr(DeviceForm, name), calls))
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", watched(torch.cuda.CUDAGraph.replay, calls))
+    roomy, _ = converse(tiny_llama, tmp_path / "roomy", gpu_gb=0.1, host_gb=0.1, disk_gb=0)
+    found, find = [], EntryPages.find
+    monkeypatch.setattr(EntryPages, "find", lambda *given: found.append(given) or find(*given))
     pinned, _ = converse(tiny_llama, tmp_path / "pinned", gpu_gb=0.0007, host_gb=0.1, disk_gb=0)
-    assert reads
     assert torch.equal(roomy, pinned)
+    assert found, "nothing was found in pinned memory"
+    assert calls.count("replay") > calls.count("compute")
 
 
 def test_the_host_is_one_step_behind_and_nobody_waits(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Replies are those of taking turns. What the device chooses is chosen without a wait."""
-    choose, draw = DeviceSampler.choose, DeviceSampler.draw
-
-    def watched(work: Any) -> Any:
-        def call(*given: Any) -> Any:
-            torch.cuda.set_sync_debug_mode("error")
-            try:
-                return work(*given)
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-
-        return call
-
-    monkeypatch.setattr(DeviceSampler, "choose", watched(choose))
-    monkeypatch.setattr(DeviceSampler, "draw", watched(draw))
+    for name in ("choose", "draw"):
+        monkeypatch.setattr(DeviceSampler, name, watched(getattr(DeviceSampler, name), []))
     kv = KVConfig(path=tmp_path, gpu_gb=0.1, host_gb=0.1, disk_gb=0, **KV)
     prompts = ["The letter lies under the lamp. " * count for count in (20, 30, 9)]
     settings: list[dict[str, Any]] = [
