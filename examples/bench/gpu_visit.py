@@ -40,9 +40,9 @@ class Piece(NamedTuple):
 def pieces(asked: argparse.Namespace, out: Path) -> list[Piece]:
     """All of them, in order."""
 
-    def bench(name: str, *options: str, limit_s: int = 90) -> Piece:
+    def bench(name: str, *options: str, limit_s: int = 90, before: tuple[str, ...] = ()) -> Piece:
         command = [
-            sys.executable, "-m", "stratakv.runtime", "bench", "--device", asked.device, "--shape", asked.shape,
+            *before, sys.executable, "-m", "stratakv.runtime", "bench", "--device", asked.device, "--shape", asked.shape,
             "--gpu-memory-cap", str(asked.card), "--index", "spectral", "--budget", "2048", "--random-kv",
             "--disk-kv-gb", "0", "--out", str(out / f"{name}.json"), *options, *shlex.split(asked.more),
         ]  # fmt: skip
@@ -53,6 +53,7 @@ def pieces(asked: argparse.Namespace, out: Path) -> list[Piece]:
     return [
         Piece("tests", [*pytest, "-m", "gpu"], 120),
         bench("128k", *long, "--baselines", "none"),
+        bench("128k-before", *long, "--baselines", "none", "--steps", "8", before=("env", "STRATAKV_RESIDENT=0")),
         bench("128k-offloaded", *long, "--baselines", "offloaded", "--steps", "16"),
         bench("128k-batch", *long, "--batch", "4", "--baselines", "none", "--host-kv-gb", str(asked.host)),
         bench("32k", "--contexts", "32768", "--host-kv-gb", "16", "--baselines", "dense"),

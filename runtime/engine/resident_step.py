@@ -4,12 +4,14 @@ A step of some sequences has a `DeviceForm`, made again when room runs out. Its 
 reads lies where it lay; pages that are sealed, or move, change tables only. Where some pages can be found by the host
 alone, the same step waits for it in every layer, and is not recorded. Which of them happens changes no bit.
 
-Forms belong to the past of the first sequence, so that what they hold goes when that does.
+Forms belong to the past of the first sequence, so that what they hold goes when that does. With `STRATAKV_RESIDENT=0`
+there are no such steps: layers are launched one by one, as where a model or an index has none.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -28,6 +30,8 @@ from .device_form import Ahead, DeviceForm
 from .sequence import Sequence
 
 logger = logging.getLogger(__name__)
+SWITCH = "STRATAKV_RESIDENT"
+"""Of the environment: 0 turns it off."""
 _FEWEST_PAGES = 64
 """There is room for so many at least."""
 _CALLS = 3
@@ -40,10 +44,12 @@ _FORMS = 2
 
 def resident_step(model: Model, store: TieredStore, indexes: list[Index]) -> ResidentStep | None:
     """The steps of a model over a store that has a device pool; None where not all of its layers attend to pages, or
-    some mix experts, which the host is asked for, or an index attends in its own way."""
+    some mix experts, which the host is asked for, or an index attends in its own way; and where the user has turned
+    them off."""
     lean = [layer for layer in model.lean if layer is not None and layer.has_halves and layer.experts is None]
     is_known = len(lean) == model.num_layers == len(model.tiered) and model.value_dim is None
-    if store.gpu is None or not is_known or not all(can_be_read(index) for index in indexes):
+    is_off = os.environ.get(SWITCH) == "0"
+    if is_off or store.gpu is None or not is_known or not all(can_be_read(index) for index in indexes):
         return None
     return ResidentStep(model, store)
 

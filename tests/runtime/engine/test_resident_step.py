@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from device_engines import EVERYWHERE, PAGE, World, engine_in, kinds, two_layers
+from device_engines import EVERYWHERE, PAGE, Tiers, World, config, device_engine, engine_in, kinds, two_layers
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -101,3 +101,12 @@ def test_a_recorded_step_is_the_called_one(
     assert all(torch.equal(a, b) for a, b in zip(called, recorded, strict=True))
     assert 1 < graphs.num_recorded < 6
     assert graphs.num_replayed > PAGE
+
+
+def test_it_can_be_turned_off(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    with device_engine(model, config("bounds"), Tiers()) as engine:
+        assert engine.resident is not None
+    monkeypatch.setenv("STRATAKV_RESIDENT", "0")
+    with device_engine(model, config("bounds"), Tiers()) as engine:
+        assert engine.resident is None
+        assert engine.decode([World(engine).sequences[0]], [5]).isfinite().all()
