@@ -42,7 +42,8 @@ def pieces(asked: argparse.Namespace, out: Path) -> list[Piece]:
 
     def bench(name: str, *options: str, limit_s: int = 90, before: tuple[str, ...] = ()) -> Piece:
         command = [
-            *before, sys.executable, "-m", "stratakv.runtime", "bench", "--device", asked.device, "--shape", asked.shape,
+            *before, sys.executable, "-m", "stratakv.runtime", "bench",
+            "--device", asked.device, "--shape", asked.shape,
             "--gpu-memory-cap", str(asked.card), "--index", "spectral", "--budget", "2048", "--random-kv",
             "--disk-kv-gb", "0", "--out", str(out / f"{name}.json"), *options, *shlex.split(asked.more),
         ]  # fmt: skip
