@@ -372,7 +372,8 @@ def _open_store(
     if plan.gpu_bytes is not None:
         gpu = Arena("gpu", plan.gpu_bytes, layout.page_bytes, device, reserved_bytes=reserved)
         reserved = 0
-    host = Arena("host", plan.host_bytes, layout.page_bytes, cpu, pin=cuda, reserved_bytes=reserved)
+    regions = len(model.tiered) if cuda else 1
+    host = Arena("host", plan.host_bytes, layout.page_bytes, cpu, pin=cuda, reserved_bytes=reserved, regions=regions)
     learned = {layer: {name: tensor.numpy() for name, tensor in parts.items()} for layer, parts in known.items()}
     store = TieredStore(layout, len(model.tiered), host=host, gpu=gpu, disk=disk, codec=kv.codec, profiles=learned)
     if disk is not None:

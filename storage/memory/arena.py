@@ -37,6 +37,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from .free_slots import FreeSlots
 from .in_flight import InFlight
 from .pinning import CudaPins, Pinner, Pins
 from .unforked import unforked
@@ -58,6 +59,7 @@ class Arena:
     Args:
         pin: pin host memory in the background; `close` must then be called before the arena goes.
         pins: the way to pin it; None: CUDA's.
+        regions: into which layers' slots are kept apart; 1: they are not (`free_slots`).
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Arena:
         pin: bool = False,
         pins: Pins | None = None,
         reserved_bytes: int = 0,
+        regions: int = 1,
     ) -> None:
         self.name = name
         self.cap_bytes = cap_bytes
@@ -91,12 +94,11 @@ class Arena:
         """Whether a device can read this memory; None: nobody has asked it."""
         self.departures = 0
         """Evictions so far. A page that stays does not move, so addresses hold until there is one more."""
-        self._freed: list[int] = []
-        self._untouched = 0
+        self._free = FreeSlots(self.num_slots, regions)
 
     @property
     def num_free(self) -> int:
-        return len(self._freed) + self.num_slots - self._untouched
+        return len(self._free)
 
     @property
     def used_bytes(self) -> int:
@@ -120,14 +122,10 @@ class Arena:
 
     def take(self, count: int, layer: int) -> np.ndarray:
         """FREE -> FILLING: reserve up to `count` slots; returns those it got."""
-        count = min(count, self.num_free)
-        reused = [self._freed.pop() for _ in range(min(count, len(self._freed)))]
-        fresh = count - len(reused)
-        slots = np.array([*reused, *range(self._untouched, self._untouched + fresh)], dtype=np.int64)
-        self._untouched += fresh
+        slots = self._free.take(count, layer)
         self._enter(FILLING, slots)
         self.layer[slots] = layer
-        assert not count or self.used_bytes <= self.cap_bytes, (
+        assert not len(slots) or self.used_bytes <= self.cap_bytes, (
             f"{self.name}: {count} slots taken, now {self.used_bytes} bytes > cap {self.cap_bytes}"
         )
         return slots
@@ -170,7 +168,7 @@ class Arena:
         """FILLING | EVICTING -> FREE. The caller has removed every reference to them."""
         self._enter(FREE, slots)
         self.page[slots] = NO_PAGE
-        self._freed.extend(slots.tolist())
+        self._free.give(slots)
 
     def _enter(self, state: int, slots: np.ndarray) -> None:
         """The only place where a slot's state changes."""
@@ -203,7 +201,7 @@ class Arena:
         """Re-add the slots; raises AssertionError with the numbers that disagree."""
         free = int(np.count_nonzero(self.state == FREE))
         assert free == self.num_free, f"{self.name}: {free} free by state, {self.num_free} by list"
-        assert len(set(self._freed)) == len(self._freed), f"{self.name}: a slot is twice in the free list"
+        self._free.check_integrity()
         total = self.data.nbytes + self.reserved_bytes
         assert total <= self.cap_bytes or not self.num_slots, f"{self.name}: {total} bytes > cap {self.cap_bytes}"
         assert not (self.state == EVICTING).any(), f"{self.name}: an eviction was begun and not ended"

@@ -101,7 +101,7 @@ def test_only_the_drawn_transitions_are_possible(state: str, verb: str) -> None:
 def test_a_slot_is_taken_only_when_free() -> None:
     pool = filled(1, [(0, 1)])
     assert len(pool.take(1, 0)) == 0
-    pool._freed.append(0)
+    pool._free.give(np.array([0]))
     with pytest.raises(AssertionError, match=r"slot 0 \(RESIDENT\) cannot become FILLING: .* only on FREE"):
         pool.take(1, 0)
 
