@@ -13,7 +13,7 @@ from ...storage.codecs.registry import profile_part
 from ...storage.files.file_names import as_text
 from ..api.config import KVConfig
 from ..api.typed import shown
-from ..model.products import PRODUCTS
+from ..model.products import IN_MEMORY
 
 _MOST = {"steps": 10**6, "turn_tokens": 10**8, "contexts": 10**8, "batches": 1024, "layers": 1024}
 """The most of each number: more could not be measured in a lifetime, or is held by no machine."""
@@ -97,9 +97,9 @@ class BenchOptions:
         unknown = [name for name in self.baselines if name not in BASELINES]
         if unknown:
             raise ValueError(f"baselines are {', '.join(BASELINES)}, or none; not {', '.join(unknown)}")
-        wrong = [name for name in self.weights if name not in PRODUCTS]
+        wrong = [name for name in self.weights if name not in IN_MEMORY]
         if wrong:
-            names, said = " or ".join(PRODUCTS), ", ".join(wrong)
+            names, said = ", ".join(IN_MEMORY), ", ".join(wrong)
             raise ValueError(f"weights are {names}, not {said}: transformers reads what is measured, too")
         for name in ("gpu_memory_cap", "link_gbps", "disk_gbps"):
             value = getattr(self, name)

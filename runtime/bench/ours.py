@@ -105,11 +105,9 @@ class Ours(Contestant):
     def facts(self, turn: TimedTurn) -> dict[str, Any]:
         moved, steps = self._moved, len(turn.step_s)
         counters = {**moved.as_dict(), "transfer_s": self._busy_s}
-        model = self.runtime.model
-        itemsize = 1 if model.weights == "int8" else model.dtype.itemsize  # scales and norms are little beside it
         traffic = Traffic(
-            weights=self._subject.read_per_step(itemsize), kv=float(np.mean(self._kv_bytes)), index=self._index_bytes,
-            link=moved.host_to_gpu_bytes / steps, disk=moved.disk_to_host_bytes / steps,
+            weights=self._subject.read_by(self.runtime.model), kv=float(np.mean(self._kv_bytes)),
+            index=self._index_bytes, link=moved.host_to_gpu_bytes / steps, disk=moved.disk_to_host_bytes / steps,
         )  # fmt: skip
         waited = ratio(moved.stall_s, self._busy_s)
         return {

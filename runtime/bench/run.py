@@ -49,7 +49,7 @@ def run_bench(options: BenchOptions, log: Tell) -> dict[str, Any]:
         subject = Subject.load(options, folder, _positions(options, max(options.contexts)), log)
         for weights in options.weights:
             subject.with_weights(weights)
-        options = options.with_gpu_room(subject.weights_bytes)
+        options = options.with_gpu_room(subject.held_bytes)
         _hold_to_the_cap(options, subject)
         _check_all_fit(options, subject, folder)
         error = check_logits(subject, options, folder / "check", log)

@@ -16,7 +16,7 @@ import torch
 
 from ..api.errors import DoesNotFitError
 from ..engine.planner import free_memory
-from ..model.decoder import Decoder, is_recurrent
+from ..model.decoder import is_recurrent, without_memory
 from ..model.head_shapes import head_shapes
 from ..model.model import Model
 from ..model.model_files import read_configuration
@@ -171,14 +171,7 @@ def configuration(name: str, folder: Path, positions: int, layers: int | None = 
 def model_without_weights(name: str, folder: Path) -> Model:
     """Make a model of that shape whose weights have no memory, to be asked for their sizes; `folder` gets its
     `config.json`."""
-    return Model(_empty(configuration(name, folder, _POSITIONS)).to(torch.bfloat16), None)
-
-
-def _empty(config: Any) -> Decoder:
-    decoder = Decoder(config)
-    if config.tie_word_embeddings:
-        decoder.lm_head.weight = decoder.model.embed_tokens.weight
-    return decoder
+    return Model(without_memory(configuration(name, folder, _POSITIONS)).to(torch.bfloat16), None)
 
 
 def random_weights(
@@ -190,7 +183,7 @@ def random_weights(
     Raises as `configuration`. DoesNotFitError: memory has no room for it.
     """
     config = configuration(name, folder, positions, layers)
-    needed = sum(weight.numel() for weight in _empty(config).parameters()) * dtype.itemsize
+    needed = sum(weight.numel() for weight in without_memory(config).parameters()) * dtype.itemsize
     free = free_memory(device)
     if needed > free:
         raise DoesNotFitError(

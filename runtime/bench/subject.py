@@ -18,6 +18,7 @@ from ..engine.planner import free_memory
 from ..engine.profile import Profiles
 from ..model.locate import locate
 from ..model.model import Model
+from ..model.packing import packed_twin, packing_of, require_device
 from ..model.weights import decoder_over
 from ..process.devices import pick_device, pick_dtype
 from .options import BenchOptions
@@ -70,7 +71,11 @@ class Subject:
     def with_weights(self, weights: str) -> Model:
         """The model whose decode multiplies with these weights; made once. Raises ValueError if that cannot be."""
         if weights not in self._by_weights:
-            model = Model(self.model.hf, self.model.tokenizer)
+            hf, own = self.model.hf, self.model
+            if (packing := packing_of(weights, own.device)) is not None:
+                require_device(packing, own.device, str(own.dtype).removeprefix("torch."))
+                hf = packed_twin(hf, packing)
+            model = Model(hf, own.tokenizer)
             model.use_weights(weights)
             self._by_weights[weights] = model
         return self._by_weights[weights]
@@ -86,13 +91,22 @@ class Subject:
     def weights_bytes(self) -> int:
         return sum(weight.nbytes for weight in self.model.hf.parameters())
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all models' weights together."""
+        every = [weight for model in self._by_weights.values() for weight in model.hf.parameters()]
+        return sum({id(weight): weight.nbytes for weight in every}.values())
+
     def read_per_step(self, itemsize: int) -> int:
         """Bytes of weights, of `itemsize` each, that a decode step must read: of embeddings only a row each, unless one
         is the head as well."""
-        inner, head = self.model.inner, self.model.hf.lm_head.weight
-        tables = [inner.embed_tokens.weight, *([inner.inputs.table] if hasattr(inner, "inputs") else [])]
-        count = sum(w.numel() for w in self.model.hf.parameters()) - sum(t.numel() for t in tables if t is not head)
-        return int(count * itemsize)
+        return int(sum(weight.numel() for weight in _read(self.model)) * itemsize)
+
+    def read_by(self, model: Model) -> int:
+        """The same for one of our models; scales and norms of weights in 8 bits on a CPU are little beside them."""
+        if model.packing is not None:
+            return sum(weight.nbytes for weight in _read(model))
+        return self.read_per_step(1 if model.weights == "int8" else model.dtype.itemsize)
 
     def pair(self, dtype: torch.dtype) -> tuple[Model, Reference]:
         """Our model and transformers' in that dtype."""
@@ -151,6 +165,14 @@ class Reference:
             out = self.hf(rows, logits_to_keep=1, **{self._argument: cache})
         logits: torch.Tensor = out.logits[:, -1].float()
         return logits
+
+
+def _read(model: Model) -> list[torch.Tensor]:
+    """The weights that a step reads whole."""
+    inner, head = model.inner, model.hf.lm_head.weight
+    tables = [inner.embed_tokens.weight, *([inner.inputs.table] if hasattr(inner, "inputs") else [])]
+    left = {id(table) for table in tables if table is not head}
+    return [weight for weight in model.hf.parameters() if id(weight) not in left]
 
 
 def _twin(hf: Any, dtype: torch.dtype, attention: str = "sdpa") -> Any:

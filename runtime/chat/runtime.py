@@ -92,9 +92,11 @@ class Runtime(Loaded):
             weights: the weights that decode multiplies with. `file`: a GGUF file's as they stand in it, on a CPU:
                 neither converted nor held in memory, and not rounded to `dtype`. They are another model than the
                 converted ones to a store, which keeps their caches apart. `own`: the model's. `int8`: rounded to 8
-                bits, on a CPU, in half again as much memory as the layers take in bfloat16. Lossy: replies differ
-                from the model's own. Prompts are read with the model's own weights either way. `auto`: `file` where
-                decode is compiled and all matrices can be read so, else `own`.
+                bits; `int4`, on a GPU: to 4 bits. Lossy: replies differ from the model's own. On a GPU they are rounded
+                as they are loaded, and nothing else of the layers is there: prompts are read with them, too, and to a
+                store they are another model. On a CPU `int8` is beside the layers' own, in half again as much memory,
+                and prompts are read with those. `auto`: `file` where decode is compiled and all matrices can be read
+                so, else `own`.
             kv: the places where the cache may live, and how it is read.
             on_convert: called before a GGUF file is converted (once per file) with its name, the room that this needs
                 and the room free.
@@ -356,6 +358,8 @@ def _open_store(
         }
         if model.weights == "file":
             settings["products"] = "file"  # in fp32 with the file's numbers, whatever the dtype
+        elif model.packing is not None:
+            settings |= model.packing.stated
         if is_lossy(kv.codec):
             settings["codec"] = plain_spec(kv.codec)  # its pages may be approximate: no other run may find them
         if known:

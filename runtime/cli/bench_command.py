@@ -33,7 +33,7 @@ def bench(
     layers: Annotated[int | None, whole("--layers", help="Only so many layers of the shape.")] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
-    weights: Annotated[str, typer.Option("--weights", help="own, int8; comma-separated.")] = "own",
+    weights: Annotated[str, typer.Option("--weights", help="own, int8, int4; comma-separated.")] = "own",
     contexts: Annotated[str, typer.Option("--contexts", help="Lengths in tokens, comma-separated.")] = "512,7500",
     batch: Annotated[str, typer.Option("--batch", help="Sequences at once, comma-separated.")] = "1",
     index: Annotated[str, typer.Option("--index", help="As in chat; comma-separated.")] = "bounds",

@@ -31,7 +31,7 @@ CAPS = {
     "random_kv": "--random-kv", "link_gbps": "--link-gbps", "disk_gbps": "--disk-gbps", "kv_dir": "--kv-dir",
     "turn_tokens": "--turn-tokens", "ctx": "--ctx", "path=": "--kv-dir", "device=cpu": "--device cpu",
     "profile=": "--profile", "out=": "--out", "weights=own": "--weights own", "weights=file": "--weights file",
-    "weights=int8": "--weights int8",
+    "weights=int8": "--weights int8", "weights=int4": "--weights int4",
 }  # fmt: skip
 """The options of the command line by the Python arguments that they set."""
 GENERATION = {

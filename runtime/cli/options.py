@@ -69,8 +69,8 @@ WeightsOption = Annotated[
     str,
     typer.Option(
         "--weights",
-        help="What decode multiplies with: file (a GGUF file's as they are, on a CPU), own, int8 (on a CPU, lossy); "
-        "auto: file where it can be.",
+        help="What decode multiplies with: file (a GGUF file's as they are, on a CPU), own, int8 (lossy), int4 (lossy, "
+        "on a GPU); auto: file where it can be.",
     ),
 ]
 GpuOption = Annotated[

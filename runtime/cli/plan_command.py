@@ -17,6 +17,7 @@ from .options import (
     HostOption,
     ModelOption,
     PathOption,
+    WeightsOption,
     kv_config,
     reading,
 )
@@ -43,6 +44,7 @@ def plan(
     ] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    weights: WeightsOption = "auto",
     gpu_kv_gb: GpuOption = None,
     host_kv_gb: HostOption = None,
     disk_kv_gb: DiskOption = None,
@@ -58,7 +60,7 @@ def plan(
     if shape is not None:
         _show_shape(shape, context, kv.page_size)
         return
-    with Runtime.load(model, device=device, dtype=dtype, kv=replace(kv, disk_gb=0.0)) as runtime:
+    with Runtime.load(model, device=device, dtype=dtype, weights=weights, kv=replace(kv, disk_gb=0.0)) as runtime:
         found = with_disk(runtime.plan, kv, store_root(kv))  # a plan need not touch the store
         _show_sequence(runtime.model, found.layout, context)
         for tier, cap, tokens in found.rows():
@@ -115,13 +117,16 @@ def _show_sequence(model: Model, layout: PageLayout, context: int) -> None:
 def _show_cards(model: Model, layout: PageLayout) -> None:
     """What cards hold, as a table, and what that means."""
     from ..engine.cards import on_cards
+    from ..model.decoder import without_memory
 
     print("a card with weights of          holds copies of the KV of")
     for one in on_cards(model, layout):
         held = f"nothing: {one.lacking}" if one.tokens is None else f"{one.tokens} tokens"
-        print(f"  {one.card_gb:3} GB  {one.weights} {_gb(one.weights_bytes):>8}       {held}")
-    print("weights are bf16 on a GPU; int8 and int4 (Q8_0 and Q4_0 of GGUF) are for CPUs, so far")
-    experts = sum(weight.numel() for name, weight in model.hf.named_parameters() if ".experts." in name)
+        size = _gb(one.weights_bytes) if one.weights_bytes else "-"
+        print(f"  {one.card_gb:3} GB  {one.weights} {size:>8}       {held}")
+    print("bf16 unless --weights int8 or int4 is given: embedding and head stay bf16")
+    named = without_memory(model.config).named_parameters()
+    experts = sum(weight.numel() for name, weight in named if ".experts." in name)
     if experts:
         print(f"all experts are on the card, {experts / 1e9:.3g} billion weights")
 

@@ -61,7 +61,9 @@ def stats(console: Console, runtime: Runtime, chat: Chat) -> None:
 def loaded(runtime: Runtime) -> str:
     """The model, where it computes, and what decode multiplies with."""
     dtype = str(runtime.model.dtype).removeprefix("torch.")
-    weights = {"own": f"in {dtype}", "int8": "in int8", "file": "as its file has them"}[runtime.model.weights]
+    weights = {"own": f"in {dtype}", "int8": "in int8", "int4": "in int4", "file": "as its file has them"}[
+        runtime.model.weights
+    ]
     return f"{printable(runtime.name)} on {runtime.model.device}, weights {weights}"
 
 

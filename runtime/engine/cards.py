@@ -3,23 +3,25 @@
     a card    weights | a fifth of the rest: indexes' states, activations | what a sequence holds beside pages
               | workspace | pages
 
-All weights are on the card, all experts among them. Its pages are copies: host memory or the disk has every page.
+All weights are on the card, all experts among them, rounded as `weights=int8` and `weights=int4` have them. Its pages
+are copies: host memory or the disk has every page.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ...kernels.compiled import record as r
 from ...storage import PageLayout
 from ..api.errors import DoesNotFitError
+from ..model.decoder import without_memory
 from ..model.model import Model
+from ..model.packing import Packing
 from .held import held_by
 from .planner import FREE_SHARE, GB, chunk_of, plan_within
 
 CARDS_GB = (12, 16, 24)
-WEIGHTS = {"bf16": r.BF16, "int8": r.Q8_0, "int4": r.Q4_0}
-"""Name -> how matrices are written: a number in 16 bits, or GGUF's blocks of 8 and of 4."""
+WEIGHTS = {"bf16": None, "int8": Packing("int8"), "int4": Packing("int4")}
+"""Name -> how they are rounded."""
 _HOST_BYTES = 1 << 50
 """Host memory is no limit here."""
 
@@ -38,20 +40,28 @@ class OnCard(NamedTuple):
 
 def on_cards(model: Model, layout: PageLayout) -> list[OnCard]:
     """What each card holds with each kind of weights."""
-    sizes = {name: weights_bytes(model, name) for name in WEIGHTS}
+    decoder = without_memory(model.config)
+    sizes = {name: _size(decoder, name) for name in WEIGHTS}
     return [_on_card(model, layout, card, name, size) for card in CARDS_GB for name, size in sizes.items()]
 
 
-def weights_bytes(model: Model, weights: str) -> int:
-    """Bytes of a model's weights. What is no matrix is in 16 bits."""
-    found = 0
-    for weight in model.hf.parameters():
-        numbers, size = r.BLOCKS[WEIGHTS[weights] if weight.dim() == 2 else r.BF16]
-        found += weight.numel() // numbers * size
-    return found
+def weights_bytes(decoder: Any, weights: str) -> int:
+    """Bytes of a model's weights; what is not rounded is in 16 bits. Raises ValueError if they cannot be rounded so."""
+    packing = WEIGHTS[weights]
+    return sum(2 * weight.numel() for weight in decoder.parameters()) if packing is None else packing.bytes_of(decoder)
 
 
-def _on_card(model: Model, layout: PageLayout, card: int, weights: str, size: int) -> OnCard:
+def _size(decoder: Any, weights: str) -> int | str:
+    """Of all weights, or why there is none."""
+    try:
+        return weights_bytes(decoder, weights)
+    except ValueError as error:
+        return str(error)
+
+
+def _on_card(model: Model, layout: PageLayout, card: int, weights: str, size: int | str) -> OnCard:
+    if isinstance(size, str):
+        return OnCard(card, weights, 0, None, size)
     free = card * GB - size
     if free <= 0:
         return OnCard(card, weights, size, None, "the weights alone are larger")

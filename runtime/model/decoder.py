@@ -11,7 +11,7 @@ Shapes  B sequences, T tokens, C hidden size, H query heads, G KV heads, D head 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,9 @@ from .products import Linear
 from .sharing import doubles_mlp, num_writing
 from .short_conv import ShortConv
 
+if TYPE_CHECKING:
+    from .packing import Packing
+
 _MIXERS: dict[str, tuple[str, Any]] = {
     "conv": ("conv", ShortConv),
     "delta": ("linear_attn", partial(DeltaNet, by_key_head=False)),
@@ -43,10 +46,20 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.generation_config: Any = None
+        self.packing: Packing | None = None
+        """How the weights of its layers are rounded; None: they are not."""
         with torch.device("meta"):
             self.model = _Inner(config)
             self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.requires_grad_(False)
+
+
+def without_memory(config: Any) -> Decoder:
+    """The decoder of a configuration, to be asked for its sizes; a head that shares the embedding's weights does."""
+    decoder = Decoder(config)
+    if config.tie_word_embeddings:
+        decoder.lm_head.weight = decoder.model.embed_tokens.weight
+    return decoder
 
 
 class _Inner(nn.Module):

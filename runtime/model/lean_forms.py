@@ -13,6 +13,7 @@ from .expert_weights import Make
 from .lean_layer import LeanGated, LeanLatent, LeanLayer, fused
 from .lean_recurrent import LeanRecurrent
 from .mlp import Experts
+from .packed import PackedLinear
 from .products import Linear, Product
 
 _DROPOUTS = frozenset({"resid_attn_dropout", "resid_mlp_dropout"})
@@ -20,11 +21,13 @@ _INPUTS = frozenset({"input_gate", "input_projection", "after_input_layernorm", 
 
 
 def lean_layer(
-    layer: nn.Module, heads: int, kv_heads: int, dim: int, *, is_rotated: bool, product: Make | None = None
-) -> LeanLayer | None:
-    """Make the lean form of `layer`; None unless every part of it is one that its family has."""
+    layer: nn.Module, heads: int, kv_heads: int, dim: int, *, is_rotated: bool, product: Make | None = None,
+    halves_only: bool = False,
+) -> LeanLayer | None:  # fmt: skip
+    """Make the lean form of `layer`; None unless every part of it is one that its family has. `halves_only`: nor where
+    the form is for compiled steps alone."""
     form = _form(layer)
-    if form is None:
+    if form is None or (halves_only and (form.gates_attention or getattr(layer, "mixer", None) is not None)):
         return None
     if getattr(layer, "mixer", None) is not None:
         return LeanRecurrent(layer, form, heads, kv_heads, dim, is_rotated=False, product=product or fused(Product))
@@ -38,15 +41,15 @@ def lean_layer(
     if (norms, frozenset(parts[1]), frozenset(parts[2])) != _parts_of(form, type(mlp), frozenset(parts[1])):
         return None
     products = [part for some in parts for name, part in some.items() if name.endswith("_proj")]
-    if not all(isinstance(part, nn.Linear) and _is_plain(part) for part in products):
+    if not all(isinstance(part, PackedLinear) or _is_plain(part) for part in products):
         return None
     lean = LeanLatent if form.is_latent else LeanGated if form.gates_attention else LeanLayer
     return lean(layer, form, heads, kv_heads, dim, is_rotated=is_rotated, product=product or fused(Product))
 
 
-def _is_plain(part: nn.Linear) -> bool:
-    """True if the layer's weight holds plain numbers: other classes keep quantised ones."""
-    return type(part) in (nn.Linear, Linear) and part.weight.is_floating_point()
+def _is_plain(part: nn.Module) -> bool:
+    """True for a linear layer whose weight holds plain numbers: other classes keep quantised ones."""
+    return isinstance(part, nn.Linear) and type(part) in (nn.Linear, Linear) and part.weight.is_floating_point()
 
 
 def _form(layer: nn.Module) -> Form | None:

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...storage.files.file_names import readable_path
 from ..process.turns import Turns
 from ..untrusted.families import FAMILIES
 from ..untrusted.numbers import reading
@@ -38,13 +37,14 @@ from .layer_rotation import LayerRotation
 from .lean_forms import lean_layer
 from .lean_layer import LeanInputs, LeanLayer, fused, in_halves
 from .mlp import Experts, stated
-from .model_files import check_vocabulary, own_modules, read_configuration, rope_of, transformers_modules
+from .model_files import rope_of
+from .opening import open_modules
+from .packing import Packing, packed_product
 from .products import ALL_KNOWN, INT8_EXPERTS, PRODUCTS, Product
 from .rotary import QUERIES, Rotary, RotaryTables
 from .sharing import num_writing, sources
 from .step_tables import KeptTables, StepTables
 from .template import Template
-from .tokens import load_tokenizer
 from .widened import Widened, multiplies_slowly
 
 if TYPE_CHECKING:
@@ -73,9 +73,11 @@ class Model:
         self.turns = Turns("this model")
         """The turn to compute: widened weights, graphs and buffers are shared by everything that uses the model."""
         self._in_file = in_file
+        self.packing: Packing | None = getattr(hf, "packing", None)
         self.device: torch.device = self.inner.norm.weight.device
         self.dtype: torch.dtype = next(hf.parameters()).dtype
-        self.prefill_dtype = torch.float32 if multiplies_slowly(self.device, self.dtype) else self.dtype
+        is_wider = self.packing is None and multiplies_slowly(self.device, self.dtype)
+        self.prefill_dtype = torch.float32 if is_wider else self.dtype
         self.step_dtype = self.dtype if in_file is None else torch.float32
         """The dtype of hidden states and rotary tables in a decode step."""
         self.num_layers: int = config.num_hidden_layers
@@ -117,25 +119,34 @@ class Model:
         self.aside = self._widened.aside
         """Layers may be run inside in the midst of another one, whose copy for prefill is as it was afterwards."""
         self._rotated = [rotates(config, layer) for layer in range(self.num_layers)]
-        self.use_weights("own" if in_file is None else "file")
+        self.use_weights(self._loaded)
+
+    @property
+    def _loaded(self) -> str:
+        """The weights that there are whatever decode multiplies with; what is in a file or packed is all there is."""
+        return "file" if self._in_file is not None else "own" if self.packing is None else self.packing.weights
 
     def use_weights(self, weights: str) -> None:
         """Choose the weights that decode multiplies with from now on, one of `WEIGHTS`. Raises ValueError if that
         cannot be."""
-        if (weights == "file") != (self._in_file is not None):
+        if weights != self._loaded and (self._loaded != "own" or weights not in PRODUCTS):
             raise ValueError(f"a model that was loaded with other weights cannot have weights={weights}; load it again")
         mixtures = [layer.mlp for layer in self.inner.layers if isinstance(layer.mlp, Experts)]
-        if mixtures and weights == "int8":
+        if mixtures and weights == "int8" and self.packing is None:
             raise ValueError(INT8_EXPERTS)
-        if (in_file := self._in_file) is not None:
-            for mixture in mixtures:
+        is_packed, in_file = self.packing is not None, self._in_file
+        for mixture in mixtures:
+            if is_packed:
+                mixture.multiply = torch.nn.Module.__call__
+            elif in_file is not None:
                 mixture.multiply = lambda layer, x: in_file.multiply(layer, x)  # a function: copies of a layer share it
-        product = fused(PRODUCTS[weights]) if self._in_file is None else self._in_file.product
+        product = packed_product if is_packed else fused(PRODUCTS[weights]) if in_file is None else in_file.product
         self.lean = [
-            lean_layer(layer, *shape, is_rotated=is_rotated, product=product)
+            lean_layer(layer, *shape, is_rotated=is_rotated, product=product, halves_only=is_packed)
             for layer, shape, is_rotated in zip(self.inner.layers, self.shapes, self._rotated, strict=True)
         ]
-        if weights != "own" and not all(lean is not None and lean.has_halves for lean in self.lean):
+        are_known = all(lean is not None and lean.has_halves for lean in self.lean)
+        if weights != "own" and not is_packed and not are_known:
             raise ValueError(f"weights={weights} {ALL_KNOWN}")
         self.use_graphs(Graphs() if self.device.type == "cuda" else None)
         head = self.hf.lm_head
@@ -180,31 +191,9 @@ class Model:
         Raises:
             ModelFileError: it is not a model we can run. ValueError: its weights cannot be had as `weights`.
         """
-        with readable_path(directory) as path:
-            found = None
-            if weights == "file":
-                from .gguf.directory import read_model
-
-                found = read_model(files)
-            with reading(directory / "config.json", "a readable configuration"):
-                config = read_configuration(path, modules, has_weights=found is None)
-            with reading(directory / "tokenizer.json", "a readable tokenizer"):
-                tokenizer = load_tokenizer(path, config)
-                check_vocabulary(tokenizer, config.vocab_size, directory)
-            tokenizer.name_or_path = str(directory)
-            on_tokenizer(tokenizer)
-            in_file = None
-            with reading(directory if found is None else files[0], "a readable model"):
-                if found is not None:
-                    from .file_weights import FileWeights
-
-                    in_file = FileWeights(found, dtype)
-                    hf = in_file.decoder(config, path)
-                else:
-                    hf = (own_modules if modules == "own" else transformers_modules)(path, config, dtype).to(device)
-            hf.config.name_or_path = str(directory)
+        opened = open_modules(directory, device, dtype, weights, modules, files, on_tokenizer)
         with reading(directory / "config.json", "a configuration of a model we can run"):
-            model = cls(hf, tokenizer, in_file)
+            model = cls(*opened)
         if weights != model.weights:
             model.use_weights(weights)
         return model
@@ -348,7 +337,7 @@ class Model:
     @property
     def can_compile(self) -> bool:
         """`step_rows` can be had."""
-        are_known = all(lean is not None and lean.can_compile for lean in self.lean)
+        are_known = self.packing is None and all(lean is not None and lean.can_compile for lean in self.lean)
         return self.device.type == "cpu" and are_known and self.dtype in (torch.float32, torch.bfloat16)
 
     def step_rows(self, batch: int) -> StepRows:

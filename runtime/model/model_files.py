@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ from .latent import Latent
 from .mlp import Mixture, dense_width, is_mixture
 from .sharing import check_sharing, num_writing
 from .tensors import account
+
+if TYPE_CHECKING:
+    from .packing import Packing
 
 ATTENTION = "stratakv"
 """Our name among transformers' attention functions."""
@@ -105,11 +108,14 @@ def _rope(path: Path, config: Any, tables: Mapping[str, Table]) -> Rope:
     return Rope.of(path, config.model_type, tables, head_dims=dims, max_positions=config.max_position_embeddings)
 
 
-def own_modules(directory: Path, config: Any, dtype: torch.dtype) -> Any:
-    """Make layers of `decoder` with the directory's weights. Raises as `weights.load_decoder`."""
+def own_modules(
+    directory: Path, config: Any, dtype: torch.dtype, device: torch.device, packing: Packing | None = None
+) -> Any:
+    """Make layers of `decoder` with the directory's weights. Arguments, and what is raised: as `weights.load_decoder`
+    has them."""
     from .weights import load_decoder
 
-    decoder = load_decoder(directory, config, dtype)
+    decoder = load_decoder(directory, config, dtype, device, packing)
     read_generation(directory, decoder)
     return decoder
 
@@ -122,9 +128,9 @@ def read_generation(directory: Path, decoder: Decoder) -> None:
         decoder.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
 
 
-def transformers_modules(directory: Path, config: Any, dtype: torch.dtype) -> Any:
-    """Load transformers' own model, whose attention is `attention`. Raises ModelFileError and what transformers
-    raises."""
+def transformers_modules(directory: Path, config: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    """Load transformers' own model onto a device. Its attention is `attention`. Raises ModelFileError and what
+    transformers raises."""
     from transformers import AutoModelForCausalLM
     from transformers.modeling_utils import AttentionInterface
 
@@ -153,7 +159,7 @@ def transformers_modules(directory: Path, config: Any, dtype: torch.dtype) -> An
             output_loading_info=True, local_files_only=True, trust_remote_code=False,
         )  # fmt: skip
     check_complete(directory, found)
-    return hf.eval()
+    return hf.to(device).eval()
 
 
 def _check_config(config: Any, directory: Path, *, has_weights: bool) -> None:

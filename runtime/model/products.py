@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.compiled import record as r
+from .rounding import to_int8
 
 _MULTIPLE = 64
 """Weights must have multiples of this many rows and columns: PyTorch's 8-bit product reads beyond rows of other
 widths."""
-_STEPS = 127
 ALL_KNOWN = "is for models whose layers are all known; leave it out"
 """Said of weights other than a model's own, where decode has no form of ours for some layers."""
 
@@ -106,10 +106,8 @@ class Int8Product(Product):
             raise ValueError(
                 f"weights=int8 needs weights of multiples of {_MULTIPLE}, not {list(weight.shape)}; leave it out"
             )
-        largest = weight.detach().float().abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny)
-        self.scale = (largest / _STEPS).to(weight.dtype)  # rounded first: steps are of the scale that multiplies them
-        steps = torch.round(weight.detach().float() / self.scale.float().unsqueeze(1))
-        super().__init__(steps.clamp_(-_STEPS, _STEPS).to(torch.int8), bias)
+        codes, self.scale = to_int8(weight)
+        super().__init__(codes, bias)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -127,6 +125,9 @@ class Int8Product(Product):
 
 PRODUCTS: dict[str, type[Product]] = {"own": Product, "int8": Int8Product}
 """The products that decode may use, by name, of weights in memory."""
-INT8_EXPERTS = "weights=int8 is for models without experts; leave it out, or take a GGUF file in Q8_0"
-WEIGHTS = (*PRODUCTS, "file")
+PACKED = "int4"
+"""Weights that are rounded while they are loaded, and are nowhere else then (`packing`); on a GPU `int8` is so, too."""
+INT8_EXPERTS = "weights=int8 is for models without experts on a CPU; leave it out, or take a GGUF file in Q8_0"
+IN_MEMORY = (*PRODUCTS, PACKED)
+WEIGHTS = (*IN_MEMORY, "file")
 """The weights that decode may multiply with: those, and a GGUF file's as they stand in it (`file_weights`)."""

@@ -3,11 +3,15 @@
 Tensors stay where safetensors maps them, in the file, unless they are of another dtype. Which is which, and what may
 be there besides, is `tensors`' to say. A head that shares the embedding's weights may be in the files once, under
 either name, or twice.
+
+Weights that are rounded (`packing`) go to their device one by one, as they are read: it never has the whole model in
+the files' dtype.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,8 @@ from ..untrusted.numbers import check_complete, shown
 from . import mxfp4
 from .decoder import Decoder
 from .mlp import kept_exact
+from .packed import PackedLinear
+from .packing import Packing, packed_names, replace
 from .tensors import account, split_experts
 
 logger = logging.getLogger(__name__)
@@ -28,17 +34,27 @@ logger = logging.getLogger(__name__)
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
-def load_decoder(directory: Path, config: Any, dtype: torch.dtype) -> Decoder:
-    """Load a directory's weights. Raises ModelFileError if some are missing, mis-shaped or left over
-    (`tensors.account`); whatever torch and safetensors raise if they cannot be read."""
+def load_decoder(
+    directory: Path, config: Any, dtype: torch.dtype, device: torch.device, packing: Packing | None = None
+) -> Decoder:
+    """Load a directory's weights onto a device, rounded where there is a `packing`. Raises ModelFileError if some are
+    missing, mis-shaped or left over (`tensors.account`); whatever torch and safetensors raise if they cannot be
+    read."""
     decoder = Decoder(config)
-    names = account(directory, decoder)
-    found = _read(directory, names, dtype, kept_exact(decoder), is_turned=_is_turned(config))
+    names, rounded = account(directory, decoder), packed_names(decoder) if packing is not None else frozenset()
+    shapes, found, packed = decoder.state_dict(), dict[str, Tensor](), dict[str, PackedLinear]()
+    for name, tensor in _read(directory, names, dtype, kept_exact(decoder), is_turned=_is_turned(config)):
+        if packing is not None and name in rounded:
+            packed[name] = packing.pack(tensor, None, device)
+        found[name] = shapes[name] if name in rounded else tensor.to(device)
     is_tied = config.tie_word_embeddings and _tie(found, directory)
-    check_complete(directory, {"missing_keys": decoder.state_dict().keys() - found.keys()})
+    check_complete(directory, {"missing_keys": shapes.keys() - found.keys()})
     decoder.load_state_dict(found, assign=True)
     if is_tied:
         decoder.lm_head.weight = decoder.model.embed_tokens.weight
+    for name, layer in packed.items():
+        replace(decoder, name, layer)
+    decoder.packing = packing
     return decoder.eval()
 
 
@@ -65,10 +81,9 @@ def _is_turned(config: Any) -> bool:
 
 def _read(
     directory: Path, names: dict[str, str], dtype: torch.dtype, exact: frozenset[str], *, is_turned: bool
-) -> dict[str, Tensor]:
-    """Read the tensors under the model's names; `names` maps the files' names to those. `exact`: in fp32. `is_turned`:
+) -> Iterator[tuple[str, Tensor]]:
+    """Read the tensors with the model's names; `names` maps the files' names to those. `exact`: in fp32. `is_turned`:
     see `split_experts`."""
-    found: dict[str, Tensor] = {}
     packed: dict[str, dict[str, Tensor]] = {}
     for path in weight_files(directory):
         with safe_open(path, framework="pt") as file:
@@ -78,15 +93,15 @@ def _read(
                 stem, part = mxfp4.part_of(names[name])
                 if not part:
                     kind = torch.float32 if stem in exact else dtype
-                    found |= split_experts(stem, _cast(file.get_tensor(name), kind, name), is_turned=is_turned)
+                    whole = _cast(file.get_tensor(name), kind, name)
+                    yield from split_experts(stem, whole, is_turned=is_turned).items()
                     continue
                 parts = packed.setdefault(stem, {})
                 parts[part] = file.get_tensor(name)
                 if len(parts) == 2:
                     numbers = mxfp4.expanded(parts[mxfp4.BLOCKS], parts[mxfp4.SCALES], dtype).transpose(1, 2)
-                    found |= split_experts(stem, numbers, is_turned=is_turned)
+                    yield from split_experts(stem, numbers, is_turned=is_turned).items()
                     parts.clear()
-    return found
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from ..process import compiled
 from ..untrusted.families import FAMILIES
 from .locate import gguf_here
+from .packing import packing_of, require_device
 from .products import ALL_KNOWN, INT8_EXPERTS, WEIGHTS
 
 AUTO = "auto"
@@ -27,11 +28,14 @@ def which_weights(asked: str, model: str, device: torch.device, dtype: str, kv_d
         asked: one of them, or `auto`: `file` where the whole file is read so, else `own`.
         model: as `locate` takes it. dtype: of the model. kv_dtype: of the cache; `auto`: the model's.
 
-    Raises ValueError: there are no such weights, or `file` cannot be here. ModelFileError: the GGUF file is damaged, or
-    parts of it are missing.
+    Raises ValueError: there are no such weights, or `file` or `int4` cannot be here. ModelFileError: the GGUF file is
+    damaged, or parts of it are missing.
     """
     if asked not in _ASKED:
         raise ValueError(f"weights is {', '.join(_ASKED[:-1])} or {_ASKED[-1]}, not {asked!r}")
+    if (packing := packing_of(asked, device)) is not None:
+        require_device(packing, device, dtype)
+        return asked
     needed = _needed_for_file(device, dtype)
     if asked == "file" and needed is None and not compiled.can_compile():
         needed = "a numba that can be used here"

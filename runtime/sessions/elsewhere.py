@@ -148,7 +148,7 @@ def _differences(mine: dict[str, Any], other: dict[str, Any]) -> str:
 
 
 def _weights(said: dict[str, Any]) -> str:
-    """The weights to ask for: int8 ones read prompts as the model's own do, and find the same sessions."""
+    """The weights to ask for. On a CPU int8 ones read prompts as the model's own do, and find the same sessions."""
     return str(said.get("products", "own"))
 
 

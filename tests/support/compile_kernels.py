@@ -30,6 +30,7 @@ from stratakv.kernels.codebook_scores import nearest_codewords_triton
 from stratakv.kernels.decode_attention import decode_attention_triton
 from stratakv.kernels.fetch_units import Wanted, fetch_units_triton
 from stratakv.kernels.group_softmax import group_softmax_triton
+from stratakv.kernels.int8_product import int8_product_triton
 from stratakv.kernels.key_scores import key_scores_triton
 from stratakv.kernels.landmarks import landmarks_triton
 from stratakv.kernels.low_rank import rebuild_keys_triton
@@ -42,7 +43,8 @@ from stratakv.kernels.simhash import random_planes, simhash_triton
 
 HALF, BRAIN, WIDE = torch.float16, torch.bfloat16, torch.float32
 POINTERS = {
-    torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.uint8: "*u8", torch.int16: "*i16",
+    torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.uint8: "*u8", torch.int8: "*i8",
+    torch.int16: "*i16",
     torch.int32: "*i32", torch.int64: "*i64", torch.bool: "*i1",
 }  # fmt: skip
 
@@ -93,6 +95,9 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
     keys, metric, words = torch.zeros(8, 512, 128), torch.zeros(8, 128, 128), torch.zeros(8, 1024, 128)
     yield "1024 words", partial(nearest_codewords_triton, keys, metric, words, torch.zeros(8, 1024))
     yield "6 parts", partial(pq_scores_triton, torch.zeros(8, 4, 6, 256), torch.zeros(8, 4096, 6, dtype=torch.uint8))
+    for batch, dtype in [(1, BRAIN), (4, WIDE)]:
+        codes, scales = torch.zeros(4096, 14336, dtype=torch.int8), torch.zeros(4096, dtype=dtype)
+        yield f"{batch} rows", partial(int8_product_triton, torch.zeros(batch, 14336, dtype=dtype), codes, scales)
     yield "150 tables", partial(simhash_triton, keys, random_planes(128, 10, 150, seed=0))
     books, codes = torch.zeros(8, 6, 8, 256), torch.zeros(8, 131072, 6, dtype=torch.uint8)
     of = books, codes, torch.zeros(8, 2048, 128, dtype=BRAIN), torch.zeros(8, dtype=torch.int64)

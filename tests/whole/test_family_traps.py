@@ -13,7 +13,7 @@ from tiny_models import VOCABULARY, moved, reference_model, save_tiny_model, tol
 
 from stratakv.runtime.layers.base import Advance
 from stratakv.runtime.layers.recurrent import RecurrentLayer
-from stratakv.runtime.model import delta_net, latent, model, model_files
+from stratakv.runtime.model import delta_net, latent, model, model_files, opening
 from stratakv.runtime.model.delta_net import DeltaNet
 from stratakv.runtime.model.head import Head
 from stratakv.runtime.model.layer_inputs import LayerInputs, LayerTables
@@ -44,7 +44,7 @@ def later(change: Callable[[Any], object], only: str = "mlp") -> Patch:
                 change(layer)
         return decoder
 
-    return lambda patch: patch.setattr(model, "own_modules", changed)
+    return lambda patch: patch.setattr(opening, "own_modules", changed)
 
 
 def _one_table(patch: pytest.MonkeyPatch) -> None:
@@ -121,7 +121,7 @@ def _inputs(change: Callable[[LayerTables], object]) -> Patch:
             change(decoder.model.inputs)
         return decoder
 
-    return lambda patch: patch.setattr(model, "own_modules", changed)
+    return lambda patch: patch.setattr(opening, "own_modules", changed)
 
 
 TRAPS: dict[str, Patch] = {

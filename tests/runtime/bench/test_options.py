@@ -24,7 +24,7 @@ from stratakv.runtime.bench.options import BenchOptions, Caps, crossed
         ({"layers": 10**6}, "layers: at most 1024 can be measured"),
         ({"profile": Path("x")}, "none of the indexes bounds needs a profile"),
         ({"baselines": ("vllm",)}, "baselines are dense, offloaded, quantised, llama.cpp, or none; not vllm"),
-        ({"weights": ("own", "int3")}, "weights are own or int8, not int3"),
+        ({"weights": ("own", "int3")}, "weights are own, int8, int4, not int3"),
         ({"link_gbps": 0.0}, "link_gbps is more than 0, not 0.0"),
         ({"shape": None, "layers": 2}, "layers can be chosen for a shape only"),
         ({"indexes": ("bounds", "qest")}, "not 'qest'"),

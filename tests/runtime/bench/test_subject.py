@@ -15,6 +15,7 @@ from stratakv.runtime.bench import subject as subject_module
 from stratakv.runtime.bench.options import BenchOptions
 from stratakv.runtime.bench.shapes import SHAPES, Shape
 from stratakv.runtime.bench.subject import Subject
+from stratakv.runtime.model.packing import Packing, packed_names
 
 OPTIONS = BenchOptions(**TINY)
 
@@ -52,6 +53,21 @@ def test_an_embedding_is_read_at_a_step_where_it_is_the_head(
     read = 3 * a_layer + 48 + 259 * 48
     assert subject.read_per_step(2) == 2 * read
     assert subject.weights_bytes == 4 * (read + (0 if is_tied else 259 * 48))
+
+
+def test_rounded_weights_are_beside_the_models_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SHAPES, "tiny", replace(SHAPES["tiny"], hidden=64, intermediate=96, heads=8))
+    made = Subject.load(replace(OPTIONS, dtype="bfloat16"), tmp_path, 200, silent)
+    with pytest.raises(ValueError, match="weights=int4 is for a GPU, not cpu"):
+        made.with_weights("int4")
+    monkeypatch.setattr(subject_module, "require_device", lambda *given: None)
+    model = made.with_weights("int4")
+    assert (model.weights, made.with_weights("int4")) == ("int4", model)
+    packed = Packing("int4").bytes_of(made.model.hf)
+    assert made.read_by(model) == packed - 2 * 259 * 64
+    assert made.read_by(made.model) == made.read_per_step(2) == made.weights_bytes - 2 * 259 * 64
+    numbers = sum(made.model.hf.get_parameter(name).numel() for name in packed_names(made.model.hf))
+    assert made.held_bytes == made.weights_bytes + packed - (made.weights_bytes - 2 * numbers)
 
 
 def test_of_embeddings_by_layer_a_row_is_read_at_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,8 +59,8 @@ def test_int8_decodes_near_the_own_weights_and_prefills_with_them(tmp_path: Path
 def test_int8_of_widths_that_cannot_be_multiplied_is_refused(tiny_llama: Path) -> None:
     with pytest.raises(ValueError, match=r"multiples of 64.*leave it out"):
         Runtime.load(tiny_llama, weights="int8")
-    with pytest.raises(ValueError, match="own, int8 or file, not 'int4'"):
-        Runtime.load(tiny_llama, weights="int4")
+    with pytest.raises(ValueError, match="own, int8, int4 or file, not 'int2'"):
+        Runtime.load(tiny_llama, weights="int2")
 
 
 def weight_and_bias(dtype: torch.dtype) -> tuple[Tensor, Tensor]:

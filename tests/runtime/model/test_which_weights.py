@@ -70,6 +70,26 @@ def test_int8_is_refused_before_a_mixture_is_converted(tmp_path: Path) -> None:
         assert which_weights("int8", str(tmp_path / "m.gguf"), CPU, "bfloat16", "auto") == "int8"
 
 
+@pytest.mark.parametrize(
+    ("device", "dtype", "capability", "said"),
+    [
+        ("cpu", "bfloat16", (9, 0), "is for a GPU, not cpu; leave it out, or take a GGUF file of 4 bits"),
+        ("cuda", "float16", (9, 0), "needs dtype bfloat16, not float16; leave it out, or use weights=int8"),
+        ("cuda", "bfloat16", (7, 5), r"needs compute capability 8\.0 \(Ampere\) or later, not 7\.5; use weights=int8"),
+    ],
+)
+def test_4_bits_are_refused_where_nobody_multiplies_with_them(
+    device: str, dtype: str, capability: tuple[int, int], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda of: capability)
+    with pytest.raises(ValueError, match=f"^weights=int4 {said}"):
+        which_weights("int4", "any", torch.device(device), dtype, "auto")
+    assert (
+        which_weights("int4", "any", torch.device("cuda"), "bfloat16", "auto") == "int4" if capability[0] > 7 else True
+    )
+    assert which_weights("int8", "any", torch.device("cuda"), "float16", "auto") == "int8"
+
+
 def test_a_model_whose_layers_are_not_all_known_has_its_own(tmp_path: Path) -> None:
     write_gguf(tmp_path / "m.gguf", random_model("lfm2", num_hidden_layers=2), "lfm2")
     assert chosen(str(tmp_path / "m.gguf"), "float32") == "own"
@@ -138,5 +158,5 @@ def test_why_a_files_cannot_be(
 
 
 def test_others_there_are_not() -> None:
-    with pytest.raises(ValueError, match=r"^weights is auto, own, int8 or file, not 'int4'$"):
-        which_weights("int4", "m.gguf", CPU, "float32", "auto")
+    with pytest.raises(ValueError, match=r"^weights is auto, own, int8, int4 or file, not 'int2'$"):
+        which_weights("int2", "m.gguf", CPU, "float32", "auto")
