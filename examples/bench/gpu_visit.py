@@ -60,6 +60,7 @@ def pieces(asked: argparse.Namespace, out: Path) -> list[Piece]:
         bench("32k", "--contexts", "32768", "--host-kv-gb", "16", "--baselines", "dense"),
         bench("128k-disk", *long, "--host-kv-gb", "9", "--disk-kv-gb", "24", "--codec", "raw", "--baselines", "none"),
         bench("1m", "--layers", "16", "--contexts", "1048576", "--host-kv-gb", str(asked.host), "--baselines", "none"),
+        bench("128k-int4", *long, "--baselines", "none", "--weights", "int4"),
         bench("trace", *long, "--baselines", "none", "--steps", "16", "--trace", str(out / "128k.trace.json")),
     ]
 
