@@ -28,8 +28,9 @@ _NUMBERS = 1 << 22
 class PackedLinear(nn.Module):
     """A linear layer of codes, and of what they stand for. Layers of one kind are made by `of`."""
 
-    few: ClassVar[int]
-    """The most rows that are multiplied with the packed weight: its kernel reads the weight again for every so many."""
+    few: ClassVar[int] = 64
+    """The most rows that are multiplied with the packed weight: kernels read it again for every 16 rows. Widening reads
+    and writes some ten times as many bytes once."""
     rows_at: ClassVar[int]
     """The dimension of `scales` that is the rows of the weight."""
 
@@ -58,7 +59,7 @@ class PackedLinear(nn.Module):
 class Int4Linear(PackedLinear):
     """Codes int32 and scales as `kernels.int4_product` has them."""
 
-    few, rows_at = 64, 1
+    rows_at = 1
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None, device: torch.device, group: int) -> Int4Linear:
@@ -77,7 +78,7 @@ class Int4Linear(PackedLinear):
 class Int8Linear(PackedLinear):
     """Codes int8 `[N, K]`, a scale `[N]` for each row."""
 
-    few, rows_at = 16, 0
+    rows_at = 0
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None, device: torch.device) -> Int8Linear:
