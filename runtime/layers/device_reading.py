@@ -38,8 +38,8 @@ class DeviceReading:
     def is_current(self) -> bool:
         """Whether the pages are where they were, the store being still, and the index's state is the same."""
         pids, state = self._made_of
-        is_there = self.pages.waits or self._departures == self._departed
-        return pids is self._own.pids and state is self._upkeep.state and is_there
+        are_there = self.pages.are_there and (self.pages.waits or self._departures == self._departed)
+        return pids is self._own.pids and state is self._upkeep.state and are_there
 
     @property
     def _departed(self) -> tuple[int, int]:

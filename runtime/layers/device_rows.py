@@ -83,6 +83,11 @@ class DeviceRows:
         return entries
 
     @property
+    def are_open(self) -> bool:
+        """Nobody has closed them."""
+        return self._reserved.are_open
+
+    @property
     def tables(self) -> tuple[Tensor, ...]:
         """All tensors that a read goes by: it can be repeated as recorded while they lie where they lie."""
         return *self._places, self._row_of, self._counted, self._reserved.data

@@ -30,6 +30,8 @@ class ReservedRows:
         """All of the pool as rows `[N, unit * D]`."""
         self.row_of = self._rows_as_pages() if sides == layout.sides else self._rows_side_by_side()
         """int64 `[sides, G * num_entries]`: where in `data` an entry's sides lie."""
+        self.are_open = True
+        """Nobody has given the slots back."""
 
     def _rows_as_pages(self) -> np.ndarray:
         """Entries with all sides lie as the units of pages do, so that attention reads either."""
@@ -52,4 +54,5 @@ class ReservedRows:
 
     def close(self) -> None:
         """Give the slots back. Nothing may be called afterwards."""
+        self.are_open = False
         self.store.unreserve(self.layer, self.slots)

@@ -53,6 +53,11 @@ class RowCache:
         self._last_use = np.full(shape, _NEVER, dtype=np.int32)
         self._ahead = np.zeros(shape, dtype=bool)
 
+    @property
+    def is_open(self) -> bool:
+        """Nobody has closed it."""
+        return self._reserved.are_open
+
     def begin_step(self) -> None:
         """A step begins: entries that earlier steps read may be replaced from now on."""
         self._clock += 2

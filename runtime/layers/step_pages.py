@@ -45,6 +45,11 @@ class StepPages(ABC):
         self.slots, self.pool = slots, pool
 
     @property
+    def are_there(self) -> bool:
+        """Whether what holds them is still the layer's: others may have its room otherwise."""
+        return True
+
+    @property
     def reads(self) -> tuple[Tensor, ...]:
         """All tensors that `find` goes by, besides its arguments: it can be repeated as recorded while they lie where
         they lie."""
@@ -95,10 +100,15 @@ class EntryPages(StepPages):
     def __init__(self, store: TieredStore, rows: DeviceRows, table: Tensor) -> None:
         super().__init__(rows.slots)
         self._store, self._rows, self._table = store, rows, table
+        self._reads = *rows.tables, table  # as they lie now: rows may make room
+
+    @property
+    def are_there(self) -> bool:
+        return self._rows.are_open
 
     @property
     def reads(self) -> tuple[Tensor, ...]:
-        return *self._rows.tables, self._table
+        return self._reads
 
     def find(self, ids: Tensor, counts: Tensor, count: int) -> Tensor:
         self._rows.begin_step()
@@ -116,6 +126,10 @@ class HostEntries(StepPages):
     def __init__(self, cache: RowCache, workspace: Workspace, fetch: Fetch) -> None:
         super().__init__(cache.slots)
         self._cache, self._workspace, self._fetch = cache, workspace, fetch
+
+    @property
+    def are_there(self) -> bool:
+        return self._cache.is_open
 
     def find(self, ids: Tensor, counts: Tensor, count: int) -> Tensor:
         cache, wanted = self._cache, ids[:, :count].cpu().numpy()

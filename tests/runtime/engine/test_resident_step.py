@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from stratakv.runtime.engine import resident_step
+from stratakv.runtime.layers.page_reader import PageReader
+from stratakv.runtime.layers.tiered import tiered_layers
 from stratakv.runtime.model.captured import Graphs
 from stratakv.runtime.model.model import Model
 
@@ -110,3 +112,23 @@ def test_it_can_be_turned_off(model: Model, monkeypatch: pytest.MonkeyPatch) -> 
     with device_engine(model, config("bounds"), Tiers()) as engine:
         assert engine.resident is None
         assert engine.decode([World(engine).sequences[0]], [5]).isfinite().all()
+
+
+def test_a_batch_that_waits_takes_no_rows_from_steps_of_one_alone(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Either keeps entries of its own kind; whose were given back must not be read, nor written, any more."""
+    turns, far = [[3], [2, 3], [3], [2, 3], [3]], PageReader._is_far
+    with engine_in(model, "bounds", "roomy") as engine:
+        world = World(engine)
+        expected = [world.step(some, 1, at) for at, some in enumerate(turns)]
+    with engine_in(model, "bounds", "entries") as engine:
+        world = World(engine)
+        on_disk = [layer.reader for layer in tiered_layers(world.sequences[2].layers)]
+        monkeypatch.setattr(PageReader, "_is_far", lambda self: self not in on_disk and far(self))
+        for at, some in enumerate(turns):
+            found = world.step(some, 1, at)
+            world.engine.store.gpu.data.view(torch.float32)[world.engine.store.gpu.state == 0] = torch.nan
+            assert torch.equal(found, expected[at]), at
+        assert kinds(world.sequences[3]) == {"EntryPages"}
+        assert kinds(world.sequences[2]) == {"HostEntries"}

@@ -10,6 +10,7 @@ import torch
 from kv_pages import SMALL, store_on, text
 from torch import Tensor
 
+from stratakv.runtime.layers.device_rows import DeviceRows
 from stratakv.runtime.layers.page_reader import PageReader
 from stratakv.runtime.layers.pages import LayerPages
 from stratakv.runtime.layers.step_pages import SpanPages, StepPages, is_same
@@ -84,6 +85,28 @@ def test_the_span_buffer_must_hold_what_is_chosen_and_the_open_page() -> None:
     reader = PageReader(pages, Workspace(SMALL, 16, torch.device("cpu")), no_damage)
     assert isinstance(reader.step_pages(1, 16), SpanPages)
     assert reader.step_pages(1, 17) is None
+    store.close()
+
+
+def test_rows_that_made_room_are_no_longer_what_was_recorded() -> None:
+    store = store_on(None, SMALL, host=PAGES, gpu=32)
+    pages = LayerPages(store, 0)
+    pages.pids = store.put(0, TEXT.chains, TEXT.tokens, DATA.flatten(1).view(torch.uint8))
+    store.reserve(0, 10)
+    reader = PageReader(pages, Workspace(SMALL, 40, torch.device("cpu")), no_damage)
+    before, same = reader.step_pages(1, 8), reader.step_pages(1, 8)
+    assert before is not None
+    assert same is not None
+    assert is_same(before.reads, same.reads)
+    (rows,) = reader._kept()
+    assert isinstance(rows, DeviceRows)
+    rows.make_room(5000)
+    after = reader.step_pages(1, 8)
+    assert after is not None
+    assert not is_same(before.reads, after.reads)
+    assert before.are_there
+    reader.close()
+    assert not before.are_there
     store.close()
 
 
