@@ -36,6 +36,12 @@ class Graphs:
     def __init__(self) -> None:
         self.are_off = False
         self._pool: Any = None
+        self._beside: torch.cuda.Stream | None = None
+        """Where graphs are recorded, and run once before: what libraries keep for a stream is made there once, outside
+        of the memory that graphs share."""
+        self._first: torch.cuda.CUDAGraph | None = None
+        """Of nothing: the memory that graphs share is given up when the last one goes, and no other may have it then.
+        """
         self._lasting: set[tuple[int, torch.Size]] = set()
         self._held: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
 
@@ -44,18 +50,30 @@ class Graphs:
 
         Raises RuntimeError if something in it cannot be captured.
         """
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        beside = torch.cuda.Stream(inputs[0].device)
-        beside.wait_stream(torch.cuda.current_stream(inputs[0].device))
-        with torch.cuda.stream(beside):
-            work(*inputs)  # libraries set themselves up in a first call, which a capture must not see
-        torch.cuda.current_stream(inputs[0].device).wait_stream(beside)
-        graph = torch.cuda.CUDAGraph()
-        # other threads move pages meanwhile, which must not disturb the capture
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            outputs = work(*inputs)
+        device = inputs[0].device
+        if self._beside is None:
+            self._beside, self._pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+            self._first, _ = self._captured(lambda: (torch.zeros(1, dtype=torch.uint8, device=device),), device)
+        self._beside.wait_stream(torch.cuda.current_stream(device))
+        try:
+            with torch.cuda.stream(self._beside):
+                work(*inputs)  # libraries set themselves up in a first call, which a capture must not see
+        finally:
+            torch.cuda.current_stream(device).wait_stream(self._beside)
+        graph, outputs = self._captured(lambda: work(*inputs), device)
         return graph.replay, outputs
+
+    def _captured(
+        self, work: Callable[[], tuple[Tensor, ...]], device: torch.device
+    ) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]:
+        graph = torch.cuda.CUDAGraph()
+        with (
+            torch.cuda.stream(torch.cuda.current_stream(device)),  # a capture that fails does not come back to it
+            # other threads move pages meanwhile, which must not disturb the capture
+            torch.cuda.graph(graph, pool=self._pool, stream=self._beside, capture_error_mode="thread_local"),
+        ):
+            outputs = work()
+        return graph, outputs
 
     def lasts(self, tensor: Tensor) -> bool:
         """True if the tensor will lie in the same place at the next step as well."""

@@ -4,8 +4,11 @@ memory that it was recorded on, into the memory that it gave, and nothing else o
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -103,6 +106,87 @@ def test_what_cannot_be_captured_is_called(caplog: pytest.LogCaptureFixture) -> 
     assert [record.getMessage() for record in caplog.records] == [
         "decode goes on without CUDA graphs: operation not permitted when stream is capturing"
     ]
+
+
+class Cuda:
+    """As much of CUDA as recording asks for: which stream is current, what it has waited for, and a pool of memory that
+    goes with its last graph."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        cuda, graphs = self, weakref.WeakSet[Any]()
+        self.num_pools = 0
+
+        class Stream:
+            def __init__(self, device: object = None) -> None:
+                self.waited: list[Stream] = []
+
+            def wait_stream(self, other: Stream) -> None:
+                self.waited.append(other)
+
+        class Graph:
+            def replay(self) -> None:
+                """Nothing is recorded."""
+
+        @contextmanager
+        def stream(new: Stream) -> Iterator[None]:
+            before, cuda.current = cuda.current, new
+            try:
+                yield
+            finally:
+                cuda.current = before
+
+        @contextmanager
+        def graph(made: Graph, *, pool: object, stream: Stream, capture_error_mode: str) -> Iterator[None]:
+            cuda.num_pools += not graphs
+            graphs.add(made)
+            before, cuda.current = cuda.current, stream
+            yield
+            cuda.current = before  # not after an error, as PyTorch
+
+        self.main = self.current = Stream()
+        given = {"Stream": Stream, "CUDAGraph": Graph, "stream": stream, "graph": graph, "graph_pool_handle": object}
+        for name, thing in given.items():
+            patch.setattr(torch.cuda, name, thing)
+        patch.setattr(torch.cuda, "current_stream", lambda device: cuda.current)
+
+
+def test_graphs_share_memory_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool whose last graph has gone takes no other one as long as anything of it is held."""
+    cuda, graphs, some = Cuda(monkeypatch), Graphs(), (torch.zeros(1),)
+    for _ in range(3):
+        streams = list[object]()
+        replay, _ = graphs.record(lambda x, seen=streams: seen.append(cuda.current) or (x,), some)
+        assert streams == [graphs._beside, graphs._beside], "what libraries keep is not made in a capture"
+        del replay
+    assert cuda.num_pools == 1
+
+
+@pytest.mark.parametrize("failing", [0, 1], ids=["called", "captured"])
+def test_work_that_fails_leaves_the_stream_as_it_was(monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
+    cuda, graphs, calls = Cuda(monkeypatch), Graphs(), iter(range(2))
+
+    def work(x: Tensor) -> tuple[Tensor, ...]:
+        if next(calls) == failing:
+            raise RuntimeError("no memory")
+        return (x,)
+
+    with pytest.raises(RuntimeError, match="no memory"):
+        graphs.record(work, (torch.zeros(1),))
+    assert cuda.current is cuda.main
+    assert cuda.main.waited == [graphs._beside], "what has begun there is still under way"
+
+
+@pytest.mark.gpu
+def test_a_graph_can_be_recorded_when_all_others_have_gone() -> None:
+    graphs, x = Graphs(), torch.ones(64, 64, device="cuda")
+    held = []
+    for _ in range(3):
+        replay, (out,) = graphs.record(lambda x: (x @ x,), (x,))
+        out.zero_()
+        replay()
+        assert (out == 64).all()
+        held.append(out)
+        del replay
 
 
 @pytest.mark.gpu
