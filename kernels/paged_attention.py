@@ -16,6 +16,8 @@ An unsealed tail is a page like others, if its slot is in the table: `lengths` h
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -143,6 +145,7 @@ def paged_attention_triton(
     bias: Tensor | None = None,
     cos: Tensor | None = None,
     sin: Tensor | None = None,
+    beside: int = 0,
     splits: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One launch for the whole batch and one that merges. `splits` cuts each row into so many parts (None: to fill
@@ -151,7 +154,7 @@ def paged_attention_triton(
     count, turned = ids.shape[2], 0 if cos is None else cos.shape[1]
     block = block_keys(dim, torch.float32 if cos is not None else pool.dtype)
     blocks = cdiv(count * unit, block)
-    wanted = num_splits(batch * groups, blocks, q.device) if splits is None else min(splits, blocks)
+    wanted = num_splits((batch + beside) * groups, blocks, q.device) if splits is None else min(splits, blocks)
     per_split = cdiv(blocks, max(wanted, 1)) * block
     parts = cdiv(count * unit, per_split) if count else 0
     outs = torch.empty(parts, batch * groups * heads, dim, dtype=torch.float32, device=q.device)
@@ -180,8 +183,12 @@ def paged_attention(
     bias: Tensor | None = None,
     cos: Tensor | None = None,
     sin: Tensor | None = None,
+    beside: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Raises ValueError on shapes that do not fit the contract, or tensors that are not contiguous (the pool's slots
+    """Attend with a batch, whose sums are cut as if it had `beside` further sequences: to the bit it then does not
+    matter which of them are in one launch.
+
+    Raises ValueError on shapes that do not fit the contract, or tensors that are not contiguous (the pool's slots
     may lie apart)."""
     batch, groups, heads, dim = q.shape
     _check("pool", pool, (pool.shape[0], groups, 2, pool.shape[3], dim), inner=True)
@@ -201,8 +208,9 @@ def paged_attention(
             raise ValueError(f"cos has 1 to {dim // 2} channels, half of those it turns, not {width}")
         _check("cos", cos, (cos.shape[0], width))
         _check("sin", sin, (cos.shape[0], width))
-    on_gpu = uses_triton(q, pool, table, ids, counts, lengths, bias, cos, sin)
-    attend = paged_attention_triton if on_gpu else paged_attention_reference
+    attend = paged_attention_reference
+    if uses_triton(q, pool, table, ids, counts, lengths, bias, cos, sin):
+        attend = partial(paged_attention_triton, beside=beside)
     return attend(
         q, pool, table, ids, unit=unit, scale=scale, counts=counts, lengths=lengths, bias=bias, cos=cos, sin=sin
     )

@@ -163,6 +163,17 @@ def test_any_cut_gives_the_one_softmax(count: int, splits: int | None) -> None:
     close(found, paged_attention_reference(*of, unit=1, scale=drawn.scale), torch.float32)
 
 
+def test_sequences_in_launches_of_their_own_are_cut_like_the_batch() -> None:
+    """To the bit, on a device that a single one would fill with smaller parts."""
+    drawn = Drawn(groups=1, dim=256)
+    ids, given = drawn.ids(1, 24), {"unit": 1, "scale": drawn.scale}
+    together = paged_attention_triton(drawn.q, drawn.pool, drawn.table, ids, **given)
+    for b in range(2):
+        row = slice(b, b + 1)
+        alone = paged_attention_triton(drawn.q[row], drawn.pool, drawn.table[row], ids[row], **given, beside=1)
+        assert all(torch.equal(one, both[row]) for one, both in zip(alone, together, strict=True))
+
+
 def test_slots_may_lie_apart() -> None:
     """As in an arena that has more in a slot."""
     drawn = Drawn()
