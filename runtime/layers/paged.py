@@ -123,13 +123,13 @@ class PagedLayer(LayerKV):
             waits: the host may find it.
 
         Returns None where only `step` can be told: somebody watches, a placement chooses, nothing is sealed yet, the
-        index cannot rank there, or there is no room for what is chosen.
+        index cannot rank there, or not so many, or there is no room for what is chosen.
         """
         if self.watch is not None or self.placed is not None or not self.pages.sealed:
             return None
         self.upkeep.catch_up()
         ranking = self.index.ranking(self.upkeep.state)
-        if ranking is None:
+        if ranking is None or ranking.room * ranking.unit < self.pages.sealed:
             return None
         most = budget if self.index.has_budget else num_pages * self.layout.page_size
         found = self.reader.step_pages(ranking.unit, most // ranking.unit, waits=waits)

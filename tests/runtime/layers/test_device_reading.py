@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,6 +62,18 @@ def test_what_is_read_is_within_the_budget_and_what_there_is(world: World) -> No
     assert (ids.shape, counts.tolist()) == ((2, 7), [6, 6])
     assert (ids[:, :6].diff() > 0).all()
     assert ids[:, :6].max() == 19, "the last ones are read whatever their scores"
+
+
+def test_an_index_that_has_no_room_to_rank_all_units_is_not_asked(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that keeps no state ranks so many pages, and no more."""
+    layer, _ = tiered_layers(world.sequences[3].layers)
+    ranking, units = layer.index.ranking(layer.state), layer.sealed // PAGE
+    assert ranking is not None
+    for room in (units, units - 1):
+        monkeypatch.setattr(layer.index, "ranking", lambda state, room=room: replace(ranking, room=room))
+        assert (layer.device_reading(56, 64, waits=False) is None) == (room < units)
 
 
 def test_an_index_that_attends_in_its_own_way_has_none(world: World) -> None:
