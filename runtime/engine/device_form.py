@@ -82,11 +82,6 @@ class DeviceForm:
         self._hold()
 
     @property
-    def waits(self) -> bool:
-        """Whether the host finds some of it."""
-        return any(reading.pages.waits for of_layer in self.readings for reading in of_layer)
-
-    @property
     def is_current(self) -> bool:
         return all(reading.is_current for of_layer in self.readings for reading in of_layer)
 
@@ -102,6 +97,8 @@ class DeviceForm:
         return _most_slots(readings) <= self._room
 
     def _hold(self) -> None:
+        self.waits = some_wait(self.readings)
+        """Whether the host finds some of it."""
         for layer, of_layer in enumerate(self.readings):
             for b, reading in enumerate(of_layer):
                 self._slots[layer, b, : len(reading.pages.slots)] = reading.pages.slots
@@ -180,7 +177,7 @@ class DeviceForm:
             ids = torch.cat([opened.expand(len(found), -1, -1), found], -1)
             out, lse = paged_attention(
                 query[some], self._pool_of(layer, some.start), self._tables[layer, some], ids, unit=unit, scale=scale,
-                counts=counts + opened.shape[-1], lengths=lengths[some],
+                counts=counts + opened.shape[-1], lengths=lengths[some], beside=self.batch - len(found),
             )  # fmt: skip
             outs.append(out if sinks is None else with_sinks(out, lse, sinks.view(lse.shape[1:])))
         return (outs[0] if len(outs) == 1 else torch.cat(outs)).view(q.shape)
@@ -231,11 +228,16 @@ def _stacked(each: list[Tensor]) -> Tensor:
     return torch.stack(each) if len(each) > 1 else each[0].unsqueeze(0)
 
 
+def some_wait(readings: list[list[DeviceReading]]) -> bool:
+    """Whether the host must find some of what is read."""
+    return any(reading.pages.waits for of_layer in readings for reading in of_layer)
+
+
 def _most_slots(readings: list[list[DeviceReading]]) -> int:
     return max(len(reading.pages.slots) for of_layer in readings for reading in of_layer)
 
 
 def _send(numbers: np.ndarray, to: Tensor) -> None:
     """Nobody waits for what is sent."""
-    found = torch.from_numpy(numbers.copy())
+    found = torch.from_numpy(numbers)
     to.copy_(found.pin_memory() if to.is_cuda else found, non_blocking=True)

@@ -98,7 +98,7 @@ class Pasts:
         for each in (past, new):
             if not each.is_watched:
                 each.is_watched = True
-                weakref.finalize(each, self.abandoned.append, Past(each.reach, each.layers)).atexit = False
+                weakref.finalize(each, self.abandoned.append, _rest_of(each)).atexit = False
         return new
 
     def _index(self, layer: int, reach: int) -> Index:
@@ -112,3 +112,8 @@ class Pasts:
             known = replace(index.layer, rotation=self.model.rotation(layer, reach))
             turned[reach] = type(index)(index.params, known, index.options)
         return turned[reach]
+
+
+def _rest_of(past: Past) -> Past:
+    """What is to be given up when `past` has gone."""
+    return Past(past.reach, past.layers, device_steps=past.device_steps)

@@ -4,7 +4,7 @@ A step of some sequences has a `DeviceForm`, made again when room runs out. Its 
 reads lies where it lay; pages that are sealed, or move, change tables only. Where some pages can be found by the host
 alone, the same step waits for it in every layer, and is not recorded. Which of them happens changes no bit.
 
-Forms belong to the past of the first sequence, so that what they hold goes when that does. With `STRATAKV_RESIDENT=0`
+Forms belong to the pasts of all their sequences: what they hold goes when one of these does. With `STRATAKV_RESIDENT=0`
 there are no such steps: layers are launched one by one, as where a model or an index has none.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import weakref
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -26,8 +27,8 @@ from ..layers.tiered import TieredLayer, tiered_layers
 from ..model.captured import Graphs
 from ..model.model import Model
 from ..model.step_tables import StepTables
-from .device_form import Ahead, DeviceForm
-from .sequence import Sequence
+from .device_form import Ahead, DeviceForm, some_wait
+from .sequence import Past, Sequence
 
 logger = logging.getLogger(__name__)
 SWITCH = "STRATAKV_RESIDENT"
@@ -40,6 +41,8 @@ _TRIES = 3
 """Times that pages are looked for while other threads move them, before the host finds them."""
 _FORMS = 2
 """That a past keeps: of itself, and of a batch that it is in."""
+Members = tuple[weakref.ref[Past], ...]
+"""The pasts of a batch, in order."""
 
 
 def resident_step(model: Model, store: TieredStore, indexes: list[Index]) -> ResidentStep | None:
@@ -65,12 +68,30 @@ class Record(NamedTuple):
 
 
 class Steps:
-    """The steps of some sequences. A past keeps them."""
+    """The steps of some sequences. The past of each keeps them, until one is closed.
 
-    def __init__(self, form: DeviceForm) -> None:
-        self.form = form
+    Args:
+        members: the pasts, which these steps do not keep.
+    """
+
+    def __init__(self, form: DeviceForm, members: Members) -> None:
+        self.form, self._members = form, members
         self._record: Record | None = None
         self._calls = 0
+        for past in self._pasts:
+            others = [steps for key, steps in past.device_steps.items() if key != members]
+            if len(others) == _FORMS:
+                others[0].end()
+            past.device_steps[members] = self
+
+    @property
+    def _pasts(self) -> list[Past]:
+        return [past for member in self._members if (past := member()) is not None]
+
+    def end(self) -> None:
+        """Nobody keeps them any more."""
+        for past in self._pasts:
+            past.device_steps.pop(self._members, None)
 
     def read(self, readings: list[list[DeviceReading]]) -> None:
         """Pages were sealed, or have moved."""
@@ -113,7 +134,7 @@ class ResidentStep:
 
     def waits(self, sequences: list[Sequence]) -> bool:
         """Whether the next step of these waits for the host, as far as the last one tells."""
-        steps: Steps | None = sequences[0].past.device_steps.get(_key(sequences))
+        steps: Steps | None = sequences[0].past.device_steps.get(_members(sequences))
         return steps is None or steps.form.waits
 
     def run(
@@ -143,14 +164,21 @@ class ResidentStep:
         def push(form: DeviceForm) -> None:
             form.push(tokens, sealed, tails, budgets, opened)
 
+        def come(layer: int, hidden: Tensor) -> None:
+            for cache in of_layers[layer - 1]:
+                cache.lookahead.begin_step()
+            ahead(layer, hidden)
+
         for _ in range(_TRIES):
             if steps is None or steps.form.waits:
                 break
             with self._store.still():
                 if steps.form.is_current:
                     push(steps.form)
-                    logits = steps.take(tables, self._model.graphs)
-                    self._store.host.in_flight.note(logits.device)
+                    try:
+                        logits = steps.take(tables, self._model.graphs)
+                    finally:  # what was begun before an error reads pages, too
+                        self._store.host.in_flight.note(self._model.device)
                     return self._done(steps.form, of_layers, logits)
             steps = self._steps_of(sequences, of_layers, waits=False)
         else:
@@ -160,7 +188,7 @@ class ResidentStep:
                 sequence.undo_step(length)
             return None
         push(steps.form)
-        return self._done(steps.form, of_layers, steps.form.compute(tables, ahead))
+        return self._done(steps.form, of_layers, steps.form.compute(tables, come))
 
     def _done(self, form: DeviceForm, of_layers: list[list[TieredLayer]], logits: Tensor) -> Tensor:
         """What layers are told of a step that the device has, or will have taken."""
@@ -173,26 +201,23 @@ class ResidentStep:
 
     def _steps_of(self, sequences: list[Sequence], of_layers: list[list[TieredLayer]], *, waits: bool) -> Steps | None:
         """The steps of these sequences, with a form that is current; None where a layer has no reading."""
-        kept: dict[tuple[int, ...], Steps] = sequences[0].past.device_steps
-        key = _key(sequences)
-        steps = kept.get(key)
+        members = _members(sequences)
+        steps: Steps | None = sequences[0].past.device_steps.get(members)
         if steps is not None and steps.form.is_current and (steps.form.waits or not waits):
             return steps
         num_pages = max(_FEWEST_PAGES, block_of(max(len(layer.pids) for layer in of_layers[0]) + 1))
         waits = waits or not all(layer.reader.is_found_by_device for some in of_layers for layer in some)
         readings = self._readings(of_layers, num_pages, waits=waits)
-        if not waits and readings is not None and _some_wait(readings):
+        if not waits and readings is not None and some_wait(readings):
             readings = self._readings(of_layers, num_pages, waits=True)
         if readings is None:
-            kept.pop(key, None)
+            if steps is not None:
+                steps.end()
             return None
         if steps is not None and steps.form.num_pages == num_pages and steps.form.has_room_for(readings):
             steps.read(readings)
             return steps
-        if steps is None and len(kept) == _FORMS:
-            del kept[next(iter(kept))]
-        kept[key] = steps = Steps(DeviceForm(self._model, self._store, readings, num_pages))
-        return steps
+        return Steps(DeviceForm(self._model, self._store, readings, num_pages), members)
 
     @staticmethod
     def _readings(
@@ -208,8 +233,8 @@ class ResidentStep:
         return found
 
 
-def _key(sequences: list[Sequence]) -> tuple[int, ...]:
-    return tuple(id(sequence.past) for sequence in sequences)
+def _members(sequences: list[Sequence]) -> Members:
+    return tuple(weakref.ref(sequence.past) for sequence in sequences)
 
 
 def _rounded(layer: TieredLayer) -> int:
@@ -218,7 +243,3 @@ def _rounded(layer: TieredLayer) -> int:
     budget = layer.budget_of(layer.sealed + layer.layout.page_size)
     step = max(1, block_of(budget) // 16)
     return cdiv(budget, step) * step
-
-
-def _some_wait(readings: list[list[DeviceReading]]) -> bool:
-    return any(reading.pages.waits for of_layer in readings for reading in of_layer)

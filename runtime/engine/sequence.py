@@ -105,8 +105,8 @@ class Past:
     """Of tokens that are under way through the layers."""
     rows: SequenceRows = field(default_factory=SequenceRows)
     """Of its compiled steps."""
-    device_steps: dict[tuple[int, ...], Any] = field(default_factory=dict)
-    """Those on the device, of batches that it is the first of (`resident_step`)."""
+    device_steps: dict[Any, Any] = field(default_factory=dict)
+    """Those on the device, of itself and of batches that it is in (`resident_step.Steps`, by members)."""
     is_watched: bool = False
     """Its pages are given up when it is dropped (`pasts`)."""
 
@@ -117,6 +117,8 @@ class Past:
             layer.close()
         self.layers.clear()
         self.chains.clear()
+        for steps in [*self.device_steps.values()]:
+            steps.end()
         self.device_steps.clear()
         self.rows = SequenceRows()
 

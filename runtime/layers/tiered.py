@@ -160,7 +160,6 @@ class TieredLayer(PagedLayer):
         """Count one token in, as `step` does, whose k and v the device writes. Returns the slot of the open page.
         Raises CapacityError."""
         self._begin_step()
-        self.lookahead.begin_step()
         return self.pages.count_in()
 
     def _choose(self, query: Tensor, budget: int) -> Selection:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -14,7 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from stratakv.runtime.engine import resident_step
+from stratakv.runtime.engine import forward, resident_step
+from stratakv.runtime.engine.device_form import DeviceForm
 from stratakv.runtime.layers.page_reader import PageReader
 from stratakv.runtime.layers.tiered import tiered_layers
 from stratakv.runtime.model.captured import Graphs
@@ -130,5 +133,60 @@ def test_a_batch_that_waits_takes_no_rows_from_steps_of_one_alone(
             found = world.step(some, 1, at)
             world.engine.store.gpu.data.view(torch.float32)[world.engine.store.gpu.state == 0] = torch.nan
             assert torch.equal(found, expected[at]), at
-        assert kinds(world.sequences[3]) == {"EntryPages"}
         assert kinds(world.sequences[2]) == {"HostEntries"}
+        assert kinds(world.sequences[3]) == {"HostEntries", "EntryPages"}
+
+
+def test_a_closed_sequence_is_in_no_step_of_others(model: Model) -> None:
+    with engine_in(model, "bounds", "roomy") as engine:
+        world = World(engine)
+        for some in ([0, 1], [0], [1, 2]):
+            world.step(some, 1, 0)
+        world.points[1], first, last = None, *(world.sequences[n] for n in (1, 2))
+        state = weakref.ref(tiered_layers(first.layers)[0].state)
+        gc.disable()
+        try:
+            first.close()
+            assert state() is None
+        finally:
+            gc.enable()
+        assert not last.past.device_steps
+        assert len(world.sequences[0].past.device_steps) == 1
+
+
+def test_a_past_keeps_the_steps_of_few_batches(model: Model) -> None:
+    with engine_in(model, "bounds", "roomy") as engine:
+        world = World(engine)
+        for some in ([0], [0, 1], [2, 0], [0, 3], [3, 0]):
+            world.step(some, 1, 0)
+        kept = [[len(key) for key in sequence.past.device_steps] for sequence in world.sequences]
+        assert kept == [[2, 2], [], [], [2, 2]]
+
+
+def test_what_was_begun_before_an_error_is_waited_for(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Page-locked memory must not change before the device has read it."""
+    with engine_in(model, "bounds", "roomy") as engine:
+        world, noted = World(engine), list[torch.device]()
+        monkeypatch.setattr(engine.store.host.in_flight, "note", noted.append)
+
+        def failing(*given: Any) -> Tensor:
+            raise RuntimeError("out of memory")
+
+        monkeypatch.setattr(DeviceForm, "compute", failing)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            world.step([3], 1, 0)
+        assert noted == [torch.device("cpu")]
+
+
+def test_a_step_that_waits_takes_back_guesses_that_are_late(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is still queued for a layer when the step has come to it."""
+    with engine_in(model, "bounds", "span") as engine:
+        world, told = World(engine), list[tuple[str, int]]()
+        layers = tiered_layers(world.sequences[3].layers)
+        monkeypatch.setattr(forward, "FIRST_GUESSED", 1)
+        for layer in layers:
+            at = layer.layer
+            monkeypatch.setattr(layer, "look_ahead", lambda query, at=at: told.append(("guess", at)))
+            monkeypatch.setattr(layer.lookahead, "begin_step", lambda at=at: told.append(("come", at)))
+        world.step([3], 1, 0)
+        assert told == [("come", 0), ("guess", 1), ("come", 1)]
