@@ -21,6 +21,8 @@ class Branches:
     def __init__(self, device: torch.device, count: int) -> None:
         self._device = device
         self._streams = [torch.cuda.Stream(device) for _ in range(1, count)] if device.type == "cuda" else []
+        self._begun: list[torch.cuda.Stream] = []
+        """Since the last `join`: a step that is recorded must not wait for a stream that is no part of it."""
 
     @contextmanager
     def of(self, number: int) -> Iterator[None]:
@@ -30,10 +32,12 @@ class Branches:
             return
         stream = self._streams[number - 1]
         stream.wait_stream(torch.cuda.current_stream(self._device))
+        self._begun.append(stream)
         with torch.cuda.stream(stream):
             yield
 
     def join(self) -> None:
-        """What the main stream is told from now on comes after all branches."""
-        for stream in self._streams:
+        """What the main stream is told from now on comes after all branches that have begun."""
+        begun, self._begun = self._begun, []
+        for stream in begun:
             torch.cuda.current_stream(self._device).wait_stream(stream)

@@ -207,7 +207,7 @@ class DeviceForm:
         found, counted = [], []
         for b in range(some.start, some.stop):
             reading = self.readings[layer][b]
-            with self._branches.of(b - some.start):
+            with self._branches.of(0 if self.waits else b - some.start):  # the host stages all in one buffer
                 ids, counts = reading.choose(queries[b], units.total[b], units.wanted[b])
                 found.append(reading.pages.find(ids, counts, self.counts[layer][b]))
             counted.append(counts)

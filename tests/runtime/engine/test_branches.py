@@ -39,13 +39,16 @@ def test_a_branch_begins_behind_the_main_stream_and_is_joined(monkeypatch: pytes
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", on)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: now[-1])
-    branches = Branches(torch.device("cuda"), 3)
+    branches = Branches(torch.device("cuda"), 4)
     for number in range(3):
         with branches.of(number):
             told.append(now[-1].name)
     branches.join()
     assert told == ["main", "side 1", "side 2"]
     assert Stream.waits == [("side 1", "main"), ("side 2", "main"), ("main", "side 1"), ("main", "side 2")]
+    Stream.waits = []
+    branches.join()
+    assert not Stream.waits, "a recorded step would wait for streams that are no part of it"
 
 
 def test_a_cpu_has_no_branches() -> None:

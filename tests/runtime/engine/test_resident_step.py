@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from stratakv.runtime.engine import forward, resident_step
+from stratakv.runtime.engine.branches import Branches
 from stratakv.runtime.engine.device_form import DeviceForm
 from stratakv.runtime.layers.page_reader import PageReader
 from stratakv.runtime.layers.tiered import tiered_layers
@@ -176,6 +177,20 @@ def test_what_was_begun_before_an_error_is_waited_for(model: Model, monkeypatch:
         with pytest.raises(RuntimeError, match="out of memory"):
             world.step([3], 1, 0)
         assert noted == [torch.device("cpu")]
+
+
+@pytest.mark.parametrize(("place", "expected"), [("entries", {0, 1, 2}), ("waits", {0})])
+def test_only_what_the_host_has_no_part_in_goes_side_by_side(
+    model: Model, place: str, expected: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it fetches passes through one buffer."""
+    with engine_in(model, "bounds", "entries") as engine:
+        world, of, branches = World(engine), Branches.of, set[int]()
+        monkeypatch.setattr(Branches, "of", lambda self, number: branches.add(number) or of(self, number))
+        if place == "waits":
+            monkeypatch.setattr(PageReader, "_is_far", lambda self: False)
+        world.step([1, 2, 3], 1, 0)
+        assert branches == expected
 
 
 def test_a_step_that_waits_takes_back_guesses_that_are_late(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
