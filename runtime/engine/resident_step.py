@@ -165,6 +165,7 @@ class ResidentStep:
             form.push(tokens, sealed, tails, budgets, opened)
 
         def come(layer: int, hidden: Tensor) -> None:
+            """The step has come to the layer below: what is still queued for that one is late."""
             for cache in of_layers[layer - 1]:
                 cache.lookahead.begin_step()
             ahead(layer, hidden)

@@ -16,7 +16,7 @@ from .upkeep import IndexUpkeep
 
 
 class DeviceReading:
-    """Good while `is_current`, and from one page to the next as long as it `is_same`.
+    """Good while `is_current`, and from one page to the next as long as it `is_like` the one before.
 
     Args:
         pages, upkeep: of the layer.
