@@ -12,6 +12,7 @@ goes. Attention, heads and sequences are unknown here: a page is bytes made of e
     intake         new pages; waits for room
     loading        pages up: two-phase tickets                        reads without the lock
     gathering      rows of pages into the caller's buffer
+    sending        whole pages to the device, beside its other work
     links          the edges: how long busy
     write_behind   pages down: the queue and the writer thread        writes without the lock
     disk_tier      records in LMDB
@@ -65,6 +66,7 @@ from .transfer.gathering import Gatherer
 from .transfer.intake import Intake, OpenPage
 from .transfer.links import Links
 from .transfer.loading import Loader, Ticket
+from .transfer.sending import Sending
 from .transfer.write_behind import WriteBehind
 
 _FEW = 32
@@ -107,6 +109,7 @@ class TieredStore:
         self.links = Links()
         self._loader = Loader(self._residency, disk, lambda: self.compression, self.links)
         self._gatherer = Gatherer(self._residency, self._loader, self.links)
+        self.sending = Sending(self._residency, self._loader, self.links, self.still, self._passing)
         self._writing = WriteBehind(self._residency, disk, lambda: self.compression)
         self._intake = Intake(self._residency, self._loader, self._writing)
         self._closed = False
@@ -299,13 +302,10 @@ class TieredStore:
         self.counters.host_reads += len(pids)
 
     def prefetch(self, pids: np.ndarray, is_cancelled: Callable[[], bool]) -> None:
-        """Bring those of `pids` that are on disk only into host memory before somebody asks, a few at a time, until
-        `is_cancelled` returns True. Stops at the layer's share of host memory: a page that displaced another wanted one
-        would gain nothing. Any thread may call it. Damaged pages are left for whoever reads them.
-
-        Args:
-            pids: distinct page ids of one layer that the caller holds references to.
-        """
+        """Bring those of `pids` (distinct, of one layer, held by the caller) that are on disk only into host memory
+        before somebody asks, a few at a time, until `is_cancelled` returns True. Stops at the layer's share of host
+        memory: a page that displaced another wanted one would gain nothing. Any thread may call it. Damaged pages are
+        left for whoever reads them."""
         with self._lock:
             self._residency.touch(pids)
             near = self._table.is_resident(pids)
@@ -319,7 +319,7 @@ class TieredStore:
                 self._loader.finish(ticket)
 
     @contextmanager
-    def _passing(self, pids: np.ndarray, *, ahead: bool) -> Iterator[Ticket]:
+    def _passing(self, pids: np.ndarray, *, ahead: bool = False) -> Iterator[Ticket]:
         """A ticket that ends with the block, on its own: whoever needs room may wait for that."""
         with self._lock:
             self._require_open()

@@ -197,6 +197,16 @@ class Arena:
         """The pool as `[num_slots * parts, page_bytes // parts]` bytes: row `slot * parts + part`."""
         return self.data.view(self.num_slots * parts, self.page_bytes // parts)
 
+    def pieces(self, slot: int, count: int) -> Iterator[torch.Tensor]:
+        """The bytes of neighbouring slots, in pieces for one copy each: none goes on from one pinned range into the
+        next, which CUDA may refuse."""
+        start, stop, flat = slot * self.page_bytes, (slot + count) * self.page_bytes, self.data.view(-1)
+        every = self.pinner.range_bytes if self.pinner is not None else stop
+        while start < stop:
+            end = min(stop, (start // every + 1) * every)
+            yield flat[start:end]
+            start = end
+
     def check_integrity(self) -> None:
         """Re-add the slots; raises AssertionError with the numbers that disagree."""
         free = int(np.count_nonzero(self.state == FREE))

@@ -53,7 +53,7 @@ class Pinner:
     """Pins `data`, a contiguous tensor in host memory, and keeps it alive until `close`."""
 
     def __init__(self, data: torch.Tensor, pins: Pins, *, range_bytes: int = _RANGE_BYTES) -> None:
-        self._data, self._pins, self._range_bytes = data, pins, range_bytes
+        self._data, self._pins, self.range_bytes = data, pins, range_bytes
         self._pinned: list[int] = []
         self._stopping = threading.Event()
         self.pinned_bytes = 0
@@ -62,8 +62,8 @@ class Pinner:
 
     def _run(self) -> None:
         start, stop = self._data.data_ptr(), self._data.data_ptr() + self._data.nbytes
-        for address in range(start, stop, self._range_bytes):
-            num_bytes = min(self._range_bytes, stop - address)
+        for address in range(start, stop, self.range_bytes):
+            num_bytes = min(self.range_bytes, stop - address)
             if self._stopping.is_set():
                 return
             if not self._pins.pin(address, num_bytes):

@@ -50,7 +50,7 @@ class Gatherer:
         """See `TieredStore.gather`. Raises CorruptPageError."""
         counters = self._residency.counters
         if not ticket.is_ahead:
-            self._count_reads(ticket)
+            self._loader.count_reads(ticket)
         self._loader.finish(ticket)
         started = clock.now()
         link = self._links.host
@@ -65,14 +65,6 @@ class Gatherer:
         if not ticket.is_ahead and (transfer.num_bytes or pending.any()):
             counters.add(stall_s=clock.now() - started)
         self._loader.report(ticket)
-
-    def _count_reads(self, ticket: Ticket) -> None:
-        counters = self._residency.counters
-        from_disk = len(ticket.missing) + len(ticket.beyond)
-        from_gpu = sum(len(slots) for arena, slots in ticket.leases if arena is self._residency.gpu)
-        counters.disk_reads += from_disk
-        counters.gpu_reads += from_gpu
-        counters.host_reads += len(ticket.pids) - from_disk - from_gpu
 
     def _promote(self, pids: np.ndarray, transfer: Transfer) -> None:
         """Copy host pages into the gpu pool, as far as it has room beside the pages that this call reads."""

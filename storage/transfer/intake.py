@@ -77,7 +77,7 @@ class Intake:
             while run < len(chains) and page_key(layer, chains[run]) not in self._table.pids:
                 run += 1
             try:
-                slots = self._room(self._host, run - done, layer)
+                slots = np.sort(self._room(self._host, run - done, layer))  # neighbours can be copied in one
             except CapacityError:
                 self._residency.release(pids[:done], keep_unstored=self._writing.will_store)
                 raise

@@ -93,10 +93,20 @@ class Loader:
         self._lease(ticket, self._host, table.host_slot[pids[on_host]])
         if len(missing):
             assert self._disk is not None, "a page is in no tier"
-            ticket.slots = self._residency.take_or_evict(self._host, len(missing), int(table.layer[missing[0]]))
+            slots = self._residency.take_or_evict(self._host, len(missing), int(table.layer[missing[0]]))
+            ticket.slots = np.sort(slots)  # neighbours can be copied in one
             ticket.missing, ticket.beyond = np.split(missing, [len(ticket.slots)])
         self._open.add(ticket)
         return ticket
+
+    def count_reads(self, ticket: Ticket) -> None:
+        """Somebody asked for the pages: count them by the tier in which they were found."""
+        counters = self._residency.counters
+        from_disk = len(ticket.missing) + len(ticket.beyond)
+        from_gpu = sum(len(slots) for arena, slots in ticket.leases if arena is self._residency.gpu)
+        counters.disk_reads += from_disk
+        counters.gpu_reads += from_gpu
+        counters.host_reads += len(ticket.pids) - from_disk - from_gpu
 
     def finish(self, ticket: Ticket) -> None:
         """Read what is missing. All pages but `beyond` and `failures` are then leased in memory."""

@@ -15,6 +15,7 @@ from kv_pages import SMALL, arena
 
 from stratakv.storage import Arena
 from stratakv.storage.memory.eviction import victims as choose
+from stratakv.storage.memory.pinning import Pinner
 
 
 def filled(num_slots: int, pages: list[tuple[int, int]]) -> Arena:
@@ -251,3 +252,25 @@ def test_a_forked_child_that_gives_its_parents_arena_back_keeps_its_own_memory()
 def test_memory_that_cannot_be_reserved_is_out_of_memory() -> None:
     with pytest.raises(MemoryError, match="bytes of host memory cannot be reserved"):
         Arena("host", 1 << 60, 1 << 20, torch.device("cpu"))
+
+
+def test_a_copy_reads_no_two_pinned_ranges() -> None:
+    pool = Arena("host", 5120, 512, torch.device("cpu"))
+    pool.data.copy_(torch.arange(5120, dtype=torch.int32).view(10, 512) % 251)
+    assert [len(piece) for piece in pool.pieces(1, 8)] == [4096]
+    pool.pinner = Pinner(pool.data, Grants(), range_bytes=2000)
+    pieces = list(pool.pieces(1, 8))
+    assert [len(piece) for piece in pieces] == [2000 - 512, 2000, 4608 - 4000]
+    assert torch.equal(torch.cat(pieces), pool.data[1:9].view(-1))
+    assert list(pool.pieces(3, 0)) == []
+    pool.close()
+
+
+class Grants:
+    """Pins whatever it is asked for."""
+
+    def pin(self, address: int, num_bytes: int) -> bool:
+        return True
+
+    def unpin(self, address: int) -> None:
+        """There is nothing to give back."""
