@@ -44,16 +44,17 @@ def prefill_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, causal: 
         raise ValueError(f"causal attention needs T == S, got {q.shape[1]} and {k.shape[1]}")
     if width < dim:  # the fused operators know one width
         v = F.pad(v, (0, dim - width))
+    # Where no row is told from another, all heads that share keys are rows of one: its tiles are taller.
+    heads = q if causal else q.reshape(k.shape[0], -1, dim)
     if q.is_cuda and q.dtype != torch.float32 and dim <= _MOST_FLASH:
-        repeats = q.shape[0] // k.shape[0]
-        k, v = k.repeat_interleave(repeats, 0), v.repeat_interleave(repeats, 0)
+        repeats = heads.shape[0] // k.shape[0]
+        if repeats > 1:
+            k, v = k.repeat_interleave(repeats, 0), v.repeat_interleave(repeats, 0)
         out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
-            q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0), 0.0, causal, scale=scale
+            heads.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0), 0.0, causal, scale=scale
         )
-        return out[0, ..., :width], lse[0, :, : q.shape[1]]
+        return out[0].reshape(q.shape)[..., :width], lse[0, :, : heads.shape[1]].reshape(q.shape[:2])
     if q.device.type == "cpu" and q.dtype != torch.float16:
-        # Where no row is told from another, all heads that share keys are rows of one: its tiles are taller.
-        heads = q if causal else q.reshape(k.shape[0], -1, dim)
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             heads.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0), 0.0, causal, scale=scale
         )

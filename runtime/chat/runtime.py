@@ -174,7 +174,7 @@ class Runtime(Loaded):
         plan = replace(plan, disk_bytes=0 if store.disk is None else max(0, plan.disk_bytes - in_use))
         engine = Engine(
             model, store, make_indexes(model, kv, profiles.needed(kv)), kv,
-            Workspace(layout, plan.span_tokens, where, model.turns), chunk,
+            Workspace(layout, plan.span_tokens, where, model.turns, num_past=plan.num_past), chunk,
             None if kv.prefetch == "off" else Prefetcher(is_forced=kv.prefetch == "on"),
         )  # fmt: skip
         return cls(model, store, engine, plan, kv, as_text(name), profiles)

@@ -17,6 +17,7 @@ from ...storage.disk.record import record_bytes
 from ...storage.disk.room import stored_bytes
 from ..api.config import KVConfig
 from ..api.errors import DoesNotFitError
+from ..layers.past_blocks import ROTATING
 from ..layers.workspace import Workspace
 from .held import NOTHING, Held
 from .machine_caps import check_caps
@@ -28,6 +29,11 @@ _CHUNK_OF_LATENTS = 2048
 _DEFAULT_SPAN = 4096
 FREE_SHARE = 0.8
 """Of a GPU's free memory, where no cap is given: indexes' states and activations have the rest."""
+_PAST_SHARE = 8
+"""One part in so many of a device's cap is for blocks of a past that prefill reads: enough for 131,072 tokens of an 8B
+model beside its weights on a card of 24 GB, which then cross to the device once for all rows of a span."""
+_MOST_PAST = 64 + ROTATING
+"""Blocks of 131,072 tokens, and those that come and go. What a past has beyond that crosses for every chunk of rows."""
 _PAGES_PER_LAYER = 4
 """Fewest slots per tiered layer in the compute tier: the open page and a few to read."""
 RECORD_OVERHEAD = 1.2
@@ -49,6 +55,8 @@ class Plan:
     """The disk tier's cap: how much of the store this model may come to have."""
     span_tokens: int
     """Rows of one layer-major prefill span."""
+    num_past: int = 0
+    """Buffers in a device's memory for blocks of the past that prefill reads."""
     held: Held = NOTHING
     """What a sequence holds beside its pages, in the compute tier: there is room for that of one."""
     store_bytes: int = 0
@@ -65,7 +73,7 @@ class Plan:
 
     @property
     def workspace_bytes(self) -> int:
-        return Workspace.bytes_for(self.layout, self.span_tokens)
+        return Workspace.bytes_for(self.layout, self.span_tokens, self.num_past)
 
     @property
     def reserved_bytes(self) -> int:
@@ -181,7 +189,8 @@ def plan_within(
     spare = compute - pages - Workspace.bytes_for(layout, 0) - held.sequence_bytes
     span = max(chunk, min(_DEFAULT_SPAN, spare // 2 // layout.token_bytes // chunk * chunk))
     plan = Plan(
-        layout=layout, num_tiered=num_tiered, gpu_bytes=gpu, host_bytes=host, disk_bytes=0, span_tokens=span, held=held
+        layout=layout, num_tiered=num_tiered, gpu_bytes=gpu, host_bytes=host, disk_bytes=0, span_tokens=span, held=held,
+        num_past=0 if gpu is None else _past_blocks(spare - span * layout.token_bytes, layout),
     )  # fmt: skip
     if plan.compute_pool_bytes < pages:
         name, knob = ("device", "gpu_gb") if gpu is not None else ("host", "host_gb")
@@ -197,6 +206,13 @@ def plan_within(
             f"{_gb(2 * num_tiered * layout.page_bytes)}; raise host_gb"
         )
     return plan
+
+
+def _past_blocks(spare: int, layout: PageLayout) -> int:
+    """Buffers for blocks of the past that `spare` bytes have room for, beside pages. Fewer than two are of no use."""
+    one = Workspace.bytes_for(layout, 0, 1) - Workspace.bytes_for(layout, 0)
+    count = min(_MOST_PAST, spare // _PAST_SHARE // one)
+    return count if count >= ROTATING else 0
 
 
 def free_memory(device: torch.device) -> int:

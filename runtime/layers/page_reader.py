@@ -91,6 +91,25 @@ class PageReader:
         size = self._store.layout.page_size
         return self.pages(np.arange(begin // size, end // size))
 
+    def blocks(self, end: int, tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Keys and values `[G, tokens, D]` of the whole pages before `end`, from the first on; at the end fewer. Each
+        is good until the next is asked for. Beside a device that has room for it, more is on its way by then."""
+        if self._workspace.past is None or self._store.gpu is None:
+            for begin in range(0, end, tokens):
+                yield self.block(begin, min(begin + tokens, end))
+            return
+        size = self._store.layout.page_size
+        pids = [self._pages.pids[begin // size : min(begin + tokens, end) // size] for begin in range(0, end, tokens)]
+        yield from self._workspace.past.read(self._store, pids, self._unpacked, self._recover)
+
+    def _unpacked(self, pages: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values `[G, n * L, D]` of pages `[n, G * S * L * D]`."""
+        layout = self._store.layout
+        out = self._workspace.stage(layout.sides * layout.num_heads * len(pages), layout.page_size * layout.head_dim)
+        by_head = pages.view(len(pages), layout.num_heads, layout.sides, -1).permute(2, 1, 0, 3)
+        out.view(by_head.shape).copy_(by_head)
+        return keys_values(self._shaped(self._workspace, out, layout.sides, layout.page_size), layout)
+
     def _read(self, units: Tensor, unit: int, sides: int) -> Tensor:
         """Pages that are read whole move up to the device pool while it has room; otherwise the asked parts alone."""
         if self._budget is not None and self._chosen_on_host:

@@ -29,6 +29,7 @@ from .paged import PagedLayer
 from .sliding import SlidingLayer, StandingWindow
 from .span import attend_exactly
 from .standing import Run, Standing
+from .workspace import KEY_BLOCK
 
 
 class Sharing(LayerKV):
@@ -113,7 +114,8 @@ class SharingPages(Sharing, PagedLayer):
 
     def extend(self, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float) -> Tensor:
         keys, values = (side.to(q.dtype) for side in self._block(start, start + q.shape[1]))
-        return attend_exactly(q, keys, values, start, scale, self._block)[0]
+        blocks = (self._block(begin, min(begin + KEY_BLOCK, start)) for begin in range(0, start, KEY_BLOCK))
+        return attend_exactly(q, keys, values, scale, blocks)[0]
 
     def _block(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
         """K and V `[G, end - begin, D]` by position, copies."""

@@ -15,7 +15,7 @@ Shapes  G KV heads, S sides (`pages`), H query heads, T rows, D head dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -28,21 +28,48 @@ from .page_reader import PageReader
 from .pages import LayerPages, fill, keys_values
 from .workspace import KEY_BLOCK, Workspace
 
+_AT_ONCE = 8
+"""Partial results that a device keeps of each level: of 2,048 rows of 32 heads in 16 bits 16 MB each."""
+
 
 def attend_exactly(
-    q: Tensor, k: Tensor, v: Tensor, start: int, scale: float, block: Callable[[int, int], tuple[Tensor, Tensor]]
+    q: Tensor, k: Tensor, v: Tensor, scale: float, blocks: Iterable[tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
-    """Rows `start ..` against themselves and all keys before them, which come as `block(begin, end)`: `[H, T, D]` and
-    lse `[H, T]`; q `[H, T, D]`, k and v `[G, T, D]`."""
+    """Rows against themselves and all keys before them, which come block by block: `[H, T, D]` and lse `[H, T]`; q
+    `[H, T, D]`, k and v `[G, T, D]`. A block is read before the next one is asked for."""
     q = q.contiguous()  # once for all blocks
-    out, lse = prefill_attention(q, k, v, scale=scale, causal=True)
-    outs, lses = [out], [lse]
-    for begin in range(0, start, KEY_BLOCK):
-        keys, values = block(begin, min(begin + KEY_BLOCK, start))
-        out, lse = prefill_attention(q, keys.to(q.dtype), values.to(q.dtype), scale=scale, causal=False)
-        outs.append(out)
-        lses.append(lse)
-    return merge_states(outs, lses)
+    parts = _Parts(_AT_ONCE if q.is_cuda else None)
+    parts.add(*prefill_attention(q, k, v, scale=scale, causal=True))
+    for keys, values in blocks:
+        parts.add(*prefill_attention(q, keys.to(q.dtype), values.to(q.dtype), scale=scale, causal=False))
+    return parts.merged()
+
+
+class _Parts:
+    """Partial results, of which as many as there are keys in a long past would take the memory of a device: so many at
+    once are merged into one, and so many of those again. `most` None: all of them at the end, in fp32.
+
+    What is merged with what follows from how many there are, so no bit depends on memory."""
+
+    def __init__(self, most: int | None) -> None:
+        self._most = most
+        self._levels: list[list[tuple[Tensor, Tensor]]] = [[]]
+
+    def add(self, out: Tensor, lse: Tensor, level: int = 0) -> None:
+        if level == len(self._levels):
+            self._levels.append([])
+        held = self._levels[level]
+        held.append((out, lse))
+        if len(held) == self._most:
+            self._levels[level] = []
+            self.add(*_merged(held), level + 1)
+
+    def merged(self) -> tuple[Tensor, Tensor]:
+        return _merged([part for level in reversed(self._levels) for part in level])
+
+
+def _merged(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    return merge_states([out for out, _ in parts], [lse for _, lse in parts])
 
 
 class Span:
@@ -83,29 +110,30 @@ class Span:
         """Rows `start ..` against all keys before them, block by block, and against themselves: `[H, T, D]`, and lse
         fp32 `[H, T]` of the keys alone; q `[H, T, D]`, k and v `[G, T, D]`. Where keys are latents, q may be of what
         `expanded` makes of them."""
-        block = self.block
+        blocks = self.blocks(start)
         if expanded is not None:
             k, v = expanded(k)
-
-            def block(begin: int, end: int) -> tuple[Tensor, Tensor]:
-                return expanded(self.block(begin, end)[0].to(q.dtype))
-
-        out, lse = attend_exactly(q, k, v, start, scale, block)
+            blocks = (expanded(keys.to(q.dtype)) for keys, _ in blocks)
+        out, lse = attend_exactly(q, k, v, scale, blocks)
         return (out if self._sinks is None else with_sinks(out, lse, self._sinks.unsqueeze(-1))), lse
 
     def new(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
         """K and V `[G, end - begin, D]` of rows of the span, the tail's first. Good as long as the span is."""
         return keys_values(self._workspace.span[:, :, begin:end], self._pages.layout)
 
-    def block(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
-        """K and V `[G, end - begin, D]` by position, from the store, the span buffer, or both.
-
-        Good until the next read of this or another layer."""
-        sealed, span = self._pages.sealed, self._workspace.span
-        if begin >= sealed:
-            return self.new(begin - sealed, end - sealed)
-        keys, values = self._reader.block(begin, min(end, sealed))
-        if end <= sealed:
-            return keys, values
-        rest = keys_values(span[:, :, : end - sealed].to(keys.dtype), self._pages.layout)
-        return torch.cat([keys, rest[0]], 1), torch.cat([values, rest[1]], 1)
+    def blocks(self, end: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """K and V `[G, KEY_BLOCK, D]` of the positions before `end`, from the first on; at the end fewer. From the
+        store, the span buffer, or both. Each is good until the next is asked for, or another layer reads."""
+        sealed = min(end, self._pages.sealed)
+        stored = self._reader.blocks(sealed, KEY_BLOCK)
+        for begin in range(0, end, KEY_BLOCK):
+            stop = min(begin + KEY_BLOCK, end)
+            if begin >= sealed:
+                yield self.new(begin - sealed, stop - sealed)
+                continue
+            keys, values = next(stored)
+            if stop > sealed:
+                new_keys, new_values = self.new(0, stop - sealed)
+                keys = torch.cat([keys, new_keys.to(keys.dtype)], 1)
+                values = torch.cat([values, new_values.to(values.dtype)], 1)
+            yield keys, values

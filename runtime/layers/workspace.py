@@ -9,11 +9,10 @@ from torch import Tensor
 
 from ...storage import PageLayout
 from ..process.turns import Turns
+from .past_blocks import PastBlocks
 
 KEY_BLOCK = 2048
 """Keys per attention block. Fixed: results must not depend on how much memory there is."""
-
-
 AHEAD_TOKENS = 512
 """So many tokens cross to the device at a time before anybody asks for them."""
 
@@ -25,10 +24,12 @@ class Workspace:
     Args:
         span_tokens: rows of one prefill span; the buffer also holds the tail before them.
         turns: whoever holds the turn may use the buffers; a model's, where several engines share it.
+        num_past: buffers for blocks of the past that come from other memory; 0: they are gathered when they are wanted.
     """
 
     def __init__(
-        self, layout: PageLayout, span_tokens: int, device: torch.device, turns: Turns | None = None
+        self, layout: PageLayout, span_tokens: int, device: torch.device, turns: Turns | None = None, *,
+        num_past: int = 0,
     ) -> None:  # fmt: skip
         self.turns = turns or Turns("the workspace")
         self.dtype: torch.dtype = getattr(torch, layout.dtype)
@@ -40,6 +41,7 @@ class Workspace:
         ahead = max(AHEAD_TOKENS, layout.page_size) * layout.sides * layout.num_heads * layout.head_dim
         self.ahead = torch.empty(ahead, dtype=self.dtype, device=device)
         self._wide = torch.empty(stage, dtype=torch.float32, device=device) if self._widens(device) else None
+        self.past = PastBlocks(layout, KEY_BLOCK, num_past, device, self.turns) if num_past else None
 
     def _widens(self, device: torch.device) -> bool:
         """CPU kernels compute in fp32: a 16-bit stage is widened once, into memory that is there."""
@@ -51,10 +53,11 @@ class Workspace:
         return self if self._device.type == "cpu" else Workspace(self._layout, 0, torch.device("cpu"), self.turns)
 
     @staticmethod
-    def bytes_for(layout: PageLayout, span_tokens: int) -> int:
+    def bytes_for(layout: PageLayout, span_tokens: int, num_past: int = 0) -> int:
         """Bytes that a workspace takes, its widened stage included."""
         widened = KEY_BLOCK * layout.token_bytes * 2 if layout.item_bytes == 2 else 0
-        rows = span_tokens + layout.page_size + KEY_BLOCK + max(AHEAD_TOKENS, layout.page_size)
+        past = num_past * (KEY_BLOCK // layout.page_size * layout.page_size)
+        rows = span_tokens + layout.page_size + KEY_BLOCK + max(AHEAD_TOKENS, layout.page_size) + past
         return rows * layout.token_bytes + widened
 
     def stage(self, rows: int, width: int) -> Tensor:

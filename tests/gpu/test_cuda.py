@@ -12,13 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kv_pages import text
 from tiny_models import VOCABULARY, reference_model
 
 from stratakv.kernels.prefill_attention import prefill_attention, prefill_attention_reference
 from stratakv.runtime import KVConfig, Runtime
 from stratakv.runtime.engine.device_form import DeviceForm
 from stratakv.runtime.engine.device_sampling import DeviceSampler
+from stratakv.runtime.layers.page_reader import PageReader
+from stratakv.runtime.layers.pages import LayerPages
+from stratakv.runtime.layers.span import Span
 from stratakv.runtime.layers.step_pages import EntryPages
+from stratakv.runtime.layers.workspace import KEY_BLOCK, Workspace
+from stratakv.storage import Arena, PageLayout, TieredStore
 
 pytestmark = pytest.mark.gpu
 
@@ -132,6 +138,47 @@ def test_the_host_is_one_step_behind_and_nobody_waits(
                 replies = runtime.generate(prompts, max_new_tokens=40, **{"seed": 0, **some})
                 found.append([(reply.tokens, reply.text, reply.finish_reason) for reply in replies])
             assert found[0] == found[1]
+
+
+def test_a_past_comes_on_a_stream_of_its_own_and_nobody_waits() -> None:
+    """Five blocks through two buffers and one that stays, twice, while the device works on what it has."""
+    layout, device = PageLayout(num_heads=8, page_size=16, head_dim=128, dtype="bfloat16"), torch.device("cuda")
+    count, tokens = 4 * KEY_BLOCK // 16 + 5, 4 * KEY_BLOCK + 80
+    named = text(layout, count)
+    host = Arena("host", count * layout.page_bytes, layout.page_bytes, torch.device("cpu"), pin=True)
+    gpu = Arena("gpu", 9 * layout.page_bytes, layout.page_bytes, device)
+    store = TieredStore(layout, 1, host=host, gpu=gpu)
+    assert host.pinner is not None
+    host.pinner.wait()
+    kv = torch.randn(2, 8, tokens + 64, 128, generator=torch.Generator().manual_seed(0)).bfloat16()
+    pages, rows = LayerPages(store, 0), kv[:, :, tokens:].to(device)
+    pages.put(named.chains, named.tokens, kv[:, :, :tokens])
+    q, found = torch.randn(32, 64, 128, device=device, dtype=torch.bfloat16), []
+    for num_past in (0, 3):
+        workspace = Workspace(layout, 64, device, num_past=num_past)
+        span = Span(pages, PageReader(pages, workspace, lambda pids: None), workspace)
+        with workspace.turns.taken():
+            span.begin()
+            span.rows(0, 64)[:] = rows
+            found.append(span.attend(q, rows[0], rows[1], tokens, 0.1))
+            found.append(span.attend(q, rows[0], rows[1], tokens, 0.1))
+            if not num_past:
+                continue
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                blocks = []
+                for keys, values in span.blocks(tokens):
+                    blocks.append(torch.stack([keys, values]))
+                    torch.randn(2048, 2048, device=device) @ blocks[-1][0, 0].float().new_ones(2048, 2048)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            assert torch.equal(torch.cat(blocks, 2).cpu(), kv[:, :, :tokens])
+    for out, lse in found[1:]:
+        assert torch.equal(out, found[0][0])
+        assert torch.equal(lse, found[0][1])
+    store.check_integrity()
+    pages.close()
+    store.close()
 
 
 def test_a_session_resumes(tiny_llama: Path, tmp_path: Path) -> None:

@@ -35,12 +35,13 @@ PAGE, BUDGET = 8, 56
 
 @dataclass(frozen=True)
 class Tiers:
-    """Pages of each layer that the tiers have room for, and tokens of a span."""
+    """Pages of each layer that the tiers have room for, tokens of a span, and buffers for blocks of the past."""
 
     gpu: int = 120
     host: int = 200
     disk: bool = False
     span: int = 512
+    past: int = 0
 
 
 @contextmanager
@@ -51,7 +52,7 @@ def device_engine(model: Model, kv: KVConfig, tiers: Tiers, folder: Path | None 
         layout, layers, host=arena("host", layout, layers * tiers.host), gpu=arena("gpu", layout, layers * tiers.gpu),
         disk=disk_tier(folder) if tiers.disk and folder is not None else None, codec="raw",
     )  # fmt: skip
-    workspace = Workspace(layout, tiers.span, torch.device("cpu"), model.turns)
+    workspace = Workspace(layout, tiers.span, torch.device("cpu"), model.turns, num_past=tiers.past)
     prefetcher = Prefetcher(is_forced=True)
     groups, dim = layout.num_heads, layout.head_dim
     profile = dict.fromkeys(model.tiered, a2ats_profile((groups, model.num_heads // groups, dim)))

@@ -16,11 +16,11 @@ from stratakv.runtime.cli.app import app
             "48 recurrent layers: a state of 0.157 GB, up to 3 at a time, and those that a conversation can go back to",
             "on disk 0.157 GB every 12032 tokens, for other conversations that begin alike",
             "   16 GB  bf16  53.8 GB       nothing: the weights alone are larger",
-            "   24 GB  int4  20.3 GB       36793 tokens",
+            "   24 GB  int4  20.3 GB       32313 tokens",
         ]),
         ("llama-3.1-8b", [
-            "   24 GB  bf16  16.1 GB       48122 tokens",
-            "   24 GB  int4  6.46 GB       106695 tokens",
+            "   24 GB  bf16  16.1 GB       43898 tokens",
+            "   24 GB  int4  6.46 GB       102471 tokens",
         ]),
         ("gemma4-31b", [
             "81920 bytes of KV per token; 131072 tokens need 10.7 GB of host memory, or up to 12.9 GB of disk",

@@ -16,8 +16,16 @@ from kv_pages import arena, disk_tier, text
 
 from stratakv.runtime import DoesNotFitError, KVConfig
 from stratakv.runtime.engine.held import Held
-from stratakv.runtime.engine.planner import GB, RECORD_OVERHEAD, Plan, available_memory, chunk_of, make_plan
-from stratakv.runtime.layers.workspace import Workspace
+from stratakv.runtime.engine.planner import (
+    GB,
+    RECORD_OVERHEAD,
+    Plan,
+    available_memory,
+    chunk_of,
+    make_plan,
+    plan_within,
+)  # fmt: skip
+from stratakv.runtime.layers.workspace import KEY_BLOCK, Workspace
 from stratakv.storage import PageLayout, TieredStore
 
 LAYOUT = PageLayout(num_heads=2, page_size=16, head_dim=64, dtype="float32")
@@ -180,3 +188,17 @@ def test_a_limit_of_the_process_bounds_the_default_of_the_host_tier(monkeypatch:
 def test_more_rows_of_latents_go_together() -> None:
     """Keys of heads are made from them once for all rows of a call."""
     assert chunk_of("cpu", LAYOUT) < chunk_of("cpu", replace(LAYOUT, value_dim=32)) == chunk_of("cuda", LAYOUT)
+
+
+def test_a_device_has_buffers_for_the_past_where_they_leave_most_of_it_to_pages() -> None:
+    """An eighth of what is left, at most 131,072 tokens and two blocks; fewer than two blocks are of no use."""
+    block = KEY_BLOCK * LAYOUT.token_bytes
+    found = {}
+    for blocks in (4, 15, 17, 80, 10_000):
+        cap = Workspace.bytes_for(LAYOUT, 4096) + 4 * LAYERS * LAYOUT.page_bytes + blocks * block
+        plan = plan_within(cap, GB, LAYOUT, LAYERS, CHUNK)
+        assert plan.workspace_bytes == Workspace.bytes_for(LAYOUT, plan.span_tokens, plan.num_past)
+        assert plan.compute_pool_bytes + plan.reserved_bytes == cap
+        found[blocks] = plan.num_past
+    assert found == {4: 0, 15: 0, 17: 2, 80: 10, 10_000: 66}
+    assert plan_within(None, GB, LAYOUT, LAYERS, CHUNK).num_past == 0

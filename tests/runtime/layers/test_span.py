@@ -89,3 +89,21 @@ def test_a_span_is_its_turns(span: Span, workspace: Workspace) -> None:
         span.begin()
         bring(span, TAIL, 1)
         assert torch.equal(span.whole(TAIL + 1), KV[:, :, SEALED : SEALED + TAIL + 1])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 9, 30])
+def test_partial_results_are_merged_before_there_are_many(count: int) -> None:
+    """Three at a time, and three of those again: what is held grows as the number of levels."""
+    generator = torch.Generator().manual_seed(count)
+    parts, few, all_of_them = [], module._Parts(3), module._Parts(None)
+    for _ in range(count):
+        part = torch.randn(2, 5, 8, generator=generator), torch.randn(2, 5, generator=generator)
+        parts.append(part)
+        few.add(*part)
+        all_of_them.add(*part)
+        assert sum(len(level) for level in few._levels) <= 2 * len(few._levels)
+    out, lse = few.merged()
+    expected = module._merged(parts)
+    assert all(torch.equal(*both) for both in zip(all_of_them.merged(), expected, strict=True))
+    assert_close("out", out, expected[0].double())
+    assert_close("lse", lse, expected[1].double())

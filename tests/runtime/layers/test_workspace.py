@@ -19,14 +19,16 @@ def layout(dtype: str = "bfloat16", page_size: int = 4) -> PageLayout:
 @pytest.mark.parametrize("page_size", [4, 600])
 def test_it_takes_the_bytes_that_are_counted(dtype: str, page_size: int) -> None:
     """A page longer than what is fetched ahead has room there, too."""
-    workspace = Workspace(layout(dtype, page_size), 40, CPU)
+    workspace = Workspace(layout(dtype, page_size), 40, CPU, num_past=3)
+    assert workspace.past is not None
     held = [
+        workspace.past.buffers,
         workspace.span,
         workspace._stage,
         workspace.ahead,
         *([workspace._wide] if workspace._wide is not None else []),
     ]
-    assert sum(buffer.nbytes for buffer in held) == Workspace.bytes_for(layout(dtype, page_size), 40)
+    assert sum(buffer.nbytes for buffer in held) == Workspace.bytes_for(layout(dtype, page_size), 40, 3)
     assert workspace.span.shape == (2, 2, 40 + page_size, 8)
     assert workspace.ahead.numel() >= 2 * 2 * page_size * 8
 
