@@ -120,11 +120,11 @@ class Ways:
         self._kept: dict[str, tuple[list[Any], Any]] = {}
         for weights in ("int8", "own"):
             model.use_weights(weights)
-            self._kept["lean" if weights == "own" else weights] = model._halves, model.step_logits
+            self._kept["lean" if weights == "own" else weights] = model.halves, model.step_logits
         self._kept["modules"] = [None] * model.num_layers, model.step_logits
 
     def use(self, way: str) -> None:
-        self.model._halves, self.model.step_logits = self._kept[way]
+        self.model.halves, self.model.step_logits = self._kept[way]
 
 
 class Dense:

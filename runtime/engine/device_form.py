@@ -146,7 +146,8 @@ class DeviceForm:
         units: dict[int, _Units] = {}
         hidden = model.embed(tokens)
         inputs, self.queries = model.inputs(tokens, hidden), []
-        for layer, lean in enumerate(model.lean):
+        halves = model.halves if self.waits else model.lean  # whose graphs cannot be part of another
+        for layer, lean in enumerate(halves):
             assert lean is not None
             if ahead is not None:
                 ahead(layer + 1, hidden)

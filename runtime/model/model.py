@@ -166,7 +166,7 @@ class Model:
         """Let decode replay its layers' halves as graphs from now on; None: call them. Which experts a token has is
         asked on the host, so layers with experts are called."""
         self.graphs = graphs
-        self._halves: list[LeanLayer | CapturedLayer | None] = [
+        self.halves: list[LeanLayer | CapturedLayer | None] = [
             None if lean is None or not lean.has_halves
             else CapturedLayer(lean, graphs) if graphs and lean.experts is None
             else lean
@@ -321,7 +321,7 @@ class Model:
     ) -> Tensor:  # fmt: skip
         """Run a decoder layer on one new token of each sequence, `[B, hidden]`, and on `more` `[B, P]`; its attention
         is `attend`, or it mixes tokens by `mix`."""
-        halves = self._halves[layer]
+        halves = self.halves[layer]
         if halves is not None:
             q, k, v = halves.before(hidden, *tables.lean[self.kinds[layer]])
             q = grown(q, tables)

@@ -62,3 +62,18 @@ def test_nothing_of_a_step_returns_to_the_host(
         monkeypatch.setattr(DeviceReading, "choose", waiting)
         with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(DataDependentOutputException):
             steps.form.compute(tables)
+
+
+def test_layers_of_a_step_that_waits_are_replayed_by_halves(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that does not is recorded whole."""
+    halves = list(model.halves)
+    for place, is_used in (("roomy", False), ("span", True)):
+        with engine_in(model, "bounds", place) as engine:
+            world = World(engine)
+            monkeypatch.setattr(model, "halves", [None] * len(halves))
+            if is_used:
+                with pytest.raises(AssertionError):
+                    world.step([2, 3], 1, 0)
+            else:
+                assert world.step([2, 3], 1, 0).isfinite().all()
+            monkeypatch.setattr(model, "halves", halves)

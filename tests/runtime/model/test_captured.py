@@ -84,7 +84,7 @@ def test_what_always_lies_there_is_not_copied(model: Model) -> None:
     for position in range(3):
         step(model, torch.randn(1, model.config.hidden_size), position)
     for layer in range(1, model.num_layers):
-        halves, below = model._halves[layer], model._halves[layer - 1]
+        halves, below = model.halves[layer], model.halves[layer - 1]
         assert isinstance(halves, CapturedLayer)
         assert isinstance(below, CapturedLayer)
         gave = below._after._captured[1][2][0]
@@ -206,4 +206,4 @@ def test_layers_with_experts_are_called(tmp_path: Path) -> None:
     """Which ones a token has is asked on the host, where a graph has nothing to ask."""
     model = Model.load(save_tiny_model(tmp_path, "qwen3_moe"), torch.device("cpu"), torch.float32)
     model.use_graphs(Played())
-    assert [type(half) is CapturedLayer for half in model._halves] == [False, True, False]
+    assert [type(half) is CapturedLayer for half in model.halves] == [False, True, False]

@@ -75,7 +75,7 @@ def test_a_query_alone_is_the_one_that_the_layer_attends_with(
     hidden, tables = torch.randn(1, model.config.hidden_size), model.step_tables([500])
     if not is_lean:
         monkeypatch.setattr(model, "lean", [None] * 3)
-        monkeypatch.setattr(model, "_halves", [None] * 3)
+        monkeypatch.setattr(model, "halves", [None] * 3)
     with torch.inference_mode():
         model.step_layer(2, hidden, tables, attend)
         found = model.query(2, hidden, tables)
