@@ -32,4 +32,4 @@ def test_recurrent_layers_and_gates_are_for_compiled_steps_alone(tmp_path: Path)
     folder = save_tiny_model(tmp_path, "qwen3_5_text")
     model = Model.load(folder, torch.device("cpu"), torch.float32)
     assert model.can_compile
-    assert model._halves == [None, None, None]
+    assert model.halves == [None, None, None]

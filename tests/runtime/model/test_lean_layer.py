@@ -50,16 +50,16 @@ def outputs(model: Model, hidden: Tensor) -> tuple[list[Tensor], list[Tensor]]:
 
     sides, inputs = [], model.inputs(torch.arange(3, 3 + BATCH), hidden)
     tables = model.step_tables([5, 900, 31])
-    lean = model._halves
+    lean = model.halves
     with torch.inference_mode():
         for layers in (lean, [None] * model.num_layers):
             kept.clear()
             found: list[Tensor] = []
-            model._halves = list(layers)
+            model.halves = list(layers)
             for layer in range(model.num_layers):
                 found.append(model.step_layer(layer, hidden, tables, attend, more=inputs.of(layer)))
             sides.append(found)
-    model._halves = lean
+    model.halves = lean
     return sides[0], sides[1]
 
 
