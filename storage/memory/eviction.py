@@ -28,16 +28,27 @@ def victims(
         cold: bool `[num_slots]`, what others are worth more than.
     """
     resident = arena.state == RESIDENT
-    candidates = np.flatnonzero(resident & (arena.leases == 0) & evictable)
-    layers, last_use, warm = arena.layer[candidates], arena.last_use[candidates], ~cold[candidates]
-    excess = np.bincount(arena.layer[resident], minlength=int(arena.layer.max(initial=0)) + 1)
+    excess = np.bincount(arena.layer[resident], minlength=max(int(arena.layer.max(initial=0)), layer) + 1)
     excess -= arena.num_slots // max(num_layers, 1)
+    goes_first = excess > 0
+    goes_first[layer] = True
+    may_go = resident & (arena.leases == 0) & evictable
+    some = np.flatnonzero(may_go & goes_first[arena.layer])  # of most layers nothing goes: sorting all takes long
+    order = _in_order(arena, some, cold, layer, excess, ranks=2)
+    if force and len(order) < count:
+        order = _in_order(arena, np.flatnonzero(may_go), cold, layer, excess, ranks=3)
+    return order[:count]
+
+
+def _in_order(
+    arena: Arena, candidates: np.ndarray, cold: np.ndarray, layer: int, excess: np.ndarray, *, ranks: int
+) -> np.ndarray:
+    """Those of the first `ranks`, first to go first. Of a layer there are all candidates or none."""
+    layers, last_use, warm = arena.layer[candidates], arena.last_use[candidates], ~cold[candidates]
     ordered = np.lexsort((last_use, warm, layers))
     starts = np.searchsorted(layers[ordered], layers[ordered])
     place = np.empty(len(candidates), dtype=np.int64)
     place[ordered] = np.arange(len(candidates)) - starts
     rank = np.where(place < excess[layers], 0, np.where(layers == layer, 1, 2))
     order = np.lexsort((last_use, warm, rank))
-    if not force:
-        order = order[rank[order] < 2]
-    return candidates[order[:count]]
+    return candidates[order[rank[order] < ranks]]
