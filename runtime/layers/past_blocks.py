@@ -54,8 +54,8 @@ class PastBlocks:
         """The page ids of what each buffer holds, or will once it has arrived."""
         self._arrivals: list[Moment | None] = [None] * count
         """Of what has been told to come and was not waited for."""
-        self._unpacked: list[Moment | None] = [None] * count
-        """When each buffer was read last."""
+        self._unpacked = [self.lane.now()] * count
+        """When each buffer was read last; at first, when its memory was another's."""
 
     def read(
         self, store: TieredStore, blocks: Sequence[np.ndarray], unpack: Callable[[Tensor], Unpacked],
@@ -104,8 +104,7 @@ class PastBlocks:
         if held is not None and np.array_equal(held, pids):
             return
         self._arrived(at)  # where somebody gave up: what came then may still be coming
-        if (unpacked := self._unpacked[at]) is not None:
-            self.lane.after(unpacked)
+        self.lane.after(self._unpacked[at])
         self._held[at] = None
         try:
             store.sending.send(pids, self.buffers[at, : len(pids)], self.lane)
