@@ -18,7 +18,7 @@ from ...storage.disk.room import stored_bytes
 from ..api.config import KVConfig
 from ..api.errors import DoesNotFitError
 from ..layers.past_blocks import ROTATING
-from ..layers.workspace import Workspace
+from ..layers.workspace import KEY_BLOCK, Workspace
 from .held import NOTHING, Held
 from .machine_caps import check_caps
 
@@ -209,7 +209,10 @@ def plan_within(
 
 
 def _past_blocks(spare: int, layout: PageLayout) -> int:
-    """Buffers for blocks of the past that `spare` bytes have room for, beside pages. Fewer than two are of no use."""
+    """Buffers for blocks of the past that `spare` bytes have room for, beside pages. Fewer than two are of no use, nor
+    are any where pages do not divide a block."""
+    if KEY_BLOCK % layout.page_size:
+        return 0
     one = Workspace.bytes_for(layout, 0, 1) - Workspace.bytes_for(layout, 0)
     count = min(_MOST_PAST, spare // _PAST_SHARE // one)
     return count if count >= ROTATING else 0

@@ -94,11 +94,11 @@ class PageReader:
     def blocks(self, end: int, tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Keys and values `[G, tokens, D]` of the whole pages before `end`, from the first on; at the end fewer. Each
         is good until the next is asked for. Beside a device that has room for it, more is on its way by then."""
-        if self._workspace.past is None or self._store.gpu is None:
+        size = self._store.layout.page_size
+        if self._workspace.past is None or self._store.gpu is None or tokens % size:
             for begin in range(0, end, tokens):
                 yield self.block(begin, min(begin + tokens, end))
             return
-        size = self._store.layout.page_size
         pids = [self._pages.pids[begin // size : min(begin + tokens, end) // size] for begin in range(0, end, tokens)]
         yield from self._workspace.past.read(self._store, pids, self._unpacked, self._recover)
 

@@ -132,6 +132,8 @@ class Span:
                 yield self.new(begin - sealed, stop - sealed)
                 continue
             keys, values = next(stored)
+            if not keys.shape[1] and stop <= sealed:
+                continue  # a page that is longer than a block comes with the one that it ends in
             if stop > sealed:
                 new_keys, new_values = self.new(0, stop - sealed)
                 keys = torch.cat([keys, new_keys.to(keys.dtype)], 1)

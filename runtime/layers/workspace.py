@@ -36,7 +36,7 @@ class Workspace:
         self.span_tokens, self.page_size, self._layout, self._device = span_tokens, layout.page_size, layout, device
         shape = (layout.sides, layout.num_heads, span_tokens + layout.page_size, layout.head_dim)
         self.span = torch.empty(shape, dtype=self.dtype, device=device)
-        stage = layout.sides * layout.num_heads * KEY_BLOCK * layout.head_dim
+        stage = layout.sides * layout.num_heads * _staged_tokens(layout.page_size) * layout.head_dim
         self._stage = torch.empty(stage, dtype=self.dtype, device=device)
         ahead = max(AHEAD_TOKENS, layout.page_size) * layout.sides * layout.num_heads * layout.head_dim
         self.ahead = torch.empty(ahead, dtype=self.dtype, device=device)
@@ -55,9 +55,10 @@ class Workspace:
     @staticmethod
     def bytes_for(layout: PageLayout, span_tokens: int, num_past: int = 0) -> int:
         """Bytes that a workspace takes, its widened stage included."""
-        widened = KEY_BLOCK * layout.token_bytes * 2 if layout.item_bytes == 2 else 0
+        staged = _staged_tokens(layout.page_size)
+        widened = staged * layout.token_bytes * 2 if layout.item_bytes == 2 else 0
         past = num_past * (KEY_BLOCK // layout.page_size * layout.page_size)
-        rows = span_tokens + layout.page_size + KEY_BLOCK + max(AHEAD_TOKENS, layout.page_size) + past
+        rows = span_tokens + layout.page_size + staged + max(AHEAD_TOKENS, layout.page_size) + past
         return rows * layout.token_bytes + widened
 
     def stage(self, rows: int, width: int) -> Tensor:
@@ -69,3 +70,8 @@ class Workspace:
         if self._wide is None:
             return staged
         return self._wide[: staged.numel()].view(staged.shape).copy_(staged)
+
+
+def _staged_tokens(page_size: int) -> int:
+    """A block of keys in whole pages: where these do not divide it, those in which it begins and ends as well."""
+    return (KEY_BLOCK // page_size + (2 if KEY_BLOCK % page_size else 0)) * page_size

@@ -202,3 +202,4 @@ def test_a_device_has_buffers_for_the_past_where_they_leave_most_of_it_to_pages(
         found[blocks] = plan.num_past
     assert found == {4: 0, 15: 0, 17: 2, 80: 10, 10_000: 66}
     assert plan_within(None, GB, LAYOUT, LAYERS, CHUNK).num_past == 0
+    assert plan_within(GB, GB, replace(LAYOUT, page_size=24), LAYERS, CHUNK).num_past == 0

@@ -7,14 +7,17 @@ from collections.abc import Iterator
 import pytest
 import torch
 from closeness import assert_close
-from layer_kv import KV, QUERIES, SCALE, SIZE, attended, filled, opened, reader_of, workspace_of
+from kv_pages import store_on, text
+from layer_kv import KV, QUERIES, SCALE, SIZE, attended, filled, no_damage, opened, reader_of, workspace_of
 from torch import Tensor
 
 from stratakv.runtime import ConversationError
 from stratakv.runtime.layers import span as module
+from stratakv.runtime.layers.page_reader import PageReader
 from stratakv.runtime.layers.pages import LayerPages
 from stratakv.runtime.layers.span import Span
 from stratakv.runtime.layers.workspace import Workspace
+from stratakv.storage import PageLayout
 
 SEALED, TAIL = 3 * SIZE, 2
 """Tokens before a span."""
@@ -107,3 +110,23 @@ def test_partial_results_are_merged_before_there_are_many(count: int) -> None:
     assert all(torch.equal(*both) for both in zip(all_of_them.merged(), expected, strict=True))
     assert_close("out", out, expected[0].double())
     assert_close("lse", lse, expected[1].double())
+
+
+@pytest.mark.parametrize(("size", "count"), [(24, 260), (3000, 3)])
+def test_pages_need_not_divide_a_block_of_keys(size: int, count: int) -> None:
+    """Some blocks then have a page more than others; of pages longer than a block some have none."""
+    layout, sealed = PageLayout(num_heads=1, page_size=size, head_dim=8, dtype="float32"), size * count
+    named, kv = text(layout, count), torch.randn(2, 1, sealed + 5, 8, generator=torch.Generator().manual_seed(0))
+    store = store_on(None, layout, host=count)
+    pages, workspace = LayerPages(store, 0), Workspace(layout, 8, torch.device("cpu"))
+    pages.put(named.chains, named.tokens, kv[:, :, :sealed])
+    span, q = Span(pages, PageReader(pages, workspace, no_damage), workspace), torch.randn(2, 5, 8)
+    with workspace.turns.taken():
+        span.begin()
+        span.rows(0, 5)[:] = kv[:, :, sealed:]
+        out, _ = span.attend(q, *kv[:, :, sealed:], sealed, SCALE)
+    scores = q.double() @ kv[0].double().transpose(1, 2) * SCALE
+    later = torch.arange(sealed + 5) > torch.arange(sealed, sealed + 5)[:, None]
+    assert_close("out", out, scores.masked_fill(later, -torch.inf).softmax(-1) @ kv[1].double())
+    pages.close()
+    store.close()
