@@ -2,7 +2,8 @@
 
 Shapes  scores [G, R, N] fp32, counts int [G], units of each row   ->  [G, N] fp32
 Formula shares[g,r] = softmax over the first counts[g] units of scores[g,r];  result mean_r shares[g,r,j], or with
-        `logs` log sum_r shares[g,r,j], which tells small ones apart. From unit counts[g] on it may be anything
+        `logs` log sum_r shares[g,r,j], which tells small ones apart, or with `best` log max_r shares[g,r,j]. From unit
+        counts[g] on it may be anything
 Ragged  scores from unit counts[g] on are not used, whatever they are; the result does not depend on N, to the bit
 On CUDA by two launches: the largest score and the sum of each block; those of a row, joined, and the shares.
 """
@@ -28,13 +29,15 @@ MOST_PARTS = 128
 """Programs that share a row where shares are written: each of them joins the sums of all blocks first."""
 
 
-def group_softmax_reference(scores: Tensor, counts: Tensor, *, logs: bool = False) -> Tensor:
+def group_softmax_reference(scores: Tensor, counts: Tensor, *, logs: bool = False, best: bool = False) -> Tensor:
     """The formula."""
     shares = torch.log_softmax(cut_rows(scores, counts), -1)
+    if best:
+        return shares.amax(1)
     return shares.logsumexp(1) if logs else shares.exp().mean(1)
 
 
-def _group_softmax_torch(scores: Tensor, counts: Tensor, logs: bool) -> Tensor:
+def _group_softmax_torch(scores: Tensor, counts: Tensor, logs: bool, best: bool) -> Tensor:
     """The formula, with each sum over a row taken in blocks, and the sums of blocks in the same way."""
     if not scores.shape[-1]:
         return scores[:, 0]
@@ -44,11 +47,11 @@ def _group_softmax_torch(scores: Tensor, counts: Tensor, logs: bool) -> Tensor:
     while total.shape[-1] > 1:
         total = F.pad(total, (0, -total.shape[-1] % _BLOCK))
         total = total.view(*total.shape[:2], -1, _BLOCK).sum(-1)
-    if not logs:
+    if not (logs or best):
         return _head_by_head(shares / total) / scores.shape[1]
     apart = apart - total.log()
     most = apart.amax(1)
-    return most + _head_by_head((apart - most.unsqueeze(1)).exp()).log()
+    return most if best else most + _head_by_head((apart - most.unsqueeze(1)).exp()).log()
 
 
 def _head_by_head(shares: Tensor) -> Tensor:
@@ -105,8 +108,8 @@ def join_blocks(
 def _shares_kernel(
     scores: tl.tensor, counts: tl.tensor, tops: tl.tensor, sums: tl.tensor, shares: tl.tensor, n_g: tl.tensor,
     total: tl.tensor, blocks: tl.tensor,
-    HEADS: tl.constexpr, LOGS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr, JOINED: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    HEADS: tl.constexpr, LOGS: tl.constexpr, BEST: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
+    JOINED: tl.constexpr, BLOCK_N: tl.constexpr,
 ) -> None:  # fmt: skip
     """Joins the sums of all blocks of a row, and writes the shares of some of its units."""
     i_p, i_g = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -118,10 +121,11 @@ def _shares_kernel(
         m_n = o_n < held
         p_s = scores + (i_g * HEADS + o_r[:, None]) * total + o_n[None, :]
         b_s = tl.load(p_s, mask=(o_r < HEADS)[:, None] & m_n[None, :], other=-float("inf")) - b_top[:, None]
-        if LOGS:
+        if LOGS or BEST:
             b_s -= tl.log(b_sum)[:, None]
-            b_most = tl.where(m_n, tl.max(b_s, 0), 0.0)
-            b_shares = b_most + tl.log(tl.where(m_n, tl.sum(tl.exp(b_s - b_most[None, :]), 0), 1.0))
+            b_shares = tl.where(m_n, tl.max(b_s, 0), 0.0)
+            if LOGS:
+                b_shares += tl.log(tl.where(m_n, tl.sum(tl.exp(b_s - b_shares[None, :]), 0), 1.0))
         else:
             b_shares = tl.sum(tl.exp(b_s) / b_sum[:, None], 0) / HEADS
         tl.store(shares + i_g * total + o_n, b_shares, mask=m_n)
@@ -132,7 +136,9 @@ def joined(heads: int) -> int:
     return max(1, _JOINED // block_of(heads))
 
 
-def group_softmax_triton(scores: Tensor, counts: Tensor, *, logs: bool = False, parts: int = MOST_PARTS) -> Tensor:
+def group_softmax_triton(
+    scores: Tensor, counts: Tensor, *, logs: bool = False, best: bool = False, parts: int = MOST_PARTS
+) -> Tensor:
     """The formula by Triton. `parts` programs share a row's units."""
     groups, heads, total = scores.shape
     scores, blocks, rows = scores.contiguous(), cdiv(total, _BLOCK), block_of(heads)
@@ -143,13 +149,14 @@ def group_softmax_triton(scores: Tensor, counts: Tensor, *, logs: bool = False, 
     launch(_block_sums_kernel, (blocks, groups), *of_blocks, counts.stride(0), total, **given)
     launch(
         _shares_kernel, (min(blocks, parts), groups), *of_blocks, shares, counts.stride(0), total, blocks,
-        LOGS=logs, BLOCK_R=rows, JOINED=joined(heads), BLOCK_N=max(32, _BLOCK_ITEMS // rows), **given,
+        LOGS=logs and not best, BEST=best, BLOCK_R=rows, JOINED=joined(heads), BLOCK_N=max(32, _BLOCK_ITEMS // rows),
+        **given,
     )  # fmt: skip
     return shares
 
 
-def group_softmax(scores: Tensor, counts: Tensor, *, logs: bool = False) -> Tensor:
-    """The mean over query heads of their softmax over units that exist; see above for `logs`."""
+def group_softmax(scores: Tensor, counts: Tensor, *, logs: bool = False, best: bool = False) -> Tensor:
+    """The mean over query heads of their softmax over units that exist; see above for `logs` and `best`."""
     if uses_triton(scores, counts):
-        return group_softmax_triton(scores, counts, logs=logs)
-    return _group_softmax_torch(scores, counts, logs)
+        return group_softmax_triton(scores, counts, logs=logs, best=best)
+    return _group_softmax_torch(scores, counts, logs, best)

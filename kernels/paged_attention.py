@@ -5,6 +5,8 @@ Shapes  q [B, G, R, D]   pool [S, G, 2, L, D], keys then values   table int [B, 
         counts int [B, G] <= n, ids that count (None: all)   lengths int [B], tokens of each sequence (None: no bound)
         bias fp32 [B, G, R, n*unit], added to the scaled scores; -inf drops a token
         cos, sin fp32 [T, W], of positions 0 .. T-1: keys lie un-rotated and are rotated here, 2W <= D
+        keys fp32 [B, G, n*unit, D], of the selected tokens: those in the pool are not read. A pool [S, G, 1, L, D] then
+        has values alone
 Formula softmax(scale * q k^T + bias) v over the tokens of unit i, which have positions i*unit .. i*unit + unit - 1 and
         lie in slot table[b, position // L]; rotated as in `rotary`
 Dtypes  q and pool fp16/bf16/fp32; scores, rotation, softmax and sum in fp32, out in q's dtype
@@ -40,6 +42,7 @@ def paged_attention_reference(
     bias: Tensor | None = None,
     cos: Tensor | None = None,
     sin: Tensor | None = None,
+    keys: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The formula, on gathered tokens."""
     batch, groups, count = ids.shape
@@ -55,9 +58,10 @@ def paged_attention_reference(
     rows = torch.arange(batch, device=q.device).view(-1, 1, 1)
     heads = torch.arange(groups, device=q.device).view(1, -1, 1)
     slots = table.long()[rows, positions // size].where(valid, 0)
-    kv = pool[slots, heads, :, positions % size].float()  # [B, G, n*unit, 2, D]
+    kv = pool[slots, heads, :, positions % size].float()  # [B, G, n*unit, sides, D]
     kv = kv.masked_fill(~valid.view(*valid.shape, 1, 1), 0.0)
-    keys, values = kv[..., 0, :], kv[..., 1, :]
+    values = kv[..., -1, :]
+    keys = kv[..., 0, :] if keys is None else keys.masked_fill(~valid.unsqueeze(-1), 0.0)
     if cos is not None and sin is not None:
         keys = rotated(keys, cos[positions], sin[positions])
     scores = q.float() @ keys.transpose(2, 3) * scale
@@ -92,10 +96,11 @@ def _rotated_scores(
 @jit
 def _paged_kernel(
     q: tl.tensor, pool: tl.tensor, table: tl.tensor, ids: tl.tensor, counts: tl.tensor, lengths: tl.tensor,
-    bias: tl.tensor, cos: tl.tensor, sin: tl.tensor, outs: tl.tensor, lses: tl.tensor,
+    bias: tl.tensor, cos: tl.tensor, sin: tl.tensor, keys: tl.tensor, outs: tl.tensor, lses: tl.tensor,
     slot_stride: tl.tensor, pages: tl.tensor, count: tl.tensor, per_split: tl.tensor, scale: tl.tensor,
-    GROUPS: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr, SIZE: tl.constexpr, UNIT: tl.constexpr,
-    TURNED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
+    GROUPS: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr, SIDES: tl.constexpr, SIZE: tl.constexpr,
+    UNIT: tl.constexpr, TURNED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_T: tl.constexpr,
 ) -> None:  # fmt: skip
     """All query heads of one KV head of one sequence over `per_split` of its selected tokens."""
     i_bg, i_s = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -116,7 +121,10 @@ def _paged_kernel(
         if lengths is not None:
             m_n = m_n & (b_at < tl.load(lengths + i_b))
         b_slot = tl.load(table + i_b * pages + b_at // SIZE, mask=m_n, other=0).to(tl.int64)
-        p_k = pool + b_slot * slot_stride + i_g * (2 * SIZE * DIM) + (b_at % SIZE) * DIM
+        p_k = pool + b_slot * slot_stride + i_g * (SIDES * SIZE * DIM) + (b_at % SIZE) * DIM
+        p_v = p_k + (SIDES - 1) * SIZE * DIM
+        if keys is not None:
+            p_k = keys + (i_bg * count * UNIT + o_n) * DIM
         m_kv = m_n[:, None] & m_d[None, :]
         if cos is None:
             b_q = tl.load(p_q[:, None] + o_d[None, :], mask=m_r[:, None] & m_d[None, :], other=0.0)
@@ -126,7 +134,7 @@ def _paged_kernel(
         if bias is not None:
             at = (i_bg * HEADS + o_r[:, None]) * count * UNIT + o_n[None, :]
             b_s += tl.load(bias + at, mask=m_r[:, None] & m_n[None, :], other=0.0)
-        b_v = tl.load(p_k[:, None] + (SIZE * DIM + o_d)[None, :], mask=m_kv, other=0.0)  # [BLOCK_N, BLOCK_D]
+        b_v = tl.load(p_v[:, None] + o_d[None, :], mask=m_kv, other=0.0)  # [BLOCK_N, BLOCK_D]
         largest, total, b_out = accumulate(b_s, b_v, m_n, largest, total, b_out)
     row = (i_s * tl.num_programs(0) + i_bg) * HEADS
     store_part(outs, lses, row, largest, total, b_out, HEADS, DIM, BLOCK_R, BLOCK_D)
@@ -145,6 +153,7 @@ def paged_attention_triton(
     bias: Tensor | None = None,
     cos: Tensor | None = None,
     sin: Tensor | None = None,
+    keys: Tensor | None = None,
     beside: int = 0,
     splits: int | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -152,7 +161,7 @@ def paged_attention_triton(
     the device); parts beyond a row's count end at once."""
     batch, groups, heads, dim = q.shape
     count, turned = ids.shape[2], 0 if cos is None else cos.shape[1]
-    block = block_keys(dim, torch.float32 if cos is not None else pool.dtype)
+    block = block_keys(dim, pool.dtype if cos is None and keys is None else torch.float32)
     blocks = cdiv(count * unit, block)
     wanted = num_splits((batch + beside) * groups, blocks, q.device) if splits is None else min(splits, blocks)
     per_split = cdiv(blocks, max(wanted, 1)) * block
@@ -160,9 +169,9 @@ def paged_attention_triton(
     outs = torch.empty(parts, batch * groups * heads, dim, dtype=torch.float32, device=q.device)
     lses = torch.empty(parts, batch * groups * heads, dtype=torch.float32, device=q.device)
     launch(
-        _paged_kernel, (batch * groups, parts), q, pool, table, ids, counts, lengths, bias, cos, sin, outs, lses,
+        _paged_kernel, (batch * groups, parts), q, pool, table, ids, counts, lengths, bias, cos, sin, keys, outs, lses,
         pool.stride(0), table.shape[1], count, per_split, scale,
-        GROUPS=groups, HEADS=heads, DIM=dim, SIZE=pool.shape[3], UNIT=unit,
+        GROUPS=groups, HEADS=heads, DIM=dim, SIDES=pool.shape[2], SIZE=pool.shape[3], UNIT=unit,
         TURNED=turned, BLOCK_R=block_of(heads, 16), BLOCK_N=block, BLOCK_D=block_of(dim, 16),
         BLOCK_T=block_of(turned, 16), num_warps=8 if turned > 64 else 4, num_stages=2,
     )  # fmt: skip
@@ -183,6 +192,7 @@ def paged_attention(
     bias: Tensor | None = None,
     cos: Tensor | None = None,
     sin: Tensor | None = None,
+    keys: Tensor | None = None,
     beside: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Attend with a batch, whose sums are cut as if it had `beside` further sequences: to the bit it then does not
@@ -191,17 +201,21 @@ def paged_attention(
     Raises ValueError on shapes that do not fit the contract, or tensors that are not contiguous (the pool's slots
     may lie apart)."""
     batch, groups, heads, dim = q.shape
-    _check("pool", pool, (pool.shape[0], groups, 2, pool.shape[3], dim), inner=True)
+    sides = 1 if keys is not None and pool.shape[2] == 1 else 2
+    _check("pool", pool, (pool.shape[0], groups, sides, pool.shape[3], dim), inner=True)
     _check("table", table, (batch, table.shape[1]))
     _check("ids", ids, (batch, groups, ids.shape[2]))
     _check("q", q, (batch, groups, heads, dim))
     _check("counts", counts, (batch, groups))
     _check("lengths", lengths, (batch,))
     _check("bias", bias, (batch, groups, heads, ids.shape[2] * unit))
+    _check("keys", keys, (batch, groups, ids.shape[2] * unit, dim))
     if unit < 1 or pool.shape[3] % unit:
         raise ValueError(f"unit is a divisor of the page size {pool.shape[3]}, not {unit}")
     if (cos is None) != (sin is None):
         raise ValueError("cos and sin are given together or not at all")
+    if cos is not None and keys is not None:
+        raise ValueError("keys that are given are rotated already: expected no cos and sin")
     if cos is not None and sin is not None:
         width = cos.shape[-1]
         if not 1 <= width <= dim // 2:
@@ -209,11 +223,12 @@ def paged_attention(
         _check("cos", cos, (cos.shape[0], width))
         _check("sin", sin, (cos.shape[0], width))
     attend = paged_attention_reference
-    if uses_triton(q, pool, table, ids, counts, lengths, bias, cos, sin):
+    if uses_triton(q, pool, table, ids, counts, lengths, bias, cos, sin, keys):
         attend = partial(paged_attention_triton, beside=beside)
     return attend(
-        q, pool, table, ids, unit=unit, scale=scale, counts=counts, lengths=lengths, bias=bias, cos=cos, sin=sin
-    )
+        q, pool, table, ids, unit=unit, scale=scale, counts=counts, lengths=lengths, bias=bias, cos=cos, sin=sin,
+        keys=keys,
+    )  # fmt: skip
 
 
 def _check(name: str, found: Tensor | None, shape: tuple[int, ...], *, inner: bool = False) -> None:

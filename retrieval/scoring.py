@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -61,6 +61,47 @@ class CodeScoring(Scoring):
     """fp32 `[G, M, W / M, 256]`, contiguous."""
 
 
+Number = TypeVar("Number", int, Tensor)
+
+
+class Rebuilt(NamedTuple):
+    """Units that are read without their keys."""
+
+    ids: Tensor
+    """int64 `[G, most]`, ascending and unique as far as they count."""
+    counts: Tensor
+    """int64 `[G]`: the first ids of each head that count."""
+    keys: Tensor
+    """fp32 `[G, most * unit, D]`, of their tokens, rotated."""
+
+
+class Split(Protocol):
+    """How a budget is divided."""
+
+    def __call__(self, total: Number, wanted: Number) -> tuple[Number, Number]:
+        """Of the number of units there are, and that of units to be read: how many of these the ranking chooses, and
+        how many units are rebuilt. All are ints, or int64 `[1]`. Neither falls where more of many units are wanted."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rebuilding:
+    """Besides what a ranking chooses units are read whose keys follow from the state: their values alone are moved."""
+
+    unit: int
+    """Tokens per unit."""
+    split: Split
+    choose: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int], Rebuilt]
+    """Of q and the number of units, as in `Ranking.scores`, the ids int64 `[G, n]` and counts int64 `[G]` of units that
+    the ranking has chosen, the number of units to rebuild int64 `[1]`, and the most that this may be."""
+
+    def most(self, total: int, wanted: int) -> tuple[int, int]:
+        """Units that the ranking chooses, and that are rebuilt, of `total` or more while at most `wanted` are to be
+        read."""
+        exact, rebuilt = self.split(max(total, wanted + 1), wanted)
+        return (wanted if total <= wanted else exact), rebuilt
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranking:
     """The first units and the last ones are read, and of the others those with the highest scores; among equal ones the
@@ -82,4 +123,7 @@ class Ranking:
     """Of q fp32 `[G, R, D]`, rotated and scaled, and the number of units int64 `[1]` on q's device: fp32 `[G, room]`.
     Columns from that number on may hold anything. A caller may cut columns off at the end as long as units fit."""
     reads: tuple[Tensor, ...]
-    """Every tensor that `scores` reads: who captured the call can see whether they still lie where they lay."""
+    """Every tensor that is read by `scores`, and by `rebuilding`: who captured the call can see whether they still lie
+    where they lay."""
+    rebuilding: Rebuilding | None = None
+    """What is read besides, of the same budget; None: nothing."""

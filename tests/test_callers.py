@@ -23,7 +23,6 @@ ON_THE_GPU = "for decode that stays on the GPU"
 OVERRIDES = "called by the library whose class this one extends"
 COMMAND = "a command: its decorator hands it to the library that parses options"
 ALLOWED = {
-    "kernels/low_rank.py: rebuild_keys": ON_THE_GPU,
     "runtime/api/progress.py: eta_s": "of what `on_progress` is told: for callers of the library",
     "runtime/bench/llama_c.py: tokenize": "of the one binding to llama.cpp, whose tokens `make compare` compares",
     "runtime/cli/one_line.py: invoke": OVERRIDES,

@@ -9,17 +9,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...kernels.choose_units import choose_units
 from ...kernels.decode_attention import decode_attention
+from ...kernels.group_softmax import group_softmax
+from ...kernels.key_scores import key_scores
 from ...kernels.landmarks import landmarks
-from ...kernels.low_rank import principal_directions, project, rebuild
+from ...kernels.low_rank import principal_directions, project, rebuild, rebuild_keys
 from ...kernels.merge_states import merge_states
 from ...kernels.topk_pages import group_scores, topk_pages
 from ..index import IndexOf, Rows, Selection
 from ..reading import Reader, Run, read_exactly
+from ..scoring import Number, Ranking, Rebuilding, Rebuilt
 from ..stored import Geometry, Stored
 
 PAPER_RANK = 160
 """Directions that the paper keeps of keys 1024 wide; more do not raise accuracy."""
+_LOWEST = torch.finfo(torch.float32).min
+"""The score of chunks that are not to be ranked: finite, for a block of them has a softmax, too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,6 +173,48 @@ class ShadowKVIndex(IndexOf[LowRankKeys]):
         best = topk_pages(group_scores(q.float() @ keys.transpose(1, 2)), count, sink=0, local=0)
         wide = best.unsqueeze(-1).expand(-1, -1, keys.shape[2])
         return _tokens(chunks, self._chunk).gather(1, best), keys.gather(1, wide)
+
+    def ranking(self, state: LowRankKeys) -> Ranking:
+        """Chunks that are read exactly are ranked by their cosines, without a look at the query; the rest of a budget
+        is for those that are rebuilt."""
+        chunk, refine = self._chunk, self.options.refine
+        sink, local = (self.params.units(tokens, chunk) for tokens in (self.params.sink, self.params.local))
+        means, cosines, factors = (rows.buffer for rows in (state.means, state.cosines, state.factors))
+        groups, room, dim = means.shape
+        basis = state.basis.view(groups, dim, -1)
+
+        def scores(q: Tensor, num_units: Tensor) -> Tensor:
+            return -cosines[..., 0]
+
+        def split(total: Number, wanted: Number) -> tuple[Number, Number]:
+            free, lacks = wanted - sink - local, wanted < total
+            most, quarter = self.options.outliers, free // 4
+            outliers = quarter + (most - quarter) * (quarter > most)  # the less of both, of ints and tensors alike
+            exact = total + (sink + local + outliers - total) * lacks
+            return exact, (free - outliers) * lacks * (chunk if refine else 1)
+
+        def choose(q: Tensor, num_units: Tensor, ids: Tensor, counts: Tensor, wanted: Tensor, most: int) -> Rebuilt:
+            totals, each = num_units.expand(groups), chunk if refine else 1
+            does_not = torch.arange(ids.shape[1], device=q.device) >= counts.unsqueeze(1)
+            is_exact = torch.zeros(groups, room + 1, dtype=torch.bool, device=q.device)
+            is_exact.scatter_(1, ids.masked_fill(does_not, room), value=True)
+            ranked = key_scores(q, means, totals).masked_fill(is_exact[:, None, :room], _LOWEST)
+            worth, times = group_softmax(ranked, totals, best=True), max(1, refine)
+            few = torch.minimum(wanted // each * times, totals - counts)
+            chunks, held = choose_units(worth, totals, few, most=most // each * times, sink=0, local=0)
+            tokens, held_tokens = _tokens(chunks, chunk), held * chunk
+            keys = self.layer.rotation.rotate(rebuild_keys(factors[0], basis, tokens, counts=held_tokens), tokens)
+            if not refine:
+                return Rebuilt(chunks, held, keys.contiguous())
+            shares = group_softmax(q @ keys.transpose(1, 2), held_tokens)
+            best, held = choose_units(shares, held_tokens, wanted.expand(groups), most=most, sink=0, local=0)
+            return Rebuilt(tokens.gather(1, best), held, keys.gather(1, best.unsqueeze(-1).expand(-1, -1, dim)))
+
+        return Ranking(
+            unit=chunk, sink=sink, local=local, room=room, scores=scores,
+            reads=(means, cosines, factors, basis, *self.layer.rotation.reads),
+            rebuilding=Rebuilding(unit=1 if refine else chunk, split=split, choose=choose),
+        )  # fmt: skip
 
     def attend(
         self, state: LowRankKeys, q: Tensor, chosen: Selection, reader: Reader, tail: Run, scale: float

@@ -23,10 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...kernels.merge_states import merge_states
 from ...kernels.paged_attention import paged_attention
 from ...kernels.sinks import with_sinks
 from ...storage import TieredStore
 from ..layers.device_reading import DeviceReading
+from ..layers.step_pages import StepPages
 from ..model.model import Model, grown
 from ..model.step_tables import StepTables
 from .branches import Branches
@@ -65,7 +67,8 @@ class DeviceForm:
         self._room = max(num_pages, _most_slots(readings))
         """Pages of a table, behind which comes the open one."""
         layers, rows = len(readings), self.batch * layout.sides * layout.num_heads
-        self._slots = np.zeros((layers, self.batch, self._room + 1), dtype=np.int32)
+        tables = max(len(reading.found) for of_layer in readings for reading in of_layer)
+        self._slots = np.zeros((layers, tables, self.batch, self._room + 1), dtype=np.int32)
         with torch.inference_mode(False):  # who writes there later need not be in that mode
             self._pushed = torch.zeros(4 * self.batch + layers * rows, dtype=torch.int64, device=device)
             self._tables = torch.zeros(self._slots.shape, dtype=torch.int32, device=device)
@@ -75,8 +78,8 @@ class DeviceForm:
         self._pool = pages.view(-1, layout.num_heads, layout.sides, layout.page_size, layout.head_dim)
         self._branches = Branches(device, self.batch)
         self._open: np.ndarray | None = None
-        self.counts: list[list[int]] = []
-        """Units that a step reads, by layer and sequence."""
+        self.counts: list[list[list[int]]] = []
+        """Units that a step reads, by layer and sequence, of each of `DeviceReading.found`."""
         self.queries: list[Tensor] = []
         """Those of the last step, `[B, H, D]` by layer, rotated."""
         self._hold()
@@ -101,7 +104,8 @@ class DeviceForm:
         """Whether the host finds some of it."""
         for layer, of_layer in enumerate(self.readings):
             for b, reading in enumerate(of_layer):
-                self._slots[layer, b, : len(reading.pages.slots)] = reading.pages.slots
+                for table, pages in enumerate(reading.found):
+                    self._slots[layer, table, b, : len(pages.slots)] = pages.slots
         self._open = None
 
     def push(
@@ -117,7 +121,7 @@ class DeviceForm:
         known = [0] * self.batch if isinstance(tokens, Tensor) else tokens
         layout, numbers = self._layout, np.array([known, tails, sealed, budgets], dtype=np.int64)
         self.counts = [
-            [reading.count(sealed[b], budgets[b]) for b, reading in enumerate(of_layer)] for of_layer in self.readings
+            [reading.counts(sealed[b], budgets[b]) for b, reading in enumerate(of_layer)] for of_layer in self.readings
         ]
         side, head = np.arange(layout.sides)[:, None], np.arange(layout.num_heads)
         first = ((opened[..., None, None] * layout.num_heads + head) * layout.sides + side) * layout.page_size
@@ -127,11 +131,11 @@ class DeviceForm:
             self.numbers[TOKEN].copy_(tokens)
         if self._open is None or not np.array_equal(self._open, opened):
             self._open = opened
-            self._slots[:, :, -1] = opened
+            self._slots[:, 0, :, -1] = opened
             for layer, of_layer in enumerate(self.readings):
                 for b, reading in enumerate(of_layer):
                     if reading.pages.pool is not None:
-                        self._slots[layer, b, -1] = len(reading.pages.pool) - 1
+                        self._slots[layer, 0, b, -1] = len(reading.pages.pool) - 1
             _send(self._slots, self._tables)
 
     def compute(self, tables: StepTables, ahead: Ahead | None = None) -> Tensor:
@@ -173,13 +177,22 @@ class DeviceForm:
             unit = self.readings[layer][some.start].unit
             if unit not in units:
                 units[unit] = self._in_units(unit)
-            found, counts = self._find(layer, some, scaled, units[unit])
-            opened = units[unit].opened
+            pages, values = self.readings[layer][some.start].pages, self.readings[layer][some.start].values
+            found, chosen = self._find(layer, some, scaled, units[unit])
+            opened, counts = units[unit].opened, _stacked([counts for _, counts in chosen])
             ids = torch.cat([opened.expand(len(found), -1, -1), found], -1)
             out, lse = paged_attention(
-                query[some], self._pool_of(layer, some.start), self._tables[layer, some], ids, unit=unit, scale=scale,
-                counts=counts + opened.shape[-1], lengths=lengths[some], beside=self.batch - len(found),
+                query[some], self._pool_of(layer, some.start, pages), self._tables[layer, 0, some], ids, unit=unit,
+                scale=scale, counts=counts + opened.shape[-1], lengths=lengths[some],
+                beside=self.batch - len(found),
             )  # fmt: skip
+            if values is not None:
+                found, keys, counts = self._rebuild(layer, some, scaled, units[unit], chosen)
+                more, lse_of_more = paged_attention(
+                    query[some], self._pool_of(layer, some.start, values), self._tables[layer, 1, some], found,
+                    unit=values.unit, scale=scale, counts=counts, keys=keys, beside=self.batch - len(found),
+                )  # fmt: skip
+                out, lse = merge_states([out, more], [lse, lse_of_more])
             outs.append(out if sinks is None else with_sinks(out, lse, sinks.view(lse.shape[1:])))
         return (outs[0] if len(outs) == 1 else torch.cat(outs)).view(q.shape)
 
@@ -187,8 +200,10 @@ class DeviceForm:
         """Neighbouring sequences whose units are found before any of them attends."""
         of_layer = self.readings[layer]
 
-        def kind(b: int) -> tuple[int, int, int]:
-            return of_layer[b].unit, of_layer[b].most, -1 if of_layer[b].pages.pool is None else b
+        def kind(b: int) -> tuple[list[tuple[int, int]], list[int], int]:
+            found = of_layer[b].found
+            is_apart = any(pages.pool is not None for pages in found)
+            return [(pages.unit, pages.sides) for pages in found], of_layer[b].most, b if is_apart else -1
 
         found = [list(members) for _, members in groupby(range(self.batch), kind)]
         return [slice(members[0], members[-1] + 1) for members in found]
@@ -199,30 +214,51 @@ class DeviceForm:
         total, wanted = (self.numbers[SEALED:] // unit).unsqueeze(-1)
         return _Units(total, wanted, opened.expand(1, self._layout.num_heads, -1))
 
-    def _find(self, layer: int, some: slice, queries: Tensor, units: _Units) -> tuple[Tensor, Tensor]:
-        """The units that some sequences read, `[.., G, n]`, and how many of each head count, `[.., G]`.
+    def _find(
+        self, layer: int, some: slice, queries: Tensor, units: _Units
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Where the units lie that some sequences read, `[.., G, n]`; and, of each, these `[G, n]` and how many of each
+        head count, `[G]`.
 
         Args:
             queries: of all sequences, `[B, G, R, D]`, scaled, fp32.
         """
-        found, counted = [], []
+        found, chosen = [], []
         for b in range(some.start, some.stop):
             reading = self.readings[layer][b]
             with self._branches.of(0 if self.waits else b - some.start):  # the host stages all in one buffer
                 ids, counts = reading.choose(queries[b], units.total[b], units.wanted[b])
-                found.append(reading.pages.find(ids, counts, self.counts[layer][b]))
-            counted.append(counts)
+                found.append(reading.pages.find(ids, counts, self.counts[layer][b][0]))
+            chosen.append((ids, counts))
         self._branches.join()
-        return _stacked(found), _stacked(counted)
+        return _stacked(found), chosen
 
-    def _pool_of(self, layer: int, b: int) -> Tensor:
-        """The pages that the tables of a layer and sequence are of, `[slots, G, S, L, D]`."""
-        pool = self.readings[layer][b].pages.pool
-        if pool is None:
-            return self._pool
+    def _rebuild(
+        self, layer: int, some: slice, queries: Tensor, units: _Units, chosen: list[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Where the values of further units lie that some sequences read, `[.., G, n]`, their keys `[.., G, n * unit,
+        D]`, and how many of each head count, `[.., G]`. The others have been attended to: both may lie in one buffer.
+        """
+        found, keys, counts = [], [], []
+        for b, of_sequence in enumerate(chosen, some.start):
+            reading = self.readings[layer][b]
+            assert reading.values is not None
+            with self._branches.of(0 if self.waits else b - some.start):
+                rebuilt = reading.rebuild(queries[b], units.total[b], units.wanted[b], *of_sequence)
+                found.append(reading.values.find(rebuilt.ids, rebuilt.counts, self.counts[layer][b][1]))
+            keys.append(rebuilt.keys)
+            counts.append(rebuilt.counts)
+        self._branches.join()
+        return _stacked(found), _stacked(keys), _stacked(counts)
+
+    def _pool_of(self, layer: int, b: int, pages: StepPages) -> Tensor:
+        """The pages that a table of a layer and sequence is of, `[slots, G, S, L, D]`, or with fewer sides and more
+        tokens."""
+        if pages.pool is None:
+            return self._pool.view(len(self._pool), self._layout.num_heads, pages.sides, -1, self._layout.head_dim)
         assert self._open is not None
-        pool[-1].copy_(self._pool[int(self._open[layer, b])])
-        return pool
+        pages.pool[-1].copy_(self._pool[int(self._open[layer, b])])
+        return pages.pool
 
 
 def _stacked(each: list[Tensor]) -> Tensor:
@@ -231,11 +267,11 @@ def _stacked(each: list[Tensor]) -> Tensor:
 
 def some_wait(readings: list[list[DeviceReading]]) -> bool:
     """Whether the host must find some of what is read."""
-    return any(reading.pages.waits for of_layer in readings for reading in of_layer)
+    return any(reading.waits for of_layer in readings for reading in of_layer)
 
 
 def _most_slots(readings: list[list[DeviceReading]]) -> int:
-    return max(len(reading.pages.slots) for of_layer in readings for reading in of_layer)
+    return max(len(pages.slots) for of_layer in readings for reading in of_layer for pages in reading.found)
 
 
 def _send(numbers: np.ndarray, to: Tensor) -> None:

@@ -165,16 +165,17 @@ class PageReader:
         """The device was told to read by itself."""
         self._has_read_itself = True
 
-    def step_pages(self, unit: int, most: int, *, waits: bool = False) -> StepPages | None:
+    def step_pages(self, unit: int, most: int, *, waits: bool = False, values_alone: bool = False) -> StepPages | None:
         """The pages that attention on the device reads in steps that choose at most `most` units of each head. Good
         until pages move or are sealed.
 
         Args:
             waits: such as the host finds, which no move of pages makes wrong.
+            values_alone: keys are not read.
 
         Returns None where the device has no room for what is chosen.
         """
-        store, gpu, sides = self._store, self._store.gpu, self._store.layout.sides
+        store, gpu, sides = self._store, self._store.gpu, 1 if values_alone else self._store.layout.sides
         assert gpu is not None
         if not waits and (slots := self._near()) is not None:
             return PoolPages(store, slots, unit)
@@ -187,7 +188,7 @@ class PageReader:
         if cache is not None:
             return HostEntries(cache, self._workspace, self._fetch)
         if (len(SpanPages.of(self._workspace)) - 1) * self.page_size >= most * unit:
-            return SpanPages(store, self._workspace, self._fetch, unit)
+            return SpanPages(store, self._workspace, self._fetch, unit, sides)
         return None
 
     def _near(self) -> np.ndarray | None:

@@ -131,17 +131,26 @@ class PagedLayer(LayerKV):
         ranking = self.index.ranking(self.upkeep.state)
         if ranking is None or ranking.room * ranking.unit < self.pages.sealed:
             return None
-        most = budget if self.index.has_budget else num_pages * self.layout.page_size
-        found = self.reader.step_pages(ranking.unit, most // ranking.unit, waits=waits)
-        if found is None:
+        most = (budget if self.index.has_budget else num_pages * self.layout.page_size) // ranking.unit
+        each, rebuilding = [most], ranking.rebuilding
+        if rebuilding is not None:
+            each = [*rebuilding.most(self.pages.sealed // ranking.unit, most)]
+        found = [self.reader.step_pages(ranking.unit, each[0], waits=waits)]
+        if rebuilding is not None:
+            found.append(self.reader.step_pages(rebuilding.unit, each[1], waits=waits, values_alone=True))
+        known = [pages for pages in found if pages is not None]
+        if len(known) < len(found):
             return None
-        return DeviceReading(self.pages, self.upkeep, ranking, found, most // ranking.unit, num_pages)
+        return DeviceReading(self.pages, self.upkeep, ranking, known, each, num_pages)
 
-    def note_read(self, reading: DeviceReading, count: int) -> None:
-        """The device was told to read `count` units of each head."""
-        reading.pages.note(count)
+    def note_read(self, reading: DeviceReading, counts: list[int]) -> None:
+        """The device was told to read so many units of each head of what was found."""
+        tokens = 0
+        for pages, count in zip(reading.found, counts, strict=True):
+            pages.note(count)
+            tokens += count * pages.unit
         self.reader.note_read()
-        self.tokens_read = count * reading.unit + self.pages.tail_len
+        self.tokens_read = tokens + self.pages.tail_len
 
     def _standing(self, at: Attending) -> Standing | None:
         """As `begin_step` gives it, of pages where the new token is counted in."""

@@ -28,22 +28,19 @@ class ReservedRows:
         self.entry_bytes = sides * unit * layout.head_dim * layout.item_bytes
         self.data = store.gpu.rows(self.parts).view(getattr(torch, layout.dtype))
         """All of the pool as rows `[N, unit * D]`."""
-        self.row_of = self._rows_as_pages() if sides == layout.sides else self._rows_side_by_side()
+        self.row_of = self._rows()
         """int64 `[sides, G * num_entries]`: where in `data` an entry's sides lie."""
         self.are_open = True
         """Nobody has given the slots back."""
 
-    def _rows_as_pages(self) -> np.ndarray:
-        """Entries with all sides lie as the units of pages do, so that attention reads either."""
-        units = self.store.layout.page_size // self.unit
+    def _rows(self) -> np.ndarray:
+        """Entries lie as the units of pages do that have as many sides, and so many more tokens: attention reads
+        either."""
+        units = self.parts // (self.sides * self.groups)
         entry, head = np.arange(self.num_entries), np.arange(self.groups)[:, None]
         sides = np.arange(self.sides)[:, None, None]
         found = ((self.slots[entry // units] * self.groups + head) * self.sides + sides) * units + entry % units
         return found.reshape(self.sides, -1)
-
-    def _rows_side_by_side(self) -> np.ndarray:
-        every = (self.slots[:, None] * self.parts + np.arange(self.parts)).reshape(-1)
-        return every[: self.sides * self.groups * self.num_entries].reshape(self.sides, -1)
 
     @classmethod
     def reserve(cls, store: TieredStore, layer: int, unit: int, sides: int, entries: int) -> ReservedRows | None:

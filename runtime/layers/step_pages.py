@@ -34,6 +34,8 @@ class StepPages(ABC):
 
     Args:
         slots: of the pages that units are of, int64 `[P]`.
+        unit: tokens per unit.
+        sides: that these pages have; with fewer than the layout's they have so many more tokens.
         pool: the pages `[.., G, S, L, D]` that these are slots of, the last of which is for a copy of the open one;
             None: those of the device pool.
     """
@@ -41,8 +43,8 @@ class StepPages(ABC):
     waits: ClassVar[bool]
     """Whether the host must learn what was chosen."""
 
-    def __init__(self, slots: np.ndarray, pool: Tensor | None = None) -> None:
-        self.slots, self.pool = slots, pool
+    def __init__(self, slots: np.ndarray, unit: int, sides: int, pool: Tensor | None = None) -> None:
+        self.slots, self.unit, self.sides, self.pool = slots, unit, sides, pool
 
     @property
     def are_there(self) -> bool:
@@ -81,7 +83,7 @@ class PoolPages(StepPages):
     waits = False
 
     def __init__(self, store: TieredStore, slots: np.ndarray, unit: int) -> None:
-        super().__init__(slots)
+        super().__init__(slots, unit, store.layout.sides)
         self._store, self._units = store, store.layout.page_size // unit
 
     def find(self, ids: Tensor, counts: Tensor, count: int) -> Tensor:
@@ -98,7 +100,7 @@ class EntryPages(StepPages):
     waits = False
 
     def __init__(self, store: TieredStore, rows: DeviceRows, table: Tensor) -> None:
-        super().__init__(rows.slots)
+        super().__init__(rows.slots, rows.unit, rows.sides)
         self._store, self._rows, self._table = store, rows, table
         self._reads = *rows.tables, table  # as they lie now: rows may make room
 
@@ -124,7 +126,7 @@ class HostEntries(StepPages):
     waits = True
 
     def __init__(self, cache: RowCache, workspace: Workspace, fetch: Fetch) -> None:
-        super().__init__(cache.slots)
+        super().__init__(cache.slots, cache.unit, cache.sides)
         self._cache, self._workspace, self._fetch = cache, workspace, fetch
 
     @property
@@ -144,14 +146,15 @@ class HostEntries(StepPages):
 
 
 class SpanPages(StepPages):
-    """Units in the span buffer, fetched anew in each step; the last page there is for a copy of the open one."""
+    """Units in the span buffer, fetched anew in each step, all sides of them or the last `sides`; the last page there
+    is for a copy of the open one."""
 
     waits = True
 
-    def __init__(self, store: TieredStore, workspace: Workspace, fetch: Fetch, unit: int) -> None:
+    def __init__(self, store: TieredStore, workspace: Workspace, fetch: Fetch, unit: int, sides: int) -> None:
         pool = self.of(workspace)
-        super().__init__(np.arange(len(pool) - 1), pool)
-        self._layout, self._workspace, self._fetch, self._unit = store.layout, workspace, fetch, unit
+        super().__init__(np.arange(len(pool) - 1), unit, store.layout.sides, pool)
+        self._layout, self._workspace, self._fetch, self._fetched = store.layout, workspace, fetch, sides
         self._rows = pool.view(-1, unit * store.layout.head_dim)
 
     @staticmethod
@@ -163,16 +166,16 @@ class SpanPages(StepPages):
         return whole[: len(whole) // page * page].view(-1, groups, sides, workspace.page_size, dim)
 
     def find(self, ids: Tensor, counts: Tensor, count: int) -> Tensor:
-        sides, groups, unit = self._layout.sides, self._layout.num_heads, self._unit
+        sides, groups, unit, fetched = self._layout.sides, self._layout.num_heads, self.unit, self._fetched
         units, rows, wanted = self._layout.page_size // unit, self._rows, ids[:, :count].cpu().numpy()
-        side, head = np.arange(sides)[:, None, None], np.arange(groups)[:, None]
+        side, head = np.arange(sides - fetched, sides)[:, None, None], np.arange(groups)[:, None]
         block = max(1, KEY_BLOCK // unit)
         for first in range(0, count, block):
             entry = np.arange(first, min(first + block, count))
-            staging = self._workspace.stage(sides * groups * len(entry), rows.shape[1])
+            staging = self._workspace.stage(fetched * groups * len(entry), rows.shape[1])
             heads = np.repeat(np.arange(groups), len(entry))
-            self._fetch(heads, wanted[:, entry].reshape(-1), unit, sides, staging)
+            self._fetch(heads, wanted[:, entry].reshape(-1), unit, fetched, staging)
             places = ((entry // units * groups + head) * sides + side) * units + entry % units
             rows.index_copy_(0, torch.from_numpy(places.reshape(-1)).to(rows.device), staging)
         found = torch.arange(ids.shape[1], device=ids.device)
-        return found.where(found < count, 0).expand(ids.shape)
+        return found.where(found < count, 0).repeat(len(ids), 1)

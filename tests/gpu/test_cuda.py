@@ -51,7 +51,7 @@ def test_prefill_attention(dtype: torch.dtype, heads: int, groups: int, dim: int
 def converse(model: Path, store: Path, **caps: Any) -> tuple[torch.Tensor, dict[str, Any]]:
     rng = np.random.default_rng(5)
     found = []
-    with Runtime.load(model, device="cuda", dtype="float32", kv=KVConfig(path=store, **KV, **caps)) as runtime:
+    with Runtime.load(model, device="cuda", dtype="float32", kv=KVConfig(path=store, **KV | caps)) as runtime:
         if runtime.store.host.pinner is not None:
             runtime.store.host.pinner.wait()
         sequence = runtime.engine.new_sequence()
@@ -99,18 +99,19 @@ def watched(work: Callable[..., Any], calls: list[str]) -> Callable[..., Any]:
     return call
 
 
+@pytest.mark.parametrize("index", ["bounds", "shadowkv", "shadowkv:refine=2"])
 def test_a_whole_step_makes_nobody_wait_wherever_pages_lie(
-    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: Path, tmp_path: Path, index: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From the numbers that are pushed to the logits, called, while it is recorded, and replayed."""
     calls: list[str] = []
     for name in ("push", "compute"):
         monkeypatch.setattr(DeviceForm, name, watched(getattr(DeviceForm, name), calls))
     monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", watched(torch.cuda.CUDAGraph.replay, calls))
-    roomy, _ = converse(tiny_llama, tmp_path / "roomy", gpu_gb=0.1, host_gb=0.1, disk_gb=0)
+    roomy, _ = converse(tiny_llama, tmp_path / "roomy", index=index, gpu_gb=0.1, host_gb=0.1, disk_gb=0)
     found, find = [], EntryPages.find
     monkeypatch.setattr(EntryPages, "find", lambda *given: found.append(given) or find(*given))
-    pinned, _ = converse(tiny_llama, tmp_path / "pinned", gpu_gb=0.0007, host_gb=0.1, disk_gb=0)
+    pinned, _ = converse(tiny_llama, tmp_path / "pinned", index=index, gpu_gb=0.0007, host_gb=0.1, disk_gb=0)
     assert torch.equal(roomy, pinned)
     assert found, "nothing was found in pinned memory"
     assert calls.count("replay") > calls.count("compute")

@@ -86,7 +86,7 @@ def test_paged_attention(unit: int, groups: int, heads: int, dim: int, dtype: to
         "unit": unit, "scale": dim**-0.5, "counts": torch.randint(0, count, (3, groups), device=DEVICE),
         "lengths": torch.tensor([16384, 9000, 33], device=DEVICE), "bias": normal(3, groups, heads, 2048),
     }  # fmt: skip
-    for rotation in ({}, {"cos": angle.cos(), "sin": angle.sin()}):
+    for rotation in ({}, {"cos": angle.cos(), "sin": angle.sin()}, {"keys": normal(3, groups, 2048, dim)}):
         found, expected = (op(*of, **given, **rotation) for op in (paged_attention, paged_attention_reference))
         assert torch.equal(found[1].isinf(), expected[1].isinf())
         close((found[0], found[1].nan_to_num(neginf=0)), (expected[0], expected[1].nan_to_num(neginf=0)), dtype)

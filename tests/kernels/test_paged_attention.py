@@ -115,6 +115,30 @@ def test_keys_are_rotated_by_their_positions(kernel: Any, width: int) -> None:
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("sides", [1, 2])
+def test_keys_may_come_from_elsewhere(kernel: Any, sides: int) -> None:
+    """Those in the pool are not looked at, and need not be there."""
+    drawn = Drawn()
+    pool = drawn.pool[:, :, 1:].contiguous() if sides == 1 else drawn.pool.clone()
+    pool[:, :, :-1] = torch.nan
+    ids, counts = drawn.ids(2, 5), torch.tensor([[5, 0], [4, 1]], device=DEVICE)
+    keys = torch.full((2, 2, 10, drawn.dim), torch.nan, device=DEVICE)
+    places = {}
+    for row in range(2):
+        for group in range(2):
+            units = ids[row, group, : counts[row, group]].tolist()
+            places[row, group] = [i * 2 + offset for i in units for offset in range(2)]
+            keys[row, group, : len(places[row, group])] = drawn.kv[row, places[row, group], group, 0]
+    out, lse = kernel(drawn.q, pool, drawn.table, ids, unit=2, scale=drawn.scale, counts=counts, keys=keys)
+    for (row, group), positions in places.items():
+        if positions:
+            close((out[row, group], lse[row, group]), drawn.plain(row, group, positions), torch.float32)
+        else:
+            assert out[row, group].eq(0).all()
+            assert lse[row, group].eq(-torch.inf).all()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_bias(kernel: Any) -> None:
     """Dropping tokens leaves attention over the others; a bias of log 2 counts a token twice; all dropped is empty."""
     drawn = Drawn(heads=2)
@@ -148,7 +172,7 @@ def test_triton_against_the_reference(heads: int, dim: int, dtype: torch.dtype) 
         "unit": 2, "scale": drawn.scale, "counts": torch.tensor([[11, 0], [10, 1]], device=DEVICE),
         "lengths": torch.tensor([31, 47], device=DEVICE), "bias": drawn.normal(2, 2, heads, 22),
     }  # fmt: skip
-    for rotation in ({}, {"cos": turn[0], "sin": turn[1]}):
+    for rotation in ({}, {"cos": turn[0], "sin": turn[1]}, {"keys": drawn.normal(2, 2, 22, dim)}):
         of = drawn.q, drawn.pool, drawn.table, ids
         found = paged_attention_triton(*of, **given, **rotation, splits=2)
         close(found, paged_attention_reference(*of, **given, **rotation), dtype)
@@ -193,10 +217,14 @@ def test_slots_may_lie_apart() -> None:
         ({"bias": torch.zeros(2, 2, 3, 5)}, r"bias: expected \[2, 2, 3, 20\]"),
         ({"cos": torch.zeros(48, 32)}, "together"),
         ({"cos": torch.zeros(48, 33), "sin": torch.zeros(48, 33)}, "1 to 32 channels, half of those it turns, not 33"),
+        ({"keys": torch.zeros(2, 2, 5, 64)}, r"keys: expected \[2, 2, 20, 64\]"),
+        ({name: torch.zeros(48, 32) for name in ("cos", "sin")} | {"keys": torch.zeros(2, 2, 20, 64)}, "already"),
+        ({"pool": torch.zeros(16, 2, 1, PAGE, 64)}, r"pool: expected \[16, 2, 2, 8, 64\]"),
         ({"cos": torch.zeros(32, 48).T, "sin": torch.zeros(48, 32)}, "contiguous"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str) -> None:
     drawn = Drawn()
+    given: dict[str, Any] = {"pool": drawn.pool, "unit": 4, "scale": 1.0, **changes}
     with pytest.raises(ValueError, match=message):
-        paged_attention(drawn.q, drawn.pool, drawn.table, drawn.ids(4, 5), **{"unit": 4, "scale": 1.0, **changes})
+        paged_attention(drawn.q, table=drawn.table, ids=drawn.ids(4, 5), **given)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from chosen_units import chosen_units
+from chosen_units import chosen_units, rebuilt_units
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from indexes import INDEX_CASES, PARAMS, IndexCase, draw, forced_pages
@@ -24,11 +24,12 @@ from stratakv.retrieval.index import Rows
 from stratakv.retrieval.scoring import Ranking
 from stratakv.retrieval.structures.box_tree import BoxTree
 
-RANKED = {"a2ats", "bounds", "dense", "leoam", "oracle", "spectral", "window"}
+RANKED = {"a2ats", "bounds", "dense", "leoam", "oracle", "shadowkv", "spectral", "window"}
 SHAPES = [(2, 3, 16), (1, 1, 32), (1, 9, 16)]
 SETTINGS = {
     "a2ats": ["", ":shared=1", ":zones=5", ":zones=3:shared=1"],
     "leoam": [":width=99", ":width=99:chunk=4", ":width=99:chunk=24"],
+    "shadowkv": ["", ":chunk=4:refine=2"],
 }
 """Settings that choose in another way. With this `width` nothing is ruled out by `leoam`'s search."""
 CASES = [
@@ -37,6 +38,8 @@ CASES = [
     if case.name in RANKED
     for settings in SETTINGS.get(case.name, [""])
 ]
+WHOLE = [case for case in CASES if case.values[0].name != "shadowkv"]
+"""Rankings that choose all that is read."""
 every_ranking = pytest.mark.parametrize(("case", "settings_of"), CASES)
 
 
@@ -68,6 +71,15 @@ def ranking_of(index: Any, state: Any) -> Ranking:
     return ranking
 
 
+def ranked(ranking: Ranking, q: Tensor, total: Tensor, num_units: int) -> list[Tensor]:
+    """The scores of the first `num_units`, and what is rebuilt besides those of these that are chosen."""
+    scores = [ranking.scores(q, total)[:, :num_units]]
+    if ranking.rebuilding is None:
+        return scores
+    ids, counts, rebuilt = rebuilt_units(ranking, q, total, num_units, num_units * 3 // 4)
+    return [*scores, ids, counts, *rebuilt]
+
+
 def test_the_list_is_complete() -> None:
     has_one = set()
     for case in INDEX_CASES:
@@ -77,7 +89,7 @@ def test_the_list_is_complete() -> None:
     assert has_one == RANKED
 
 
-@every_ranking
+@pytest.mark.parametrize(("case", "settings_of"), WHOLE)
 @settings(max_examples=12, derandomize=True, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1), shape=st.sampled_from(SHAPES), params=st.sampled_from(PARAMS),
@@ -115,14 +127,18 @@ def test_no_bit_depends_on_the_room(case: IndexCase, settings_of: str, shape: An
         index = case.make(params, shape, settings_of)
         state = index.build(keys)
         ranking = ranking_of(index, state)
-        total = torch.tensor([keys.shape[1] // ranking.unit])
-        expected = ranking.scores(q, total)[:, : int(total)]
-        assert torch.isfinite(expected).all()
+        units = keys.shape[1] // ranking.unit
+        total = torch.tensor([units])
+        expected = ranked(ranking, q, total, units)
+        assert all(torch.isfinite(tensor).all() for tensor in expected)
         for more in (1, 7, 1024, 3000):
             make_room(state, more)
-            assert torch.equal(ranking_of(index, state).scores(q, total)[:, : int(total)], expected)
-        copied = ranking_of(index, index.copy(state))
-        assert torch.equal(copied.scores(q, total)[:, : int(total)], expected)
+            assert_same(ranked(ranking_of(index, state), q, total, units), expected)
+        assert_same(ranked(ranking_of(index, index.copy(state)), q, total, units), expected)
+
+
+def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @every_ranking
@@ -131,12 +147,13 @@ def test_nothing_returns_to_the_host(case: IndexCase, settings_of: str) -> None:
     keys, q = draw(SHAPES[0], PARAMS[0], pages=20)
     index = case.make(PARAMS[0], SHAPES[0], settings_of)
     ranking = ranking_of(index, index.build(keys))
-    total = torch.tensor([20 * 16 // ranking.unit])
-    expected = ranking.scores(q, total)
+    units = 20 * 16 // ranking.unit
+    total = torch.tensor([units])
+    expected = ranked(ranking, q, total, units)
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         q, total = fake.from_tensor(q), fake.from_tensor(total)
-        scores = ranking.scores(q, total)
-        assert (scores.shape, scores.dtype) == (expected.shape, expected.dtype)
+        found = ranked(ranking, q, total, units)
+        assert [(some.shape, some.dtype) for some in found] == [(some.shape, some.dtype) for some in expected]
         with pytest.raises(DataDependentOutputException):
             total.item()
 
@@ -165,11 +182,13 @@ def where(tensor: Tensor) -> int:
 def test_it_says_what_it_reads(case: IndexCase, settings_of: str) -> None:
     keys, q = draw(SHAPES[0], PARAMS[0], pages=20)
     index = case.make(PARAMS[0], SHAPES[0], settings_of)
-    ranking, total = ranking_of(index, index.build(keys)), torch.tensor([20])
-    ranking.scores(q, total)  # what kernels keep for later is made
+    ranking = ranking_of(index, index.build(keys))
+    units = 20 * 16 // ranking.unit
+    total = torch.tensor([units])
+    ranked(ranking, q, total, units)  # what kernels keep for later is made
     kept = {where(_first_rows(2, index._widths(16)[0], 256, 64))} if case.name == "spectral" else set()
     with Seen() as seen:
-        ranking.scores(q, total)
+        ranked(ranking, q, total, units)
     told = {where(tensor) for tensor in ranking.reads}
     assert told <= seen.read
     assert seen.read - told <= {where(q), where(total), *kept}

@@ -79,6 +79,11 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
             "sin": torch.zeros(99, dim // 2),
         }
         yield f"{heads}x{dim} with all", partial(paged_attention_triton, *of, unit=4, scale=0.1, splits=16, **whole)
+    values, keys = torch.zeros(9, 8, 1, 32, 128, dtype=BRAIN), torch.zeros(2, 8, 2048, 128)
+    of = torch.zeros(2, 8, 4, 128, dtype=BRAIN), values, torch.zeros(2, 64, dtype=torch.int32)
+    of = *of, torch.zeros(2, 8, 512, dtype=torch.int32)
+    counted = {"counts": torch.zeros(2, 8, dtype=torch.int64), "keys": keys}
+    yield "other keys", partial(paged_attention_triton, *of, unit=4, scale=0.1, splits=16, **counted)
     yield "3 parts", partial(merge_states_triton, [torch.zeros(32, 128, dtype=HALF)] * 3, [torch.zeros(32)] * 3)
     boxes = torch.zeros(8, 1024, 256, dtype=HALF)
     yield "of 16", partial(page_bounds_triton, torch.zeros(8, 512, 128, dtype=BRAIN), 16)
@@ -86,8 +91,8 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "both", partial(box_scores_triton, torch.zeros(8, 4, 128), boxes, torch.zeros(8, dtype=torch.int64))
     counts = torch.zeros(8, dtype=torch.int64)
     yield "keys", partial(key_scores_triton, torch.zeros(8, 4, 128), torch.zeros(8, 4096, 128, dtype=BRAIN), counts)
-    for heads, logs in [(4, False), (3, True)]:
-        yield f"{heads} heads", partial(group_softmax_triton, torch.zeros(8, heads, 8192), counts, logs=logs)
+    for heads, kind in [(4, {}), (3, {"logs": True}), (5, {"best": True})]:
+        yield f"{heads} heads", partial(group_softmax_triton, torch.zeros(8, heads, 8192), counts, **kind)
     yield "of 8", partial(landmarks_triton, torch.zeros(8, 512, 128, dtype=BRAIN), 8)
     low_rank = torch.zeros(4096, 160, dtype=HALF), torch.zeros(8, 128, 160), torch.zeros(8, 512, dtype=torch.int64)
     yield "plain", partial(rebuild_keys_triton, *low_rank)

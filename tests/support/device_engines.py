@@ -76,10 +76,10 @@ EVERYWHERE = {
     "roomy": Tiers(gpu=200),
     "entries": Tiers(gpu=160),
     "pressed": Tiers(gpu=24, host=40, disk=True),
-    "span": Tiers(gpu=9),
+    "span": Tiers(gpu=20),
 }
 """Where units are read from: pages in the pool, entries that the device finds, those or others as it comes, the span
-buffer."""
+buffer where one sequence's entries leave no room for others'."""
 
 
 def two_layers(folder: Path) -> Model:
@@ -112,10 +112,11 @@ def engine_in(model: Model, index: str, place: str) -> Iterator[Engine]:
 
 def kinds(sequence: Sequence) -> set[str]:
     return {
-        type(reading.pages).__name__
+        type(pages).__name__
         for steps in sequence.past.device_steps.values()
         for of_layer in steps.form.readings
         for reading in of_layer
+        for pages in reading.found
     }
 
 

@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from chosen_units import rebuilt_units
 from closeness import assert_close, poison_empty
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from indexes import HalfSplitRope, PlainReader
 from torch import Tensor
 
@@ -202,8 +205,8 @@ def test_settings_are_checked(wrong: str) -> None:
 
 def test_keys_are_moved_only_where_they_are_read_exactly() -> None:
     keys, values = low_rank(TOKENS, 0), normal(SHAPE[0], TOKENS, SHAPE[2])
-    for settings, outliers in (("", (BUDGET - 80) // 8 // 4), (":outliers=3", 3), (":outliers=0", 0)):
-        index, reader = shadowkv(settings), PlainReader(keys, values)
+    for of, outliers in (("", (BUDGET - 80) // 8 // 4), (":outliers=3", 3), (":outliers=0", 0)):
+        index, reader = shadowkv(of), PlainReader(keys, values)
         state = index.build(keys)
         chosen = index.select(state, query(), TOKENS, BUDGET)
         index.attend(state, query(), chosen, reader, tail_of(keys), 1.0)
@@ -320,3 +323,59 @@ def test_outliers_are_what_a_mean_hides() -> None:
             out, _ = index.attend(state, q, chosen, PlainReader(keys, values), tail, 1.0)
             assert (out - values[:, 203:204]).norm() < 0.1 * values[:, 203].norm()
     assert found == {0: False, 1: True}
+
+
+# On the device
+
+
+@settings(max_examples=12, derandomize=True, deadline=None, phases=[Phase.generate])
+@given(
+    seed=st.integers(0, 99), of=st.sampled_from(["", ":chunk=4", ":chunk=4:refine=3", ":outliers=2:refine=1"]),
+    params=st.sampled_from([PARAMS, BARE]), pages=st.integers(8, 40), share=st.floats(0, 1.2),
+)  # fmt: skip
+def test_a_ranking_reads_what_select_chooses(seed: int, of: str, params: IndexParams, pages: int, share: float) -> None:
+    """All of it exactly where the budget covers that; otherwise the same chunks or tokens, with the same keys."""
+    index, total = shadowkv(of, params), pages * 16
+    keys, q = low_rank(total + 48, seed), query(seed)
+    state = index.build(keys)
+    ranking, budget = index.ranking(state), max(7 * 16, int(share * total))
+    assert ranking is not None
+    assert ranking.rebuilding is not None
+    unit, each = ranking.unit, ranking.rebuilding.unit
+    units, wanted = total // unit, budget // unit
+    ids, counts, rebuilt = rebuilt_units(ranking, q, torch.tensor([units]), units, wanted)
+    of_exact, of_rebuilt = ranking.rebuilding.split(units, wanted)
+    assert counts.tolist() == [of_exact] * SHAPE[0]
+    assert rebuilt.counts.tolist() == [of_rebuilt] * SHAPE[0]
+    exact, others = tokens_of(ids[:, :of_exact], unit), tokens_of(rebuilt.ids[:, :of_rebuilt], each)
+    if wanted >= units:
+        assert exact.tolist() == [list(range(total))] * SHAPE[0]
+        assert not of_rebuilt
+        return
+    chosen = index.select(state, q, total, budget)
+    assert torch.equal(exact, tokens_of(chosen.notes.exact, chosen.unit))
+    assert torch.equal(others, tokens_of(chosen.notes.rebuilt, chosen.unit))
+    known = index._rebuilt(state, others, 1)
+    assert_close("keys", rebuilt.keys[:, : others.shape[1]], known)
+
+
+def tokens_of(units: Tensor, unit: int) -> Tensor:
+    return (units.unsqueeze(-1) * unit + torch.arange(unit)).flatten(1)
+
+
+@pytest.mark.parametrize("settings_of", ["", ":chunk=4:refine=2"])
+def test_widths_follow_from_the_budget(settings_of: str) -> None:
+    """What is read of any length within them fits."""
+    index = shadowkv(settings_of)
+    ranking = index.ranking(index.build(low_rank(320, 0)))
+    assert ranking is not None
+    rebuilding = ranking.rebuilding
+    assert rebuilding is not None
+    for total in (30, 31, 200):
+        most = rebuilding.most(total, 30)
+        for wanted in range(25, 31):
+            split = rebuilding.split(total, wanted)
+            assert split[0] <= most[0]
+            assert split[1] <= most[1]
+    assert rebuilding.most(30, 30)[0] == 30
+    assert rebuilding.most(31, 30)[0] < 30

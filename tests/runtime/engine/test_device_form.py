@@ -12,7 +12,7 @@ from stratakv.runtime.layers.device_reading import DeviceReading
 from stratakv.runtime.layers.tiered import tiered_layers
 from stratakv.runtime.model.model import Model
 
-INDEXES = ["spectral", "bounds", "oracle", "window", "leoam", "a2ats"]
+INDEXES = ["spectral", "bounds", "oracle", "window", "leoam", "a2ats", "shadowkv:chunk=4:refine=2"]
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from stratakv.runtime.layers.tiered import tiered_layers
 from stratakv.runtime.model.captured import Graphs
 from stratakv.runtime.model.model import Model
 
-INDEXES = ["spectral", "bounds", "oracle", "window", "leoam", "a2ats"]
+INDEXES = ["spectral", "bounds", "oracle", "window", "leoam", "a2ats", "shadowkv:chunk=4:refine=2"]
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,8 @@ def test_only_what_the_host_has_no_part_in_goes_side_by_side(
 
 def test_a_step_that_waits_takes_back_guesses_that_are_late(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is still queued for a layer when the step has come to it."""
-    with engine_in(model, "bounds", "span") as engine:
+    monkeypatch.setattr(PageReader, "_is_far", lambda self: False)
+    with engine_in(model, "bounds", "entries") as engine:
         world, told = World(engine), list[tuple[str, int]]()
         layers = tiered_layers(world.sequences[3].layers)
         monkeypatch.setattr(forward, "FIRST_GUESSED", 1)
