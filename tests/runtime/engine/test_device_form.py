@@ -7,9 +7,13 @@ import torch
 from device_engines import PAGE, Tiers, World, config, device_engine, engine_in, two_layers
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
+from stratakv.kernels import code_scores
+from stratakv.kernels.pq_scores import pq_scores_reference
 from stratakv.runtime.layers.device_reading import DeviceReading
 from stratakv.runtime.layers.tiered import tiered_layers
+from stratakv.runtime.model.captured import Graphs
 from stratakv.runtime.model.model import Model
 
 INDEXES = ["spectral", "bounds", "oracle", "window", "leoam", "a2ats", "shadowkv:chunk=4:refine=2"]
@@ -77,3 +81,28 @@ def test_layers_of_a_step_that_waits_are_replayed_by_halves(model: Model, monkey
             else:
                 assert world.step([2, 3], 1, 0).isfinite().all()
             monkeypatch.setattr(model, "halves", halves)
+
+
+@pytest.mark.parametrize(("index", "place"), [("spectral", "roomy"), ("a2ats", "roomy"), ("leoam", "entries")])
+def test_somebody_holds_what_a_recorded_step_reads(
+    model: Model, index: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reading says so, or it is the store's, the model's or the form's: else it might be gone when it is repeated."""
+    monkeypatch.setattr(code_scores, "pq_scores", pq_scores_reference)  # a CPU's own form keeps a table for itself
+    monkeypatch.setattr(model, "graphs", Graphs())
+    model.graphs.are_off = True
+    with engine_in(model, index, place) as engine, torch.inference_mode():
+        world, store = World(engine), engine.store
+        world.step([3], 1, 0)
+        (steps,) = world.sequences[3].past.device_steps.values()
+        form, tables = steps.form, model.step_tables([180])
+        traced = make_fx(lambda numbers: form.compute(tables))(form.numbers)
+        assert store.gpu is not None
+        held = [store.gpu.data, store.host.data, form.numbers, form._tables, *model.hf.parameters()]
+        held += [table for tables in model.graphs._held.values() for table in tables]
+        for reading in (reading for of_layer in form.readings for reading in of_layer):
+            held += [*reading.ranking.reads, *reading.pages.reads]
+        known = {tensor.untyped_storage().data_ptr() for tensor in held}
+        read = [*traced.parameters(), *traced.buffers()]
+        assert len(read) > len(form.readings)
+        assert not [tensor for tensor in read if tensor.untyped_storage().data_ptr() not in known]
