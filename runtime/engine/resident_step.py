@@ -79,7 +79,8 @@ class Steps:
         self._record: Record | None = None
         self._calls = 0
         for past in self._pasts:
-            others = [steps for key, steps in past.device_steps.items() if key != members]
+            kept = [*past.device_steps.items()]  # another thread may close a member meanwhile
+            others = [steps for key, steps in kept if key != members]
             if len(others) == _FORMS:
                 others[0].end()
             past.device_steps[members] = self

@@ -179,6 +179,8 @@ class PageReader:
         assert gpu is not None
         if not waits and (slots := self._near()) is not None:
             return PoolPages(store, slots, unit)
+        if gpu.num_free * self.page_size >= _ROOM * most * unit:  # others may have given their room back
+            self._caches = {kind: cache for kind, cache in self._caches.items() if cache is not None}
         if not waits and self._is_far():
             rows, slots_of = self._row_cache(DeviceRows, unit, sides, most * unit), self._slots[store.host.name]
             if rows is not None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from stratakv.runtime.layers.device_rows import DeviceRows
 from stratakv.runtime.layers.page_reader import PageReader
 from stratakv.runtime.layers.pages import LayerPages
-from stratakv.runtime.layers.step_pages import SpanPages, StepPages, is_same
+from stratakv.runtime.layers.step_pages import EntryPages, SpanPages, StepPages, is_same
 from stratakv.runtime.layers.workspace import Workspace
 from stratakv.storage import TieredStore
 
@@ -91,6 +91,22 @@ def test_the_span_buffer_must_hold_what_is_chosen_and_the_open_page() -> None:
     reader = PageReader(pages, Workspace(SMALL, 16, torch.device("cpu")), no_damage)
     assert isinstance(reader.step_pages(1, 16), SpanPages)
     assert reader.step_pages(1, 17) is None
+    store.close()
+
+
+def test_what_had_no_room_looks_again_when_others_have_gone() -> None:
+    """Until then it takes none from pages of its own, again and again."""
+    store = store_on(None, SMALL, host=PAGES, gpu=20)
+    pages = LayerPages(store, 0)
+    pages.pids = store.put(0, TEXT.chains, TEXT.tokens, DATA.flatten(1).view(torch.uint8))
+    others = store.reserve(0, 15)
+    reader = PageReader(pages, Workspace(SMALL, 40, torch.device("cpu")), no_damage)
+    assert isinstance(reader.step_pages(1, 24), SpanPages)
+    store.unreserve(0, others[:5])
+    assert isinstance(reader.step_pages(1, 24), SpanPages)
+    store.unreserve(0, others[5:])
+    assert isinstance(reader.step_pages(1, 24), EntryPages)
+    reader.close()
     store.close()
 
 
