@@ -97,7 +97,7 @@ class Steps:
     def read(self, readings: list[list[DeviceReading]]) -> None:
         """Pages were sealed, or have moved."""
         if not self.form.take(readings):
-            self._record, self._calls = None, 0
+            self._record = None
 
     def take(self, tables: StepTables, graphs: Graphs | None) -> Tensor:
         """Take the step that was pushed, from the record if there is one. Returns logits `[B, V]`."""

@@ -6,7 +6,7 @@ import gc
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -19,10 +19,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from stratakv.runtime.engine import forward, resident_step
 from stratakv.runtime.engine.branches import Branches
 from stratakv.runtime.engine.device_form import DeviceForm
+from stratakv.runtime.engine.resident_step import Steps
 from stratakv.runtime.layers.page_reader import PageReader
 from stratakv.runtime.layers.tiered import tiered_layers
 from stratakv.runtime.model.captured import Graphs
 from stratakv.runtime.model.model import Model
+from stratakv.runtime.model.step_tables import StepTables
 
 INDEXES = ["spectral", "bounds", "oracle", "window", "leoam", "a2ats", "shadowkv:chunk=4:refine=2"]
 
@@ -107,6 +109,34 @@ def test_a_recorded_step_is_the_called_one(
     assert all(torch.equal(a, b) for a, b in zip(called, recorded, strict=True))
     assert 1 < graphs.num_recorded < 6
     assert graphs.num_replayed > PAGE
+
+
+def test_steps_that_were_worth_recording_are_recorded_again_at_once() -> None:
+    class Form:
+        numbers, queries, answer = torch.zeros(4, 1, dtype=torch.int64), list[Tensor](), False
+
+        def take(self, readings: object) -> bool:
+            return self.answer
+
+        def compute(self, tables: object) -> Tensor:
+            calls.append("compute")
+            return torch.zeros(1, 3)
+
+    class Recording(Graphs):
+        def record(self, work: Any, inputs: tuple[Tensor, ...]) -> Any:
+            calls.append("record")
+            return lambda: calls.append("replay"), (torch.zeros(1, 3),)
+
+    calls, form, graphs, tables = list[str](), Form(), Recording(), StepTables({}, {})
+    steps = Steps(cast(DeviceForm, form), ())
+    for answer in (True, False):
+        for _ in range(4):
+            steps.take(tables, graphs)
+        form.answer = answer
+        steps.read([])
+    steps.take(tables, graphs)
+    before, after = ["compute", "compute", "record", "replay", "replay"], ["replay"] * 4
+    assert calls == [*before, *after, "record", "replay"]
 
 
 def test_it_can_be_turned_off(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
