@@ -203,8 +203,9 @@ class PageReader:
             missing = np.flatnonzero(slots < 0)
             has_room = len(missing) <= store.gpu.num_free
         if len(missing) and has_room:
-            for first in range(0, len(missing), KEY_BLOCK // self.page_size):
-                self.pages(missing[first : first + KEY_BLOCK // self.page_size])
+            count = max(1, KEY_BLOCK // self.page_size)
+            for first in range(0, len(missing), count):
+                self.pages(missing[first : first + count])
             with store.still():
                 slots = store.slots_in(store.gpu, pids)
         return None if (slots < 0).any() else slots

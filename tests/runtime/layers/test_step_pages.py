@@ -10,10 +10,11 @@ import torch
 from kv_pages import SMALL, store_on, text
 from torch import Tensor
 
+from stratakv.runtime.layers import page_reader
 from stratakv.runtime.layers.device_rows import DeviceRows
 from stratakv.runtime.layers.page_reader import PageReader
 from stratakv.runtime.layers.pages import LayerPages
-from stratakv.runtime.layers.step_pages import EntryPages, SpanPages, StepPages, is_same
+from stratakv.runtime.layers.step_pages import EntryPages, PoolPages, SpanPages, StepPages, is_same
 from stratakv.runtime.layers.workspace import Workspace
 from stratakv.storage import TieredStore
 
@@ -91,6 +92,17 @@ def test_the_span_buffer_must_hold_what_is_chosen_and_the_open_page() -> None:
     reader = PageReader(pages, Workspace(SMALL, 16, torch.device("cpu")), no_damage)
     assert isinstance(reader.step_pages(1, 16), SpanPages)
     assert reader.step_pages(1, 17) is None
+    store.close()
+
+
+def test_pages_that_are_longer_than_a_block_are_brought_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_reader, "KEY_BLOCK", SIZE - 1)
+    store = store_on(None, SMALL, host=PAGES, gpu=PAGES)
+    pages = LayerPages(store, 0)
+    pages.pids = store.put(0, TEXT.chains, TEXT.tokens, DATA.flatten(1).view(torch.uint8))
+    found = PageReader(pages, Workspace(SMALL, 40, torch.device("cpu")), no_damage).step_pages(1, 8)
+    assert isinstance(found, PoolPages)
+    assert sorted(found.slots.tolist()) == list(range(PAGES))
     store.close()
 
 
