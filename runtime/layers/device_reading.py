@@ -23,17 +23,18 @@ class DeviceReading:
         found: where attention sees the units that are chosen, and values of those whose keys are rebuilt, if any are.
         most: of either, units that a step reads of each head, at most.
         num_pages: of the sequence, for which callers have room; there may be fewer.
+        departed: from before anything was found.
     """
 
     def __init__(
         self, pages: LayerPages, upkeep: IndexUpkeep, ranking: Ranking, found: list[StepPages], most: list[int],
-        num_pages: int,
+        num_pages: int, departed: tuple[int, int],
     ) -> None:  # fmt: skip
         self.ranking, self.found, self.most, self.pages, self.unit = ranking, found, most, found[0], ranking.unit
         self._own, self._upkeep, self._reads_all = pages, upkeep, not upkeep.index.has_budget
         self._made_of = pages.pids, upkeep.state
         self._columns = num_pages * pages.layout.page_size // ranking.unit
-        self._departures = self._departed
+        self._departed = departed
 
     @property
     def waits(self) -> bool:
@@ -49,14 +50,10 @@ class DeviceReading:
     def is_current(self) -> bool:
         """Whether the pages are where they were, the store being still, and the index's state is the same."""
         pids, state = self._made_of
-        are_there = all(pages.are_there for pages in self.found) and (self.waits or self._departures == self._departed)
+        are_there = all(pages.are_there for pages in self.found) and (
+            self.waits or self._departed == departures(self._own)
+        )
         return pids is self._own.pids and state is self._upkeep.state and are_there
-
-    @property
-    def _departed(self) -> tuple[int, int]:
-        store = self._own.store
-        assert store.gpu is not None
-        return store.gpu.departures, store.host.departures
 
     def is_like(self, other: DeviceReading) -> bool:
         """Whether what was recorded with one reads the same with the other."""
@@ -100,6 +97,12 @@ class DeviceReading:
         assert rebuilding is not None
         few = rebuilding.split(total, wanted)[1]
         return rebuilding.choose(query, total, ids, counts, few, self.most[1])
+
+
+def departures(pages: LayerPages) -> tuple[int, int]:
+    """Times that pages of anybody have left the device pool and host memory."""
+    assert pages.store.gpu is not None
+    return pages.store.gpu.departures, pages.store.host.departures
 
 
 def can_be_read(index: Index) -> bool:

@@ -19,7 +19,7 @@ from ...retrieval.reading import read_exactly
 from .attend_rows import Attending
 from .base import LayerKV
 from .choices import Choices
-from .device_reading import DeviceReading
+from .device_reading import DeviceReading, departures
 from .lookahead import Lookahead
 from .page_reader import PageReader
 from .pages import LayerPages
@@ -135,13 +135,14 @@ class PagedLayer(LayerKV):
         each, rebuilding = [most], ranking.rebuilding
         if rebuilding is not None:
             each = [*rebuilding.most(self.pages.sealed // ranking.unit, most)]
+        departed = departures(self.pages)
         found = [self.reader.step_pages(ranking.unit, each[0], waits=waits)]
         if rebuilding is not None:
             found.append(self.reader.step_pages(rebuilding.unit, each[1], waits=waits, values_alone=True))
         known = [pages for pages in found if pages is not None]
         if len(known) < len(found):
             return None
-        return DeviceReading(self.pages, self.upkeep, ranking, known, each, num_pages)
+        return DeviceReading(self.pages, self.upkeep, ranking, known, each, num_pages, departed)
 
     def note_read(self, reading: DeviceReading, counts: list[int]) -> None:
         """The device was told to read so many units of each head of what was found."""

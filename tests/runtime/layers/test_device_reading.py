@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from device_engines import PAGE, World, config, engine_in, two_layers
 
 from stratakv.runtime.engine.indexes import make_indexes
 from stratakv.runtime.layers.device_reading import DeviceReading, can_be_read
+from stratakv.runtime.layers.step_pages import StepPages
 from stratakv.runtime.layers.tiered import TieredLayer, tiered_layers
 
 
@@ -62,6 +64,23 @@ def test_what_is_read_is_within_the_budget_and_what_there_is(world: World) -> No
     assert (ids.shape, counts.tolist()) == ((2, 7), [6, 6])
     assert (ids[:, :6].diff() > 0).all()
     assert ids[:, :6].max() == 19, "the last ones are read whatever their scores"
+
+
+def test_a_page_that_leaves_while_a_reading_is_made_ends_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other threads move pages."""
+    (layer, _), store = tiered_layers(world.sequences[3].layers), world.engine.store
+    step_pages = layer.reader.step_pages
+
+    def and_left(*given: Any, **named: Any) -> StepPages | None:
+        found = step_pages(*given, **named)
+        assert store.gpu is not None
+        with store.still():
+            store._residency.evict(store.gpu, store.slots_in(store.gpu, layer.pids[:1]))
+        return found
+
+    assert reading_of(layer).is_current
+    monkeypatch.setattr(layer.reader, "step_pages", and_left)
+    assert not reading_of(layer).is_current
 
 
 def test_an_index_that_has_no_room_to_rank_all_units_is_not_asked(
