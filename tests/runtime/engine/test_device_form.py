@@ -83,7 +83,9 @@ def test_layers_of_a_step_that_waits_are_replayed_by_halves(model: Model, monkey
             monkeypatch.setattr(model, "halves", halves)
 
 
-@pytest.mark.parametrize(("index", "place"), [("spectral", "roomy"), ("a2ats", "roomy"), ("leoam", "entries")])
+@pytest.mark.parametrize(
+    ("index", "place"), [("spectral", "roomy"), ("a2ats", "roomy"), ("leoam", "entries"), ("shadowkv", "entries")]
+)
 def test_somebody_holds_what_a_recorded_step_reads(
     model: Model, index: str, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,7 +103,7 @@ def test_somebody_holds_what_a_recorded_step_reads(
         held = [store.gpu.data, store.host.data, form.numbers, form._tables, *model.hf.parameters()]
         held += [table for tables in model.graphs._held.values() for table in tables]
         for reading in (reading for of_layer in form.readings for reading in of_layer):
-            held += [*reading.ranking.reads, *reading.pages.reads]
+            held += [*reading.ranking.reads, *(tensor for pages in reading.found for tensor in pages.reads)]
         known = {tensor.untyped_storage().data_ptr() for tensor in held}
         read = [*traced.parameters(), *traced.buffers()]
         assert len(read) > len(form.readings)
