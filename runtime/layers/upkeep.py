@@ -122,7 +122,8 @@ class IndexUpkeep:
         if not sealed:
             return
         pages = spread_pages(sealed // size, size).numpy()
-        blocks = [pages[at : at + KEY_BLOCK // size] for at in range(0, len(pages), KEY_BLOCK // size)]
+        count = max(1, KEY_BLOCK // size)
+        blocks = [pages[at : at + count] for at in range(0, len(pages), count)]
         read = [self._reader.pages(block)[0].to(self._of.keys.dtype, copy=True) for block in blocks]
         keys = torch.cat(read, 1)
         positions = torch.from_numpy((pages[:, None] * size + np.arange(size)).reshape(-1)).to(keys.device)

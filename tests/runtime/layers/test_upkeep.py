@@ -57,8 +57,12 @@ def built(name: str, num_pages: int) -> dict[str, Tensor]:
     return index.export(index.build(KV[0, :, : num_pages * SIZE]))
 
 
-def test_page_by_page_and_from_the_store_are_as_at_once(store: TieredStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "KEY_BLOCK", 3 * SIZE)
+@pytest.mark.parametrize("block", [3 * SIZE, SIZE - 1])
+def test_page_by_page_and_from_the_store_are_as_at_once(
+    store: TieredStore, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a page is longer than a block."""
+    monkeypatch.setattr(module, "KEY_BLOCK", block)
     pages = LayerPages(store, 0)
     upkeep = upkeep_of(index_of("bounds"), pages)
     seal(upkeep, pages, 2)
@@ -68,6 +72,15 @@ def test_page_by_page_and_from_the_store_are_as_at_once(store: TieredStore, monk
     upkeep.catch_up()
     assert upkeep.indexed == pages.sealed
     assert same(upkeep.export(), built("bounds", PAGES))
+
+
+def test_an_index_learns_from_pages_that_are_longer_than_a_block(
+    store: TieredStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "KEY_BLOCK", SIZE - 1)
+    upkeep = upkeep_of(index_of("spectral"), filled(store, 5))
+    upkeep.add_stored()
+    assert same(upkeep.export(), built("spectral", 5))
 
 
 def test_with_nothing_new_nothing_is_read_and_what_was_noted_stays(store: TieredStore) -> None:
