@@ -59,8 +59,8 @@ def test_queries_are_kept_where_that_is_asked_for(pasts: Pasts) -> None:
 def test_pasts_of_one_reach_share_indexes_that_know_its_positions(
     pasts: Pasts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, rotary = [], pasts.model.rotary
-    monkeypatch.setattr(pasts.model, "rotary", lambda *what: asked.append(what[2]) or rotary(*what))
+    asked, rotation = [], pasts.model.rotation
+    monkeypatch.setattr(pasts.model, "rotation", lambda *what: asked.append(what) or rotation(*what))
     own, far = indexes(pasts.new()), pasts.new(71)
     assert own == [*pasts.indexes.values()]
     assert indexes(pasts.new(71)) == indexes(far), "a state can be copied between two of them"
@@ -69,7 +69,7 @@ def test_pasts_of_one_reach_share_indexes_that_know_its_positions(
         its = pasts.indexes[layer.layer]
         assert (layer.index.identity, layer.index.layer.number) == (its.identity, layer.layer)
         layer.index.layer.rotation.rotate(torch.ones(2, 1, 8), torch.zeros(1, dtype=torch.long))
-    assert asked == [71, 71, 71]
+    assert asked == [(0, 71), (1, 71), (2, 71)]
 
 
 def test_indexes_of_the_last_few_reaches_are_kept(pasts: Pasts) -> None:
