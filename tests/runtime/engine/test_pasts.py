@@ -61,15 +61,15 @@ def test_pasts_of_one_reach_share_indexes_that_know_its_positions(
 ) -> None:
     asked, rotation = [], pasts.model.rotation
     monkeypatch.setattr(pasts.model, "rotation", lambda *what: asked.append(what) or rotation(*what))
-    own, far = indexes(pasts.new()), pasts.new(71)
+    own, far = indexes(pasts.new()), pasts.new(77)
     assert own == [*pasts.indexes.values()]
-    assert indexes(pasts.new(71)) == indexes(far), "a state can be copied between two of them"
+    assert indexes(pasts.new(77)) == indexes(far), "a state can be copied between two of them"
     assert not {*own} & {*indexes(far)}
     for layer in tiered_layers(far.layers):
         its = pasts.indexes[layer.layer]
         assert (layer.index.identity, layer.index.layer.number) == (its.identity, layer.layer)
         layer.index.layer.rotation.rotate(torch.ones(2, 1, 8), torch.zeros(1, dtype=torch.long))
-    assert asked == [(0, 71), (1, 71), (2, 71)]
+    assert asked == [(0, 77), (1, 77), (2, 77)]
 
 
 def test_indexes_of_the_last_few_reaches_are_kept(pasts: Pasts) -> None:
