@@ -27,7 +27,9 @@ from ...kernels.merge_states import merge_states
 from ...kernels.paged_attention import paged_attention
 from ...kernels.sinks import with_sinks
 from ...storage import TieredStore
+from ...storage.transfer.lane import for_device
 from ..layers.device_reading import DeviceReading
+from ..layers.pages import rows_of_units
 from ..layers.step_pages import StepPages
 from ..model.model import Model, grown
 from ..model.step_tables import StepTables
@@ -123,10 +125,13 @@ class DeviceForm:
         self.counts = [
             [reading.counts(sealed[b], budgets[b]) for b, reading in enumerate(of_layer)] for of_layer in self.readings
         ]
-        side, head = np.arange(layout.sides)[:, None], np.arange(layout.num_heads)
-        first = ((opened[..., None, None] * layout.num_heads + head) * layout.sides + side) * layout.page_size
-        rows = first + numbers[TAIL][:, None, None] - 1  # [layers, B, S, G]: where in the pool the newest token lies
-        _send(np.concatenate([numbers.reshape(-1), rows.reshape(-1)]), self._pushed)
+        newest = np.broadcast_to(numbers[TAIL] - 1, opened.shape)
+        rows = rows_of_units(
+            opened.reshape(-1), newest.reshape(-1), units=layout.page_size, groups=layout.num_heads, sides=layout.sides,
+            last=layout.sides,
+        )  # fmt: skip
+        rows = np.moveaxis(rows, -1, 0)  # of each layer and sequence the sides, and of these the heads
+        self._send(np.concatenate([numbers.reshape(-1), rows.reshape(-1)]), self._pushed)
         if isinstance(tokens, Tensor):
             self.numbers[TOKEN].copy_(tokens)
         if self._open is None or not np.array_equal(self._open, opened):
@@ -136,7 +141,12 @@ class DeviceForm:
                 for b, reading in enumerate(of_layer):
                     if reading.pages.pool is not None:
                         self._slots[layer, 0, b, -1] = len(reading.pages.pool) - 1
-            _send(self._slots, self._tables)
+            self._send(self._slots, self._tables)
+
+    @staticmethod
+    def _send(numbers: np.ndarray, to: Tensor) -> None:
+        """Nobody waits for what is sent."""
+        to.copy_(for_device(numbers, to.device), non_blocking=True)
 
     def compute(self, tables: StepTables, ahead: Ahead | None = None) -> Tensor:
         """The logits of the step that was pushed, fp32 `[B, V]`, good until the next. Nothing of it returns to the host
@@ -272,9 +282,3 @@ def some_wait(readings: list[list[DeviceReading]]) -> bool:
 
 def _most_slots(readings: list[list[DeviceReading]]) -> int:
     return max(len(pages.slots) for of_layer in readings for reading in of_layer for pages in reading.found)
-
-
-def _send(numbers: np.ndarray, to: Tensor) -> None:
-    """Nobody waits for what is sent."""
-    found = torch.from_numpy(numbers)
-    to.copy_(found.pin_memory() if to.is_cuda else found, non_blocking=True)

@@ -21,8 +21,10 @@ import torch
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
+from ...storage import StorageError
 from ...storage.transfer import clock
 from ..api.config import GenerationConfig
+from ..api.errors import ConversationError
 from ..api.figures import Stopwatch
 from ..api.progress import OnProgress
 from ..api.reply import Reply
@@ -193,8 +195,8 @@ class _Ahead:
         self._sampler = DeviceSampler([job.config for job in jobs], tokens, logits.shape[-1], self._device)
         self._newest: Told | None = self._choose(logits, Told(self._device))
         """Tells the tokens after the newest step; None: they are taken."""
-        self.failure: Exception | None = None
-        """Why the step after the tokens that were taken last could not be settled."""
+        self.failure: StorageError | ConversationError | None = None
+        """Why the step after the tokens that were taken last could not be settled: raised behind their text."""
 
     def take_first(self) -> dict[int, str]:
         """The first token of each job, before anything else is begun. Returns the texts, by job."""
@@ -251,5 +253,5 @@ class _Ahead:
     def _settle(self, step: BegunStep, tokens: list[int]) -> None:
         try:
             step.settle(tokens, [not self._jobs[job].done for job in self._rows])
-        except Exception as error:  # the tokens before it are good: whoever reads gets them first
+        except (StorageError, ConversationError) as error:  # what was taken is good: whoever reads gets that first
             self.failure = error

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ...storage import Arena
+from ...storage.transfer.lane import for_device
 from .pages import LayerPages
 
 _ROOM = 64
@@ -41,8 +42,7 @@ class PageSlots:
         if (slots < 0).any():
             self._table = None
         elif self._table is None or not np.array_equal(slots, self._slots):
-            made = torch.from_numpy(slots.astype(np.int32))
-            made = made.pin_memory() if self._device.type == "cuda" else made
+            made = for_device(slots.astype(np.int32), self._device)
             if len(slots) > len(self.whole):
                 with torch.inference_mode(False):
                     self.whole = torch.zeros(len(slots) + len(slots) // 8, dtype=torch.int32, device=self._device)

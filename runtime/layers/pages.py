@@ -35,6 +35,19 @@ def fill(kv: Tensor, k: Tensor, v: Tensor) -> None:
         side[:] = numbers
 
 
+def rows_of_units(
+    slots: np.ndarray, at: np.ndarray, *, units: int, groups: int, sides: int, last: int
+) -> np.ndarray:  # fmt: skip
+    """Where units lie in a pool of pages `[slots, G, S, U, ..]`: the rows, int64 `[last, G, n]`, of their last sides.
+
+    Args:
+        slots, at: of each unit, int64 `[n]`: the slot of its page, and which of the U units of that it is.
+    """
+    side, head = np.arange(sides - last, sides)[:, None, None], np.arange(groups)[:, None]
+    rows: np.ndarray = ((slots * groups + head) * sides + side) * units + at
+    return rows
+
+
 class LayerPages:
     """Each sealed page is held by one reference in the store."""
 

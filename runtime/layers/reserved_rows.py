@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from ...storage import TieredStore
+from .pages import rows_of_units
 
 
 class ReservedRows:
@@ -37,9 +38,11 @@ class ReservedRows:
         """Entries lie as the units of pages do that have as many sides, and so many more tokens: attention reads
         either."""
         units = self.parts // (self.sides * self.groups)
-        entry, head = np.arange(self.num_entries), np.arange(self.groups)[:, None]
-        sides = np.arange(self.sides)[:, None, None]
-        found = ((self.slots[entry // units] * self.groups + head) * self.sides + sides) * units + entry % units
+        entry = np.arange(self.num_entries)
+        found = rows_of_units(
+            self.slots[entry // units], entry % units, units=units, groups=self.groups, sides=self.sides,
+            last=self.sides,
+        )  # fmt: skip
         return found.reshape(self.sides, -1)
 
     @classmethod

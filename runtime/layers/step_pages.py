@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ...storage import TieredStore
 from .device_rows import DeviceRows
+from .pages import rows_of_units
 from .row_cache import Fetch, RowCache
 from .workspace import KEY_BLOCK, Workspace
 
@@ -168,14 +169,15 @@ class SpanPages(StepPages):
     def find(self, ids: Tensor, counts: Tensor, count: int) -> Tensor:
         sides, groups, unit, fetched = self._layout.sides, self._layout.num_heads, self.unit, self._fetched
         units, rows, wanted = self._layout.page_size // unit, self._rows, ids[:, :count].cpu().numpy()
-        side, head = np.arange(sides - fetched, sides)[:, None, None], np.arange(groups)[:, None]
         block = max(1, KEY_BLOCK // unit)
         for first in range(0, count, block):
             entry = np.arange(first, min(first + block, count))
             staging = self._workspace.stage(fetched * groups * len(entry), rows.shape[1])
             heads = np.repeat(np.arange(groups), len(entry))
             self._fetch(heads, wanted[:, entry].reshape(-1), unit, fetched, staging)
-            places = ((entry // units * groups + head) * sides + side) * units + entry % units
+            places = rows_of_units(
+                entry // units, entry % units, units=units, groups=groups, sides=sides, last=fetched
+            )  # fmt: skip
             rows.index_copy_(0, torch.from_numpy(places.reshape(-1)).to(rows.device), staging)
         found = torch.arange(ids.shape[1], device=ids.device)
         return found.where(found < count, 0).repeat(len(ids), 1)

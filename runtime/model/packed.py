@@ -11,6 +11,7 @@ Shapes  x [.., K]   weight [N, K]   bias [N]   ->  [.., N]
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import torch
@@ -25,7 +26,7 @@ _NUMBERS = 1 << 22
 """Numbers that are rounded at a time: some of them are in memory in fp32 then."""
 
 
-class PackedLinear(nn.Module):
+class PackedLinear(nn.Module, ABC):
     """A linear layer of codes, and of what they stand for. Layers of one kind are made by `of`."""
 
     few: ClassVar[int] = 64
@@ -40,13 +41,13 @@ class PackedLinear(nn.Module):
         self.bias = bias
         self.out_features, self.in_features = shape
 
+    @abstractmethod
     def multiply(self, x: Tensor) -> Tensor:
-        """The product of `[B, K]` with the packed weight."""
-        raise NotImplementedError
+        """The product of `[B, K]` with the packed weight, `[B, N]`."""
 
+    @abstractmethod
     def widened(self) -> Tensor:
-        """The weight `[N, K]` as it was rounded."""
-        raise NotImplementedError
+        """The weight `[N, K]` as it was rounded, in the dtype of `scales`."""
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features)

@@ -99,12 +99,12 @@ def packed_names(decoder: Any) -> frozenset[str]:
     return frozenset(f"{name}.weight" for name, _ in _packable(decoder))
 
 
-def replace(decoder: nn.Module, name: str, packed: PackedLinear) -> None:
-    """Let a decoder have a packed layer in the place of that with the weight `name`; its bias stays."""
+def replace(decoder: nn.Module, name: str, layer: PackedLinear | nn.Linear) -> None:
+    """Let a decoder have a linear layer in the place of that with the weight `name`; its bias stays."""
     path, _, last = name.removesuffix(".weight").rpartition(".")
     parent = decoder.get_submodule(path)
-    packed.bias = getattr(parent, last).bias
-    setattr(parent, last, packed)
+    layer.bias = getattr(parent, last).bias
+    setattr(parent, last, layer)
 
 
 def packed_twin(decoder: Any, packing: Packing) -> Any:

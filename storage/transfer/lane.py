@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -79,6 +80,13 @@ class CudaLane(Lane):
 def _recorded(stream: torch.cuda.Stream) -> Moment:
     event: torch.cuda.Event = stream.record_event()
     return event
+
+
+def for_device(numbers: np.ndarray, device: torch.device) -> Tensor:
+    """`numbers` in host memory, page-locked if the device is a GPU: nobody waits for a copy of them there that is told
+    with `non_blocking`."""
+    made = torch.from_numpy(numbers)
+    return made.pin_memory() if device.type == "cuda" else made
 
 
 def lane_of(device: torch.device) -> Lane:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..memory.arena import RESIDENT
 from ..memory.residency import Residency
-from .lane import Lane
+from .lane import Lane, for_device
 from .links import Links
 from .loading import Loader, Ticket
 
@@ -127,5 +127,4 @@ def runs(slots: np.ndarray) -> Iterator[tuple[int, int, int]]:
 
 def _told(numbers: np.ndarray, like: Tensor) -> Tensor:
     """On the device of `like`, without waiting for it."""
-    made = torch.from_numpy(numbers)
-    return made.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else made
+    return for_device(numbers, like.device).to(like.device, non_blocking=True)

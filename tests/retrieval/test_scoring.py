@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from stratakv.kernels.pq_scores import _first_rows
 from stratakv.retrieval import IndexParams
-from stratakv.retrieval.index import Rows
+from stratakv.retrieval.index import Index, Rows
 from stratakv.retrieval.scoring import Ranking
 from stratakv.retrieval.structures.box_tree import BoxTree
 
@@ -141,13 +141,18 @@ def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-@every_ranking
-def test_nothing_returns_to_the_host(case: IndexCase, settings_of: str) -> None:
-    """Tensors without numbers can be ranked all the same: no number is looked at, and no shape follows from one."""
+def drawn(case: IndexCase, settings_of: str) -> tuple[Index, Ranking, Tensor, int]:
+    """An index, its ranking of 20 pages, a query, and how many units there are."""
     keys, q = draw(SHAPES[0], PARAMS[0], pages=20)
     index = case.make(PARAMS[0], SHAPES[0], settings_of)
     ranking = ranking_of(index, index.build(keys))
-    units = 20 * 16 // ranking.unit
+    return index, ranking, q, 20 * 16 // ranking.unit
+
+
+@every_ranking
+def test_nothing_returns_to_the_host(case: IndexCase, settings_of: str) -> None:
+    """Tensors without numbers can be ranked all the same: no number is looked at, and no shape follows from one."""
+    _, ranking, q, units = drawn(case, settings_of)
     total = torch.tensor([units])
     expected = ranked(ranking, q, total, units)
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
@@ -180,10 +185,7 @@ def where(tensor: Tensor) -> int:
 
 @every_ranking
 def test_it_says_what_it_reads(case: IndexCase, settings_of: str) -> None:
-    keys, q = draw(SHAPES[0], PARAMS[0], pages=20)
-    index = case.make(PARAMS[0], SHAPES[0], settings_of)
-    ranking = ranking_of(index, index.build(keys))
-    units = 20 * 16 // ranking.unit
+    index, ranking, q, units = drawn(case, settings_of)
     total = torch.tensor([units])
     ranked(ranking, q, total, units)  # what kernels keep for later is made
     kept = {where(_first_rows(2, index._widths(16)[0], 256, 64))} if case.name == "spectral" else set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,8 @@ class Generated:
 
     def close(self) -> None:
         self.engine.is_ahead = False
-        self.coming.close()  # type: ignore[attr-defined]
+        assert isinstance(self.coming, Generator)
+        self.coming.close()
         for sequence in self.sequences:
             sequence.close()
 

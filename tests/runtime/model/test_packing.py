@@ -58,7 +58,7 @@ def widened_twin(model: Model) -> Model:
         if isinstance(part, PackedLinear):
             plain = torch.nn.Linear(part.in_features, part.out_features, bias=False)
             plain.weight = torch.nn.Parameter(part.widened().clone(), requires_grad=False)
-            replace(hf, f"{name}.weight", plain)  # type: ignore[arg-type]
+            replace(hf, f"{name}.weight", plain)
     hf.packing = None
     twin = Model(hf, model.tokenizer)
     twin.prefill_dtype = model.dtype
